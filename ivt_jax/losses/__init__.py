@@ -1,0 +1,1 @@
+"""The objective: CMPM, multi-level alignment, bidirectional mask modelling."""

@@ -1,0 +1,1 @@
+"""The single tower: embeddings, blocks, heads."""
