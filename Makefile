@@ -1,0 +1,77 @@
+PYTHON ?= python3
+DEMO_PERSONS ?= 4300
+DEMO_IMAGES ?= 4
+DEMO_SIZE ?= 96x48
+DEMO_SEED ?= 0
+DEMO_QUERY ?= a woman in a red coat with a black backpack
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+DEVELOPED := .venv/developed
+DATA := data/pedes-synth
+GALLERY := runs/demo/gallery
+STARTED := $(shell date +%s)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install data demo test lint ablation clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make the environment .venv (PYTHON=python3.12 names another interpreter)
+
+data: $(INSTALLED) ## generate PEDES-Synth
+	@echo "== data: $(DATA)"
+	@$(BIN)/python -m input_pipeline.synthetic --out=$(DATA) --persons=$(DEMO_PERSONS) \
+		--images_per_person=$(DEMO_IMAGES) --size=$(DEMO_SIZE) --seed=$(DEMO_SEED)
+
+demo: data $(GALLERY) ## generate data, train, evaluate, search, in minutes; again: resume or do nothing twice
+	@echo "== train, select on validation, report test once: runs/demo"
+	@$(BIN)/python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
+	@echo "== search the test gallery: $(DEMO_QUERY)"
+	@$(BIN)/python -m ivt_jax.search --workdir=runs/demo --images=$(GALLERY) --html=runs/demo/search.html "$(DEMO_QUERY)"
+	@seconds=$$(($$(date +%s) - $(STARTED))); echo "== done in $$((seconds / 60)) min $$((seconds % 60)) s; open"
+	@echo "   runs/demo/report.html   curves, retrieval strips, failures"
+	@echo "   runs/demo/search.html   the search above"
+
+test: $(DEVELOPED) ## run all tests
+	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
+
+lint: $(DEVELOPED) ## check style, types and shell scripts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/shellcheck launch/*.sh .ci/run
+
+ablation: data ## train five variants with three seeds each (hours, resumable), write the table and the plot
+	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(DATA)
+
+clean: ## remove the environment, caches, and the demo's data and run
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: $(PYTHON) is not Python 3.11 or later; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "== environment: .venv, from $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+
+$(INSTALLED): requirements.txt | $(BIN)/pip
+	@echo "== install requirements.txt (about 2.6 GB, minutes the first time)"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(DEVELOPED): tests/requirements.txt $(INSTALLED)
+	@echo "== install tests/requirements.txt"
+	@$(PIP) -r tests/requirements.txt
+	@touch $@
+
+# The crops of the test split alone: a folder to search.
+$(GALLERY): | data
+	@mkdir -p $@.partial
+	@$(BIN)/python -c "import json; [print(r['file_path']) for r in json.load(open('$(DATA)/reid_raw.json')) if r['split'] == 'test']" \
+		| (cd $(DATA)/imgs && xargs cp -t $(abspath $@.partial))
+	@mv $@.partial $@
