@@ -1,0 +1,1 @@
+"""From raw dataset folders to training batches: the only package that imports TensorFlow."""

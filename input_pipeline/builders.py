@@ -1,0 +1,142 @@
+"""TFDS builders: a raw dataset folder, prepared once into array_record files with random access.
+
+    builder = CuhkPedes(root=Path("data/CUHK-PEDES"))
+    builder.download_and_prepare()
+    builder.as_data_source("train")[0]
+
+Nothing is downloaded: the folder under `root` is what its users were sent. Images stay encoded as they are.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+
+from input_pipeline.annotations import SPLITS, DataError, Record, annotation_file, read_annotations
+
+_KEPT_FORMATS = ("JPEG", "PNG")  # what TensorFlow decodes; everything else becomes PNG
+
+
+class PedesBuilder(tfds.core.GeneratorBasedBuilder):
+    """A dataset of (image, person id, captions) records in the order of its annotations, one split for each of theirs.
+
+    Prepared data lie in `<prepared>/<first digits of the annotation file's SHA-256>`, so that they are made anew when
+    the annotations change. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to imgs/),
+    person_id (int64), captions (texts).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, root: Path, prepared: Path | None = None):
+        """root: the raw dataset. prepared: folder for the prepared data; `<root>/prepared` unless given."""
+        self.root = root
+        digest = hashlib.sha256(annotation_file(root, self.name).read_bytes()).hexdigest()
+        super().__init__(data_dir=(prepared or root / "prepared") / digest[:16], file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Tensor(shape=(), dtype=np.object_),
+            "path": tfds.features.Text(),
+            "person_id": tfds.features.Scalar(np.int64),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+        }
+        # Without disable_shuffling TFDS orders records by the hash of their key; the pipeline reads them by number.
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable[Any]]:
+        records = read_annotations(self.root, self.name)
+        splits = {split: [r for r in records if r.split == split] for split in SPLITS}
+        return {split: self._generate_examples(split, chosen) for split, chosen in splits.items() if chosen}
+
+    def _generate_examples(self, split: str, records: list[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, record in enumerate(_progress(records, f"{self.name}: preparing {split}")):
+            example = {
+                "image": _encoded_image(self.root / "imgs" / record.image_path, f"{split} record {number}"),
+                "path": record.image_path,
+                "person_id": record.person_id,
+                "captions": record.captions,
+            }
+            yield number, example
+
+
+class CuhkPedes(PedesBuilder):
+    """CUHK-PEDES (Li et al., CVPR 2017)."""
+
+
+class IcfgPedes(PedesBuilder):
+    """ICFG-PEDES (Ding et al., 2021)."""
+
+
+class RstpReid(PedesBuilder):
+    """RSTPReid (Zhu et al., ACM MM 2021)."""
+
+
+class PedesSynth(PedesBuilder):
+    """PEDES-Synth, the generated benchmark of this project."""
+
+
+BUILDERS = {builder.name: builder for builder in (CuhkPedes, IcfgPedes, RstpReid, PedesSynth)}
+
+
+def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder:
+    """The builder of the dataset `name`, prepared, which is done once; processes that share a disk wait for each other.
+
+    Raises DataError, in one line.
+    """
+    annotation_file(root, name)  # refuses an unknown name or a missing folder
+    tfds.disable_progress_bar()
+    builder = BUILDERS[name](root=root, prepared=prepared)
+    if builder.data_path.exists():
+        return builder
+    folder = prepared or root / "prepared"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise DataError(
+            f"cannot write {folder} ({error.strerror}); name another folder by --config.runtime.prepared"
+        ) from None
+    with open(folder / "lock", "w") as lock, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builder = BUILDERS[name](root=root, prepared=prepared)  # another process may have prepared it meanwhile
+        builder.download_and_prepare()
+    return builder
+
+
+def _encoded_image(path: Path, where: str) -> bytes:
+    """The image file's bytes, once its header has been read; BMP and other formats are turned into PNG, losslessly."""
+    try:
+        encoded = path.read_bytes()
+        with PIL.Image.open(io.BytesIO(encoded)) as image:
+            if image.format in _KEPT_FORMATS:
+                return encoded
+            png = io.BytesIO()
+            image.convert("RGB").save(png, "PNG")
+            return png.getvalue()
+    except FileNotFoundError:
+        raise DataError(f"{path} not found ({where}): the annotations name an image that imgs/ does not hold") from None
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        reason = "cannot be identified" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise DataError(f"{path} ({where}) is not a readable image: {reason}") from None
+
+
+def _progress(records: list[Record], what: str) -> Iterator[Record]:
+    """The records, with a line on stderr that says how far one is."""
+    shown = start = time.monotonic()
+    for number, record in enumerate(records):
+        yield record
+        if time.monotonic() - shown > 2:
+            shown = time.monotonic()
+            print(f"{what}: {number + 1} of {len(records)} images", file=sys.stderr)
+    print(f"{what}: {len(records)} images in {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -1,0 +1,184 @@
+"""Prepared splits, and the batches that training and evaluation read from them.
+
+The stream of training batches is a function of (config.seed, step): row r of epoch e draws its text levels and its
+augmentation from a generator keyed by (seed, e, r), so a run resumes at any step and every number of hosts sees the
+same global batches.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+
+from input_pipeline import augment
+from input_pipeline.annotations import DataError, Record, annotation_file, hold_out_persons, read_annotations
+from input_pipeline.builders import prepare
+from input_pipeline.sampling import EpochPlans, keyed_rng
+from input_pipeline.text_levels import draw_levels
+from input_pipeline.tokenizer import Tokenizer
+
+tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads images here; the accelerator is JAX's
+
+_THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is the training step's, where that runs on the CPU
+
+Batch = dict[str, Any]
+
+
+class Source:
+    """One split of a prepared dataset: who and what is in each image, and random access to the encoded bytes.
+
+    Attributes: name, split; person_ids (images,) int32; captions, a tuple of texts per image; paths, relative to imgs/;
+    pairs: (image index, caption index) of every pair in record order, two int32 arrays.
+    """
+
+    def __init__(self, name: str, split: str, records: Sequence[Record], data: Any, rows: np.ndarray):
+        """data: random access to examples with an "image"; rows (images,): where in it the records' images are."""
+        self.name, self.split = name, split
+        self.person_ids = np.array([record.person_id for record in records], np.int32)
+        self.captions = [record.captions for record in records]
+        self.paths = [record.image_path for record in records]
+        pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
+        images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
+        self.pairs = images, captions
+        self._data, self._rows = data, rows
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The encoded images (JPEG, PNG) at `indices`."""
+        return [example["image"] for example in self._data.__getitems__(self._rows[np.asarray(indices)].tolist())]
+
+
+def open_split(config: ConfigDict, split: str) -> Source:
+    """The split ("train", "val", "test") of the config's dataset, prepared first where that is still to do.
+
+    A dataset without a val split lends `data.val_persons` of its training persons; where that is 0, val is empty.
+    Raises DataError, in one line.
+    """
+    root, name = Path(config.data.root), config.data.name
+    original = read_annotations(root, name)
+    records = original
+    if not any(record.split == "val" for record in original):
+        records = hold_out_persons(original, config.data.val_persons)
+    chosen = [number for number, record in enumerate(records) if record.split == split]
+    if not chosen and split == "val":
+        return Source(name, split, [], (), np.zeros(0, np.int64))
+    if not chosen:
+        raise DataError(f"{annotation_file(root, name)} has no {split} records")
+    stored = original[chosen[0]].split
+    row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
+    builder = prepare(root, name, Path(config.runtime.prepared) if config.runtime.prepared else None)
+    rows = np.array([row_of[number] for number in chosen])
+    return Source(name, split, [records[number] for number in chosen], builder.as_data_source(stored), rows)
+
+
+def train_batches(
+    config: ConfigDict,
+    source: Source,
+    tokenizer: Tokenizer,
+    plans: EpochPlans,
+    start_step: int = 0,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> Iterator[Batch]:
+    """This host's rows of the batches from `start_step` on, without end.
+
+    Each is a dict of NumPy arrays; B rows are this host's share of data.batch_size, V = mla.views:
+    images (B, V, H, W, 3) uint8, cropped and flipped, not normalised; erase (B, V, 4) int32, box to fill with noise;
+    text {level: (B, text.length[level]) int32} for mla.levels and the sentence; words (B, text.length.sentence) int32,
+    the whole words of the sentence; person_ids (B,) int32; pair_ids (B,) int32, index into `source.pairs`.
+    """
+    if config.data.batch_size % num_hosts:
+        raise DataError(f"data.batch_size {config.data.batch_size} is not a multiple of the {num_hosts} hosts")
+    rows = config.data.batch_size // num_hosts
+    size, views = tuple(config.model.image_size), config.mla.views
+    lengths = {level: config.text.length[level] for level in ("sentence", *config.mla.levels)}
+
+    def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        epoch, first, pairs = plans.rows(int(step))
+        own = slice(host * rows, (host + 1) * rows)
+        rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
+        seeds = np.stack([rng.integers(2**31, size=(views, 2), dtype=np.int32) for rng in rngs])
+        tokens = _draw_tokens(source, pairs[own], rngs, tokenizer, lengths)
+        return pairs[own].astype(np.int32), _as_objects(source.read(source.pairs[0][pairs[own]])), seeds, *tokens
+
+    def augmented(encoded: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One image: () string, (V, 2) -> (V, H, W, 3) uint8, (V, 4) int32."""
+        image = augment.resize(augment.decode(encoded), size, "bicubic")
+        seen = [augment.augment_view(image, seeds[view], **config.augment) for view in range(views)]
+        return tf.stack([view for view, _ in seen]), tf.stack([box for _, box in seen])
+
+    def assemble(pairs: tf.Tensor, encoded: tf.Tensor, seeds: tf.Tensor, *tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        outputs = (tf.TensorSpec((views, *size, 3), tf.uint8), tf.TensorSpec((views, 4), tf.int32))
+        images, erase = tf.map_fn(lambda row: augmented(*row), (encoded, seeds), fn_output_signature=outputs)
+        return pairs, images, erase, *tokens
+
+    token_specs = [tf.TensorSpec((rows, length), tf.int32) for length in lengths.values()]
+    seed_spec = tf.TensorSpec((rows, views, 2), tf.int32)
+    specs = [tf.TensorSpec((rows,), tf.int32), tf.TensorSpec((rows,), tf.string), seed_spec, *token_specs]
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    loaded = steps.map(lambda step: _numpy_function(load, step, specs))
+    for pairs, images, erase, *tokens in _run(loaded.map(assemble, num_parallel_calls=_THREADS)):
+        text = dict(zip(lengths, tokens, strict=True))
+        yield {
+            "images": images,
+            "erase": erase,
+            "text": text,
+            "words": tokenizer.words(text["sentence"]),
+            "person_ids": source.person_ids[source.pairs[0][pairs]],
+            "pair_ids": pairs,
+        }
+
+
+def image_batches(source: Source, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
+    """All images of a split in order as the evaluation sees them: (b, H, W, 3) uint8, b < batch_size in the last."""
+    count = len(source.paths)
+
+    def load(first: np.ndarray) -> tuple[np.ndarray]:
+        return (_as_objects(source.read(range(int(first), min(int(first) + batch_size, count)))),)
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        return augment.resize(augment.decode(encoded), image_size, "bilinear")
+
+    def assemble(encoded: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(decode, encoded, fn_output_signature=tf.uint8)
+
+    firsts = tf.data.Dataset.range(0, count, batch_size)
+    loaded = firsts.map(lambda first: _numpy_function(load, first, [tf.TensorSpec((None,), tf.string)]))
+    yield from _run(loaded.map(assemble, num_parallel_calls=_THREADS))
+
+
+def _draw_tokens(
+    source: Source,
+    pairs: np.ndarray,
+    rngs: list[np.random.Generator],
+    tokenizer: Tokenizer,
+    lengths: dict[str, int],
+) -> list[np.ndarray]:
+    """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level."""
+    images, captions = (index[pairs] for index in source.pairs)
+    texts = [
+        draw_levels(source.captions[image][caption], rng, tuple(lengths))
+        for image, caption, rng in zip(images, captions, rngs, strict=True)
+    ]
+    return [tokenizer.encode([text[level] for text in texts], length) for level, length in lengths.items()]
+
+
+def _as_objects(encoded: list[bytes]) -> np.ndarray:
+    return np.array(encoded, object)  # of NumPy's own bytes type they would lose trailing zeros
+
+
+def _numpy_function(
+    function: Callable[[np.ndarray], tuple[np.ndarray, ...]], argument: tf.Tensor, specs: list[tf.TensorSpec]
+) -> tuple[tf.Tensor, ...]:
+    outputs = tf.numpy_function(function, [argument], [spec.dtype for spec in specs], stateful=False)
+    return tuple(tf.ensure_shape(output, spec.shape) for output, spec in zip(outputs, specs, strict=True))
+
+
+def _run(dataset: tf.data.Dataset) -> Iterator[Any]:
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = _THREADS
+    options.threading.max_intra_op_parallelism = 1
+    return dataset.prefetch(2).with_options(options).as_numpy_iterator()

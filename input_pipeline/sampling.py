@@ -1,0 +1,143 @@
+"""Which (image, caption) pairs each step sees: a pure function of (seed, epoch), so that resuming is arithmetic."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from ivt_jax.errors import UserError
+
+
+def keyed_rng(seed: int, epoch: int, row: int = -1) -> np.random.Generator:
+    """The random generator of one row of one epoch; row -1 is that of the epoch's own order.
+
+    Philox is counter based: the seed is its key, and (row, epoch) fill the upper half of its counter, which leaves
+    2^128 blocks of numbers to each row.
+    """
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row + 1, epoch]))
+
+
+class EpochPlans:
+    """The order of pairs in every epoch.
+
+    "identity" (as released, on one GPU): a person's pairs are shuffled and cut into groups of `instances`, a remainder
+    is dropped; a person with fewer pairs draws `instances` of them with replacement. Then, while at least
+    P = batch_size / instances persons have groups left, P persons drawn uniformly give one group each, which makes a
+    batch. The length of an epoch therefore varies.
+    "uniform": a permutation of all pairs; an incomplete last batch is dropped.
+
+    person_ids: (N,) person of each pair. Raises UserError where not even one batch can be made.
+    """
+
+    def __init__(
+        self, person_ids: np.ndarray, batch_size: int, sampling: str = "identity", instances: int = 4, seed: int = 0
+    ):
+        if sampling not in ("identity", "uniform"):
+            raise UserError(f'data.sampling is "{sampling}"; expected "identity" or "uniform"')
+        self.batch_size = batch_size
+        self._seed = seed
+        self._starts = [0]
+        persons, person_of_pair = np.unique(np.asarray(person_ids), return_inverse=True)
+        # An epoch's order is wanted by several threads around its end and beginning: two of them stay in memory.
+        self.epoch: Callable[[int], np.ndarray] = functools.lru_cache(maxsize=2)(self._epoch)
+        self._identity = _IdentityPlan(person_of_pair, batch_size, instances) if sampling == "identity" else None
+        self._num_pairs = len(person_of_pair)
+        if self._identity is not None and len(persons) < batch_size // instances:
+            raise UserError(
+                f"data.batch_size {batch_size} in groups of data.instances {instances} needs "
+                f"{batch_size // instances} persons; the split has {len(persons)}. Lower data.batch_size"
+            )
+        if self._identity is None and self._num_pairs < batch_size:
+            raise UserError(
+                f"data.batch_size {batch_size} is more than the {self._num_pairs} (image, caption) pairs of the split"
+            )
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        rng = keyed_rng(self._seed, epoch)
+        if self._identity is not None:
+            order = self._identity.order(rng)
+        else:
+            order = rng.permutation(self._num_pairs)[: self._num_pairs // self.batch_size * self.batch_size]
+        order.flags.writeable = False
+        return order
+
+    def _num_batches(self, epoch: int) -> int:
+        if self._identity is None:
+            return self._num_pairs // self.batch_size
+        return len(self._identity.draw_persons(keyed_rng(self._seed, epoch)))
+
+    def epoch_starts(self, num_epochs: int) -> np.ndarray:
+        """(num_epochs + 1,) int64: the first step of each epoch; the last entry is the number of steps in all."""
+        while len(self._starts) <= num_epochs:
+            self._starts.append(self._starts[-1] + self._num_batches(len(self._starts) - 1))
+        return np.array(self._starts[: num_epochs + 1], np.int64)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The (epoch, batch within the epoch) of a step, both counted from 0."""
+        while self._starts[-1] <= step:
+            self.epoch_starts(len(self._starts))
+        epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
+        return epoch, step - self._starts[epoch]
+
+    def rows(self, step: int) -> tuple[int, int, np.ndarray]:
+        """The step's (epoch, position of its first row in the epoch, pair indices (batch_size,))."""
+        epoch, batch = self.locate(step)
+        first = batch * self.batch_size
+        return epoch, first, self.epoch(epoch)[first : first + self.batch_size]
+
+
+class _IdentityPlan:
+    """Groups of one person's pairs, and the order in which persons give them."""
+
+    def __init__(self, person_of_pair: np.ndarray, batch_size: int, instances: int):
+        if batch_size % instances:
+            raise UserError(f"data.batch_size {batch_size} is not a multiple of data.instances {instances}")
+        self._instances = instances
+        self._persons_per_batch = batch_size // instances
+        self._person_of_pair = person_of_pair
+        self._pairs = np.bincount(person_of_pair)
+        self._first_pair = np.cumsum(self._pairs) - self._pairs
+        self._groups = np.maximum(self._pairs // instances, 1)
+        self._first_group = np.cumsum(self._groups) - self._groups
+
+    def draw_persons(self, rng: np.random.Generator) -> np.ndarray:
+        """(batches, P) persons: each batch a uniform draw, without replacement, from those with groups left."""
+        P = self._persons_per_batch
+        left, available = self._groups.tolist(), list(range(len(self._groups)))
+        batches: list[list[int]] = []
+        uniform = iter(rng.random((int(self._groups.sum()) // P, P)).tolist())
+        # The first P places are drawn by a partial Fisher-Yates shuffle of what is available: plain lists are ten times
+        # faster here than rng.choice, and the start of every epoch of a run is computed by this loop.
+        while (num := len(available)) >= P:
+            for i, u in enumerate(next(uniform)):
+                j = i + int(u * (num - i))
+                available[i], available[j] = available[j], available[i]
+            batches.append(available[:P])
+            for i in reversed(range(P)):
+                left[available[i]] -= 1
+                if left[available[i]] == 0:
+                    available[i] = available[-1]
+                    available.pop()
+        return np.array(batches, np.int64).reshape(-1, P)
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Pair indices of one epoch, batch by batch, a person's group after the other."""
+        persons = self.draw_persons(rng).ravel()
+        groups = self._cut_groups(rng)
+        # A person's n-th appearance takes the person's n-th group.
+        by_person = np.argsort(persons, kind="stable")
+        appearances = np.bincount(persons, minlength=len(self._groups))
+        nth = np.empty_like(persons)
+        nth[by_person] = np.arange(len(persons)) - np.repeat(np.cumsum(appearances) - appearances, appearances)
+        return groups[self._first_group[persons] + nth].ravel()
+
+    def _cut_groups(self, rng: np.random.Generator) -> np.ndarray:
+        """(groups, instances) pair indices, the groups of a person in a row."""
+        K = self._instances
+        shuffled = np.argsort(self._person_of_pair + rng.random(len(self._person_of_pair)))  # sorted by person
+        person = np.repeat(np.arange(len(self._groups)), self._groups)
+        nth = np.arange(len(person)) - self._first_group[person]
+        place = nth[:, None] * K + np.arange(K)
+        few = self._pairs[person] < K
+        place[few] = (rng.random((int(few.sum()), K)) * self._pairs[person[few], None]).astype(np.int64)
+        return shuffled[self._first_pair[person][:, None] + place]

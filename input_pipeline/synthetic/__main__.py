@@ -1,0 +1,84 @@
+"""Generate PEDES-Synth: `python -m input_pipeline.synthetic --out=DIR [--persons=N --seed=S]`."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from input_pipeline.synthetic.contact_sheet import contact_sheet
+from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
+from ivt_jax.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, write the dataset, print its oracle."""
+    options = _parse(argv)
+    out = Path(options.out)
+    arguments = Arguments(
+        persons=options.persons,
+        seed=options.seed,
+        images_per_person=options.images_per_person,
+        size=options.size,
+        val_persons=options.val_persons,
+        test_persons=options.test_persons,
+    )
+    try:
+        made = generate(out, arguments, options.workers, _Progress())
+        images = arguments.persons * arguments.images_per_person
+        state = "written" if made else "already there, nothing to do"
+        size = f"{arguments.persons} persons, {images} images"
+        print(f"PEDES-Synth {VERSION}, seed {arguments.seed}: {size}: {state}: {out}")
+        oracle = ", ".join(f"{split} {r1:.1f}%" for split, r1 in read_oracle(out).items())
+        print(f"R@1 of a perfect attribute reader: {oracle}")
+        if options.contact_sheet:
+            contact_sheet(out, count=12, seed=arguments.seed).save(options.contact_sheet, format="PNG")
+            print(f"contact sheet: {options.contact_sheet}")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    default = Arguments()
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", required=True, help="folder to write; it may hold the same dataset, but nothing else")
+    parser.add_argument("--persons", type=int, default=default.persons, help="persons of all splits together")
+    parser.add_argument("--val_persons", type=int, default=default.val_persons, help="of these, for validation")
+    parser.add_argument("--test_persons", type=int, default=default.test_persons, help="of these, for test")
+    parser.add_argument("--images_per_person", type=int, default=default.images_per_person)
+    parser.add_argument("--size", type=_size, default=default.size, help="height x width in pixels, such as 384x128")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; no byte depends on it")
+    parser.add_argument("--contact_sheet", metavar="FILE.png", help="also draw images with their captions, to look at")
+    return parser.parse_args(argv)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 384x128")
+    return int(height), int(width)
+
+
+class _Progress:
+    """Persons done and time left: one line that renews itself on a terminal, plain lines every tenth in a log."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._shown = 0.0
+        self._live = sys.stdout.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        due = now - self._shown > 0.2 if self._live else done * 10 // total > (done - 1) * 10 // total
+        if not due and done < total:
+            return
+        self._shown = now
+        left = (now - self._start) / done * (total - done)
+        line = f"{done}/{total} persons drawn, about {left:.0f} s left"
+        print(f"\r{line:<60}" if self._live else line, end="\n" if done == total or not self._live else "", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Draw a person with given attributes in a given scene, as a surveillance camera would crop it."""
+
+import math
+import random
+
+from PIL import Image, ImageDraw
+
+from input_pipeline.synthetic.belongings import draw_bag_behind, draw_bag_in_hand, draw_bag_on_torso, draw_held
+from input_pipeline.synthetic.canvas import Canvas, Colour, Fabric, mix
+from input_pipeline.synthetic.clothes import draw_arm, draw_lower_body, draw_torso
+from input_pipeline.synthetic.figure import DENIM, LIGHT_COLOURS, PALETTE, Build, Figure
+from input_pipeline.synthetic.head import draw_hair_behind, draw_head
+from input_pipeline.synthetic.persons import Attributes
+from input_pipeline.synthetic.scenery import Scene, paint_background, paint_occluder, photograph
+
+_DRAWN_HEIGHT = 300  # small images are drawn at about this height and scaled down, larger ones at twice their size
+
+
+def render(who: Attributes, build: Build, scene: Scene, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """Draw one image.
+
+    Args:
+        who: the attributes to show.
+        build: the body they are shown on.
+        scene: view, pose and circumstances.
+        size: (height, width) in pixels.
+        rng: background, light, tint, blur, noise.
+
+    Returns:
+        An RGB image.
+    """
+    height, width = size
+    finer = max(2, round(_DRAWN_HEIGHT / height))
+    large = (width * finer, height * finer)
+    image = paint_background(large, rng)
+    _draw_person(_place(image, who, build, scene))
+    paint_occluder(image, scene.occlusion, rng)
+    return photograph(image, (width, height), scene.camera, rng)
+
+
+def _place(image: Image.Image, who: Attributes, build: Build, scene: Scene) -> Figure:
+    width, height = image.size
+    unit_y = height * scene.scale * (0.9 if who.holding == "umbrella" else 1.0)
+    # Crops of another shape than 36:100 are stretched half-way, as resized pedestrian crops are.
+    unit_x = math.sqrt(unit_y * width * scene.scale / 0.36) * (-1 if scene.view == "left" else 1)
+    room = height * (0.985 + scene.shift[1] * 0.5) - unit_y
+    canvas = Canvas(image, width * (0.5 + scene.shift[0]), room, unit_x, unit_y, scene.lean)
+    upper = _patterned(PALETTE[who.upper_colour], who, canvas)
+    lower = Fabric((DENIM if who.lower_type == "jeans" else PALETTE)[who.lower_colour])
+    return Figure(canvas, who, build, scene, upper, lower)
+
+
+def _patterned(colour: Colour, who: Attributes, canvas: Canvas) -> Fabric:
+    """The fabric of the upper garment. Stripes and checks are as wide as they must be to survive 96 x 48 pixels."""
+    if who.upper_pattern in ("plain", "graphic"):
+        return Fabric(colour)
+    second = (40, 44, 70) if who.upper_colour in LIGHT_COLOURS else (232, 232, 228)
+    texture = Image.new("RGB", canvas.image.size, colour)
+    draw = ImageDraw.Draw(texture)
+    step, (width, height) = canvas.unit_y * 0.05, texture.size
+    rows = [canvas.top + i * step for i in range(2, int(0.8 / 0.05))]
+    columns = [i * step for i in range(int(width / step) + 1)]
+    if who.upper_pattern == "striped":
+        for y in rows:
+            draw.rectangle((0, y, width, y + step * 0.42), fill=second)
+    elif who.upper_pattern == "checked":
+        half = mix(colour, second, 0.5)
+        for x in columns:
+            draw.rectangle((x, 0, x + step * 0.4, height), fill=half)
+        for y in rows:
+            draw.rectangle((0, y, width, y + step * 0.4), fill=half)
+            for x in columns:
+                draw.rectangle((x, y, x + step * 0.4, y + step * 0.4), fill=second)
+    else:
+        radius = step * 0.24
+        for row, y in enumerate(rows):
+            for x in columns:
+                cx = x + (row % 2) * step / 2
+                draw.ellipse((cx - radius, y - radius, cx + radius, y + radius), fill=second)
+    return Fabric(colour, texture)
+
+
+def _draw_person(f: Figure) -> None:
+    """Draw the parts from far to near."""
+    f.canvas.ellipse((0, 0.985), (0.16, 0.02), (70, 70, 70))
+    draw_bag_behind(f)
+    draw_hair_behind(f)
+    if f.side:
+        draw_arm(f, -1)
+    draw_lower_body(f)
+    draw_torso(f)
+    draw_bag_on_torso(f)
+    if f.side:
+        draw_head(f)
+        draw_arm(f, 1)
+    else:
+        draw_arm(f, -1)
+        draw_arm(f, 1)
+        draw_head(f)
+    draw_held(f)
+    draw_bag_in_hand(f)

@@ -1,0 +1,206 @@
+"""Write PEDES-Synth to disk in the raw layout of CUHK-PEDES, the same bytes for the same (version, seed, arguments)."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from input_pipeline.synthetic.captioner import describe
+from input_pipeline.synthetic.oracle import oracle_r1
+from input_pipeline.synthetic.persons import Attributes, draw_crowd
+from input_pipeline.synthetic.renderer import Build, render
+from input_pipeline.synthetic.scenery import CAMERAS, draw_scene
+from ivt_jax.errors import UserError
+
+VERSION = "1"
+QUALITY = 92
+_OURS = {"imgs", "attributes.json", "reid_raw.json"}
+_CAPTIONS_PER_IMAGE = 2
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What determines the dataset, together with VERSION. `size` is (height, width) in pixels."""
+
+    persons: int = 4300
+    seed: int = 0
+    images_per_person: int = 4
+    size: tuple[int, int] = (384, 128)
+    val_persons: int = 100
+    test_persons: int = 200
+
+    def splits(self) -> dict[str, int]:
+        """Split -> number of persons, in the order of the person ids."""
+        train = self.persons - self.val_persons - self.test_persons
+        return {"train": train, "val": self.val_persons, "test": self.test_persons}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One person to draw and to describe; the unit of work of a worker process."""
+
+    root: Path
+    arguments: Arguments
+    split: str
+    index: int
+    person_id: int
+    who: Attributes
+
+
+def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[int, int], None]) -> bool:
+    """Write the dataset to the folder `out`; a finished folder appears at once, never half of it.
+
+    Args:
+        workers: number of processes; it does not change a byte.
+        report: called with (persons done, persons in all).
+
+    Returns:
+        False if `out` holds this very dataset already.
+
+    Raises:
+        UserError: impossible arguments, or `out` holds something else.
+    """
+    _check(arguments, workers)
+    if _is_complete(out, arguments):
+        return False
+    partial = _clear_partial(out)
+    jobs = _jobs(partial, arguments)
+    for camera in CAMERAS:
+        (partial / "imgs" / camera).mkdir(parents=True)
+    records, stated = [], {}
+    for done, (person_records, person_stated) in enumerate(_run(jobs, workers), start=1):
+        records.extend(person_records)
+        stated.update(person_stated)
+        report(done, len(jobs))
+    persons = {job.person_id: job.who.as_dict() for job in jobs}
+    attributes = {
+        "version": VERSION,
+        "seed": arguments.seed,
+        "arguments": _plain(arguments),
+        "persons": persons,
+        "captions": stated,
+        "oracle": {split: {"R1": _oracle(split, records, stated, persons)} for split in ("val", "test")},
+    }
+    _write_json(partial / "attributes.json", attributes)
+    _write_json(partial / "reid_raw.json", records)
+    os.replace(partial, out)
+    return True
+
+
+def read_oracle(root: Path) -> dict[str, float]:
+    """Split -> R@1 in percent of the perfect attribute reader, as stored with the dataset."""
+    attributes = json.loads((root / "attributes.json").read_text(encoding="utf-8"))
+    return {split: figures["R1"] for split, figures in attributes["oracle"].items()}
+
+
+def draw_splits(arguments: Arguments) -> dict[str, list[Attributes]]:
+    """The persons of each split. Those of val and test do not depend on how many there are for training."""
+    taken: set[Attributes] = set()
+    crowds = {}
+    for split in ("test", "val", "train"):
+        crowds[split] = draw_crowd(arguments.splits()[split], _rng(arguments.seed, split), taken)
+    return crowds
+
+
+def _rng(seed: int, *path: object) -> random.Random:
+    """A generator of its own for each person, so that results do not depend on who works on what."""
+    return random.Random("/".join(str(part) for part in ("pedes-synth", VERSION, seed, *path)))
+
+
+def _jobs(root: Path, arguments: Arguments) -> list[Job]:
+    crowds = draw_splits(arguments)
+    ordered = [(split, index, who) for split in arguments.splits() for index, who in enumerate(crowds[split])]
+    return [Job(root, arguments, split, index, i, who) for i, (split, index, who) in enumerate(ordered, start=1)]
+
+
+def _run(jobs: list[Job], workers: int) -> Iterator[tuple[list[dict], dict]]:
+    if workers == 1:
+        yield from map(_make_person, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(_make_person, jobs, chunksize=16)
+
+
+def _make_person(job: Job) -> tuple[list[dict], dict[str, list[dict[str, str]]]]:
+    """Draw a person's images; returns their raw records and, by file path, what each caption states."""
+    rng = _rng(job.arguments.seed, job.split, job.index)
+    build = Build.draw(rng)
+    records, stated = [], {}
+    for number in range(job.arguments.images_per_person):
+        scene = draw_scene(rng)
+        path = f"{CAMERAS[scene.camera]}/{job.person_id:05d}_{number}.jpg"
+        paint = _rng(job.arguments.seed, job.split, job.index, number)  # so that captions do not depend on the size
+        image = render(job.who, build, scene, job.arguments.size, paint)
+        image.save(job.root / "imgs" / path, quality=QUALITY)
+        captions = [describe(job.who, scene, rng) for _ in range(_CAPTIONS_PER_IMAGE)]
+        stated[path] = [facts for _, facts in captions]
+        records.append(
+            {
+                "split": job.split,
+                "captions": [text for text, _ in captions],
+                "file_path": path,
+                "processed_tokens": [re.findall(r"[a-z0-9]+", text.lower()) for text, _ in captions],
+                "id": job.person_id,
+            }
+        )
+    return records, stated
+
+
+def _oracle(split: str, records: list[dict], stated: dict[str, list[dict]], persons: dict[int, dict]) -> float:
+    gallery = [record for record in records if record["split"] == split]
+    queries = [facts for record in gallery for facts in stated[record["file_path"]]]
+    ids = [record["id"] for record in gallery]
+    return round(oracle_r1(persons, queries, [i for i in ids for _ in range(_CAPTIONS_PER_IMAGE)], ids), 2)
+
+
+def _check(arguments: Arguments, workers: int) -> None:
+    positive = {**arguments.splits(), "images_per_person": arguments.images_per_person, "workers": workers}
+    for name, value in positive.items():
+        if value < 1:
+            hint = f": --persons={arguments.persons} includes those of val and test" if name == "train" else ""
+            raise UserError(f"{name} must be at least 1, not {value}{hint}")
+    height, width = arguments.size
+    if not (32 <= height <= 1024 and 16 <= width <= 512):
+        raise UserError(f"--size={height}x{width} is outside 32x16 to 1024x512; 384x128 is usual")
+
+
+def _plain(arguments: Arguments) -> dict:
+    return {**asdict(arguments), "size": list(arguments.size)}
+
+
+def _is_complete(out: Path, arguments: Arguments) -> bool:
+    """Whether `out` holds this dataset; raises if it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    hint = "choose another --out, or remove it first"
+    if not (out / "reid_raw.json").is_file() or not (out / "attributes.json").is_file():
+        raise UserError(f"{out} exists and is no PEDES-Synth dataset: {hint}")
+    try:
+        found = json.loads((out / "attributes.json").read_text(encoding="utf-8"))
+        same = (found["version"], found["arguments"]) == (VERSION, _plain(arguments))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out / 'attributes.json'} is not readable as PEDES-Synth: {hint}") from error
+    if not same:
+        raise UserError(f"{out} holds PEDES-Synth made with other arguments (see its attributes.json): {hint}")
+    return True
+
+
+def _clear_partial(out: Path) -> Path:
+    """The folder beside `out` in which the dataset grows; what an interrupted run left there is removed."""
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        if not partial.is_dir() or not {path.name.removesuffix(".tmp") for path in partial.iterdir()} <= _OURS:
+            raise UserError(f"{partial} is in the way and not ours: remove it first")
+        shutil.rmtree(partial)
+    return partial
+
+
+def _write_json(path: Path, value: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)

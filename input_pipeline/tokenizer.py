@@ -1,0 +1,128 @@
+"""Captions to token ids and back to words: WordPiece, from the shipped vocabulary, a folder, or the hub."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from input_pipeline.annotations import DataError
+
+SHIPPED = Path(__file__).with_name("vocab.txt")
+
+# A token is at least one character and in caption text seldom more than eight; what lies beyond this many characters
+# per token can hardly fit, and tokenising it would only cost time.
+_CHARACTERS_PER_TOKEN = 20
+
+
+class Tokenizer:
+    """Token ids of fixed length, [CLS] text [SEP] padded with 0.
+
+    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; digest, the SHA-256 of the tokenizer's
+    serialised form.
+    """
+
+    pad_id = 0
+
+    def __init__(self, backend: tokenizers.Tokenizer, name: str):
+        vocab = backend.get_vocab()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        missing = [token for token in special if token not in vocab]
+        if missing:
+            raise DataError(f"tokenizer {name} has no {', '.join(missing)}; a BERT WordPiece vocabulary is expected")
+        if vocab["[PAD]"] != self.pad_id:
+            raise DataError(f"tokenizer {name} has [PAD] at id {vocab['[PAD]']}; it must be the first entry, id 0")
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[token] for token in special[1:])
+        self.vocab_size = max(vocab.values()) + 1
+        self.digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        self._special = np.array([vocab[token] for token in special])
+        self._tokens = np.full(self.vocab_size, "", object)
+        for token, id in vocab.items():
+            self._tokens[id] = token
+        self._starts_word = np.array([not token.startswith("##") for token in self._tokens])
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """(len(texts), length) int32: [CLS] tokens [SEP], padded with 0, cut to `length` with [SEP] kept.
+
+        Only the first 20 * length characters of a text are looked at.
+        """
+        cut = [text[: _CHARACTERS_PER_TOKEN * length] for text in texts]
+        rows = np.zeros((len(cut), length), np.int32)
+        for row, encoding in zip(rows, self._backend.encode_batch(cut, add_special_tokens=False), strict=True):
+            ids = encoding.ids[: length - 2]
+            row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
+        return rows
+
+    def words(self, ids: np.ndarray) -> np.ndarray:
+        """The whole word that each token belongs to, counted from 1 in its row; 0 for special and padding tokens.
+
+        ids (..., length) int -> same shape, int32. A word is a token and the "##" pieces that follow it.
+        """
+        special = np.isin(ids, self._special)
+        count = np.cumsum(self._starts_word[ids] & ~special, axis=-1)
+        return np.where(special, 0, count).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of one row of ids, without its special tokens; pieces are joined, punctuation stands apart."""
+        return " ".join(self._tokens[id] for id in ids if id not in self._special).replace(" ##", "")
+
+
+def load_tokenizer(name: str = "") -> Tokenizer:
+    """The tokenizer called `name`: "" is the shipped vocabulary; a folder holds tokenizer.json or vocab.txt (BERT's,
+    lower case); anything else is a name on the hub, read through transformers. Raises DataError, in one line."""
+    if not name:
+        return Tokenizer(_wordpiece(SHIPPED), "(shipped)")
+    folder = Path(name)
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer(_from_json(folder / "tokenizer.json"), name)
+    if (folder / "vocab.txt").is_file():
+        return Tokenizer(_wordpiece(folder / "vocab.txt"), name)
+    if folder.is_dir():
+        raise DataError(f"{folder}: a tokenizer folder holds vocab.txt or tokenizer.json; this one has neither")
+    return Tokenizer(_from_hub(name), name)
+
+
+def _wordpiece(path: Path) -> tokenizers.Tokenizer:
+    try:
+        entries = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; expected one vocabulary entry per line") from None
+    vocab = {token: id for id, token in enumerate(entries)}
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return backend
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise DataError(f"{path} is not a tokenizer of the tokenizers library: {error}") from None
+
+
+def _from_hub(name: str) -> tokenizers.Tokenizer:
+    """From the hub's cache, or else over the network, which is probed first: the client retries for a minute."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that PyTorch is missing
+    import huggingface_hub
+    import transformers  # a second of import, needed here alone
+
+    load = transformers.AutoTokenizer.from_pretrained
+    try:
+        try:
+            tokenizer = load(name, local_files_only=True)
+        except OSError:
+            huggingface_hub.HfApi().model_info(name, timeout=10)
+            tokenizer = load(name)
+    except Exception as error:  # the hub's client has many kinds of its own
+        raise DataError(
+            f'tokenizer "{name}" is no folder, and the hub does not give it ({type(error).__name__}). Name a folder '
+            'with its vocab.txt by --config.text.tokenizer, or take the shipped vocabulary: --config.text.tokenizer=""'
+        ) from None
+    return tokenizer.backend_tokenizer

@@ -1,0 +1,122 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import builders
+from input_pipeline.annotations import DataError
+from input_pipeline.builders import BUILDERS, prepare
+
+
+def write(root, names, **extra):
+    """One record per image name, in this order; its person id is its number."""
+    records = [
+        {"id": i, "file_path": n, "captions": [f"Caption {i}."], "split": "train"} | extra for i, n in enumerate(names)
+    ]
+    (root / "imgs").mkdir(exist_ok=True)
+    (root / "reid_raw.json").write_text(json.dumps(records))
+
+
+def save(root, name, colour=(10, 200, 30), **options):
+    (root / "imgs").mkdir(exist_ok=True)
+    Image.new("RGB", (6, 12), colour).save(root / "imgs" / name, **options)
+    return (root / "imgs" / name).read_bytes()
+
+
+def test_records_keep_their_order_and_their_bytes(tmp_path):
+    """More records than a shuffle by hashed key would leave in place, of names in no order."""
+    names = [f"{7 * i % 50:02d}.jpg" for i in range(50)]
+    files = [save(tmp_path, name, (5 * i, 0, 0)) for i, name in enumerate(names)]
+    write(tmp_path, names)
+    data = prepare(tmp_path, "cuhk_pedes").as_data_source("train")
+    assert [data[i]["image"] for i in range(50)] == files
+    assert [data[i]["path"].decode() for i in range(50)] == names
+    assert [int(data[i]["person_id"]) for i in range(50)] == list(range(50))
+    assert data[49]["captions"] == [b"Caption 49."]
+
+
+def test_splits_are_those_of_the_annotations(pedes_root, tmp_path):
+    builder = prepare(pedes_root, "cuhk_pedes", tmp_path)
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    assert sizes == {"train": 18, "val": 6, "test": 6}
+
+
+def test_png_stays_and_bmp_becomes_the_same_pixels_in_png(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)
+    (tmp_path / "imgs").mkdir()
+    for name in ("a.png", "b.bmp"):
+        Image.fromarray(pixels).save(tmp_path / "imgs" / name)
+    write(tmp_path, ["a.png", "b.bmp"])
+    data = prepare(tmp_path, "cuhk_pedes").as_data_source("train")
+    assert data[0]["image"] == (tmp_path / "imgs" / "a.png").read_bytes()
+    image = Image.open(io.BytesIO(data[1]["image"]))
+    assert image.format == "PNG"
+    np.testing.assert_array_equal(np.array(image), pixels)
+
+
+def test_prepared_data_are_reused_until_the_annotations_change(tmp_path, capsys):
+    save(tmp_path, "a.jpg")
+    write(tmp_path, ["a.jpg"])
+    first = prepare(tmp_path, "pedes_synth")
+    assert "preparing train: 1 images" in capsys.readouterr().err
+    again = prepare(tmp_path, "pedes_synth")
+    captured = capsys.readouterr()
+    assert again.data_dir == first.data_dir and not captured.err and not captured.out
+    write(tmp_path, ["a.jpg"], captions=["Another caption."])
+    changed = prepare(tmp_path, "pedes_synth")
+    assert changed.data_dir != first.data_dir
+    assert changed.as_data_source("train")[0]["captions"] == [b"Another caption."]
+
+
+def test_prepared_data_may_lie_elsewhere(pedes_root, tmp_path):
+    builder = prepare(pedes_root, "cuhk_pedes", tmp_path / "elsewhere")
+    assert builder.data_path.is_relative_to(tmp_path / "elsewhere")
+
+
+def test_what_another_process_prepared_meanwhile_is_used(tmp_path, monkeypatch, capsys):
+    save(tmp_path, "a.jpg")
+    write(tmp_path, ["a.jpg"])
+    flock = builders.fcntl.flock
+
+    def wait(lock, operation):
+        monkeypatch.setattr(builders.fcntl, "flock", flock)
+        builders.PedesSynth(root=tmp_path).download_and_prepare()
+
+    monkeypatch.setattr(builders.fcntl, "flock", wait)
+    assert len(prepare(tmp_path, "pedes_synth").as_data_source("train")) == 1
+    assert capsys.readouterr().err.count("preparing train") == 1
+
+
+def test_a_folder_that_cannot_be_written_names_the_remedy(tmp_path):
+    save(tmp_path, "a.jpg")
+    write(tmp_path, ["a.jpg"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*file/x \(Not a directory\).*--config.runtime.prepared"):
+        prepare(tmp_path, "pedes_synth", tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"b.jpg not found \(train record 1\)"),
+        (b"", r"b.jpg \(train record 1\) is not a readable image: cannot be identified"),
+        (b"not an image", r"b.jpg \(train record 1\) is not a readable image: cannot be identified"),
+    ],
+)
+def test_a_faulty_image_is_named_and_leaves_nothing_prepared(tmp_path, content, message):
+    save(tmp_path, "a.jpg")
+    write(tmp_path, ["a.jpg", "b.jpg"])
+    if content is not None:
+        (tmp_path / "imgs" / "b.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        prepare(tmp_path, "cuhk_pedes")
+    assert "\n" not in str(error.value)
+    save(tmp_path, "b.jpg")
+    assert len(prepare(tmp_path, "cuhk_pedes").as_data_source("train")) == 2
+
+
+def test_every_dataset_has_its_builder():
+    assert set(BUILDERS) == {"cuhk_pedes", "icfg_pedes", "rstp_reid", "pedes_synth"}

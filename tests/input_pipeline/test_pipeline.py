@@ -1,0 +1,219 @@
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from input_pipeline import pipeline
+from input_pipeline.sampling import EpochPlans
+from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.errors import UserError
+
+H, W = 32, 16
+
+
+def make_config(root, **changes):
+    config = ConfigDict(
+        {
+            "seed": 11,
+            "data": {
+                "name": "cuhk_pedes", "root": str(root), "val_persons": 0.3, "batch_size": 8, "sampling": "identity",
+                "instances": 2,
+            },
+            "augment": {"pad": 3, "flip": 0.5, "erase": 0.5},
+            "text": {"tokenizer": "", "length": {"sentence": 40, "phrase": 20, "word": 30}},
+            "model": {"image_size": (H, W)},
+            "mla": {"levels": ("sentence", "phrase", "word"), "views": 2},
+            "runtime": {"prepared": ""},
+        }
+    )  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def source(pedes_root):
+    return pipeline.open_split(make_config(pedes_root), "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("")
+
+
+def stream(config, source, tokenizer, steps, start=0, host=0, num_hosts=1):
+    plans = EpochPlans(
+        source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
+        config.seed,
+    )  # fmt: skip
+    batches = pipeline.train_batches(config, source, tokenizer, plans, start, host, num_hosts)
+    return list(itertools.islice(batches, steps))
+
+
+def flat(batch):
+    return {**{k: v for k, v in batch.items() if k != "text"}, **{f"text/{k}": v for k, v in batch["text"].items()}}
+
+
+def assert_equal(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def colour(person, image):
+    """What conftest painted."""
+    return np.array([25 * person, 80 * image, 128])
+
+
+def test_a_split_holds_its_records_in_order(source):
+    assert source.paths[:4] == ["00_0.jpg", "00_1.jpg", "00_2.jpg", "01_0.jpg"] and len(source.paths) == 18
+    np.testing.assert_array_equal(source.person_ids, np.repeat(np.arange(6), 3))
+    np.testing.assert_array_equal(source.pairs[0], np.repeat(np.arange(18), 2))
+    np.testing.assert_array_equal(source.pairs[1], np.tile([0, 1], 18))
+
+
+def test_reading_gives_the_images_asked_for(source):
+    for index, encoded in zip([17, 3, 3, 0], source.read([17, 3, 3, 0]), strict=True):
+        pixel = np.array(Image.open(io.BytesIO(encoded)))[24, 12].astype(int)
+        assert np.abs(pixel - colour(index // 3, index % 3)).max() <= 3
+
+
+def test_val_and_test_are_other_persons(pedes_root):
+    persons = {s: set(pipeline.open_split(make_config(pedes_root), s).person_ids.tolist()) for s in ("val", "test")}
+    assert persons == {"val": {6, 7}, "test": {8, 9}}
+
+
+def without_val(pedes_root, root):
+    """The dataset without its val records, as ICFG-PEDES is."""
+    records = json.loads((pedes_root / "reid_raw.json").read_text())
+    (root / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] != "val"]))
+    (root / "imgs").symlink_to(pedes_root / "imgs")
+
+
+def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, tmp_path):
+    without_val(pedes_root, tmp_path)
+    config = make_config(tmp_path)
+    train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
+    assert len(set(val.person_ids.tolist())) == 2  # 30% of six persons
+    assert set(val.person_ids.tolist()) | set(train.person_ids.tolist()) == set(range(6))
+    assert not set(val.person_ids.tolist()) & set(train.person_ids.tolist())
+    for split in (train, val):
+        assert [int(path[:2]) for path in split.paths] == split.person_ids.tolist()
+        files = [(pedes_root / "imgs" / path).read_bytes() for path in split.paths]
+        assert split.read(range(len(files))) == files
+
+
+def test_val_is_empty_where_nobody_is_held_out(pedes_root, tmp_path):
+    without_val(pedes_root, tmp_path)
+    val = pipeline.open_split(make_config(tmp_path, **{"data.val_persons": 0.0}), "val")
+    assert len(val.person_ids) == 0 and len(val.pairs[0]) == 0
+
+
+def test_a_missing_test_split_is_refused(pedes_root, tmp_path):
+    records = json.loads((pedes_root / "reid_raw.json").read_text())
+    (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] == "train"]))
+    (tmp_path / "imgs").symlink_to(pedes_root / "imgs")
+    with pytest.raises(UserError, match=r"reid_raw.json has no test records"):
+        pipeline.open_split(make_config(tmp_path), "test")
+
+
+def test_rows_hold_the_pairs_image_person_and_text(pedes_root, source, tokenizer):
+    config = make_config(pedes_root)
+    for batch in stream(config, source, tokenizer, 3):
+        assert batch["images"].shape == (8, 2, H, W, 3) and batch["images"].dtype == np.uint8
+        for row, pair in enumerate(batch["pair_ids"]):
+            image, caption = (index[pair] for index in source.pairs)
+            person = image // 3
+            assert batch["person_ids"][row] == person
+            centre = batch["images"][row, :, H // 2, W // 2].astype(int)
+            assert np.abs(centre - colour(person, image % 3)).max() <= 3
+            text = source.captions[image][caption]
+            assert f"erson {person} " in text
+            ids = {level: batch["text"][level][row] for level in config.mla.levels}
+            whole = tokenizer.decode(tokenizer.encode([text], 40)[0])
+            assert tokenizer.decode(ids["sentence"]) == whole
+            for level in ("phrase", "word"):
+                assert all(part in whole for part in tokenizer.decode(ids[level]).split(" , "))
+            np.testing.assert_array_equal(batch["words"][row], tokenizer.words(ids["sentence"]))
+
+
+def test_batches_follow_the_plan(pedes_root, source, tokenizer):
+    config = make_config(pedes_root)
+    plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 2, config.seed)
+    steps = int(plans.epoch_starts(2)[2])
+    drawn = np.concatenate([batch["pair_ids"] for batch in stream(config, source, tokenizer, steps)])
+    np.testing.assert_array_equal(drawn, np.concatenate([plans.epoch(0), plans.epoch(1)]))
+
+
+def test_a_batch_is_the_same_whenever_the_stream_starts(pedes_root, source, tokenizer):
+    config = make_config(pedes_root)
+    whole = stream(config, source, tokenizer, 8)
+    for start in (1, 5):
+        for one, other in zip(whole[start:], stream(config, source, tokenizer, 8 - start, start=start), strict=True):
+            assert_equal(one, other)
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_together_see_the_batches_of_one(pedes_root, source, tokenizer, num_hosts):
+    config = make_config(pedes_root)
+    whole = stream(config, source, tokenizer, 3)
+    parts = [stream(config, source, tokenizer, 3, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
+    for step, batch in enumerate(whole):
+        split = [flat(part[step]) for part in parts]
+        joined = {key: np.concatenate([p[key] for p in split]) for key in split[0]}
+        for key, value in flat(batch).items():
+            np.testing.assert_array_equal(joined[key], value, err_msg=key)
+
+
+def test_another_seed_gives_another_stream_and_each_epoch_draws_anew(pedes_root, source, tokenizer):
+    whole_epochs = {"data.sampling": "uniform", "data.batch_size": 36}
+    first, second = stream(make_config(pedes_root, **whole_epochs), source, tokenizer, 2)
+    (other,) = stream(make_config(pedes_root, **whole_epochs, seed=12), source, tokenizer, 1)
+    for batch in (second, other):
+        a, b = np.argsort(first["pair_ids"]), np.argsort(batch["pair_ids"])
+        np.testing.assert_array_equal(first["pair_ids"][a], batch["pair_ids"][b])
+        assert not np.array_equal(first["pair_ids"], batch["pair_ids"])
+        for key in ("images", "erase"):
+            assert not np.array_equal(first[key][a], batch[key][b])
+        for level, redrawn in (("sentence", False), ("phrase", True), ("word", True)):
+            assert np.array_equal(first["text"][level][a], batch["text"][level][b]) != redrawn
+
+
+def test_views_differ_and_a_first_view_does_not_depend_on_their_number(pedes_root, source, tokenizer):
+    (two,) = stream(make_config(pedes_root), source, tokenizer, 1)
+    (one,) = stream(make_config(pedes_root, **{"mla.views": 1}), source, tokenizer, 1)
+    np.testing.assert_array_equal(one["images"][:, 0], two["images"][:, 0])
+    np.testing.assert_array_equal(one["erase"][:, 0], two["erase"][:, 0])
+    assert (two["images"][:, 0] != two["images"][:, 1]).any() and (two["erase"][:, 0] != two["erase"][:, 1]).any()
+
+
+def test_augmentation_can_be_switched_off(pedes_root, source, tokenizer):
+    changes = {"augment.pad": 0, "augment.flip": 0.0, "augment.erase": 0.0}
+    (batch,) = stream(make_config(pedes_root, **changes), source, tokenizer, 1)
+    np.testing.assert_array_equal(batch["images"][:, 0], batch["images"][:, 1])
+    assert not batch["erase"].any()
+    assert (batch["images"].std((2, 3)) == 0).all()  # images of one colour, no black border
+
+
+def test_only_the_levels_in_use_are_made(pedes_root, source, tokenizer):
+    (batch,) = stream(make_config(pedes_root, **{"mla.levels": ("sentence",)}), source, tokenizer, 1)
+    assert set(batch["text"]) == {"sentence"}
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(pedes_root, source, tokenizer):
+    with pytest.raises(UserError, match=r"data.batch_size 8 is not a multiple of the 3 hosts"):
+        stream(make_config(pedes_root), source, tokenizer, 1, num_hosts=3)
+
+
+def test_evaluation_reads_every_image_once_in_order(pedes_root, source):
+    batches = list(pipeline.image_batches(source, (H, W), 7))
+    assert [len(batch) for batch in batches] == [7, 7, 4]
+    images = np.concatenate(batches)
+    assert images.dtype == np.uint8
+    for path, image in zip(source.paths, images, strict=True):
+        pillow = Image.open(pedes_root / "imgs" / path).resize((W, H), Image.Resampling.BILINEAR)
+        assert np.abs(image.astype(int) - np.array(pillow).astype(int)).max() <= 1

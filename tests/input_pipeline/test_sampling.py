@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from input_pipeline.sampling import EpochPlans, keyed_rng
+from ivt_jax.errors import UserError
+
+# Persons 0..7 with 1, 2, 3, 4, 5, 8, 9 and 12 pairs, in mixed order.
+PERSONS = np.random.default_rng(0).permutation(np.repeat(np.arange(8), [1, 2, 3, 4, 5, 8, 9, 12]))
+
+
+def batches(plans, epoch):
+    return plans.epoch(epoch).reshape(-1, plans.batch_size)
+
+
+def test_uniform_epochs_are_permutations_that_differ():
+    plans = EpochPlans(np.arange(60) // 3, 12, "uniform", seed=5)
+    orders = [plans.epoch(e) for e in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(60))
+    assert not np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[1], orders[2])
+
+
+def test_uniform_drops_the_incomplete_batch():
+    order = EpochPlans(np.arange(10), 4, "uniform").epoch(0)
+    assert len(order) == 8 == len(set(order))
+
+
+def test_identity_batches_hold_p_persons_with_k_pairs_each():
+    plans = EpochPlans(PERSONS, 12, "identity", instances=4, seed=1)
+    for epoch in range(20):
+        for batch in batches(plans, epoch):
+            groups = PERSONS[batch].reshape(3, 4)
+            assert (groups == groups[:, :1]).all()
+            assert len(set(groups[:, 0])) == 3
+
+
+def test_identity_uses_each_pair_once_except_where_a_person_has_too_few():
+    plans = EpochPlans(PERSONS, 12, "identity", instances=4, seed=1)
+    for epoch in range(20):
+        pairs, counts = np.unique(plans.epoch(epoch), return_counts=True)
+        repeated = PERSONS[pairs[counts > 1]]
+        assert (np.bincount(PERSONS)[repeated] < 4).all()
+
+
+def test_identity_stops_only_when_fewer_than_p_persons_have_groups_left():
+    groups = np.array([1, 1, 1, 1, 1, 2, 2, 3])  # of PERSONS' counts 1, 2, 3, 4, 5, 8, 9, 12 in fours, at least one
+    plans = EpochPlans(PERSONS, 12, "identity", instances=4, seed=2)
+    lengths = set()
+    for epoch in range(50):
+        given = np.bincount(PERSONS[plans.epoch(epoch)], minlength=8) // 4
+        left = groups - given
+        assert (left >= 0).all() and (left > 0).sum() < 3
+        lengths.add(len(batches(plans, epoch)))
+    assert lengths == {3, 4}  # 12 groups, of which the last may be those of one or two persons
+
+
+def test_identity_by_hand_when_every_person_is_drawn():
+    """Two persons with 4 and 8 pairs, P = 2: one batch, person 0's four and some four of person 1's."""
+    persons = np.array([0] * 4 + [1] * 8)
+    seen = set()
+    for epoch in range(40):
+        (batch,) = batches(EpochPlans(persons, 8, "identity", instances=4), epoch)
+        by_person = {persons[group[0]]: set(group) for group in batch.reshape(2, 4)}
+        assert by_person[0] == {0, 1, 2, 3}
+        assert len(by_person[1]) == 4 and by_person[1] <= set(range(4, 12))
+        seen |= by_person[1]
+    assert seen == set(range(4, 12))
+
+
+def test_persons_of_a_first_batch_are_drawn_uniformly():
+    persons = np.repeat(np.arange(6), 4)
+    plans = EpochPlans(persons, 8, "identity", instances=4)
+    drawn = np.bincount(np.concatenate([persons[batches(plans, e)[0][::4]] for e in range(3000)]))
+    # 3000 draws of 2 of 6: each person 1000 +- 26 times; 5 standard deviations.
+    assert np.abs(drawn - 1000).max() < 130
+
+
+def slow_identity_lengths(counts, P, K, epochs):
+    """Batches per epoch by the literal procedure, with another generator."""
+    rng = np.random.default_rng(99)
+    lengths = []
+    for _ in range(epochs):
+        left = {person: max(count // K, 1) for person, count in enumerate(counts)}
+        batches = 0
+        while len(left) >= P:
+            for person in rng.choice(list(left), P, replace=False):
+                left[person] -= 1
+                if not left[person]:
+                    del left[person]
+            batches += 1
+        lengths.append(batches)
+    return np.array(lengths)
+
+
+def test_lengths_are_distributed_as_those_of_the_literal_procedure():
+    counts = np.bincount(PERSONS)
+    ours = np.diff(EpochPlans(PERSONS, 12, "identity", instances=4, seed=3).epoch_starts(1000))
+    theirs = slow_identity_lengths(counts, 3, 4, 1000)
+    assert abs(ours.mean() - theirs.mean()) < 5 * np.hypot(ours.std(), theirs.std()) / np.sqrt(1000)
+
+
+def test_steps_map_to_epochs_of_varying_length():
+    plans = EpochPlans(PERSONS, 12, "identity", instances=4, seed=2)
+    starts = plans.epoch_starts(30)
+    assert len(set(np.diff(starts))) > 1
+    expected = [(epoch, b) for epoch in range(30) for b in range(starts[epoch + 1] - starts[epoch])]
+    assert [EpochPlans(PERSONS, 12, "identity", 4, 2).locate(len(expected) - 1)] == expected[-1:]
+    for step, (epoch, batch) in enumerate(expected):
+        assert plans.locate(step) == (epoch, batch)
+        got_epoch, first, pairs = plans.rows(step)
+        assert (got_epoch, first) == (epoch, 12 * batch)
+        np.testing.assert_array_equal(pairs, batches(plans, epoch)[batch])
+
+
+@pytest.mark.parametrize("sampling", ["identity", "uniform"])
+def test_plans_are_a_function_of_seed_and_epoch(sampling):
+    one, same, other = (EpochPlans(PERSONS, 12, sampling, 4, seed) for seed in (7, 7, 8))
+    one.epoch(0)
+    np.testing.assert_array_equal(one.epoch(5), same.epoch(5))
+    assert not np.array_equal(one.epoch(5)[:12], other.epoch(5)[:12])
+    assert not np.array_equal(one.epoch(5)[:12], one.epoch(6)[:12])
+
+
+def test_rows_and_epochs_have_generators_of_their_own():
+    draws = {keyed_rng(*key).integers(2**62) for key in [(0, 0), (0, 0, 0), (0, 0, 1), (0, 1), (0, 1, 0), (1, 0)]}
+    assert len(draws) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PERSONS, 14, "identity", 4), "data.batch_size 14 is not a multiple of data.instances 4"),
+        ((PERSONS, 36, "identity", 4), "needs 9 persons; the split has 8"),
+        ((PERSONS, 45, "uniform", 4), "data.batch_size 45 is more than the 44"),
+        ((PERSONS, 12, "random", 4), 'data.sampling is "random"'),
+    ],
+)
+def test_impossible_plans_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        EpochPlans(*arguments)

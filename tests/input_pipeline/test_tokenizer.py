@@ -1,0 +1,146 @@
+import string
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from input_pipeline.annotations import DataError
+from input_pipeline.tokenizer import SHIPPED, load_tokenizer
+
+TINY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "coat", "##s", "rain", "##coat", ","]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "vocab.txt").write_text("\n".join(TINY) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder):
+    return load_tokenizer(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_tokenizer("")
+
+
+def test_ids_by_hand(tiny):
+    # a=5 red=6 coat=7 ##s=8 rain=9 ##coat=10 ,=11; a word of unknown letters is one [UNK]=1.
+    ids = tiny.encode(["A red coat", "RAINCOATS, xyz", ""], 8)
+    expected = [[2, 5, 6, 7, 3, 0, 0, 0], [2, 9, 10, 8, 11, 1, 3, 0], [2, 3, 0, 0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(ids, expected)
+    assert ids.dtype == np.int32
+
+
+def test_long_text_is_cut_and_keeps_its_separator(tiny):
+    np.testing.assert_array_equal(tiny.encode(["a red coat, a red coat"], 5), [[2, 5, 6, 7, 3]])
+
+
+def test_whole_words_by_hand(tiny):
+    ids = tiny.encode(["a raincoats red xyz coat"], 10)  # [CLS] a rain ##coat ##s red [UNK] coat [SEP] [PAD]
+    np.testing.assert_array_equal(tiny.words(ids), [[0, 1, 2, 2, 2, 3, 0, 4, 0, 0]])
+    masked = ids.copy()
+    masked[0, 5] = tiny.mask_id
+    np.testing.assert_array_equal(tiny.words(masked), [[0, 1, 2, 2, 2, 0, 0, 3, 0, 0]])
+
+
+def test_special_ids_and_size(tiny):
+    assert (tiny.pad_id, tiny.unk_id, tiny.cls_id, tiny.sep_id, tiny.mask_id) == (0, 1, 2, 3, 4)
+    assert tiny.vocab_size == 12
+
+
+def test_special_ids_are_found_by_name(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "a", "[SEP]", "[CLS]", "[MASK]", "red", "[UNK]"]))
+    tokenizer = load_tokenizer(str(tmp_path))
+    np.testing.assert_array_equal(tokenizer.encode(["a red thing"], 6), [[3, 1, 5, 6, 2, 0]])
+
+
+def test_json_and_vocabulary_give_the_same_ids(tiny, tiny_folder, tmp_path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(TINY)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # What such files hold besides must not matter: their own special tokens, padding and truncation.
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.enable_padding(length=20)
+    backend.enable_truncation(2)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    texts = ["A red raincoat", "coats, coats"]
+    np.testing.assert_array_equal(load_tokenizer(str(tmp_path)).encode(texts, 8), tiny.encode(texts, 8))
+
+
+def test_the_digest_tells_vocabularies_apart(tiny, tiny_folder, shipped, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*TINY[:-1], "."]) + "\n")
+    assert load_tokenizer(str(tiny_folder)).digest == tiny.digest
+    assert len({tiny.digest, shipped.digest, load_tokenizer(str(tmp_path)).digest}) == 3
+
+
+def test_the_shipped_vocabulary_is_in_order():
+    entries = SHIPPED.read_text().splitlines()
+    assert len(entries) == len(set(entries))
+    assert entries[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [entry for entry in entries[5:] if len(entry) > 1 and not entry.startswith("##")]
+    assert words == sorted(words)
+
+
+def test_the_shipped_vocabulary_keeps_common_words_whole(shipped):
+    text = "the woman has long black hair and carries a white handbag with stripes"
+    assert shipped.words(shipped.encode([text], 32)).max() == len(text.split())
+    assert (shipped.encode([text], 32) != 0).sum() == len(text.split()) + 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(string.ascii_letters + string.digits + string.punctuation + " ", max_size=60))
+def test_the_shipped_vocabulary_spells_any_ascii_text(text):
+    tokenizer = load_tokenizer("")
+    (ids,) = tokenizer.encode([text], 130)
+    assert tokenizer.unk_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_what_can_hardly_fit_is_not_looked_at(tiny):
+    """20 characters per token: of a length of 8, the first 160."""
+    np.testing.assert_array_equal(tiny.encode([" " * 157 + "red coat"], 8), [[2, 6, 3, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(tiny.encode(["red " * 300_000], 8), [[2, 6, 6, 6, 6, 6, 6, 3]])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"], r"\[PAD\] at id 1"),
+        (["[PAD]", "[UNK]", "[CLS]", "a"], r"has no \[SEP\], \[MASK\]"),
+    ],
+)
+def test_unsuitable_vocabularies_are_refused(tmp_path, entries, message):
+    (tmp_path / "vocab.txt").write_text("\n".join(entries))
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(str(tmp_path))
+
+
+def test_unreadable_tokenizers_are_refused_in_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"holds vocab.txt or tokenizer.json; this one has neither"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\xfe")
+    with pytest.raises(DataError, match=r"vocab.txt is not UTF-8"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer.json is not a tokenizer") as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_the_hub_does_not_give_names_both_remedies(monkeypatch):
+    import huggingface_hub
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", no_network)
+    with pytest.raises(DataError, match=r"no-such-name.*folder with its vocab.txt.*--config.text.tokenizer=") as error:
+        load_tokenizer("no-such-name")
+    assert "\n" not in str(error.value)
