@@ -1,0 +1,61 @@
+"""Images as the model wants them: the one definition of pre-processing in evaluation and search, and random erasing.
+
+Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ivt_jax.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
+
+
+def open_image(path: Path | str) -> Image.Image:
+    """The decoded RGB image. The size is read from the header before any pixel is decoded; EXIF rotation is ignored.
+
+    Raises UserError, naming the file, where it is missing, no image, truncated, or has more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{path}: {width} x {height} pixels is too large for a picture of a person")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UserError(f"{path}: {reason.splitlines()[0] if reason else 'truncated'}") from error
+
+
+def load_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:
+    """Reads an image and resizes it to `size` (height, width): bilinear, antialiased -> (H, W, 3) uint8.
+
+    Raises UserError as `open_image`.
+    """
+    height, width = size
+    return np.asarray(open_image(path).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalise(images: jax.Array | np.ndarray) -> jax.Array:
+    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5, as released."""
+    return (jnp.asarray(images, jnp.float32) / 255 - 0.5) / 0.5
+
+
+def erase(images: jax.Array, boxes: jax.Array, key: jax.Array) -> jax.Array:
+    """Fills a box of each image with standard normal noise, a draw for every pixel and channel, as released.
+
+    images (B, V, H, W, 3) float, normalised; boxes (B, V, 4) int32: top, left, height, width, zeros for none. The noise
+    is a function of (key, shape) alone, so the result does not depend on how the batch is sharded.
+    """
+    top, left, height, width = jnp.moveaxis(boxes, -1, 0)[..., None]
+    rows, columns = jnp.arange(images.shape[-3]), jnp.arange(images.shape[-2])
+    in_rows = (rows >= top) & (rows < top + height)
+    in_columns = (columns >= left) & (columns < left + width)
+    inside = in_rows[..., :, None, None] & in_columns[..., None, :, None]
+    return jnp.where(inside, jax.random.normal(key, images.shape, images.dtype), images)

@@ -1,0 +1,303 @@
+"""The report of a run: one HTML file with its figures, pictures and style inside, that opens anywhere, offline.
+
+    python -m ivt_jax.report --workdir=runs/demo
+
+A training run writes it at its end; by hand, it shows how far a run has come.
+"""
+
+import argparse
+import base64
+import functools
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from ivt_jax.errors import UserError
+from ivt_jax.evaluation import Embeddings, Ranks, rank_embeddings
+from ivt_jax.images import open_image
+
+TOP = 10
+QUERIES, FAILURES, SEED = 20, 8, 0
+CMC_RANKS = 50
+DATASETS = {
+    "cuhk_pedes": "CUHK-PEDES", "icfg_pedes": "ICFG-PEDES", "rstp_reid": "RSTPReid", "pedes_synth": "PEDES-Synth",
+}  # fmt: skip
+TERMS = {"loss": "Total loss", "mla": "Alignment (MLA)", "words": "Masked words", "patches": "Masked patches"}
+_COLOURS = ("#4f7df3", "#e8833a", "#2fa37c", "#b267d6", "#d9527a")
+_INK = "#010203"  # stands for the colour of the page's text, until the figure is inside the page
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.edgecolor": _INK,
+    "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
+_POINTS = 300  # of a curve; longer ones are averaged in as many bins
+_THUMBNAIL = (160, 192)  # width, height at most
+
+
+def write_report(workdir: Path | str) -> Path:
+    """Writes report.html from what a run left in its workdir; without test results it shows the curves alone.
+
+    Raises UserError where the folder holds neither a config.json nor a metrics.jsonl.
+    """
+    workdir = Path(workdir)
+    run = read_json(workdir / "config.json")
+    training, validation = read_metrics(workdir / "metrics.jsonl")
+    if not run and not training and not validation:
+        raise UserError(f"{workdir} has no config.json and no metrics.jsonl: name the --workdir of a run")
+    config = run.pop("config", {})
+    sections = {
+        "dataset": DATASETS.get(config.get("data", {}).get("name"), "a dataset of its own"),
+        "run": workdir.resolve().name,
+        "curves": loss_figures(training) + validation_figures(validation),
+        "config": flatten(config),
+        "environment": environment_rows(run, training),
+    }
+    if (workdir / "test" / "summary.json").exists():
+        sections |= retrieval_sections(workdir / "test")
+    path = workdir / "report.html"
+    temporary = workdir / "report.tmp"
+    temporary.write_text(render(**sections), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(**sections: Any) -> str:
+    """The page with the sections given; report.html says what each consists of, and leaves out those that lack."""
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(sections)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one where the file lacks."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The training lines and the validation lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [x for x in lines if "loss" in x], [x for x in lines if any(key.startswith("val/") for key in x)]
+
+
+def retrieval_sections(folder: Path) -> dict[str, Any]:
+    """What the page shows of the test split."""
+    summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
+    with np.load(folder / "embeddings.npz") as arrays:
+        embeddings = Embeddings(**arrays)
+    image, text, image_person, text_person, _ = embeddings
+    ranks = {
+        "text to image": rank_embeddings(text, image, text_person, image_person),
+        "image to text": rank_embeddings(image, text, image_person, text_person),
+    }
+    first = ranks["text to image"].first
+    sections = {
+        "summary": summary,
+        "chance": chance(text_person, image_person),
+        "cmc": cmc_figure(ranks, summary["oracle_R1"]),
+        "strips": [strip(q, embeddings, items, first) for q in sample_queries(first)],
+        "failures": [strip(q, embeddings, items, first) for q in hardest_queries(first, text_person)],
+    }
+    persons = read_json(Path(items["root"]) / "attributes.json").get("persons")
+    if persons:
+        top = np.concatenate([(text[q : q + 1024] @ image.T).argmax(1) for q in range(0, len(text), 1024)])
+        sections |= attribute_sections(persons, text_person, image_person[top], image_person)
+    return sections
+
+
+def chance(query_ids: np.ndarray, gallery_ids: np.ndarray) -> float:
+    """R@1 in percent that a random order of the gallery is expected to reach."""
+    persons, counts = np.unique(gallery_ids, return_counts=True)
+    images = dict(zip(persons.tolist(), counts.tolist(), strict=True))
+    return 100 * float(np.mean([images[i] for i in query_ids.tolist() if i in images])) / len(gallery_ids)
+
+
+def sample_queries(first: np.ndarray) -> np.ndarray:
+    """QUERIES of the queries with a match, drawn with a fixed seed: no picking."""
+    known = np.flatnonzero(~np.isnan(first))
+    return np.sort(np.random.default_rng(SEED).choice(known, min(QUERIES, len(known)), replace=False))
+
+
+def hardest_queries(first: np.ndarray, persons: np.ndarray) -> list[int]:
+    """The FAILURES queries whose person comes last, one for each person; a query that succeeds is none."""
+    worst: dict[int, int] = {}
+    for query in np.argsort(-first, kind="stable"):  # nan sorts last
+        if first[query] > 1 and len(worst) < FAILURES:
+            worst.setdefault(int(persons[query]), int(query))
+    return list(worst.values())
+
+
+def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.ndarray) -> dict[str, Any]:
+    """A caption, the crop it was written for, and the TOP crops found; ties as in `evaluation`."""
+    image, text, image_person, text_person, text_image = embeddings
+    scores, right = image @ text[query], image_person == text_person[query]
+    order = np.lexsort((right, -scores))[:TOP]
+    folder = Path(items["root"]) / "imgs"
+    crops = [crop(folder / items["paths"][i], scores[i], bool(right[i])) for i in order]
+    own = crop(folder / items["paths"][text_image[query]])
+    return {"caption": items["captions"][query], "own": own, "crops": crops, "first": int(first[query])}
+
+
+def crop(path: Path, score: float | None = None, hit: bool | None = None) -> dict[str, Any]:
+    """One picture of a strip: outlined green or red where `hit` is known."""
+    return {"image": thumbnail(path), "name": path.name, "score": score, "hit": hit}
+
+
+@functools.lru_cache(maxsize=4096)
+def thumbnail(path: Path) -> str | None:
+    """The picture as a data URI of a small JPEG; None where it cannot be read."""
+    try:
+        image = open_image(path)
+    except UserError:
+        return None
+    image.thumbnail(_THUMBNAIL)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def attribute_sections(
+    persons: dict[str, dict[str, str]], true_ids: np.ndarray, found_ids: np.ndarray, gallery_ids: np.ndarray
+) -> dict[str, Any]:
+    """How the first crop of each query agrees with the right person, attribute by attribute, beside a random crop."""
+    true, found, gallery = ([persons[str(i)] for i in ids.tolist()] for ids in (true_ids, found_ids, gallery_ids))
+    shares = []
+    for name in true[0]:
+        values, codes = np.unique([person[name] for person in gallery], return_inverse=True)
+        frequency = dict(zip(values.tolist(), (np.bincount(codes) / len(gallery)).tolist(), strict=True))
+        shares.append(
+            {
+                "name": name.replace("_", " "),
+                "share": 100 * float(np.mean([t[name] == f[name] for t, f in zip(true, found, strict=True)])),
+                "chance": 100 * float(np.mean([frequency.get(t[name], 0.0) for t in true])),
+            }
+        )
+    names = [name for name in ("upper_colour", "lower_colour") if name in true[0]]
+    return {
+        "attributes": sorted(shares, key=lambda row: -row["share"]),
+        "confusions": [confusion(name, [t[name] for t in true], [f[name] for f in found]) for name in names],
+    }
+
+
+def confusion(name: str, true: list[str], found: list[str]) -> dict[str, Any]:
+    """Rows: what the right person wears; columns: what the first crop wears; the shares of a row add up to 100."""
+    values = sorted({*true, *found}, key=lambda value: (-true.count(value), value))
+    counts = np.zeros((len(values), len(values)))
+    np.add.at(counts, ([values.index(t) for t in true], [values.index(f) for f in found]), 1)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    rows = [{"value": v, "queries": int(c.sum()), "shares": s} for v, c, s in zip(values, counts, shares, strict=True)]
+    return {"name": name.replace("_", " "), "values": values, "rows": rows}
+
+
+def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
+    """One small figure for each loss term of the run."""
+    terms = [term for term in TERMS if any(term in line for line in lines)]
+    return [
+        line_figure(TERMS[term], {"": thinned([(x["step"], x[term]) for x in lines if term in x])}, "step", colour)
+        for term, colour in zip(terms, ("#8a90a0", *_COLOURS), strict=False)
+    ]
+
+
+def validation_figures(lines: list[dict[str, float]]) -> list[Markup]:
+    """R@k and mAP on the validation split against steps, one figure for each direction."""
+    figures = []
+    for way, title in (("t2i", "Validation, text to image"), ("i2t", "Validation, image to text")):
+        names = [name for name in ("R10", "R5", "R1", "mAP") if any(f"val/{way}/{name}" in line for line in lines)]
+        series = {
+            name.replace("R", "R@"): np.array([(x["step"], x[f"val/{way}/{name}"]) for x in lines]).T for name in names
+        }
+        if series:
+            figures.append(line_figure(title, series, "step", unit="%", marker="o"))
+    return figures
+
+
+def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:
+    """The share of queries whose person is among the first k, k = 1..CMC_RANKS, in percent."""
+    steps = np.arange(1, CMC_RANKS + 1)
+    series = {}
+    for way, result in ranks.items():
+        known = result.first[~np.isnan(result.first)]
+        series[way] = np.stack([steps, [100 * (known <= k).mean() for k in steps]])
+    if oracle is not None:
+        series["oracle, text to image"] = np.array([[1], [oracle]])
+    return line_figure("", series, "rank k", unit="%", marker="o", size=(4.8, 2.9))
+
+
+def line_figure(
+    title: str, series: dict[str, np.ndarray], xlabel: str, colour: str = "", unit: str = "", marker: str = "",
+    size: tuple[float, float] = (3.7, 2.5),
+) -> Markup:  # fmt: skip
+    """Curves {label: (2, n) of x and y} as an inline SVG in the colours and the font of the page."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for (label, (x, y)), default in zip(series.items(), _COLOURS, strict=False):
+            axes.plot(x, y, label=label, color=colour or default, marker=marker, markersize=3, linewidth=1.8)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", alpha=0.12, linewidth=0.8)
+        if unit:
+            axes.yaxis.set_major_formatter(f"{{x:g}} {unit}")
+            axes.set_ylim(0, 100)
+        if any(series):
+            axes.legend(fontsize=8)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    return Markup(svg[svg.index("<svg") :].replace(_INK, "currentColor"))
+
+
+def thinned(points: list[tuple[float, float]]) -> np.ndarray:
+    """(2, n) of x and y with n at most _POINTS: the means of equal bins of consecutive points."""
+    bins = np.array_split(np.array(points, float), min(_POINTS, len(points)))
+    return np.stack([part.mean(0) for part in bins], axis=1)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"model": {"width": 128}} -> {"model.width": "128"}."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value)}
+    return flat
+
+
+def environment_rows(run: dict[str, Any], training: Iterable[dict[str, float]]) -> dict[str, str]:
+    """Where and with what the run was made, and how fast it was."""
+    rows = {"device": run.get("device", ""), "git revision": run.get("revision", "")} | run.get("versions", {})
+    rates = [line["pairs_per_second"] for line in training if "pairs_per_second" in line]
+    if rates:
+        rows["throughput"] = f"{np.median(rates):.0f} (image, caption) pairs per second, median"
+    return {name: value for name, value in rows.items() if value}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the report and prints its path; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ivt_jax.report", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    args = parser.parse_args(argv)
+    try:
+        print(write_report(args.workdir))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

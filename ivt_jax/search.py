@@ -1,0 +1,150 @@
+"""Search a folder of pictures by a sentence, with the model of a run.
+
+    python -m ivt_jax.search --workdir=runs/demo --images=FOLDER "a woman in a red coat with a black backpack"
+
+It prints rank, cosine similarity and path of the best; `--html` writes them as a page of pictures.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ivt_jax.errors import UserError
+
+BATCH = 64
+
+# JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped folder answer at once.
+
+
+def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tuple[float, Path]], list[str]]:
+    """Ranks all pictures below `folder` by the cosine similarity of their embedding with that of the sentence.
+
+    Returns (score, path) from the best to the worst, ties by path, and one line for each picture that cannot be read.
+    Raises UserError where the sentence is empty, the folder has no readable picture, or the workdir no checkpoint.
+    """
+    if not query.strip():
+        raise UserError("the sentence is empty: describe a person")
+    paths = find_images(Path(folder))
+
+    from input_pipeline.tokenizer import load_tokenizer
+    from ivt_jax.checkpoint import restore_params
+    from ivt_jax.evaluation import embed_images, embed_texts
+    from ivt_jax.models.ivt import IVT, IVTConfig
+
+    config, params, _ = restore_params(workdir)
+    model = IVT(IVTConfig.from_config(config.model))
+    ids = load_tokenizer(config.text.tokenizer).encode([query], config.text.length["sentence"])
+    readable: list[Path] = []
+    problems: list[str] = []
+    batches = load_batches(paths, tuple(config.model.image_size), readable, problems)
+    scores = embed_images(model, params, batches) @ embed_texts(model, params, ids, batch_size=1)[0]
+    order = np.argsort(-scores, kind="stable")
+    return [(float(scores[i]), readable[i]) for i in order], problems
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All picture files in `folder` and below, sorted; UserError where there is none."""
+    from ivt_jax.images import SUFFIXES
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name a folder of pictures with --images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
+    return paths
+
+
+def load_batches(
+    paths: list[Path], size: tuple[int, int], readable: list[Path], problems: list[str]
+) -> Iterator[np.ndarray]:
+    """Yields uint8 batches (b, H, W, 3) of the pictures that can be read.
+
+    Appends every path to `readable`, in the order of the rows, or a line to `problems`. Raises UserError where none
+    is readable.
+    """
+    from ivt_jax.images import load_image
+
+    start, rows = time.perf_counter(), []
+    for count, path in enumerate(paths, start=1):
+        try:
+            rows.append(load_image(path, size))
+            readable.append(path)
+        except UserError as error:
+            problems.append(str(error))
+        if len(rows) == BATCH or (rows and count == len(paths)):
+            yield np.stack(rows)
+            rows = []
+            show_progress(count, len(paths), time.perf_counter() - start)
+    if not readable:
+        raise UserError(f"none of the {len(paths)} pictures can be read; the first: {problems[0]}")
+
+
+def show_progress(done: int, total: int, seconds: float) -> None:
+    """Rewrites one line on a terminal, where there is more than one batch; wipes it at the end."""
+    if not sys.stderr.isatty() or total <= BATCH:
+        return
+    from ivt_jax.metrics import format_seconds
+
+    left = format_seconds(seconds / done * (total - done))
+    line = f"{done} of {total} pictures, {left} left" if done < total else ""
+    print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
+
+
+def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[float, Path]], searched: int) -> None:
+    """Writes one self-contained HTML page: the sentence and the pictures found, in order."""
+    from ivt_jax.report import crop, render
+
+    crops = [crop(image, score) for score, image in results]
+    page = render(strips=[{"caption": query, "crops": crops}], folder=str(folder), searched=searched)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, prints, writes the strip; the exit code is 1 where pictures had to be skipped."""
+    if args.html and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
+        raise UserError(f"--html: {args.html} cannot be written: it is a folder, or its folder does not exist")
+    results, problems = search(args.workdir, args.images, args.query)
+    for rank, (score, path) in enumerate(results[: args.top], start=1):
+        print(f"{rank:3}  {score:+.4f}  {path}")
+    if args.html:
+        write_strip(args.html, args.query, args.images, results[: args.top], len(results))
+    for problem in problems:
+        print(f"skipped {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.search",
+        description="Rank a folder of pictures by a sentence. Prints rank, cosine similarity and path.",
+        epilog="exit code: 0; 1 where pictures were skipped as unreadable; 2 on a mistake in the call",
+    )
+    parser.add_argument("query", help='the description, such as "a woman in a red coat with a black backpack"')
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of a trained run")
+    parser.add_argument("--images", required=True, type=Path, help="folder of crops, searched with its subfolders")
+    parser.add_argument("--top", type=_positive, default=10, help="how many to show (default 10)")
+    parser.add_argument("--html", type=Path, help="write a page with the pictures found, self-contained")
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivt_jax import report
+from ivt_jax.errors import UserError
+from ivt_jax.evaluation import Embeddings, Evaluation, summarise, write_test_results
+
+LOSSES = [
+    {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)
+]
+SCORES = {"step": 300, "val/t2i/R1": 31.2, "val/t2i/R5": 60.0, "val/t2i/mAP": 30.0, "val/i2t/R1": 33.0}
+
+
+def write_run(workdir):
+    config = {"data": {"name": "pedes_synth"}, "model": {"width": 128}}
+    run = {"config": config, "revision": "abc123", "versions": {"jax": "0.10.2"}, "device": "1 x cpu"}
+    (workdir / "config.json").write_text(json.dumps(run))
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*LOSSES, SCORES]))
+
+
+def write_split(workdir, root, attributes=True):
+    """Two persons, two images of each. The first caption finds its person at ranks 2 and 3, the second at 1 and 2."""
+    (root / "imgs").mkdir(parents=True)
+    paths = ["a.png", "b.png", "c.png", "d.png"]
+    for path in paths[:3]:
+        Image.new("RGB", (4, 8), "red").save(root / "imgs" / path)  # d.png is missing
+    if attributes:
+        persons = {"1": {"gender": "man", "upper_colour": "red"}, "2": {"gender": "man", "upper_colour": "dark blue"}}
+        (root / "attributes.json").write_text(json.dumps({"persons": persons, "oracle": {"test": {"R1": 87.5}}}))
+    text = np.array([[0.6, 0.5, 0.7, 0.1], [0.2, 0.1, 0.9, 0.4]], np.float32)
+    image, own = np.eye(4, dtype=np.float32), np.array([0, 3])
+    embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own)
+    captions = [("A man & <b>",), (), (), ("Another man.",)]
+    source = SimpleNamespace(split="test", paths=paths, captions=captions, pairs=(own, np.array([0, 0])))
+    write_test_results(workdir, 200, root, source, Evaluation(summarise(embeddings), embeddings))
+
+
+@pytest.fixture
+def page(tmp_path):
+    write_run(tmp_path)
+    write_split(tmp_path, tmp_path / "data")
+    path = report.write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    return path.read_text()
+
+
+def test_strips_outline_hits_and_misses(page):
+    strips = [re.findall(r'class="crop (hit|miss)"', strip) for strip in page.split("<article")[1:]]
+    first, second = ["miss", "hit", "hit", "miss"], ["hit", "hit", "miss", "miss"]
+    assert strips == [first, second, first]  # both captions, then the one that fails
+    assert page.count("first hit at rank 2") == 2 and page.count("first hit at rank 1") == 1
+    assert page.count("A man &amp; &lt;b&gt;") == 2
+    # Of each strip, the crop described and four found; d.png is among those found, and described by the second.
+    assert (page.count("data:image/jpeg;base64,"), page.count('title="d.png">not readable')) == (11, 4)
+
+
+def test_headline_stands_beside_the_oracle_and_chance(page):
+    assert re.search(r'class="big">50\.0<', page)
+    assert "oracle 87.5" in page and "chance 50" in page and "step 200" in page
+
+
+def test_page_tells_curves_config_and_environment(page):
+    for title in ("Total loss", "Alignment (MLA)", "Masked words", "Validation, text to image"):
+        assert f">{title}</text>" in page
+    assert "Masked patches" not in page
+    for name, value in {"model.width": "128", "git revision": "abc123", "jax": "0.10.2"}.items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "300 (image, caption) pairs per second" in page
+
+
+def test_page_is_self_contained(page):
+    assert not re.search(r"""((src|href)\s*=|url\()\s*["']?(https?:)?//|@import|<script|<link""", page)
+
+
+def test_attributes_of_the_first_crop(page):
+    """The first caption, of person 1, finds person 2; the second finds its own."""
+    assert page.index(">gender<") < page.index(">upper colour<")
+    assert 'title="red → dark blue: 100.0 % of 1"' in page and 'title="red → red: 0.0 % of 1"' in page
+    assert 'title="dark blue → dark blue: 100.0 % of 1"' in page
+    sections = report.attribute_sections(
+        {"1": {"hat": "cap"}, "2": {"hat": "none"}, "3": {"hat": "none"}},
+        true_ids=np.array([1, 2, 2, 3]), found_ids=np.array([1, 3, 1, 1]), gallery_ids=np.array([1, 2, 2, 3, 3]),
+    )  # fmt: skip
+    # Shared by the first two. A random crop has a cap with 1/5: (1/5 + 3 * 4/5) / 4 = 65 %.
+    assert sections["attributes"] == [{"name": "hat", "share": 50.0, "chance": pytest.approx(65)}]
+    assert sections["confusions"] == []
+
+
+def test_without_attributes_and_without_test_results(tmp_path):
+    write_run(tmp_path)
+    curves = report.write_report(tmp_path).read_text()
+    assert "no test results yet" in curves and "Masked words" in curves and "Test R@1" not in curves
+    write_split(tmp_path, tmp_path / "data", attributes=False)
+    page = report.write_report(tmp_path).read_text()
+    assert "Test R@1" in page and "oracle" not in page and "What the first crop gets right" not in page
+
+
+def test_metrics_cut_short_by_a_crash(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(LOSSES[0]) + "\n" + json.dumps(SCORES) + '\n{"step": 2')
+    assert report.read_metrics(path) == ([LOSSES[0]], [SCORES])
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
+    assert report.main([f"--workdir={tmp_path / 'none'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "metrics.jsonl" in error
+    with pytest.raises(UserError):
+        report.write_report(tmp_path)
+
+
+def test_hardest_queries_are_one_of_each_person():
+    first = np.array([3, 9, 7, np.nan, 1, 8])
+    assert report.hardest_queries(first, np.array([1, 2, 3, 4, 5, 2])) == [1, 2, 0]
+
+
+def test_sampled_queries_have_a_match_and_do_not_change():
+    first = np.where(np.arange(100) % 2, np.nan, 1.0)
+    sample = report.sample_queries(first)
+    assert len(set(sample.tolist())) == report.QUERIES and not (sample % 2).any()
+    np.testing.assert_array_equal(sample, report.sample_queries(first))
+
+
+def test_chance():
+    # The first query has 1 of 4 items, the second 3 of 4, the third none and does not count.
+    assert report.chance(np.array([1, 2, 9]), np.array([1, 2, 2, 2])) == pytest.approx(50)
+
+
+def test_long_curves_are_averaged(monkeypatch):
+    monkeypatch.setattr(report, "_POINTS", 2)
+    np.testing.assert_array_equal(report.thinned([(1, 10), (2, 20), (3, 60), (4, 80)]), [[1.5, 3.5], [15, 70]])
