@@ -67,11 +67,11 @@ def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array
     if key is None:
         return x
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
-    return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def block(
-    p: Params, x: jax.Array, rate: jax.Array, key: jax.Array | None, *, key_bias: Any, num_image: int, num_heads: int
+    p: Params, x: jax.Array, rate: jax.Array, key: jax.Array | None, *, key_bias: jax.Array | None, num_image: int, num_heads: int
 ) -> jax.Array:
     """One pre-norm block over (B, N, D), the image tokens first."""
     attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
@@ -91,15 +91,17 @@ class Blocks(nn.Module):
     drop_path: float
     remat: bool
     unroll: int
+    init_std: float
 
     def setup(self):
         hidden = int(self.width * self.mlp_ratio)
+        sizes = self.init_std, self.depth, self.width
         layers = {
             "norm1": lambda key: _norm_params(self.depth, self.width),
-            "attn": lambda key: _dense_pair(key, self.depth, self.width, 3 * self.width, self.width, ("qkv", "proj")),
+            "attn": lambda key: _dense_pair(key, *sizes, 3 * self.width, self.width, ("qkv", "proj")),
             "norm2": lambda key: _norm_params(self.depth, self.width),
-            "mlp_vis": lambda key: _dense_pair(key, self.depth, self.width, hidden, hidden, ("fc1", "fc2")),
-            "mlp_txt": lambda key: _dense_pair(key, self.depth, self.width, hidden, hidden, ("fc1", "fc2")),
+            "mlp_vis": lambda key: _dense_pair(key, *sizes, hidden, hidden, ("fc1", "fc2")),
+            "mlp_txt": lambda key: _dense_pair(key, *sizes, hidden, hidden, ("fc1", "fc2")),
         }
         self.layers = {name: self.param(name, init) for name, init in layers.items()}
         self.final = self.param("norm", lambda key: jax.tree.map(lambda x: x[0], _norm_params(1, self.width)))
@@ -110,7 +112,7 @@ class Blocks(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         random = not deterministic and self.drop_path > 0
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if random else None
-        run = functools.partial(block, key_bias=key_bias, num_image=num_image, num_heads=self.num_heads)
+        run: Any = functools.partial(block, key_bias=key_bias, num_image=num_image, num_heads=self.num_heads)
         if self.remat:
             # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
@@ -126,9 +128,11 @@ def _norm_params(depth: int, width: int) -> dict:
     return {"scale": jnp.ones((depth, width)), "bias": jnp.zeros((depth, width))}
 
 
-def _dense_pair(key: jax.Array, depth: int, width: int, middle: int, inner: int, names: tuple[str, str]) -> dict:
-    """Two stacked linear layers width -> middle and inner -> width: truncated normal 0.02, bias 0."""
-    init = nn.initializers.truncated_normal(0.02)
+def _dense_pair(
+    key: jax.Array, deviation: float, depth: int, width: int, middle: int, inner: int, names: tuple[str, str]
+) -> dict:
+    """Two stacked linear layers width -> middle and inner -> width: normal, bias 0."""
+    init = nn.initializers.normal(deviation)
     first, second = jax.random.split(key)
     return {
         names[0]: {"kernel": init(first, (depth, width, middle)), "bias": jnp.zeros((depth, middle))},

@@ -40,13 +40,14 @@ class ImageEmbedding(nn.Module):
     patch_size: int
     stride: int
     width: int
+    init_std: float
 
     @nn.compact
     def __call__(self, images: jax.Array, patch_mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
         """(B, H, W, 3) normalised pixels -> (B, 1 + P, width) in `dtype`."""
         if images.shape[1:3] != tuple(self.image_size):
             raise ValueError(f"images are {images.shape[1:3]}, the model was built for {tuple(self.image_size)}")
-        small = nn.initializers.truncated_normal(0.02)
+        small = nn.initializers.normal(self.init_std)  # timm's truncation, at 2 and -2, cuts nothing off
         fan = nn.initializers.normal(np.sqrt(2 / (self.patch_size**2 * self.width)))
         rows, columns = patch_grid(self.image_size, self.patch_size, self.stride)
         kernel = self.param("kernel", fan, (self.patch_size**2 * 3, self.width))

@@ -16,7 +16,7 @@ class WordHead(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, word_embedding: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """(..., D) and (V, D) -> (..., V) float32 logits."""
-        small = nn.initializers.truncated_normal(0.02)
+        small = nn.initializers.normal(0.02)
         kernel = self.param("kernel", small, (self.width, self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         norm = self.param("norm", lambda _: {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)})
@@ -36,6 +36,6 @@ class PatchHead(nn.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """(..., D) -> (..., patch_size * patch_size * 3) float32, in the order of `extract_patches`."""
         outputs = self.patch_size**2 * 3
-        kernel = self.param("kernel", nn.initializers.truncated_normal(0.02), (tokens.shape[-1], outputs))
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (tokens.shape[-1], outputs))
         bias = self.param("bias", nn.initializers.zeros, (outputs,))
         return dense({"kernel": kernel, "bias": bias}, tokens.astype(dtype)).astype(jnp.float32)

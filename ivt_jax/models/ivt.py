@@ -25,6 +25,7 @@ Selection = tuple[jax.Array, jax.Array | None]
 class IVTConfig:
     """Sizes of the tower; the defaults are the paper's ViT-B/16 at 384x128.
 
+    init_std: deviation of the initial linear layers, class token and positions; a narrow tower wants more than ViT-B.
     unroll: how many blocks the compiled loop holds (`depth` = fully unrolled). remat: recompute cheap activations.
     """
 
@@ -42,6 +43,7 @@ class IVTConfig:
     dtype: str = "float32"
     remat: bool = False
     unroll: int = 1
+    init_std: float = 0.02
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any]) -> "IVTConfig":
@@ -63,7 +65,7 @@ class IVTConfig:
     def tiny(cls, **changes) -> "IVTConfig":
         """The demo's size: 96x48 pixels, width 128, depth 4."""
         sizes = {"image_size": (96, 48), "patch_size": 12, "stride": 12, "width": 128, "depth": 4, "num_heads": 4}
-        return cls(**{**sizes, "max_text_length": 64, "vocab_size": 2048, **changes})
+        return cls(**{**sizes, "max_text_length": 64, "vocab_size": 2726, **changes})
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,9 +87,9 @@ class IVT(nn.Module):
 
     def setup(self):
         c = self.config
-        self.image_embedding = ImageEmbedding(c.image_size, c.patch_size, c.stride, c.width)
+        self.image_embedding = ImageEmbedding(c.image_size, c.patch_size, c.stride, c.width, c.init_std)
         self.text_embedding = TextEmbedding(c.vocab_size, c.max_text_length, c.width, c.dropout)
-        self.blocks = Blocks(c.depth, c.width, c.num_heads, c.mlp_ratio, c.drop_path, c.remat, c.unroll)
+        self.blocks = Blocks(c.depth, c.width, c.num_heads, c.mlp_ratio, c.drop_path, c.remat, c.unroll, c.init_std)
         self.word_head = WordHead(c.width, c.vocab_size)
         self.patch_head = PatchHead(c.patch_size)
 
@@ -117,9 +119,10 @@ class IVT(nn.Module):
     ) -> jax.Array:
         """ids (B, L) int32, mask (B, L) bool (False at padding) -> (B, L, D), or (B, K, D) of what `keep` selects."""
         tokens = self.text_embedding(ids, self.dtype, deterministic)
+        kept: jax.Array | None = mask
         if keep is not None:
-            tokens, mask = _select(tokens, mask, keep)
-        return self.blocks(tokens, mask, 0, deterministic)
+            tokens, kept = _select(tokens, mask, keep)
+        return self.blocks(tokens, kept, 0, deterministic)
 
     def encode_joint(
         self,

@@ -1,0 +1,73 @@
+"""Optimisers and schedules: the released SGD program (REFERENCE: recipe) and AdamW."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def released_schedule(
+    peak: float, *, start: float, floor: float, warmup: int, horizon: int, first_epoch: int, epoch_starts: np.ndarray
+) -> optax.Schedule:
+    """The released rate, constant within an epoch: linear from `start` to `peak`, then a cosine towards `floor`.
+
+    In epoch t < warmup it is start + t (peak - start) / warmup, else floor + (peak - floor) (1 + cos(pi t / horizon)) / 2,
+    with t counted from `first_epoch`. `epoch_starts` (epochs + 1,) holds the first step of each epoch.
+    """
+    starts = jnp.asarray(epoch_starts)
+
+    def rate(step):
+        t = jnp.searchsorted(starts, step, side="right") - 1 + first_epoch
+        cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * t / horizon))
+        return jnp.where(t < warmup, start + t * (peak - start) / warmup, cosine)
+
+    return rate
+
+
+def smooth_schedule(peak: float, *, start: float, floor: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up, then a cosine to `floor` at the last step."""
+    return optax.warmup_cosine_decay_schedule(start, peak, warmup_steps, max(total_steps, warmup_steps + 1), floor)
+
+
+def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> dict[str, optax.Schedule]:
+    """The rates of the two parameter groups, "bias" and "weight", as functions of the step."""
+    o = config.optimizer
+    warmup_steps = int(np.interp(o.warmup_epochs, np.arange(len(epoch_starts)), epoch_starts))
+
+    def schedule(peak):
+        if o.schedule == "released":
+            return released_schedule(
+                peak, start=o.start, floor=o.floor, warmup=o.warmup_epochs, horizon=config.train.epochs,
+                first_epoch=config.train.first_epoch, epoch_starts=epoch_starts,
+            )  # fmt: skip
+        return smooth_schedule(
+            peak, start=o.start, floor=o.floor, warmup_steps=warmup_steps, total_steps=total_steps
+        )
+
+    return {"bias": schedule(o.bias_learning_rate), "weight": schedule(o.learning_rate)}
+
+
+def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
+    """SGD with momentum and weight decay coupled to the gradient on everything, as torch has it and the release uses it;
+    or AdamW, with decay on matrices alone. Biases follow their own rate in both.
+    """
+    o = config.optimizer
+    if o.name == "sgd":
+        core = [optax.add_decayed_weights(o.weight_decay), optax.trace(o.momentum)]
+    else:
+        core = [optax.scale_by_adam(o.b1, o.b2), optax.add_decayed_weights(o.weight_decay, mask=matrices)]
+    clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
+    rates = {name: optax.scale_by_learning_rate(schedule) for name, schedule in schedules.items()}
+    return optax.chain(*clip, *core, optax.partition(rates, groups))
+
+
+def groups(params: Any) -> Any:
+    """The group "bias" where the parameter's own name is bias, else "weight": the release's rule on its names gives the same."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
+
+
+def matrices(params: Any) -> Any:
+    """True for the kernels, which weight decay shrinks under AdamW."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

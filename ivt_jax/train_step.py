@@ -1,0 +1,54 @@
+"""One training step: a pure function of (state, batch). Everything with side effects stays in the loop."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ivt_jax.models.ivt import IVT
+from ivt_jax.objective import objective
+
+
+@struct.dataclass
+class TrainState:
+    """step: position in the stream of batches; bad_steps: non-finite steps in a row, whose updates were withheld."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    bad_steps: jax.Array
+
+
+def init_state(model: IVT, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state, a function of the seed alone."""
+    params = model.init(jax.random.key(seed))["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(step=zero, params=params, opt_state=tx.init(params), bad_steps=zero)
+
+
+def train_step(
+    state: TrainState, batch: dict[str, Any], *, model: IVT, tx: optax.GradientTransformation, config: Any, mask_id: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Forward, losses, gradients, update. Returns the next state and scalar metrics.
+
+    Randomness comes from (config.seed, state.step). Where the loss or the gradient's norm is not finite, parameters and
+    optimiser stay as they are and `bad_steps` counts; the step itself advances, so that the stream goes on.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+    def loss(params):
+        return objective(model, params, batch, key, config, mask_id)
+
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    updated = optax.apply_updates(state.params, updates), opt_state
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
+    )
+    bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, bad_steps=bad_steps)
+    return state, {**metrics, "grad_norm": norm, "bad_steps": bad_steps}

@@ -1,0 +1,306 @@
+"""Masking plans and reconstruction losses, by hand and against literal loops; dropping, masking, permuting are one."""
+
+import functools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ivt_jax.losses import bmm
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+MASK_ID, VOCAB = 4, 1000
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+# ---- masked alignment: exact
+
+
+@functools.partial(jax.jit, static_argnames="ratio")
+def draw_exact(keys, length, ratio):
+    """Selections of 40 places for texts of at most `length` tokens, one for each key."""
+    indices, valid = jax.vmap(lambda key: bmm.exact_selection(key, length, 40, ratio))(keys)
+    return indices[:, 0], valid[:, 0]
+
+
+def exact_draws(length, ratio, count=3000):
+    return [np.asarray(x) for x in draw_exact(keys(count), length, ratio=ratio)]
+
+
+def test_exact_keeps_each_count_equally_often():
+    _, valid = exact_draws(31, 0.2)
+    dropped = Counter((31 - valid.sum(1)).tolist())
+    assert sorted(dropped) == list(range(7))  # floor(0.2 * 31) = 6
+    expected = 3000 / 7
+    chi_square = sum((n - expected) ** 2 / expected for n in dropped.values())
+    assert chi_square < 22.5  # 6 degrees of freedom: 0.1%
+
+
+def test_exact_drops_each_position_equally_often_but_never_the_cls():
+    indices, valid = exact_draws(31, 0.2)
+    assert (indices[:, 0] == 0).all()
+    assert valid[:, 0].all()
+    kept = np.zeros(40)
+    np.add.at(kept, indices[valid], 1)
+    assert kept[0] == 3000
+    assert (kept[31:] == 0).all()  # beyond the longest row there is nothing to keep
+    share = 3 / 30  # on average 3 of the 30 positions after the CLS
+    deviation = np.sqrt(3000 * share * (1 - share))
+    assert np.abs(kept[1:31] - 3000 * (1 - share)).max() < 5 * deviation
+
+
+def test_exact_is_a_permutation_with_the_kept_in_front():
+    indices, valid = exact_draws(31, 0.2)
+    assert (np.sort(indices, axis=1) == np.arange(40)).all()
+    assert (np.diff(valid.astype(int), axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "ratio, length, most", [(0.2, 4, 0), (0.2, 5, 1), (0.2, 9, 1), (0.2, 35, 7), (0.3, 10, 3), (0.6, 5, 3), (1.0, 3, 2)]
+)
+def test_exact_drops_at_most_the_floor(ratio, length, most):
+    _, valid = exact_draws(length, ratio, 3000)
+    assert (length - valid.sum(1)).max() == most
+
+
+def test_exact_length_may_be_traced():
+    selection = jax.jit(lambda n: bmm.exact_selection(jax.random.key(5), n, 40, 0.2))(31)
+    for traced, static in zip(selection, bmm.exact_selection(jax.random.key(5), 31, 40, 0.2), strict=True):
+        np.testing.assert_array_equal(traced, static)
+
+
+# ---- masked alignment: fast
+
+LENGTHS = np.array([40, 31, 11, 3, 2])
+MASK = np.arange(40) < LENGTHS[:, None]
+
+
+def test_fast_drops_half_the_ratio_of_each_row():
+    for key in keys(20):
+        indices, valid = (np.asarray(x) for x in bmm.fast_selection(key, MASK, 0.2))
+        assert indices.shape == valid.shape == (5, 40 - 3)  # floor(0.1 * 39) = 3
+        # floor(0.1 * (n - 1)): 3.9, 3.0, 1.0, 0.2, 0.1
+        assert valid.sum(1).tolist() == [37, 28, 10, 3, 2]
+        for row, ok, length in zip(indices, valid, LENGTHS, strict=True):
+            assert row[0] == 0
+            assert ok[0]
+            assert len(set(row)) == len(row)
+            assert row[ok].max() < length  # no padding among the valid
+
+
+def test_fast_draws_a_pattern_per_row():
+    mask = np.ones((8, 50), bool)
+    indices, _ = bmm.fast_selection(jax.random.key(0), mask, 0.4)
+    kept = {frozenset(row.tolist()) for row in np.asarray(indices)}
+    assert len(kept) == 8
+
+
+def test_fast_drops_each_position_equally_often():
+    mask = np.ones((3000, 11), bool)
+    indices, _ = bmm.fast_selection(jax.random.key(1), mask, 0.4)  # 2 of 10
+    kept = np.bincount(np.asarray(indices).ravel(), minlength=11)
+    assert kept[0] == 3000
+    assert np.abs(kept[1:] - 2400).max() < 5 * np.sqrt(3000 * 0.2 * 0.8)
+
+
+# ---- dropping, masking and permuting are the same to the CLS
+
+
+@pytest.fixture(scope="module")
+def tower():
+    config = IVTConfig(
+        image_size=(24, 12), patch_size=6, stride=6, width=32, depth=3, num_heads=4, vocab_size=50, max_text_length=16,
+        dropout=0.0, drop_path=0.0,
+    )  # fmt: skip
+    model = IVT(config)
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
+    return model, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_drop_mask_and_permute_agree(tower, modality):
+    model, params = tower
+    rng = np.random.default_rng(0)
+    if modality == "image":
+        inputs, size, lengths = (rng.standard_normal((3, 24, 12, 3)).astype(np.float32),), 9, [9, 9, 9]
+    else:
+        lengths = [16, 16, 13]
+        mask = np.arange(16) < np.array(lengths)[:, None]
+        inputs, size = (np.where(mask, rng.integers(5, 50, (3, 16)), 0), mask), 16
+    encode = jax.jit(lambda keep: model.apply({"params": params}, *inputs, keep=keep, method=f"encode_{modality}"))
+
+    kept = [np.array([0, *sorted(rng.permutation(np.arange(1, size))[: size - 4].tolist())]) for _ in range(3)]
+    gathered = encode((np.stack(kept), None))[:, 0]
+    identity = np.tile(np.arange(size), (3, 1))
+    masked = encode((identity, np.stack([np.isin(np.arange(size), row) for row in kept])))[:, 0]
+    order = np.stack([[*row, *np.setdiff1d(np.arange(size), row)] for row in kept])
+    permuted = encode((order, np.broadcast_to(np.arange(size) < len(kept[0]), order.shape)))[:, 0]
+    np.testing.assert_allclose(masked, gathered, atol=1e-5)
+    np.testing.assert_allclose(permuted, gathered, atol=1e-5)
+    assert np.abs(encode(None)[:, 0] - gathered).max() > 1e-2  # the dropped tokens did matter
+
+
+# ---- reconstruction of words
+
+# Rows: seven words of which the third has three tokens and the fifth two; one word; none. [CLS] first, [SEP] last.
+WORDS = np.array([
+    [0, 1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 0, 0, 0],
+    [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+], np.int32)  # fmt: skip
+IDS = np.where(WORDS > 0, 100 + np.arange(14), 0).astype(np.int32)
+IDS[:, 0], IDS[0, 11], IDS[1, 4], IDS[2, 1] = 2, 3, 3, 3
+
+
+@functools.cache
+def word_draws(ratio=0.3, count=2000):
+    mask = functools.partial(bmm.mask_words, ratio=ratio, mask_id=MASK_ID, vocab_size=VOCAB)
+    corrupted, positions, weights = jax.jit(jax.vmap(lambda key: mask(key, IDS, WORDS)))(keys(count))
+    hidden = np.zeros((count, *IDS.shape), bool)
+    draw, row, slot = np.nonzero(weights)
+    hidden[draw, row, np.asarray(positions)[draw, row, slot]] = True
+    return np.asarray(corrupted), np.asarray(positions), np.asarray(weights), hidden
+
+
+@pytest.mark.parametrize("ratio, count", [(0.1, 1), (0.3, 2), (0.4, 3)])  # 0.7, 2.1, 2.8 of seven words
+def test_words_are_hidden_whole_and_in_the_right_number(ratio, count):
+    *_, hidden = word_draws(ratio, 300)
+    for draw in hidden:
+        words = set(WORDS[0][draw[0]])
+        assert len(words) == count
+        np.testing.assert_array_equal(draw[0], np.isin(WORDS[0], list(words)))
+        np.testing.assert_array_equal(draw[1], WORDS[1] == 1)  # at least one word, all its tokens
+        assert not draw[2].any()
+
+
+def test_each_word_is_hidden_equally_often():
+    *_, hidden = word_draws()
+    share = hidden[:, 0].mean(0)[WORDS[0] > 0]
+    assert np.abs(share - 2 / 7).max() < 5 * np.sqrt(2 / 7 * 5 / 7 / 2000)
+
+
+def test_special_tokens_and_padding_stay():
+    corrupted, *_, hidden = word_draws()
+    assert not hidden[:, WORDS == 0].any()
+    np.testing.assert_array_equal(corrupted[~hidden], np.broadcast_to(IDS, corrupted.shape)[~hidden])
+
+
+def test_hidden_tokens_become_masks_random_tokens_or_stay():
+    corrupted, *_, hidden = word_draws()
+    after, before = corrupted[hidden], np.broadcast_to(IDS, corrupted.shape)[hidden]
+    n = len(after)
+    for actual, share in (((after == MASK_ID).mean(), 0.8), ((after == before).mean(), 0.1)):
+        assert abs(actual - share) < 5 * np.sqrt(share * (1 - share) / n) + 1 / VOCAB
+    other = after[(after != MASK_ID) & (after != before)]
+    assert other.min() < 30  # random tokens come from the whole vocabulary
+    assert other.max() >= VOCAB - 30
+
+
+def test_fillers_have_no_weight_and_positions_do_not_repeat():
+    _, positions, weights, hidden = word_draws()
+    assert positions.shape == weights.shape == (2000, 3, 7)
+    assert set(np.unique(weights)) == {0.0, 1.0}
+    assert (weights[:, 2] == 0).all()
+    np.testing.assert_array_equal(hidden.sum(2), weights.sum(2))  # no position twice
+    assert (np.diff(weights, axis=2) <= 0).all()
+
+
+def test_words_beyond_half_the_row_are_hidden_and_not_predicted():
+    words = np.arange(8, dtype=np.int32)[None]
+    corrupted, positions, weights = bmm.mask_words(
+        jax.random.key(0), words + 100, words, ratio=1.0, mask_id=MASK_ID, vocab_size=VOCAB
+    )
+    assert positions.tolist() == [[1, 2, 3, 4]]
+    assert weights.tolist() == [[1, 1, 1, 1]]
+    assert (np.asarray(corrupted)[0, 5:] != words[0, 5:] + 100).any()
+
+
+def test_word_loss_by_hand():
+    # Softmaxes (3/4, 1/4), (1/2, 1/2), (1/5, 4/5) and a filler; targets 0, 1, 1.
+    logits = np.log(np.array([[[3, 1], [1, 1]], [[1, 4], [1e6, 1]]], np.float32))
+    loss = bmm.word_loss(logits, np.array([[0, 1], [1, 1]]), np.array([[1, 1], [1, 0]], np.float32))
+    np.testing.assert_allclose(loss, -(np.log(3 / 4) + np.log(1 / 2) + np.log(4 / 5)) / 3, rtol=1e-6)
+
+
+def test_losses_of_nothing_are_zero():
+    assert bmm.word_loss(np.ones((2, 2, 3)), np.zeros((2, 2), int), np.zeros((2, 2))) == 0
+    assert bmm.patch_loss(np.ones((1, 2, 3)), np.zeros((1, 2, 3)), np.zeros((1, 2, 3))) == 0
+
+
+# ---- reconstruction of patches
+
+
+@pytest.mark.parametrize("grid, ratio, count", [((4, 3), 0.5, 6), ((5, 3), 0.5, 7), ((4, 5), 0.3, 6), ((2, 2), 0.2, 0)])
+@pytest.mark.parametrize("block", [1, 2])
+def test_the_share_of_hidden_patches_is_exact(grid, ratio, count, block):
+    mask = np.asarray(bmm.mask_patches(jax.random.key(0), 16, grid, ratio, block))
+    assert mask.shape == (16, grid[0] * grid[1])
+    assert (mask.sum(1) == count).all()
+    assert count == 0 or len({row.tobytes() for row in mask}) > 5  # a pattern per row
+
+
+def test_patches_are_hidden_in_blocks():
+    mask = np.asarray(bmm.mask_patches(jax.random.key(0), 64, (6, 5), 0.5, 2)).reshape(64, 6, 5)
+    for row in mask:
+        blocks = [row[i : i + 2, j : j + 2] for i in (0, 2, 4) for j in (0, 2, 4)]
+        assert sum(b.any() and not b.all() for b in blocks) <= 1  # the last block makes the count exact
+
+
+def test_each_patch_is_hidden_equally_often():
+    mask = np.asarray(bmm.mask_patches(jax.random.key(2), 3000, (4, 4), 0.5, 2))
+    assert np.abs(mask.mean(0) - 0.5).max() < 5 * np.sqrt(0.25 / 3000)
+
+
+@pytest.mark.parametrize("size, patch, stride", [((24, 12), 6, 6), ((22, 13), 6, 4), ((27, 14), 6, 6)])
+def test_hidden_pixels_are_those_no_visible_patch_covers(size, patch, stride):
+    rows, columns = ((extent - patch) // stride + 1 for extent in size)
+    mask = np.random.default_rng(0).random((5, rows * columns)) < 0.6
+    expected = np.ones((5, *size))
+    for b in range(5):
+        for p in range(rows * columns):
+            if not mask[b, p]:
+                top, left = p // columns * stride, p % columns * stride
+                expected[b, top : top + patch, left : left + patch] = 0
+    actual = bmm.hidden_pixels(mask, size, patch, stride)
+    np.testing.assert_array_equal(actual, expected)
+    if size != (24, 12):  # a border that no patch reaches
+        assert (np.asarray(actual)[:, :, -1] == 1).all()
+
+
+def test_patch_targets_by_hand():
+    # Mean 3, variance 5 over pixels and channels together; a constant patch gives zeros, not noise.
+    targets = bmm.patch_targets(jnp.array([[[0.0, 2.0, 4.0, 6.0], [9.0, 9.0, 9.0, 9.0]]]))
+    np.testing.assert_allclose(targets[0, 0], np.array([-3, -1, 1, 3]) / np.sqrt(5), rtol=1e-5)
+    np.testing.assert_array_equal(targets[0, 1], np.zeros(4))
+
+
+def test_patch_loss_by_hand():
+    predicted = np.array([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    targets = np.array([[[0.0, 2.0], [1.0, 9.0]], [[5.0, 3.0], [1.0, 1.0]]])
+    weights = np.array([[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
+    np.testing.assert_allclose(bmm.patch_loss(predicted, targets, weights), (1 + 0 + 4 + 9) / 4)
+
+
+def test_hidden_pixels_do_not_leak_into_the_input():
+    config = IVTConfig(image_size=(22, 13), patch_size=6, stride=4, width=16, depth=2, num_heads=2, vocab_size=20)
+    model = IVT(config)
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
+    encode = jax.jit(functools.partial(model.apply, {"params": params}, method="encode_joint"))
+    mask = bmm.mask_patches(jax.random.key(1), 2, config.grid, 0.5, 2)
+    hidden = np.asarray(bmm.hidden_pixels(mask, config.image_size, 6, 4))[..., None] == 1
+    assert hidden[:, :22, :10].any()
+    rng = np.random.default_rng(0)
+    images, others = rng.standard_normal((2, 2, 22, 13, 3)).astype(np.float32)
+    ids = np.array([[2, 7, 3], [2, 9, 3]])
+
+    def tokens(images, patch_mask):
+        return np.concatenate(encode(images, ids, ids > 0, patch_mask=patch_mask), axis=1)
+
+    np.testing.assert_array_equal(tokens(np.where(hidden, others, images), mask), tokens(images, mask))
+    assert np.abs(tokens(np.where(hidden, images, others), mask) - tokens(images, mask)).max() > 1e-3
+    assert np.abs(tokens(np.where(hidden, others, images), None) - tokens(images, None)).max() > 1e-3

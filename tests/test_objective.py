@@ -1,0 +1,272 @@
+"""The objective: which terms there are, what goes into each, and that the switches switch."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default, synth
+from ivt_jax import objective as module
+from ivt_jax.images import normalise
+from ivt_jax.losses import bmm
+from ivt_jax.losses.mla import mla_loss
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.objective import encode_levels, encode_views, objective
+
+MASK_ID = 4
+LEVELS = {"sentence": 12, "phrase": 8, "word": 6}
+
+
+def tiny(**changes):
+    config = default.get_config()
+    config.model.update(
+        {"image_size": (24, 12), "patch_size": 6, "stride": 6, "width": 16, "depth": 1, "num_heads": 2,
+         "vocab_size": 40, "max_text_length": 12, "dropout": 0.0, "drop_path": 0.0, "dtype": "float32"}
+    )  # fmt: skip
+    config.bmm.align = "off"
+    for section, values in changes.items():
+        config[section].update(values)
+    return config
+
+
+def make_batch(size=4, views=3):
+    rng = np.random.default_rng(0)
+    text = {}
+    for level, length in LEVELS.items():
+        lengths = rng.integers(4, length + 1, (size, 1))
+        lengths[0] = length
+        text[level] = np.where(np.arange(length) < lengths, rng.integers(5, 40, (size, length)), 0).astype(np.int32)
+    words = np.where(text["sentence"] > 0, np.arange(12), 0).astype(np.int32)  # every token but the first is a word
+    return {
+        "images": rng.integers(0, 256, (size, views, 24, 12, 3), np.uint8),
+        "erase": np.tile(np.array([2, 3, 8, 6], np.int32), (size, views, 1)),
+        "text": text,
+        "words": words,
+        "person_ids": np.arange(size, dtype=np.int32) // 2,
+    }
+
+
+BATCH = make_batch()
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def params_of(stride=6):
+    model = IVT(IVTConfig.from_config(tiny(model={"stride": stride}).model))
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def evaluate(config, batch):
+    model = IVT(IVTConfig.from_config(config.model))
+    return jax.jit(lambda params: objective(model, params, batch, KEY, config, MASK_ID))(params_of())
+
+
+def terms_of(config, batch=BATCH):
+    """Names of the metrics, by tracing alone."""
+    model = IVT(IVTConfig.from_config(config.model))
+    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    traced = jax.eval_shape(lambda *x: objective(model, *x, KEY, config, MASK_ID), params, batch)
+    return set(traced[1])
+
+
+# ---- switches
+
+
+def test_the_total_is_the_weighted_sum(monkeypatch):
+    monkeypatch.setattr(module, "encode_views", lambda *args: [])
+    monkeypatch.setattr(module, "encode_levels", lambda *args: [])
+    monkeypatch.setattr(module, "mla_loss", lambda *args: -1.5)
+    monkeypatch.setattr(module, "reconstruction", lambda *args: {"words": 4.0, "patches": 8.0})
+    total, metrics = objective(
+        None, None, BATCH, KEY, tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5}), MASK_ID
+    )
+    assert total == 2 * -1.5 + 3 * 4 + 0.5 * 8
+    assert metrics == {"loss": total, "mla": -1.5, "words": 4.0, "patches": 8.0}
+
+
+@pytest.mark.parametrize(
+    "changes, terms, unused",
+    [
+        ({"mla": {"weight": 0.0}}, {"words", "patches"}, ["mla_loss", "encode_views", "encode_levels"]),
+        ({"bmm": {"word_weight": 0.0}}, {"mla", "patches"}, ["bmm.mask_words", "bmm.word_loss"]),
+        ({"bmm": {"patch_weight": 0.0}}, {"mla", "words"}, ["bmm.mask_patches", "bmm.hidden_pixels", "bmm.patch_loss"]),
+        ({"bmm": {"word_weight": 0.0, "patch_weight": 0.0}}, {"mla"}, ["reconstruction"]),
+    ],
+)
+def test_a_term_of_weight_zero_is_not_computed(monkeypatch, changes, terms, unused):
+    for name in unused:
+        monkeypatch.setattr(f"ivt_jax.objective.{name}", None)  # a call would be a TypeError
+    assert terms_of(tiny(**changes)) == {"loss", *terms}
+
+
+@pytest.mark.parametrize(
+    "variant, levels, reconstructs",
+    [
+        ("baseline", 1, False),
+        ("mla", 3, False),
+        ("bmm_align", 1, False),
+        ("bmm_reconstruct", 1, True),
+        ("full", 3, True),
+    ],
+)
+def test_the_ablation_has_the_terms_of_its_names(variant, levels, reconstructs):
+    config = synth.get_config(variant)
+    config.model.update(tiny().model)
+    config.bmm.rows = 2
+    text = {level: BATCH["text"][level] for level in list(LEVELS)[:levels]}  # another level would be missed
+    expected = {"loss", "mla", "words", "patches"} if reconstructs else {"loss", "mla"}
+    assert terms_of(config, {**BATCH, "text": text}) == expected
+    assert (config.bmm.align != "off") == (variant in ("bmm_align", "full"))
+
+
+# ---- alignment
+
+
+def encoded(config, batch=BATCH):
+    model, params = IVT(IVTConfig.from_config(config.model)), params_of()
+
+    def encode(key):
+        views = encode_views(model, params, normalise(batch["images"]), key, key, config.bmm)
+        return views, encode_levels(model, params, list(batch["text"].values()), key, key, config.bmm)
+
+    return jax.jit(encode)(KEY)
+
+
+@pytest.fixture(scope="module")
+def separately():
+    """The embeddings without masked alignment, view by view and level by level."""
+    model, params = IVT(IVTConfig.from_config(tiny().model)), params_of()
+    image = jax.jit(lambda x: model.apply({"params": params}, normalise(x), method="encode_image")[:, 0])
+    text = jax.jit(lambda ids: model.apply({"params": params}, ids, ids > 0, method="encode_text")[:, 0])
+    return [image(BATCH["images"][:, v]) for v in range(3)], [text(ids) for ids in BATCH["text"].values()]
+
+
+@pytest.mark.parametrize("align, ratio", [("off", 0.5), ("exact", 0.0), ("fast", 0.0)])
+def test_without_dropping_each_view_and_level_is_encoded_as_it_is(separately, align, ratio):
+    actual = encoded(tiny(bmm={"align": align, "align_ratio": ratio}))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), actual, separately)
+
+
+@pytest.mark.parametrize("align", ["exact", "fast"])
+def test_masked_alignment_drops_tokens_of_every_view_and_level(separately, align):
+    actual = encoded(tiny(bmm={"align": align, "align_ratio": 0.9}))
+    for after, before in zip(jax.tree.leaves(actual), jax.tree.leaves(separately), strict=True):
+        assert np.abs(after - before).max() > 1e-3
+
+
+def test_exact_alignment_has_one_pattern_per_modality_and_fast_one_per_row():
+    # The same image, and the same text, in every row, view and level: equal embeddings mean equal patterns.
+    same = {
+        "images": np.broadcast_to(BATCH["images"][:1, :1], BATCH["images"].shape),
+        "text": dict.fromkeys(LEVELS, np.tile(BATCH["text"]["sentence"][:1], (4, 1))),
+    }
+    for align in ("exact", "fast"):
+        images, texts = encoded(tiny(bmm={"align": align, "align_ratio": 0.6}), same)
+        for embeddings in (np.concatenate(images), np.concatenate(texts)):
+            spread = np.abs(embeddings - embeddings[0]).max()
+            assert spread < 1e-5 if align == "exact" else spread > 1e-3
+
+
+def test_the_matching_is_mla_of_the_embeddings(separately):
+    batch = {**BATCH, "erase": np.zeros_like(BATCH["erase"])}
+    _, metrics = evaluate(tiny(bmm={"word_weight": 0.0, "patch_weight": 0.0}), batch)
+    np.testing.assert_allclose(metrics["mla"], mla_loss(*separately, BATCH["person_ids"]), rtol=1e-5)
+
+
+# ---- reconstruction: what reaches the two losses
+
+
+@pytest.fixture(scope="module")
+def reconstructed():
+    """Metrics of overlapping patches (5 x 2) with all views erased, and what reached the losses."""
+    config = tiny(mla={"weight": 0.0}, bmm={"patch_block": 2}, model={"stride": 4})
+    batch = {**BATCH, "erase": np.tile(np.array([0, 0, 24, 12], np.int32), (4, 3, 1))}
+    model, params, seen = IVT(IVTConfig.from_config(config.model)), params_of(4), {}
+
+    def spy(name, function):
+        def wrapped(*args, **kwargs):
+            result = function(*args, **kwargs)
+            seen[name] = (args, result)
+            return result
+
+        return wrapped
+
+    def run(params):
+        metrics = objective(model, params, batch, KEY, config, MASK_ID)[1]
+        (logits, targets, _), _ = seen["word_loss"]
+        return metrics, {"words": (seen["mask_words"][1], logits, targets),
+                         "patches": (seen["mask_patches"][1], *seen["patch_loss"][0])}  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mask_words", "word_loss", "mask_patches", "patch_loss"):
+            patch.setattr(bmm, name, spy(name, getattr(bmm, name)))
+        return jax.tree.map(np.asarray, jax.jit(run)(params))
+
+
+def test_words_are_predicted_as_they_were_before_masking(reconstructed):
+    metrics, seen = reconstructed
+    (corrupted, positions, weights), logits, targets = seen["words"]
+    assert (corrupted == MASK_ID).any()
+    losses = []
+    for row, slot in np.argwhere(weights):
+        original = BATCH["text"]["sentence"][row, positions[row, slot]]
+        assert targets[row, slot] == original
+        p = np.exp(logits[row, slot].astype(np.float64))
+        losses.append(-np.log(p[original] / p.sum()))
+    np.testing.assert_allclose(metrics["words"], np.mean(losses), rtol=1e-5)
+
+
+def test_patches_are_predicted_as_in_the_clean_first_view(reconstructed):
+    metrics, seen = reconstructed
+    hidden, predicted, targets, weights = seen["patches"]
+    corners = [(p // 2 * 4, p % 2 * 4) for p in range(10)]
+    total = count = 0.0
+    for b in range(4):
+        image = BATCH["images"][b, 0] / 127.5 - 1
+        covered = np.zeros((24, 12, 3))
+        for p in np.flatnonzero(~hidden[b]):
+            covered[corners[p][0] :, corners[p][1] :][:6, :6] = 1
+        for slot, p in enumerate(np.flatnonzero(hidden[b])):
+            window = np.s_[corners[p][0] : corners[p][0] + 6, corners[p][1] : corners[p][1] + 6]
+            patch, weight = image[window].ravel(), 1 - covered[window].ravel()
+            np.testing.assert_allclose(targets[b, slot], (patch - patch.mean()) / patch.std(), atol=1e-4)
+            np.testing.assert_array_equal(weights[b, slot], weight)
+            total += (weight * (predicted[b, slot] - targets[b, slot]) ** 2).sum()
+            count += weight.sum()
+    assert predicted.shape == (4, 5, 108)
+    np.testing.assert_allclose(metrics["patches"], total / count, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows, expected", [(0, [0, 1, 2, 3, 4, 5]), (1, [0]), (2, [0, 3]), (3, [0, 2, 4])])
+def test_rows_picks_evenly_spaced_pairs(monkeypatch, rows, expected):
+    def look(model, params, images, clean, ids, words, *rest):
+        seen.update(images=images, clean=clean, ids=ids, words=words)
+        return {"words": 0.0}
+
+    seen, batch = {}, make_batch(6)
+    monkeypatch.setattr(module, "reconstruction", look)
+    objective(None, None, batch, KEY, tiny(mla={"weight": 0.0}, bmm={"rows": rows}), MASK_ID)
+    np.testing.assert_array_equal(seen["clean"], normalise(batch["images"][expected, 0]))
+    np.testing.assert_array_equal(seen["ids"], batch["text"]["sentence"][expected])
+    np.testing.assert_array_equal(seen["words"], batch["words"][expected])
+    erased = (seen["images"] != seen["clean"]).any(-1)
+    assert erased[:, 2:10, 3:9].all()
+    assert erased.sum() == len(expected) * 8 * 6
+
+
+@pytest.mark.parametrize("term, mlp", [("words", "mlp_txt"), ("patches", "mlp_vis")])
+def test_the_gradient_of_reconstruction_reaches_the_shared_tower(term, mlp):
+    weights = {"word_weight": float(term == "words"), "patch_weight": float(term == "patches")}
+    config = tiny(mla={"weight": 0.0}, bmm=weights)
+    model = IVT(IVTConfig.from_config(config.model))
+    loss = jax.jit(jax.grad(lambda params: objective(model, params, BATCH, KEY, config, MASK_ID)[0]))
+    gradient = loss(params_of())
+    size = jax.tree.map(lambda g: float(np.abs(g).max()), gradient)
+    assert size["blocks"]["attn"]["qkv"]["kernel"] > 1e-4
+    assert size["blocks"][mlp]["fc1"]["kernel"] > 1e-4
+    # Each modality is rebuilt from the other as well: its embeddings, too, get their share.
+    assert size["image_embedding"]["pos_embed"] > 1e-6
+    assert size["text_embedding"]["position"] > 1e-6
+    assert (size["image_embedding"]["mask_token"] > 0) == (term == "patches")

@@ -1,0 +1,200 @@
+"""The step: guarded, reproducible, the same on any number of devices, and it lowers for GPU and TPU."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import default
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.objective import objective
+from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.sharding import global_batch, state_sharding
+from ivt_jax.train_step import init_state, train_step
+
+BATCH_SIZE = 8
+LENGTHS = {"sentence": 10, "phrase": 8, "word": 6}
+
+
+def tiny(**model):
+    config = default.get_config()
+    config.model.update(
+        {"image_size": (24, 12), "patch_size": 6, "stride": 6, "width": 16, "depth": 2, "num_heads": 2,
+         "vocab_size": 40, "max_text_length": 12, "dtype": "float32", **model}
+    )  # fmt: skip
+    return config
+
+
+def make_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    text = {name: rng.integers(5, 40, (BATCH_SIZE, length), np.int32) for name, length in LENGTHS.items()}
+    text["sentence"][::2, 7:] = 0
+    return {
+        "images": rng.integers(0, 256, (BATCH_SIZE, 3, 24, 12, 3), np.uint8),
+        "erase": np.tile(np.array([2, 3, 8, 6], np.int32), (BATCH_SIZE, 3, 1)),
+        "text": text,
+        "words": np.where(text["sentence"] > 0, np.arange(10), 0).astype(np.int32),
+        "person_ids": np.arange(BATCH_SIZE, dtype=np.int32) // 2,
+        "pair_ids": np.arange(BATCH_SIZE, dtype=np.int32),
+    }
+
+
+def program(config):
+    """(init, step), neither of them jitted."""
+    model = IVT(IVTConfig.from_config(config.model))
+    tx = make_optimizer(config, make_schedules(config, np.array([0, 1, 2, 3]), 3))
+    init = functools.partial(init_state, model, tx, config.seed)
+    return init, functools.partial(train_step, model=model, tx=tx, config=config, mask_id=4)
+
+
+@pytest.fixture(scope="module")
+def single():
+    """The program on one device: initial state and compiled step."""
+    init, step = program(tiny())
+    state = jax.jit(init)()
+    return state, jax.jit(step).lower(state, make_batch()).compile()
+
+
+def assert_trees(compare, actual, expected):
+    jax.tree.map(lambda x, y: compare(np.asarray(x), np.asarray(y)), actual, expected)
+
+
+equal = np.testing.assert_array_equal
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_add_up_and_parameters_move(single):
+    state, step = single
+    after, metrics = step(state, make_batch())
+    np.testing.assert_allclose(metrics["loss"], metrics["mla"] + metrics["words"] + metrics["patches"], rtol=1e-6)
+    assert set(metrics) == {"loss", "mla", "words", "patches", "grad_norm", "bad_steps"}
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), after.params, state.params)
+    assert all(jax.tree.leaves(moved))
+    assert (after.step, after.bad_steps) == (1, 0)
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again(single):
+    state, step = single
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, make_batch())
+        losses.append(float(metrics["mla"]))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
+    state, step = single
+    good, _ = step(state, make_batch())
+    broken = jax.tree.map(lambda x: x, good.params)
+    broken["blocks"]["attn"]["qkv"]["kernel"] = broken["blocks"]["attn"]["qkv"]["kernel"].at[0, 0, 0].set(jnp.inf)
+    bad = good.replace(params=broken)
+    for count in (1, 2):
+        bad, metrics = step(bad, make_batch())
+        assert not np.isfinite(metrics["loss"])
+        assert (bad.bad_steps, metrics["bad_steps"], bad.step) == (count, count, 1 + count)
+        assert_trees(equal, (bad.params, bad.opt_state), (broken, good.opt_state))
+    mended, metrics = step(bad.replace(params=good.params), make_batch())
+    assert np.isfinite(metrics["loss"])
+    assert (mended.bad_steps, mended.step) == (0, 4)
+    assert (np.asarray(mended.params["blocks"]["norm"]["scale"]) != good.params["blocks"]["norm"]["scale"]).any()
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypatch):
+    # sqrt has no finite derivative at 0: the loss is 0 + the parameters' sum times 0, its gradient NaN.
+    def root(model, params, *rest):
+        loss = sum(jnp.sqrt(jnp.sum(x * 0)) for x in jax.tree.leaves(params))
+        return loss, {"loss": loss}
+
+    monkeypatch.setattr("ivt_jax.train_step.objective", root)
+    state, _ = single
+    _, step = program(tiny())
+    after, metrics = jax.jit(step)(state, {})
+    assert metrics["loss"] == 0
+    assert not np.isfinite(metrics["grad_norm"])
+    assert (after.step, after.bad_steps) == (1, 1)
+    assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
+
+
+def test_the_same_seed_gives_the_same_bits(single):
+    state, step = single
+    runs = []
+    for _ in range(2):
+        last = state
+        for seed in (0, 1):
+            last, metrics = step(last, make_batch(seed))
+        runs.append((last, metrics))
+    assert_trees(equal, *runs)
+    assert_trees(equal, jax.jit(program(tiny())[0])(), state)
+
+
+def test_each_step_has_its_own_randomness(single):
+    state, step = single
+    _, first = step(state, make_batch())
+    _, other = step(state.replace(step=state.step + 1), make_batch())
+    assert abs(first["loss"] - other["loss"]) > 1e-4  # same parameters and batch: other masks, drops and noise
+
+
+# ---- any number of devices
+
+
+def on_mesh(config, data, fsdp):
+    """The mesh, and (init, step) jitted for it."""
+    mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
+    init, step = program(config)
+    sharding = state_sharding(mesh, jax.eval_shape(init))
+    return mesh, jax.jit(init, out_shardings=sharding), jax.jit(step, out_shardings=(sharding, None))
+
+
+@pytest.fixture(scope="module")
+def two_steps(single):
+    state, step = single
+    state, first = step(state, make_batch(0))
+    state, second = step(state, make_batch(1))
+    return state, first, second
+
+
+@pytest.mark.parametrize("data, fsdp", [(2, 1), (4, 1), (8, 1), (2, 4)])
+def test_devices_share_the_work_and_change_neither_loss_nor_parameters(single, two_steps, data, fsdp):
+    mesh, init, step = on_mesh(tiny(), data, fsdp)
+    batches = [global_batch(mesh, make_batch(seed)) for seed in (0, 1)]
+    state = init()
+    step = step.lower(state, batches[0]).compile()
+    state, first = step(state, batches[0])
+    state, second = step(state, batches[1])
+    assert_trees(close, (state.params, first, second), (two_steps[0].params, *two_steps[1:]))
+    kernel = state.params["blocks"]["mlp_vis"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+    whole, part = (compiled.cost_analysis()["flops"] for compiled in (single[1], step))
+    assert part < 1.25 * whole / (data * fsdp)  # no pass is repeated on every device
+
+
+def test_negatives_are_the_global_batch(single):
+    """On eight devices the matching is over all pairs: not the mean of what each would find in its own rows."""
+    config = tiny(dropout=0.0, drop_path=0.0)
+    config.bmm.update({"align": "off", "word_weight": 0.0, "patch_weight": 0.0})
+    model, params = IVT(IVTConfig.from_config(config.model)), single[0].params
+    run = jax.jit(lambda params, batch: objective(model, params, batch, jax.random.key(0), config, 4)[1]["mla"])
+    batch = {**make_batch(), "erase": np.zeros((BATCH_SIZE, 3, 4), np.int32)}
+    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
+    whole = run(params, batch)
+    close(run(params, global_batch(mesh, batch)), whole)
+    halves = [run(params, jax.tree.map(lambda x, half=half: x[half], batch)) for half in (np.s_[:4], np.s_[4:])]
+    assert abs(np.mean(halves) - whole) > 0.1
+
+
+# ---- accelerators
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16", "remat": True, "unroll": 2, "stride": 4}])
+def test_the_step_lowers_for_gpu_and_tpu(changes):
+    _, init, step = on_mesh(tiny(**changes), 4, 2)
+    state = jax.eval_shape(init)
+    exported = jax.export.export(step, platforms=("cuda", "tpu"))(state, make_batch())
+    assert exported.platforms == ("cuda", "tpu")
+    assert exported.nr_devices == 8
+    leaves = jax.tree.leaves(state)
+    assert [(x.shape, x.dtype) for x in exported.out_avals[: len(leaves)]] == [(x.shape, x.dtype) for x in leaves]
