@@ -1,7 +1,7 @@
 """CUHK-PEDES: MLA + BMM with reconstruction, the released optimiser; `:release` is the released recipe.
 
-    python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES
-    python -m ivt_jax.main --config=configs/cuhk.py:release
+python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES
+python -m ivt_jax.main --config=configs/cuhk.py:release
 """
 
 from ml_collections import ConfigDict

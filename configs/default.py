@@ -1,6 +1,6 @@
 """Every key of a run, once, with what it means. The other configs change a few of them; so does the command line:
 
-    python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES --config.data.batch_size=56
+python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES --config.data.batch_size=56
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """ICFG-PEDES: as CUHK-PEDES, epochs counted from 0; it has no validation split, 5% of the persons are held out.
 
-    python -m ivt_jax.main --config=configs/icfg.py --config.data.root=DATA/ICFG-PEDES
-    python -m ivt_jax.main --config=configs/icfg.py:release
+python -m ivt_jax.main --config=configs/icfg.py --config.data.root=DATA/ICFG-PEDES
+python -m ivt_jax.main --config=configs/icfg.py:release
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """RSTPReid: 48 pairs per batch, patches without overlap, epochs counted from 0.
 
-    python -m ivt_jax.main --config=configs/rstp.py --config.data.root=DATA/RSTPReid
-    python -m ivt_jax.main --config=configs/rstp.py:release
+python -m ivt_jax.main --config=configs/rstp.py --config.data.root=DATA/RSTPReid
+python -m ivt_jax.main --config=configs/rstp.py:release
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ same global batches.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,8 @@ def train_batches(
     start_step: int = 0,
     host: int = 0,
     num_hosts: int = 1,
-) -> Iterator[Batch]:
-    """This host's rows of the batches from `start_step` on, without end.
+) -> Generator[Batch, None, None]:
+    """This host's rows of the batches from `start_step` on, without end; to be closed before the program ends.
 
     Each is a dict of NumPy arrays; B rows are this host's share of data.batch_size, V = mla.views:
     images (B, V, H, W, 3) uint8, cropped and flipped, not normalised; erase (B, V, 4) int32, box to fill with noise;
@@ -110,6 +110,7 @@ def train_batches(
         seen = [augment.augment_view(image, seeds[view], **config.augment) for view in range(views)]
         return tf.stack([view for view, _ in seen]), tf.stack([box for _, box in seen])
 
+    @tf.autograph.experimental.do_not_convert  # it holds no Python branch on tensors; reading its source only costs
     def assemble(pairs: tf.Tensor, encoded: tf.Tensor, seeds: tf.Tensor, *tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
         outputs = (tf.TensorSpec((views, *size, 3), tf.uint8), tf.TensorSpec((views, 4), tf.int32))
         images, erase = tf.map_fn(lambda row: augmented(*row), (encoded, seeds), fn_output_signature=outputs)
@@ -119,7 +120,7 @@ def train_batches(
     seed_spec = tf.TensorSpec((rows, views, 2), tf.int32)
     specs = [tf.TensorSpec((rows,), tf.int32), tf.TensorSpec((rows,), tf.string), seed_spec, *token_specs]
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    loaded = steps.map(lambda step: _numpy_function(load, step, specs))
+    loaded = steps.map(_numpy_function(load, specs))
     for pairs, images, erase, *tokens in _run(loaded.map(assemble, num_parallel_calls=_THREADS)):
         text = dict(zip(lengths, tokens, strict=True))
         yield {
@@ -142,11 +143,12 @@ def image_batches(source: Source, image_size: tuple[int, int], batch_size: int) 
     def decode(encoded: tf.Tensor) -> tf.Tensor:
         return augment.resize(augment.decode(encoded), image_size, "bilinear")
 
+    @tf.autograph.experimental.do_not_convert
     def assemble(encoded: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(decode, encoded, fn_output_signature=tf.uint8)
 
     firsts = tf.data.Dataset.range(0, count, batch_size)
-    loaded = firsts.map(lambda first: _numpy_function(load, first, [tf.TensorSpec((None,), tf.string)]))
+    loaded = firsts.map(_numpy_function(load, [tf.TensorSpec((None,), tf.string)]))
     yield from _run(loaded.map(assemble, num_parallel_calls=_THREADS))
 
 
@@ -171,10 +173,16 @@ def _as_objects(encoded: list[bytes]) -> np.ndarray:
 
 
 def _numpy_function(
-    function: Callable[[np.ndarray], tuple[np.ndarray, ...]], argument: tf.Tensor, specs: list[tf.TensorSpec]
-) -> tuple[tf.Tensor, ...]:
-    outputs = tf.numpy_function(function, [argument], [spec.dtype for spec in specs], stateful=False)
-    return tuple(tf.ensure_shape(output, spec.shape) for output, spec in zip(outputs, specs, strict=True))
+    function: Callable[[np.ndarray], tuple[np.ndarray, ...]], specs: list[tf.TensorSpec]
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """The function, of one NumPy argument, as a function of tensors whose outputs have these specs."""
+
+    @tf.autograph.experimental.do_not_convert
+    def call(argument: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        outputs = tf.numpy_function(function, [argument], [spec.dtype for spec in specs], stateful=False)
+        return tuple(tf.ensure_shape(output, spec.shape) for output, spec in zip(outputs, specs, strict=True))
+
+    return call
 
 
 def _run(dataset: tf.data.Dataset) -> Iterator[Any]:

@@ -55,7 +55,7 @@ def encode_views(
     size = 1 + model.config.num_patches
     mask = jnp.ones((count * batch, size), bool)
     keep = select(jax.random.fold_in(align, 0), mask, size, config)
-    if config.align == "fast":
+    if config.align == "fast" and keep is not None:
         keep = keep[0], None  # all images have the same number of tokens: nothing is padding
     tokens = _apply(model, params, stacked, keep=keep, dropout=dropout, method="encode_image")
     return list(tokens[:, 0].reshape(batch, count, -1).swapaxes(0, 1))
@@ -129,7 +129,9 @@ def reconstruction(
         logits: Any = model.apply({"params": params}, _gather(text_tokens, positions), method="word_logits")
         terms["words"] = bmm.word_loss(logits, jnp.take_along_axis(ids, positions, axis=1), word_weights)
     if hidden_patches is not None:
-        where = jnp.argsort(~hidden_patches, axis=1, stable=True)[:, : bmm.hidden_count(config.patch_ratio, c.num_patches)]
+        where = jnp.argsort(~hidden_patches, axis=1, stable=True)[
+            :, : bmm.hidden_count(config.patch_ratio, c.num_patches)
+        ]
         predicted: Any = model.apply({"params": params}, _gather(image_tokens[:, 1:], where), method="patch_pixels")
         targets = bmm.patch_targets(extract_patches(clean, c.patch_size, c.stride))
         hidden = bmm.hidden_pixels(hidden_patches, c.image_size, c.patch_size, c.stride)[..., None]

@@ -13,8 +13,9 @@ def released_schedule(
 ) -> optax.Schedule:
     """The released rate, constant within an epoch: linear from `start` to `peak`, then a cosine towards `floor`.
 
-    In epoch t < warmup it is start + t (peak - start) / warmup, else floor + (peak - floor) (1 + cos(pi t / horizon)) / 2,
-    with t counted from `first_epoch`. `epoch_starts` (epochs + 1,) holds the first step of each epoch.
+    In epoch t < warmup it is start + t (peak - start) / warmup, else
+    floor + (peak - floor) (1 + cos(pi t / horizon)) / 2, with t counted from `first_epoch`.
+    `epoch_starts` (epochs + 1,) holds the first step of each epoch.
     """
     starts = jnp.asarray(epoch_starts)
 
@@ -42,16 +43,15 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
                 peak, start=o.start, floor=o.floor, warmup=o.warmup_epochs, horizon=config.train.epochs,
                 first_epoch=config.train.first_epoch, epoch_starts=epoch_starts,
             )  # fmt: skip
-        return smooth_schedule(
-            peak, start=o.start, floor=o.floor, warmup_steps=warmup_steps, total_steps=total_steps
-        )
+        return smooth_schedule(peak, start=o.start, floor=o.floor, warmup_steps=warmup_steps, total_steps=total_steps)
 
     return {"bias": schedule(o.bias_learning_rate), "weight": schedule(o.learning_rate)}
 
 
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay coupled to the gradient on everything, as torch has it and the release uses it;
-    or AdamW, with decay on matrices alone. Biases follow their own rate in both.
+    """SGD with momentum and coupled weight decay on everything, as torch has it and the release uses it; or AdamW.
+
+    AdamW decays matrices alone. Biases follow their own rate in both. A withheld step does not count in the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
@@ -64,7 +64,7 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
 
 
 def groups(params: Any) -> Any:
-    """The group "bias" where the parameter's own name is bias, else "weight": the release's rule on its names gives the same."""
+    """The group "bias" where the parameter's own name is bias, else "weight"; so the release's rule on its names."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
 
 

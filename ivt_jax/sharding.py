@@ -39,9 +39,11 @@ def state_sharding(mesh: Mesh, shapes: Any) -> Any:
     """A NamedSharding for each leaf of a state; optimiser slots follow their parameters, for they bear their names."""
 
     def place(path, leaf):
-        name = "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next(spec for pattern, spec in PARAMETER_RULES if re.search(pattern, name))
-        divisible = all(axis is None or size % mesh.shape[axis] == 0 for size, axis in zip(leaf.shape, spec, strict=False))
+        divisible = all(
+            axis is None or size % mesh.shape[axis] == 0 for size, axis in zip(leaf.shape, spec, strict=False)
+        )
         return NamedSharding(mesh, spec if divisible else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, shapes)

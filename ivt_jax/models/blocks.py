@@ -71,7 +71,14 @@ def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array
 
 
 def block(
-    p: Params, x: jax.Array, rate: jax.Array, key: jax.Array | None, *, key_bias: jax.Array | None, num_image: int, num_heads: int
+    p: Params,
+    x: jax.Array,
+    rate: jax.Array,
+    key: jax.Array | None,
+    *,
+    key_bias: jax.Array | None,
+    num_image: int,
+    num_heads: int,
 ) -> jax.Array:
     """One pre-norm block over (B, N, D), the image tokens first."""
     attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)

@@ -1,8 +1,8 @@
 """IVT: one transformer for images, texts, and both at once (Shu et al. 2022, section 3.1).
 
-    model = IVT(IVTConfig.base())
-    params = model.init(jax.random.key(0))["params"]
-    tokens = model.apply({"params": params}, images, method="encode_image")   # embedding: tokens[:, 0]
+model = IVT(IVTConfig.base())
+params = model.init(jax.random.key(0))["params"]
+tokens = model.apply({"params": params}, images, method="encode_image")   # embedding: tokens[:, 0]
 """
 
 import dataclasses

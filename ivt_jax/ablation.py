@@ -1,0 +1,92 @@
+"""The ablation: five variants of configs/synth.py, some seeds each, at equal images per step and equal steps.
+
+    python -m ivt_jax.ablation --out=runs/ablation --root=data/pedes-synth
+
+Each run is `ivt_jax.main` in a workdir of its own, so that a second call resumes where the first one ended; the table
+(ablation.md) and the plot (ablation.png) are made from what the runs wrote.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ivt_jax.errors import UserError
+
+VARIANTS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
+MEASURES = ("R1", "R5", "R10", "mAP")
+
+
+def run(out: Path, root: str, seeds: int, steps: int) -> None:
+    """Trains what is not done yet; a run is done when its test results are written."""
+    pending = [(v, s) for s in range(seeds) for v in VARIANTS if not (out / f"{v}-{s}" / "test/summary.json").exists()]
+    for number, (variant, seed) in enumerate(pending, start=1):
+        workdir = out / f"{variant}-{seed}"
+        print(f"[{number}/{len(pending)}] {variant}, seed {seed}: {workdir}", flush=True)
+        command = [
+            sys.executable, "-m", "ivt_jax.main", f"--config=configs/synth.py:{variant}", f"--workdir={workdir}",
+            f"--config.seed={seed}", f"--config.data.root={root}", f"--config.train.steps={steps}",
+        ]  # fmt: skip
+        if subprocess.run(command).returncode:
+            raise UserError(f"{variant}, seed {seed} failed; run the same command again to resume")
+
+
+def scores(out: Path, seeds: int) -> dict[str, np.ndarray]:
+    """Test scores, text to image, percent: variant -> (seeds, measures)."""
+
+    def read(variant: str, seed: int) -> dict[str, float]:
+        return json.loads((out / f"{variant}-{seed}" / "test/summary.json").read_text())["t2i"]
+
+    return {v: np.array([[read(v, s)[m] for m in MEASURES] for s in range(seeds)]) for v in VARIANTS}
+
+
+def table(results: dict[str, np.ndarray]) -> str:
+    """Markdown: mean and sample standard deviation over the seeds."""
+    lines = ["| variant | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
+    for variant, values in results.items():
+        spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+        cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(values.mean(0), spread, strict=True)]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, np.ndarray], path: Path) -> None:
+    """R@1 of every seed as a dot, their mean as a bar."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for position, values in enumerate(results.values()):
+        axes.barh(position, values[:, 0].mean(), color="#9db8d9")
+        axes.plot(values[:, 0], [position] * len(values), "o", color="#1f3a5f", markersize=4)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlabel("test R@1, text to image, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
+    parser.add_argument("--root", default="data/pedes-synth", help="folder of the generated benchmark")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
+    args = parser.parse_args()
+    run(args.out, args.root, args.seeds, args.steps)
+    results = scores(args.out, args.seeds)
+    (args.out / "ablation.md").write_text(table(results))
+    plot(results, args.out / "ablation.png")
+    print(table(results) + f"{args.out}/ablation.md, {args.out}/ablation.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,95 @@
+"""Checkpoints by Orbax: the latest two and the best by validation, the run's config beside them."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from ivt_jax.errors import UserError
+from ivt_jax.workdir import load_config
+
+SELECTION = "val/t2i/R1"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; `metrics`, where given at a save, make it a candidate for the best.
+
+    Of equally good ones the latest is the best. With several processes all must call every method.
+    """
+
+    def __init__(self, workdir: Path):
+        best = BestN(get_metric_fn=lambda metrics: metrics[SELECTION], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
+            best_fn=lambda metrics: metrics[SELECTION],
+        )
+        self._manager = ocp.CheckpointManager(
+            epath.Path(workdir).absolute() / "checkpoints",
+            options=options,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step that did best on validation, or the latest where none was validated."""
+        return self._manager.best_step() or self.latest_step()
+
+    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Saves asynchronously."""
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics)
+
+    def restore(self, step: int, target: Any) -> Any:
+        """`target`: a tree of jax.ShapeDtypeStruct with shardings, on whatever mesh."""
+        how = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args=how)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+    def restore_params(self, step: int) -> Any:
+        """The parameters alone, as NumPy arrays; the optimiser's state is not read."""
+        target = {"params": self._manager.item_metadata(step)["state"].tree["params"]}
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        args = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self._manager.close()
+
+
+class Restored(NamedTuple):
+    """What a run learned, for use without its optimiser: parameters as NumPy arrays."""
+
+    config: ConfigDict
+    params: Any
+    step: int
+
+
+def restore_params(workdir: Path | str) -> Restored:
+    """The best checkpoint of a run by validation (the latest where there was none).
+
+    Raises UserError where the folder holds no run, or no checkpoint yet.
+    """
+    config = load_config(workdir)
+    checkpoints = Checkpoints(Path(workdir))
+    step = checkpoints.best_step()
+    if step is None:
+        raise UserError(f"{workdir}: no checkpoint yet; train first")
+    params = checkpoints.restore_params(step)
+    checkpoints.close()
+    return Restored(config, params, step)
+
+
+def export_params(path: Path | str, params: Any) -> None:
+    """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them."""
+    target = epath.Path(path).absolute()
+    if target.exists():
+        raise UserError(f"{target} exists already; remove it to export again")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(target, params)

@@ -1,0 +1,109 @@
+"""What a run tells the world: TensorBoard and JSONL scalars, the parameter table, progress with throughput and ETA.
+
+clu is imported where it is used: its writers import TensorFlow, which takes seconds.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class ScalarLog:
+    """Scalars of a run: `metrics.jsonl`, one object a line, and TensorBoard events through clu.
+
+    Opened at the step a run resumes from, it drops the lines that the run is about to write again. A process that is
+    not the first writes nothing.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, enabled: bool):
+        self._enabled = enabled
+        if not enabled:
+            return
+        from clu import metric_writers
+
+        self._path = workdir / "metrics.jsonl"
+        _drop_after(self._path, start_step)
+        self._writer = metric_writers.SummaryWriter(str(workdir))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        if not self._enabled:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._writer.write_scalars(step, scalars)
+        self._writer.flush()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keeps the lines up to `step`; a last line cut short by a crash goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def parameter_table(params: Any) -> str:
+    """Name, shape, size and total of all parameters; `params` may be shapes alone."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+class Progress:
+    """Steps done, throughput and time left: one line that is rewritten on a terminal, plain lines in a log.
+
+    Throughput is that of the steps alone; the time left reckons with validations too, as often as there were so far.
+    """
+
+    def __init__(self, total_steps: int, pairs_per_step: int, stream: TextIO | None = None):
+        self._total, self._pairs, self._stream = total_steps, pairs_per_step, stream or sys.stderr
+        self._began = self._resumed = (0.0, 0)
+
+    def start(self, step: int) -> None:
+        """Starts the clocks at `step`, once everything is compiled."""
+        self._began = self._resumed = (time.perf_counter(), step)
+
+    def resume(self, step: int) -> None:
+        """After something that is not a step, such as a validation: its time does not count as throughput."""
+        self._resumed = (time.perf_counter(), step)
+
+    def pairs_per_second(self, step: int) -> float:
+        """(image, caption) pairs a second since the last call, start or resume; waiting for input included."""
+        then, last = self._resumed
+        self.resume(step)
+        return (step - last) * self._pairs / max(self._resumed[0] - then, 1e-9)
+
+    def show(self, step: int, scalars: Mapping[str, float], rate: float) -> None:
+        """One line with the step, the scalars, the throughput and the time left."""
+        then, first = self._began
+        left = (time.perf_counter() - then) / (step - first) * (self._total - step)
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items())
+        line = f"step {step}/{self._total}  {terms}  {rate:.0f} pairs/s  {format_seconds(left)} left"
+        self.say(line, transient=True)
+
+    def say(self, line: str, transient: bool = False) -> None:
+        """Writes a line; on a terminal, the next one takes the place of a transient one."""
+        if self._stream.isatty():
+            self._stream.write(f"\r\x1b[2K{line}" + ("" if transient else "\n"))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> "1:15", 7384 -> "2:03:04"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

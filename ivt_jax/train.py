@@ -1,0 +1,212 @@
+"""The run: set up, train, select on validation, report test once. Readable from top to bottom."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from input_pipeline import pipeline
+from input_pipeline.sampling import EpochPlans
+from input_pipeline.tokenizer import Tokenizer, load_tokenizer
+from ivt_jax import evaluation
+from ivt_jax.checkpoint import Checkpoints, export_params, restore_params
+from ivt_jax.config_check import check_config
+from ivt_jax.errors import UserError
+from ivt_jax.metrics import Progress, ScalarLog, format_seconds
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.report import write_report
+from ivt_jax.sharding import global_batch, local_copy, make_mesh, state_sharding
+from ivt_jax.train_step import TrainState, init_state, train_step
+from ivt_jax.workdir import record_config, refuse_other_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config compiles to: the model, its place on the mesh, and the jitted step."""
+
+    model: IVT
+    mesh: jax.sharding.Mesh
+    init: Any  # () -> TrainState, sharded
+    step: Any  # jitted: (state, global batch) -> (state, scalar metrics); the state is donated
+    target: Any  # the state's shapes and shardings, to restore a checkpoint into
+
+
+def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
+    """Nothing is computed or allocated here; `epoch_starts` and `total_steps` shape the learning rates."""
+    model = IVT(IVTConfig.from_config(config.model))
+    mesh = make_mesh(config.runtime.mesh)
+    schedules = make_schedules(config, epoch_starts, total_steps)
+    tx = make_optimizer(config, schedules)
+    init = functools.partial(init_state, model, tx, config.seed)
+    shapes = jax.eval_shape(init)
+    sharding = state_sharding(mesh, shapes)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
+
+    def step(state, batch):
+        rate = schedules["weight"](state.step)
+        state, metrics = train_step(state, batch, model=model, tx=tx, config=config, mask_id=mask_id)
+        return state, {**metrics, "learning_rate": rate}
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return Program(
+        model=model,
+        mesh=mesh,
+        init=jax.jit(init, out_shardings=sharding),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
+        target=target,
+    )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Trains (or resumes) the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
+
+    A run that is complete is left as it is.
+    """
+    check_config(config, jax.device_count())
+    first = jax.process_index() == 0
+    refuse_other_config(workdir, config)
+    source = pipeline.open_split(config, "train")
+    tokenizer = load_run_tokenizer(config)
+    plans = EpochPlans(
+        source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
+        config.seed,
+    )  # fmt: skip
+    epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
+    total_steps = config.train.steps or int(epoch_starts[-1])
+    program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
+
+    checkpoints = Checkpoints(workdir)
+    start = checkpoints.latest_step() or 0
+    progress = Progress(total_steps, config.data.batch_size)
+    if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
+        return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
+    progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
+    if first:
+        record_config(workdir, config)
+    log = ScalarLog(workdir, start, enabled=first)
+    validate = make_validation(config, program, tokenizer)
+    due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
+
+    state = checkpoints.restore(start, program.target) if start else program.init()
+    rows = pipeline.train_batches(config, source, tokenizer, plans, start, jax.process_index(), jax.process_count())
+    run_step = None
+    # Metrics are read one step late, so that the device never waits for the host.
+    pending: collections.deque[tuple[int, Any]] = collections.deque()
+    with contextlib.closing(rows):  # before Python ends: TensorFlow's threads could not be stopped any more
+        for step, batch in zip(range(start + 1, total_steps + 1), rows, strict=False):
+            batch = global_batch(program.mesh, batch)
+            run_step = run_step or compile_step(program.step, state, batch, step, progress)
+            state, metrics = run_step(state, batch)
+            pending.append((step, metrics))
+            validates = due(step)
+            saves = validates or step % config.runtime.checkpoint_every == 0
+            while len(pending) > (0 if saves else 1):  # what precedes a checkpoint is logged before it
+                report_step(pending.popleft(), config, log, progress)
+            if saves:
+                scores = validate(state) if validates else {}
+                if scores:
+                    log.write(step, scores)
+                    shown = "  ".join(f"{name[4:]} {value:.1f}" for name, value in scores.items())
+                    progress.say(f"step {step}: validation {shown}")
+                checkpoints.save(step, state, scores or None)
+                progress.resume(step)
+    checkpoints.close()
+
+    summary = evaluate(workdir, write=first)
+    progress.say(f"test, step {summary['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in summary["t2i"].items()))
+    if first:
+        progress.say(f"report: {write_report(workdir)}")
+
+
+def compile_step(program_step: Any, state: TrainState, batch: Any, step: int, progress: Progress) -> Callable:
+    """The step's program for these arrays; says so, for it takes a while. The clocks of `progress` start after it."""
+    progress.say("compiling the training step")
+    began = time.perf_counter()
+    compiled = program_step.lower(state, batch).compile()
+    progress.say(f"compiled in {format_seconds(time.perf_counter() - began)}")
+    progress.start(step - 1)
+    return compiled
+
+
+def report_step(numbered: tuple[int, Any], config: ConfigDict, log: ScalarLog, progress: Progress) -> None:
+    """Logs (step, metrics) where it is due; ends the run where too many steps in a row were not finite."""
+    step, metrics = numbered
+    scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    bad = int(scalars.pop("bad_steps"))
+    if bad >= config.train.max_bad_steps:
+        names = ", ".join(name for name, value in scalars.items() if not np.isfinite(value))
+        raise UserError(
+            f"step {step}: not finite: {names}; {bad} such steps in a row (train.max_bad_steps), their updates were "
+            "withheld. Lower the learning rate, or use model.dtype float32"
+        )
+    if step % config.runtime.log_every == 0:
+        rate = progress.pairs_per_second(step)
+        log.write(step, {**scalars, "pairs_per_second": rate})
+        scalars.pop("learning_rate")
+        progress.show(step, scalars, rate)
+
+
+def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
+    """Whether a validation follows this step: every `every` steps, or at the end of each epoch; always at the last."""
+    return step == last or (step % every == 0 if every else step in starts)
+
+
+def make_validation(
+    config: ConfigDict, program: Program, tokenizer: Tokenizer
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function of the state that scores it on the validation split; no scores where there is no such split."""
+    source = pipeline.open_split(config, "val")
+    if not len(source.person_ids):
+        return lambda state: {}
+
+    def validate(state: TrainState) -> dict[str, float]:
+        params = local_copy(program.mesh, state.params)
+        result = evaluation.evaluate_split(program.model, params, source, tokenizer, config)
+        return {f"val/{way}/{name}": value for way in ("t2i", "i2t") for name, value in result.summary[way].items()}
+
+    return validate
+
+
+def load_run_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The run's tokenizer; its vocabulary must be the model's."""
+    tokenizer = load_tokenizer(config.text.tokenizer)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {config.model.vocab_size}; "
+            f"set --config.model.vocab_size={tokenizer.vocab_size} or another --config.text.tokenizer"
+        )
+    return tokenizer
+
+
+def evaluate(workdir: Path, write: bool = True) -> dict[str, Any]:
+    """Scores the best checkpoint on the test split, writes test/ into the workdir, returns the summary.
+
+    With several processes all call it, for all read the checkpoint, and one of them writes.
+    """
+    config, params, step = restore_params(workdir)
+    source = pipeline.open_split(config, "test")
+    model = IVT(IVTConfig.from_config(config.model))
+    result = evaluation.evaluate_split(model, params, source, load_run_tokenizer(config), config)
+    if not write:
+        return {"step": step, **result.summary}
+    return evaluation.write_test_results(workdir, step, config.data.root, source, result)
+
+
+def export(workdir: Path) -> Path:
+    """Writes the best checkpoint's parameters alone, an Orbax checkpoint, to export/params; config.json beside it."""
+    params = restore_params(workdir).params
+    folder = workdir / "export"
+    export_params(folder / "params", params)
+    shutil.copy(workdir / "config.json", folder / "config.json")
+    return folder

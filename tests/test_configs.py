@@ -1,0 +1,372 @@
+"""Every config resolves, and every key does something: change it, and what it governs changes."""
+
+import inspect
+import itertools
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import cuhk, default, icfg, rstp, synth
+from input_pipeline import pipeline
+from input_pipeline.sampling import EpochPlans
+from input_pipeline.tokenizer import SHIPPED
+from ivt_jax import evaluation, main, train
+from ivt_jax.errors import UserError
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.objective import objective
+from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.sharding import make_mesh
+
+
+def flatten(config, prefix=""):
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
+    return flat
+
+
+# ---- each config
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "root", "batch", "stride", "first_epoch"),
+    [
+        (cuhk, "cuhk_pedes", "data/CUHK-PEDES", 28, 12, 1),
+        (icfg, "icfg_pedes", "data/ICFG-PEDES", 28, 12, 0),
+        (rstp, "rstp_reid", "data/RSTPReid", 48, 16, 0),
+    ],
+)
+def test_the_datasets_differ_as_released(module, name, root, batch, stride, first_epoch):
+    config, released = module.get_config(), module.get_config("release")
+    assert flatten(config).keys() == flatten(default.get_config()).keys()
+    assert (config.data.name, config.data.root) == (name, root)
+    assert (config.data.batch_size, config.model.stride, config.train.first_epoch) == (batch, stride, first_epoch)
+    assert config.bmm.patch_block == (2 if stride < 16 else 1)
+    changed = {key for key, value in flatten(released).items() if value != flatten(config)[key]}
+    assert changed == {"bmm.word_weight", "bmm.patch_weight"}
+    assert released.bmm.word_weight == released.bmm.patch_weight == 0
+
+
+def test_the_ablation_changes_nothing_but_its_terms():
+    variants = {variant: flatten(synth.get_config(variant)) for variant in synth.VARIANTS if variant}
+    full = variants["full"]
+    terms = {"mla.levels", "bmm.align", "bmm.word_weight", "bmm.patch_weight"}
+    for variant, flat in variants.items():
+        assert {key for key in full if flat[key] != full[key]} <= terms, variant
+    assert {key for key in terms if variants["mla"][key] != variants["baseline"][key]} == {"mla.levels"}
+
+
+@pytest.mark.parametrize(
+    ("module", "known"),
+    [(cuhk, "(none), :release"), (synth, "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full")],
+)
+def test_an_unknown_variant_is_one_line(module, known):
+    with pytest.raises(ValueError, match=r"^this config has no variant :fast; it has ") as error:
+        module.get_config("fast")
+    assert str(error.value).endswith(known)
+
+
+@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth])
+def test_a_config_opens_with_its_command(module):
+    line = next(line.strip() for line in inspect.getdoc(module).splitlines() if "ivt_jax.main" in line)
+    path = line.split("--config=")[1].split()[0].partition(":")[0]
+    assert line.startswith("python -m ivt_jax.main --config=") and Path(path).exists()
+
+
+# ---- each key: probes, which return what the keys govern
+
+
+def batch(config):
+    """The third training batch: images, boxes, texts, pairs."""
+    source = pipeline.open_split(config, "train")
+    data = config.data
+    plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+    tokenizer = train.load_run_tokenizer(config)
+    return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
+
+
+def parameters(config):
+    model = IVT(IVTConfig.from_config(config.model))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
+
+
+def initial(config):
+    """The parameters that training starts from."""
+    model = IVT(IVTConfig.from_config(config.model))
+    return jax.jit(lambda: model.init(jax.random.key(config.seed))["params"])()
+
+
+def loss(config):
+    """The objective and its gradient as a program, traced: another dtype, rate, term or shape is another program."""
+    rows, views, size = config.data.batch_size, config.mla.views, config.model.image_size
+    text = {level: np.ones((rows, config.text.length[level]), np.int32) for level in ("sentence", "phrase", "word")}
+    inputs = {
+        "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
+        "text": text, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
+    }  # fmt: skip
+    model = IVT(IVTConfig.from_config(config.model))
+
+    def total(params, inputs):
+        return objective(model, params, inputs, jax.random.key(0), config, mask_id=4)[0]
+
+    return str(jax.make_jaxpr(jax.grad(total))(parameters(config), inputs))
+
+
+STEPS = (0, 3, 10, 25, 39)  # of an optimiser with ten steps per epoch
+PARAMS = {"kernel": np.array([1.0, -2.0], np.float32), "bias": np.array([0.5], np.float32)}
+
+
+def updates(config):
+    """Parameters after updates at rates of several steps, with gradients that change."""
+    epochs = config.train.epochs + 1 - config.train.first_epoch
+    tx = make_optimizer(config, make_schedules(config, np.arange(epochs + 1) * 10, config.train.steps or epochs * 10))
+    state, trace = tx.init(PARAMS), []
+    for number in range(max(STEPS) + 1):
+        gradients = jax.tree.map(lambda x, n=number: np.float32(0.3) * x * (n % 3 - 0.5), PARAMS)
+        changes, state = tx.update(gradients, state, PARAMS)
+        trace += [changes] if number in STEPS else []
+    return trace
+
+
+def splits(config):
+    """Who is in each split."""
+    return [pipeline.open_split(config, split).person_ids for split in ("train", "val")]
+
+
+def tokens(config):
+    return train.load_run_tokenizer(config).digest
+
+
+def mesh(config):
+    return make_mesh(config.runtime.mesh).devices.shape
+
+
+def prepared(config):
+    """Where the prepared data of a split lie."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = pipeline.prepare
+        patch.setattr(pipeline, "prepare", lambda *args: seen.append(original(*args)) or seen[0])
+        pipeline.open_split(config, "train")
+    return str(seen[0].data_path.parent)
+
+
+def evaluation_batches(config):
+    """How many images and texts validation embeds at once."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
+        patch.setattr(evaluation, "embed_images", images)
+        patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
+        patch.setattr(evaluation, "summarise", lambda embeddings: {})
+        tokenizer = train.load_run_tokenizer(config)
+        evaluation.evaluate_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
+    return seen
+
+
+def flags(config):
+    """The flags that XLA gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
+        patch.setattr(main, "CONFIG", SimpleNamespace(value=config))
+        patch.setattr(main, "WORKDIR", SimpleNamespace(value="runs/x"))
+        patch.setattr(main, "DRY_RUN", SimpleNamespace(value=True))
+        patch.setattr("ivt_jax.dry_run.dry_run", lambda config: "")
+        main.main(["main"])
+        return os.environ["XLA_FLAGS"]
+
+
+def run(config):
+    """What the loop does and when, with a device that computes nothing; the loss is not finite from step 3 on."""
+    events = []
+
+    def step(state, batch):
+        number = state["step"] + 1
+        metrics = {"loss": 1.0, "learning_rate": 1.0, "bad_steps": max(0, number - 2)}
+        return {"step": number}, metrics
+
+    class Nothing:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def latest_step(self):
+            return None
+
+        def save(self, step, state, metrics=None):
+            events.append(("save", step, metrics))
+
+        def write(self, step, scalars):
+            events.append(("log", step, "val" in scalars))
+
+        def close(self):
+            events.append("close")
+
+    program = SimpleNamespace(mesh=None, init=lambda: {"step": 0})
+    program.step = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: step))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("Checkpoints", Nothing), ("ScalarLog", Nothing), ("build_program", lambda *args: program),
+            ("record_config", lambda *args: None), ("global_batch", lambda mesh, batch: batch),
+            ("make_validation", lambda *args: lambda state: {"val": 1.0}), ("write_report", lambda workdir: None),
+            ("evaluate", lambda workdir, write: {"step": 0, "t2i": {}}),
+        ):  # fmt: skip
+            patch.setattr(train, name, value)
+        patch.setattr(pipeline, "train_batches", lambda *args: ({} for _ in itertools.count()))
+        try:
+            train.train_and_evaluate(config, Path("nowhere"))
+        except UserError as error:
+            events.append(str(error))
+    return events
+
+
+ADAMW = {"optimizer.name": "adamw"}
+# key -> probe, the value it takes, and what else the probe needs in both configs
+KEYS = {
+    "seed": (batch, 5),
+    "data.name": (splits, "icfg_pedes"),
+    "data.root": (splits, "nowhere"),
+    "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
+    "data.batch_size": (batch, 16),
+    "data.sampling": (batch, "uniform"),
+    "data.instances": (batch, 2),
+    "augment.pad": (batch, 5),
+    "augment.flip": (batch, 0.0),
+    "augment.erase": (batch, 0.0),
+    "text.tokenizer": (tokens, "VOCABULARY"),
+    "text.length.sentence": (batch, 6),
+    "text.length.phrase": (batch, 6),
+    "text.length.word": (batch, 5),
+    "model.image_size": (batch, (24, 18)),
+    "model.patch_size": (parameters, 4),
+    "model.stride": (parameters, 3),
+    "model.width": (parameters, 16),
+    "model.depth": (parameters, 3),
+    "model.num_heads": (loss, 4),
+    "model.mlp_ratio": (parameters, 2.0),
+    "model.vocab_size": (parameters, 99),
+    "model.max_text_length": (parameters, 20),
+    "model.init_std": (initial, 0.1),
+    "model.dropout": (loss, 0.3),
+    "model.drop_path": (loss, 0.3),
+    "model.dtype": (loss, "bfloat16"),
+    "model.remat": (loss, True),
+    "model.unroll": (loss, 2),
+    "mla.weight": (loss, 0.5),
+    "mla.levels": (loss, ("sentence",)),
+    "mla.views": (batch, 1),
+    "mla.groups": (loss, 2),
+    "bmm.align": (loss, "fast"),
+    "bmm.align_ratio": (loss, 0.4),
+    "bmm.word_weight": (loss, 0.5),
+    "bmm.word_ratio": (loss, 0.4),
+    "bmm.patch_weight": (loss, 0.5),
+    "bmm.patch_ratio": (loss, 0.4),
+    "bmm.patch_block": (loss, 2),
+    "bmm.rows": (loss, 4),
+    "optimizer.name": (updates, "adamw"),
+    "optimizer.schedule": (updates, "smooth"),
+    "optimizer.learning_rate": (updates, 0.5),
+    "optimizer.bias_learning_rate": (updates, 0.5),
+    "optimizer.start": (updates, 0.001),
+    "optimizer.floor": (updates, 0.001),
+    "optimizer.warmup_epochs": (updates, 1.0),
+    "optimizer.momentum": (updates, 0.5),
+    "optimizer.b1": (updates, 0.5, ADAMW),
+    "optimizer.b2": (updates, 0.5, ADAMW),
+    "optimizer.weight_decay": (updates, 0.1),
+    "optimizer.clip_norm": (updates, 0.1),
+    "train.epochs": (run, 2),
+    "train.first_epoch": (run, 0),
+    "train.steps": (run, 4),
+    "train.eval_every": (run, 2),
+    "train.max_bad_steps": (run, 2),
+    "runtime.mesh.data": (mesh, 1, {"runtime.mesh.fsdp": 2}),
+    "runtime.mesh.fsdp": (mesh, 4),
+    "runtime.prepared": (prepared, "ELSEWHERE"),
+    "runtime.log_every": (run, 2),
+    "runtime.checkpoint_every": (run, 2),
+    "runtime.eval_batch_size": (evaluation_batches, 4),
+    "runtime.deterministic": (flags, True),
+}
+
+
+@pytest.fixture(scope="module")
+def places(pedes_root, tmp_path_factory):
+    """The folders that the table names."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "without_val").mkdir()
+    records = json.loads((pedes_root / "reid_raw.json").read_text())
+    (folder / "without_val/reid_raw.json").write_text(json.dumps([r for r in records if r["split"] != "val"]))
+    (folder / "without_val/imgs").symlink_to(pedes_root / "imgs")
+    (folder / "vocabulary").mkdir()
+    entries = SHIPPED.read_text().splitlines()
+    (folder / "vocabulary/vocab.txt").write_text("\n".join([*entries[:-1], "zebra"]) + "\n")
+    return {
+        "WITHOUT_VAL": str(folder / "without_val"), "VOCABULARY": str(folder / "vocabulary"),
+        "ELSEWHERE": str(folder / "elsewhere"), "ROOT": str(pedes_root),
+    }  # fmt: skip
+
+
+def make_config(places, changes):
+    """configs/default.py at a tiny size, on the tiny dataset."""
+    config = default.get_config()
+    values = {
+        "data.root": "ROOT", "data.batch_size": 8, "text.tokenizer": "", "text.length.sentence": 8,
+        "text.length.phrase": 7, "text.length.word": 6, "model.image_size": (24, 12), "model.patch_size": 6,
+        "model.stride": 6, "model.width": 8, "model.depth": 2, "model.num_heads": 2,
+        "model.vocab_size": len(SHIPPED.read_text().splitlines()), "model.max_text_length": 12,
+        "model.dtype": "float32", "train.epochs": 3, "train.max_bad_steps": 1000, "runtime.log_every": 1,
+        "optimizer.warmup_epochs": 2.0,
+    }  # fmt: skip
+    values |= changes
+    config.update_from_flattened_dict({k: places.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
+    return config
+
+
+def same(one, other):
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(x == y if isinstance(x, (str, jax.ShapeDtypeStruct)) else np.array_equal(x, y) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def observe(places):
+    """observe(probe, changes): what the probe sees; a refusal in one line is something seen, too."""
+    known = {}
+
+    def look(probe, changes):
+        key = probe.__name__, str(sorted(changes.items()))
+        if key not in known:
+            try:
+                known[key] = probe(make_config(places, changes))
+            except UserError as error:
+                known[key] = f"refused: {error}"
+        return known[key]
+
+    return look
+
+
+def test_the_table_has_every_key():
+    assert KEYS.keys() == flatten(default.get_config()).keys()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_does_something(observe, places, key):
+    probe, value, *needed = KEYS[key]
+    needed = needed[0] if needed else {}
+    assert flatten(make_config(places, needed))[key] != value
+    before, after = observe(probe, needed), observe(probe, {**needed, key: value})
+    assert not str(before).startswith("refused")
+    assert not same(before, after)
+
+
+@pytest.mark.parametrize("probe", sorted({row[0] for row in KEYS.values()}, key=lambda probe: probe.__name__))
+def test_what_nobody_changes_looks_the_same(places, observe, probe):
+    """A probe that saw a difference everywhere would prove nothing."""
+    assert same(observe(probe, {}), probe(make_config(places, {})))

@@ -1,0 +1,29 @@
+import re
+
+import pytest
+
+from configs import cuhk, icfg, rstp, synth
+from ivt_jax import dry_run
+from ivt_jax.errors import UserError
+from ivt_jax.flops import parameter_count, step_cost
+
+CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
+CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release")]
+
+
+@pytest.mark.parametrize(("module", "variant"), CONFIGS, ids=[f"{m.__name__[8:]}:{v}" for m, v in CONFIGS])
+def test_every_config_is_told_without_data(module, variant):
+    config = module.get_config(variant)
+    config.data.root = "nowhere"
+    text = dry_run.dry_run(config)
+    total = int(re.search(r"Total: ([\d,]+)", text)[1].replace(",", ""))
+    assert total == parameter_count(config.model)  # the model's own shapes against the formula
+    assert str(step_cost(config)) in text
+    assert f"name: {config.data.name}" in text and "root: nowhere" in text
+
+
+def test_a_config_at_fault_is_refused():
+    config = synth.get_config()
+    config.optimizer.name = "adam"
+    with pytest.raises(UserError, match=r'^optimizer.name is "adam"; expected one of sgd, adamw$'):
+        dry_run.dry_run(config)

@@ -1,0 +1,108 @@
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("ivt_jax", "input_pipeline", "configs")
+# What is slow to import, or wrapped so that it can be replaced: the modules that may import it.
+CONFINED = {
+    "tensorflow": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
+    "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
+    "orbax": {"ivt_jax.checkpoint"},
+    "clu": {"ivt_jax.metrics"},
+}
+WITHOUT_TENSORFLOW = [
+    "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
+    "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation", "ivt_jax.search",
+    "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
+    "input_pipeline.sampling",
+]  # fmt: skip
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports(name):
+    """Every module that a module imports, at the top or within a function; ours by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            ours = {module for module in whole if module in FILES}
+            found |= ours if ours == whole else ours | {node.module}
+    return found
+
+
+IMPORTS = {name: imports(name) for name in FILES}
+OURS = {name: {module for module in found if module in FILES} for name, found in IMPORTS.items()}
+
+
+@pytest.mark.parametrize("library", CONFINED)
+def test_libraries_stay_where_they_belong(library):
+    users = {name for name, found in IMPORTS.items() if library in {module.split(".")[0] for module in found}}
+    assert users <= CONFINED[library]
+
+
+@pytest.mark.parametrize("folder", ["ivt_jax.models", "ivt_jax.losses"])
+def test_models_and_losses_import_nothing_of_ours_outside_their_folder(folder):
+    for name in FILES:
+        if name.startswith(folder):
+            outside = {module for module in OURS[name] if not module.startswith(folder)}
+            assert outside <= {"ivt_jax.errors"}, name
+
+
+def test_the_input_pipeline_does_not_know_the_model():
+    for name in FILES:
+        if name.startswith("input_pipeline"):
+            assert {module for module in OURS[name] if module.startswith("ivt_jax")} <= {"ivt_jax.errors"}, name
+
+
+def test_nobody_imports_a_command():
+    commands = {name for name in FILES if name.split(".")[-1] in ("main", "__main__")}
+    assert "ivt_jax.main" in commands
+    assert not [(name, commands & OURS[name]) for name in FILES if commands & OURS[name]]
+
+
+def test_imports_run_in_no_circle():
+    TopologicalSorter(OURS).prepare()  # raises CycleError, which names the circle
+
+
+def loaded_by(*command):
+    """The modules that a Python command imports, and its output."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    assert lines, result.stderr
+    others = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+    return {line.split("|")[-1].strip() for line in lines}, result.stdout, "\n".join(others)
+
+
+def test_model_losses_search_and_report_run_without_tensorflow():
+    code = "import " + ", ".join(WITHOUT_TENSORFLOW)
+    loaded, _, errors = loaded_by("-c", code)
+    assert set(WITHOUT_TENSORFLOW) <= loaded, errors
+    assert not loaded & {"tensorflow", "tensorflow_datasets", "clu"}
+
+
+def test_the_formulas_run_without_jax():
+    loaded, _, _ = loaded_by("-c", "import ivt_jax.flops")
+    assert "ivt_jax.flops" in loaded and "jax" not in loaded
+
+
+def test_help_answers_without_jax():
+    loaded, output, errors = loaded_by("-m", "ivt_jax.main", "--help")
+    assert "--workdir" in output, errors
+    assert not loaded & {"jax", "tensorflow"}

@@ -1,0 +1,262 @@
+"""The command as a user types it: one short training, everything that follows it, and what is said of mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import synth
+from ivt_jax import main, search, train
+from ivt_jax.checkpoint import Checkpoints, restore_params
+from ivt_jax.errors import UserError
+from ivt_jax.images import load_image, normalise
+from ivt_jax.workdir import load_config
+
+ROOT = Path(__file__).parent.parent
+# A tower that compiles in seconds; matching of sentences alone. What the terms compute is tested elsewhere.
+TINY = [
+    "--config.data.name=cuhk_pedes", "--config.data.batch_size=8", "--config.model.image_size=(24,12)",
+    "--config.model.patch_size=6", "--config.model.stride=6", "--config.model.width=8", "--config.model.depth=1",
+    "--config.model.num_heads=2", "--config.text.length.sentence=16", "--config.mla.levels=('sentence',)",
+    "--config.mla.views=1", "--config.bmm.align=off", "--config.bmm.rows=0", "--config.bmm.word_weight=0.0",
+    "--config.bmm.patch_weight=0.0", "--config.data.sampling=uniform", "--config.train.steps=2",
+    "--config.train.eval_every=1", "--config.runtime.log_every=1", "--config.runtime.eval_batch_size=8",
+]  # fmt: skip
+
+
+def start(*arguments):
+    """`python -m ivt_jax.main` on one CPU device."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL")  # users have not set it
+    command = [sys.executable, "-m", "ivt_jax.main", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process):
+    """Exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(pedes_root, tmp_path_factory):
+    """The workdir of a run of two steps, and what it said."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    arguments = ["--config=configs/synth.py", f"--workdir={workdir}", f"--config.data.root={pedes_root}", *TINY]
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    return workdir, out, err
+
+
+def test_a_run_says_what_it_does_and_nothing_else(trained):
+    workdir, out, err = trained
+    patterns = [
+        r"cuhk_pedes: preparing train: 18 images in .* s",
+        r"cuhk_pedes: preparing val: 6 images in .* s",
+        r"cuhk_pedes: preparing test: 6 images in .* s",
+        rf"training from step 0 of 2: {workdir}",
+        r"compiling the training step",
+        r"compiled in \d+:\d\d",
+        r"step 1/2  grad_norm .*  loss .*  mla .*  \d+ pairs/s  \d+:\d\d left",
+        r"step 1: validation t2i/R1 .* i2t/mINP .*",
+        r"step 2/2  grad_norm .*  loss .*  mla .*  \d+ pairs/s  0:00 left",
+        r"step 2: validation t2i/R1 .* i2t/mINP .*",
+        r"test, step \d: t2i/R1 .*  t2i/mINP .*",
+        rf"report: {workdir}/report.html",
+    ]
+    assert out == ""
+    lines = [line for line in err.splitlines() if "preparing" not in line]  # prepared by another test already, perhaps
+    assert len(lines) == len(patterns[3:]), err
+    for line, pattern in zip(lines, patterns[3:], strict=True):
+        assert re.fullmatch(pattern, line), line
+
+
+def test_a_run_leaves_its_files(trained):
+    workdir = trained[0]
+    names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "test", "report.html"}
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+    assert {path.name for path in (workdir / "test").iterdir()} == {"summary.json", "embeddings.npz", "items.json"}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "loss" in line, "val/t2i/R1" in line) for line in lines] == [
+        (1, True, False), (1, False, True), (2, True, False), (2, False, True),
+    ]  # fmt: skip
+    summary = json.loads((workdir / "test/summary.json").read_text())
+    assert (summary["queries"], summary["gallery"], summary["persons"]) == (12, 6, 2)
+    best = max((line["val/t2i/R1"], line["step"]) for line in lines if "val/t2i/R1" in line)
+    assert summary["step"] == best[1]  # of equals the latest
+    config = load_config(workdir)
+    assert (config.data.batch_size, list(config.model.image_size)) == (8, [24, 12])
+    assert "<svg" in (workdir / "report.html").read_text()
+
+
+def test_evaluate_prints_the_summary(trained):
+    workdir = trained[0]
+    before = json.loads((workdir / "test/summary.json").read_text())
+    code, out, err = finish(start("--config=configs/synth.py", f"--workdir={workdir}", "--mode=evaluate"))
+    assert (code, err) == (0, "")
+    assert json.loads(out) == before == json.loads((workdir / "test/summary.json").read_text())
+
+
+def test_the_gallery_can_be_searched(trained, pedes_root, capsys):
+    assert search.main([f"--workdir={trained[0]}", f"--images={pedes_root}/imgs", "--top=3", "a red shirt"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.match(r" +(\d)  [+-][01]\.\d{4}  .*/imgs/\d\d_\d\.jpg$", line)[1] for line in lines] == ["1", "2", "3"]
+
+
+def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
+    workdir = trained[0]
+    folder = train.export(workdir)
+    assert (folder / "config.json").read_text() == (workdir / "config.json").read_text()
+    (code,) = re.findall(r"```python\n(import orbax.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 6
+    code = code.replace("/path/to/runs/cuhk", str(workdir)).replace("runs/cuhk", str(workdir))
+    items = json.loads((workdir / "test/items.json").read_text())
+    pictures = np.stack([load_image(pedes_root / "imgs" / path, (24, 12)) for path in items["paths"]])
+    names = {"images": normalise(pictures)}
+    exec(code, names)
+    embeddings = names["tokens"][:, 0] / np.linalg.norm(names["tokens"][:, 0], axis=-1, keepdims=True)
+    with np.load(workdir / "test/embeddings.npz") as expected:
+        np.testing.assert_allclose(embeddings, expected["image"], atol=2e-3)  # Pillow's pixels against TensorFlow's
+    jax.tree.map(np.testing.assert_array_equal, names["params"], restore_params(workdir).params)
+    with pytest.raises(UserError, match="exists already"):
+        train.export(workdir)
+
+
+def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
+    workdir = trained[0]
+    before = (workdir / "config.json").read_bytes()
+    config = load_config(workdir)
+    config.runtime.log_every = 7
+    train.train_and_evaluate(config, workdir)  # eight devices instead of one
+    assert capsys.readouterr().err == f"complete: 2 steps, tested; report: {workdir}/report.html\n"
+    config.train.steps = 3
+    with pytest.raises(UserError, match=r"belongs to another config: train.steps was 2, is 3\."):
+        train.train_and_evaluate(config, workdir)
+    assert (workdir / "config.json").read_bytes() == before
+    assert Checkpoints(workdir).latest_step() == 2
+
+
+@pytest.mark.parametrize("action", [train.evaluate, train.export])
+def test_a_folder_without_a_run_is_one_line(action, tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}/config.json not found: {tmp_path} is not the workdir of a run$"):
+        action(tmp_path)
+
+
+# ---- mistakes, each in a process of its own, three at a time
+
+SYNTH = "--config=configs/synth.py"
+INFINITE = [f"--config.optimizer.{name}=1e30" for name in ("start", "learning_rate", "bias_learning_rate")]
+MISTAKES = {
+    "variant": (["--config=configs/cuhk.py:fast"], "error: this config has no variant :fast; it has (none), :release"),
+    "key": ([SYNTH, "--config.mla.wieght=2"], "error: the config has no key 'wieght'; configs/default.py lists all."),
+    "type": ([SYNTH, "--config.train.steps=many"], "train.steps"),
+    "flag": ([SYNTH, "--workdri=x"], "Unknown command line flag 'workdri'"),
+    "mode": ([SYNTH, "--mode=test"], "--mode"),
+    "rest": ([SYNTH, "train"], "unexpected arguments: train"),
+    "file": (["--config=configs/cuhkk.py"], "cuhkk.py"),
+    "none": ([], "config"),
+    "fault": ([SYNTH, "--config.optimizer.name=adam", "--dry_run"], 'optimizer.name is "adam"; expected one of sgd'),
+    "data": (["--config=configs/rstp.py", "--workdir=WORKDIR", "--config.data.root=nowhere"],
+             "nowhere/data_captions.json not found: --config.data.root expects the RSTPReid folder"),
+    "infinite": ([SYNTH, "--workdir=WORKDIR/run", "--config.data.root=ROOT", *TINY, "--config.train.steps=9",
+                  "--config.train.eval_every=9", *INFINITE], "not finite: "),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mistakes(pedes_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    replace = {"WORKDIR": str(folder), "ROOT": str(pedes_root)}
+    finished = {}
+    names = list(MISTAKES)
+    for first in range(0, len(names), 3):
+        processes = {}
+        for name in names[first : first + 3]:
+            arguments = MISTAKES[name][0]
+            for word, place in replace.items():
+                arguments = [argument.replace(word, place) for argument in arguments]
+            processes[name] = start(*arguments)
+        finished |= {name: finish(process) for name, process in processes.items()}
+    return finished
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(mistakes, name):
+    code, out, err = mistakes[name]
+    assert code == 2 and out == ""
+    *before, last = err.splitlines()
+    assert last.startswith("error: ") and MISTAKES[name][1] in last
+    if name == "infinite":
+        assert re.search(r"step \d: not finite: .*loss.*mla.*; 1 such steps in a row \(train.max_bad_steps\)", last)
+        assert "Traceback" not in err
+    else:
+        assert before == []
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [
+        ("configs/cuhk.py", "runs/cuhk"),
+        ("configs/cuhk.py:release", "runs/cuhk-release"),
+        ("/elsewhere/my.config.py:a", "runs/my.config-a"),
+    ],
+)
+def test_the_workdir_is_named_after_the_config(config, workdir):
+    assert main.default_workdir(config) == workdir
+
+
+class Flag:
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, None),
+        ({"COORDINATOR": "host:1", "NUM_PROCESSES": 4, "PROCESS_ID": 2}, ("host:1", 4, 2)),
+        ({"DISTRIBUTED": True}, (None, None, None)),
+    ],
+)
+def test_processes_join_as_the_flags_say(monkeypatch, flags, expected):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
+        monkeypatch.setattr(main, name, Flag(flags.get(name)))
+    main.start_distributed()
+    assert calls == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "dry", "called"),
+    [
+        ("train", False, "train a"),
+        ("evaluate", False, "evaluate a"),
+        ("export", False, "export a"),
+        ("train", True, "dry"),
+    ],
+)
+def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, called):
+    calls = []
+    for name, value in {"CONFIG": synth.get_config(), "WORKDIR": "a", "MODE": mode, "DRY_RUN": dry}.items():
+        monkeypatch.setattr(main, name, Flag(value))
+    for name in ("COORDINATOR", "DISTRIBUTED"):
+        monkeypatch.setattr(main, name, Flag(None))
+    monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: calls.append(f"train {workdir}"))
+    monkeypatch.setattr(train, "evaluate", lambda workdir: calls.append(f"evaluate {workdir}"))
+    monkeypatch.setattr(train, "export", lambda workdir: calls.append(f"export {workdir}"))
+    monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config: calls.append("dry"))
+    main.main(["main"])
+    assert calls == [called]

@@ -1,0 +1,308 @@
+"""The loop with a stand-in for the device, and a real tiny run that is killed and resumed."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import synth
+from input_pipeline import pipeline
+from ivt_jax import train
+from ivt_jax.checkpoint import Checkpoints
+from ivt_jax.errors import UserError
+
+
+def stub_config(**changes):
+    config = synth.get_config()
+    config.update_from_flattened_dict(
+        {"data.batch_size": 8, "train.steps": 6, "train.eval_every": 4, "runtime.log_every": 1,
+         "runtime.checkpoint_every": 1000, "train.max_bad_steps": 9, "data.sampling": "uniform", "bmm.rows": 0,
+         **changes}
+    )  # fmt: skip
+    return config
+
+
+def empty_batches(*args):
+    while True:
+        yield {}
+
+
+@pytest.fixture
+def loop(monkeypatch, tmp_path):
+    """`run(config, saved=step)` runs the loop with stand-ins for model, data and disk and returns the events in order.
+
+    The loss of a step is its number; steps in `bad` are not finite.
+    """
+    events, bad = [], set()
+
+    class Metric:
+        """A device array whose reading is an event."""
+
+        def __init__(self, step, bad_steps):
+            self.step, self.bad_steps = step, bad_steps
+
+    def run_step(state, batch):
+        step = state["step"] + 1
+        events.append(f"step {step}")
+        count = state["bad"] + 1 if step in bad else 0
+        return {"step": step, "bad": count}, Metric(step, count)
+
+    def device_get(metric):
+        events.append(f"read {metric.step}")
+        return {"loss": np.nan if metric.step in bad else float(metric.step), "learning_rate": 0.5, "mla": 1.0,
+                "bad_steps": metric.bad_steps}  # fmt: skip
+
+    class Saved:
+        def __init__(self, workdir):
+            pass
+
+        def latest_step(self):
+            return loop.saved
+
+        def restore(self, step, target):
+            return {"step": step, "bad": 0}
+
+        def save(self, step, state, metrics=None):
+            assert state["step"] == step
+            events.append(f"save {step}" + (f" {metrics['val/t2i/R1']}" if metrics else ""))
+
+        def close(self):
+            events.append("close")
+
+    def build(config, epoch_starts, total_steps, mask_id):
+        compiled = SimpleNamespace(compile=lambda: events.append("compile") or run_step)
+        step = SimpleNamespace(lower=lambda state, batch: compiled)
+        return SimpleNamespace(mesh=None, step=step, target=None, init=lambda: {"step": 0, "bad": 0})
+
+    def write(self, step, scalars):
+        events.append(f"log {step}" + (" val" if "val/t2i/R1" in scalars else ""))
+
+    source = SimpleNamespace(person_ids=np.arange(10), pairs=(np.arange(10), np.zeros(10)))
+    tokenizer = SimpleNamespace(mask_id=4)
+    for owner, name, value in (
+        (train, "Checkpoints", Saved), (train, "build_program", build),
+        (train, "load_run_tokenizer", lambda config: tokenizer),
+        (train, "global_batch", lambda mesh, batch: batch), (train.jax, "device_get", device_get),
+        (train.ScalarLog, "__init__", lambda *args, **kwargs: None), (train.ScalarLog, "write", write),
+        (pipeline, "open_split", lambda config, split: source),
+        (pipeline, "train_batches", empty_batches),
+        (train, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
+        (train, "evaluate", lambda workdir, write: events.append("test") or {"step": 6, "t2i": {}}),
+        (train, "write_report", lambda workdir: events.append("report")),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, value)
+
+    def run(config, saved=None):
+        loop.saved = saved
+        events.clear()
+        train.train_and_evaluate(config, tmp_path / "run")
+        return list(events)
+
+    loop = SimpleNamespace(run=run, events=events, bad=bad, saved=None, workdir=tmp_path / "run")
+    return loop
+
+
+def test_metrics_are_read_one_step_late_and_before_a_checkpoint(loop):
+    assert loop.run(stub_config()) == [
+        "compile", "step 1", "step 2", "read 1", "log 1", "step 3", "read 2", "log 2",
+        "step 4", "read 3", "log 3", "read 4", "log 4", "log 4 val", "save 4 50.0",
+        "step 5", "step 6", "read 5", "log 5", "read 6", "log 6", "log 6 val", "save 6 50.0", "close", "test", "report",
+    ]  # fmt: skip
+
+
+def test_checkpoints_between_validations_come_after_their_metrics(loop):
+    events = loop.run(stub_config(**{"runtime.checkpoint_every": 2, "runtime.log_every": 3}))
+    assert [event for event in events if event[:3] in ("log", "sav", "rea")] == [
+        "read 1", "read 2", "save 2", "read 3", "log 3", "read 4", "log 4 val", "save 4 50.0",
+        "read 5", "read 6", "log 6", "log 6 val", "save 6 50.0",
+    ]  # fmt: skip
+
+
+def test_a_run_resumes_behind_its_latest_checkpoint(loop):
+    assert [event for event in loop.run(stub_config(), saved=4) if event.startswith("step")] == ["step 5", "step 6"]
+
+
+def test_a_trained_run_without_results_is_tested_without_training(loop):
+    assert loop.run(stub_config(), saved=6) == ["close", "test", "report"]
+
+
+def test_a_complete_run_is_left_as_it_is(loop, capsys):
+    (loop.workdir / "test").mkdir(parents=True)
+    (loop.workdir / "test/summary.json").touch()
+    (loop.workdir / "report.html").touch()
+    assert loop.run(stub_config(), saved=6) == []
+    assert capsys.readouterr().err == f"complete: 6 steps, tested; report: {loop.workdir}/report.html\n"
+    assert not (loop.workdir / "config.json").exists()
+
+
+@pytest.mark.parametrize(("allowed", "stops_at"), [(1, 2), (2, 3), (3, 7)])
+def test_steps_in_a_row_that_are_not_finite_end_the_run(loop, allowed, stops_at):
+    loop.bad |= {2, 3, 5, 6, 7}
+    config = stub_config(**{"train.max_bad_steps": allowed, "train.steps": 8})
+    with pytest.raises(UserError) as error:
+        loop.run(config)
+    assert str(error.value) == (
+        f"step {stops_at}: not finite: loss; {allowed} such steps in a row (train.max_bad_steps), their updates were "
+        "withheld. Lower the learning rate, or use model.dtype float32"
+    )
+    assert f"save {stops_at}" not in loop.events
+
+
+def test_fewer_steps_that_are_not_finite_than_allowed_are_passed_over(loop):
+    loop.bad |= {2, 3, 5, 6, 7}
+    assert loop.run(stub_config(**{"train.max_bad_steps": 4, "train.steps": 8}))[-1] == "report"
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(0, [3, 5, 9, 10]), (4, [4, 8, 10]), (5, [5, 10]), (100, [10])]
+)  # fmt: skip
+def test_validations_are_due_by_steps_or_by_epochs_and_at_the_end(every, steps):
+    starts = np.array([0, 3, 5, 9, 12])
+    assert [s for s in range(1, 11) if train.is_due(s, every=every, starts=starts, last=10)] == steps
+
+
+def test_a_tokenizer_of_another_size_is_one_line():
+    config = synth.get_config()
+    config.model.vocab_size = 99
+    with pytest.raises(UserError, match=r"the tokenizer has \d+ entries, config.model.vocab_size is 99; set"):
+        train.load_run_tokenizer(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("cuhk_pedes", "reid_raw.json"), ("icfg_pedes", "ICFG-PEDES.json"), ("rstp_reid", "data_captions.json")],
+)
+def test_without_data_a_run_says_what_is_expected_where_and_leaves_no_workdir(tmp_path, name, file):
+    config = synth.get_config()
+    config.data.name, config.data.root = name, str(tmp_path / "nowhere")
+    with pytest.raises(
+        UserError, match=rf"nowhere/{file} not found: --config.data.root expects the .* folder"
+    ) as error:
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+# ---- a real run: eight devices, everything random switched on
+
+
+def tiny_config(root):
+    config = synth.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.name": "cuhk_pedes", "data.root": str(root), "data.batch_size": 8, "data.sampling": "identity",
+            "data.instances": 4,
+            "text.length.sentence": 12, "text.length.phrase": 8, "text.length.word": 8,
+            "model.image_size": (12, 12), "model.patch_size": 6, "model.stride": 6, "model.width": 8, "model.depth": 2,
+            "model.num_heads": 2, "model.dropout": 0.2, "model.drop_path": 0.3,
+            "mla.levels": ("sentence", "word"), "mla.views": 2, "bmm.align": "exact", "bmm.align_ratio": 0.5,
+            "bmm.word_weight": 0.5, "bmm.patch_weight": 2.0, "bmm.rows": 0,
+            "optimizer.name": "adamw", "optimizer.schedule": "smooth", "optimizer.learning_rate": 1e-3,
+            "optimizer.start": 0.0, "optimizer.floor": 1e-5, "optimizer.warmup_epochs": 0.5,
+            "train.steps": 6, "train.eval_every": 3, "runtime.log_every": 1, "runtime.eval_batch_size": 8,
+        }
+    )  # fmt: skip
+    return config
+
+
+class Patient(Checkpoints):
+    """Waits for each save, so that a test knows what a kill leaves behind."""
+
+    def save(self, *args):
+        super().save(*args)
+        self._manager.wait_until_finished()
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(pedes_root, tmp_path_factory):
+    """The workdirs of a run in one go, and of one that was killed at step 5 after a checkpoint at 3, and resumed."""
+    config = tiny_config(pedes_root)
+    whole, resumed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("resumed")
+    programs = {}
+    build, batches = train.build_program, pipeline.train_batches
+
+    def build_once(*args):
+        if not programs:  # one compilation serves all runs: they have the same config
+            program = build(*args)
+            step = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: compiled(*args)))
+            original = program.step
+
+            def compiled(*arguments):
+                programs.setdefault("step", original.lower(*arguments).compile())
+                return programs["step"]
+
+            programs["program"] = train.dataclasses.replace(program, step=step)
+        return programs["program"]
+
+    def killed(*args):
+        for number, batch in enumerate(batches(*args)):
+            if number == 5:
+                raise KilledError
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Checkpoints", Patient)
+        patch.setattr(train, "build_program", build_once)
+        train.train_and_evaluate(config, whole)
+        patch.setattr(pipeline, "train_batches", killed)
+        with pytest.raises(KilledError):
+            train.train_and_evaluate(config, resumed)
+        left = (resumed / "metrics.jsonl").read_text()
+        patch.setattr(pipeline, "train_batches", batches)
+        train.train_and_evaluate(config, resumed)
+    return SimpleNamespace(whole=whole, resumed=resumed, program=programs["program"], left=left, config=config)
+
+
+def metrics(text):
+    """The lines without what the clock wrote."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs):
+    states = [Checkpoints(workdir).restore(6, runs.program.target) for workdir in (runs.whole, runs.resumed)]
+    assert int(states[0].step) == 6
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), *states)
+    whole = metrics((runs.whole / "metrics.jsonl").read_text())
+    assert [line["step"] for line in whole] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert whole == metrics((runs.resumed / "metrics.jsonl").read_text())
+    # What the kill had left: a line beyond the checkpoint, which resuming wrote anew.
+    assert [line["step"] for line in metrics(runs.left)] == [1, 2, 3, 3, 4]
+    tests = [json.loads((workdir / "test/summary.json").read_text()) for workdir in (runs.whole, runs.resumed)]
+    assert tests[0] == tests[1]
+
+
+def test_the_logged_terms_and_rates_are_those_of_the_step(runs):
+    for line in metrics((runs.whole / "metrics.jsonl").read_text()):
+        if "loss" in line:
+            total = line["mla"] + 0.5 * line["words"] + 2 * line["patches"]
+            assert line["loss"] == pytest.approx(total, rel=1e-5)
+            assert set(line) == {"step", "loss", "mla", "words", "patches", "grad_norm", "learning_rate"}
+    rates = [line["learning_rate"] for line in metrics((runs.whole / "metrics.jsonl").read_text()) if "loss" in line]
+    # 6 persons with one group of 4 pairs each make 3 batches of 2 groups an epoch; half an epoch, rounded down, is one
+    # step of warm-up, at 0; the cosine then runs from the peak at the second step over the five that are left.
+    cosine = [(1 + np.cos(np.pi * t / 5)) / 2 for t in range(5)]
+    np.testing.assert_allclose(rates, [0, *(1e-5 + (1e-3 - 1e-5) * c for c in cosine)], rtol=1e-5)
+
+
+def test_a_complete_run_writes_nothing_again(runs, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in runs.whole.rglob("*")}
+    monkeypatch.setattr(train, "build_program", lambda *args: runs.program)
+    train.train_and_evaluate(runs.config, runs.whole)
+    assert capsys.readouterr().err.startswith("complete: 6 steps")
+    assert {path: path.stat().st_mtime_ns for path in runs.whole.rglob("*")} == before
+
+
+def test_a_workdir_of_another_config_is_refused_before_anything_is_read(runs):
+    config = runs.config.copy_and_resolve_references()
+    config.optimizer.learning_rate = 0.5
+    config.data.root = "nowhere"
+    with pytest.raises(
+        UserError, match=r"belongs to another config: data.root .*; optimizer.learning_rate was 0.001, is 0.5"
+    ):
+        train.train_and_evaluate(config, runs.whole)
