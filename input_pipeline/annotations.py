@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

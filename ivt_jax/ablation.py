@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 
 VARIANTS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 MEASURES = ("R1", "R5", "R10", "mAP")

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 from ivt_jax.workdir import load_config
 
 SELECTION = "val/t2i/R1"

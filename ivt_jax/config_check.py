@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from input_pipeline.annotations import LAYOUTS
+from input_pipeline.errors import UserError
 from input_pipeline.text_levels import LEVELS
-from ivt_jax.errors import UserError
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
 
 CHOICES = {

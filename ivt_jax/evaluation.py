@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 from ivt_jax.images import normalise
 from ivt_jax.workdir import write_json
 

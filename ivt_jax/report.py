@@ -21,7 +21,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 from ivt_jax.evaluation import Embeddings, Ranks, rank_embeddings
 from ivt_jax.images import open_image
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 
 BATCH = 64
 

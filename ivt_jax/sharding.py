@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 
 # The first rule whose pattern matches a parameter's path decides; a leading axis of blocks is never split.
 # Large matrices are split over `fsdp`; what is small is copied to every device.

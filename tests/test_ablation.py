@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from input_pipeline.errors import UserError
 from ivt_jax import ablation
-from ivt_jax.errors import UserError
 
 RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in ablation.VARIANTS]
 

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from input_pipeline.errors import UserError
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
-from ivt_jax.errors import UserError
 from ivt_jax.train_step import TrainState
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from configs import cuhk, default, icfg, rstp, synth
+from input_pipeline.errors import UserError
 from ivt_jax.config_check import CHOICES, COUNTS, RATES, SHARES, check_config
-from ivt_jax.errors import UserError
 
 
 def fault(devices=1, **changes):

@@ -13,10 +13,10 @@ import pytest
 
 from configs import cuhk, default, icfg, rstp, synth
 from input_pipeline import pipeline
+from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED
 from ivt_jax import evaluation, main, train
-from ivt_jax.errors import UserError
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules

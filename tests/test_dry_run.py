@@ -3,8 +3,8 @@ import re
 import pytest
 
 from configs import cuhk, icfg, rstp, synth
+from input_pipeline.errors import UserError
 from ivt_jax import dry_run
-from ivt_jax.errors import UserError
 from ivt_jax.flops import parameter_count, step_cost
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline.errors import UserError
 from ivt_jax import evaluation
-from ivt_jax.errors import UserError
 from ivt_jax.evaluation import bootstrap_interval, rank_embeddings, rank_queries, retrieval_metrics
 
 # Two queries, five items. The first query finds its person at ranks 1 and 4, the second at ranks 2, 3 and 5.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from ivt_jax import images
-from ivt_jax.errors import UserError
 
 
 def test_load_image_is_bilinear_with_antialiasing(tmp_path):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from configs import synth
+from input_pipeline.errors import UserError
 from ivt_jax import main, search, train
 from ivt_jax.checkpoint import Checkpoints, restore_params
-from ivt_jax.errors import UserError
 from ivt_jax.images import load_image, normalise
 from ivt_jax.workdir import load_config
 

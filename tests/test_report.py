@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from ivt_jax import report
-from ivt_jax.errors import UserError
 from ivt_jax.evaluation import Embeddings, Evaluation, summarise, write_test_results
 
 LOSSES = [

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import default
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.sharding import global_batch, make_mesh, state_sharding

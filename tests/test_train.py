@@ -9,9 +9,9 @@ import pytest
 
 from configs import synth
 from input_pipeline import pipeline
+from input_pipeline.errors import UserError
 from ivt_jax import train
 from ivt_jax.checkpoint import Checkpoints
-from ivt_jax.errors import UserError
 
 
 def stub_config(**changes):

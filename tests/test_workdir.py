@@ -3,7 +3,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from ivt_jax.errors import UserError
+from input_pipeline.errors import UserError
 from ivt_jax.workdir import load_config, record_config, refuse_other_config
 
 

@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from input_pipeline.errors import UserError
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
-from ivt_jax.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from input_pipeline.errors import UserError
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.oracle import oracle_r1
 from input_pipeline.synthetic.persons import Attributes, draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import CAMERAS, draw_scene
-from ivt_jax.errors import UserError
 
 VERSION = "1"
 QUALITY = 92

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline import pipeline
+from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
-from ivt_jax.errors import UserError
 
 H, W = 32, 16
 
