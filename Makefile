@@ -3,7 +3,7 @@ DEMO_PERSONS ?= 4300
 DEMO_IMAGES ?= 4
 DEMO_SIZE ?= 96x48
 DEMO_SEED ?= 0
-DEMO_QUERY ?= a woman in a red coat with a black backpack
+DEMO_QUERY ?= a woman with long brown hair in a red coat and dark blue trousers, with a red shoulder bag
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
