@@ -36,13 +36,14 @@ class _Layout:
     folder: str
     files: tuple[str, ...]
     path_key: str
+    remedy: str = _README  # what to do where the files are missing
 
 
 LAYOUTS = {
     "cuhk_pedes": _Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
     "icfg_pedes": _Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), "file_path"),
     "rstp_reid": _Layout("RSTPReid", ("data_captions.json",), "img_path"),
-    "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "file_path"),
+    "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "file_path", "`make data` generates it"),
 }
 
 
@@ -56,7 +57,7 @@ def annotation_file(root: Path, name: str) -> Path:
             return root / file
     raise DataError(
         f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
-        f"with {' or '.join(layout.files)} and imgs/; {_README}"
+        f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}"
     )
 
 

@@ -115,6 +115,8 @@ def test_what_is_missing_is_named_with_what_is_expected_where(tmp_path):
     root = tmp_path / "CUHK-PEDES"
     with pytest.raises(DataError, match=r"PEDES/reid_raw.json not found: .*expects the CUHK-PEDES folder with .*imgs/"):
         read_annotations(root, "cuhk_pedes")
+    with pytest.raises(DataError, match=r"PEDES-Synth folder with reid_raw.json and imgs/; `make data` generates it$"):
+        read_annotations(root, "pedes_synth")
     root.mkdir()
     (root / "reid_raw.json").write_text(json.dumps([GOOD]))
     with pytest.raises(DataError, match=r"CUHK-PEDES/imgs not found"):
