@@ -26,7 +26,7 @@ def objective(
     """
     erase_key, align_key, word_key, image_key, text_key, joint_key = jax.random.split(key, 6)
     clean = normalise(batch["images"])
-    views = erase(clean, batch["erase"], erase_key)
+    views = erase(clean, batch["erase"], erase_key) if config.augment.erase else clean  # the noise costs a little
     terms = {}
     if config.mla.weight:
         images = encode_views(model, params, views, image_key, align_key, config.bmm)
