@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from ivt_jax import report
+from ivt_jax import figures, report
 from ivt_jax.evaluation import Embeddings, Evaluation, summarise, write_test_results
 
 LOSSES = [
@@ -132,5 +132,5 @@ def test_chance():
 
 
 def test_long_curves_are_averaged(monkeypatch):
-    monkeypatch.setattr(report, "_POINTS", 2)
-    np.testing.assert_array_equal(report.thinned([(1, 10), (2, 20), (3, 60), (4, 80)]), [[1.5, 3.5], [15, 70]])
+    monkeypatch.setattr(figures, "_POINTS", 2)
+    np.testing.assert_array_equal(figures.thinned([(1, 10), (2, 20), (3, 60), (4, 80)]), [[1.5, 3.5], [15, 70]])
