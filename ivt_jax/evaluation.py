@@ -20,9 +20,9 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from ivt_jax.images import normalise
+from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.workdir import write_json
 
-PAD_ID = 0
 _CHUNK = 1024  # queries whose similarities are held at once
 
 

@@ -4,12 +4,13 @@ clu is imported where it is used: its writers import TensorFlow, which takes sec
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from ivt_jax.workdir import write_text
 
 
 class ScalarLog:
@@ -49,9 +50,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 def parameter_table(params: Any) -> str:

@@ -12,9 +12,7 @@ from ivt_jax.images import erase, normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.embeddings import extract_patches
-from ivt_jax.models.ivt import IVT, Selection
-
-PAD_ID = 0  # the tokenizer asserts it; the mask of a row of ids is ids != 0
+from ivt_jax.models.ivt import IVT, PAD_ID, Selection
 
 
 def objective(

@@ -10,7 +10,6 @@ import base64
 import functools
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from input_pipeline.errors import UserError
 from ivt_jax.evaluation import Embeddings, rank_embeddings
 from ivt_jax.figures import cmc_figure, loss_figures, validation_figures
 from ivt_jax.images import open_image
+from ivt_jax.workdir import flatten, write_text
 
 TOP = 10
 QUERIES, FAILURES, SEED = 20, 8, 0
@@ -47,15 +47,13 @@ def write_report(workdir: Path | str) -> Path:
         "dataset": DATASETS.get(config.get("data", {}).get("name"), "a dataset of its own"),
         "run": workdir.resolve().name,
         "curves": loss_figures(training) + validation_figures(validation),
-        "config": flatten(config),
+        "config": {key: json.dumps(value) for key, value in flatten(config).items()},
         "environment": environment_rows(run, training),
     }
     if (workdir / "test" / "summary.json").exists():
         sections |= retrieval_sections(workdir / "test")
     path = workdir / "report.html"
-    temporary = workdir / "report.tmp"
-    temporary.write_text(render(**sections), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render(**sections))
     return path
 
 
@@ -189,14 +187,6 @@ def confusion(name: str, true: list[str], found: list[str]) -> dict[str, Any]:
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = [{"value": v, "queries": int(c.sum()), "shares": s} for v, c, s in zip(values, counts, shares, strict=True)]
     return {"name": name.replace("_", " "), "values": values, "rows": rows}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"model": {"width": 128}} -> {"model.width": "128"}."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value)}
-    return flat
 
 
 def environment_rows(run: dict[str, Any], training: Iterable[dict[str, float]]) -> dict[str, str]:

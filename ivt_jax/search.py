@@ -6,7 +6,6 @@ It prints rank, cosine similarity and path of the best; `--html` writes them as 
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -98,12 +97,11 @@ def show_progress(done: int, total: int, seconds: float) -> None:
 def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[float, Path]], searched: int) -> None:
     """Writes one self-contained HTML page: the sentence and the pictures found, in order."""
     from ivt_jax.report import crop, render
+    from ivt_jax.workdir import write_text
 
     crops = [crop(image, score) for score, image in results]
     page = render(strips=[{"caption": query, "crops": crops}], folder=str(folder), searched=searched)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
 
 
 def run(args: argparse.Namespace) -> int:

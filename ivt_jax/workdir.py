@@ -60,21 +60,27 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, in UTF-8."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def _differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, as they look in JSON (where a tuple is a list); a missing key is None."""
-    flat_old, flat_new = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (old, new))
+    flat_old, flat_new = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (old, new))
     keys = flat_old.keys() | flat_new.keys()
     pairs = {key: (flat_old.get(key), flat_new.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 128}} -> {"model.width": 128}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -17,6 +17,8 @@ from ivt_jax.models.blocks import Blocks
 from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding, patch_grid
 from ivt_jax.models.heads import PatchHead, WordHead
 
+PAD_ID = 0  # the tokenizer asserts it; the mask of a row of ids is ids != PAD_ID
+
 Selection = tuple[jax.Array, jax.Array | None]
 """Which tokens enter the blocks: indices (B or 1, K) int32, the first of them 0, and valid (B or 1, K) bool or None."""
 
