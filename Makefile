@@ -9,6 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 DEVELOPED := .venv/developed
 DATA := data/pedes-synth
+FEW := data/pedes-synth-few
 GALLERY := runs/demo/gallery
 STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -46,11 +47,13 @@ lint: $(DEVELOPED) ## check style, types and shell scripts
 	@$(BIN)/mypy
 	@$(BIN)/shellcheck launch/*.sh .ci/run
 
-ablation: data ## train five variants with three seeds each (hours, resumable), write the table and the plot
-	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(DATA)
+ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or more, resumable), write the table and the plot
+	@echo "== data: $(FEW)"
+	@$(BIN)/python -m input_pipeline.synthetic --out=$(FEW) --persons=800 --size=$(DEMO_SIZE) --seed=$(DEMO_SEED)
+	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(FEW)
 
 clean: ## remove the environment, caches, and the demo's data and run
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) runs/demo
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:

@@ -1,37 +1,75 @@
 """The ablation: five variants of configs/synth.py, some seeds each, at equal images per step and equal steps.
 
-    python -m ivt_jax.ablation --out=runs/ablation --root=data/pedes-synth
+    python -m ivt_jax.ablation --out=runs/ablation --root=data/pedes-synth-few
 
 Each run is `ivt_jax.main` in a workdir of its own, so that a second call resumes where the first one ended; the table
-(ablation.md) and the plot (ablation.png) are made from what the runs wrote.
+(ablation.md) and the plot (ablation.png) are made from what the runs wrote. Several run at a time, each on its own
+share of the cores: so small a model gains little from a second core.
 """
 
 import argparse
+import concurrent.futures
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
+from ivt_jax.metrics import format_seconds
 
 VARIANTS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 
-def run(out: Path, root: str, seeds: int, steps: int) -> None:
-    """Trains what is not done yet; a run is done when its test results are written."""
+def run(out: Path, root: str, seeds: int, steps: int, jobs: int) -> None:
+    """Trains what is not done yet, `jobs` runs at a time; a run is done when its test results are written.
+
+    Raises UserError where a run fails: those under way are still waited for, no other is started.
+    """
     pending = [(v, s) for s in range(seeds) for v in VARIANTS if not (out / f"{v}-{s}" / "test/summary.json").exists()]
-    for number, (variant, seed) in enumerate(pending, start=1):
-        workdir = out / f"{variant}-{seed}"
-        print(f"[{number}/{len(pending)}] {variant}, seed {seed}: {workdir}", flush=True)
-        command = [
-            sys.executable, "-m", "ivt_jax.main", f"--config=configs/synth.py:{variant}", f"--workdir={workdir}",
-            f"--config.seed={seed}", f"--config.data.root={root}", f"--config.train.steps={steps}",
-        ]  # fmt: skip
-        if subprocess.run(command).returncode:
-            raise UserError(f"{variant}, seed {seed} failed; run the same command again to resume")
+    cores = sorted(os.sched_getaffinity(0))
+    jobs = max(1, min(jobs, len(cores), len(pending)))
+    shares = [cores[job::jobs] for job in range(jobs)]
+    began = time.monotonic()
+    failures: list[UserError] = []
+
+    def take_share() -> None:
+        os.sched_setaffinity(0, shares.pop())  # of this thread; the processes it starts inherit it
+
+    def attempt(variant: str, seed: int) -> None:
+        if not failures:
+            try:
+                train(out, root, variant, seed, steps)
+            except UserError as error:
+                failures.append(error)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs, initializer=take_share) as pool:
+        runs = {pool.submit(attempt, variant, seed): f"{variant}, seed {seed}" for variant, seed in pending}
+        for number, ended in enumerate(concurrent.futures.as_completed(runs), start=1):
+            if not failures:
+                left = format_seconds((time.monotonic() - began) / number * (len(runs) - number))
+                print(f"{number} of {len(runs)} done: {runs[ended]}; {left} left", flush=True)
+    if failures:
+        raise failures[0]
+
+
+def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
+    """One run in the workdir OUT/VARIANT-SEED, its output beside it in OUT/VARIANT-SEED.log."""
+    workdir, log = out / f"{variant}-{seed}", out / f"{variant}-{seed}.log"
+    command = [
+        sys.executable, "-m", "ivt_jax.main", f"--config=configs/synth.py:{variant}", f"--workdir={workdir}",
+        f"--config.seed={seed}", f"--config.data.root={root}", f"--config.train.steps={steps}",
+    ]  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{variant}, seed {seed}: {log}", flush=True)
+    with log.open("a") as file:
+        failed = subprocess.run(command, stdout=file, stderr=file).returncode
+    if failed:
+        raise UserError(f"{variant}, seed {seed} failed, see {log}; run the same command again to resume")
 
 
 def scores(out: Path, seeds: int) -> dict[str, np.ndarray]:
@@ -73,11 +111,12 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
-    parser.add_argument("--root", default="data/pedes-synth", help="folder of the generated benchmark")
+    parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the generated benchmark")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
+    parser.add_argument("--steps", type=int, default=800, help="steps of every run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
-    run(args.out, args.root, args.seeds, args.steps)
+    run(args.out, args.root, args.seeds, args.steps, args.jobs)
     results = scores(args.out, args.seeds)
     (args.out / "ablation.md").write_text(table(results))
     plot(results, args.out / "ablation.png")

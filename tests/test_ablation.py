@@ -1,5 +1,6 @@
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,14 @@ RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in ablation.VARIANTS]
 @pytest.fixture
 def stub(monkeypatch):
     """Runs end at once: a fake one writes the test results of its seed, unless its workdir is in `failing`."""
-    stub = SimpleNamespace(commands=[], failing=set())
+    stub = SimpleNamespace(commands=[], failing=set(), cores=[], before=lambda: None)
 
-    def run(command):
+    def run(command, stdout, stderr):
         stub.commands.append(command)
+        stub.before()
         flags = dict(argument.lstrip("-").split("=", 1) for argument in command[3:])
         folder = ablation.Path(flags["workdir"])
+        stdout.write(f"what {folder.name} says\n")
         if folder.name in stub.failing:
             return SimpleNamespace(returncode=1)
         (folder / "test").mkdir(parents=True)
@@ -37,7 +40,7 @@ def workdirs(stub):
 
 
 def test_every_variant_runs_with_every_seed_at_equal_steps(stub, tmp_path):
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7)
+    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS
     assert stub.commands[6] == [
         sys.executable, "-m", "ivt_jax.main", "--config=configs/synth.py:mla", f"--workdir={tmp_path}/mla-1",
@@ -47,15 +50,27 @@ def test_every_variant_runs_with_every_seed_at_equal_steps(stub, tmp_path):
 
 def test_what_is_done_is_not_done_again(stub, tmp_path):
     stub.failing = {"bmm_align-0"}
-    with pytest.raises(UserError, match="bmm_align, seed 0 failed; run the same command again to resume"):
-        ablation.run(tmp_path, "DATA", seeds=2, steps=7)
+    with pytest.raises(UserError, match=r"bmm_align, seed 0 failed, see .*bmm_align-0.log; run the same command again"):
+        ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS[:3]
     stub.failing, stub.commands[:] = set(), []
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7)
+    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS[2:]
     stub.commands[:] = []
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7)
+    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
     assert not stub.commands
+
+
+def test_runs_at_a_time_share_the_cores_and_keep_their_output(stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation.os, "sched_getaffinity", lambda _: {3, 5, 8})
+    monkeypatch.setattr(ablation.os, "sched_setaffinity", lambda _, cores: stub.cores.append(cores))
+    both = threading.Barrier(2)  # the first two runs wait for each other: they do run at the same time
+    stub.before = lambda: len(stub.commands) <= 2 and both.wait(timeout=30)
+    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=2)
+    assert sorted(workdirs(stub)) == sorted(RUNS)
+    assert sorted(stub.cores) == [[3, 8], [5]]
+    assert (tmp_path / "mla-1.log").read_text() == "what mla-1 says\n"
+    assert "10 of 10 done" in capsys.readouterr().out
 
 
 def test_the_table_has_means_and_sample_deviations():
