@@ -1,91 +1,104 @@
-"""Every dataset's annotation file, read and checked, as one list of records."""
+"""Every dataset's annotation file, read and checked, as one list of records: one record per image."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DataError
+from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
-SPLITS = ("train", "val", "test")
-
-_README = "see README, Datasets"
-
-
-class DataError(UserError):
-    """A dataset that is not as it should be. The message is one line: the file, the record, the remedy."""
+_SHOWN = 3  # records that a message names, of many
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image with its captions. `image_path` is relative to `<root>/imgs`, with forward slashes."""
+    """One image with its captions.
+
+    image_path: relative to the folder of images, with forward slashes. person_id: as in the file; ids may start
+    anywhere and have gaps. attributes: for each caption the attribute phrases that the file gives (`att`), often none.
+    where: the record's place in the file, for messages.
+    """
 
     image_path: str
     person_id: int
     captions: tuple[str, ...]
     split: str
+    attributes: tuple[tuple[str, ...], ...]
+    where: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """A dataset as its authors send it: the usual name of its folder, of its JSON file, and its key for the path."""
+    """A dataset as people have it: the usual name of its folder, and of its JSON files, the first found is read."""
 
     folder: str
     files: tuple[str, ...]
-    path_key: str
-    remedy: str = _README  # what to do where the files are missing
+    remedy: str = README  # what to do where the files are missing
 
 
 LAYOUTS = {
-    "cuhk_pedes": _Layout("CUHK-PEDES", ("reid_raw.json",), "file_path"),
-    "icfg_pedes": _Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), "file_path"),
-    "rstp_reid": _Layout("RSTPReid", ("data_captions.json",), "img_path"),
-    "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "file_path", "`make data` generates it"),
+    "cuhk_pedes": _Layout("CUHK-PEDES", ("reid_raw.json", "cuhk_pedes_att.json")),
+    "icfg_pedes": _Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG_PEDES_VISTXT.json")),
+    "rstp_reid": _Layout("RSTPReid", ("data_captions.json", "rstpreid_vistxt.json")),
+    "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "`make data` generates it"),
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """A dataset as its annotation file states it: the file, the folder of the images, the records in their order."""
+
+    path: Path
+    images: Path
+    records: tuple[Record, ...]
+
+
+def read_annotations(root: Path, name: str) -> Annotations:
+    """The dataset `name` (a key of LAYOUTS). root: its folder, or its annotation file itself.
+
+    Several records of one image become one with all their captions. Empty captions are dropped from training, and a
+    training record without any other with them; in val and test, whose figures would change, they stay. A line on
+    stderr counts either. Raises DataError, in one line, at the first fault.
+    """
+    path = annotation_file(root, name)
+    status = path.stat()
+    annotations = _read(path, status.st_mtime_ns, status.st_size)
+    if not annotations.images.is_dir():
+        raise DataError(f"{annotations.images} not found: the images of {path.name} are expected in it; {README}")
+    return annotations
+
+
 def annotation_file(root: Path, name: str) -> Path:
-    """The dataset's JSON file under `root`. Raises DataError, in one line, where the dataset or the file is missing."""
+    """The dataset's JSON file: `root` itself, or in it the first of the usual names, or else the first of known shape.
+
+    Raises DataError where there is none; where there are files of other shapes, it says what is wrong with the first.
+    """
     if name not in LAYOUTS:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')
     layout = LAYOUTS[name]
-    for file in layout.files:
-        if (root / file).is_file():
-            return root / file
-    raise DataError(
-        f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
-        f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}"
+    usual = [path for path in (root, *(root / file for file in layout.files)) if path.is_file()]
+    if usual:
+        return usual[0]
+    faults = []
+    for path in sorted(root.glob("*.json")):
+        try:
+            read_entries(path)
+            return path
+        except DataError as error:
+            faults.append(error)
+    raise (
+        faults[0]
+        if faults
+        else DataError(
+            f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
+            f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}"
+        )
     )
-
-
-def read_annotations(root: Path, name: str) -> list[Record]:
-    """All records of the dataset `name` (a key of LAYOUTS) under `root`, in the order of its annotation file.
-
-    Empty captions are dropped from training records, and a training record without any other caption with them; in
-    val and test, where numbers would change silently, they are refused. Raises DataError at the first fault.
-    """
-    path = annotation_file(root, name)
-    layout = LAYOUTS[name]
-    if not (root / "imgs").is_dir():
-        raise DataError(f"{root / 'imgs'} not found: the images of {path.name} are expected in it; {_README}")
-    entries = _read_json(path)
-    records, dropped = [], 0
-    for number, entry in enumerate(entries):
-        record = _record(entry, layout.path_key, f"{path}: record {number}")
-        captions = tuple(c for c in record.captions if c.strip())
-        dropped += len(record.captions) - len(captions)
-        if len(captions) < len(record.captions) and record.split != "train":
-            raise DataError(f"{path}: record {number} ({record.image_path}) has an empty caption in {record.split}")
-        if captions:
-            records.append(dataclasses.replace(record, captions=captions))
-    if dropped:
-        logging.warning("%s: %d empty captions dropped from train", path, dropped)
-    if not any(record.split == "train" for record in records):
-        raise DataError(f"{path} holds no training record")
-    return records
 
 
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
@@ -102,41 +115,85 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
     ]
 
 
-def _read_json(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or unpack it again") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON ({error}); it may be truncated: unpack it again") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{path} holds {_kind(entries)}; expected a list of records; {_README}")
-    if not entries:
-        raise DataError(f"{path} holds no records")
-    return entries
+@functools.lru_cache(maxsize=4)  # every split of a run asks for the whole file
+def _read(path: Path, modified: int, size: int) -> Annotations:
+    """modified, size: the file's own, so that a changed file is read again."""
+    read = [_record(entry, f"{path}: {entry.where}") for entry in read_entries(path)]
+    records = _without_empty_captions(_merged(read, path), path)
+    if not any(record.split == "train" for record in records):
+        raise DataError(f"{path} holds no training record")
+    # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.
+    beside = all(record.image_path.startswith("images/") for record in records)
+    return Annotations(path, path.parent if beside else path.parent / "imgs", records)
 
 
-def _record(entry: Any, path_key: str, where: str) -> Record:
-    if not isinstance(entry, dict):
-        raise DataError(f"{where} is {_kind(entry)}; expected an object; {_README}")
-    for key in ("split", "captions", path_key, "id"):
-        if key not in entry:
-            hint = "This looks like caption_all.json, which has no splits; " if key == "split" else ""
-            raise DataError(f'{where} has no "{key}". {hint}{_README}')
-    split, captions, path, person = entry["split"], entry["captions"], entry[path_key], entry["id"]
-    if not isinstance(split, str) or split.lower() not in SPLITS:
-        raise DataError(f'{where} has "split" {json.dumps(split)}; expected one of {", ".join(SPLITS)}')
+def _merged(records: Sequence[Record], path: Path) -> list[Record]:
+    """One record per image, where its first stood, with the captions of all."""
+    by_image: dict[str, Record] = {}
+    for record in records:
+        first = by_image.setdefault(record.image_path, record)
+        if first is record:
+            continue
+        for what, one, other in (("split", first.split, record.split), ("id", first.person_id, record.person_id)):
+            if one != other:
+                where = f"{path}: {first.where} and {record.where} ({record.image_path})"
+                raise DataError(f'{where} are one image with "{what}" {one} and {other}; remove the wrong one')
+        by_image[record.image_path] = dataclasses.replace(
+            first, captions=first.captions + record.captions, attributes=first.attributes + record.attributes
+        )
+    if repeated := len(records) - len(by_image):
+        print(f"{path}: {len(records)} records of {len(by_image)} images; {repeated} joined another", file=sys.stderr)
+    return list(by_image.values())
+
+
+def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Record, ...]:
+    dropped, kept_empty, result = 0, [], []
+    for record in records:
+        filled = [i for i, caption in enumerate(record.captions) if caption.strip()]
+        empty = len(record.captions) - len(filled)
+        if empty and record.split != "train":
+            kept_empty.append(record.where)
+        elif empty:
+            dropped += empty
+            captions, attributes = ([values[i] for i in filled] for values in (record.captions, record.attributes))
+            record = dataclasses.replace(record, captions=tuple(captions), attributes=tuple(attributes))
+        if record.captions:
+            result.append(record)
+    if dropped:
+        print(f"{path}: {dropped} empty captions dropped from train", file=sys.stderr)
+    if kept_empty:
+        names = ", ".join(kept_empty[:_SHOWN]) + (", ..." if len(kept_empty) > _SHOWN else "")
+        print(f"{path}: empty captions in val or test, which stay queries: {names}", file=sys.stderr)
+    return tuple(result)
+
+
+def _record(entry: Entry, where: str) -> Record:
+    check_object(entry.value, where)
+    value = entry.value
+    path_key = next((key for key in PATH_KEYS if key in value), PATH_KEYS[0])
+    for key in ("captions", path_key, "id"):
+        if key not in value:
+            raise DataError(f'{where} has no "{key}"; {README}')
+    captions, path, person = value["captions"], value[path_key], value["id"]
+    captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-        raise DataError(f'{where} has "captions" that are not a list of at least one text; {_README}')
+        raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one; {README}')
     if not isinstance(person, int) or isinstance(person, bool) or not 0 <= person < 2**31:
         raise DataError(f'{where} has "id" {json.dumps(person)}; expected a whole number from 0 to 2^31 - 1')
     if not isinstance(path, str) or not path.strip():
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected the path of an image')
     posix = path.replace("\\", "/")
-    if posix.startswith("/") or posix[1:2] == ":" or ".." in PurePosixPath(posix).parts:
+    if posix.startswith("/") or posix[1:2] == ":" or ".." in PurePosixPath(posix).parts or "\0" in posix:
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside imgs/')
-    return Record(posix, person, tuple(captions), split.lower())
+    attributes = _attributes(value.get("att", {}), where)
+    return Record(
+        str(PurePosixPath(posix)), person, tuple(captions), entry.split, (attributes,) * len(captions), entry.where
+    )
 
 
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+def _attributes(att: Any, where: str) -> tuple[str, ...]:
+    """The phrases of `att`, an object {key: phrase}; of what kind each is, the key tells, and nobody here asks."""
+    check_object(att, f'{where}: "att"')
+    if not all(isinstance(phrase, str) for phrase in att.values()):
+        raise DataError(f'{where}: "att" has a phrase that is no text; {README}')
+    return tuple(phrase.strip() for phrase in att.values() if phrase.strip())

@@ -21,7 +21,9 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from input_pipeline.annotations import SPLITS, DataError, Record, annotation_file, read_annotations
+from input_pipeline.annotations import Record, annotation_file, read_annotations
+from input_pipeline.errors import DataError
+from input_pipeline.variants import SPLITS
 
 _KEPT_FORMATS = ("JPEG", "PNG")  # what TensorFlow decodes; everything else becomes PNG
 
@@ -37,10 +39,11 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, root: Path, prepared: Path | None = None):
-        """root: the raw dataset. prepared: folder for the prepared data; `<root>/prepared` unless given."""
+        """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None."""
         self.root = root
-        digest = hashlib.sha256(annotation_file(root, self.name).read_bytes()).hexdigest()
-        super().__init__(data_dir=(prepared or root / "prepared") / digest[:16], file_format="array_record")
+        path = annotation_file(root, self.name)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        super().__init__(data_dir=(prepared or path.parent / "prepared") / digest[:16], file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -55,14 +58,17 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable[Any]]:
-        records = read_annotations(self.root, self.name)
-        splits = {split: [r for r in records if r.split == split] for split in SPLITS}
-        return {split: self._generate_examples(split, chosen) for split, chosen in splits.items() if chosen}
+        annotations = read_annotations(self.root, self.name)
+        splits = {split: [r for r in annotations.records if r.split == split] for split in SPLITS}
+        images = annotations.images.resolve()  # the folder itself may be a link, what it holds may not lead out of it
+        return {split: self._generate_examples(split, chosen, images) for split, chosen in splits.items() if chosen}
 
-    def _generate_examples(self, split: str, records: list[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, split: str, records: list[Record], images: Path
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, record in enumerate(_progress(records, f"{self.name}: preparing {split}")):
             example = {
-                "image": _encoded_image(self.root / "imgs" / record.image_path, f"{split} record {number}"),
+                "image": _encoded_image(images, record),
                 "path": record.image_path,
                 "person_id": record.person_id,
                 "captions": record.captions,
@@ -94,12 +100,12 @@ def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder
 
     Raises DataError, in one line.
     """
-    annotation_file(root, name)  # refuses an unknown name or a missing folder
+    path = annotation_file(root, name)  # refuses an unknown name or a missing folder
     tfds.disable_progress_bar()
     builder = BUILDERS[name](root=root, prepared=prepared)
     if builder.data_path.exists():
         return builder
-    folder = prepared or root / "prepared"
+    folder = prepared or path.parent / "prepared"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
@@ -114,8 +120,11 @@ def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder
     return builder
 
 
-def _encoded_image(path: Path, where: str) -> bytes:
+def _encoded_image(images: Path, record: Record) -> bytes:
     """The image file's bytes, once its header has been read; BMP and other formats are turned into PNG, losslessly."""
+    path = images / record.image_path
+    if not path.resolve().is_relative_to(images):
+        raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
     try:
         encoded = path.read_bytes()
         with PIL.Image.open(io.BytesIO(encoded)) as image:
@@ -125,10 +134,10 @@ def _encoded_image(path: Path, where: str) -> bytes:
             image.convert("RGB").save(png, "PNG")
             return png.getvalue()
     except FileNotFoundError:
-        raise DataError(f"{path} not found ({where}): the annotations name an image that imgs/ does not hold") from None
+        raise DataError(f"{path} not found ({record.where}): the annotations name an image that is not there") from None
     except (OSError, PIL.Image.DecompressionBombError) as error:
         reason = "cannot be identified" if isinstance(error, PIL.UnidentifiedImageError) else error
-        raise DataError(f"{path} ({where}) is not a readable image: {reason}") from None
+        raise DataError(f"{path} ({record.where}) is not a readable image: {reason}") from None
 
 
 def _progress(records: list[Record], what: str) -> Iterator[Record]:

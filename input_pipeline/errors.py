@@ -1,5 +1,9 @@
-"""The one exception for a user's mistake: commands print its single line and exit with 2, without a traceback."""
+"""The exceptions for a user's mistake: commands print its single line and exit with 2, without a traceback."""
 
 
 class UserError(ValueError):
     """A mistake the user can mend. The message is one line: the file, the record, the remedy."""
+
+
+class DataError(UserError):
+    """A dataset, or a file that goes with it, is not as it should be."""

@@ -6,6 +6,7 @@ same global batches.
 """
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from input_pipeline import augment
-from input_pipeline.annotations import DataError, Record, annotation_file, hold_out_persons, read_annotations
+from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import prepare
+from input_pipeline.errors import DataError
 from input_pipeline.sampling import EpochPlans, keyed_rng
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
@@ -31,15 +33,23 @@ Batch = dict[str, Any]
 class Source:
     """One split of a prepared dataset: who and what is in each image, and random access to the encoded bytes.
 
-    Attributes: name, split; person_ids (images,) int32; captions, a tuple of texts per image; paths, relative to imgs/;
-    pairs: (image index, caption index) of every pair in record order, two int32 arrays.
+    Attributes: name, split; root, the dataset's folder; persons (persons,) int32, their ids in the annotations, sorted;
+    person_ids (images,) int32, index into `persons`; captions and attributes, for each image a tuple with an entry for
+    each caption; images, the folder of the images; paths, relative to it; pairs: (image index, caption index) of every
+    pair in record order, two int32 arrays.
     """
 
-    def __init__(self, name: str, split: str, records: Sequence[Record], data: Any, rows: np.ndarray):
+    def __init__(
+        self, name: str, split: str, annotations: Annotations, records: Sequence[Record], data: Any, rows: Any
+    ):
         """data: random access to examples with an "image"; rows (images,): where in it the records' images are."""
         self.name, self.split = name, split
-        self.person_ids = np.array([record.person_id for record in records], np.int32)
+        self.root, self.images = annotations.path.parent, annotations.images
+        ids = np.array([record.person_id for record in records], np.int32)
+        self.persons, inverse = np.unique(ids, return_inverse=True)
+        self.person_ids = inverse.astype(np.int32)
         self.captions = [record.captions for record in records]
+        self.attributes = [record.attributes for record in records]
         self.paths = [record.image_path for record in records]
         pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
         images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
@@ -58,20 +68,29 @@ def open_split(config: ConfigDict, split: str) -> Source:
     Raises DataError, in one line.
     """
     root, name = Path(config.data.root), config.data.name
-    original = read_annotations(root, name)
-    records = original
-    if not any(record.split == "val" for record in original):
+    annotations = read_annotations(root, name)
+    original = records = annotations.records
+    without_val = not any(record.split == "val" for record in original)
+    if without_val:
         records = hold_out_persons(original, config.data.val_persons)
     chosen = [number for number, record in enumerate(records) if record.split == split]
+    if without_val and split == "val":
+        _say_who_selects(annotations.path, {records[number].person_id for number in chosen})
     if not chosen and split == "val":
-        return Source(name, split, [], (), np.zeros(0, np.int64))
+        return Source(name, split, annotations, (), (), np.zeros(0, np.int64))
     if not chosen:
-        raise DataError(f"{annotation_file(root, name)} has no {split} records")
+        raise DataError(f"{annotations.path} has no {split} records")
     stored = original[chosen[0]].split
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     builder = prepare(root, name, Path(config.runtime.prepared) if config.runtime.prepared else None)
     rows = np.array([row_of[number] for number in chosen])
-    return Source(name, split, [records[number] for number in chosen], builder.as_data_source(stored), rows)
+    return Source(name, split, annotations, [records[n] for n in chosen], builder.as_data_source(stored), rows)
+
+
+def _say_who_selects(path: Path, held_out: set[int]) -> None:
+    said = f"{len(held_out)} training persons are held out in its place (data.val_persons)"
+    nobody = "data.val_persons is 0: all persons train, and the last step counts as the best"
+    print(f"{path} has no val split; {said if held_out else nobody}", file=sys.stderr)
 
 
 def train_batches(
@@ -162,7 +181,7 @@ def _draw_tokens(
     """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level."""
     images, captions = (index[pairs] for index in source.pairs)
     texts = [
-        draw_levels(source.captions[image][caption], rng, tuple(lengths))
+        draw_levels(source.captions[image][caption], rng, tuple(lengths), source.attributes[image][caption])
         for image, caption, rng in zip(images, captions, rngs, strict=True)
     ]
     return [tokenizer.encode([text[level] for text in texts], length) for level, length in lengths.items()]

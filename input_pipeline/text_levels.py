@@ -74,12 +74,13 @@ def _coordinated(piece: str) -> list[str]:
     return phrases
 
 
-def words(caption: str, rng: np.random.Generator) -> str:
+def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = ()) -> str:
     """A random non-empty subset of the attribute phrases, each kept with probability 1/2, joined by commas.
 
-    The release reads these phrases from a file whose making was never published; here they come from the caption.
+    attributes: the phrases that the dataset gives (`att`); where it gives none, they are taken from the caption, for
+    the making of the release's was never published.
     """
-    phrases = attribute_phrases(caption)
+    phrases = attributes or attribute_phrases(caption)
     if not phrases:
         return sentence(caption)
     keep = rng.random(len(phrases)) < 0.5
@@ -88,11 +89,13 @@ def words(caption: str, rng: np.random.Generator) -> str:
     return ", ".join(p for p, kept in zip(phrases, keep, strict=True) if kept)
 
 
-def draw_levels(caption: str, rng: np.random.Generator, levels: Sequence[str] = LEVELS) -> dict[str, str]:
+def draw_levels(
+    caption: str, rng: np.random.Generator, levels: Sequence[str] = LEVELS, attributes: Sequence[str] = ()
+) -> dict[str, str]:
     """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call."""
     draw = {
         "sentence": lambda: sentence(caption),
         "phrase": lambda: phrase(caption, rng),
-        "word": lambda: words(caption, rng),
+        "word": lambda: words(caption, rng, attributes),
     }
     return {level: draw[level]() for level in levels}

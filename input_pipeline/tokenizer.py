@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from input_pipeline.annotations import DataError
+from input_pipeline.errors import DataError
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 

@@ -178,12 +178,13 @@ def evaluate_split(model: Any, params: Any, source: Any, tokenizer: Any, config:
     from input_pipeline.pipeline import image_batches  # imports TensorFlow, which search does without
 
     size, batch_size = tuple(config.model.image_size), config.runtime.eval_batch_size
+    persons = source.persons[source.person_ids]
     ids = tokenizer.encode(split_captions(source), config.text.length["sentence"])
     embeddings = Embeddings(
         image=embed_images(model, params, image_batches(source, size, batch_size)),
         text=embed_texts(model, params, ids, batch_size),
-        image_person=source.person_ids,
-        text_person=source.person_ids[source.pairs[0]],
+        image_person=persons,
+        text_person=persons[source.pairs[0]],
         text_image=source.pairs[0],
     )
     return Evaluation(summarise(embeddings), embeddings)
@@ -214,17 +215,20 @@ def split_captions(source: Any) -> list[str]:
     return [source.captions[image][caption] for image, caption in zip(*source.pairs, strict=True)]
 
 
-def write_test_results(workdir: Path, step: int, root: Path | str, source: Any, result: Evaluation) -> dict[str, Any]:
+def write_test_results(workdir: Path, step: int, source: Any, result: Evaluation) -> dict[str, Any]:
     """Writes test/{embeddings.npz, items.json, summary.json}, what the report reads; returns the summary.
 
-    step: the checkpoint's; root: the dataset's folder, whose attributes.json (PEDES-Synth) tells the oracle's R@1.
+    step: the checkpoint's. The attributes.json of PEDES-Synth, in the dataset's folder, tells the oracle's R@1.
     """
-    root, folder = Path(root).absolute(), Path(workdir) / "test"
+    root, folder = source.root.absolute(), Path(workdir) / "test"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "embeddings.tmp", "wb") as file:
         np.savez(file, **result.embeddings._asdict())
     os.replace(folder / "embeddings.tmp", folder / "embeddings.npz")
-    items = {"root": str(root), "paths": list(source.paths), "captions": split_captions(source)}
+    items = {
+        "root": str(root), "images": str(source.images.absolute()), "paths": source.paths,
+        "captions": split_captions(source),
+    }  # fmt: skip
     write_json(folder / "items.json", items)
     attributes = root / "attributes.json"
     oracle = json.loads(attributes.read_text())["oracle"][source.split]["R1"] if attributes.exists() else None

@@ -132,7 +132,7 @@ def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.n
     image, text, image_person, text_person, text_image = embeddings
     scores, right = image @ text[query], image_person == text_person[query]
     order = np.lexsort((right, -scores))[:TOP]
-    folder = Path(items["root"]) / "imgs"
+    folder = Path(items["images"])
     crops = [crop(folder / items["paths"][i], scores[i], bool(right[i])) for i in order]
     own = crop(folder / items["paths"][text_image[query]])
     return {"caption": items["captions"][query], "own": own, "crops": crops, "first": int(first[query])}

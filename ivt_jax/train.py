@@ -200,7 +200,7 @@ def evaluate(workdir: Path, write: bool = True) -> dict[str, Any]:
     result = evaluation.evaluate_split(model, params, source, load_run_tokenizer(config), config)
     if not write:
         return {"step": step, **result.summary}
-    return evaluation.write_test_results(workdir, step, config.data.root, source, result)
+    return evaluation.write_test_results(workdir, step, source, result)
 
 
 def export(workdir: Path) -> Path:

@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -163,14 +164,15 @@ def test_embed_texts_masks_padding_and_compiles_once():
     assert model.traces == [("encode_text", (2, 2))]
 
 
-def split(monkeypatch):
+def split(monkeypatch, root=Path()):
     """Three images of two persons, the second image with two captions: a model, a source, a tokenizer, a config."""
     colours = np.array([(255, 255, 0), (0, 0, 255), (0, 255, 0)], np.uint8)
     images = np.broadcast_to(colours[:, None, None], (3, 4, 2, 3))
     pipeline = SimpleNamespace(image_batches=lambda source, size, batch_size: iter([images[:2], images[2:]]))
     monkeypatch.setitem(sys.modules, "input_pipeline.pipeline", pipeline)
     source = SimpleNamespace(
-        split="test", person_ids=np.array([10, 20, 10]), paths=["a.jpg", "b.jpg", "c.jpg"],
+        split="test", root=root, images=root / "imgs", persons=np.array([10, 20]), person_ids=np.array([0, 1, 0]),
+        paths=["a.jpg", "b.jpg", "c.jpg"],
         captions=[("one",), ("two", "three"), ("one",)], pairs=(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 0])),
     )  # fmt: skip
     ids = {"one": 1, "two": 2, "three": 3}
@@ -206,20 +208,21 @@ def test_evaluate_split_ranks_in_both_directions(monkeypatch):
 
 @pytest.mark.parametrize("oracle", [61.5, None])
 def test_write_test_results(tmp_path, monkeypatch, oracle):
-    model, source, tokenizer, config = split(monkeypatch)
-    result = evaluation.evaluate_split(model, TABLE, source, tokenizer, config)
     root = tmp_path / "data"
+    model, source, tokenizer, config = split(monkeypatch, root)
+    result = evaluation.evaluate_split(model, TABLE, source, tokenizer, config)
     root.mkdir()
     if oracle:
         (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
-    summary = evaluation.write_test_results(tmp_path, 300, root, source, result)
+    summary = evaluation.write_test_results(tmp_path, 300, source, result)
     folder = tmp_path / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["embeddings.npz", "items.json", "summary.json"]
     assert summary["step"] == 300 and summary["oracle_R1"] == oracle
     written = json.loads((folder / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary))
     assert json.loads((folder / "items.json").read_text()) == {
-        "root": str(root), "paths": ["a.jpg", "b.jpg", "c.jpg"], "captions": ["one", "two", "three", "one"],
+        "root": str(root), "images": str(root / "imgs"), "paths": ["a.jpg", "b.jpg", "c.jpg"],
+        "captions": ["one", "two", "three", "one"],
     }  # fmt: skip
     with np.load(folder / "embeddings.npz") as arrays:
         for name, value in result.embeddings._asdict().items():

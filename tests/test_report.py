@@ -36,8 +36,10 @@ def write_split(workdir, root, attributes=True):
     image, own = np.eye(4, dtype=np.float32), np.array([0, 3])
     embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own)
     captions = [("A man & <b>",), (), (), ("Another man.",)]
-    source = SimpleNamespace(split="test", paths=paths, captions=captions, pairs=(own, np.array([0, 0])))
-    write_test_results(workdir, 200, root, source, Evaluation(summarise(embeddings), embeddings))
+    source = SimpleNamespace(
+        split="test", root=root, images=root / "imgs", paths=paths, captions=captions, pairs=(own, np.array([0, 0]))
+    )
+    write_test_results(workdir, 200, source, Evaluation(summarise(embeddings), embeddings))
 
 
 @pytest.fixture

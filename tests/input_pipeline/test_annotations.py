@@ -1,61 +1,167 @@
 import json
-import logging
 
 import pytest
 
-from input_pipeline.annotations import DataError, Record, hold_out_persons, read_annotations
+from input_pipeline.annotations import Record, hold_out_persons, read_annotations
+from input_pipeline.errors import DataError
 
 GOOD = {"split": "train", "captions": ["A woman.", "She."], "file_path": "cam_a/000_45.bmp", "id": 1}
 
 
 def write(root, records, name="reid_raw.json"):
-    (root / "imgs").mkdir(exist_ok=True)
+    (root / "imgs").mkdir(parents=True, exist_ok=True)
     text = records if isinstance(records, bytes) else json.dumps(records, ensure_ascii=False).encode()
     (root / name).write_bytes(text)
     return root
 
 
+def read(root, name="cuhk_pedes"):
+    return list(read_annotations(root, name).records)
+
+
+def record(path, person, *captions, split="train", attributes=()):
+    return Record(path, person, captions, split, attributes or ((),) * len(captions))
+
+
+# ---- the shapes, whatever the file is called
+
+
 @pytest.mark.parametrize("extra", [{}, {"processed_tokens": [["a", "woman"], ["she"]]}, {"split": "Train"}])
 @pytest.mark.parametrize("name", ["cuhk_pedes", "pedes_synth"])
-def test_cuhk_records(tmp_path, name, extra):
-    expected = [Record("cam_a/000_45.bmp", 1, ("A woman.", "She."), "train")]
-    assert read_annotations(write(tmp_path, [GOOD | extra]), name) == expected
+@pytest.mark.parametrize("file", ["reid_raw.json", "my own copy.json"])
+def test_cuhk_records(tmp_path, name, extra, file):
+    assert read(write(tmp_path, [GOOD | extra], file), name) == [record("cam_a/000_45.bmp", 1, "A woman.", "She.")]
 
 
 @pytest.mark.parametrize("file", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
 def test_icfg_records_keep_their_split_whatever_their_folder_is_called(tmp_path, file):
-    record = {"split": "train", "captions": ["The man."], "file_path": "test/0001/x.jpg", "id": 0}
-    record |= {"processed_tokens": [["the"]]}
-    expected = [Record("test/0001/x.jpg", 0, ("The man.",), "train")]
-    assert read_annotations(write(tmp_path, [record], file), "icfg_pedes") == expected
+    raw = {"split": "train", "captions": ["The man."], "file_path": "test/0001/x.jpg", "id": 0}
+    raw |= {"processed_tokens": [["the"]]}
+    assert read(write(tmp_path, [raw], file), "icfg_pedes") == [record("test/0001/x.jpg", 0, "The man.")]
 
 
 def test_rstp_records_with_their_stray_characters(tmp_path):
-    record = {"split": "train", "captions": ["A \u7537 man, {}", "b"], "img_path": "0000_c14_0031.jpg", "id": 0}
-    (got,) = read_annotations(write(tmp_path, [record], "data_captions.json"), "rstp_reid")
-    assert got == Record("0000_c14_0031.jpg", 0, ("A \u7537 man, {}", "b"), "train")
+    raw = {"split": "train", "captions": ["A \u7537 man, {}", "b"], "img_path": "0000_c14_0031.jpg", "id": 0}
+    got = read(write(tmp_path, [raw], "data_captions.json"), "rstp_reid")
+    assert got == [record("0000_c14_0031.jpg", 0, "A \u7537 man, {}", "b")]
+
+
+def test_ufine_records_have_their_images_beside_the_annotations(tmp_path):
+    raw = {"split": "train", "captions": ["A.", "B."], "file_path": "images/1.jpg", "id": 1}
+    annotations = read_annotations(write(tmp_path, [raw], "data_captions.json"), "rstp_reid")
+    assert (annotations.images, annotations.records[0].image_path) == (tmp_path, "images/1.jpg")
+
+
+def test_the_processed_cuhk_file_has_a_record_per_caption_with_its_attributes(tmp_path):
+    def raw(path, person, caption, **att):
+        return {"id": person, "file_path": path, "captions": caption, "processed_tokens": ["a"], "att": att}
+
+    splits = {
+        "train": [
+            raw("cam_a/1.png", 3, "A red coat.", upper="a red coat", hair=" long hair "),
+            raw("cam_a/2.png", 3, "Blue jeans."),
+            raw("cam_a/1.png", 3, "White shoes.", shoes="white shoes", hat=""),
+        ],
+        "val": [raw("cam_b/7.png", 9, "A hat.")],
+        "test": [raw("cam_b/8.png", 11, "A bag.")],
+    }
+    assert read(write(tmp_path, splits, "cuhk_pedes_att.json")) == [
+        record("cam_a/1.png", 3, "A red coat.", "White shoes.",
+               attributes=(("a red coat", "long hair"), ("white shoes",))),
+        record("cam_a/2.png", 3, "Blue jeans."),
+        record("cam_b/7.png", 9, "A hat.", split="val"),
+        record("cam_b/8.png", 11, "A bag.", split="test"),
+    ]  # fmt: skip
+
+
+def test_the_processed_icfg_file_repeats_its_test_records_as_query_and_gallery(tmp_path):
+    raw = {"id": 0, "file_path": "train/1.jpg", "captions": ["A man."], "processed_tokens": [["a", "man"]]}
+    test = raw | {"id": 4, "file_path": "test/2.jpg"}
+    splits = {"train": [raw], "test": [test], "query": [test], "gallery": [test]}
+    got = read(write(tmp_path, splits, "ICFG_PEDES_VISTXT.json"), "icfg_pedes")
+    assert got == [record("train/1.jpg", 0, "A man."), record("test/2.jpg", 4, "A man.", split="test")]
+
+
+def test_the_processed_rstp_file(tmp_path):
+    splits = {s: [{"id": i, "img_path": f"{i}.jpg", "captions": "A."}] for i, s in enumerate(("train", "val", "test"))}
+    got = read(write(tmp_path, splits, "rstpreid_vistxt.json"), "rstp_reid")
+    assert got == [record(f"{i}.jpg", i, "A.", split=s) for i, s in enumerate(("train", "val", "test"))]
+
+
+def test_the_root_may_name_the_file(tmp_path):
+    write(tmp_path, [GOOD])
+    write(tmp_path, {"train": [GOOD | {"captions": "Another."}]}, "cuhk_pedes_att.json")
+    assert read(tmp_path)[0].captions == ("A woman.", "She.")
+    assert read(tmp_path / "cuhk_pedes_att.json")[0].captions == ("Another.",)
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    assert len(read(write(tmp_path, [GOOD]))) == 1
+    assert len(read(write(tmp_path, [GOOD, GOOD | {"file_path": "2.jpg"}]))) == 2
+
+
+def test_captions_alone_are_refused_with_the_remedy(tmp_path):
+    raw = {key: value for key, value in GOOD.items() if key != "split"}
+    with pytest.raises(
+        DataError, match=r"caption_all.json: record 0 has no \"split\".*looks like caption_all.json.*Use "
+    ):
+        read(write(tmp_path, [raw], "caption_all.json"))
+
+
+# ---- what is mended, and counted
+
+
+def images(count, **extra):
+    return [GOOD | {"file_path": f"{i}.jpg"} | extra for i in range(count)]
 
 
 def test_records_keep_the_order_of_the_file_and_a_byte_order_mark_is_no_fault(tmp_path):
-    records = [GOOD | {"id": i, "split": s} for i, s in enumerate(["test", "train", "val", "train"])]
+    splits = ["test", "train", "val", "train"]
+    records = [raw | {"id": i, "split": splits[i]} for i, raw in enumerate(images(4))]
     write(tmp_path, b"\xef\xbb\xbf" + json.dumps(records).encode())
-    assert [r.person_id for r in read_annotations(tmp_path, "cuhk_pedes")] == [0, 1, 2, 3]
+    assert [r.person_id for r in read(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_empty_captions_are_dropped_from_train_and_counted(tmp_path, caplog):
-    records = [GOOD | {"captions": ["", "A man.", " \n"]}, GOOD | {"captions": ["\t"], "id": 2}, GOOD]
-    with caplog.at_level(logging.WARNING):
-        got = read_annotations(write(tmp_path, records), "cuhk_pedes")
+def test_records_of_one_image_are_joined_and_counted(tmp_path, capsys):
+    twice = GOOD | {"captions": ["One more.", "A woman."], "file_path": "cam_a/./000_45.bmp"}
+    got = read(write(tmp_path, [GOOD, *images(1), twice]))
+    assert [r.captions for r in got] == [("A woman.", "She.", "One more.", "A woman."), ("A woman.", "She.")]
+    assert "reid_raw.json: 3 records of 2 images; 1 joined another\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"id": 2}, 'record 0 and record 1 (cam_a/000_45.bmp) are one image with "id" 1 and 2; remove the wrong one'),
+        ({"split": "val"}, 'are one image with "split" train and val; remove the wrong one'),
+    ],
+)
+def test_one_image_of_two_persons_or_in_two_splits_is_refused(tmp_path, other, message):
+    with pytest.raises(DataError) as error:
+        read(write(tmp_path, [GOOD, GOOD | other]))
+    assert message in str(error.value)
+
+
+def test_empty_captions_are_dropped_from_train_and_counted(tmp_path, capsys):
+    one, two, three = images(3)
+    records = [one | {"captions": ["", "A man.", " \n"]}, two | {"captions": "\t"}, three]
+    got = read(write(tmp_path, records))
     assert [r.captions for r in got] == [("A man.",), ("A woman.", "She.")]
-    assert "3 empty captions dropped from train" in caplog.text
+    assert got[0].attributes == ((),)
+    assert "reid_raw.json: 3 empty captions dropped from train\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_empty_captions_in_evaluation_splits_are_refused(tmp_path, split):
-    write(tmp_path, [GOOD, GOOD | {"captions": ["A man.", ""], "split": split}])
-    message = rf"reid_raw.json: record 1 \(cam_a/000_45.bmp\) has an empty caption in {split}"
-    with pytest.raises(DataError, match=message):
-        read_annotations(tmp_path, "cuhk_pedes")
+def test_empty_captions_in_evaluation_splits_stay_and_are_named(tmp_path, split, capsys):
+    one, two, three, four, five = images(5)
+    records = [five, *(r | {"captions": ["A man.", ""], "split": split} for r in (one, two, three, four))]
+    got = read(write(tmp_path, records))
+    assert [r.captions for r in got[1:]] == [("A man.", "")] * 4
+    told = "empty captions in val or test, which stay queries: record 1, record 2, record 3, ...\n"
+    assert told in capsys.readouterr().err
+
+
+# ---- what is refused
 
 
 def without(key):
@@ -63,9 +169,10 @@ def without(key):
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("faulty", "message"),
     [
         (without("split"), 'record 1 has no "split". This looks like caption_all.json'),
+        ({"id": 1}, 'record 1 has no "split"; see README'),
         (without("captions"), 'record 1 has no "captions"'),
         (without("file_path"), 'record 1 has no "file_path"'),
         (without("id"), 'record 1 has no "id"'),
@@ -73,8 +180,8 @@ def without(key):
         (None, "record 1 is null; expected an object"),
         (GOOD | {"split": "dev"}, 'record 1 has "split" "dev"'),
         (GOOD | {"split": None}, 'record 1 has "split" null'),
-        (GOOD | {"captions": "A man."}, 'record 1 has "captions" that are not a list'),
-        (GOOD | {"captions": []}, 'record 1 has "captions" that are not a list of at least one text'),
+        (GOOD | {"captions": {}}, 'record 1 has "captions" that are neither a text nor a list'),
+        (GOOD | {"captions": []}, 'record 1 has "captions" that are neither a text nor a list of at least one'),
         (GOOD | {"captions": ["A man.", 3]}, 'record 1 has "captions"'),
         (GOOD | {"id": "7"}, 'record 1 has "id" "7"; expected a whole number'),
         (GOOD | {"id": 1.5}, 'record 1 has "id" 1.5'),
@@ -86,11 +193,14 @@ def without(key):
         (GOOD | {"file_path": "C:\\x.jpg"}, "expected a path inside imgs/"),
         (GOOD | {"file_path": "a/../../x.jpg"}, "expected a path inside imgs/"),
         (GOOD | {"file_path": "a\\..\\x.jpg"}, "expected a path inside imgs/"),
+        (GOOD | {"file_path": "x\0.jpg"}, "expected a path inside imgs/"),
+        (GOOD | {"att": ["red"]}, 'record 1: "att" is a list; expected an object'),
+        (GOOD | {"att": {"coat": 1}}, 'record 1: "att" has a phrase that is no text'),
     ],
 )
-def test_a_faulty_record_is_named_in_one_line(tmp_path, record, message):
+def test_a_faulty_record_is_named_in_one_line(tmp_path, faulty, message):
     with pytest.raises(DataError) as error:
-        read_annotations(write(tmp_path, [GOOD, record]), "cuhk_pedes")
+        read(write(tmp_path, [GOOD, faulty]))
     assert message in str(error.value) and "reid_raw.json" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -101,35 +211,41 @@ def test_a_faulty_record_is_named_in_one_line(tmp_path, record, message):
         (b"", "is not valid JSON"),
         (b'[{"split": "\xff\xfe"}]', "is not UTF-8 text"),
         (b"[" * 100_000, "is not valid JSON"),
-        (b'{"train": []}', "holds an object; expected a list of records"),
+        (b'{"train": []}', "holds no records"),
+        (b'{"train": {}}', "holds an object; expected a list of records, or an object of such lists"),
+        (b'{"persons": []}', "holds an object; expected a list of records"),
+        (b'{"train": [], "train": []}', 'reid_raw.json has "train" twice; remove one of them'),
+        (b'[{"split": "train", "split": "test"}]', 'reid_raw.json: record 0 has "split" twice; remove one of them'),
+        (b'{"train": [{"id": 1, "id": 2}]}', 'reid_raw.json: train record 0 has "id" twice'),
+        (b"3", "holds a number"),
         (b"[]", "holds no records"),
     ],
 )
 def test_a_faulty_file_is_named_in_one_line(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as error:
-        read_annotations(write(tmp_path, content), "cuhk_pedes")
+        read(write(tmp_path, content), "cuhk_pedes")
     assert "\n" not in str(error.value)
 
 
 def test_what_is_missing_is_named_with_what_is_expected_where(tmp_path):
     root = tmp_path / "CUHK-PEDES"
     with pytest.raises(DataError, match=r"PEDES/reid_raw.json not found: .*expects the CUHK-PEDES folder with .*imgs/"):
-        read_annotations(root, "cuhk_pedes")
+        read(root, "cuhk_pedes")
     with pytest.raises(DataError, match=r"PEDES-Synth folder with reid_raw.json and imgs/; `make data` generates it$"):
-        read_annotations(root, "pedes_synth")
+        read(root, "pedes_synth")
     root.mkdir()
     (root / "reid_raw.json").write_text(json.dumps([GOOD]))
     with pytest.raises(DataError, match=r"CUHK-PEDES/imgs not found"):
-        read_annotations(root, "cuhk_pedes")
+        read(root, "cuhk_pedes")
     with pytest.raises(DataError, match=r'data.name is "market"; expected one of cuhk_pedes'):
-        read_annotations(root, "market")
+        read(root, "market")
     with pytest.raises(DataError, match="holds no training record"):
-        read_annotations(write(root, [GOOD | {"split": "test"}]), "cuhk_pedes")
+        read(write(root, [GOOD | {"split": "test"}]), "cuhk_pedes")
 
 
 def test_held_out_persons_leave_train_whole_and_depend_on_their_ids_alone():
-    records = [Record(f"{p}_{i}.jpg", p, ("A man.",), "train") for p in range(40) for i in range(2)]
-    records.append(Record("t.jpg", 99, ("A man.",), "test"))
+    records = [record(f"{p}_{i}.jpg", p, "A man.") for p in range(40) for i in range(2)]
+    records.append(record("t.jpg", 99, "A man.", split="test"))
     held = hold_out_persons(records, 0.25)
     assert [r.image_path for r in held] == [r.image_path for r in records]
     val = {r.person_id for r in held if r.split == "val"}

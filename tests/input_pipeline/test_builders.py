@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline import builders
-from input_pipeline.annotations import DataError
 from input_pipeline.builders import BUILDERS, prepare
+from input_pipeline.errors import DataError
 
 
 def write(root, names, **extra):
@@ -20,7 +20,7 @@ def write(root, names, **extra):
 
 
 def save(root, name, colour=(10, 200, 30), **options):
-    (root / "imgs").mkdir(exist_ok=True)
+    (root / "imgs").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 12), colour).save(root / "imgs" / name, **options)
     return (root / "imgs" / name).read_bytes()
 
@@ -101,9 +101,9 @@ def test_a_folder_that_cannot_be_written_names_the_remedy(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"b.jpg not found \(train record 1\)"),
-        (b"", r"b.jpg \(train record 1\) is not a readable image: cannot be identified"),
-        (b"not an image", r"b.jpg \(train record 1\) is not a readable image: cannot be identified"),
+        (None, r"b.jpg not found \(record 1\)"),
+        (b"", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
+        (b"not an image", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
     ],
 )
 def test_a_faulty_image_is_named_and_leaves_nothing_prepared(tmp_path, content, message):
@@ -116,6 +116,28 @@ def test_a_faulty_image_is_named_and_leaves_nothing_prepared(tmp_path, content, 
     assert "\n" not in str(error.value)
     save(tmp_path, "b.jpg")
     assert len(prepare(tmp_path, "cuhk_pedes").as_data_source("train")) == 2
+
+
+def test_a_link_out_of_the_images_is_refused_and_never_opened(tmp_path):
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"nothing that could be read without a message of its own")
+    root = tmp_path / "data"
+    save(root, "a.jpg")
+    (root / "imgs" / "b.jpg").symlink_to(outside)
+    write(root, ["a.jpg", "b.jpg"])
+    with pytest.raises(DataError, match=r"imgs/b.jpg \(record 1\) is a link that leads out of .*data/imgs; put"):
+        prepare(root, "cuhk_pedes")
+
+
+def test_the_folder_of_images_may_itself_be_a_link_and_so_may_images_within_it(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (root / "imgs").symlink_to(tmp_path / "elsewhere")
+    first = save(root, "a.jpg")
+    (root / "imgs" / "b.jpg").symlink_to("a.jpg")
+    write(root, ["a.jpg", "b.jpg"])
+    assert prepare(root, "cuhk_pedes").as_data_source("train")[1]["image"] == first
 
 
 def test_every_dataset_has_its_builder():

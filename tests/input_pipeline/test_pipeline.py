@@ -82,9 +82,10 @@ def test_reading_gives_the_images_asked_for(source):
         assert np.abs(pixel - colour(index // 3, index % 3)).max() <= 3
 
 
-def test_val_and_test_are_other_persons(pedes_root):
-    persons = {s: set(pipeline.open_split(make_config(pedes_root), s).person_ids.tolist()) for s in ("val", "test")}
-    assert persons == {"val": {6, 7}, "test": {8, 9}}
+def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root):
+    val, test = (pipeline.open_split(make_config(pedes_root), split) for split in ("val", "test"))
+    assert val.persons.tolist() == [6, 7] and test.persons.tolist() == [8, 9]
+    assert val.person_ids.tolist() == test.person_ids.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def without_val(pedes_root, root):
@@ -94,23 +95,25 @@ def without_val(pedes_root, root):
     (root / "imgs").symlink_to(pedes_root / "imgs")
 
 
-def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, tmp_path):
+def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, tmp_path, capsys):
     without_val(pedes_root, tmp_path)
     config = make_config(tmp_path)
     train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
-    assert len(set(val.person_ids.tolist())) == 2  # 30% of six persons
-    assert set(val.person_ids.tolist()) | set(train.person_ids.tolist()) == set(range(6))
-    assert not set(val.person_ids.tolist()) & set(train.person_ids.tolist())
+    said = "reid_raw.json has no val split; 2 training persons are held out in its place (data.val_persons)\n"
+    assert capsys.readouterr().err.count(said) == 1
+    assert len(val.persons) == 2  # 30% of six persons
+    assert sorted([*val.persons, *train.persons]) == list(range(6))
     for split in (train, val):
-        assert [int(path[:2]) for path in split.paths] == split.person_ids.tolist()
+        assert [int(path[:2]) for path in split.paths] == split.persons[split.person_ids].tolist()
         files = [(pedes_root / "imgs" / path).read_bytes() for path in split.paths]
         assert split.read(range(len(files))) == files
 
 
-def test_val_is_empty_where_nobody_is_held_out(pedes_root, tmp_path):
+def test_val_is_empty_where_nobody_is_held_out(pedes_root, tmp_path, capsys):
     without_val(pedes_root, tmp_path)
     val = pipeline.open_split(make_config(tmp_path, **{"data.val_persons": 0.0}), "val")
     assert len(val.person_ids) == 0 and len(val.pairs[0]) == 0
+    assert "no val split; data.val_persons is 0: all persons train, and the last step" in capsys.readouterr().err
 
 
 def test_a_missing_test_split_is_refused(pedes_root, tmp_path):

@@ -85,3 +85,10 @@ def test_levels_come_in_the_order_asked_and_repeat_with_the_generator():
 def test_any_text_gives_text_at_every_level(caption, seed):
     texts = draw_levels(caption, np.random.default_rng(seed), LEVELS)
     assert all(bool(text.strip()) == bool(caption.strip()) for text in texts.values())
+
+
+def test_attributes_that_the_dataset_gives_take_the_place_of_the_captions_own():
+    rng = np.random.default_rng(0)
+    given = ("a red coat", "long hair")
+    got = {draw_levels("A man in black, with a bag.", rng, ("sentence", "word"), given)["word"] for _ in range(100)}
+    assert got == {"a red coat", "long hair", "a red coat, long hair"}

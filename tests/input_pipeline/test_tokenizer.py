@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.annotations import DataError
+from input_pipeline.errors import DataError
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 
 TINY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "coat", "##s", "rain", "##coat", ","]

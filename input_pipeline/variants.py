@@ -1,0 +1,118 @@
+"""The shapes in which annotation files come, each recognised by its content, as one flat list of entries.
+
+- a list of records, each with its split: CUHK-PEDES (reid_raw.json), ICFG-PEDES, RSTPReid, UFine6926
+- an object {split: list of records}, one record per caption: the processed files of the IVT release
+- a list of records without splits: CUHK-PEDES as its authors send it (caption_all.json), which is refused
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from input_pipeline.errors import DataError
+
+SPLITS = ("train", "val", "test")
+PATH_KEYS = ("file_path", "img_path")
+README = "see README, Datasets"
+
+# ICFG_PEDES_VISTXT.json repeats its test records under these names.
+_REPEATED = {"query", "gallery"}
+
+
+class Entry(NamedTuple):
+    """One raw record, the split it is in, and where it stands, for messages."""
+
+    value: Any
+    split: str
+    where: str
+
+
+class _DuplicateKey(dict):
+    """An object that names a key twice: which of both values is meant, nobody can tell."""
+
+    key: str
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """All entries of an annotation file in their order. Raises DataError where its shape is none of the known ones."""
+    document = _read_json(path)
+    if isinstance(document, dict):
+        check_object(document, str(path))
+    if isinstance(document, list):
+        places = [(value, f"record {i}") for i, value in enumerate(document)]
+        entries = [Entry(value, _split(value, f"{path}: {place}"), place) for value, place in places]
+    elif _is_split_table(document):
+        entries = [
+            Entry(value, split.lower(), f"{split} record {i}")
+            for split, values in document.items()
+            for i, value in enumerate(values)
+            if split.lower() in SPLITS
+        ]
+    else:
+        expected = "expected a list of records, or an object of such lists named train, val, test"
+        raise DataError(f"{path} holds {kind(document)}; {expected}; {README}")
+    if not entries:
+        raise DataError(f"{path} holds no records")
+    return entries
+
+
+def check_object(value: Any, where: str) -> None:
+    """Raises DataError unless `value` is a JSON object that names each key once."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is {kind(value)}; expected an object; {README}")
+    if isinstance(value, _DuplicateKey):
+        raise DataError(f'{where} has "{value.key}" twice; remove one of them')
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
+
+
+def _is_split_table(document: Any) -> bool:
+    if not isinstance(document, dict):
+        return False
+    names = {name.lower() for name in document}
+    known = bool(names & {*SPLITS}) and names <= {*SPLITS, *_REPEATED}
+    return known and all(isinstance(values, list) for values in document.values())
+
+
+def _split(value: Any, where: str) -> str:
+    check_object(value, where)
+    if "split" not in value:
+        if "captions" in value and any(key in value for key in PATH_KEYS):
+            raise DataError(
+                f'{where} has no "split". This looks like caption_all.json, which has no splits, so nothing could be '
+                f"trained or compared with it. Use reid_raw.json, which has them; {README}"
+            )
+        raise DataError(f'{where} has no "split"; {README}')
+    split = value["split"]
+    if not isinstance(split, str) or split.lower() not in SPLITS:
+        raise DataError(f'{where} has "split" {json.dumps(split)}; expected one of {", ".join(SPLITS)}')
+    return split.lower()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or unpack it again") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON ({error}); it may be truncated: unpack it again") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    duplicate = None
+    for key, item in pairs:
+        if key in value:
+            duplicate = key
+        value[key] = item
+    if duplicate is None:
+        return value
+    marked = _DuplicateKey(value)
+    marked.key = duplicate
+    return marked
