@@ -155,8 +155,11 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
             kept_empty.append(record.where)
         elif empty:
             dropped += empty
-            captions, attributes = ([values[i] for i in filled] for values in (record.captions, record.attributes))
-            record = dataclasses.replace(record, captions=tuple(captions), attributes=tuple(attributes))
+            record = dataclasses.replace(
+                record,
+                captions=tuple(record.captions[i] for i in filled),
+                attributes=tuple(record.attributes[i] for i in filled),
+            )
         if record.captions:
             result.append(record)
     if dropped:

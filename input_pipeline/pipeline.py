@@ -69,7 +69,8 @@ def open_split(config: ConfigDict, split: str) -> Source:
     """
     root, name = Path(config.data.root), config.data.name
     annotations = read_annotations(root, name)
-    original = records = annotations.records
+    original: Sequence[Record] = annotations.records
+    records = original
     without_val = not any(record.split == "val" for record in original)
     if without_val:
         records = hold_out_persons(original, config.data.val_persons)
