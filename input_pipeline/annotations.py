@@ -84,20 +84,16 @@ def annotation_file(root: Path, name: str) -> Path:
     usual = [path for path in (root, *(root / file for file in layout.files)) if path.is_file()]
     if usual:
         return usual[0]
-    faults = []
+    found = ""
     for path in sorted(root.glob("*.json")):
         try:
             read_entries(path)
             return path
         except DataError as error:
-            faults.append(error)
-    raise (
-        faults[0]
-        if faults
-        else DataError(
-            f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
-            f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}"
-        )
+            found = found or f"; there is {error}"
+    raise DataError(
+        f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
+        f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}{found}"
     )
 
 

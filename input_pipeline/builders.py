@@ -31,19 +31,23 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # what TensorFlow decodes; everything else beco
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     """A dataset of (image, person id, captions) records in the order of its annotations, one split for each of theirs.
 
-    Prepared data lie in `<prepared>/<first digits of the annotation file's SHA-256>`, so that they are made anew when
-    the annotations change. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to imgs/),
-    person_id (int64), captions (texts).
+    Prepared data lie in `<prepared>/<first digits of a SHA-256>`, that of the annotation file and, where `prepared` is
+    given, the dataset's folder: so they are made anew when the annotations change. Images that change alone are not
+    seen; remove the prepared folder then. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to
+    the folder of images), person_id (int64), captions (texts).
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(self, *, root: Path, prepared: Path | None = None):
         """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None."""
         self.root = root
         path = annotation_file(root, self.name)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        super().__init__(data_dir=(prepared or path.parent / "prepared") / digest[:16], file_format="array_record")
+        digest = hashlib.sha256(path.read_bytes())
+        if prepared:  # a folder that several datasets may share
+            digest.update(str(path.parent.resolve()).encode())
+        folder = (prepared or path.parent / "prepared") / digest.hexdigest()[:16]
+        super().__init__(data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -121,13 +125,14 @@ def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder
 
 
 def _encoded_image(images: Path, record: Record) -> bytes:
-    """The image file's bytes, once its header has been read; BMP and other formats are turned into PNG, losslessly."""
+    """The image file's bytes, once it has been decoded; BMP and other formats are turned into PNG, losslessly."""
     path = images / record.image_path
     if not path.resolve().is_relative_to(images):
         raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
     try:
         encoded = path.read_bytes()
         with PIL.Image.open(io.BytesIO(encoded)) as image:
+            image.load()  # a file cut short shows only here
             if image.format in _KEPT_FORMATS:
                 return encoded
             png = io.BytesIO()
@@ -135,7 +140,7 @@ def _encoded_image(images: Path, record: Record) -> bytes:
             return png.getvalue()
     except FileNotFoundError:
         raise DataError(f"{path} not found ({record.where}): the annotations name an image that is not there") from None
-    except (OSError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         reason = "cannot be identified" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise DataError(f"{path} ({record.where}) is not a readable image: {reason}") from None
 

@@ -33,10 +33,10 @@ Batch = dict[str, Any]
 class Source:
     """One split of a prepared dataset: who and what is in each image, and random access to the encoded bytes.
 
-    Attributes: name, split; root, the dataset's folder; persons (persons,) int32, their ids in the annotations, sorted;
-    person_ids (images,) int32, index into `persons`; captions and attributes, for each image a tuple with an entry for
-    each caption; images, the folder of the images; paths, relative to it; pairs: (image index, caption index) of every
-    pair in record order, two int32 arrays.
+    Attributes: name, split; annotations, their file; root, the folder it is in; images, the folder of the images;
+    paths, relative to it; persons (persons,) int32, their ids in the annotations, sorted; person_ids (images,) int32,
+    index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; pairs: (image
+    index, caption index) of every pair in record order, two int32 arrays.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Source:
     ):
         """data: random access to examples with an "image"; rows (images,): where in it the records' images are."""
         self.name, self.split = name, split
-        self.root, self.images = annotations.path.parent, annotations.images
+        self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
         ids = np.array([record.person_id for record in records], np.int32)
         self.persons, inverse = np.unique(ids, return_inverse=True)
         self.person_ids = inverse.astype(np.int32)

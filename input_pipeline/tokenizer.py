@@ -73,19 +73,32 @@ class Tokenizer:
         return " ".join(self._tokens[id] for id in ids if id not in self._special).replace(" ##", "")
 
 
-def load_tokenizer(name: str = "") -> Tokenizer:
+def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
     """The tokenizer called `name`: "" is the shipped vocabulary; a folder holds tokenizer.json or vocab.txt (BERT's,
-    lower case); anything else is a name on the hub, read through transformers. Raises DataError, in one line."""
+    lower case); anything else is a name on the hub, read through transformers.
+
+    vocab_size: the model's, where there is one. Raises DataError, in one line, also where it is not the tokenizer's.
+    """
+    tokenizer = Tokenizer(_backend(name), name or "(shipped)")
+    if vocab_size and tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {vocab_size}; "
+            f"set --config.model.vocab_size={tokenizer.vocab_size} or another --config.text.tokenizer"
+        )
+    return tokenizer
+
+
+def _backend(name: str) -> tokenizers.Tokenizer:
     if not name:
-        return Tokenizer(_wordpiece(SHIPPED), "(shipped)")
+        return _wordpiece(SHIPPED)
     folder = Path(name)
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer(_from_json(folder / "tokenizer.json"), name)
+        return _from_json(folder / "tokenizer.json")
     if (folder / "vocab.txt").is_file():
-        return Tokenizer(_wordpiece(folder / "vocab.txt"), name)
+        return _wordpiece(folder / "vocab.txt")
     if folder.is_dir():
         raise DataError(f"{folder}: a tokenizer folder holds vocab.txt or tokenizer.json; this one has neither")
-    return Tokenizer(_from_hub(name), name)
+    return _from_hub(name)
 
 
 def _wordpiece(path: Path) -> tokenizers.Tokenizer:
@@ -93,6 +106,8 @@ def _wordpiece(path: Path) -> tokenizers.Tokenizer:
         entries = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; expected one vocabulary entry per line") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     vocab = {token: id for id, token in enumerate(entries)}
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -26,11 +26,11 @@ MEASURES = ("R1", "R5", "R10", "mAP")
 
 
 def run(out: Path, root: str, seeds: int, steps: int, jobs: int) -> None:
-    """Trains what is not done yet, `jobs` runs at a time; a run is done when its test results are written.
+    """Trains every variant with every seed, `jobs` runs at a time; a run that is complete is left as it is.
 
     Raises UserError where a run fails: those under way are still waited for, no other is started.
     """
-    pending = [(v, s) for s in range(seeds) for v in VARIANTS if not (out / f"{v}-{s}" / "test/summary.json").exists()]
+    pending = [(variant, seed) for seed in range(seeds) for variant in VARIANTS]
     cores = sorted(os.sched_getaffinity(0))
     jobs = max(1, min(jobs, len(cores), len(pending)))
     shares = [cores[job::jobs] for job in range(jobs)]
@@ -52,7 +52,7 @@ def run(out: Path, root: str, seeds: int, steps: int, jobs: int) -> None:
         for number, ended in enumerate(concurrent.futures.as_completed(runs), start=1):
             if not failures:
                 left = format_seconds((time.monotonic() - began) / number * (len(runs) - number))
-                print(f"{number} of {len(runs)} done: {runs[ended]}; {left} left", flush=True)
+                print(f"{number} of {len(runs)} done: {runs[ended]}; {left} left\n", end="", flush=True)
     if failures:
         raise failures[0]
 
@@ -65,7 +65,7 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
         f"--config.seed={seed}", f"--config.data.root={root}", f"--config.train.steps={steps}",
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{variant}, seed {seed}: {log}", flush=True)
+    print(f"{variant}, seed {seed}: {log}\n", end="", flush=True)  # in one piece: others print at the same time
     with log.open("a") as file:
         failed = subprocess.run(command, stdout=file, stderr=file).returncode
     if failed:

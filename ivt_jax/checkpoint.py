@@ -77,9 +77,9 @@ def restore_params(workdir: Path | str) -> Restored:
     Raises UserError where the folder holds no run, or no checkpoint yet.
     """
     config = load_config(workdir)
-    checkpoints = Checkpoints(Path(workdir))
-    step = checkpoints.best_step()
-    if step is None:
+    checkpoints = Checkpoints(Path(workdir)) if (Path(workdir) / "checkpoints").is_dir() else None
+    step = checkpoints.best_step() if checkpoints else None
+    if checkpoints is None or step is None:
         raise UserError(f"{workdir}: no checkpoint yet; train first")
     params = checkpoints.restore_params(step)
     checkpoints.close()

@@ -8,6 +8,7 @@ from input_pipeline.annotations import LAYOUTS
 from input_pipeline.errors import UserError
 from input_pipeline.text_levels import LEVELS
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
+from ivt_jax.workdir import flatten
 
 CHOICES = {
     "data.name": tuple(LAYOUTS),
@@ -21,6 +22,9 @@ COUNTS = (
     "data.batch_size", "data.instances", "model.patch_size", "model.stride", "model.width", "model.depth",
     "model.num_heads", "model.unroll", "mla.views", "mla.groups", "bmm.patch_block", "train.max_bad_steps",
     "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "optimizer.clip_norm",
 )  # fmt: skip
 SHARES = ("augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio", "bmm.patch_ratio")
 RATES = ("data.val_persons", "model.dropout", "model.drop_path")
@@ -36,13 +40,16 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
 
 def find_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     """One line for each fault; those of single keys come first, for the others rely on them."""
-    values = {f"{part}.{key}": value for part in config if part != "seed" for key, value in config[part].items()}
+    values = flatten(config.to_dict())
     for key, known in CHOICES.items():
         if values[key] not in known:
             yield f'{key} is "{values[key]}"; expected one of {", ".join(known)}'
     for key in COUNTS:
         if values[key] < 1:
             yield f"{key} is {values[key]}; expected 1 or more"
+    for key in NOT_NEGATIVE:
+        if values[key] < 0:
+            yield f"{key} is {values[key]}; expected 0 or more"
     for key in SHARES:
         if not 0 <= values[key] <= 1:
             yield f"{key} is {values[key]}; expected a share from 0 to 1"
@@ -76,7 +83,9 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     model = config.model
     if model.width % model.num_heads:
         yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
-    if min(model.image_size) < model.patch_size:
+    if len(model.image_size) != 2:
+        yield f"model.image_size is {tuple(model.image_size)}; expected (height, width)"
+    elif min(model.image_size) < model.patch_size:
         yield f"model.image_size {tuple(model.image_size)} is smaller than model.patch_size {model.patch_size}"
     elif config.bmm.patch_weight and int(config.bmm.patch_ratio * num_patches(model)) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {num_patches(model)} patches"
@@ -86,7 +95,7 @@ def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     batch_size = config.data.batch_size
     if not (config.mla.weight or config.bmm.word_weight or config.bmm.patch_weight):
         yield "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
-    if config.bmm.rows < 0 or (config.bmm.rows and batch_size % config.bmm.rows):
+    if config.bmm.rows and batch_size % config.bmm.rows:
         yield f"bmm.rows is {config.bmm.rows}; expected 0 (all) or a divisor of data.batch_size {batch_size}"
     divisors = {f"mla.groups {config.mla.groups}": config.mla.groups, f"the {devices} devices": devices}
     if config.data.sampling == "identity":

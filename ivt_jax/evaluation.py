@@ -215,23 +215,26 @@ def split_captions(source: Any) -> list[str]:
     return [source.captions[image][caption] for image, caption in zip(*source.pairs, strict=True)]
 
 
-def write_test_results(workdir: Path, step: int, source: Any, result: Evaluation) -> dict[str, Any]:
-    """Writes test/{embeddings.npz, items.json, summary.json}, what the report reads; returns the summary.
+def split_summary(step: int, source: Any, result: Evaluation) -> dict[str, Any]:
+    """What is told of a split: the checkpoint's step, the scores, the oracle's R@1 where the data have one.
 
-    step: the checkpoint's. The attributes.json of PEDES-Synth, in the dataset's folder, tells the oracle's R@1.
+    The attributes.json of PEDES-Synth, in the dataset's folder, tells it.
     """
-    root, folder = source.root.absolute(), Path(workdir) / "test"
+    attributes = source.root / "attributes.json"
+    oracle = json.loads(attributes.read_text())["oracle"][source.split]["R1"] if attributes.exists() else None
+    return {"step": step, **result.summary, "oracle_R1": oracle}
+
+
+def write_results(workdir: Path, summary: dict[str, Any], source: Any, result: Evaluation) -> None:
+    """Writes {embeddings.npz, items.json, summary.json} into the folder of the split, what the report reads."""
+    folder = Path(workdir) / source.split
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "embeddings.tmp", "wb") as file:
         np.savez(file, **result.embeddings._asdict())
     os.replace(folder / "embeddings.tmp", folder / "embeddings.npz")
     items = {
-        "root": str(root), "images": str(source.images.absolute()), "paths": source.paths,
+        "root": str(source.root.absolute()), "images": str(source.images.absolute()), "paths": source.paths,
         "captions": split_captions(source),
     }  # fmt: skip
     write_json(folder / "items.json", items)
-    attributes = root / "attributes.json"
-    oracle = json.loads(attributes.read_text())["oracle"][source.split]["R1"] if attributes.exists() else None
-    summary = {"step": step, **result.summary, "oracle_R1": oracle}
     write_json(folder / "summary.json", summary)  # last: where it is, the rest is whole
-    return summary

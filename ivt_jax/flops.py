@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}  # numbers kept for each parameter
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ def open_image(path: Path | str) -> Image.Image:
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path}: {width} x {height} pixels is too large for a picture of a person")
             return image.convert("RGB")
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UserError(f"{path}: {reason.splitlines()[0] if reason else 'truncated'}") from error
 

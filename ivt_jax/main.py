@@ -18,7 +18,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a va
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "export"],
-    "train: train or resume, then report test once; evaluate: score the best checkpoint on test; "
+    "train: train or resume, then report test once; evaluate: score the best checkpoint on val and test; "
     "export: write the best checkpoint's parameters alone",
 )  # fmt: skip
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
@@ -44,8 +44,12 @@ def main(argv: list[str]) -> None:
 
     if MODE.value == "train":
         train.train_and_evaluate(config, workdir)
-    elif MODE.value == "evaluate":
-        print(json.dumps(train.evaluate(workdir), indent=2))
+        return
+    from ivt_jax.workdir import config_of_run
+
+    config = config_of_run(workdir, config, config_flags.get_override_values(flags.FLAGS["config"]))
+    if MODE.value == "evaluate":
+        print(json.dumps(train.evaluate(workdir, config), indent=2))
     else:
         print(train.export(workdir))
 
@@ -68,6 +72,9 @@ def set_environment(config: Any) -> None:
 
 def start_distributed() -> None:
     """Joins the other processes, before JAX touches a device."""
+    together = [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
+    if None in together and together != [None] * 3:
+        raise UserError("--coordinator, --num_processes and --process_id go together: set all three, or none")
     if COORDINATOR.value or DISTRIBUTED.value:
         import jax
 

@@ -6,6 +6,7 @@ It prints rank, cosine similarity and path of the best; `--html` writes them as 
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
         raise UserError("the sentence is empty: describe a person")
     paths = find_images(Path(folder))
 
+    import jax
+
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.checkpoint import restore_params
     from ivt_jax.evaluation import embed_images, embed_texts
@@ -37,7 +40,9 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
 
     config, params, _ = restore_params(workdir)
     model = IVT(IVTConfig.from_config(config.model))
-    ids = load_tokenizer(config.text.tokenizer).encode([query], config.text.length["sentence"])
+    if config.model.dtype == "float32":  # as in training: by default accelerators round the factors of a product
+        jax.config.update("jax_default_matmul_precision", "highest")
+    ids = load_tokenizer(config.text.tokenizer, config.model.vocab_size).encode([query], config.text.length["sentence"])
     readable: list[Path] = []
     problems: list[str] = []
     batches = load_batches(paths, tuple(config.model.image_size), readable, problems)
@@ -106,8 +111,8 @@ def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[
 
 def run(args: argparse.Namespace) -> int:
     """Searches, prints, writes the strip; the exit code is 1 where pictures had to be skipped."""
-    if args.html and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
-        raise UserError(f"--html: {args.html} cannot be written: it is a folder, or its folder does not exist")
+    if args.html and (args.html.is_dir() or not os.access(args.html.absolute().parent, os.W_OK)):
+        raise UserError(f"--html: {args.html} cannot be written: it is a folder, or its folder is closed or missing")
     results, problems = search(args.workdir, args.images, args.query)
     for rank, (score, path) in enumerate(results[: args.top], start=1):
         print(f"{rank:3}  {score:+.4f}  {path}")

@@ -22,13 +22,13 @@ from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from ivt_jax import evaluation
 from ivt_jax.checkpoint import Checkpoints, export_params, restore_params
 from ivt_jax.config_check import check_config
-from ivt_jax.metrics import Progress, ScalarLog, format_seconds
+from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.report import write_report
 from ivt_jax.sharding import global_batch, local_copy, make_mesh, state_sharding
 from ivt_jax.train_step import TrainState, init_state, train_step
-from ivt_jax.workdir import record_config, refuse_other_config
+from ivt_jax.workdir import make_workdir, record_config, refuse_other_config, refuse_other_data, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     first = jax.process_index() == 0
     refuse_other_config(workdir, config)
     source = pipeline.open_split(config, "train")
-    tokenizer = load_run_tokenizer(config)
+    refuse_other_data(workdir, source.annotations)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     plans = EpochPlans(
         source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
         config.seed,
@@ -86,14 +87,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     total_steps = config.train.steps or int(epoch_starts[-1])
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
 
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(make_workdir(workdir))
     start = checkpoints.latest_step() or 0
     progress = Progress(total_steps, config.data.batch_size)
     if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
         return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
     if first:
-        record_config(workdir, config)
+        record_config(workdir, config, source.annotations)
+        write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
     log = ScalarLog(workdir, start, enabled=first)
     validate = make_validation(config, program, tokenizer)
     due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
@@ -123,8 +125,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                 progress.resume(step)
     checkpoints.close()
 
-    summary = evaluate(workdir, write=first)
-    progress.say(f"test, step {summary['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in summary["t2i"].items()))
+    test = evaluate(workdir, config, write=first)["test"]
+    progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
     if first:
         progress.say(f"report: {write_report(workdir)}")
 
@@ -148,7 +150,7 @@ def report_step(numbered: tuple[int, Any], config: ConfigDict, log: ScalarLog, p
         names = ", ".join(name for name, value in scalars.items() if not np.isfinite(value))
         raise UserError(
             f"step {step}: not finite: {names}; {bad} such steps in a row (train.max_bad_steps), their updates were "
-            "withheld. Lower the learning rate, or use model.dtype float32"
+            "withheld. In another --workdir, lower the learning rate or use model.dtype float32"
         )
     if step % config.runtime.log_every == 0:
         rate = progress.pairs_per_second(step)
@@ -178,29 +180,24 @@ def make_validation(
     return validate
 
 
-def load_run_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The run's tokenizer; its vocabulary must be the model's."""
-    tokenizer = load_tokenizer(config.text.tokenizer)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {config.model.vocab_size}; "
-            f"set --config.model.vocab_size={tokenizer.vocab_size} or another --config.text.tokenizer"
-        )
-    return tokenizer
+def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str, Any]:
+    """Scores the best checkpoint on val and test: writes val/ and test/ into the workdir, returns {split: summary}.
 
-
-def evaluate(workdir: Path, write: bool = True) -> dict[str, Any]:
-    """Scores the best checkpoint on the test split, writes test/ into the workdir, returns the summary.
-
-    With several processes all call it, for all read the checkpoint, and one of them writes.
+    config: the run's; where it computes and where the data lie may differ from what was recorded. With several
+    processes all call it, for all read the checkpoint, and one of them writes.
     """
-    config, params, step = restore_params(workdir)
-    source = pipeline.open_split(config, "test")
+    _, params, step = restore_params(workdir)
     model = IVT(IVTConfig.from_config(config.model))
-    result = evaluation.evaluate_split(model, params, source, load_run_tokenizer(config), config)
-    if not write:
-        return {"step": step, **result.summary}
-    return evaluation.write_test_results(workdir, step, source, result)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    summaries = {}
+    for split in ("val", "test"):
+        source = pipeline.open_split(config, split)
+        if len(source.person_ids):
+            result = evaluation.evaluate_split(model, params, source, tokenizer, config)
+            summaries[split] = evaluation.split_summary(step, source, result)
+            if write:
+                evaluation.write_results(workdir, summaries[split], source, result)
+    return summaries
 
 
 def export(workdir: Path) -> Path:

@@ -1,9 +1,11 @@
 """The folder of a run: which config it belongs to, and with what code and hardware it was made."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +14,71 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 
+# Keys that say where a run computes and where its data lie, not what it computes.
+PLACES = ("runtime.", "data.root")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 
+def make_workdir(workdir: Path) -> Path:
+    """The folder, made where it is missing. Raises UserError where it cannot be made or written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} cannot be made: {error.strerror}") from None
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"the workdir {workdir} cannot be written")
+    return workdir
+
+
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError where the workdir is another config's, naming the keys that differ.
-
-    Keys under `runtime` may differ: they say where a run computes, not what.
-    """
-    if not (workdir / "config.json").exists():
-        return
-    differences = [
-        f"{key} was {old!r}, is {new!r}"
-        for key, (old, new) in sorted(_differences(load_config(workdir), config).items())
-        if not key.startswith("runtime.")
-    ]
-    if differences:
-        raise UserError(f"{workdir} belongs to another config: {'; '.join(differences)}. Choose another --workdir")
+    """Raises UserError where the workdir is another config's, naming the keys that differ; those of PLACES may."""
+    if (workdir / "config.json").exists():
+        _refuse(workdir, _differences(load_config(workdir), config))
 
 
-def record_config(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir this config's: writes config.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", {"config": config.to_dict(), **environment()})
+def refuse_other_data(workdir: Path, annotations: Path) -> None:
+    """Raises UserError where the workdir's run was trained with other annotations than this file's."""
+    if (workdir / "config.json").exists() and _read(workdir).get("annotations") != digest(annotations):
+        raise UserError(f"{workdir} was trained with other annotations than {annotations}. Choose another --workdir")
+
+
+def record_config(workdir: Path, config: ConfigDict, annotations: Path) -> None:
+    """Makes the workdir this config's and this data's: writes config.json."""
+    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment()}
+    write_json(make_workdir(workdir) / "config.json", run)
 
 
 def load_config(workdir: Path | str) -> ConfigDict:
     """The resolved config that a run wrote into its workdir."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{path} not found: {workdir} is not the workdir of a run")
-    return ConfigDict(json.loads(path.read_text())["config"])
+    return ConfigDict(_read(Path(workdir))["config"])
+
+
+def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:
+    """The recorded config of a run that is to be evaluated or exported, with the PLACES that the command names.
+
+    config: the command's; given: the keys that its flags set. Raises UserError where another key was given another
+    value than the run has, or where the config is one of another dataset.
+    """
+    recorded, flat = load_config(workdir), flatten(config.to_dict())
+    chosen = {key: flat[key] for key in given if key in flat}
+    recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(PLACES)})
+    differences = _differences(recorded, config)
+    _refuse(workdir, {key: pair for key, pair in differences.items() if key in {*chosen, "data.name"}})
+    return recorded
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def environment() -> dict[str, Any]:
-    """The git revision ("" outside a clone), the versions that compute, the devices."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """The git revision (with -dirty where files were changed, "" outside a clone), the versions, the devices."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        git = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+    except FileNotFoundError:  # no git on this machine
+        git = ""
     versions = {}
     for name in PACKAGES:
         try:
@@ -55,7 +86,7 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
-    return {"revision": git.stdout.strip(), "versions": versions, "device": device}
+    return {"revision": git.strip(), "versions": versions, "device": device}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -68,6 +99,25 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {workdir} is not the workdir of a run") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {workdir} is not the workdir of a run") from None
+    if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
+        raise UserError(f"{path} holds no config of ours: {workdir} is not the workdir of a run")
+    return run
+
+
+def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]]) -> None:
+    named = [f"{k} was {o!r}, is {n!r}" for k, (o, n) in sorted(differences.items()) if not k.startswith(PLACES)]
+    if named:
+        raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. Choose another --workdir")
 
 
 def _differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:

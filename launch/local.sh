@@ -58,7 +58,7 @@ start() {
     pids+=($!)
 }
 
-# TERM lets a process save a checkpoint; KILL is for those that wait for a neighbour which is gone.
+# TERM first; KILL is for those that do not heed it, or wait for a neighbour which is gone.
 stop() {
     kill -TERM "${pids[@]}" 2>/dev/null || true
     for _ in {1..50}; do

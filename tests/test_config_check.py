@@ -2,7 +2,7 @@ import pytest
 
 from configs import cuhk, default, icfg, rstp, synth
 from input_pipeline.errors import UserError
-from ivt_jax.config_check import CHOICES, COUNTS, RATES, SHARES, check_config
+from ivt_jax.config_check import CHOICES, COUNTS, NOT_NEGATIVE, RATES, SHARES, check_config
 
 
 def fault(devices=1, **changes):
@@ -34,7 +34,7 @@ def test_our_configs_have_no_fault():
         ({"data__sampling": "random"}, 'data.sampling is "random"; expected one of identity, uniform'),
         ({"data__name": "cuhk"}, 'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth'),
         ({"bmm__align": "on"}, 'bmm.align is "on"; expected one of off, exact, fast'),
-        ({"model__dtype": "f32"}, 'model.dtype is "f32"; expected one of float32, bfloat16, float16'),
+        ({"model__dtype": "f32"}, 'model.dtype is "f32"; expected one of float32, bfloat16'),
         ({"mla__levels": ("noun",)}, "mla.levels is ('noun',); expected some of sentence, phrase, word, each once"),
         ({"mla__levels": ()}, "mla.levels is (); expected some of sentence, phrase, word, each once"),
         ({"mla__levels": ("word",) * 2},
@@ -52,6 +52,8 @@ def test_our_configs_have_no_fault():
         ({"text__length__sentence": 3}, "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the "
                                         "tokens are predicted"),
         ({"model__num_heads": 7}, "model.width 768 is not a multiple of model.num_heads 7"),
+        ({"model__image_size": (384,)}, "model.image_size is (384,); expected (height, width)"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
         ({"model__image_size": (384, 15)}, "model.image_size (384, 15) is smaller than model.patch_size 16"),
         ({"bmm__patch_ratio": 0.001}, "bmm.patch_ratio 0.001 hides none of the 192 patches"),
         ({"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0},
@@ -82,7 +84,8 @@ def test_what_works_is_no_fault(changes):
 
 
 @pytest.mark.parametrize(
-    ("keys", "value"), [(CHOICES, "x"), (COUNTS, 0), (COUNTS, -1), (SHARES, -0.1), (SHARES, 1.1), (RATES, 1.0)]
+    ("keys", "value"),
+    [(NOT_NEGATIVE, -1), (CHOICES, "x"), (COUNTS, 0), (COUNTS, -1), (SHARES, -0.1), (SHARES, 1.1), (RATES, 1.0)],
 )
 def test_every_key_with_a_range_is_checked(keys, value):
     for key in keys:

@@ -15,7 +15,7 @@ from configs import cuhk, default, icfg, rstp, synth
 from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
-from input_pipeline.tokenizer import SHIPPED
+from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import evaluation, main, train
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
@@ -86,7 +86,7 @@ def batch(config):
     source = pipeline.open_split(config, "train")
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
-    tokenizer = train.load_run_tokenizer(config)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
 
 
@@ -139,7 +139,7 @@ def splits(config):
 
 
 def tokens(config):
-    return train.load_run_tokenizer(config).digest
+    return load_tokenizer(config.text.tokenizer, config.model.vocab_size).digest
 
 
 def mesh(config):
@@ -164,7 +164,7 @@ def evaluation_batches(config):
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
         patch.setattr(evaluation, "summarise", lambda embeddings: {})
-        tokenizer = train.load_run_tokenizer(config)
+        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
         evaluation.evaluate_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
 

@@ -207,14 +207,15 @@ def test_evaluate_split_ranks_in_both_directions(monkeypatch):
 
 
 @pytest.mark.parametrize("oracle", [61.5, None])
-def test_write_test_results(tmp_path, monkeypatch, oracle):
+def test_write_results(tmp_path, monkeypatch, oracle):
     root = tmp_path / "data"
     model, source, tokenizer, config = split(monkeypatch, root)
     result = evaluation.evaluate_split(model, TABLE, source, tokenizer, config)
     root.mkdir()
     if oracle:
         (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
-    summary = evaluation.write_test_results(tmp_path, 300, source, result)
+    summary = evaluation.split_summary(300, source, result)
+    evaluation.write_results(tmp_path, summary, source, result)
     folder = tmp_path / "test"
     assert sorted(path.name for path in folder.iterdir()) == ["embeddings.npz", "items.json", "summary.json"]
     assert summary["step"] == 300 and summary["oracle_R1"] == oracle

@@ -16,7 +16,7 @@ from input_pipeline.errors import UserError
 from ivt_jax import main, search, train
 from ivt_jax.checkpoint import Checkpoints, restore_params
 from ivt_jax.images import load_image, normalise
-from ivt_jax.workdir import load_config
+from ivt_jax.workdir import config_of_run, load_config
 
 ROOT = Path(__file__).parent.parent
 # A tower that compiles in seconds; matching of sentences alone. What the terms compute is tested elsewhere.
@@ -82,9 +82,11 @@ def test_a_run_says_what_it_does_and_nothing_else(trained):
 def test_a_run_leaves_its_files(trained):
     workdir = trained[0]
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    assert names == {"config.json", "metrics.jsonl", "checkpoints", "test", "report.html"}
+    assert names == {"config.json", "parameters.txt", "metrics.jsonl", "checkpoints", "val", "test", "report.html"}
+    assert re.search(r"\| blocks/attn/qkv/kernel .*\(1, 8, 24\)", (workdir / "parameters.txt").read_text())
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
-    assert {path.name for path in (workdir / "test").iterdir()} == {"summary.json", "embeddings.npz", "items.json"}
+    for split in ("val", "test"):
+        assert {path.name for path in (workdir / split).iterdir()} == {"summary.json", "embeddings.npz", "items.json"}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "loss" in line, "val/t2i/R1" in line) for line in lines] == [
         (1, True, False), (1, False, True), (2, True, False), (2, False, True),
@@ -98,12 +100,20 @@ def test_a_run_leaves_its_files(trained):
     assert "<svg" in (workdir / "report.html").read_text()
 
 
-def test_evaluate_prints_the_summary(trained):
+def test_evaluate_prints_the_summaries(trained, pedes_root, tmp_path):
     workdir = trained[0]
-    before = json.loads((workdir / "test/summary.json").read_text())
-    code, out, err = finish(start("--config=configs/synth.py", f"--workdir={workdir}", "--mode=evaluate"))
+
+    def summaries():
+        return {split: json.loads((workdir / split / "summary.json").read_text()) for split in ("val", "test")}
+
+    before = summaries()
+    moved = tmp_path / "moved"
+    moved.symlink_to(pedes_root)  # the data may have moved; the keys that are not given are the run's own
+    arguments = ["--config=configs/synth.py", "--config.data.name=cuhk_pedes", f"--config.data.root={moved}"]
+    code, out, err = finish(start(*arguments, f"--workdir={workdir}", "--mode=evaluate"))
     assert (code, err) == (0, "")
-    assert json.loads(out) == before == json.loads((workdir / "test/summary.json").read_text())
+    assert json.loads(out) == before == summaries()
+    assert json.loads((workdir / "test/items.json").read_text())["root"] == str(moved)
 
 
 def test_the_gallery_can_be_searched(trained, pedes_root, capsys):
@@ -145,7 +155,7 @@ def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
     assert Checkpoints(workdir).latest_step() == 2
 
 
-@pytest.mark.parametrize("action", [train.evaluate, train.export])
+@pytest.mark.parametrize("action", [lambda workdir: config_of_run(workdir, synth.get_config(), ()), train.export])
 def test_a_folder_without_a_run_is_one_line(action, tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/config.json not found: {tmp_path} is not the workdir of a run$"):
         action(tmp_path)
@@ -167,6 +177,8 @@ MISTAKES = {
     "fault": ([SYNTH, "--config.optimizer.name=adam", "--dry_run"], 'optimizer.name is "adam"; expected one of sgd'),
     "data": (["--config=configs/rstp.py", "--workdir=WORKDIR", "--config.data.root=nowhere"],
              "nowhere/data_captions.json not found: --config.data.root expects the RSTPReid folder"),
+    "closed": ([SYNTH, "--workdir=/dev/null/run", "--config.data.root=ROOT", *TINY],
+               "the workdir /dev/null/run cannot be made: Not a directory"),
     "infinite": ([SYNTH, "--workdir=WORKDIR/run", "--config.data.root=ROOT", *TINY, "--config.train.steps=9",
                   "--config.train.eval_every=9", *INFINITE], "not finite: "),
 }  # fmt: skip
@@ -239,6 +251,14 @@ def test_processes_join_as_the_flags_say(monkeypatch, flags, expected):
     assert calls == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize("given", [("COORDINATOR",), ("NUM_PROCESSES", "PROCESS_ID"), ("COORDINATOR", "PROCESS_ID")])
+def test_flags_of_a_process_go_together(monkeypatch, given):
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
+        monkeypatch.setattr(main, name, Flag(0 if name in given else None))
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
+        main.start_distributed()
+
+
 @pytest.mark.parametrize(
     ("mode", "dry", "called"),
     [
@@ -252,10 +272,12 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     calls = []
     for name, value in {"CONFIG": synth.get_config(), "WORKDIR": "a", "MODE": mode, "DRY_RUN": dry}.items():
         monkeypatch.setattr(main, name, Flag(value))
-    for name in ("COORDINATOR", "DISTRIBUTED"):
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
         monkeypatch.setattr(main, name, Flag(None))
     monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: calls.append(f"train {workdir}"))
-    monkeypatch.setattr(train, "evaluate", lambda workdir: calls.append(f"evaluate {workdir}"))
+    monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
+    monkeypatch.setattr("ivt_jax.workdir.config_of_run", lambda workdir, config, given: config)
+    monkeypatch.setattr(train, "evaluate", lambda workdir, config: calls.append(f"evaluate {workdir}"))
     monkeypatch.setattr(train, "export", lambda workdir: calls.append(f"export {workdir}"))
     monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config: calls.append("dry"))
     main.main(["main"])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from ivt_jax import figures, report
-from ivt_jax.evaluation import Embeddings, Evaluation, summarise, write_test_results
+from ivt_jax.evaluation import Embeddings, Evaluation, split_summary, summarise, write_results
 
 LOSSES = [
     {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)
@@ -39,7 +39,8 @@ def write_split(workdir, root, attributes=True):
     source = SimpleNamespace(
         split="test", root=root, images=root / "imgs", paths=paths, captions=captions, pairs=(own, np.array([0, 0]))
     )
-    write_test_results(workdir, 200, source, Evaluation(summarise(embeddings), embeddings))
+    result = Evaluation(summarise(embeddings), embeddings)
+    write_results(workdir, split_summary(200, source, result), source, result)
 
 
 @pytest.fixture

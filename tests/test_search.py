@@ -36,13 +36,18 @@ class FirstWord:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with one picture of each colour, and a model that knows colours."""
-    config = ConfigDict({"model": {"image_size": (4, 2)}, "text": {"tokenizer": "", "length": {"sentence": 3}}})
+    config = ConfigDict(
+        {
+            "model": {"image_size": (4, 2), "vocab_size": 9, "dtype": "bfloat16"},
+            "text": {"tokenizer": "", "length": {"sentence": 3}},
+        }
+    )
     params = {"colours": jnp.array([(0, 0, 0), *COLOURS.values()]) / 127.5 - 1}
     restored = ivt_jax.checkpoint.Restored(config, params, 7)
     monkeypatch.setattr(ivt_jax.checkpoint, "restore_params", lambda workdir: restored)
     monkeypatch.setattr(ivt_jax.models.ivt, "IVT", MeanColour)
     monkeypatch.setattr(ivt_jax.models.ivt.IVTConfig, "from_config", lambda model: None)
-    monkeypatch.setattr(input_pipeline.tokenizer, "load_tokenizer", lambda name: FirstWord())
+    monkeypatch.setattr(input_pipeline.tokenizer, "load_tokenizer", lambda name, vocab_size: FirstWord())
     folder = tmp_path / "crops"
     for index, (name, colour) in enumerate(COLOURS.items()):
         path = folder / ("cam_a" if index % 2 else ".") / f"{name}.{('png', 'BMP', 'webp', 'jpg')[index]}"

@@ -14,6 +14,7 @@ from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.sharding import global_batch, state_sharding
+from ivt_jax.train import build_program
 from ivt_jax.train_step import init_state, train_step
 
 BATCH_SIZE = 8
@@ -191,9 +192,11 @@ def test_negatives_are_the_global_batch(single):
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16", "remat": True, "unroll": 2, "stride": 4}])
 def test_the_step_lowers_for_gpu_and_tpu(changes):
-    _, init, step = on_mesh(tiny(**changes), 4, 2)
-    state = jax.eval_shape(init)
-    exported = jax.export.export(step, platforms=("cuda", "tpu"))(state, make_batch())
+    config = tiny(**changes)
+    config.runtime.mesh.update({"data": 4, "fsdp": 2})
+    compiled = build_program(config, np.array([0, 1, 2, 3]), 3, mask_id=4)  # what a run compiles
+    state = jax.eval_shape(compiled.init)
+    exported = jax.export.export(compiled.step, platforms=("cuda", "tpu"))(state, make_batch())
     assert exported.platforms == ("cuda", "tpu")
     assert exported.nr_devices == 8
     leaves = jax.tree.leaves(state)

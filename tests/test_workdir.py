@@ -4,32 +4,47 @@ import pytest
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from ivt_jax.workdir import load_config, record_config, refuse_other_config
+from ivt_jax.workdir import config_of_run, load_config, record_config, refuse_other_config, refuse_other_data
 
 
 def config(**changes):
     config = ConfigDict(
-        {"seed": 1, "model": {"image_size": (96, 48), "width": 8}, "runtime": {"mesh": {"data": -1, "fsdp": 1}}}
+        {
+            "seed": 1,
+            "model": {"image_size": (96, 48), "width": 8},
+            "runtime": {"mesh": {"data": -1, "fsdp": 1}},
+            "data": {"name": "cuhk_pedes", "root": "data"},
+        }
     )
     config.update_from_flattened_dict(changes)
     return config
 
 
-def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path):
+@pytest.fixture
+def record(tmp_path_factory):
+    """`record(workdir, config)`: records it, with annotations of one letter."""
+    annotations = tmp_path_factory.mktemp("data") / "reid_raw.json"
+    annotations.write_text("a")
+    return lambda workdir, config: record_config(workdir, config, annotations)
+
+
+def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path, record):
     workdir = tmp_path / "runs" / "new"
     refuse_other_config(workdir, config())  # nobody's yet
-    record_config(workdir, config())
+    record(workdir, config())
     assert load_config(workdir).model.to_dict() == {"image_size": [96, 48], "width": 8}  # JSON knows no tuples
     refuse_other_config(workdir, config())
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 
-def test_config_json_tells_code_versions_and_devices(tmp_path):
-    record_config(tmp_path, config())
+def test_config_json_tells_code_versions_and_devices(tmp_path, record):
+    record(tmp_path, config())
     recorded = json.loads((tmp_path / "config.json").read_text())
-    assert set(recorded) == {"config", "revision", "versions", "device"}
+    assert set(recorded) == {"config", "annotations", "revision", "versions", "device"}
     assert {"jax", "flax", "optax", "orbax-checkpoint"} <= set(recorded["versions"])
     assert recorded["device"] == "8 x cpu, 1 process(es)"
+    # sha256 of "a"
+    assert recorded["annotations"] == "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 
 @pytest.mark.parametrize(
@@ -40,22 +55,65 @@ def test_config_json_tells_code_versions_and_devices(tmp_path):
         ({"seed": 2, "model.width": 16}, "model.width was 8, is 16; seed was 1, is 2."),
     ],
 )
-def test_another_config_is_refused_with_what_differs(tmp_path, changes, difference):
-    record_config(tmp_path, config())
+def test_another_config_is_refused_with_what_differs(tmp_path, record, changes, difference):
+    record(tmp_path, config())
     with pytest.raises(UserError) as error:
         refuse_other_config(tmp_path, config(**changes))
     assert str(error.value) == f"{tmp_path} belongs to another config: {difference} Choose another --workdir"
 
 
-def test_a_key_that_one_config_lacks_counts_as_different(tmp_path):
-    record_config(tmp_path, ConfigDict({"seed": 1, "old": {"key": 3}}))
+def test_a_key_that_one_config_lacks_counts_as_different(tmp_path, record):
+    record(tmp_path, ConfigDict({"seed": 1, "old": {"key": 3}}))
     with pytest.raises(UserError, match=r"new was None, is 4; old.key was 3, is None\."):
         refuse_other_config(tmp_path, ConfigDict({"seed": 1, "new": 4}))
 
 
-def test_where_a_run_computes_may_differ(tmp_path):
-    record_config(tmp_path, config())
-    refuse_other_config(tmp_path, config(**{"runtime.mesh.fsdp": 8}))
+def test_where_a_run_computes_and_where_the_data_lie_may_differ(tmp_path, record):
+    record(tmp_path, config())
+    refuse_other_config(tmp_path, config(**{"runtime.mesh.fsdp": 8, "data.root": "elsewhere"}))
+
+
+def test_other_annotations_are_refused(tmp_path, record):
+    same, other = tmp_path / "same.json", tmp_path / "other.json"
+    same.write_text("a")
+    other.write_text("b")
+    refuse_other_data(tmp_path, other)  # no run yet
+    record(tmp_path, config())
+    refuse_other_data(tmp_path, same)
+    with pytest.raises(
+        UserError, match=r"was trained with other annotations than .*other.json. Choose another --workd"
+    ):
+        refuse_other_data(tmp_path, other)
+
+
+def test_a_run_is_evaluated_by_its_own_config_at_the_places_given(tmp_path, record):
+    record(tmp_path, config())
+    new = config(**{"seed": 2, "runtime.mesh.fsdp": 4, "data.root": "elsewhere"})
+    assert config_of_run(tmp_path, new, ["data.root"]).to_dict() == {
+        "seed": 1, "model": {"image_size": [96, 48], "width": 8}, "runtime": {"mesh": {"data": -1, "fsdp": 1}},
+        "data": {"name": "cuhk_pedes", "root": "elsewhere"},
+    }  # fmt: skip
+    assert config_of_run(tmp_path, new, ["runtime.mesh.fsdp"]).runtime.mesh.fsdp == 4
+    with pytest.raises(UserError, match=r"belongs to another config: seed was 1, is 2\. Choose another"):
+        config_of_run(tmp_path, new, ["seed"])
+    with pytest.raises(UserError, match=r"data.name was 'cuhk_pedes', is 'icfg_pedes'\."):
+        config_of_run(tmp_path, config(**{"data.name": "icfg_pedes"}), [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read"), ("[]", "holds no config of ours"), ('{"architectures": []}', "holds no config of ours")],
+)
+def test_a_config_json_that_is_not_ours_is_one_line(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config.json {message}.*: {tmp_path} is not the workdir of a run$"):
+        load_config(tmp_path)
+
+
+def test_without_git_there_is_no_revision(tmp_path, record, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    record(tmp_path, config())
+    assert json.loads((tmp_path / "config.json").read_text())["revision"] == ""
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

@@ -103,7 +103,7 @@ def test_a_changed_file_is_read_again(tmp_path):
 def test_captions_alone_are_refused_with_the_remedy(tmp_path):
     raw = {key: value for key, value in GOOD.items() if key != "split"}
     with pytest.raises(
-        DataError, match=r"caption_all.json: record 0 has no \"split\".*looks like caption_all.json.*Use "
+        DataError, match=r"reid_raw.json not found.*; there is .*caption_all.json: record 0 has no \"split\".*Use "
     ):
         read(write(tmp_path, [raw], "caption_all.json"))
 

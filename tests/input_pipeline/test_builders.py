@@ -25,6 +25,15 @@ def save(root, name, colour=(10, 200, 30), **options):
     return (root / "imgs" / name).read_bytes()
 
 
+def jpeg():
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(file, "JPEG")
+    return file.getvalue()
+
+
+CUT = jpeg()[:-500]  # its header is whole
+
+
 def test_records_keep_their_order_and_their_bytes(tmp_path):
     """More records than a shuffle by hashed key would leave in place, of names in no order."""
     names = [f"{7 * i % 50:02d}.jpg" for i in range(50)]
@@ -71,6 +80,17 @@ def test_prepared_data_are_reused_until_the_annotations_change(tmp_path, capsys)
     assert changed.as_data_source("train")[0]["captions"] == [b"Another caption."]
 
 
+def test_datasets_with_equal_annotations_may_share_a_folder_of_prepared_data(tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        root = tmp_path / name
+        root.mkdir()
+        contents.append(save(root, "a.jpg", (len(contents) * 200, 0, 0)))
+        write(root, ["a.jpg"])
+    shared = [prepare(tmp_path / name, "pedes_synth", tmp_path / "shared") for name in ("one", "two")]
+    assert [builder.as_data_source("train")[0]["image"] for builder in shared] == contents
+
+
 def test_prepared_data_may_lie_elsewhere(pedes_root, tmp_path):
     builder = prepare(pedes_root, "cuhk_pedes", tmp_path / "elsewhere")
     assert builder.data_path.is_relative_to(tmp_path / "elsewhere")
@@ -102,6 +122,7 @@ def test_a_folder_that_cannot_be_written_names_the_remedy(tmp_path):
     ("content", "message"),
     [
         (None, r"b.jpg not found \(record 1\)"),
+        (CUT, r"b.jpg \(record 1\) is not a readable image: image file is truncated"),
         (b"", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
         (b"not an image", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
     ],
