@@ -21,7 +21,7 @@ class Record:
 
     image_path: relative to the folder of images, with forward slashes. person_id: as in the file; ids may start
     anywhere and have gaps. attributes: for each caption the attribute phrases that the file gives (`att`), often none.
-    where: the record's place in the file, for messages.
+    copies: how many image records name the image. where: the record's place in the file, for messages.
     """
 
     image_path: str
@@ -29,6 +29,7 @@ class Record:
     captions: tuple[str, ...]
     split: str
     attributes: tuple[tuple[str, ...], ...]
+    copies: int = 1
     where: str = dataclasses.field(default="", compare=False)
 
 
@@ -135,11 +136,14 @@ def _merged(records: Sequence[Record], path: Path) -> list[Record]:
                 where = f"{path}: {first.where} and {record.where} ({record.image_path})"
                 raise DataError(f'{where} are one image with "{what}" {one} and {other}; remove the wrong one')
         by_image[record.image_path] = dataclasses.replace(
-            first, captions=first.captions + record.captions, attributes=first.attributes + record.attributes
+            first,
+            captions=first.captions + record.captions,
+            attributes=first.attributes + record.attributes,
+            copies=first.copies + record.copies,
         )
-    if repeated := len(records) - len(by_image):
+    if repeated := sum(max(0, record.copies - 1) for record in by_image.values()):
         print(f"{path}: {len(records)} records of {len(by_image)} images; {repeated} joined another", file=sys.stderr)
-    return list(by_image.values())
+    return [dataclasses.replace(record, copies=max(1, record.copies)) for record in by_image.values()]
 
 
 def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Record, ...]:
@@ -186,7 +190,13 @@ def _record(entry: Entry, where: str) -> Record:
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside imgs/')
     attributes = _attributes(value.get("att", {}), where)
     return Record(
-        str(PurePosixPath(posix)), person, tuple(captions), entry.split, (attributes,) * len(captions), entry.where
+        image_path=str(PurePosixPath(posix)),
+        person_id=person,
+        captions=tuple(captions),
+        split=entry.split,
+        attributes=(attributes,) * len(captions),
+        copies=int(entry.is_image),
+        where=entry.where,
     )
 
 

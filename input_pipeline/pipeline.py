@@ -35,8 +35,9 @@ class Source:
 
     Attributes: name, split; annotations, their file; root, the folder it is in; images, the folder of the images;
     paths, relative to it; persons (persons,) int32, their ids in the annotations, sorted; person_ids (images,) int32,
-    index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; pairs: (image
-    index, caption index) of every pair in record order, two int32 arrays.
+    index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; copies
+    (images,) int64, how many image records name the image; pairs: (image index, caption index) of every pair in record
+    order, two int32 arrays.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Source:
         self.person_ids = inverse.astype(np.int32)
         self.captions = [record.captions for record in records]
         self.attributes = [record.attributes for record in records]
+        self.copies = np.array([record.copies for record in records], np.int64)
         self.paths = [record.image_path for record in records]
         pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
         images, captions = np.array(pairs, np.int32).reshape(-1, 2).T

@@ -21,11 +21,12 @@ _REPEATED = {"query", "gallery"}
 
 
 class Entry(NamedTuple):
-    """One raw record, the split it is in, and where it stands, for messages."""
+    """One raw record, its split, where it stands, for messages, and whether it is an image's, else a caption's."""
 
     value: Any
     split: str
     where: str
+    is_image: bool
 
 
 class _DuplicateKey(dict):
@@ -41,10 +42,10 @@ def read_entries(path: Path) -> list[Entry]:
         check_object(document, str(path))
     if isinstance(document, list):
         places = [(value, f"record {i}") for i, value in enumerate(document)]
-        entries = [Entry(value, _split(value, f"{path}: {place}"), place) for value, place in places]
+        entries = [Entry(value, _split(value, f"{path}: {place}"), place, True) for value, place in places]
     elif _is_split_table(document):
         entries = [
-            Entry(value, split.lower(), f"{split} record {i}")
+            Entry(value, split.lower(), f"{split} record {i}", False)
             for split, values in document.items()
             for i, value in enumerate(values)
             if split.lower() in SPLITS

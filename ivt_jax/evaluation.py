@@ -1,117 +1,26 @@
-"""How good the retrieval is: embed a split, rank it in both directions, R@k, mAP and mINP, with intervals over persons.
-
-A query is right where it finds any item of its own person. Ties count against the model: a wrong item with the same
-similarity ranks first. So no figure depends on the order of the gallery or on a sort, and an encoder that maps all
-inputs to one point scores worst instead of by luck.
-"""
+"""How good the retrieval of a model is: embed a split, score it under every protocol, write what the report reads."""
 
 import functools
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from input_pipeline.errors import UserError
 from ivt_jax.images import normalise
 from ivt_jax.models.ivt import PAD_ID
-from ivt_jax.workdir import write_json
+from ivt_jax.protocols import Embeddings, image_records, protocol_scores, standard
+from ivt_jax.ranking import bootstrap_interval, mean_scores, query_scores, rank_chunks, retrieval_metrics
+from ivt_jax.workdir import write_json, write_text
 
-_CHUNK = 1024  # queries whose similarities are held at once
+__all__ = ["embed_images", "embed_texts", "evaluate_split", "retrieval_metrics", "split_summary", "write_results"]
 
-
-class Ranks(NamedTuple):
-    """How each query did, three (Q,) float64 arrays; nan where the gallery has no item of the query's person."""
-
-    first: np.ndarray  # rank of the best right item, from 1
-    average_precision: np.ndarray  # in [0, 1]
-    inverse_penalty: np.ndarray  # INP, in [0, 1]: right items / rank of the worst of them
-
-
-def rank_queries(
-    similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, average_precision: str = "standard"
-) -> Ranks:
-    """Ranks the gallery for every query: similarity (Q, G) float, person ids (Q,) and (G,) int.
-
-    average_precision: with the j-th right item (j from 0) of R at 0-based rank r_j, "standard" is
-    1/R sum (j+1)/(r_j+1), as IRRA and the field; "trapezoid" averages each term with j/r_j (1 at r_j = 0), as released.
-    """
-    if average_precision not in ("standard", "trapezoid"):
-        raise UserError(f'average_precision is "standard" or "trapezoid", not {average_precision!r}')
-    by_person = np.argsort(gallery_ids, kind="stable")
-    starts, ends = (np.searchsorted(gallery_ids[by_person], query_ids, side) for side in ("left", "right"))
-    ranks = np.full((3, len(query_ids)), np.nan)
-    for query in np.flatnonzero(ends > starts):
-        row = np.sort(similarity[query])
-        right = np.sort(similarity[query, by_person[starts[query] : ends[query]]])
-        if np.isnan(row[-1]):
-            raise UserError("a similarity is not a number: the parameters are not finite")
-        found = np.arange(1, len(right) + 1)
-        # 1-based ranks, best first: the wrong items that are as similar or more, then the right ones up to this.
-        at_least = len(row) - np.searchsorted(row, right, "left") - (len(right) - np.searchsorted(right, right, "left"))
-        rank = at_least[::-1] + found
-        precision = found / rank
-        if average_precision == "trapezoid":
-            before = np.where(rank == 1, 1.0, (found - 1) / np.maximum(rank - 1, 1))
-            precision = (precision + before) / 2
-        ranks[:, query] = rank[0], precision.mean(), len(right) / rank[-1]
-    return Ranks(*ranks)
-
-
-def rank_embeddings(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> Ranks:
-    """`rank_queries` by the dot products of (Q, D) and (G, D) float32, some queries at a time to bound memory."""
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(queries), _CHUNK)]
-    parts = [rank_queries(queries[chunk] @ gallery.T, query_ids[chunk], gallery_ids) for chunk in chunks]
-    return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def query_scores(ranks: Ranks) -> dict[str, np.ndarray]:
-    """Every query's share in R1, R5, R10, mAP and mINP: (Q,) float64 in percent, nan where there is no match."""
-    recalls = {f"R{k}": np.where(np.isnan(ranks.first), np.nan, 100.0 * (ranks.first <= k)) for k in (1, 5, 10)}
-    return recalls | {"mAP": 100 * ranks.average_precision, "mINP": 100 * ranks.inverse_penalty}
-
-
-def mean_scores(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the queries that have a match; warns of the others, raises UserError where none has."""
-    without = int(np.isnan(scores["R1"]).sum())
-    if without == len(scores["R1"]):
-        raise UserError("no query has an item of its person in the gallery: there is nothing to score")
-    if without:
-        warnings.warn(f"{without} of {len(scores['R1'])} queries have no match and are left out", stacklevel=2)
-    return {name: float(np.nanmean(values)) for name, values in scores.items()}
-
-
-def retrieval_metrics(
-    similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, average_precision: str = "standard"
-) -> dict[str, float]:
-    """R1, R5, R10, mAP, mINP in percent; arguments as `rank_queries`.
-
-    Queries without an item of their person in the gallery are left out, with a warning (the release counts them as
-    misses); UserError where none has one.
-    """
-    return mean_scores(query_scores(rank_queries(similarity, query_ids, gallery_ids, average_precision)))
-
-
-def bootstrap_interval(
-    values: np.ndarray, persons: np.ndarray, samples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of the mean of `values` (Q,) under resampling of persons; nan values are left out.
-
-    persons (Q,): each query's. Queries of one person fail together, so persons are drawn, each with all its queries.
-    """
-    known = ~np.isnan(values)
-    names, index = np.unique(persons[known], return_inverse=True)
-    sums, counts = np.bincount(index, values[known]), np.bincount(index)
-    draws = np.random.default_rng(seed).integers(len(names), size=(samples, len(names)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+TOP = 10  # of the gallery, for each query in queries.jsonl
 
 
 def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarray]) -> np.ndarray:
@@ -152,16 +61,6 @@ def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-class Embeddings(NamedTuple):
-    """A split as the model sees it: G images and Q captions, L2-normalised float32, and whom they show."""
-
-    image: np.ndarray  # (G, D)
-    text: np.ndarray  # (Q, D)
-    image_person: np.ndarray  # (G,)
-    text_person: np.ndarray  # (Q,)
-    text_image: np.ndarray  # (Q,) index of the image that the caption was written for
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """`summary`: t2i and i2t scores in percent, their 95% intervals, and the numbers of queries, images and persons."""
@@ -173,7 +72,7 @@ class Evaluation:
 def evaluate_split(model: Any, params: Any, source: Any, tokenizer: Any, config: Any) -> Evaluation:
     """Embeds every image and caption of a prepared split and scores text-to-image and image-to-text retrieval.
 
-    source: input_pipeline.pipeline.Source; config: the run's. The gallery has one entry per image record.
+    source: input_pipeline.pipeline.Source; config: the run's.
     """
     from input_pipeline.pipeline import image_batches  # imports TensorFlow, which search does without
 
@@ -186,27 +85,25 @@ def evaluate_split(model: Any, params: Any, source: Any, tokenizer: Any, config:
         image_person=persons,
         text_person=persons[source.pairs[0]],
         text_image=source.pairs[0],
+        image_copies=source.copies,
     )
-    return Evaluation(summarise(embeddings), embeddings)
+    return Evaluation(summarise(embeddings, source.name), embeddings)
 
 
-def summarise(embeddings: Embeddings) -> dict[str, Any]:
-    """Scores of both directions and their intervals; the keys are those of test/summary.json."""
-    image, text, image_person, text_person, _ = embeddings
-    scores = {
-        "t2i": query_scores(rank_embeddings(text, image, text_person, image_person)),
-        "i2t": query_scores(rank_embeddings(image, text, image_person, text_person)),
-    }
-    persons = {"t2i": text_person, "i2t": image_person}
+def summarise(embeddings: Embeddings, dataset: str) -> dict[str, Any]:
+    """Scores of both directions and their intervals, and text-to-image by every protocol; the keys of summary.json."""
+    scores = {way: query_scores(ranks) for way, ranks in standard(embeddings).items()}
+    persons = {"t2i": embeddings.text_person, "i2t": embeddings.image_person[image_records(embeddings)]}
     return {
         **{way: mean_scores(values) for way, values in scores.items()},
         "interval": {
             way: {name: bootstrap_interval(v, persons[way]) for name, v in values.items()}
             for way, values in scores.items()
         },
-        "queries": len(text),
-        "gallery": len(image),
-        "persons": len(np.unique(image_person)),
+        "protocols": protocol_scores(embeddings, dataset),
+        "queries": len(embeddings.text),
+        "gallery": len(persons["i2t"]),
+        "persons": len(np.unique(embeddings.image_person)),
     }
 
 
@@ -226,7 +123,7 @@ def split_summary(step: int, source: Any, result: Evaluation) -> dict[str, Any]:
 
 
 def write_results(workdir: Path, summary: dict[str, Any], source: Any, result: Evaluation) -> None:
-    """Writes {embeddings.npz, items.json, summary.json} into the folder of the split, what the report reads."""
+    """Writes the split's folder: embeddings.npz, items.json and summary.json, which the report reads, queries.jsonl."""
     folder = Path(workdir) / source.split
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "embeddings.tmp", "wb") as file:
@@ -237,4 +134,29 @@ def write_results(workdir: Path, summary: dict[str, Any], source: Any, result: E
         "captions": split_captions(source),
     }  # fmt: skip
     write_json(folder / "items.json", items)
+    lines = query_lines(result.embeddings, items["paths"], items["captions"])
+    write_text(folder / "queries.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write_json(folder / "summary.json", summary)  # last: where it is, the rest is whole
+
+
+def query_lines(embeddings: Embeddings, paths: list[str], captions: list[str]) -> Iterator[dict[str, Any]]:
+    """Every text query: what it asks for, how it did, and the first TOP of the gallery of unique images.
+
+    Ranks count from 1; rank, average_precision and inverse_penalty are None where the query has no match. Of equal
+    scores the wrong image comes first, as in `ranking`.
+    """
+    image, text, image_person, text_person, text_image, _ = embeddings
+    for chunk, similarity, ranks in rank_chunks(text, image, text_person, image_person):
+        for row, query in enumerate(range(len(text))[chunk]):
+            right = image_person == text_person[query]
+            order = np.lexsort((right, -similarity[row]))[:TOP]
+            figures = [float(values[row]) if right.any() else None for values in ranks]
+            scores = similarity[row, order].round(6).tolist()
+            yield {
+                "caption": captions[query], "image": paths[text_image[query]], "person": int(text_person[query]),
+                **dict(zip(("rank", "average_precision", "inverse_penalty"), figures, strict=True)),
+                "top": [
+                    {"image": paths[i], "score": score, "hit": bool(right[i])}
+                    for i, score in zip(order, scores, strict=True)
+                ],
+            }  # fmt: skip

@@ -19,9 +19,9 @@ import jinja2
 import numpy as np
 
 from input_pipeline.errors import UserError
-from ivt_jax.evaluation import Embeddings, rank_embeddings
 from ivt_jax.figures import cmc_figure, loss_figures, validation_figures
 from ivt_jax.images import open_image
+from ivt_jax.protocols import Embeddings, standard_dedup
 from ivt_jax.workdir import flatten, write_text
 
 TOP = 10
@@ -85,11 +85,9 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
         embeddings = Embeddings(**arrays)
-    image, text, image_person, text_person, _ = embeddings
-    ranks = {
-        "text to image": rank_embeddings(text, image, text_person, image_person),
-        "image to text": rank_embeddings(image, text, image_person, text_person),
-    }
+    image, text, image_person, text_person, *_ = embeddings
+    both = standard_dedup(embeddings)  # the page shows every image once
+    ranks = {"text to image": both["t2i"], "image to text": both["i2t"]}
     first = ranks["text to image"].first
     sections = {
         "summary": summary,
@@ -128,8 +126,8 @@ def hardest_queries(first: np.ndarray, persons: np.ndarray) -> list[int]:
 
 
 def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.ndarray) -> dict[str, Any]:
-    """A caption, the crop it was written for, and the TOP crops found; ties as in `evaluation`."""
-    image, text, image_person, text_person, text_image = embeddings
+    """A caption, the crop it was written for, and the TOP crops found; ties as in `ranking`."""
+    image, text, image_person, text_person, text_image, _ = embeddings
     scores, right = image @ text[query], image_person == text_person[query]
     order = np.lexsort((right, -scores))[:TOP]
     folder = Path(items["images"])

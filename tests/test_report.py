@@ -8,7 +8,8 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from ivt_jax import figures, report
-from ivt_jax.evaluation import Embeddings, Evaluation, split_summary, summarise, write_results
+from ivt_jax.evaluation import Evaluation, split_summary, summarise, write_results
+from ivt_jax.protocols import Embeddings
 
 LOSSES = [
     {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)
@@ -34,12 +35,12 @@ def write_split(workdir, root, attributes=True):
         (root / "attributes.json").write_text(json.dumps({"persons": persons, "oracle": {"test": {"R1": 87.5}}}))
     text = np.array([[0.6, 0.5, 0.7, 0.1], [0.2, 0.1, 0.9, 0.4]], np.float32)
     image, own = np.eye(4, dtype=np.float32), np.array([0, 3])
-    embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own)
+    embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own, np.ones(4, int))
     captions = [("A man & <b>",), (), (), ("Another man.",)]
     source = SimpleNamespace(
         split="test", root=root, images=root / "imgs", paths=paths, captions=captions, pairs=(own, np.array([0, 0]))
     )
-    result = Evaluation(summarise(embeddings), embeddings)
+    result = Evaluation(summarise(embeddings, "pedes_synth"), embeddings)
     write_results(workdir, split_summary(200, source, result), source, result)
 
 
@@ -137,3 +138,12 @@ def test_chance():
 def test_long_curves_are_averaged(monkeypatch):
     monkeypatch.setattr(figures, "_POINTS", 2)
     np.testing.assert_array_equal(figures.thinned([(1, 10), (2, 20), (3, 60), (4, 80)]), [[1.5, 3.5], [15, 70]])
+
+
+def test_every_protocol_has_its_row(page):
+    rows = re.findall(r"<tr><td>(standard|standard-dedup|release)</td>(.*?)</tr>", page)
+    figures = {name: [float(x) for x in re.findall(r"<td>([\d.]+)</td>", cells)] for name, cells in rows}
+    # The first caption finds its person at ranks 2 and 3 of four, the second at 1 and 2. For the release only the first
+    # caption's image is in the gallery, and the second caption has no match there.
+    assert figures["standard"] == figures["standard-dedup"] == [50, 100, 100, 79.17, 83.33]
+    assert figures["release"][0] == 50

@@ -52,7 +52,7 @@ def test_ufine_records_have_their_images_beside_the_annotations(tmp_path):
     assert (annotations.images, annotations.records[0].image_path) == (tmp_path, "images/1.jpg")
 
 
-def test_the_processed_cuhk_file_has_a_record_per_caption_with_its_attributes(tmp_path):
+def test_the_processed_cuhk_file_has_a_record_per_caption_with_its_attributes(tmp_path, capsys):
     def raw(path, person, caption, **att):
         return {"id": person, "file_path": path, "captions": caption, "processed_tokens": ["a"], "att": att}
 
@@ -72,6 +72,7 @@ def test_the_processed_cuhk_file_has_a_record_per_caption_with_its_attributes(tm
         record("cam_b/7.png", 9, "A hat.", split="val"),
         record("cam_b/8.png", 11, "A bag.", split="test"),
     ]  # fmt: skip
+    assert capsys.readouterr().err == ""  # two captions of one image are as they should be
 
 
 def test_the_processed_icfg_file_repeats_its_test_records_as_query_and_gallery(tmp_path):
@@ -126,6 +127,7 @@ def test_records_of_one_image_are_joined_and_counted(tmp_path, capsys):
     twice = GOOD | {"captions": ["One more.", "A woman."], "file_path": "cam_a/./000_45.bmp"}
     got = read(write(tmp_path, [GOOD, *images(1), twice]))
     assert [r.captions for r in got] == [("A woman.", "She.", "One more.", "A woman."), ("A woman.", "She.")]
+    assert [r.copies for r in got] == [2, 1]
     assert "reid_raw.json: 3 records of 2 images; 1 joined another\n" in capsys.readouterr().err
 
 

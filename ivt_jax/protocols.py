@@ -1,0 +1,67 @@
+"""Who is asked for and who is in the gallery: the protocols under which the field's figures are made.
+
+- `standard`: IRRA's, and its descendants'. The gallery has one entry per image record of the annotation file; average
+  precision is the mean of the precisions at the hits; queries without a match are left out.
+- `standard-dedup`: the same with one entry per image, however many records name it.
+- `release`: the IVT release's. Of the list of (image, caption) pairs every second one's image is in the gallery, on
+  ICFG-PEDES that of every record; average precision by the trapezoid rule; a query without a match is a miss.
+
+The mAPs of `standard` and `release` do not compare. Ties count against the model in all three (see `ranking`); the
+release leaves them to an unstable sort.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ivt_jax.ranking import Ranks, mean_scores, query_scores, rank_embeddings
+
+
+class Embeddings(NamedTuple):
+    """A split as the model sees it: G images and Q captions, L2-normalised float32, and whom they show."""
+
+    image: np.ndarray  # (G, D)
+    text: np.ndarray  # (Q, D)
+    image_person: np.ndarray  # (G,)
+    text_person: np.ndarray  # (Q,)
+    text_image: np.ndarray  # (Q,) index of the image that the caption was written for
+    image_copies: np.ndarray  # (G,) how many image records name the image
+
+
+def image_records(e: Embeddings) -> np.ndarray:
+    """Index of the image of every image record."""
+    return np.repeat(np.arange(len(e.image)), e.image_copies)
+
+
+def standard(e: Embeddings) -> dict[str, Ranks]:
+    """Text to image ("t2i") and image to text ("i2t"), with one gallery entry, or query, per image record."""
+    return _both_ways(e, image_records(e))
+
+
+def standard_dedup(e: Embeddings) -> dict[str, Ranks]:
+    """As `standard`, with every image once."""
+    return _both_ways(e, np.arange(len(e.image)))
+
+
+def release(e: Embeddings, dataset: str) -> Ranks:
+    """Text to image as the release's evaluator has it; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
+    rows = image_records(e) if dataset == "icfg_pedes" else e.text_image[::2]
+    return rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows], "trapezoid")
+
+
+def protocol_scores(e: Embeddings, dataset: str) -> dict[str, dict[str, float]]:
+    """Text-to-image scores in percent by every protocol."""
+    released = {name: np.nan_to_num(values) for name, values in query_scores(release(e, dataset)).items()}
+    return {
+        "standard": mean_scores(query_scores(standard(e)["t2i"])),
+        "standard-dedup": mean_scores(query_scores(standard_dedup(e)["t2i"])),
+        "release": mean_scores(released),
+    }
+
+
+def _both_ways(e: Embeddings, rows: np.ndarray) -> dict[str, Ranks]:
+    image, image_person = e.image[rows], e.image_person[rows]
+    return {
+        "t2i": rank_embeddings(e.text, image, e.text_person, image_person),
+        "i2t": rank_embeddings(image, e.text, image_person, e.text_person),
+    }

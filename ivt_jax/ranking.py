@@ -1,0 +1,126 @@
+"""How good a ranking is: R@k, AP and INP of each query as pure functions, their means, and intervals over persons.
+
+A query is right where it finds any item of its own person. Ties count against the model: a wrong item with the same
+similarity ranks first. So no figure depends on the order of the gallery or on a sort, and an encoder that maps all
+inputs to one point scores worst instead of by luck.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+
+_CHUNK = 1024  # queries whose similarities are held at once
+
+
+class Ranks(NamedTuple):
+    """How each query did, three (Q,) float64 arrays; nan where the gallery has no item of the query's person."""
+
+    first: np.ndarray  # rank of the best right item, from 1
+    average_precision: np.ndarray  # in [0, 1]
+    inverse_penalty: np.ndarray  # INP, in [0, 1]: right items / rank of the worst of them
+
+
+def rank_queries(
+    similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, average_precision: str = "standard"
+) -> Ranks:
+    """Ranks the gallery for every query: similarity (Q, G) float, person ids (Q,) and (G,) int.
+
+    average_precision: with the j-th right item (j from 0) of R at 0-based rank r_j, "standard" is
+    1/R sum (j+1)/(r_j+1), as IRRA and the field; "trapezoid" averages each term with j/r_j (1 at r_j = 0), as released.
+    """
+    if average_precision not in ("standard", "trapezoid"):
+        raise UserError(f'average_precision is "standard" or "trapezoid", not {average_precision!r}')
+    by_person = np.argsort(gallery_ids, kind="stable")
+    starts, ends = (np.searchsorted(gallery_ids[by_person], query_ids, side) for side in ("left", "right"))
+    ranks = np.full((3, len(query_ids)), np.nan)
+    for query in np.flatnonzero(ends > starts):
+        row = np.sort(similarity[query])
+        right = np.sort(similarity[query, by_person[starts[query] : ends[query]]])
+        if np.isnan(row[-1]):
+            raise UserError("a similarity is not a number: the parameters are not finite")
+        found = np.arange(1, len(right) + 1)
+        # 1-based ranks, best first: the wrong items that are as similar or more, then the right ones up to this.
+        at_least = len(row) - np.searchsorted(row, right, "left") - (len(right) - np.searchsorted(right, right, "left"))
+        rank = at_least[::-1] + found
+        precision = found / rank
+        if average_precision == "trapezoid":
+            before = np.where(rank == 1, 1.0, (found - 1) / np.maximum(rank - 1, 1))
+            precision = (precision + before) / 2
+        ranks[:, query] = rank[0], precision.mean(), len(right) / rank[-1]
+    return Ranks(*ranks)
+
+
+def rank_chunks(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    average_precision: str = "standard",
+) -> Iterator[tuple[slice, np.ndarray, Ranks]]:
+    """`rank_queries` by the dot products of (Q, D) and (G, D) float32, some queries at a time to bound memory.
+
+    Yields (which queries, their similarities (q, G), their ranks).
+    """
+    for start in range(0, len(queries), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        similarity = queries[chunk] @ gallery.T
+        yield chunk, similarity, rank_queries(similarity, query_ids[chunk], gallery_ids, average_precision)
+
+
+def rank_embeddings(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    average_precision: str = "standard",
+) -> Ranks:
+    """The ranks of all queries; arguments as `rank_chunks`."""
+    parts = [ranks for _, _, ranks in rank_chunks(queries, gallery, query_ids, gallery_ids, average_precision)]
+    return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def query_scores(ranks: Ranks) -> dict[str, np.ndarray]:
+    """Every query's share in R1, R5, R10, mAP and mINP: (Q,) float64 in percent, nan where there is no match."""
+    recalls = {f"R{k}": np.where(np.isnan(ranks.first), np.nan, 100.0 * (ranks.first <= k)) for k in (1, 5, 10)}
+    return recalls | {"mAP": 100 * ranks.average_precision, "mINP": 100 * ranks.inverse_penalty}
+
+
+def mean_scores(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the queries that have a match; warns of the others, raises UserError where none has."""
+    without = int(np.isnan(scores["R1"]).sum())
+    if without == len(scores["R1"]):
+        raise UserError("no query has an item of its person in the gallery: there is nothing to score")
+    if without:
+        warnings.warn(f"{without} of {len(scores['R1'])} queries have no match and are left out", stacklevel=2)
+    return {name: float(np.nanmean(values)) for name, values in scores.items()}
+
+
+def retrieval_metrics(
+    similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, average_precision: str = "standard"
+) -> dict[str, float]:
+    """R1, R5, R10, mAP, mINP in percent; arguments as `rank_queries`.
+
+    Queries without an item of their person in the gallery are left out, with a warning (the release counts them as
+    misses); UserError where none has one.
+    """
+    return mean_scores(query_scores(rank_queries(similarity, query_ids, gallery_ids, average_precision)))
+
+
+def bootstrap_interval(
+    values: np.ndarray, persons: np.ndarray, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the mean of `values` (Q,) under resampling of persons; nan values are left out.
+
+    persons (Q,): each query's. Queries of one person fail together, so persons are drawn, each with all its queries.
+    """
+    known = ~np.isnan(values)
+    names, index = np.unique(persons[known], return_inverse=True)
+    sums, counts = np.bincount(index, values[known]), np.bincount(index)
+    draws = np.random.default_rng(seed).integers(len(names), size=(samples, len(names)))
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

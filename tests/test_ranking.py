@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax import evaluation, ranking
+from ivt_jax.ranking import bootstrap_interval, rank_embeddings, rank_queries, retrieval_metrics
+
+# Two queries, five items. The first query finds its person at ranks 1 and 4, the second at ranks 2, 3 and 5.
+SIMILARITY = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]] * 2)
+QUERY_IDS = np.array([7, 8])
+GALLERY_IDS = np.array([7, 8, 8, 7, 8])
+STANDARD = [(1 + 2 / 4) / 2, (1 / 2 + 2 / 3 + 3 / 5) / 3]
+TRAPEZOID = [
+    ((1 + 1) / 2 + (1 / 3 + 2 / 4) / 2) / 2,
+    ((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2 + (2 / 4 + 3 / 5) / 2) / 3,
+]
+
+
+@pytest.mark.parametrize(("rule", "precision"), [("standard", STANDARD), ("trapezoid", TRAPEZOID)])
+def test_metrics_worked_by_hand(rule, precision):
+    metrics = retrieval_metrics(SIMILARITY, QUERY_IDS, GALLERY_IDS, rule)
+    expected = {"R1": 50, "R5": 100, "R10": 100, "mAP": 50 * sum(precision), "mINP": 50 * (2 / 4 + 3 / 5)}
+    assert metrics == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_order_of_the_gallery_does_not_matter():
+    order = np.array([3, 0, 4, 2, 1])
+    permuted = retrieval_metrics(SIMILARITY[:, order], QUERY_IDS, GALLERY_IDS[order])
+    assert permuted == retrieval_metrics(SIMILARITY, QUERY_IDS, GALLERY_IDS)
+
+
+def test_a_tie_counts_against_the_model():
+    # The right items tie with one wrong item each: ranks 2 and 4, not 1 and 3.
+    ranks = rank_queries(np.array([[0.5, 0.5, 0.2, 0.2]]), np.array([1]), np.array([1, 2, 1, 2]))
+    assert (ranks.first[0], ranks.average_precision[0], ranks.inverse_penalty[0]) == (2, (1 / 2 + 2 / 4) / 2, 2 / 4)
+    constant = retrieval_metrics(np.zeros((1, 4)), np.array([1]), np.array([1, 1, 2, 2]))
+    assert constant["R1"] == 0 and constant["mAP"] == pytest.approx(100 * (1 / 3 + 2 / 4) / 2)
+
+
+def test_right_items_that_tie_with_each_other_lose_nothing():
+    assert retrieval_metrics(np.array([[0.5, 0.5, 0.2]]), np.array([1]), np.array([1, 1, 2]))["mAP"] == 100
+
+
+def test_queries_without_a_match_are_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match="1 of 3 queries"):
+        metrics = retrieval_metrics(SIMILARITY[[0, 0, 1]], np.array([7, 99, 8]), GALLERY_IDS)
+    assert metrics == retrieval_metrics(SIMILARITY, QUERY_IDS, GALLERY_IDS)
+
+
+def test_a_gallery_of_one_item():
+    assert set(retrieval_metrics(np.array([[-0.3]]), np.array([4]), np.array([4])).values()) == {100.0}
+    with pytest.raises(UserError, match="nothing to score"):
+        retrieval_metrics(np.array([[0.3]]), np.array([4]), np.array([5]))
+
+
+def test_similarities_that_are_no_numbers_are_refused():
+    with pytest.raises(UserError, match="not a number"):
+        retrieval_metrics(np.array([[np.nan, 0.1]]), np.array([1]), np.array([1, 2]))
+
+
+def test_unknown_rule_is_refused():
+    with pytest.raises(UserError, match="trapezoid"):
+        retrieval_metrics(SIMILARITY, QUERY_IDS, GALLERY_IDS, "coco")
+
+
+def slow_metrics(similarity, query_ids, gallery_ids, rule):
+    """The definitions as they are written, one query and one item at a time."""
+    results = []
+    for row, person in zip(similarity.astype(np.float64), query_ids, strict=True):
+        right = [g == person for g in gallery_ids]
+        if not any(right):
+            continue
+        ranking = sorted(range(len(row)), key=lambda i: (-row[i], right[i]))
+        places = [place for place, item in enumerate(ranking) if right[item]]
+        precision = 0.0
+        for j, r in enumerate(places):
+            now, old = (j + 1) / (r + 1), 1.0 if r == 0 else j / r
+            precision += (now if rule == "standard" else (old + now) / 2) / len(places)
+        recalls = [float(places[0] < k) for k in (1, 5, 10)]
+        results.append([*recalls, precision, len(places) / (places[-1] + 1)])
+    return dict(zip(("R1", "R5", "R10", "mAP", "mINP"), 100 * np.mean(results, axis=0), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*no match")
+@pytest.mark.parametrize("rule", ["standard", "trapezoid"])
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_the_slow_definition_with_many_ties(seed, rule):
+    rng = np.random.default_rng(seed)
+    similarity = rng.integers(0, 6, (40, 30)).astype(np.float32)
+    query_ids, gallery_ids = rng.integers(0, 12, 40), rng.integers(0, 10, 30)
+    expected = slow_metrics(similarity, query_ids, gallery_ids, rule)
+    assert retrieval_metrics(similarity, query_ids, gallery_ids, rule) == pytest.approx(expected, abs=1e-10)
+
+
+def test_ranking_in_chunks_equals_ranking_at_once(monkeypatch):
+    monkeypatch.setattr(ranking, "_CHUNK", 3)
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.standard_normal((n, 4)).astype(np.float32) for n in (10, 7))
+    query_ids, gallery_ids = rng.integers(0, 3, 10), rng.integers(0, 3, 7)
+    chunked = rank_embeddings(queries, gallery, query_ids, gallery_ids)
+    np.testing.assert_array_equal(chunked, rank_queries(queries @ gallery.T, query_ids, gallery_ids))
+
+
+def test_bootstrap_of_a_perfect_model_has_no_width():
+    assert bootstrap_interval(np.full(6, 100.0), np.arange(6)) == (100.0, 100.0)
+
+
+def test_bootstrap_draws_persons_and_not_queries():
+    # Two persons: one fails with its only query, one succeeds with 99. A quarter of the draws holds the first alone
+    # and a quarter the second alone. If queries were drawn, the lower end would be near 97.
+    values, persons = np.array([0.0] + [100.0] * 99), np.array([5] + [6] * 99)
+    assert bootstrap_interval(values, persons) == (0.0, 100.0)
+
+
+def test_bootstrap_follows_its_seed_and_leaves_out_what_is_unknown():
+    rng = np.random.default_rng(0)
+    values, persons = rng.uniform(0, 100, 60), rng.integers(0, 20, 60)
+    interval = bootstrap_interval(values, persons, seed=1)
+    assert interval == bootstrap_interval(values, persons, seed=1) != bootstrap_interval(values, persons, seed=2)
+    assert interval[0] < values.mean() < interval[1]
+    longer = np.append(values, np.nan), np.append(persons, 99)
+    assert bootstrap_interval(*longer, seed=1) == interval
+
+
+def test_the_public_name_is_in_evaluation_too():
+    assert evaluation.retrieval_metrics is retrieval_metrics
