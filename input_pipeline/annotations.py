@@ -1,5 +1,6 @@
 """Every dataset's annotation file, read and checked, as one list of records: one record per image."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 from input_pipeline.errors import DataError
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
+QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
 _SHOWN = 3  # records that a message names, of many
 
 
@@ -63,12 +65,12 @@ def read_annotations(root: Path, name: str) -> Annotations:
     """The dataset `name` (a key of LAYOUTS). root: its folder, or its annotation file itself.
 
     Several records of one image become one with all their captions. Empty captions are dropped from training, and a
-    training record without any other with them; in val and test, whose figures would change, they stay. A line on
-    stderr counts either. Raises DataError, in one line, at the first fault.
+    training record without any other with them; in val and test, whose figures would change, they stay. Images
+    in quarantine are left out. A line on stderr counts each. Raises DataError, in one line, at the first fault.
     """
     path = annotation_file(root, name)
     status = path.stat()
-    annotations = _read(path, status.st_mtime_ns, status.st_size)
+    annotations = _read(path, status.st_mtime_ns, status.st_size, quarantined(path))
     if not annotations.images.is_dir():
         raise DataError(f"{annotations.images} not found: the images of {path.name} are expected in it; {README}")
     return annotations
@@ -98,6 +100,12 @@ def annotation_file(root: Path, name: str) -> Path:
     )
 
 
+def quarantined(path: Path) -> frozenset[str]:
+    """The images that the quarantine file beside the annotations `path` leaves out."""
+    listed = path.with_name(QUARANTINE)
+    return frozenset(listed.read_text(encoding="utf-8").split("\n")) - {""} if listed.exists() else frozenset()
+
+
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
     """The same records, with a `share` of the training persons moved to val, for datasets without a val split.
 
@@ -113,10 +121,15 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
 
 
 @functools.lru_cache(maxsize=4)  # every split of a run asks for the whole file
-def _read(path: Path, modified: int, size: int) -> Annotations:
-    """modified, size: the file's own, so that a changed file is read again."""
+def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Annotations:
+    """modified, size: the file's own, so that a changed file is read again. left_out: images in quarantine."""
     read = [_record(entry, f"{path}: {entry.where}") for entry in read_entries(path)]
-    records = _without_empty_captions(_merged(read, path), path)
+    merged = _merged(read, path)
+    records = _without_empty_captions([record for record in merged if record.image_path not in left_out], path)
+    counts = collections.Counter(record.split for record in merged if record.image_path in left_out)
+    if counts:
+        told = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        print(f"{path.with_name(QUARANTINE)} leaves out images: {told}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
     # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.

@@ -21,7 +21,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from input_pipeline.annotations import Record, annotation_file, read_annotations
+from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.errors import DataError
 from input_pipeline.variants import SPLITS
 
@@ -31,10 +31,10 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # what TensorFlow decodes; everything else beco
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     """A dataset of (image, person id, captions) records in the order of its annotations, one split for each of theirs.
 
-    Prepared data lie in `<prepared>/<first digits of a SHA-256>`, that of the annotation file and, where `prepared` is
-    given, the dataset's folder: so they are made anew when the annotations change. Images that change alone are not
-    seen; remove the prepared folder then. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to
-    the folder of images), person_id (int64), captions (texts).
+    Prepared data lie in `<prepared>/<first digits of a SHA-256>`, of the annotation file, the quarantine and, where
+    `prepared` is given, the dataset's folder: so they are made anew when the annotations change. Images that change
+    alone are not seen; remove the prepared folder then. Features of a record: image (the encoded bytes: JPEG, PNG),
+    path (relative to the folder of images), person_id (int64), captions (texts).
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -44,6 +44,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         self.root = root
         path = annotation_file(root, self.name)
         digest = hashlib.sha256(path.read_bytes())
+        digest.update("\n".join(sorted(quarantined(path))).encode())
         if prepared:  # a folder that several datasets may share
             digest.update(str(path.parent.resolve()).encode())
         folder = (prepared or path.parent / "prepared") / digest.hexdigest()[:16]

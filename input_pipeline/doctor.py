@@ -1,0 +1,220 @@
+"""What is wrong with a dataset folder, said before any training.
+
+    python -m input_pipeline.doctor --dataset=cuhk --root=data/CUHK-PEDES
+    python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
+    python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix-list
+
+It reads the annotations as training does, opens every image, and prints the splits beside the published ones and a line
+for each kind of fault. Exit code: 0 clean; 1 usable, with warnings; 2 unusable.
+"""
+
+import argparse
+import collections
+import os
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from input_pipeline.annotations import QUARANTINE, Annotations, Record, read_annotations
+from input_pipeline.errors import UserError
+from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
+from input_pipeline.sampling import EpochPlans
+from input_pipeline.variants import SPLITS
+
+DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
+# Persons, images, captions of each split, as their authors publish them.
+PUBLISHED = {
+    "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
+    "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
+    "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
+}
+LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
+SMALLEST = 16  # pixels of a side
+_BATCH, _INSTANCES = 28, 4  # of the released recipe
+_SHOWN = 3  # examples that a line names
+
+Counts = dict[str, tuple[int, int, int]]
+
+
+class Finding(NamedTuple):
+    """One kind of fault, as a line. A severe one stops training or evaluation."""
+
+    severe: bool
+    line: str
+
+
+def split_counts(records: Iterable[Record]) -> Counts:
+    """Split -> persons, image records, captions, for each split that has any."""
+    counts = {}
+    for split in SPLITS:
+        chosen = [record for record in records if record.split == split]
+        if chosen:
+            persons = len({record.person_id for record in chosen})
+            counts[split] = (persons, sum(r.copies for r in chosen), sum(len(r.captions) for r in chosen))
+    return counts
+
+
+def split_table(counts: Counts, published: Counts) -> str:
+    """The splits, and where they differ the published figures beside them."""
+    lines = [f"{'split':8}{'persons':>10}{'images':>10}{'captions':>10}"]
+    for split in SPLITS:
+        if split in counts or split in published:
+            here, there = counts.get(split, (0, 0, 0)), published.get(split)
+            note = (
+                "" if there is None else "as published" if here == there else "published: {:,} {:,} {:,}".format(*there)
+            )
+            lines.append(f"{split:8}{here[0]:>10,}{here[1]:>10,}{here[2]:>10,}  {note}".rstrip())
+    return "\n".join(lines)
+
+
+def check_splits(counts: Counts, published: Counts) -> list[Finding]:
+    """Splits that are not as published, and a test split that lacks."""
+    other = [split for split in SPLITS if published and counts.get(split) != published.get(split)]
+    findings = [Finding(False, f"not as published: {', '.join(other)}")] if other else []
+    if "test" not in counts:
+        findings.append(Finding(True, "there is no test split: nothing can be evaluated"))
+    return findings
+
+
+def check_captions(records: Sequence[Record]) -> list[Finding]:
+    """Captions that are empty, over-long, in another script, or the same for several persons of a split."""
+    persons = collections.defaultdict(set)
+    kinds: dict[str, list[str]] = collections.defaultdict(list)
+    for record in records:
+        for caption in record.captions:
+            if not caption.strip():
+                kinds["captions are empty"].append(record.where)
+                continue
+            persons[record.split, " ".join(caption.lower().split())].add(record.person_id)
+            if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
+                kinds[f"captions have over {LONGEST} words and marks: their ends are cut off"].append(record.where)
+            if any(c.isalpha() and "LATIN" not in unicodedata.name(c, "LATIN") for c in caption):
+                kinds["captions have letters that are not Latin"].append(record.where)
+    shared = [f'"{text[:60]}"' for (_, text), ids in persons.items() if len(ids) > 1]
+    if shared:
+        kinds["captions are the same for several persons"] = shared
+    return [Finding(False, _line(kind, examples)) for kind, examples in kinds.items()]
+
+
+def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[Finding]:
+    """Folders and images that are missing, images that cannot be read, and those too small for a person."""
+    kinds: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
+    for image in images:
+        folder = image.path.rpartition("/")[0]
+        if image.fault == MISSING and not (annotations.images / folder).is_dir():
+            kinds[True, f"images are missing with their folder {folder}/"].append(image.path)
+        elif image.fault:
+            kinds[True, f"images are {image.fault}"].append(image.path)
+        elif min(image.size) < SMALLEST:
+            kinds[False, f"images have a side below {SMALLEST} pixels"].append(image.path)
+    return [Finding(severe, _line(kind, paths)) for (severe, kind), paths in kinds.items()]
+
+
+def check_overlap(images: Sequence[Inspected], others: Sequence[Inspected], name: str) -> list[Finding]:
+    """Images that look like some of another dataset: what is trained on one must not be tested on the other."""
+    pairs = [f"{ours} = {theirs}" for ours, theirs in near_duplicates(images, others)]
+    return [Finding(False, _line(f"pairs of images look the same here and in {name}", pairs))] if pairs else []
+
+
+def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
+    """Ids, sizes on disk and in pixels, and the steps that the released recipe makes of it."""
+    ids = sorted({record.person_id for record in records})
+    sizes = np.array([image.size for image in images if not image.fault] or [(0, 0)])
+    persons = np.array([r.person_id for r in records if r.split == "train" for _ in r.captions])
+    try:
+        starts = EpochPlans(persons, _BATCH, "identity", _INSTANCES).epoch_starts(1)
+        run = f"about {starts[1]:,} steps an epoch in batches of {_BATCH}, {starts[1] * 120:,} in 120 epochs"
+    except UserError as error:
+        run = str(error)
+    return (
+        f"ids: {ids[0]} to {ids[-1]}, {ids[-1] - ids[0] + 1 - len(ids):,} of them in no record\n"
+        f"images: {sum(i.file_bytes for i in images) / 1e6:,.0f} MB; "
+        f"height {sizes[:, 0].min()} to {sizes[:, 0].max()}, median {int(np.median(sizes[:, 0]))}; "
+        f"width {sizes[:, 1].min()} to {sizes[:, 1].max()}, median {int(np.median(sizes[:, 1]))}\n"
+        f"a run: {run}"
+    )
+
+
+def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> Path:
+    """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out."""
+    path = annotations.path.parent / QUARANTINE
+    already = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    paths = sorted({*already, *(image.path for image in images if image.fault)})
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in paths), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _line(kind: str, examples: Sequence[str]) -> str:
+    shown = ", ".join(examples[:_SHOWN]) + (", ..." if len(examples) > _SHOWN else "")
+    return f"{len(examples):,} {kind}: {shown}"
+
+
+def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
+    """All images, with a line that says how far it is and how long it still takes."""
+    paths, images = [record.image_path for record in annotations.records], []
+    start, every, live = time.monotonic(), 0.5 if sys.stderr.isatty() else 10, sys.stderr.isatty()
+    shown = start
+    for image in inspect_images(annotations.images, paths, workers):
+        images.append(image)
+        now = time.monotonic()
+        if now - shown > every:
+            shown, left = now, (now - start) / len(images) * (len(paths) - len(images))
+            line = f"{len(images):,} of {len(paths):,} images, about {left:.0f} s left"
+            print(f"\r\x1b[2K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+    seconds = time.monotonic() - start
+    print(f"{chr(13) + chr(27) + '[2K' if live else ''}{len(images):,} images in {seconds:.1f} s", file=sys.stderr)
+    return images
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examines the dataset and prints what was found; returns the exit code."""
+    name = DATASETS[args.dataset]
+    annotations = read_annotations(args.root, name)
+    counts, published = split_counts(annotations.records), PUBLISHED.get(name, {})
+    print(f"{annotations.path}\n{split_table(counts, published)}")
+    images = _inspect(annotations, args.workers)
+    print(describe_run(annotations.records, images))
+    findings = check_splits(counts, published) + check_captions(annotations.records) + check_images(annotations, images)
+    if args.against:
+        other, _, root = args.against.partition(":")
+        if other not in DATASETS or not root:
+            raise UserError(f"--against={args.against}: expected DATASET:DIR, such as rstp:data/RSTPReid")
+        others = _inspect(read_annotations(Path(root), DATASETS[other]), args.workers)
+        findings += check_overlap(images, others, root)
+    if args.fix_list and any(image.fault for image in images):
+        print(f"left out from now on: {write_quarantine(annotations, images)}")
+    for finding in findings:
+        print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
+    print("clean" if not findings else f"{len(findings)} kinds of fault")
+    return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.doctor",
+        description="Say what is wrong with a dataset folder.",
+        epilog="exit code: 0 clean; 1 usable, with warnings; 2 unusable",
+    )
+    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--against", help="DATASET:DIR, look for images that another dataset has too")
+    parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open images")
+    try:
+        return run(parser.parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Every image of a dataset opened once, on all cores: what is wrong with it, its size, and its perceptual hash."""
+
+import functools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
+MISSING = "missing"
+_SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
+# Bits by which near-duplicates differ at most. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed
+# anew, 95% differ from themselves in at most 12, 99% in 17, and no two crops in fewer than 23.
+_DISTANCE = 16
+_CHUNK = 256  # hashes compared at once with all of the other dataset
+
+
+class Inspected(NamedTuple):
+    """An image file. fault: "" where there is none; else size (height, width) and hash may be unknown.
+
+    path: relative to the folder; file_bytes: its size on disk; hash: 24 bytes, 144 bits, one for each place of a
+    12 x 12 grid, set where it is darker than its right neighbour (difference hash): much alike for like pictures.
+    """
+
+    path: str
+    fault: str
+    size: tuple[int, int] = (0, 0)
+    file_bytes: int = 0
+    hash: bytes = b""
+
+
+def inspect_images(folder: Path, paths: Sequence[str], workers: int) -> Iterator[Inspected]:
+    """Opens every image, in `workers` processes; yields them in the order of `paths`."""
+    look = functools.partial(inspect_image, folder)
+    if workers == 1:
+        yield from map(look, paths)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(look, paths, chunksize=64)
+
+
+def inspect_image(folder: Path, path: str) -> Inspected:
+    """Opens and decodes one image."""
+    file = folder / path
+    if not file.resolve().is_relative_to(folder.resolve()):
+        return Inspected(path, "a link that leads out of the folder of images")
+    if not file.is_file():
+        return Inspected(path, MISSING)
+    file_bytes = file.stat().st_size
+    if not file_bytes:
+        return Inspected(path, "an empty file")
+    try:
+        with PIL.Image.open(file) as image:
+            size = (image.height, image.width)
+            if size[0] * size[1] > MAX_PIXELS:
+                return Inspected(path, "absurdly large", size, file_bytes)
+            return Inspected(path, "", size, file_bytes, _difference_hash(image))
+    except PIL.UnidentifiedImageError:
+        return Inspected(path, "no image", file_bytes=file_bytes)
+    except PIL.Image.DecompressionBombError:
+        return Inspected(path, "absurdly large", file_bytes=file_bytes)
+    except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
+        return Inspected(path, "cut short or damaged", file_bytes=file_bytes)
+
+
+def near_duplicates(ours: Sequence[Inspected], theirs: Sequence[Inspected]) -> list[tuple[str, str]]:
+    """Pairs of paths whose images look the same: hashes that differ in at most 16 of 144 bits."""
+    ours, theirs = ([image for image in images if not image.fault] for images in (ours, theirs))
+    hashes = _words(theirs)
+    pairs = []
+    for start in range(0, len(ours), _CHUNK):
+        chunk = ours[start : start + _CHUNK]
+        wrong = np.bitwise_count(_words(chunk)[:, None] ^ hashes).sum(-1)
+        pairs += [(chunk[i].path, theirs[j].path) for i, j in zip(*np.nonzero(wrong <= _DISTANCE), strict=True)]
+    return pairs
+
+
+def _words(images: Sequence[Inspected]) -> np.ndarray:
+    return np.frombuffer(b"".join(image.hash for image in images), np.uint64).reshape(len(images), 3)
+
+
+def _difference_hash(image: PIL.Image.Image) -> bytes:
+    grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
+    return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().ljust(24, b"\0")

@@ -1,0 +1,220 @@
+"""A dataset with every fault there is, and the line that each must give."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import doctor, inspection
+from input_pipeline.annotations import read_annotations
+from input_pipeline.inspection import Inspected, inspect_image, inspect_images, near_duplicates
+
+
+def scene(seed, size=(40, 20)):
+    """A smooth picture: a few random tones, enlarged."""
+    tones = np.random.default_rng(seed).integers(0, 256, (6, 4, 3), np.uint8)
+    return Image.fromarray(tones).resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def encoded(image, format="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def make(root, **files):
+    """A dataset with an image and a caption for each name, each its own person, one in val and one in test.
+
+    files: content of the images that are not as they should be; None leaves one away.
+    """
+    (root / "imgs/a").mkdir(parents=True)
+    records = []
+    for number in range(8):
+        path = f"a/{number}.jpg"
+        content = files.get(f"n{number}", encoded(scene(number)))
+        if content is not None:
+            (root / "imgs" / path).write_bytes(content)
+        split = {6: "val", 7: "test"}.get(number, "train")
+        records.append({"id": 3 * number + 1, "file_path": path, "captions": [f"Person {number}."], "split": split})
+    write(root, records)
+    return records
+
+
+def write(root, records):
+    (root / "reid_raw.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+
+
+def call(root, *arguments, dataset="synth"):
+    return doctor.main([f"--dataset={dataset}", f"--root={root}", "--workers=1", *arguments])
+
+
+def test_a_clean_folder(tmp_path, capsys):
+    make(tmp_path)
+    assert call(tmp_path) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:5] == [
+        f"{tmp_path}/reid_raw.json",
+        "split      persons    images  captions",
+        "train            6         6         6",
+        "val              1         1         1",
+        "test             1         1         1",
+    ]
+    assert out[5] == "ids: 1 to 22, 14 of them in no record"
+    assert "height 40 to 40, median 40; width 20 to 20, median 20" in out[6]
+    assert "needs 7 persons; the split has 6" in out[7]  # no batch of the released recipe can be made
+    assert out[8:] == ["clean"]
+
+
+def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
+    make(tmp_path)
+    assert call(tmp_path, dataset="cuhk") == 1
+    out = capsys.readouterr().out
+    assert "train            6         6         6  published: 11,003 34,054 68,126\n" in out
+    assert "warning: not as published: train, val, test\n1 kinds of fault\n" in out
+    counts = {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)}
+    assert doctor.check_splits(counts, doctor.PUBLISHED["icfg_pedes"]) == []
+    assert doctor.split_table(counts, doctor.PUBLISHED["icfg_pedes"]).count("as published") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "1 images are missing: a/2.jpg"),
+        (b"", "1 images are an empty file: a/2.jpg"),
+        (b"<html>", "1 images are no image: a/2.jpg"),
+        (encoded(scene(2, (200, 100)))[:-400], "1 images are cut short or damaged: a/2.jpg"),
+        (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 images are absurdly large: a/2.jpg"),
+    ],
+)
+def test_a_faulty_image_makes_the_folder_unusable(tmp_path, capsys, content, line):
+    make(tmp_path, n2=content)
+    assert call(tmp_path) == 2
+    assert capsys.readouterr().out.endswith(f"error: {line}\n1 kinds of fault\n")
+
+
+def test_a_link_out_of_the_images_is_not_opened(tmp_path, capsys):
+    make(tmp_path / "data", n2=None)
+    (tmp_path / "outside.jpg").write_bytes(encoded(scene(2)))
+    (tmp_path / "data/imgs/a/2.jpg").symlink_to(tmp_path / "outside.jpg")
+    assert call(tmp_path / "data") == 2
+    assert "error: 1 images are a link that leads out of the folder of images: a/2.jpg\n" in capsys.readouterr().out
+
+
+def test_a_missing_folder_is_one_fault(tmp_path, capsys):
+    records = make(tmp_path)
+    write(tmp_path, [r | {"file_path": r["file_path"].replace("a/", "b/")} if r["id"] < 10 else r for r in records])
+    assert call(tmp_path) == 2
+    assert "error: 3 images are missing with their folder b/: b/0.jpg, b/1.jpg, b/2.jpg\n" in capsys.readouterr().out
+
+
+def test_a_tiny_image_is_a_warning(tmp_path, capsys):
+    make(tmp_path, n2=encoded(scene(2, (30, 15))))
+    assert call(tmp_path) == 1
+    assert "warning: 1 images have a side below 16 pixels: a/2.jpg\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({7: ""}, "1 captions are empty: record 7"),
+        ({0: "A \u7537 man."}, "1 captions have letters that are not Latin: record 0"),
+        ({0: "Un homme \u00e2g\u00e9, \u00df \u2013 50%."}, None),
+        ({0: "a " * 98}, None),
+        ({0: "a, " * 50}, "1 captions have over 98 words and marks: their ends are cut off: record 0"),
+        ({0: "The  same.", 1: "the same."}, '1 captions are the same for several persons: "the same."'),
+        ({0: "The same.", 7: "The same."}, None),  # the splits are never mixed
+        ({n: "" for n in (4, 5, 6, 7)}, "2 captions are empty: record 6, record 7"),  # those of train are dropped
+    ],
+)
+def test_captions(tmp_path, capsys, changes, line):
+    records = make(tmp_path)
+    write(tmp_path, [record | {"captions": [changes.get(i, f"{i}.")]} for i, record in enumerate(records)])
+    assert call(tmp_path) == (1 if line else 0)
+    out = capsys.readouterr().out
+    assert (f"warning: {line}\n" in out) if line else out.endswith("clean\n")
+
+
+def test_without_a_test_split_nothing_can_be_evaluated(tmp_path, capsys):
+    write(tmp_path, make(tmp_path)[:7])
+    assert call(tmp_path) == 2
+    assert "error: there is no test split: nothing can be evaluated\n" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):
+    assert call(tmp_path, dataset="rstp") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"error: {tmp_path}/data_captions.json not found: ")
+    make(tmp_path)
+    assert call(tmp_path, "--against=market:there") == 2
+    assert "error: --against=market:there: expected DATASET:DIR, such as rstp:data/RSTPReid" in capsys.readouterr().err
+
+
+# ---- quarantine
+
+
+def test_the_fix_list_is_what_the_reader_leaves_out(tmp_path, capsys):
+    make(tmp_path, n2=b"", n7=None)
+    (tmp_path / "imgs/a/6.jpg").write_bytes(b"GIF")
+    assert call(tmp_path, "--fix-list") == 2
+    assert f"left out from now on: {tmp_path}/quarantine.txt\n" in capsys.readouterr().out
+    assert (tmp_path / "quarantine.txt").read_text() == "a/2.jpg\na/6.jpg\na/7.jpg\n"
+    left = [record.image_path for record in read_annotations(tmp_path, "pedes_synth").records]
+    assert left == ["a/0.jpg", "a/1.jpg", "a/3.jpg", "a/4.jpg", "a/5.jpg"]
+    assert "quarantine.txt leaves out images: 1 of train, 1 of val, 1 of test\n" in capsys.readouterr().err
+
+
+def test_a_longer_fix_list_keeps_what_was_listed(tmp_path):
+    make(tmp_path, n2=b"")
+    (tmp_path / "quarantine.txt").write_text("a/0.jpg\n")
+    assert call(tmp_path, "--fix-list") == 2
+    assert (tmp_path / "quarantine.txt").read_text() == "a/0.jpg\na/2.jpg\n"
+    assert call(tmp_path) == 0
+
+
+# ---- images that two datasets share
+
+
+def test_images_that_look_the_same_in_two_datasets(tmp_path, capsys):
+    """Another size and compression of one picture is found; eight other pictures are not."""
+    make(tmp_path / "one")
+    same = encoded(scene(3, (120, 60)).resize((30, 60)), quality=60)
+    records = make(tmp_path / "two", **{f"n{i}": encoded(scene(100 + i)) for i in range(8)} | {"n5": same})
+    assert len(records) == 8
+    assert call(tmp_path / "one", f"--against=synth:{tmp_path}/two") == 1
+    line = f"warning: 1 pairs of images look the same here and in {tmp_path}/two: a/3.jpg = a/5.jpg\n"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "near"), [(0, True), (16, True), (17, False), (100, False)])
+def test_hashes_are_near_within_sixteen_bits_wherever_they_are(wrong, near):
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 2, (300, 144), np.uint8)  # more than are compared at once
+    second = first.copy()
+    for row in second:
+        row[rng.choice(144, wrong, replace=False)] ^= 1
+    ours, theirs = (
+        [Inspected(str(i), "", hash=np.packbits(row).tobytes().ljust(24, b"\0")) for i, row in enumerate(rows)]
+        for rows in (first, second)
+    )
+    damaged = Inspected("damaged", "no image")
+    assert near_duplicates([damaged, *ours], [*theirs, damaged]) == (
+        [(str(i), str(i)) for i in range(300)] if near else []
+    )
+
+
+def test_the_hash_tells_where_it_gets_brighter(tmp_path):
+    ramp = np.tile(np.arange(13, dtype=np.uint8) * 20, (12, 1))
+    for name, pixels, expected in (("up", ramp, b"\xff" * 18 + b"\0" * 6), ("down", ramp[:, ::-1], b"\0" * 24)):
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{name}.png")
+        assert inspect_image(tmp_path, f"{name}.png").hash == expected
+
+
+def test_processes_find_what_one_finds(tmp_path):
+    make(tmp_path, n2=b"", n4=None)
+    paths = [f"a/{number}.jpg" for number in range(8)]
+    alone = list(inspect_images(tmp_path / "imgs", paths, workers=1))
+    assert list(inspect_images(tmp_path / "imgs", paths, workers=2)) == alone
+    assert [image.path for image in alone if image.fault] == ["a/2.jpg", "a/4.jpg"]
+    assert alone[4].fault == inspection.MISSING
