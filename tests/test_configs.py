@@ -229,7 +229,7 @@ ADAMW = {"optimizer.name": "adamw"}
 # key -> probe, the value it takes, and what else the probe needs in both configs
 KEYS = {
     "seed": (batch, 5),
-    "data.name": (splits, "icfg_pedes"),
+    "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.batch_size": (batch, 16),
