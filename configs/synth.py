@@ -14,7 +14,7 @@ VARIANTS = ("", "baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo; the others are the ablation, all at three views per image and equal steps."""
+    """variant: "" is the demo; the others are its ablation, with equal images per step and equal steps."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"
@@ -45,8 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def ablation(config: ConfigDict, variant: str) -> ConfigDict:
-    """One switch after another: what each term adds to matching sentences alone."""
-    config.mla.views = 3
+    """One switch after another: what each term adds to matching sentences alone. "full" is the demo's program."""
     if variant not in ("mla", "full"):
         config.mla.levels = ("sentence",)
     if variant not in ("bmm_align", "full"):

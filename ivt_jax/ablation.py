@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
     parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the generated benchmark")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=800, help="steps of every run")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
     run(args.out, args.root, args.seeds, args.steps, args.jobs)

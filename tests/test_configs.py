@@ -206,14 +206,15 @@ def run(config):
         def close(self):
             events.append("close")
 
-    program = SimpleNamespace(mesh=None, init=lambda: {"step": 0})
+    program = SimpleNamespace(mesh=None, init=lambda: {"step": 0}, target=SimpleNamespace(params={}))
     program.step = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: step))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (
             ("Checkpoints", Nothing), ("ScalarLog", Nothing), ("build_program", lambda *args: program),
             ("record_config", lambda *args: None), ("global_batch", lambda mesh, batch: batch),
             ("make_validation", lambda *args: lambda state: {"val": 1.0}), ("write_report", lambda workdir: None),
-            ("evaluate", lambda workdir, write: {"step": 0, "t2i": {}}),
+            ("evaluate", lambda *args, write: {"test": {"step": 0, "t2i": {}}}),
+            ("make_workdir", lambda workdir: workdir), ("write_text", lambda *args: None),
         ):  # fmt: skip
             patch.setattr(train, name, value)
         patch.setattr(pipeline, "train_batches", lambda *args: ({} for _ in itertools.count()))
@@ -228,7 +229,7 @@ ADAMW = {"optimizer.name": "adamw"}
 # key -> probe, the value it takes, and what else the probe needs in both configs
 KEYS = {
     "seed": (batch, 5),
-    "data.name": (splits, "icfg_pedes"),
+    "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.batch_size": (batch, 16),
