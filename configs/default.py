@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth
     config.data.root = "data/CUHK-PEDES"  # the folder with the dataset's JSON and imgs/
     config.data.val_persons = 0.05  # share of training persons held out where the dataset has no validation split
+    config.data.max_damaged = 0.005  # share of training images that may be damaged; others of the person stand in
     config.data.batch_size = 28  # (image, caption) pairs per step, over all devices
     config.data.sampling = "identity"  # identity: `instances` pairs of each person per batch; uniform: a permutation
     config.data.instances = 4

@@ -39,9 +39,13 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.1.0")
 
-    def __init__(self, *, root: Path, prepared: Path | None = None):
-        """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None."""
-        self.root = root
+    def __init__(self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0):
+        """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None.
+
+        max_damaged: share of the training images that may be missing or unreadable; `info.metadata["damaged"]` lists
+        them, path by path, and their bytes are empty. In val and test none may.
+        """
+        self.root, self.max_damaged = root, max_damaged
         path = annotation_file(root, self.name)
         digest = hashlib.sha256(path.read_bytes())
         digest.update("\n".join(sorted(quarantined(path))).encode())
@@ -59,7 +63,10 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         }
         # Without disable_shuffling TFDS orders records by the hash of their key; the pipeline reads them by number.
         return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(damaged=[]),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable[Any]]:
@@ -72,8 +79,21 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         self, split: str, records: list[Record], images: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, record in enumerate(_progress(records, f"{self.name}: preparing {split}")):
+            try:
+                encoded = _encoded_image(images, record)
+            except DataError as error:
+                encoded = b""
+                self.info.metadata["damaged"].append(record.image_path)
+                damaged = len(self.info.metadata["damaged"])
+                if split != "train":
+                    raise
+                if damaged > self.max_damaged * len(records):
+                    raise DataError(
+                        f"{error}. More than {self.max_damaged:.2%} of the training images are like that "
+                        "(data.max_damaged); `python -m input_pipeline.doctor` lists them all"
+                    ) from None
             example = {
-                "image": _encoded_image(images, record),
+                "image": encoded,
                 "path": record.image_path,
                 "person_id": record.person_id,
                 "captions": record.captions,
@@ -100,14 +120,14 @@ class PedesSynth(PedesBuilder):
 BUILDERS = {builder.name: builder for builder in (CuhkPedes, IcfgPedes, RstpReid, PedesSynth)}
 
 
-def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder:
+def prepare(root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0) -> PedesBuilder:
     """The builder of the dataset `name`, prepared, which is done once; processes that share a disk wait for each other.
 
-    Raises DataError, in one line.
+    Arguments as PedesBuilder's. Raises DataError, in one line.
     """
     path = annotation_file(root, name)  # refuses an unknown name or a missing folder
     tfds.disable_progress_bar()
-    builder = BUILDERS[name](root=root, prepared=prepared)
+    builder = BUILDERS[name](root=root, prepared=prepared, max_damaged=max_damaged)
     if builder.data_path.exists():
         return builder
     folder = prepared or path.parent / "prepared"
@@ -120,7 +140,9 @@ def prepare(root: Path, name: str, prepared: Path | None = None) -> PedesBuilder
         ) from None
     with open(folder / "lock", "w") as lock, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
         fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = BUILDERS[name](root=root, prepared=prepared)  # another process may have prepared it meanwhile
+        builder = BUILDERS[name](
+            root=root, prepared=prepared, max_damaged=max_damaged
+        )  # prepared by another meanwhile?
         builder.download_and_prepare()
     return builder
 

@@ -36,8 +36,8 @@ class Source:
     Attributes: name, split; annotations, their file; root, the folder it is in; images, the folder of the images;
     paths, relative to it; persons (persons,) int32, their ids in the annotations, sorted; person_ids (images,) int32,
     index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; copies
-    (images,) int64, how many image records name the image; pairs: (image index, caption index) of every pair in record
-    order, two int32 arrays.
+    (images,) int64, how many image records name the image; damaged (images,) bool; pairs: (image index, caption index)
+    of every pair in record order, two int32 arrays.
     """
 
     def __init__(
@@ -56,7 +56,27 @@ class Source:
         pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
         images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
         self.pairs = images, captions
+        self.damaged = np.zeros(len(records), bool)
         self._data, self._rows = data, rows
+
+    def set_damaged(self, paths: Sequence[str]) -> None:
+        """Makes other pairs stand in for those of damaged images, and says so. Raises DataError outside of train."""
+        self.damaged = np.isin(np.array(self.paths), np.array(paths, str))
+        count = int(self.damaged.sum())
+        if count and self.split != "train":
+            raise DataError(f"{self.images}: {count} images of {self.split} are damaged, the first is {paths[0]}")
+        if count:
+            print(f"{count} damaged training images, others of their person stand in for them", file=sys.stderr)
+
+    def stand_in(self, pair: int, rng: np.random.Generator) -> int:
+        """`pair`, or where its image is damaged a random one of the person (else of anybody) whose image is whole."""
+        images = self.pairs[0]
+        if not self.damaged[images[pair]]:
+            return pair
+        whole = np.flatnonzero(~self.damaged[images])
+        own = whole[self.person_ids[images[whole]] == self.person_ids[images[pair]]]
+        candidates = own if len(own) else whole
+        return int(candidates[rng.integers(len(candidates))])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """The encoded images (JPEG, PNG) at `indices`."""
@@ -85,9 +105,12 @@ def open_split(config: ConfigDict, split: str) -> Source:
         raise DataError(f"{annotations.path} has no {split} records")
     stored = original[chosen[0]].split
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
-    builder = prepare(root, name, Path(config.runtime.prepared) if config.runtime.prepared else None)
+    elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
+    builder = prepare(root, name, elsewhere, config.data.max_damaged)
     rows = np.array([row_of[number] for number in chosen])
-    return Source(name, split, annotations, [records[n] for n in chosen], builder.as_data_source(stored), rows)
+    source = Source(name, split, annotations, [records[n] for n in chosen], builder.as_data_source(stored), rows)
+    source.set_damaged(builder.info.metadata["damaged"])
+    return source
 
 
 def _say_who_selects(path: Path, held_out: set[int]) -> None:
@@ -122,9 +145,10 @@ def train_batches(
         epoch, first, pairs = plans.rows(int(step))
         own = slice(host * rows, (host + 1) * rows)
         rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
+        pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
         seeds = np.stack([rng.integers(2**31, size=(views, 2), dtype=np.int32) for rng in rngs])
-        tokens = _draw_tokens(source, pairs[own], rngs, tokenizer, lengths)
-        return pairs[own].astype(np.int32), _as_objects(source.read(source.pairs[0][pairs[own]])), seeds, *tokens
+        tokens = _draw_tokens(source, pairs, rngs, tokenizer, lengths)
+        return pairs.astype(np.int32), _as_objects(source.read(source.pairs[0][pairs])), seeds, *tokens
 
     def augmented(encoded: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One image: () string, (V, 2) -> (V, H, W, 3) uint8, (V, 4) int32."""

@@ -26,7 +26,7 @@ COUNTS = (
 NOT_NEGATIVE = (
     "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "optimizer.clip_norm",
 )  # fmt: skip
-SHARES = ("augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio", "bmm.patch_ratio")
+SHARES = ("data.max_damaged", "augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio", "bmm.patch_ratio")
 RATES = ("data.val_persons", "model.dropout", "model.drop_path")
 SHORTEST = 3  # tokens of a text: [CLS], one of the caption, [SEP]
 

@@ -139,6 +139,35 @@ def test_a_faulty_image_is_named_and_leaves_nothing_prepared(tmp_path, content, 
     assert len(prepare(tmp_path, "cuhk_pedes").as_data_source("train")) == 2
 
 
+def test_damaged_training_images_within_the_share_are_listed_and_empty(tmp_path):
+    names = [f"{i}.jpg" for i in range(10)]
+    for name in names:
+        save(tmp_path, name)
+    (tmp_path / "imgs/3.jpg").write_bytes(CUT)
+    write(tmp_path, names)
+    with pytest.raises(
+        DataError, match=r"3.jpg \(record 3\) is not a readable image: .*More than 5.00% of the training"
+    ):
+        prepare(tmp_path, "cuhk_pedes", max_damaged=0.05)
+    builder = prepare(tmp_path, "cuhk_pedes", max_damaged=0.1)
+    again = prepare(tmp_path, "cuhk_pedes", max_damaged=0.1)  # read from what was written
+    for prepared in (builder, again):
+        assert list(prepared.info.metadata["damaged"]) == ["3.jpg"]
+        assert [len(prepared.as_data_source("train")[i]["image"]) > 0 for i in range(10)] == [i != 3 for i in range(10)]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_damaged_image_of_evaluation_is_refused(tmp_path, split):
+    for name in ("a.jpg", "b.jpg"):
+        save(tmp_path, name)
+    (tmp_path / "imgs/b.jpg").write_bytes(b"")
+    write(tmp_path, ["a.jpg", "b.jpg"])
+    records = json.loads((tmp_path / "reid_raw.json").read_text())
+    (tmp_path / "reid_raw.json").write_text(json.dumps([records[0], records[1] | {"split": split}]))
+    with pytest.raises(DataError, match=r"b.jpg \(record 1\) is not a readable image"):
+        prepare(tmp_path, "cuhk_pedes", max_damaged=1.0)
+
+
 def test_a_link_out_of_the_images_is_refused_and_never_opened(tmp_path):
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(b"nothing that could be read without a message of its own")

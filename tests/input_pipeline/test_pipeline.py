@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline import pipeline
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 
@@ -20,8 +21,8 @@ def make_config(root, **changes):
         {
             "seed": 11,
             "data": {
-                "name": "cuhk_pedes", "root": str(root), "val_persons": 0.3, "batch_size": 8, "sampling": "identity",
-                "instances": 2,
+                "name": "cuhk_pedes", "root": str(root), "val_persons": 0.3, "max_damaged": 0.0, "batch_size": 8,
+                "sampling": "identity", "instances": 2,
             },
             "augment": {"pad": 3, "flip": 0.5, "erase": 0.5},
             "text": {"tokenizer": "", "length": {"sentence": 40, "phrase": 20, "word": 30}},
@@ -220,3 +221,45 @@ def test_evaluation_reads_every_image_once_in_order(pedes_root, source):
     for path, image in zip(source.paths, images, strict=True):
         pillow = Image.open(pedes_root / "imgs" / path).resize((W, H), Image.Resampling.BILINEAR)
         assert np.abs(image.astype(int) - np.array(pillow).astype(int)).max() <= 1
+
+
+# ---- damaged images
+
+
+def damaged(pedes_root, root, *names):
+    """The dataset with these images empty."""
+    shutil.copytree(pedes_root / "imgs", root / "imgs")
+    shutil.copy(pedes_root / "reid_raw.json", root)
+    for name in names:
+        (root / "imgs" / name).write_bytes(b"")
+    return make_config(root, **{"data.max_damaged": 0.5})
+
+
+def test_pairs_of_the_same_person_stand_in_for_those_of_damaged_images(pedes_root, tmp_path, capsys):
+    config = damaged(pedes_root, tmp_path, "00_1.jpg", "03_0.jpg", "03_1.jpg", "03_2.jpg")
+    source = pipeline.open_split(config, "train")
+    assert "4 damaged training images, others of their person stand in for them\n" in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    assert [source.stand_in(pair, rng) for pair in (0, 1, 4, 5, 6)] == [0, 1, 4, 5, 6]
+    # Person 0 has pairs 0 to 5, image 1 the pairs 2 and 3; nobody of person 3, pairs 18 to 23, has a whole image.
+    assert {source.stand_in(pair, rng) for pair in (2, 3) for _ in range(100)} == {0, 1, 4, 5}
+    assert {source.stand_in(20, rng) for _ in range(400)} == {*range(36)} - {2, 3} - {*range(18, 24)}
+
+
+def test_batches_with_stand_ins_are_the_same_on_any_number_of_hosts(pedes_root, tmp_path, tokenizer):
+    config = damaged(pedes_root, tmp_path, "00_1.jpg")
+    source = pipeline.open_split(config, "train")
+    whole = stream(config, source, tokenizer, 3)
+    halves = [stream(config, source, tokenizer, 3, host=host, num_hosts=2) for host in (0, 1)]
+    for batch, one, other in zip(whole, *halves, strict=True):
+        for key in ("pair_ids", "person_ids", "images"):
+            np.testing.assert_array_equal(batch[key], np.concatenate([one[key], other[key]]))
+        assert not set(batch["pair_ids"].tolist()) & {2, 3}
+
+
+def test_persons_held_out_for_validation_may_not_be_damaged(pedes_root, tmp_path):
+    config = damaged(pedes_root, tmp_path, *(f"{person:02d}_0.jpg" for person in range(6)))
+    records = json.loads((tmp_path / "reid_raw.json").read_text())
+    (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] != "val"]))
+    with pytest.raises(DataError, match=r"2 images of val are damaged, the first is 00_0.jpg"):
+        pipeline.open_split(config, "val")
