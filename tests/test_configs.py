@@ -164,7 +164,7 @@ def evaluation_batches(config):
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
-        patch.setattr(evaluation, "summarise", lambda embeddings: {})
+        patch.setattr(evaluation, "summarise", lambda *args: {})
         tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
         evaluation.evaluate_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen

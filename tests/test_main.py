@@ -86,7 +86,8 @@ def test_a_run_leaves_its_files(trained):
     assert re.search(r"\| blocks/attn/qkv/kernel .*\(1, 8, 24\)", (workdir / "parameters.txt").read_text())
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
     for split in ("val", "test"):
-        assert {path.name for path in (workdir / split).iterdir()} == {"summary.json", "embeddings.npz", "items.json"}
+        files = {path.name for path in (workdir / split).iterdir()}
+        assert files == {"summary.json", "embeddings.npz", "items.json", "queries.jsonl"}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "loss" in line, "val/t2i/R1" in line) for line in lines] == [
         (1, True, False), (1, False, True), (2, True, False), (2, False, True),
