@@ -37,7 +37,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     path (relative to the folder of images), person_id (int64), captions (texts).
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
 
     def __init__(self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0):
         """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None.
@@ -79,15 +79,15 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         self, split: str, records: list[Record], images: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, record in enumerate(_progress(records, f"{self.name}: preparing {split}")):
+            _refuse_link_out(images, record)
             try:
                 encoded = _encoded_image(images, record)
             except DataError as error:
-                encoded = b""
-                self.info.metadata["damaged"].append(record.image_path)
-                damaged = len(self.info.metadata["damaged"])
                 if split != "train":
                     raise
-                if damaged > self.max_damaged * len(records):
+                encoded = b""
+                self.info.metadata["damaged"].append(record.image_path)
+                if len(self.info.metadata["damaged"]) > self.max_damaged * len(records):
                     raise DataError(
                         f"{error}. More than {self.max_damaged:.2%} of the training images are like that "
                         "(data.max_damaged); `python -m input_pipeline.doctor` lists them all"
@@ -140,18 +140,21 @@ def prepare(root: Path, name: str, prepared: Path | None = None, max_damaged: fl
         ) from None
     with open(folder / "lock", "w") as lock, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
         fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = BUILDERS[name](
-            root=root, prepared=prepared, max_damaged=max_damaged
-        )  # prepared by another meanwhile?
+        # Made anew, for another process may have prepared it meanwhile.
+        builder = BUILDERS[name](root=root, prepared=prepared, max_damaged=max_damaged)
         builder.download_and_prepare()
     return builder
+
+
+def _refuse_link_out(images: Path, record: Record) -> None:
+    path = images / record.image_path
+    if not path.resolve().is_relative_to(images):
+        raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
 
 
 def _encoded_image(images: Path, record: Record) -> bytes:
     """The image file's bytes, once it has been decoded; BMP and other formats are turned into PNG, losslessly."""
     path = images / record.image_path
-    if not path.resolve().is_relative_to(images):
-        raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
     try:
         encoded = path.read_bytes()
         with PIL.Image.open(io.BytesIO(encoded)) as image:

@@ -65,10 +65,9 @@ def split_table(counts: Counts, published: Counts) -> str:
     lines = [f"{'split':8}{'persons':>10}{'images':>10}{'captions':>10}"]
     for split in SPLITS:
         if split in counts or split in published:
-            here, there = counts.get(split, (0, 0, 0)), published.get(split)
-            note = (
-                "" if there is None else "as published" if here == there else "published: {:,} {:,} {:,}".format(*there)
-            )
+            here, there = counts.get(split, (0, 0, 0)), published.get(split, ())
+            note = "as published" if here == there else "published: " + " ".join(f"{number:,}" for number in there)
+            note = note if there else ""
             lines.append(f"{split:8}{here[0]:>10,}{here[1]:>10,}{here[2]:>10,}  {note}".rstrip())
     return "\n".join(lines)
 
