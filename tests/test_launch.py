@@ -142,11 +142,16 @@ def test_local_stops_all_and_returns_the_code_of_the_process_that_failed(python,
     assert [(tmp_path / f"stopped-{i}").exists() for i in range(3)] == [True, False, True]
 
 
+def heed_interrupts():
+    """What runs in the background ignores SIGINT, the tests perhaps, and a shell cannot trap what it inherits so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_local_stops_all_when_interrupted(python, tmp_path):
     stub = python(*until_stopped(tmp_path))
     process = subprocess.Popen(
         local(tmp_path, "--processes=2"), cwd=ROOT, env={"PATH": os.environ["PATH"], **stub}, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, preexec_fn=heed_interrupts,
     )  # fmt: skip
     deadline = time.monotonic() + 30
     while not all((tmp_path / f"ready-{i}").exists() for i in range(2)) and time.monotonic() < deadline:
