@@ -92,7 +92,8 @@ def evaluate_split(model: Any, params: Any, source: Any, tokenizer: Any, config:
 
 def summarise(embeddings: Embeddings, dataset: str) -> dict[str, Any]:
     """Scores of both directions and their intervals, and text-to-image by every protocol; the keys of summary.json."""
-    scores = {way: query_scores(ranks) for way, ranks in standard(embeddings).items()}
+    ranks = standard(embeddings)
+    scores = {way: query_scores(ranks[way]) for way in ("t2i", "i2t")}
     persons = {"t2i": embeddings.text_person, "i2t": embeddings.image_person[image_records(embeddings)]}
     return {
         **{way: mean_scores(values) for way, values in scores.items()},
@@ -100,7 +101,7 @@ def summarise(embeddings: Embeddings, dataset: str) -> dict[str, Any]:
             way: {name: bootstrap_interval(v, persons[way]) for name, v in values.items()}
             for way, values in scores.items()
         },
-        "protocols": protocol_scores(embeddings, dataset),
+        "protocols": protocol_scores(embeddings, dataset, ranks["t2i"]),
         "queries": len(embeddings.text),
         "gallery": len(persons["i2t"]),
         "persons": len(np.unique(embeddings.image_person)),

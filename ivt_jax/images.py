@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.inspection import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
 
 
 def open_image(path: Path | str) -> Image.Image:

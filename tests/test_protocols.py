@@ -50,7 +50,7 @@ def test_the_release_has_every_record_in_its_gallery_on_icfg():
 @pytest.mark.filterwarnings("ignore:.*no match")
 def test_a_query_without_a_match_is_left_out_or_a_miss():
     stranger = SPLIT._replace(text_person=np.array([9, 1, 2, 1, 2]))
-    scores = protocol_scores(stranger, "cuhk_pedes")
+    scores = protocol_scores(stranger, "cuhk_pedes", standard(stranger)["t2i"])
     assert set(scores) == {"standard", "standard-dedup", "release"}
     assert scores["standard-dedup"]["R1"] == 50  # of four queries
     assert scores["release"]["R1"] == 20  # of five
