@@ -50,6 +50,8 @@ LAYOUTS = {
     "rstp_reid": _Layout("RSTPReid", ("data_captions.json", "rstpreid_vistxt.json")),
     "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "`make data` generates it"),
 }
+# What commands call them.
+DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,13 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.annotations import QUARANTINE, Annotations, Record, read_annotations
+from input_pipeline.annotations import DATASETS, QUARANTINE, Annotations, Record, read_annotations
 from input_pipeline.errors import UserError
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.variants import SPLITS
 
-DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
 # Persons, images, captions of each split, as their authors publish them.
 PUBLISHED = {
     "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},

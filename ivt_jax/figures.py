@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ivt_jax.ranking import Ranks
+from ivt_jax.evaluation.ranking import Ranks
 
 CMC_RANKS = 50
 TERMS = {"loss": "Total loss", "mla": "Alignment (MLA)", "words": "Masked words", "patches": "Masked patches"}

@@ -19,9 +19,9 @@ import jinja2
 import numpy as np
 
 from input_pipeline.errors import UserError
+from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.figures import cmc_figure, loss_figures, validation_figures
 from ivt_jax.images import open_image
-from ivt_jax.protocols import Embeddings, standard_dedup
 from ivt_jax.workdir import flatten, write_text
 
 TOP = 10

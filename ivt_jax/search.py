@@ -35,7 +35,7 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
 
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.checkpoint import restore_params
-    from ivt_jax.evaluation import embed_images, embed_texts
+    from ivt_jax.evaluation.embedding import embed_images, embed_texts
     from ivt_jax.models.ivt import IVT, IVTConfig
 
     config, params, _ = restore_params(workdir)

@@ -19,9 +19,9 @@ from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from ivt_jax import evaluation
 from ivt_jax.checkpoint import Checkpoints, export_params, restore_params
 from ivt_jax.config_check import check_config
+from ivt_jax.evaluation import split as evaluation
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules

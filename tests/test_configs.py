@@ -17,7 +17,8 @@ from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
-from ivt_jax import evaluation, main, train
+from ivt_jax import main, train
+from ivt_jax.evaluation import split as evaluation
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules

@@ -17,7 +17,7 @@ CONFINED = {
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
-    "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation", "ivt_jax.search",
+    "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
     "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
     "input_pipeline.sampling",
 ]  # fmt: skip

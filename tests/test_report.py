@@ -8,8 +8,8 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from ivt_jax import figures, report
-from ivt_jax.evaluation import Evaluation, split_summary, summarise, write_results
-from ivt_jax.protocols import Embeddings
+from ivt_jax.evaluation.protocols import Embeddings
+from ivt_jax.evaluation.split import Evaluation, split_summary, summarise, write_results
 
 LOSSES = [
     {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivt_jax.ranking import Ranks, mean_scores, query_scores, rank_embeddings
+from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, rank_embeddings
 
 
 class Embeddings(NamedTuple):

@@ -1,64 +1,20 @@
-"""How good the retrieval of a model is: embed a split, score it under every protocol, write what the report reads."""
+"""A prepared split as the model sees it: embedded, scored under every protocol, and written for the report."""
 
-import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ivt_jax.images import normalise
-from ivt_jax.models.ivt import PAD_ID
-from ivt_jax.protocols import Embeddings, image_records, protocol_scores, standard
-from ivt_jax.ranking import bootstrap_interval, mean_scores, query_scores, rank_chunks, retrieval_metrics
+from ivt_jax.evaluation.embedding import embed_images, embed_texts
+from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, standard
+from ivt_jax.evaluation.ranking import bootstrap_interval, mean_scores, query_scores, rank_chunks
 from ivt_jax.workdir import write_json, write_text
 
-__all__ = ["embed_images", "embed_texts", "evaluate_split", "retrieval_metrics", "split_summary", "write_results"]
-
 TOP = 10  # of the gallery, for each query in queries.jsonl
-
-
-def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Concatenates `encode` of the batches. Shorter ones are padded to the first one's size: `encode` compiles once."""
-    rows: list[np.ndarray] = []
-    size = 0
-    for batch in batches:
-        size = size or len(batch)
-        padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
-        rows.append(np.asarray(encode(padded))[: len(batch)])
-    return np.concatenate(rows)
-
-
-def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised."""
-    return embed(functools.partial(_encode_images, model, jax.device_put(params)), batches)
-
-
-def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, L2-normalised."""
-    batches = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
-    return embed(functools.partial(_encode_texts, model, jax.device_put(params)), batches)
-
-
-# Jitted here and not per call, so that a run's later validations find the compiled programs of the first.
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
-    return _unit(model.apply({"params": params}, normalise(images), method="encode_image")[:, 0])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
-    return _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivt_jax.protocols import Embeddings, image_records, protocol_scores, release, standard, standard_dedup
+from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, release, standard, standard_dedup
 
 # Person 1 has images 0 (two records) and 2, person 2 has image 1. Captions: two of image 0, one of 1, one of 2, and one
 # more of image 1. Similarities with the images:

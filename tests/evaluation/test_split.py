@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivt_jax import evaluation
+from ivt_jax.evaluation import embedding
+from ivt_jax.evaluation import split as evaluation
 
 
 class Colours:
@@ -31,7 +32,7 @@ TABLE = {"table": np.array([[1e6] * 3, [3, 4, 0], [0, 0, 2], [0, 5, 0]], np.floa
 def test_embed_images_normalises_twice_and_compiles_once():
     model = Colours()
     red, white, black = (np.broadcast_to(np.uint8(c), (4, 2, 3)) for c in ((255, 0, 0), (255,) * 3, (0,) * 3))
-    embedded = evaluation.embed_images(model, {}, [np.stack([red, white, red]), black[None]])
+    embedded = embedding.embed_images(model, {}, [np.stack([red, white, red]), black[None]])
     third = 3**-0.5
     expected = [[third, -third, -third], [third] * 3, [third, -third, -third], [-third] * 3]
     np.testing.assert_allclose(embedded, expected, rtol=1e-6)
@@ -41,7 +42,7 @@ def test_embed_images_normalises_twice_and_compiles_once():
 
 def test_embed_texts_masks_padding_and_compiles_once():
     model = Colours()
-    embedded = evaluation.embed_texts(model, TABLE, np.array([[1, 0], [2, 0], [1, 3]], np.int32), batch_size=2)
+    embedded = embedding.embed_texts(model, TABLE, np.array([[1, 0], [2, 0], [1, 3]], np.int32), batch_size=2)
     np.testing.assert_allclose(embedded, [[0.6, 0.8, 0], [0, 0, 1], np.array([3, 9, 0]) / 90**0.5], rtol=1e-6)
     assert model.traces == [("encode_text", (2, 2))]
 

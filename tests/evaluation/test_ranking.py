@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from ivt_jax import evaluation, ranking
-from ivt_jax.ranking import bootstrap_interval, rank_embeddings, rank_queries, retrieval_metrics
+from ivt_jax import evaluation
+from ivt_jax.evaluation import ranking
+from ivt_jax.evaluation.ranking import bootstrap_interval, rank_embeddings, rank_queries, retrieval_metrics
 
 # Two queries, five items. The first query finds its person at ranks 1 and 4, the second at ranks 2, 3 and 5.
 SIMILARITY = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]] * 2)
