@@ -1,29 +1,49 @@
 """The three text levels of multi-level alignment (IVT section 3.2): a caption as sentence, phrase and words.
 
 Each function gives non-empty text for every caption that holds more than white space, and is deterministic in (caption,
-state of the generator).
+state of the generator). The levels of a whole dataset, as a file that others can use:
+
+    python -m input_pipeline.text_levels --dataset=cuhk --root=data/CUHK-PEDES --out=data/CUHK-PEDES/levels.json
+
+It has the shape of the IVT release's cuhk_pedes_att.json, one record per caption in an object of splits:
+
+    {"id", "file_path", "captions": "...", "processed_tokens": ["a", ...], "att": {"0": phrase, ...}, "clauses": [...]}
+
+`att` is the dataset's own where it brings any, else `attribute_phrases`. `--config.data.root=FILE` trains on it, beside
+imgs/. That a raw file names an image in two records cannot be said in this shape: both become one. Empty training
+captions and images in quarantine are left out, as in training.
 """
 
+import argparse
+import json
+import os
 import re
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from input_pipeline.annotations import DATASETS, Record, read_annotations
+from input_pipeline.errors import UserError
+from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
+
 LEVELS = ("sentence", "phrase", "word")
+PHRASE_RULES = ("released", "clauses")
 
 _SHORTEST_PHRASE = 6  # characters: the release keeps what is longer than 5
 
-_PUNCTUATION = re.compile(r"[.,;:!?()\"\u3001\u3002\uff0c]+")
-
-# Words of closed classes, which join or introduce the phrases of a description and are no part of them: prepositions
-# ("of" stays, for "pair of shoes"), conjunctions, pronouns as subjects, auxiliaries.
-_BOUNDARY = re.compile(
-    r"\b(?:with|without|in|on|at|by|to|into|onto|over|under|above|below|from|for|around|across|along|through|behind|"
-    r"beside|near|between|against|towards?|while|as|but|because|when|where|who|whose|which|that|he|she|they|it|there|"
-    r"is|are|was|were|be|been|being|am|has|have|had|does|do|did)\b(?:['\u2019]s\b)?",
-    re.IGNORECASE,
-)
-_COORDINATION = re.compile(r"\b(and|or|also|then)\b", re.IGNORECASE)
+# Where a clause ends, over the classes of `noun_phrases.tag`. Noun phrases and predicates go first, so that no list of
+# modifiers is cut. Then: "who", "while", "but"; a comma before "she", "carrying", "with", or
+# before "his shoes are"; "and" before the same.
+_SUBJECT = f"[dh]*(?:{HEADED}|{BARE})(?:p[dh]*(?:{HEADED}))?"
+_ENDS = f",?&?w|,&?(?=[rtvbipn]|(?!{HEADED})[Tg]|{_SUBJECT}b|h{HEADED}v)|&(?=[rtvbip]|(?!{HEADED})g|h{HEADED}b)"
+_CLAUSE_END = re.compile(f"b{PREDICATE}|{CLAD}|{HEADED}|{BARE}|(?P<end>{_ENDS})")
+# Without a verb nothing holds a list of things together: each stands for itself.
+_VERBLESS_CLAUSE_END = re.compile(f"b{PREDICATE}|{CLAD}|{HEADED}|{BARE}|(?P<end>{_ENDS}|,&?)")
+_CONTENT = re.compile("[MCTNxvg]")
 
 
 def sentence(caption: str) -> str:
@@ -31,47 +51,47 @@ def sentence(caption: str) -> str:
     return " ".join(caption.split())
 
 
-def phrase(caption: str, rng: np.random.Generator) -> str:
-    """One clause, drawn as released: of each sentence its longest comma part, or the rest of its parts joined again.
-
-    Candidates of up to 5 characters do not count; where none is left, the whole caption is the phrase.
-    """
-    candidates = []
-    for part in sentence(caption).split("."):
-        clauses = [clause.strip() for clause in part.split(",")]
-        longest = max(clauses, key=len)
-        clauses.remove(longest)
-        candidates += [longest, ", ".join(clauses)]
-    candidates = [c for c in candidates if len(c) >= _SHORTEST_PHRASE]
+def phrase(caption: str, rng: np.random.Generator, rule: str = "released") -> str:
+    """One part of the caption, drawn from those of `rule` (one of PHRASE_RULES), or the whole where it makes none."""
+    candidates = {"released": _comma_parts, "clauses": clauses}[rule](caption)
     return candidates[rng.integers(len(candidates))] if candidates else sentence(caption)
 
 
-def attribute_phrases(caption: str) -> list[str]:
-    """What the caption states, phrase by phrase, by its punctuation and closed-class words alone.
+def _comma_parts(caption: str) -> list[str]:
+    """As released: of each sentence its longest comma part, and the rest of its parts joined again.
 
-    Clauses end at punctuation and at words that join or introduce ("with", "in", "is", "she", ...), which are left out.
-    A clause is cut at "and" only where at least two words stand on either side: "black and white shoes" is one phrase.
-
-        "The tall man is wearing a grey coat, and he has a bag on his back."
-        -> ["The tall man", "wearing a grey coat", "a bag", "his back"]
+    Candidates of up to 5 characters do not count.
     """
-    phrases: list[str] = []
-    for clause in _PUNCTUATION.split(caption):
-        for piece in _BOUNDARY.split(clause):
-            phrases += _coordinated(piece)
-    return [p for p in phrases if any(c.isalnum() for c in p)]
+    candidates = []
+    for part in sentence(caption).split("."):
+        parts = [clause.strip() for clause in part.split(",")]
+        longest = max(parts, key=len)
+        parts.remove(longest)
+        candidates += [longest, ", ".join(parts)]
+    return [c for c in candidates if len(c) >= _SHORTEST_PHRASE]
 
 
-def _coordinated(piece: str) -> list[str]:
-    """`piece` cut at its coordinating words, unless a single word stands on one side."""
-    parts = [" ".join(part.split()) for part in _COORDINATION.split(piece)]
-    phrases = parts[:1]
-    for joint, part in zip(parts[1::2], parts[2::2], strict=True):
-        if part and phrases[-1] and (" " not in part or " " not in phrases[-1]):
-            phrases[-1] += f" {joint} {part}"
-        else:
-            phrases.append(part)
-    return phrases
+def clauses(caption: str) -> list[str]:
+    """The caption's clauses, each longer than 5 characters, in its order; the whole caption where none is.
+
+    A clause ends at the end of a sentence, at a semicolon, and before "who", "while" and "but", which are left out; at
+    a comma or an "and" before a pronoun, a verb, a preposition, or a thing of which something is said ("and his shoes
+    are"); never within a list of modifiers or of things worn. A sentence without a verb ends one at every other comma.
+
+        "A man who wears a black, white and red shirt, jeans and a cap, and he is carrying a bag on his back."
+        -> ["wears a black, white and red shirt, jeans and a cap", "he is carrying a bag on his back"]
+    """
+    found = []
+    letters, spans = tag(caption)
+    for match in re.finditer("[^.]+", letters):
+        start, end = match.span()
+        pattern = _CLAUSE_END if re.search("[vbg]", match[0]) else _VERBLESS_CLAUSE_END
+        ends = [m.span("end") for m in pattern.finditer(letters, start, end) if m["end"]]
+        for i, j in zip([start, *(after for _, after in ends)], [*(before for before, _ in ends), end], strict=True):
+            if i < j and _CONTENT.search(letters, i, j):
+                found.append(sentence(caption[spans[i][0] : spans[j - 1][1]]))
+    found = [clause for clause in found if len(clause) >= _SHORTEST_PHRASE]
+    return found or [sentence(caption)] * bool(caption.strip())
 
 
 def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = ()) -> str:
@@ -90,12 +110,87 @@ def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = ()
 
 
 def draw_levels(
-    caption: str, rng: np.random.Generator, levels: Sequence[str] = LEVELS, attributes: Sequence[str] = ()
+    caption: str,
+    rng: np.random.Generator,
+    levels: Sequence[str] = LEVELS,
+    attributes: Sequence[str] = (),
+    phrase_rule: str = "released",
 ) -> dict[str, str]:
     """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call."""
     draw = {
         "sentence": lambda: sentence(caption),
-        "phrase": lambda: phrase(caption, rng),
+        "phrase": lambda: phrase(caption, rng, phrase_rule),
         "word": lambda: words(caption, rng, attributes),
     }
     return {level: draw[level]() for level in levels}
+
+
+def level_records(record: Record) -> list[dict[str, Any]]:
+    """An image's captions as the file has them, one record each."""
+    return [
+        {
+            "id": record.person_id,
+            "file_path": record.image_path,
+            "captions": caption,
+            "processed_tokens": re.findall(r"\w+", caption.lower()),
+            "att": {str(i): text for i, text in enumerate(attributes or attribute_phrases(caption))},
+            "clauses": clauses(caption),
+        }
+        for caption, attributes in zip(record.captions, record.attributes, strict=True)
+    ]
+
+
+def write_json(document: Any, path: Path) -> None:
+    """Writes the whole file or none. Raises UserError where that cannot be."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the file and prints what is in it."""
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already; remove it, or name another file with --out")
+    records = read_annotations(args.root, DATASETS[args.dataset]).records
+    splits: dict[str, list[dict[str, Any]]] = {record.split: [] for record in records}
+    captions = phrases = unrecognised = 0
+    shown = time.monotonic()
+    for i, record in enumerate(records):
+        made = level_records(record)
+        splits[record.split] += made
+        captions += len(made)
+        phrases += sum(len(level["att"]) for level in made)
+        given = zip(record.captions, record.attributes, strict=True)
+        unrecognised += sum(not own and not recognised_phrases(caption) for caption, own in given)
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            print(f"{i + 1:,} of {len(records):,} images", file=sys.stderr, flush=True)
+    write_json(splits, args.out)
+    print(
+        f"{args.out}: {captions:,} captions, {phrases / captions:.1f} phrases each; "
+        f"in {unrecognised:,} the lexicon knew no word"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.text_levels",
+        description="Write the attribute phrases and clauses of a dataset's captions.",
+    )
+    parser.add_argument("--dataset", required=True, choices=DATASETS)
+    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write, which must not exist")
+    try:
+        run(parser.parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

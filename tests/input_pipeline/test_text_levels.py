@@ -1,9 +1,15 @@
+import itertools
+import json
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.text_levels import LEVELS, attribute_phrases, draw_levels, phrase, sentence, words
+from input_pipeline.annotations import read_annotations
+from input_pipeline.noun_phrases import attribute_phrases
+from input_pipeline.text_levels import LEVELS, PHRASE_RULES, clauses, draw_levels, main, phrase, sentence, words
 
 
 def drawn(draw, caption, times=300):
@@ -41,27 +47,42 @@ def test_phrases_are_the_released_candidates(caption, candidates):
 
 
 @pytest.mark.parametrize(
-    ("caption", "phrases"),
+    ("caption", "parts"),
     [
+        # Things worn under one verb stay together; without a verb each stands for itself.
+        ("She wears black boots, a long, red coat, a hat.", ["She wears black boots, a long, red coat, a hat"]),
+        ("black boots, a long, red coat, hat", ["black boots", "a long, red coat"]),
+        # Relative clauses, "while" and "but" leave their joint out.
         (
-            "The tall man is wearing a grey coat, and he has a bag on his back.",
-            ["The tall man", "wearing a grey coat", "a bag", "his back"],
+            "A man who is tall stands while texting, but he looks up.",
+            ["is tall stands", "texting", "he looks up"],
         ),
-        ("A lady in a long green dress with white dots", ["A lady", "a long green dress", "white dots"]),
-        ("Black and white shoes; a pair of jeans.", ["Black and white shoes", "a pair of jeans"]),
-        ("a blue cap and grey trousers and boots", ["a blue cap", "grey trousers and boots"]),
-        ("She's young, and her hair is tied.", ["young", "her hair", "tied"]),
-        ("Someone who looks at a phone while walking", ["Someone", "looks", "a phone", "walking"]),
-        ("Between and with", []),
-        ("?!", []),
+        # "and" before a verb, a preposition or a new subject of its own.
+        (
+            "He has a hat and glasses and wears boots and his coat is red",
+            ["He has a hat and glasses", "wears boots", "his coat is red"],
+        ),
+        ("His shirt and shoes are white", ["His shirt and shoes are white"]),
+        # Nothing is long enough.
+        ("A man.", ["A man."]),
+        ("He. She! It?", ["He. She! It?"]),
+        (" ... ", ["..."]),
+        ("  ", []),
     ],
 )
-def test_attribute_phrases_by_hand(caption, phrases):
-    assert attribute_phrases(caption) == phrases
+def test_clauses_by_hand(caption, parts):
+    assert clauses(caption) == parts
+
+
+def test_the_phrase_level_draws_the_clauses_where_it_is_told_to():
+    caption = "The girl wears a hat, black boots. She looks down, carrying a bag."
+    expected = {"The girl wears a hat, black boots", "She looks down", "carrying a bag"}
+    assert drawn(lambda text, rng: draw_levels(text, rng, ("phrase",), (), "clauses")["phrase"], caption) == expected
+    assert drawn(lambda text, rng: phrase(text, rng, rule="released"), caption) == drawn(phrase, caption)
 
 
 def test_the_word_level_draws_every_non_empty_subset_in_order():
-    a, b, c = "a red cap", "blue jeans", "white shoes"
+    a, b, c = "red cap", "blue jeans", "white shoes"
     expected = {a, b, c, f"{a}, {b}", f"{a}, {c}", f"{b}, {c}", f"{a}, {b}, {c}"}
     assert drawn(words, "a red cap, blue jeans, with white shoes") == expected
 
@@ -81,9 +102,10 @@ def test_levels_come_in_the_order_asked_and_repeat_with_the_generator():
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(), st.integers(0, 2**32))
-def test_any_text_gives_text_at_every_level(caption, seed):
-    texts = draw_levels(caption, np.random.default_rng(seed), LEVELS)
+@given(st.text() | st.text("a man,. wears&black;\n"), st.integers(0, 2**32), st.sampled_from(PHRASE_RULES))
+def test_any_text_gives_text_at_every_level_and_the_same_again(caption, seed, rule):
+    texts, again = (draw_levels(caption, np.random.default_rng(seed), LEVELS, (), rule) for _ in range(2))
+    assert texts == again
     assert all(bool(text.strip()) == bool(caption.strip()) for text in texts.values())
 
 
@@ -92,3 +114,72 @@ def test_attributes_that_the_dataset_gives_take_the_place_of_the_captions_own():
     given = ("a red coat", "long hair")
     got = {draw_levels("A man in black, with a bag.", rng, ("sentence", "word"), given)["word"] for _ in range(100)}
     assert got == {"a red coat", "long hair", "a red coat, long hair"}
+
+
+def dataset(root, **changed):
+    """Three captions of two images to train with, one of which an image record of its own repeats, and a test image."""
+    (root / "imgs").mkdir()
+    records = [
+        {"id": 5, "img_path": "a.jpg", "captions": ["A man in a red coat.", "He, tall, walks."], "split": "train"},
+        {"id": 6, "img_path": "b.jpg", "captions": ["的 Blue jeans", " "], "split": "train"},
+        {"id": 5, "img_path": "a.jpg", "captions": ["A street"], "split": "train"},
+        {"id": 7, "img_path": "c.jpg", "captions": ["A woman with a bag", ""], "split": "test"} | changed,
+    ]
+    (root / "data_captions.json").write_text(json.dumps(records))
+    return root
+
+
+def write_levels(root, *arguments):
+    return main(["--dataset=rstp", f"--root={root}", f"--out={root}/levels.json", *arguments])
+
+
+def test_the_file_has_the_shape_of_the_release_and_is_read_again(tmp_path, capsys):
+    root = dataset(tmp_path)
+    assert write_levels(root) == 0
+    out = capsys.readouterr().out
+    assert out == f"{root}/levels.json: 6 captions, 1.2 phrases each; in 2 the lexicon knew no word\n"
+    document = json.loads((root / "levels.json").read_text())
+    assert list(document) == ["train", "test"]
+    assert document["train"][0] == {
+        "id": 5,
+        "file_path": "a.jpg",
+        "captions": "A man in a red coat.",
+        "processed_tokens": ["a", "man", "in", "a", "red", "coat"],
+        "att": {"0": "man", "1": "red coat"},
+        "clauses": ["A man in a red coat"],
+    }
+    raw, again = (read_annotations(root / name, "rstp_reid").records for name in ("data_captions.json", "levels.json"))
+    assert [(r.image_path, r.person_id, r.split, r.captions) for r in again] == [
+        (r.image_path, r.person_id, r.split, r.captions) for r in raw
+    ]
+    for record in again:
+        assert [list(phrases) for phrases in record.attributes] == [attribute_phrases(c) for c in record.captions]
+
+
+def test_attributes_that_the_dataset_gives_are_written_as_they_are(tmp_path):
+    root = dataset(tmp_path, att={"hair": "long hair", "bag": "a bag"})
+    assert write_levels(root) == 0
+    written = json.loads((root / "levels.json").read_text())["test"]
+    assert [record["att"] for record in written] == [{"0": "long hair", "1": "a bag"}] * 2
+
+
+def test_progress_is_told(tmp_path, capsys, monkeypatch):
+    times = itertools.count(0, 4)
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    write_levels(dataset(tmp_path))
+    assert "2 of 3 images\n" in capsys.readouterr().err
+
+
+def test_mistakes_take_one_line(tmp_path, capsys):
+    root = dataset(tmp_path)
+    assert write_levels(root, f"--out={root}/none/levels.json") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {root}/none/levels.json cannot be written: No such file or directory"
+    )
+    assert write_levels(root, "--out", str(root / "data_captions.json")) == 2
+    assert capsys.readouterr().err == (
+        f"error: {root}/data_captions.json exists already; remove it, or name another file with --out\n"
+    )
+    assert write_levels(root, f"--root={root}/none") == 2
+    assert capsys.readouterr().err.startswith(f"error: {root}/none/data_captions.json not found")
+    assert sorted(path.name for path in root.iterdir()) == ["data_captions.json", "imgs"]
