@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
 QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
@@ -68,14 +68,24 @@ def read_annotations(root: Path, name: str) -> Annotations:
 
     Several records of one image become one with all their captions. Empty captions are dropped from training, and a
     training record without any other with them; in val and test, whose figures would change, they stay. Images
-    in quarantine are left out. A line on stderr counts each. Raises DataError, in one line, at the first fault.
+    in quarantine are left out. A line on stderr counts each. Whether the images are there is not asked: a portable
+    folder has none, only what was prepared of them. Raises DataError, in one line, at the first fault.
     """
     path = annotation_file(root, name)
     status = path.stat()
-    annotations = _read(path, status.st_mtime_ns, status.st_size, quarantined(path))
-    if not annotations.images.is_dir():
-        raise DataError(f"{annotations.images} not found: the images of {path.name} are expected in it; {README}")
-    return annotations
+    return _read(path, status.st_mtime_ns, status.st_size, quarantined(path))
+
+
+def is_remote(root: str) -> bool:
+    """Whether it is a place such as gs://bucket/folder, not one of this machine."""
+    return "://" in root
+
+
+def local_root(root: str) -> Path:
+    """The path of a command's folder with images. Raises UserError where it is a remote one: images are opened."""
+    if is_remote(root):
+        raise UserError(f"{root}: expected a folder of this machine, with the images of the dataset; {README}")
+    return Path(root)
 
 
 def annotation_file(root: Path, name: str) -> Path:
@@ -105,17 +115,23 @@ def annotation_file(root: Path, name: str) -> Path:
 def quarantined(path: Path) -> frozenset[str]:
     """The images that the quarantine file beside the annotations `path` leaves out."""
     listed = path.with_name(QUARANTINE)
-    return frozenset(listed.read_text(encoding="utf-8").split("\n")) - {""} if listed.exists() else frozenset()
+    if not listed.exists():
+        return frozenset()
+    try:
+        return frozenset(listed.read_text(encoding="utf-8-sig").split("\n")) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed} cannot be read as UTF-8 text ({error}); write it anew, or remove it") from None
 
 
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
     """The same records, with a `share` of the training persons moved to val, for datasets without a val split.
 
-    Who is held out depends on (person id, seed) alone: a keyed hash orders the persons, and the first of them go.
+    Who is held out depends on (person id, seed) alone: a keyed hash orders the persons, and the first of them go, at
+    least one where the share is above 0.
     """
     persons = {record.person_id for record in records if record.split == "train"}
     order = sorted(persons, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
-    held_out = set(order[: round(share * len(order))])
+    held_out = set(order[: max(round(share * len(order)), share > 0)])
     return [
         dataclasses.replace(record, split="val") if record.split == "train" and record.person_id in held_out else record
         for record in records
@@ -155,6 +171,7 @@ def _merged(records: Sequence[Record], path: Path) -> list[Record]:
             captions=first.captions + record.captions,
             attributes=first.attributes + record.attributes,
             copies=first.copies + record.copies,
+            where=f"{first.where}, {record.where}",
         )
     if repeated := sum(max(0, record.copies - 1) for record in by_image.values()):
         print(f"{path}: {len(records)} records of {len(by_image)} images; {repeated} joined another", file=sys.stderr)
@@ -196,13 +213,15 @@ def _record(entry: Entry, where: str) -> Record:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
         raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one; {README}')
+    if any("\ud800" <= character <= "\udfff" for text in [*captions, str(path)] for character in text):
+        raise DataError(f"{where} has half of a character (\\ud800 to \\udfff in the JSON); mend its text")
     if not isinstance(person, int) or isinstance(person, bool) or not 0 <= person < 2**31:
         raise DataError(f'{where} has "id" {json.dumps(person)}; expected a whole number from 0 to 2^31 - 1')
     if not isinstance(path, str) or not path.strip():
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected the path of an image')
     posix = path.replace("\\", "/")
     if posix.startswith("/") or posix[1:2] == ":" or ".." in PurePosixPath(posix).parts or "\0" in posix:
-        raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside imgs/')
+        raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside the folder of images')
     attributes = _attributes(value.get("att", {}), where)
     return Record(
         image_path=str(PurePosixPath(posix)),

@@ -15,30 +15,24 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.annotations import DATASETS, QUARANTINE, Annotations, Record, read_annotations
-from input_pipeline.errors import UserError
+from input_pipeline.annotations import DATASETS, QUARANTINE, Annotations, Record, local_root, read_annotations
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.sampling import EpochPlans
-from input_pipeline.variants import SPLITS
+from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
+from input_pipeline.variants import README
 
-# Persons, images, captions of each split, as their authors publish them.
-PUBLISHED = {
-    "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
-    "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
-    "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
-}
 LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
 SMALLEST = 16  # pixels of a side
 _BATCH, _INSTANCES = 28, 4  # of the released recipe
 _SHOWN = 3  # examples that a line names
-
-Counts = dict[str, tuple[int, int, int]]
+_CODE = re.compile(r"<\s*/?\w[^<>]*>|[{}]|\\[nrtux]|&#?\w+;")
 
 
 class Finding(NamedTuple):
@@ -48,36 +42,23 @@ class Finding(NamedTuple):
     line: str
 
 
-def split_counts(records: Iterable[Record]) -> Counts:
-    """Split -> persons, image records, captions, for each split that has any."""
-    counts = {}
-    for split in SPLITS:
-        chosen = [record for record in records if record.split == split]
-        if chosen:
-            persons = len({record.person_id for record in chosen})
-            counts[split] = (persons, sum(r.copies for r in chosen), sum(len(r.captions) for r in chosen))
-    return counts
-
-
-def split_table(counts: Counts, published: Counts) -> str:
-    """The splits, and where they differ the published figures beside them."""
-    lines = [f"{'split':8}{'persons':>10}{'images':>10}{'captions':>10}"]
-    for split in SPLITS:
-        if split in counts or split in published:
-            here, there = counts.get(split, (0, 0, 0)), published.get(split, ())
-            note = "as published" if here == there else "published: " + " ".join(f"{number:,}" for number in there)
-            note = note if there else ""
-            lines.append(f"{split:8}{here[0]:>10,}{here[1]:>10,}{here[2]:>10,}  {note}".rstrip())
-    return "\n".join(lines)
-
-
 def check_splits(counts: Counts, published: Counts) -> list[Finding]:
     """Splits that are not as published, and a test split that lacks."""
-    other = [split for split in SPLITS if published and counts.get(split) != published.get(split)]
+    other = other_splits(counts, published)
     findings = [Finding(False, f"not as published: {', '.join(other)}")] if other else []
     if "test" not in counts:
         findings.append(Finding(True, "there is no test split: nothing can be evaluated"))
     return findings
+
+
+def check_ids(records: Sequence[Record]) -> list[Finding]:
+    """Person ids that several splits have: persons seen in training must not be searched for in evaluation."""
+    splits = collections.defaultdict(set)
+    for record in records:
+        splits[record.person_id].add(record.split)
+    shared = [str(person) for person in sorted(splits) if len(splits[person]) > 1]
+    kind = "person ids are in several splits, which share these persons unless each split numbers its own"
+    return [Finding(False, _line(kind, shared))] if shared else []
 
 
 def check_captions(records: Sequence[Record]) -> list[Finding]:
@@ -92,6 +73,8 @@ def check_captions(records: Sequence[Record]) -> list[Finding]:
             persons[record.split, " ".join(caption.lower().split())].add(record.person_id)
             if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
                 kinds[f"captions have over {LONGEST} words and marks: their ends are cut off"].append(record.where)
+            if _CODE.search(caption):
+                kinds["captions have pieces of code in them: tags, braces, escapes"].append(record.where)
             if any(c.isalpha() and "LATIN" not in unicodedata.name(c, "LATIN") for c in caption):
                 kinds["captions have letters that are not Latin"].append(record.where)
     shared = [f'"{text[:60]}"' for (_, text), ids in persons.items() if len(ids) > 1]
@@ -156,7 +139,13 @@ def _line(kind: str, examples: Sequence[str]) -> str:
 
 
 def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
-    """All images, with a line that says how far it is and how long it still takes."""
+    """All images, with a line that says how far it is and how long it still takes.
+
+    Raises DataError where their folder is missing, as it is in one that `input_pipeline.prepare` made to be carried.
+    """
+    if not annotations.images.is_dir():
+        where = f"the images of {annotations.path.name} are expected in it"
+        raise DataError(f"{annotations.images} not found: {where}; {README}")
     paths, images = [record.image_path for record in annotations.records], []
     start, every, live = time.monotonic(), 0.5 if sys.stderr.isatty() else 10, sys.stderr.isatty()
     shown = start
@@ -175,17 +164,18 @@ def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
 def run(args: argparse.Namespace) -> int:
     """Examines the dataset and prints what was found; returns the exit code."""
     name = DATASETS[args.dataset]
-    annotations = read_annotations(args.root, name)
-    counts, published = split_counts(annotations.records), PUBLISHED.get(name, {})
+    annotations = read_annotations(local_root(args.root), name)
+    counts, published = split_counts(annotations.records), PUBLISHED[name]
     print(f"{annotations.path}\n{split_table(counts, published)}")
     images = _inspect(annotations, args.workers)
     print(describe_run(annotations.records, images))
-    findings = check_splits(counts, published) + check_captions(annotations.records) + check_images(annotations, images)
+    findings = check_splits(counts, published) + check_ids(annotations.records)
+    findings += check_captions(annotations.records) + check_images(annotations, images)
     if args.against:
         other, _, root = args.against.partition(":")
         if other not in DATASETS or not root:
             raise UserError(f"--against={args.against}: expected DATASET:DIR, such as rstp:data/RSTPReid")
-        others = _inspect(read_annotations(Path(root), DATASETS[other]), args.workers)
+        others = _inspect(read_annotations(local_root(root), DATASETS[other]), args.workers)
         findings += check_overlap(images, others, root)
     if args.fix_list and any(image.fault for image in images):
         print(f"left out from now on: {write_quarantine(annotations, images)}")
@@ -203,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit code: 0 clean; 1 usable, with warnings; 2 unusable",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
     parser.add_argument("--against", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open images")

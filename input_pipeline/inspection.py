@@ -45,9 +45,12 @@ def inspect_images(folder: Path, paths: Sequence[str], workers: int) -> Iterator
 def inspect_image(folder: Path, path: str) -> Inspected:
     """Opens and decodes one image."""
     file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if leads_out(folder, file):
         return Inspected(path, "a link that leads out of the folder of images")
-    if not file.is_file():
+    try:
+        if not file.is_file():
+            return Inspected(path, MISSING)
+    except OSError:  # a name too long for the file system
         return Inspected(path, MISSING)
     file_bytes = file.stat().st_size
     if not file_bytes:
@@ -64,6 +67,14 @@ def inspect_image(folder: Path, path: str) -> Inspected:
         return Inspected(path, "absurdly large", file_bytes=file_bytes)
     except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         return Inspected(path, "cut short or damaged", file_bytes=file_bytes)
+
+
+def leads_out(folder: Path, file: Path) -> bool:
+    """Whether `file` is, or passes through, a link that leads out of the folder, or nowhere because it is a circle."""
+    try:
+        return not file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return True
 
 
 def near_duplicates(ours: Sequence[Inspected], theirs: Sequence[Inspected]) -> list[tuple[str, str]]:

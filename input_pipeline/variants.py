@@ -99,7 +99,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or unpack it again") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of its own
         raise DataError(f"{path} is not valid JSON ({error}); it may be truncated: unpack it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from input_pipeline.annotations import Record, hold_out_persons, read_annotations
-from input_pipeline.errors import DataError
+from input_pipeline.annotations import Record, hold_out_persons, is_remote, local_root, read_annotations
+from input_pipeline.errors import DataError, UserError
 
 GOOD = {"split": "train", "captions": ["A woman.", "She."], "file_path": "cam_a/000_45.bmp", "id": 1}
 
@@ -191,11 +192,11 @@ def without(key):
         (GOOD | {"id": -1}, 'record 1 has "id" -1'),
         (GOOD | {"file_path": ""}, 'record 1 has "file_path" ""'),
         (GOOD | {"file_path": 5}, 'record 1 has "file_path" 5'),
-        (GOOD | {"file_path": "/etc/x.jpg"}, "expected a path inside imgs/"),
-        (GOOD | {"file_path": "C:\\x.jpg"}, "expected a path inside imgs/"),
-        (GOOD | {"file_path": "a/../../x.jpg"}, "expected a path inside imgs/"),
-        (GOOD | {"file_path": "a\\..\\x.jpg"}, "expected a path inside imgs/"),
-        (GOOD | {"file_path": "x\0.jpg"}, "expected a path inside imgs/"),
+        (GOOD | {"file_path": "/etc/x.jpg"}, "expected a path inside the folder of images"),
+        (GOOD | {"file_path": "C:\\x.jpg"}, "expected a path inside the folder of images"),
+        (GOOD | {"file_path": "a/../../x.jpg"}, "expected a path inside the folder of images"),
+        (GOOD | {"file_path": "a\\..\\x.jpg"}, "expected a path inside the folder of images"),
+        (GOOD | {"file_path": "x\0.jpg"}, "expected a path inside the folder of images"),
         (GOOD | {"att": ["red"]}, 'record 1: "att" is a list; expected an object'),
         (GOOD | {"att": {"coat": 1}}, 'record 1: "att" has a phrase that is no text'),
     ],
@@ -237,12 +238,23 @@ def test_what_is_missing_is_named_with_what_is_expected_where(tmp_path):
         read(root, "pedes_synth")
     root.mkdir()
     (root / "reid_raw.json").write_text(json.dumps([GOOD]))
-    with pytest.raises(DataError, match=r"CUHK-PEDES/imgs not found"):
-        read(root, "cuhk_pedes")
+    assert len(read(root, "cuhk_pedes")) == 1  # images are looked for when they are opened
     with pytest.raises(DataError, match=r'data.name is "market"; expected one of cuhk_pedes'):
         read(root, "market")
     with pytest.raises(DataError, match="holds no training record"):
         read(write(root, [GOOD | {"split": "test"}]), "cuhk_pedes")
+
+
+@pytest.mark.parametrize(
+    ("root", "remote"), [("gs://bucket/cuhk", True), ("data/CUHK-PEDES", False), ("/gs:/x", False)]
+)
+def test_a_remote_root_has_a_scheme_and_no_images_to_open(root, remote):
+    assert is_remote(root) == remote
+    if not remote:
+        assert local_root(root) == Path(root)
+        return
+    with pytest.raises(UserError, match="gs://bucket/cuhk: expected a folder of this machine, with the images"):
+        local_root(root)
 
 
 def test_held_out_persons_leave_train_whole_and_depend_on_their_ids_alone():
@@ -257,3 +269,35 @@ def test_held_out_persons_leave_train_whole_and_depend_on_their_ids_alone():
     assert {r.person_id for r in backwards if r.split == "val"} == val
     assert {r.person_id for r in hold_out_persons(records, 0.25, seed=1) if r.split == "val"} != val
     assert hold_out_persons(records, 0.0) == records
+
+
+def test_half_a_character_is_refused(tmp_path):
+    for caption, path in (("a \\ud800 man", "a.jpg"), ("a man", "a\\ud800.jpg")):
+        text = f'[{{"split": "train", "captions": ["{caption}"], "file_path": "{path}", "id": 1}}]'
+        (tmp_path / "reid_raw.json").write_text(text)
+        with pytest.raises(DataError, match=r"reid_raw.json: record 0 has half of a character .*; mend its text"):
+            read_annotations(tmp_path, "cuhk_pedes")
+
+
+def test_a_number_of_thousands_of_digits_is_one_line(tmp_path):
+    (tmp_path / "reid_raw.json").write_text(f'[{{"split": "train", "id": {"9" * 5000}}}]')
+    with pytest.raises(DataError, match=r"reid_raw.json is not valid JSON \(Exceeds the limit"):
+        read_annotations(tmp_path, "cuhk_pedes")
+
+
+def test_a_quarantine_that_is_no_text_is_one_line_and_a_byte_order_mark_is_none_of_its_names(tmp_path):
+    records = [
+        {"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in ("a.jpg", "b.jpg", "c.jpg")
+    ]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    (tmp_path / "quarantine.txt").write_bytes(b"\xef\xbb\xbfa.jpg\nc.jpg\n")
+    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg"]
+    (tmp_path / "quarantine.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"quarantine.txt cannot be read as UTF-8 text .*; write it anew, or remove it"):
+        read_annotations(tmp_path, "cuhk_pedes")
+
+
+def test_few_persons_lend_at_least_one_to_validation():
+    records = [Record(f"{i}.jpg", i, ("A man.",), "train", ((),)) for i in range(7)]
+    assert sum(record.split == "val" for record in hold_out_persons(records, 0.05)) == 1
+    assert sum(record.split == "val" for record in hold_out_persons(records, 0.0)) == 0

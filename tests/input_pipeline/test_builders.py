@@ -1,11 +1,12 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import builders
+from input_pipeline import augment, builders
 from input_pipeline.builders import BUILDERS, prepare
 from input_pipeline.errors import DataError
 
@@ -52,18 +53,52 @@ def test_splits_are_those_of_the_annotations(pedes_root, tmp_path):
     assert sizes == {"train": 18, "val": 6, "test": 6}
 
 
-def test_png_stays_and_bmp_becomes_the_same_pixels_in_png(tmp_path):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (12, 6, 3), dtype=np.uint8)
+RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)).resize((21, 31))
+ALPHA = RGB.copy()
+ALPHA.putalpha(RGB.convert("L"))
+SIXTEEN = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (31, 21), np.uint16))
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # a viewer would turn it; neither Pillow nor TensorFlow does
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    {
+        "jpeg": (encoded(RGB, "JPEG"), True),
+        "progressive jpeg, no subsampling": (encoded(RGB, "JPEG", progressive=True, subsampling=0), True),
+        "grey jpeg": (encoded(RGB.convert("L"), "JPEG"), True),
+        "cmyk jpeg": (encoded(RGB.convert("CMYK"), "JPEG"), True),
+        "turned jpeg": (encoded(RGB, "JPEG", exif=ROTATED), True),
+        "png": (encoded(RGB, "PNG"), True),
+        "grey png": (encoded(RGB.convert("L"), "PNG"), True),
+        "black and white png": (encoded(RGB.convert("1"), "PNG"), True),
+        "palette png": (encoded(RGB.quantize(16), "PNG"), True),
+        "palette png with a transparent colour": (encoded(RGB.quantize(16), "PNG", transparency=3), True),
+        "png with alpha": (encoded(ALPHA, "PNG"), True),
+        "grey png with alpha": (encoded(ALPHA.convert("LA"), "PNG"), True),
+        "16 bits of grey": (encoded(SIXTEEN, "PNG"), False),
+        "png without its end": (encoded(RGB, "PNG")[:-12], False),  # which Pillow bears
+        "bmp": (encoded(RGB, "BMP"), False),
+        "palette bmp": (encoded(RGB.quantize(16), "BMP"), False),
+        "grey bmp": (encoded(RGB.convert("L"), "BMP"), False),
+        "gif": (encoded(RGB.quantize(16), "GIF"), False),
+    }.values(),
+)
+def test_training_sees_the_pixels_that_pillow_sees(tmp_path, source, kept):
     (tmp_path / "imgs").mkdir()
-    for name in ("a.png", "b.bmp"):
-        Image.fromarray(pixels).save(tmp_path / "imgs" / name)
-    write(tmp_path, ["a.png", "b.bmp"])
-    data = prepare(tmp_path, "cuhk_pedes").as_data_source("train")
-    assert data[0]["image"] == (tmp_path / "imgs" / "a.png").read_bytes()
-    image = Image.open(io.BytesIO(data[1]["image"]))
-    assert image.format == "PNG"
-    np.testing.assert_array_equal(np.array(image), pixels)
+    (tmp_path / "imgs/a.jpg").write_bytes(source)  # what it is, its content tells
+    write(tmp_path, ["a.jpg"])
+    stored = prepare(tmp_path, "cuhk_pedes").as_data_source("train")[0]["image"]
+    with Image.open(io.BytesIO(source)) as image:
+        np.testing.assert_array_equal(augment.decode(stored).numpy(), np.asarray(image.convert("RGB")))
+    assert (stored == source) == kept
+    assert kept or Image.open(io.BytesIO(stored)).format == "PNG"
 
 
 def test_prepared_data_are_reused_until_the_annotations_change(tmp_path, capsys):
@@ -110,6 +145,32 @@ def test_what_another_process_prepared_meanwhile_is_used(tmp_path, monkeypatch, 
     assert capsys.readouterr().err.count("preparing train") == 1
 
 
+def test_what_is_not_as_published_is_told_once_when_it_is_prepared(pedes_root, tmp_path, capsys):
+    for told in (1, 0):
+        prepare(pedes_root, "cuhk_pedes", tmp_path)
+        assert capsys.readouterr().err.count(
+            f"warning: {pedes_root}/reid_raw.json is not as published: train 6 18 36 instead of 11,003 34,054 68,126, "
+            "val 2 6 12 instead of 1,000 3,078 6,158, test 2 6 12 instead of 1,000 3,074 6,156 (persons images "
+            "captions)\n"
+        ) == told  # fmt: skip
+
+
+def test_of_generated_data_nothing_is_published(pedes_root, tmp_path, capsys):
+    prepare(pedes_root, "pedes_synth", tmp_path)
+    assert "published" not in capsys.readouterr().err
+
+
+def test_images_that_are_missing_altogether_are_refused_before_anything_is_written(tmp_path):
+    write(tmp_path, ["a.jpg"])
+    (tmp_path / "imgs").rmdir()
+    with pytest.raises(DataError) as error:
+        prepare(tmp_path, "cuhk_pedes", tmp_path / "elsewhere")
+    assert str(error.value).startswith(
+        f"{tmp_path}/imgs not found: the images of reid_raw.json are expected in it, or prepared data in {tmp_path}/pre"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["reid_raw.json"]
+
+
 def test_a_folder_that_cannot_be_written_names_the_remedy(tmp_path):
     save(tmp_path, "a.jpg")
     write(tmp_path, ["a.jpg"])
@@ -125,6 +186,10 @@ def test_a_folder_that_cannot_be_written_names_the_remedy(tmp_path):
         (CUT, r"b.jpg \(record 1\) is not a readable image: image file is truncated"),
         (b"", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
         (b"not an image", r"b.jpg \(record 1\) is not a readable image: cannot be identified"),
+        (
+            encoded(Image.new("1", (8000, 7000)), "PNG"),
+            r"b.jpg \(record 1\) is not a readable image: 8000 x 7000 pixels are too many for a picture of a person",
+        ),
     ],
 )
 def test_a_faulty_image_is_named_and_leaves_nothing_prepared(tmp_path, content, message):
@@ -192,3 +257,12 @@ def test_the_folder_of_images_may_itself_be_a_link_and_so_may_images_within_it(t
 
 def test_every_dataset_has_its_builder():
     assert set(BUILDERS) == {"cuhk_pedes", "icfg_pedes", "rstp_reid", "pedes_synth"}
+
+
+def test_data_prepared_with_more_damage_than_is_allowed_now_are_refused(pedes_root, tmp_path):
+    shutil.copytree(pedes_root / "imgs", tmp_path / "imgs")
+    shutil.copy(pedes_root / "reid_raw.json", tmp_path)
+    (tmp_path / "imgs/00_0.jpg").write_bytes(b"")
+    prepare(tmp_path, "cuhk_pedes", max_damaged=0.5)
+    with pytest.raises(DataError, match=r"1 of 18 training images are damaged, the first is 00_0.jpg; more than 0.50%"):
+        prepare(tmp_path, "cuhk_pedes", max_damaged=0.005)

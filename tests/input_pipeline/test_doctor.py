@@ -1,14 +1,16 @@
 """A dataset with every fault there is, and the line that each must give."""
 
 import io
+import itertools
 import json
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import doctor, inspection
-from input_pipeline.annotations import read_annotations
+from input_pipeline import doctor, inspection, statistics
+from input_pipeline.annotations import Record, read_annotations
 from input_pipeline.inspection import Inspected, inspect_image, inspect_images, near_duplicates
 
 
@@ -74,8 +76,8 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
     assert "train            6         6         6  published: 11,003 34,054 68,126\n" in out
     assert "warning: not as published: train, val, test\n1 kinds of fault\n" in out
     counts = {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)}
-    assert doctor.check_splits(counts, doctor.PUBLISHED["icfg_pedes"]) == []
-    assert doctor.split_table(counts, doctor.PUBLISHED["icfg_pedes"]).count("as published") == 2
+    assert doctor.check_splits(counts, statistics.PUBLISHED["icfg_pedes"]) == []
+    assert statistics.split_table(counts, statistics.PUBLISHED["icfg_pedes"]).count("as published") == 2
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,11 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
         (b"<html>", "1 images are no image: a/2.jpg"),
         (encoded(scene(2, (200, 100)))[:-400], "1 images are cut short or damaged: a/2.jpg"),
         (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 images are absurdly large: a/2.jpg"),
+        # So large that Pillow refuses it: 30,000 x 30,000, in the header only.
+        (
+            b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0),
+            "1 images are absurdly large: a/2.jpg",
+        ),
     ],
 )
 def test_a_faulty_image_makes_the_folder_unusable(tmp_path, capsys, content, line):
@@ -107,6 +114,35 @@ def test_a_missing_folder_is_one_fault(tmp_path, capsys):
     write(tmp_path, [r | {"file_path": r["file_path"].replace("a/", "b/")} if r["id"] < 10 else r for r in records])
     assert call(tmp_path) == 2
     assert "error: 3 images are missing with their folder b/: b/0.jpg, b/1.jpg, b/2.jpg\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", ["synth", "cuhk"])
+def test_the_folder_of_images_is_missing(tmp_path, capsys, dataset):
+    make(tmp_path)
+    (tmp_path / "imgs").rename(tmp_path / "elsewhere")
+    assert call(tmp_path, dataset=dataset) == 2
+    message = f"{tmp_path}/imgs not found: the images of reid_raw.json are expected in it; see README, Datasets"
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_person_in_two_splits_is_a_warning(tmp_path, capsys):
+    records = make(tmp_path)
+    write(tmp_path, [record | {"id": {7: 4, 6: 1}.get(i, record["id"])} for i, record in enumerate(records)])
+    assert call(tmp_path) == 1
+    line = "2 person ids are in several splits, which share these persons unless each split numbers its own: 1, 4"
+    assert f"warning: {line}\n" in capsys.readouterr().out
+
+
+def test_progress_tells_how_far_it_is_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
+    """A clock that goes on by 6 s whenever one looks: a line every 10 s is one for every two images."""
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(doctor.time, "monotonic", lambda: next(clock))
+    make(tmp_path)
+    assert call(tmp_path) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "2 of 8 images, about 36 s left", "4 of 8 images, about 24 s left", "6 of 8 images, about 12 s left",
+        "8 of 8 images, about 0 s left", "8 images in 54.0 s",
+    ]  # fmt: skip
 
 
 def test_a_tiny_image_is_a_warning(tmp_path, capsys):
@@ -147,6 +183,8 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith(f"error: {tmp_path}/data_captions.json not found: ")
     make(tmp_path)
+    assert call("gs://bucket/synth") == 2
+    assert capsys.readouterr().err.startswith("error: gs://bucket/synth: expected a folder of this machine, with ")
     assert call(tmp_path, "--against=market:there") == 2
     assert "error: --against=market:there: expected DATASET:DIR, such as rstp:data/RSTPReid" in capsys.readouterr().err
 
@@ -218,3 +256,16 @@ def test_processes_find_what_one_finds(tmp_path):
     assert list(inspect_images(tmp_path / "imgs", paths, workers=2)) == alone
     assert [image.path for image in alone if image.fault] == ["a/2.jpg", "a/4.jpg"]
     assert alone[4].fault == inspection.MISSING
+
+
+def test_code_in_captions_is_told():
+    captions = ["A man <br> in black.", "A {'a': 1} man.", "A man\\n in black.", "A man &amp; a bag.", "A man < 30."]
+    records = [Record(f"{i}.jpg", i, (c,), "train", ((),), where=f"record {i}") for i, c in enumerate(captions)]
+    lines = [finding.line for finding in doctor.check_captions(records)]
+    assert lines == ["4 captions have pieces of code in them: tags, braces, escapes: record 0, record 1, record 2, ..."]
+
+
+def test_a_circle_of_links_and_a_name_too_long_are_faults(tmp_path):
+    (tmp_path / "a.jpg").symlink_to("a.jpg")
+    assert inspect_image(tmp_path, "a.jpg").fault == "a link that leads out of the folder of images"
+    assert inspect_image(tmp_path, f"{'a' * 300}.jpg").fault == "missing"

@@ -1,0 +1,61 @@
+"""How many persons, images and captions the splits of a dataset have, beside what its authors publish."""
+
+import sys
+from collections.abc import Iterable
+
+from input_pipeline.annotations import Annotations, Record
+from input_pipeline.variants import SPLITS
+
+Counts = dict[str, tuple[int, int, int]]  # split -> persons, images, captions
+
+# As their authors publish them. PEDES-Synth is generated, to any size, so nothing is published of it.
+PUBLISHED: dict[str, Counts] = {
+    "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
+    "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
+    "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
+    "pedes_synth": {},
+}
+
+
+def split_counts(records: Iterable[Record]) -> Counts:
+    """The counts of each split that has any record; an image counts as often as the annotations name it."""
+    by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for record in records:
+        by_split[record.split].append(record)
+    return {
+        split: (len({r.person_id for r in chosen}), sum(r.copies for r in chosen), sum(len(r.captions) for r in chosen))
+        for split, chosen in by_split.items()
+        if chosen
+    }
+
+
+def split_table(counts: Counts, published: Counts) -> str:
+    """The splits, and where they differ the published figures beside them."""
+    lines = [f"{'split':8}{'persons':>10}{'images':>10}{'captions':>10}"]
+    for split in SPLITS:
+        if split in counts or split in published:
+            here, there = counts.get(split, (0, 0, 0)), published.get(split, ())
+            note = "as published" if here == there else f"published: {_figures(there)}" if there else ""
+            lines.append(f"{split:8}{here[0]:>10,}{here[1]:>10,}{here[2]:>10,}  {note}".rstrip())
+    return "\n".join(lines)
+
+
+def other_splits(counts: Counts, published: Counts) -> list[str]:
+    """The splits that are not as published; none where nothing was published."""
+    return [split for split in SPLITS if published and counts.get(split) != published.get(split)]
+
+
+def say_deviation(annotations: Annotations, name: str) -> None:
+    """Says on stderr, in one line, how the dataset `name` is not as published, or nothing where it is."""
+    counts, published, none = split_counts(annotations.records), PUBLISHED[name], (0, 0, 0)
+    told = [
+        f"{split} {_figures(counts.get(split, none))} instead of {_figures(published.get(split, none))}"
+        for split in other_splits(counts, published)
+    ]
+    if told:
+        line = f"not as published: {', '.join(told)} (persons images captions)"
+        print(f"warning: {annotations.path} is {line}", file=sys.stderr)
+
+
+def _figures(counts: Iterable[int]) -> str:
+    return " ".join(f"{number:,}" for number in counts)
