@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.data.root = "data/CUHK-PEDES"  # the folder with the dataset's JSON and imgs/
     config.data.val_persons = 0.05  # share of training persons held out where the dataset has no validation split
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others of the person stand in
+    config.data.label_noise = 0.0  # share of training captions that trade places, to see what a model bears
     config.data.batch_size = 28  # (image, caption) pairs per step, over all devices
     config.data.sampling = "identity"  # identity: `instances` pairs of each person per batch; uniform: a permutation
     config.data.instances = 4
@@ -27,6 +28,7 @@ def get_config() -> ConfigDict:
 
     config.text = ConfigDict()
     config.text.tokenizer = "bert-base-uncased"  # "" = the shipped vocabulary; a folder; or a name on the hub
+    config.text.phrase_rule = "released"  # the phrase level: released (comma parts) or clauses
     config.text.length = ConfigDict({"sentence": 100, "phrase": 64, "word": 64})  # tokens, [CLS] and [SEP] included
 
     config.model = ConfigDict()
@@ -81,7 +83,13 @@ def get_config() -> ConfigDict:
     config.train.first_epoch = 1  # the first epoch's number
     config.train.steps = 0  # ends here instead, where not 0
     config.train.eval_every = 0  # steps between validations, each with a checkpoint; 0 = every epoch
+    config.train.select_on = "val"  # split that chooses the best checkpoint; "test" is seen in the report, in red
     config.train.max_bad_steps = 1  # non-finite steps in a row that end the run
+
+    # What is told of a trained model, which a later --mode=evaluate may choose anew.
+    config.evaluation = ConfigDict()
+    config.evaluation.robustness = True  # score test once more with spoiled queries: typos, a part of the caption, ...
+    config.evaluation.rerank = False  # score after k-reciprocal re-ranking as well
 
     # What may differ when a run is resumed: where and on what it runs, not what it computes.
     config.runtime = ConfigDict()

@@ -1,11 +1,15 @@
-"""Image operations of training and evaluation in TensorFlow: stateless, a function of (image, seed).
+"""Image operations of training and evaluation in TensorFlow, and what random views are made of.
 
 Images are uint8 RGB throughout: normalising, and filling the erased box with noise, is the training step's part.
 """
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
+
+tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads images here; the accelerator is JAX's
 
 # Random erasing, as released (after Zhong et al., AAAI 2020).
 ERASE_AREA = (0.02, 0.33)  # share of the image
@@ -32,38 +36,52 @@ def resize(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
     return tf.ensure_shape(tf.cond(same, lambda: image, resized), (*size, 3))
 
 
-def augment_view(
-    image: tf.Tensor, seed: tf.Tensor, *, pad: int, flip: float, erase: float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One augmented view of an image of the model's size, and its random-erasing box.
+class Views(NamedTuple):
+    """What is done to the views of some images: arrays of the same leading shape (...)."""
 
-    image (H, W, 3) uint8; seed (2,) int; pad: zeros around the image before the random crop, pixels; flip, erase:
-    probabilities. -> view (H, W, 3) uint8, box (4,) int32 as `erase_box`. All randomness is one stateless draw.
+    offset: np.ndarray  # (..., 2) int32: where in the padded image the crop begins, rows and columns
+    flipped: np.ndarray  # (...,) bool
+    box: np.ndarray  # (..., 4) int32: what is erased: top, left, height, width; zeros for nothing
+
+
+UNIFORMS = 6 + 2 * _ERASE_TRIES  # numbers in [0, 1) that decide about a view
+
+
+def draw_views(uniform: np.ndarray, size: tuple[int, int], *, pad: int, flip: float, erase: float) -> Views:
+    """uniform (..., UNIFORMS); pad: zeros around the image before the random crop, pixels; flip, erase: probabilities.
+
+    So all randomness is the caller's draw, and what TensorFlow does to pixels is fixed by it.
     """
-    height, width, _ = image.shape
-    uniform = tf.random.stateless_uniform((6 + 2 * _ERASE_TRIES,), seed)
-    padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-    offset = tf.cast(uniform[:2] * (2 * pad + 1), tf.int32)
-    view = tf.slice(padded, tf.concat([offset, [0]], 0), (height, width, 3))
-    view = tf.cond(uniform[2] < flip, lambda: view[:, ::-1], lambda: view)
-    box = erase_box(uniform[4:], (height, width))
-    return view, tf.where(uniform[3] < erase, box, tf.zeros_like(box))
+    offset = (uniform[..., :2] * (2 * pad + 1)).astype(np.int32)
+    box = np.where(uniform[..., 3:4] < erase, erase_boxes(uniform[..., 4:], size), 0)
+    return Views(offset, uniform[..., 2] < flip, box)
 
 
-def erase_box(uniform: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The random-erasing box (top, left, height, width), (4,) int32, zeros where none of ten tries fits.
+def erase_boxes(uniform: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Random-erasing boxes (..., 4) int32: top, left, height, width; zeros where none of ten tries fits.
 
-    uniform: (22,) float32 in [0, 1): two for the place, ten for the areas tried, ten for the aspects.
+    uniform (..., 22) in [0, 1): two for the place, ten for the areas tried, ten for the aspects.
     """
     height, width = size
-    area = height * width * (ERASE_AREA[0] + uniform[2 : 2 + _ERASE_TRIES] * (ERASE_AREA[1] - ERASE_AREA[0]))
+    area = height * width * (ERASE_AREA[0] + uniform[..., 2 : 2 + _ERASE_TRIES] * (ERASE_AREA[1] - ERASE_AREA[0]))
     low, high = map(math.log, ERASE_ASPECT)
-    aspect = tf.exp(low + uniform[2 + _ERASE_TRIES :] * (high - low))
-    heights = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
-    widths = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
-    fits = (heights < height) & (widths < width)
-    first = tf.argmax(fits)
-    h, w = heights[first], widths[first]
-    room = tf.cast(tf.stack([height - h + 1, width - w + 1]), tf.float32)
-    place = tf.cast(uniform[:2] * room, tf.int32)
-    return tf.where(fits[first], tf.concat([place, [h, w]], 0), tf.zeros(4, tf.int32))
+    aspect = np.exp(low + uniform[..., 2 + _ERASE_TRIES :] * (high - low))
+    sizes = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], -1).round().astype(np.int32)
+    fits = (sizes < np.array(size)).all(-1)
+    first = fits.argmax(-1)[..., None, None]
+    box = np.take_along_axis(sizes, first, -2)[..., 0, :]
+    place = (uniform[..., :2] * (np.array(size) - box + 1)).astype(np.int32)
+    return np.where(fits.any(-1, keepdims=True), np.concatenate([place, box], -1), 0).astype(np.int32)
+
+
+def crop_and_flip(image: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor, pad: int) -> tf.Tensor:
+    """The views of one image (H, W, 3) uint8, by `Views`: offset (V, 2), flipped (V,) -> (V, H, W, 3) uint8."""
+    height, width, channels = image.shape
+    # In two dimensions, for then a row is copied in one piece; tf.reverse is many times as fast as [:, ::-1].
+    padded = tf.pad(tf.reshape(image, (height, width * channels)), [[pad, pad], [pad * channels, pad * channels]])
+    views = []
+    for view in range(offset.shape[0]):
+        window = tf.slice(padded, offset[view] * (1, channels), (height, width * channels))
+        window = tf.reshape(window, image.shape)
+        views.append(tf.cond(flipped[view], lambda w=window: tf.reverse(w, [1]), lambda w=window: w))
+    return tf.stack(views)

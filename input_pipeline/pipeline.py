@@ -19,11 +19,10 @@ from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import prepare
 from input_pipeline.errors import DataError
-from input_pipeline.sampling import EpochPlans, keyed_rng
+from input_pipeline.prepare import local_copy
+from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
-
-tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads images here; the accelerator is JAX's
 
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is the training step's, where that runs on the CPU
 
@@ -64,7 +63,11 @@ class Source:
         self.damaged = np.isin(np.array(self.paths), np.array(paths, str))
         count = int(self.damaged.sum())
         if count and self.split != "train":
-            raise DataError(f"{self.images}: {count} images of {self.split} are damaged, the first is {paths[0]}")
+            first = self.paths[int(self.damaged.argmax())]
+            raise DataError(
+                f"{self.images}: {count} images of {self.split} are damaged, the first is {first}; mend them, or leave "
+                "them out by `python -m input_pipeline.doctor --fix-list`"
+            )
         if count:
             print(f"{count} damaged training images, others of their person stand in for them", file=sys.stderr)
 
@@ -87,9 +90,9 @@ def open_split(config: ConfigDict, split: str) -> Source:
     """The split ("train", "val", "test") of the config's dataset, prepared first where that is still to do.
 
     A dataset without a val split lends `data.val_persons` of its training persons; where that is 0, val is empty.
-    Raises DataError, in one line.
+    data.root may be a portable folder, here or remote (gs://...), which is fetched once. Raises UserError, in one line.
     """
-    root, name = Path(config.data.root), config.data.name
+    root, name = local_copy(config.data.root), config.data.name
     annotations = read_annotations(root, name)
     original: Sequence[Record] = annotations.records
     records = original
@@ -140,34 +143,39 @@ def train_batches(
     rows = config.data.batch_size // num_hosts
     size, views = tuple(config.model.image_size), config.mla.views
     lengths = {level: config.text.length[level] for level in ("sentence", *config.mla.levels)}
+    shown = traded_captions(len(source.pairs[0]), config.data.label_noise, config.seed)
 
     def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
         epoch, first, pairs = plans.rows(int(step))
         own = slice(host * rows, (host + 1) * rows)
         rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
         pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
-        seeds = np.stack([rng.integers(2**31, size=(views, 2), dtype=np.int32) for rng in rngs])
-        tokens = _draw_tokens(source, pairs, rngs, tokenizer, lengths)
-        return pairs.astype(np.int32), _as_objects(source.read(source.pairs[0][pairs])), seeds, *tokens
+        uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
+        seen = augment.draw_views(uniform, size, **config.augment)
+        tokens = _draw_tokens(source, shown[pairs], rngs, tokenizer, lengths, config.text.phrase_rule)
+        return _as_objects(source.read(source.pairs[0][pairs])), *seen, pairs.astype(np.int32), *tokens
 
-    def augmented(encoded: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One image: () string, (V, 2) -> (V, H, W, 3) uint8, (V, 4) int32."""
+    def augmented(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
+        """One image: () string, (V, 2), (V,) -> (V, H, W, 3) uint8."""
         image = augment.resize(augment.decode(encoded), size, "bicubic")
-        seen = [augment.augment_view(image, seeds[view], **config.augment) for view in range(views)]
-        return tf.stack([view for view, _ in seen]), tf.stack([box for _, box in seen])
+        return augment.crop_and_flip(image, offset, flipped, config.augment.pad)
 
     @tf.autograph.experimental.do_not_convert  # it holds no Python branch on tensors; reading its source only costs
-    def assemble(pairs: tf.Tensor, encoded: tf.Tensor, seeds: tf.Tensor, *tokens: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        outputs = (tf.TensorSpec((views, *size, 3), tf.uint8), tf.TensorSpec((views, 4), tf.int32))
-        images, erase = tf.map_fn(lambda row: augmented(*row), (encoded, seeds), fn_output_signature=outputs)
-        return pairs, images, erase, *tokens
+    def assemble(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        output = tf.TensorSpec((views, *size, 3), tf.uint8)
+        return tf.map_fn(lambda row: augmented(*row), (encoded, offset, flipped), fn_output_signature=output), *rest
 
-    token_specs = [tf.TensorSpec((rows, length), tf.int32) for length in lengths.values()]
-    seed_spec = tf.TensorSpec((rows, views, 2), tf.int32)
-    specs = [tf.TensorSpec((rows,), tf.int32), tf.TensorSpec((rows,), tf.string), seed_spec, *token_specs]
+    specs = [
+        tf.TensorSpec((rows,), tf.string),
+        tf.TensorSpec((rows, views, 2), tf.int32),
+        tf.TensorSpec((rows, views), tf.bool),
+        tf.TensorSpec((rows, views, 4), tf.int32),
+        tf.TensorSpec((rows,), tf.int32),
+        *(tf.TensorSpec((rows, length), tf.int32) for length in lengths.values()),
+    ]
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    loaded = steps.map(_numpy_function(load, specs))
-    for pairs, images, erase, *tokens in _run(loaded.map(assemble, num_parallel_calls=_THREADS)):
+    loaded = steps.map(numpy_function(load, specs))
+    for images, erase, pairs, *tokens in run_dataset(loaded.map(assemble, num_parallel_calls=_THREADS)):
         text = dict(zip(lengths, tokens, strict=True))
         yield {
             "images": images,
@@ -194,8 +202,8 @@ def image_batches(source: Source, image_size: tuple[int, int], batch_size: int) 
         return tf.map_fn(decode, encoded, fn_output_signature=tf.uint8)
 
     firsts = tf.data.Dataset.range(0, count, batch_size)
-    loaded = firsts.map(_numpy_function(load, [tf.TensorSpec((None,), tf.string)]))
-    yield from _run(loaded.map(assemble, num_parallel_calls=_THREADS))
+    loaded = firsts.map(numpy_function(load, [tf.TensorSpec((None,), tf.string)]))
+    yield from run_dataset(loaded.map(assemble, num_parallel_calls=_THREADS))
 
 
 def _draw_tokens(
@@ -204,11 +212,14 @@ def _draw_tokens(
     rngs: list[np.random.Generator],
     tokenizer: Tokenizer,
     lengths: dict[str, int],
+    phrase_rule: str,
 ) -> list[np.ndarray]:
     """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level."""
     images, captions = (index[pairs] for index in source.pairs)
     texts = [
-        draw_levels(source.captions[image][caption], rng, tuple(lengths), source.attributes[image][caption])
+        draw_levels(
+            source.captions[image][caption], rng, tuple(lengths), source.attributes[image][caption], phrase_rule
+        )
         for image, caption, rng in zip(images, captions, rngs, strict=True)
     ]
     return [tokenizer.encode([text[level] for text in texts], length) for level, length in lengths.items()]
@@ -218,7 +229,7 @@ def _as_objects(encoded: list[bytes]) -> np.ndarray:
     return np.array(encoded, object)  # of NumPy's own bytes type they would lose trailing zeros
 
 
-def _numpy_function(
+def numpy_function(
     function: Callable[[np.ndarray], tuple[np.ndarray, ...]], specs: list[tf.TensorSpec]
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
     """The function, of one NumPy argument, as a function of tensors whose outputs have these specs."""
@@ -231,7 +242,8 @@ def _numpy_function(
     return call
 
 
-def _run(dataset: tf.data.Dataset) -> Iterator[Any]:
+def run_dataset(dataset: tf.data.Dataset) -> Iterator[Any]:
+    """The elements as NumPy arrays, made ahead by threads that leave the rest of the machine alone."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = _THREADS
     options.threading.max_intra_op_parallelism = 1

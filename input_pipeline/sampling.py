@@ -17,6 +17,19 @@ def keyed_rng(seed: int, epoch: int, row: int = -1) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row + 1, epoch]))
 
 
+def traded_captions(count: int, share: float, seed: int) -> np.ndarray:
+    """Label noise: for each of `count` pairs the pair whose caption it gets, (count,) int64.
+
+    round(share * count) captions trade places, each for another's; an image may get one of its own person's. The same
+    arguments give the same trade.
+    """
+    rng = np.random.default_rng([seed, count])
+    chosen = rng.permutation(count)[: round(share * count)]
+    shown = np.arange(count)
+    shown[chosen] = np.roll(chosen, 1)
+    return shown
+
+
 class EpochPlans:
     """The order of pairs in every epoch.
 

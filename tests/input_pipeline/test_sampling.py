@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import UserError
-from input_pipeline.sampling import EpochPlans, keyed_rng
+from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 
 # Persons 0..7 with 1, 2, 3, 4, 5, 8, 9 and 12 pairs, in mixed order.
 PERSONS = np.random.default_rng(0).permutation(np.repeat(np.arange(8), [1, 2, 3, 4, 5, 8, 9, 12]))
@@ -138,3 +138,12 @@ def test_rows_and_epochs_have_generators_of_their_own():
 def test_impossible_plans_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         EpochPlans(*arguments)
+
+
+def test_label_noise_has_a_share_of_the_captions_trade_places():
+    shown = traded_captions(1000, 0.3, seed=7)
+    assert sorted(shown.tolist()) == list(range(1000))  # every caption is still used once
+    assert (shown != np.arange(1000)).sum() == 300
+    np.testing.assert_array_equal(shown, traded_captions(1000, 0.3, seed=7))
+    assert (shown != traded_captions(1000, 0.3, seed=8)).any()
+    np.testing.assert_array_equal(traded_captions(10, 0.0, seed=7), np.arange(10))

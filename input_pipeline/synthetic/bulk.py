@@ -1,0 +1,133 @@
+"""A dataset of real size to measure with: CUHK-PEDES' layout, folders and counts, drawn pictures, nothing to learn.
+
+    python -m input_pipeline.synthetic.bulk --out=data/bulk                  # 34,054 images for training, as published
+    python -m input_pipeline.synthetic.bulk --out=data/bulk --format=png --train=50x500x1000
+
+A few persons are drawn, and every image is one of them at a size, a tint and a noise of its own; captions describe
+persons at random. So decoding, resizing and tokenising cost what they cost with real data, and writing takes minutes.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.synthetic.captioner import describe
+from input_pipeline.synthetic.persons import draw_crowd
+from input_pipeline.synthetic.renderer import Build, render
+from input_pipeline.synthetic.scenery import draw_scene
+
+FOLDERS = ("CUHK01", "CUHK03", "Market", "cam_a", "cam_b", "test_query", "train_query")
+FORMATS = {"jpeg": ".jpg", "png": ".png", "bmp": ".bmp"}
+QUALITY = 90  # of JPEG
+DRAWN = 32  # persons
+HEIGHTS, ASPECTS = (160, 460), (2.2, 3.2)  # pixels; height / width, as in CUHK-PEDES by the eye
+
+
+class Counts(NamedTuple):
+    """What a split holds, as the published tables count it."""
+
+    persons: int
+    images: int
+    captions: int
+
+
+DEFAULT = {"train": Counts(11003, 34054, 68126), "val": Counts(1000, 3078, 6158), "test": Counts(1000, 3074, 6156)}
+
+
+def records(splits: dict[str, Counts], suffix: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The raw records of all splits: images dealt out to the persons in turn, two captions each, the last ones more."""
+    person = 0
+    for split, counts in splits.items():
+        rng = random.Random(f"bulk/{seed}/{split}")
+        looks = draw_crowd(min(counts.persons, 2000), rng, set())
+        share, extra = divmod(counts.captions, counts.images)
+        for image in range(counts.images):
+            own = image % counts.persons
+            number = share + (image >= counts.images - extra)
+            captions = [describe(looks[own % len(looks)], draw_scene(rng), rng)[0] for _ in range(number)]
+            path = f"{FOLDERS[image % len(FOLDERS)]}/{split}_{image:05d}{suffix}"
+            yield {"split": split, "captions": captions, "file_path": path, "id": person + own + 1}
+        person += counts.persons
+
+
+@functools.lru_cache(maxsize=1)
+def drawings(seed: int) -> list[Image.Image]:
+    """The pictures that all images are made of."""
+    rng = random.Random(f"bulk/{seed}")
+    looks = draw_crowd(DRAWN, rng, set())
+    return [render(who, Build.draw(rng), draw_scene(rng), (HEIGHTS[1], 180), rng) for who in looks]
+
+
+def write_image(folder: Path, seed: int, path: str) -> None:
+    """One image, a function of (seed, path)."""
+    rng = np.random.default_rng(list(f"{seed}/{path}".encode()))
+    height = int(rng.integers(*HEIGHTS))
+    width = int(height / rng.uniform(*ASPECTS))
+    drawn = drawings(seed)[rng.integers(DRAWN)].resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(drawn, np.float32) * rng.uniform(0.7, 1.2, 3) + rng.normal(0, 5, (height, width, 1))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image.save(folder / path, quality=QUALITY)  # which PNG and BMP ignore
+
+
+def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int = 0, workers: int = 1) -> None:
+    """Writes the dataset into the folder `out`; the annotations come last. Raises UserError where `out` exists."""
+    if out.exists():
+        raise UserError(f"{out} exists: choose another --out, or remove it first")
+    for folder in FOLDERS:
+        (out / "imgs" / folder).mkdir(parents=True)
+    made = list(records(splits, FORMATS[format], seed))
+    paths = [record["file_path"] for record in made]
+    start, task = time.monotonic(), functools.partial(write_image, out / "imgs", seed)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for done, _ in enumerate(pool.imap(task, paths, chunksize=64), start=1):
+            if done % 5000 == 0:
+                left = (time.monotonic() - start) / done * (len(paths) - done)
+                print(f"{done:,} of {len(paths):,} images, about {left:.0f} s left", file=sys.stderr)
+    (out / "reid_raw.json").write_text(json.dumps(made), encoding="utf-8")
+
+
+def _counts(text: str) -> Counts:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PERSONSxIMAGESxCAPTIONS, such as 1000x3074x6156")
+    counts = Counts(*map(int, parts))
+    if not counts.persons <= counts.images <= counts.captions:
+        raise argparse.ArgumentTypeError(f"{text!r}: every person needs an image, every image a caption")
+    return counts
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic.bulk", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, type=Path)
+    for split, counts in DEFAULT.items():
+        shown = "x".join(map(str, counts))
+        parser.add_argument(f"--{split}", type=_counts, default=counts, help=f"PERSONSxIMAGESxCAPTIONS, {shown}")
+    parser.add_argument("--format", choices=FORMATS, default="jpeg")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; no byte depends on it")
+    options = parser.parse_args(argv)
+    try:
+        splits = {split: getattr(options, split) for split in DEFAULT}
+        write(options.out, splits, options.format, options.seed, options.workers)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{sum(counts.images for counts in splits.values()):,} images: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
