@@ -13,20 +13,24 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from input_pipeline.errors import UserError
 from ivt_jax.workdir import load_config
 
-SELECTION = "val/t2i/R1"
+SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
 
 
 class Checkpoints:
     """The checkpoints of a workdir; `metrics`, where given at a save, make it a candidate for the best.
 
-    Of equally good ones the latest is the best. With several processes all must call every method.
+    select_on: the split whose scores choose. Of equally good ones the latest is the best. With several processes all
+    must call every method.
     """
 
-    def __init__(self, workdir: Path):
-        best = BestN(get_metric_fn=lambda metrics: metrics[SELECTION], n=1, keep_checkpoints_without_metrics=False)
+    def __init__(self, workdir: Path, select_on: str = "val"):
+        def score(metrics: dict[str, float]) -> float:
+            return metrics[f"{select_on}/{SELECTION}"]
+
+        best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
-            best_fn=lambda metrics: metrics[SELECTION],
+            best_fn=score,
         )
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / "checkpoints",
@@ -71,15 +75,17 @@ class Restored(NamedTuple):
     step: int
 
 
-def restore_params(workdir: Path | str) -> Restored:
-    """The best checkpoint of a run by validation (the latest where there was none).
+def restore_params(workdir: Path | str, best: bool = True) -> Restored:
+    """The best checkpoint of a run (the latest where none was validated), or with `best` False the latest.
 
     Raises UserError where the folder holds no run, or no checkpoint yet.
     """
     config = load_config(workdir)
-    checkpoints = Checkpoints(Path(workdir)) if (Path(workdir) / "checkpoints").is_dir() else None
-    step = checkpoints.best_step() if checkpoints else None
-    if checkpoints is None or step is None:
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"{workdir}: no checkpoint yet; train first")
+    checkpoints = Checkpoints(Path(workdir), config.train.select_on)
+    step = checkpoints.best_step() if best else checkpoints.latest_step()
+    if step is None:
         raise UserError(f"{workdir}: no checkpoint yet; train first")
     params = checkpoints.restore_params(step)
     checkpoints.close()

@@ -6,13 +6,15 @@ from ml_collections import ConfigDict
 
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.errors import UserError
-from input_pipeline.text_levels import LEVELS
+from input_pipeline.text_levels import LEVELS, PHRASE_RULES
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
 from ivt_jax.workdir import flatten
 
 CHOICES = {
     "data.name": tuple(LAYOUTS),
     "data.sampling": ("identity", "uniform"),
+    "text.phrase_rule": PHRASE_RULES,
+    "train.select_on": ("val", "test"),
     "model.dtype": tuple(BYTES),
     "bmm.align": ("off", "exact", "fast"),
     "optimizer.name": tuple(OPTIMIZER_SLOTS),
@@ -26,7 +28,10 @@ COUNTS = (
 NOT_NEGATIVE = (
     "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "optimizer.clip_norm",
 )  # fmt: skip
-SHARES = ("data.max_damaged", "augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio", "bmm.patch_ratio")
+SHARES = (
+    "data.max_damaged", "data.label_noise", "augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio",
+    "bmm.patch_ratio",
+)  # fmt: skip
 RATES = ("data.val_persons", "model.dropout", "model.drop_path")
 SHORTEST = 3  # tokens of a text: [CLS], one of the caption, [SEP]
 

@@ -1,6 +1,7 @@
 """The figures of a report: inline SVG that takes the page's own text colour, in light and in dark mode."""
 
 import io
+import itertools
 import re
 from typing import Any
 
@@ -31,16 +32,23 @@ def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
 
 
 def validation_figures(lines: list[dict[str, float]]) -> list[Markup]:
-    """R@k and mAP on the validation split against steps, one figure for each direction."""
+    """R@k and mAP against steps on the split that chooses, one figure for each of its directions."""
     figures = []
-    for way, title in (("t2i", "Validation, text to image"), ("i2t", "Validation, image to text")):
-        names = [name for name in ("R10", "R5", "R1", "mAP") if any(f"val/{way}/{name}" in line for line in lines)]
-        series = {
-            name.replace("R", "R@"): np.array([(x["step"], x[f"val/{way}/{name}"]) for x in lines]).T for name in names
-        }
+    splits = ("val", "Validation"), ("test", "Test, which chose")
+    for (split, title), (way, told) in itertools.product(splits, (("t2i", "text to image"), ("i2t", "image to text"))):
+        prefix = f"{split}/{way}/"
+        names = [name for name in ("R10", "R5", "R1", "mAP") if any(prefix + name in line for line in lines)]
+        series = {name.replace("R", "R@"): np.array([(x["step"], x[prefix + name]) for x in lines]).T for name in names}
         if series:
-            figures.append(line_figure(title, series, "step", unit="%", marker="o"))
+            figures.append(line_figure(f"{title}, {told}", series, "step", unit="%", marker="o"))
     return figures
+
+
+def roc_figure(roc: dict[str, list[float]]) -> Markup:
+    """How many absent persons are told as such, against how many present ones are too, in percent."""
+    curve = 100 * np.array([roc["false_alarm"], roc["caught"]])
+    series = {"this model": curve, "chance": np.array([[0, 100], [0, 100]])}
+    return line_figure("", series, "present persons called absent, %", unit="%", size=(4.8, 2.9))
 
 
 def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:

@@ -18,9 +18,13 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a va
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "export"],
-    "train: train or resume, then report test once; evaluate: score the best checkpoint on val and test; "
+    "train: train or resume, then report test once; evaluate: score the checkpoints on val and test, or on --datasets; "
     "export: write the best checkpoint's parameters alone",
 )  # fmt: skip
+DATASETS = flags.DEFINE_list(
+    "datasets", [], "with --mode=evaluate: test on these instead, DATASET:DIR,... such as icfg:data/ICFG-PEDES"
+)  # fmt: skip
+RUNS = flags.DEFINE_list("runs", [], "with --datasets: workdirs of further runs to test beside this one")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, Slurm")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
@@ -48,10 +52,27 @@ def main(argv: list[str]) -> None:
     from ivt_jax.workdir import config_of_run
 
     config = config_of_run(workdir, config, config_flags.get_override_values(flags.FLAGS["config"]))
-    if MODE.value == "evaluate":
-        print(json.dumps(train.evaluate(workdir, config), indent=2))
-    else:
+    if MODE.value == "export":
         print(train.export(workdir))
+    else:
+        evaluate(workdir, config)
+
+
+def evaluate(workdir: Path, config: Any) -> None:
+    """Scores the run on its own dataset, or it and the other --runs on --datasets; prints it and renews the report."""
+    if RUNS.value and not DATASETS.value:
+        raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
+    from ivt_jax.evaluation import cross_domain, run
+    from ivt_jax.report import write_report
+
+    if DATASETS.value:
+        datasets = cross_domain.parse_datasets(DATASETS.value)
+        cells = cross_domain.cross_domain([workdir, *map(Path, RUNS.value)], datasets, config)
+        cross_domain.write_matrix(workdir, cells)
+        print(cross_domain.matrix(cells))
+    else:
+        print(json.dumps(run.evaluate(workdir, config), indent=2))
+    print(f"report: {write_report(workdir)}", file=sys.stderr)
 
 
 def default_workdir(config_file: str) -> str:

@@ -89,7 +89,8 @@ class Progress:
         then, first = self._began
         left = (time.perf_counter() - then) / (step - first) * (self._total - step)
         terms = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items())
-        line = f"step {step}/{self._total}  {terms}  {rate:.0f} pairs/s  {format_seconds(left)} left"
+        digits = 0 if rate >= 10 else 2
+        line = f"step {step}/{self._total}  {terms}  {rate:.{digits}f} pairs/s  {format_seconds(left)} left"
         self.say(line, transient=True)
 
     def say(self, line: str, transient: bool = False) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
-from ivt_jax.figures import cmc_figure, loss_figures, validation_figures
+from ivt_jax.evaluation.ranking import first_found
+from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
 from ivt_jax.images import open_image
 from ivt_jax.workdir import flatten, write_text
 
@@ -52,6 +53,8 @@ def write_report(workdir: Path | str) -> Path:
     }
     if (workdir / "test" / "summary.json").exists():
         sections |= retrieval_sections(workdir / "test")
+    if (workdir / "cross_domain.json").exists():
+        sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
     write_text(path, render(**sections))
     return path
@@ -77,7 +80,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
             lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return [x for x in lines if "loss" in x], [x for x in lines if any(key.startswith("val/") for key in x)]
+    return [x for x in lines if "loss" in x], [x for x in lines if any(key.endswith("/t2i/R1") for key in x)]
 
 
 def retrieval_sections(folder: Path) -> dict[str, Any]:
@@ -93,6 +96,7 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "chance": chance(text_person, image_person),
         "cmc": cmc_figure(ranks, summary["oracle_R1"]),
+        "roc": roc_figure(summary["calibration"]["roc"]) if "calibration" in summary else None,
         "strips": [strip(q, embeddings, items, first) for q in sample_queries(first)],
         "failures": [strip(q, embeddings, items, first) for q in hardest_queries(first, text_person)],
     }
@@ -101,6 +105,18 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
         top = np.concatenate([(text[q : q + 1024] @ image.T).argmax(1) for q in range(0, len(text), 1024)])
         sections |= attribute_sections(persons, text_person, image_person[top], image_person)
     return sections
+
+
+def matrix_section(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The matrix of `cross_domain`: a row for each run, a column for each dataset it was tested on."""
+    tests = list(dict.fromkeys(cell["tested_on"] for cell in cells))
+    rows = []
+    for run in dict.fromkeys(cell["run"] for cell in cells):
+        row = {cell["tested_on"]: cell for cell in cells if cell["run"] == run}
+        trained_on = row[tests[0]]["trained_on"]
+        rows.append({"run": run, "trained_on": DATASETS.get(trained_on, trained_on), "cells": [row[t] for t in tests]})
+    warnings = list(dict.fromkeys(cell["warning"] for cell in cells if cell["warning"]))
+    return {"tests": [DATASETS.get(test, test) for test in tests], "rows": rows, "warnings": warnings}
 
 
 def chance(query_ids: np.ndarray, gallery_ids: np.ndarray) -> float:
@@ -129,7 +145,7 @@ def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.n
     """A caption, the crop it was written for, and the TOP crops found; ties as in `ranking`."""
     image, text, image_person, text_person, text_image, _ = embeddings
     scores, right = image @ text[query], image_person == text_person[query]
-    order = np.lexsort((right, -scores))[:TOP]
+    order = first_found(scores, right, TOP)
     folder = Path(items["images"])
     crops = [crop(folder / items["paths"][i], scores[i], bool(right[i])) for i in order]
     own = crop(folder / items["paths"][text_image[query]])

@@ -6,6 +6,7 @@ It prints rank, cosine similarity and path of the best; `--html` writes them as 
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -99,6 +100,20 @@ def show_progress(done: int, total: int, seconds: float) -> None:
     print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
 
 
+def verdict(workdir: Path | str, best: float) -> str:
+    """What the run's validation says of a best score; empty where there was no validation."""
+    path = Path(workdir) / "val/summary.json"
+    if not path.exists():
+        return ""
+    from ivt_jax.evaluation.calibration import Calibration, probability
+
+    calibration = Calibration(**json.loads(path.read_text(encoding="utf-8"))["calibration"])
+    learned = f"from validation, with {calibration.gallery:,} pictures"
+    if best < calibration.threshold:
+        return f"probably not in this folder: the best score lies below {calibration.threshold:.4f} ({learned})"
+    return f"if the person is in this folder, the first is right with {probability(calibration, best):.0%} ({learned})"
+
+
 def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[float, Path]], searched: int) -> None:
     """Writes one self-contained HTML page: the sentence and the pictures found, in order."""
     from ivt_jax.report import crop, render
@@ -116,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     results, problems = search(args.workdir, args.images, args.query)
     for rank, (score, path) in enumerate(results[: args.top], start=1):
         print(f"{rank:3}  {score:+.4f}  {path}")
+    if told := verdict(args.workdir, results[0][0]):
+        print(told)
     if args.html:
         write_strip(args.html, args.query, args.images, results[: args.top], len(results))
     for problem in problems:

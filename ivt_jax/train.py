@@ -21,7 +21,9 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from ivt_jax.checkpoint import Checkpoints, export_params, restore_params
 from ivt_jax.config_check import check_config
-from ivt_jax.evaluation import split as evaluation
+from ivt_jax.evaluation.protocols import standard
+from ivt_jax.evaluation.run import evaluate
+from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
@@ -87,12 +89,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     total_steps = config.train.steps or int(epoch_starts[-1])
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
 
-    checkpoints = Checkpoints(make_workdir(workdir))
+    checkpoints = Checkpoints(make_workdir(workdir), config.train.select_on)
     start = checkpoints.latest_step() or 0
     progress = Progress(total_steps, config.data.batch_size)
     if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
         return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
+    if config.train.select_on == "test":
+        progress.say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
     if first:
         record_config(workdir, config, source.annotations)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
@@ -119,8 +123,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                 scores = validate(state) if validates else {}
                 if scores:
                     log.write(step, scores)
-                    shown = "  ".join(f"{name[4:]} {value:.1f}" for name, value in scores.items())
-                    progress.say(f"step {step}: validation {shown}")
+                    split = config.train.select_on
+                    shown = "  ".join(f"{name.removeprefix(split + '/')} {v:.1f}" for name, v in scores.items())
+                    progress.say(f"step {step}: {split} {shown}")
                 checkpoints.save(step, state, scores or None)
                 progress.resume(step)
     checkpoints.close()
@@ -167,37 +172,18 @@ def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
 def make_validation(
     config: ConfigDict, program: Program, tokenizer: Tokenizer
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function of the state that scores it on the validation split; no scores where there is no such split."""
-    source = pipeline.open_split(config, "val")
+    """A function of the state that scores it on the split that chooses; no scores where there is no such split."""
+    split = config.train.select_on
+    source = pipeline.open_split(config, split)
     if not len(source.person_ids):
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:
         params = local_copy(program.mesh, state.params)
-        result = evaluation.evaluate_split(program.model, params, source, tokenizer, config)
-        return {f"val/{way}/{name}": value for way in ("t2i", "i2t") for name, value in result.summary[way].items()}
+        scores = both_scores(standard(embed_split(program.model, params, source, tokenizer, config)))
+        return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
 
     return validate
-
-
-def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str, Any]:
-    """Scores the best checkpoint on val and test: writes val/ and test/ into the workdir, returns {split: summary}.
-
-    config: the run's; where it computes and where the data lie may differ from what was recorded. With several
-    processes all call it, for all read the checkpoint, and one of them writes.
-    """
-    _, params, step = restore_params(workdir)
-    model = IVT(IVTConfig.from_config(config.model))
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
-    summaries = {}
-    for split in ("val", "test"):
-        source = pipeline.open_split(config, split)
-        if len(source.person_ids):
-            result = evaluation.evaluate_split(model, params, source, tokenizer, config)
-            summaries[split] = evaluation.split_summary(step, source, result)
-            if write:
-                evaluation.write_results(workdir, summaries[split], source, result)
-    return summaries
 
 
 def export(workdir: Path) -> Path:

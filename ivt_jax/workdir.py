@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 
-# Keys that say where a run computes and where its data lie, not what it computes.
-PLACES = ("runtime.", "data.root")
+# Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
+PLACES = ("runtime.", "data.root", "evaluation.")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 

@@ -18,7 +18,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import main, train
+from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
+from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules
@@ -165,10 +167,36 @@ def evaluation_batches(config):
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
-        patch.setattr(evaluation, "summarise", lambda *args: {})
         tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
-        evaluation.evaluate_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
+        evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
+
+
+SPLIT = Embeddings(
+    image=np.eye(4, dtype=np.float32), text=np.eye(4, dtype=np.float32)[::-1].copy(), image_person=np.arange(4) // 2,
+    text_person=np.arange(4) // 2, text_image=np.arange(4), image_copies=np.ones(4, int),
+)  # fmt: skip
+
+
+def selection(config):
+    """The scores that choose a checkpoint."""
+    program = SimpleNamespace(model=None, mesh=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "embed_split", lambda *args: SPLIT)
+        patch.setattr(train, "local_copy", lambda mesh, params: params)
+        return sorted(train.make_validation(config, program, None)(SimpleNamespace(params={})))
+
+
+def told(config):
+    """What the evaluation of a run tells."""
+    restored = SimpleNamespace(params={}, step=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_of_run, "restore_params", lambda workdir, best=True: restored)
+        patch.setattr(evaluation_of_run, "embed_split", lambda *args: SPLIT)
+        patch.setattr(evaluation_of_run, "embed_captions", lambda *args: SPLIT.text)
+        patch.setattr(evaluation_of_run, "split_captions", lambda source: ["A man in black."] * 4)
+        summary = evaluation_of_run.evaluate(Path("nowhere"), config, write=False)["test"]
+    return sorted(summary), sorted(summary["protocols"])
 
 
 def flags(config):
@@ -235,6 +263,7 @@ KEYS = {
     "data.root": (splits, "nowhere"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
+    "data.label_noise": (batch, 0.8),
     "data.batch_size": (batch, 16),
     "data.sampling": (batch, "uniform"),
     "data.instances": (batch, 2),
@@ -242,6 +271,7 @@ KEYS = {
     "augment.flip": (batch, 0.0),
     "augment.erase": (batch, 0.0),
     "text.tokenizer": (tokens, "VOCABULARY"),
+    "text.phrase_rule": (batch, "clauses"),
     "text.length.sentence": (batch, 6),
     "text.length.phrase": (batch, 6),
     "text.length.word": (batch, 5),
@@ -288,7 +318,10 @@ KEYS = {
     "train.first_epoch": (run, 0),
     "train.steps": (run, 4),
     "train.eval_every": (run, 2),
+    "train.select_on": (selection, "test"),
     "train.max_bad_steps": (run, 2),
+    "evaluation.robustness": (told, False),
+    "evaluation.rerank": (told, True),
     "runtime.mesh.data": (mesh, 1, {"runtime.mesh.fsdp": 2}),
     "runtime.mesh.fsdp": (mesh, 4),
     "runtime.prepared": (prepared, "ELSEWHERE"),

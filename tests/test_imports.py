@@ -10,7 +10,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("ivt_jax", "input_pipeline", "configs")
 # What is slow to import, or wrapped so that it can be replaced: the modules that may import it.
 CONFINED = {
-    "tensorflow": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
+    "tensorflow": {
+        "input_pipeline.builders",
+        "input_pipeline.augment",
+        "input_pipeline.pipeline",
+        "input_pipeline.prepare",
+        "input_pipeline.benchmark",
+    },
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
     "orbax": {"ivt_jax.checkpoint"},
     "clu": {"ivt_jax.metrics"},
@@ -19,7 +25,7 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
     "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
     "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
-    "input_pipeline.sampling",
+    "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
 ]  # fmt: skip
 
 

@@ -9,11 +9,12 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from ivt_jax import figures, report
 from ivt_jax.evaluation.protocols import Embeddings
-from ivt_jax.evaluation.split import Evaluation, split_summary, summarise, write_results
+from ivt_jax.evaluation.split import summarise, write_results
 
 LOSSES = [
     {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)
 ]
+MEASURES = ("R1", "R5", "R10", "mAP", "mINP")
 SCORES = {"step": 300, "val/t2i/R1": 31.2, "val/t2i/R5": 60.0, "val/t2i/mAP": 30.0, "val/i2t/R1": 33.0}
 
 
@@ -24,7 +25,7 @@ def write_run(workdir):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*LOSSES, SCORES]))
 
 
-def write_split(workdir, root, attributes=True):
+def write_split(workdir, root, attributes=True, **told):
     """Two persons, two images of each. The first caption finds its person at ranks 2 and 3, the second at 1 and 2."""
     (root / "imgs").mkdir(parents=True)
     paths = ["a.png", "b.png", "c.png", "d.png"]
@@ -38,10 +39,12 @@ def write_split(workdir, root, attributes=True):
     embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own, np.ones(4, int))
     captions = [("A man & <b>",), (), (), ("Another man.",)]
     source = SimpleNamespace(
-        split="test", root=root, images=root / "imgs", paths=paths, captions=captions, pairs=(own, np.array([0, 0]))
-    )
-    result = Evaluation(summarise(embeddings, "pedes_synth"), embeddings)
-    write_results(workdir, split_summary(200, source, result), source, result)
+        name="pedes_synth", split="test", root=root, images=root / "imgs", paths=paths, captions=captions,
+        pairs=(own, np.array([0, 0])),
+    )  # fmt: skip
+    last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
+    summary = summarise(embeddings, source, 200) | {"selected_on": "val", "last": last} | told
+    write_results(workdir, summary, source, embeddings)
 
 
 @pytest.fixture
@@ -147,3 +150,65 @@ def test_every_protocol_has_its_row(page):
     # caption's image is in the gallery, and the second caption has no match there.
     assert figures["standard"] == figures["standard-dedup"] == [50, 100, 100, 79.17, 83.33]
     assert figures["release"][0] == 50
+
+
+def test_the_last_checkpoint_stands_beside_the_best(page):
+    assert re.search(r"Text to image, last step \(300\)</td><td>12\.25</td>", page)
+    assert re.search(r"Image to text, last step \(300\)</td><td>13\.50</td>", page)
+    assert "chosen without the test split" in page and 'class="warning"' not in page
+
+
+def test_a_checkpoint_chosen_on_test_is_told_in_red(tmp_path):
+    write_run(tmp_path)
+    write_split(tmp_path, tmp_path / "data", selected_on="test")
+    page = report.write_report(tmp_path).read_text()
+    assert re.search(r'class="warning" role="alert">The checkpoint was chosen on the test split', page)
+    assert re.search(r"\.warning \{ color: var\(--bad\)", page) and "--bad: #d8524d" in page
+    assert "chosen without the test split" not in page
+
+
+def test_curves_of_a_split_that_chose(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 300, "test/t2i/R1": 31.2}) + "\n")
+    page = report.write_report(tmp_path).read_text()
+    assert ">Test, which chose, text to image</text>" in page and "Validation" not in page
+
+
+def test_spoiled_captions_have_their_rows(tmp_path):
+    write_run(tmp_path)
+    row = {"R1": 40.0, "change": -10.0, "interval": (-12.25, -7.75), "example": "A mna & <b>"}
+    write_split(tmp_path, tmp_path / "data", robustness={"typos": row})
+    page = report.write_report(tmp_path).read_text()
+    cells = "<td>typos</td><td>40.00</td><td>-10.00</td><td>-12.2 to -7.8</td>"
+    assert cells in page and "A mna &amp; &lt;b&gt;</td>" in page
+
+
+def test_absence_is_shown_by_its_curve_and_figures(tmp_path):
+    write_run(tmp_path)
+    curve = {"false_alarm": [0.0, 0.25, 1.0], "caught": [0.0, 0.75, 1.0]}
+    told = {"threshold": 0.3125, "gallery": 1200, "caught": 0.75, "false_alarm": 0.25, "auc": 0.8125, "ece": 0.0625}
+    write_split(tmp_path, tmp_path / "data", calibration=told | {"roc": curve})
+    page = report.write_report(tmp_path).read_text()
+    assert "0.312, for galleries of about 1,200 pictures" in page and "<dd>75.0%</dd>" in page
+    assert "<dd>0.812</dd>" in page and ">present persons called absent, %</text>" in page
+
+
+def test_the_matrix_of_datasets_and_its_warning(tmp_path):
+    write_run(tmp_path)
+
+    def cell(run, trained_on, tested_on, score, warning=""):
+        scores = {"R1": score, "mAP": score / 2}
+        return {"run": run, "trained_on": trained_on, "tested_on": tested_on, "t2i": scores, "warning": warning}
+
+    cells = [
+        cell("a", "icfg_pedes", "icfg_pedes", 50.0),
+        cell("a", "icfg_pedes", "rstp_reid", 40.0, "They may share persons"),
+        cell("b", "cuhk_pedes", "icfg_pedes", 30.0),
+        cell("b", "cuhk_pedes", "rstp_reid", 20.0),
+    ]
+    (tmp_path / "cross_domain.json").write_text(json.dumps(cells))
+    page = report.write_report(tmp_path).read_text()
+    assert "<th>ICFG-PEDES</th><th>RSTPReid</th>" in page
+    assert ">a</span></td><td>50.00 / 25.00</td><td>40.00 / 20.00 *</td>" in page
+    assert ">b</span></td><td>30.00 / 15.00</td><td>20.00 / 10.00</td>" in page
+    assert page.count("They may share persons") == 1

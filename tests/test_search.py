@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -129,3 +130,19 @@ def test_help_imports_nothing_heavy():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.startswith("usage: python -m ivt_jax.search") and output.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("best", "told"),
+    [
+        (0.29, "probably not in this folder: the best score lies below 0.3000 (from validation, with 1,200 pictures)"),
+        # sigmoid(10 * 0.5 - 4) = 1 / (1 + 1/e) = 73.1 %
+        (0.5, "if the person is in this folder, the first is right with 73% (from validation, with 1,200 pictures)"),
+    ],
+)
+def test_validation_says_what_a_best_score_means(tmp_path, best, told):
+    assert search.verdict(tmp_path, best) == ""
+    learned = {"slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/summary.json").write_text(json.dumps({"calibration": learned}))
+    assert search.verdict(tmp_path, best) == told

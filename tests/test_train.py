@@ -56,7 +56,7 @@ def loop(monkeypatch, tmp_path):
                 "bad_steps": metric.bad_steps}  # fmt: skip
 
     class Saved:
-        def __init__(self, workdir):
+        def __init__(self, workdir, select_on):
             pass
 
         def latest_step(self):

@@ -11,11 +11,12 @@ import numpy as np
 from ivt_jax.images import normalise
 from ivt_jax.models.ivt import PAD_ID
 
+_MULTIPLE = 16  # of tokens, to which texts are padded
 
-def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Concatenates `encode` of the batches. Shorter ones are padded to the first one's size: `encode` compiles once."""
+
+def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarray], size: int = 0) -> np.ndarray:
+    """Concatenates `encode` of the batches, padded to one size (the first one's if 0): `encode` compiles once."""
     rows: list[np.ndarray] = []
-    size = 0
     for batch in batches:
         size = size or len(batch)
         padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
@@ -29,9 +30,19 @@ def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.n
 
 
 def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, L2-normalised."""
-    batches = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
-    return embed(functools.partial(_encode_texts, model, jax.device_put(params)), batches)
+    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, L2-normalised.
+
+    Texts of like length go together, and most of their padding is cut off: a caption is short, and few are long.
+    """
+    encode, lengths = functools.partial(_encode_texts, model, jax.device_put(params)), (ids != PAD_ID).sum(1)
+    order = np.argsort(lengths, kind="stable")
+    widths = np.minimum(-(-lengths[order] // _MULTIPLE) * _MULTIPLE, ids.shape[1])
+    parts = []
+    for width in np.unique(widths):  # each its own compiled program
+        rows = order[widths == width]
+        batches = (ids[rows[start : start + batch_size], :width] for start in range(0, len(rows), batch_size))
+        parts.append(embed(encode, batches, batch_size))
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, rank_embeddings
+from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, rank_embeddings, rank_queries
+from ivt_jax.evaluation.reranking import rerank
 
 
 class Embeddings(NamedTuple):
@@ -47,6 +48,16 @@ def release(e: Embeddings, dataset: str) -> Ranks:
     """Text to image as the release's evaluator has it; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
     rows = image_records(e) if dataset == "icfg_pedes" else e.text_image[::2]
     return _text_to_image(e, rows, "trapezoid")
+
+
+def reranked(e: Embeddings) -> Ranks:
+    """Text to image as `standard`, after k-reciprocal re-ranking."""
+    rows = image_records(e)
+    parts = [
+        rank_queries(similarity, e.text_person[chunk], e.image_person[rows])
+        for chunk, similarity in rerank(e.text, e.image[rows])
+    ]
+    return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[str, dict[str, float]]:

@@ -83,6 +83,13 @@ def rank_embeddings(
     return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def first_found(scores: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` best of a query's scores (G,), best first; right (G,): of its person, last of ties."""
+    least = np.partition(scores, -count)[-count] if count < len(scores) else -np.inf
+    candidates = np.flatnonzero(scores >= least)
+    return candidates[np.lexsort((right[candidates], -scores[candidates]))[:count]]
+
+
 def query_scores(ranks: Ranks) -> dict[str, np.ndarray]:
     """Every query's share in R1, R5, R10, mAP and mINP: (Q,) float64 in percent, nan where there is no match."""
     recalls = {f"R{k}": np.where(np.isnan(ranks.first), np.nan, 100.0 * (ranks.first <= k)) for k in (1, 5, 10)}

@@ -4,7 +4,7 @@ import pytest
 from input_pipeline.errors import UserError
 from ivt_jax import evaluation
 from ivt_jax.evaluation import ranking
-from ivt_jax.evaluation.ranking import bootstrap_interval, rank_embeddings, rank_queries, retrieval_metrics
+from ivt_jax.evaluation.ranking import bootstrap_interval, first_found, rank_embeddings, rank_queries, retrieval_metrics
 
 # Two queries, five items. The first query finds its person at ranks 1 and 4, the second at ranks 2, 3 and 5.
 SIMILARITY = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]] * 2)
@@ -125,3 +125,13 @@ def test_bootstrap_follows_its_seed_and_leaves_out_what_is_unknown():
 
 def test_the_public_name_is_in_evaluation_too():
     assert evaluation.retrieval_metrics is retrieval_metrics
+
+
+def test_the_best_are_those_of_a_full_sort_with_ties_against_the_model():
+    rng = np.random.default_rng(0)
+    for count in (1, 3, 10, 40):
+        for _ in range(50):
+            scores = rng.integers(0, 12, 30) / 4  # many ties
+            right = rng.random(30) < 0.2
+            full = sorted(range(30), key=lambda i: (-scores[i], right[i], i))
+            assert first_found(scores, right, count).tolist() == full[:count]

@@ -47,6 +47,16 @@ def test_embed_texts_masks_padding_and_compiles_once():
     assert model.traces == [("encode_text", (2, 2))]
 
 
+def test_texts_of_like_length_go_together_and_come_back_in_order(monkeypatch):
+    monkeypatch.setattr(embedding, "_MULTIPLE", 2)
+    model = Colours()
+    rows = [[1, 0, 0, 0, 0], [3, 3, 1, 2, 3], [2, 0, 0, 0, 0], [1, 3, 3, 0, 0], [1, 3, 0, 0, 0], [3, 0, 0, 0, 0]]
+    embedded = embedding.embed_texts(model, TABLE, np.array(rows, np.int32), batch_size=2)
+    sums = np.array([TABLE["table"][[i for i in row if i]].sum(0) for row in rows])
+    np.testing.assert_allclose(embedded, sums / np.linalg.norm(sums, axis=1, keepdims=True), rtol=1e-6)
+    assert model.traces == [("encode_text", (2, width)) for width in (2, 4, 5)]
+
+
 def split(monkeypatch, root=Path()):
     """Three images of two persons, the second image with two captions: a model, a source, a tokenizer, a config."""
     colours = np.array([(255, 255, 0), (0, 0, 255), (0, 255, 0)], np.uint8)
@@ -68,13 +78,13 @@ def split(monkeypatch, root=Path()):
     return Colours(), source, tokenizer, config
 
 
-def test_evaluate_split_ranks_in_both_directions(monkeypatch):
+def test_the_summary_ranks_in_both_directions(monkeypatch):
     model, source, tokenizer, config = split(monkeypatch)
-    result = evaluation.evaluate_split(model, TABLE, source, tokenizer, config)
+    summary = evaluation.summarise(evaluation.embed_split(model, TABLE, source, tokenizer, config), source, 300)
     # Cosines with the images yellow (1,1,-1), blue (-1,-1,1), green (-1,1,-1), times sqrt 3:
     # "one" (.6,.8,0): 1.4, -1.4, 0.2; "two" (0,0,1): -1, 1, -1; "three" (0,1,0): 1, -1, 1.
     # "one", twice, finds yellow and green of its person first; "two" finds blue first, "three" finds it last.
-    t2i, i2t = result.summary["t2i"], result.summary["i2t"]
+    t2i, i2t = summary["t2i"], summary["i2t"]
     assert t2i == pytest.approx(
         {"R1": 75, "R5": 100, "R10": 100, "mAP": 25 * (3 + 1 / 3), "mINP": 25 * (3 + 1 / 3)}, abs=1e-9
     )
@@ -83,23 +93,23 @@ def test_evaluate_split_ranks_in_both_directions(monkeypatch):
     expected = {"R1": 200 / 3, "R5": 100, "R10": 100, "mAP": (1 + 1 + (1 / 2 + 2 / 3) / 2) / 0.03,
                 "mINP": (1 + 1 + 2 / 3) / 0.03}  # fmt: skip
     assert i2t == pytest.approx(expected, abs=1e-9)
-    assert {key: result.summary[key] for key in ("queries", "gallery", "persons")} == {
+    assert {key: summary[key] for key in ("queries", "gallery", "persons")} == {
         "queries": 4, "gallery": 3, "persons": 2,
     }  # fmt: skip
-    assert result.summary["interval"]["t2i"]["R5"] == (100.0, 100.0)
-    np.testing.assert_array_equal(result.embeddings.text_person, [10, 20, 20, 10])
+    assert summary["interval"]["t2i"]["R5"] == (100.0, 100.0)
 
 
 @pytest.mark.parametrize("oracle", [61.5, None])
 def test_write_results(tmp_path, monkeypatch, oracle):
     root = tmp_path / "data"
     model, source, tokenizer, config = split(monkeypatch, root)
-    result = evaluation.evaluate_split(model, TABLE, source, tokenizer, config)
+    embeddings = evaluation.embed_split(model, TABLE, source, tokenizer, config)
+    np.testing.assert_array_equal(embeddings.text_person, [10, 20, 20, 10])
     root.mkdir()
     if oracle:
         (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
-    summary = evaluation.split_summary(300, source, result)
-    evaluation.write_results(tmp_path, summary, source, result)
+    summary = evaluation.summarise(embeddings, source, 300)
+    evaluation.write_results(tmp_path, summary, source, embeddings)
     folder = tmp_path / "test"
     assert sorted(path.name for path in folder.iterdir()) == [
         "embeddings.npz",
@@ -124,5 +134,5 @@ def test_write_results(tmp_path, monkeypatch, oracle):
         "captions": ["one", "two", "three", "one"],
     }  # fmt: skip
     with np.load(folder / "embeddings.npz") as arrays:
-        for name, value in result.embeddings._asdict().items():
+        for name, value in embeddings._asdict().items():
             np.testing.assert_array_equal(arrays[name], value)

@@ -1,0 +1,77 @@
+"""Captions as hasty or other people would write them, to see what a model bears: each a function of (caption, rng).
+
+None makes a caption empty that is not.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from input_pipeline.noun_phrases import attribute_phrases
+
+TYPO_RATE = 0.2  # share of the words of four letters and more that get a typo
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_CLAUSE_END = re.compile(r"[.,;!?]+")
+# The keys at the left and the right of each letter on an English keyboard.
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _ROWS for i, key in enumerate(row)}
+
+
+def typos(caption: str, rng: np.random.Generator) -> str:
+    """Each longer word, with probability TYPO_RATE, with one slip: letters swapped, one lost, doubled, or its neighbour
+    on the keyboard; never the first letter, which people seldom get wrong."""
+
+    def slip(match: re.Match[str]) -> str:
+        word = match[0]
+        if rng.random() >= TYPO_RATE:
+            return word
+        i = int(rng.integers(1, len(word) - 1))
+        near = _NEIGHBOURS.get(word[i].lower(), word[i])
+        slips = (
+            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
+            word[:i] + word[i + 1 :],
+            word[: i + 1] + word[i:],
+            word[:i] + near[int(rng.integers(len(near)))] + word[i + 1 :],
+        )
+        return slips[int(rng.integers(len(slips)))]
+
+    return _WORD.sub(slip, caption)
+
+
+def first_sentence(caption: str, rng: np.random.Generator) -> str:
+    """The first sentence that says anything; the rest is left out."""
+    sentences = _SENTENCE_END.split(caption.strip())
+    return next((s for s in sentences if any(c.isalnum() for c in s)), caption)
+
+
+def shuffled_phrases(caption: str, rng: np.random.Generator) -> str:
+    """What stands between commas and full stops, in another order."""
+    parts = [part.strip() for part in _CLAUSE_END.split(caption)]
+    parts = [part for part in parts if part]
+    return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else caption
+
+
+def dropped_attributes(caption: str, rng: np.random.Generator) -> str:
+    """Without half of its attribute phrases (of an odd number the smaller half), cut out where they stand."""
+    phrases = [phrase for phrase in attribute_phrases(caption) if phrase in caption]
+    shorter = caption
+    for i in rng.permutation(len(phrases))[: len(phrases) // 2]:
+        shorter = shorter.replace(phrases[i], "", 1)
+    shorter = " ".join(shorter.split())
+    return shorter if any(c.isalnum() for c in shorter) else caption
+
+
+PERTURBATIONS: dict[str, Callable[[str, np.random.Generator], str]] = {
+    "typos": typos,
+    "first sentence only": first_sentence,
+    "phrases shuffled": shuffled_phrases,
+    "half of the attributes dropped": dropped_attributes,
+}
+
+
+def perturb(name: str, captions: list[str], seed: int) -> list[str]:
+    """All captions, each with its own generator: a function of (name, caption's place, seed)."""
+    kind = list(PERTURBATIONS).index(name)
+    return [PERTURBATIONS[name](c, np.random.default_rng([seed, kind, i])) for i, c in enumerate(captions)]

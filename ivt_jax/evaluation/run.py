@@ -1,0 +1,106 @@
+"""A run's checkpoints scored on validation and test: the best, and beside it the last."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import pipeline
+from input_pipeline.perturbations import PERTURBATIONS, perturb
+from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.checkpoint import restore_params
+from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
+from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
+from ivt_jax.evaluation.ranking import bootstrap_interval, query_scores, rank_embeddings
+from ivt_jax.evaluation.split import (
+    both_scores,
+    embed_captions,
+    embed_split,
+    split_captions,
+    summarise,
+    write_results,
+)
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+_ROC_POINTS = 200  # of the curve in summary.json
+
+
+def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str, Any]:
+    """Scores the best checkpoint on val and test: writes val/ and test/ into the workdir, returns {split: summary}.
+
+    config: the run's; where it computes, where the data lie and what is told may differ from what was recorded. Beside
+    what `summarise` tells, the summary of val has the calibration; that of test how it holds there, the last
+    checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
+    checkpoint, and one of them writes.
+    """
+    best, last = restore_params(workdir), restore_params(workdir, best=False)
+    model = IVT(IVTConfig.from_config(config.model))
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    rerank = config.evaluation.rerank
+    summaries: dict[str, Any] = {}
+    calibration = None
+
+    source = pipeline.open_split(config, "val")
+    if len(source.person_ids):
+        found = embed_split(model, best.params, source, tokenizer, config)
+        calibration = fit_calibration(_tops(found))
+        summaries["val"] = summarise(found, source, best.step, rerank) | {"calibration": calibration._asdict()}
+        if write:
+            write_results(workdir, summaries["val"], source, found)
+
+    source = pipeline.open_split(config, "test")
+    found = embed_split(model, best.params, source, tokenizer, config)
+    summary = summarise(found, source, best.step, rerank) | {"selected_on": config.train.select_on}
+    latest = found if last.step == best.step else embed_split(model, last.params, source, tokenizer, config)
+    summary["last"] = {"step": last.step, **both_scores(standard(latest))}
+    if calibration:
+        summary["calibration"] = detection(calibration, _tops(found))
+    if config.evaluation.robustness:
+
+        def embed(captions: list[str]) -> np.ndarray:
+            return embed_captions(model, best.params, captions, tokenizer, config)
+
+        summary["robustness"] = robustness(found, split_captions(source), embed, config.seed)
+    if write:
+        write_results(workdir, summary, source, found)
+    return summaries | {"test": summary}
+
+
+def robustness(
+    found: Embeddings, captions: list[str], embed: Callable[[list[str]], np.ndarray], seed: int
+) -> dict[str, dict[str, Any]]:
+    """R@1 of text to image, in percent, with the same captions spoiled in the ways of `perturbations`.
+
+    embed: captions -> (N, D) float32. -> way: {"R1"; "change", against the captions as they are; "interval", 95%, of
+    the change, by resampling persons; "example", a caption that the way alters}.
+    """
+    rows = image_records(found)
+
+    def correct(text: np.ndarray) -> np.ndarray:
+        return query_scores(rank_embeddings(text, found.image[rows], found.text_person, found.image_person[rows]))["R1"]
+
+    clean, table = correct(found.text), {}
+    for name in PERTURBATIONS:
+        spoiled = perturb(name, captions, seed)
+        values = correct(embed(spoiled))
+        table[name] = {
+            "R1": float(np.nanmean(values)),
+            "change": float(np.nanmean(values - clean)),
+            "interval": bootstrap_interval(values - clean, found.text_person),
+            "example": next((s for s, c in zip(spoiled, captions, strict=True) if s != c), captions[0]),
+        }
+    return table
+
+
+def detection(calibration: Calibration, scores: TopScores) -> dict[str, Any]:
+    """How the calibration of val holds on other scores, and the ROC of telling that nobody fits, thinned for a plot."""
+    curve = roc(scores)
+    points = np.unique(np.linspace(0, len(curve.caught) - 1, _ROC_POINTS).astype(int))
+    shown = {name: getattr(curve, name)[points].round(5).tolist() for name in ("false_alarm", "caught")}
+    return {**calibration._asdict(), **judge(scores, calibration), "roc": shown}
+
+
+def _tops(e: Embeddings) -> TopScores:
+    return top_scores(e.text, e.image, e.text_person, e.image_person)
