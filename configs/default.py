@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth
-    config.data.root = "data/CUHK-PEDES"  # the folder with the dataset's JSON and imgs/
+    config.data.root = "data/CUHK-PEDES"  # the folder with JSON and imgs/, or a portable one, here or gs://...
     config.data.val_persons = 0.05  # share of training persons held out where the dataset has no validation split
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others of the person stand in
     config.data.label_noise = 0.0  # share of training captions that trade places, to see what a model bears

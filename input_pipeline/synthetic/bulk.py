@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.statistics import PUBLISHED
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.persons import draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
@@ -43,7 +44,7 @@ class Counts(NamedTuple):
     captions: int
 
 
-DEFAULT = {"train": Counts(11003, 34054, 68126), "val": Counts(1000, 3078, 6158), "test": Counts(1000, 3074, 6156)}
+DEFAULT = {split: Counts(*published) for split, published in PUBLISHED["cuhk_pedes"].items()}
 
 
 def records(splits: dict[str, Counts], suffix: str, seed: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,84 @@
+"""What the evaluation of a run tells, with a stand-in for the model: the best checkpoint is right, the last is not."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs import cuhk
+from ivt_jax.evaluation import run
+from ivt_jax.evaluation.protocols import Embeddings
+
+CAPTIONS = ["A man. In black.", "A woman. In red.", "A boy. In blue.", "A girl. In white."]
+RIGHT = np.eye(4, dtype=np.float32)
+WRONG = RIGHT[::-1].copy()  # every caption finds the image of another
+
+
+@pytest.fixture
+def evaluate(monkeypatch):
+    """evaluate(best=step, last=step, val=persons) -> the summaries; evaluate.texts: the captions embedded beside."""
+    texts = []
+
+    def embed_split(model, params, source, tokenizer, config):
+        persons = np.arange(4)
+        return Embeddings(RIGHT, params, persons, persons, np.arange(4), np.ones(4, int))
+
+    def embed_captions(model, params, captions, tokenizer, config):
+        texts.append(captions)
+        return np.array([RIGHT[i] if c == CAPTIONS[i] else WRONG[i] for i, c in enumerate(captions)])
+
+    monkeypatch.setattr(run, "embed_split", embed_split)
+    monkeypatch.setattr(run, "embed_captions", embed_captions)
+    monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
+    monkeypatch.setattr(run, "load_tokenizer", lambda *args: None)
+
+    def evaluate(best, last, val=4):
+        checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
+
+        def restore_params(workdir, best=True):
+            params, step = checkpoints[best]
+            return SimpleNamespace(params=params, step=step)
+
+        def open_split(config, split):
+            persons = np.arange(4 if split == "test" else val)
+            return SimpleNamespace(name="cuhk_pedes", split=split, person_ids=persons, root=Path("nowhere"))
+
+        monkeypatch.setattr(run, "restore_params", restore_params)
+        monkeypatch.setattr(run.pipeline, "open_split", open_split)
+        return run.evaluate(Path("nowhere"), cuhk.get_config(), write=False)
+
+    evaluate.texts = texts
+    return evaluate
+
+
+def test_test_is_told_for_the_best_and_for_the_last(evaluate):
+    summary = evaluate(best=40, last=60)["test"]
+    assert (summary["step"], summary["t2i"]["R1"]) == (40, 100)
+    assert (summary["last"]["step"], summary["last"]["t2i"]["R1"]) == (60, 0)
+    assert summary["selected_on"] == "val"
+
+
+def test_where_the_last_is_the_best_it_is_the_same(evaluate):
+    summary = evaluate(best=60, last=60)["test"]
+    assert summary["last"] == {"step": 60, "t2i": summary["t2i"], "i2t": summary["i2t"]}
+
+
+def test_without_validation_there_is_no_calibration(evaluate):
+    summaries = evaluate(best=60, last=60, val=0)
+    assert set(summaries) == {"test"} and "calibration" not in summaries["test"]
+
+
+def test_the_threshold_is_that_of_validation(evaluate):
+    summaries = evaluate(best=60, last=60)
+    # All present queries score 1, all absent ones 0: below 1, which is the least present score, all are told.
+    assert summaries["val"]["calibration"]["threshold"] == summaries["test"]["calibration"]["threshold"] == 1
+    assert summaries["test"]["calibration"]["caught"] == 1 and summaries["test"]["calibration"]["false_alarm"] == 0
+    assert summaries["test"]["calibration"]["roc"] == {"false_alarm": [0, 0, 1], "caught": [0, 1, 1]}
+
+
+def test_robustness_compares_with_the_captions_as_they_are(evaluate):
+    table = evaluate(best=60, last=60)["test"]["robustness"]
+    row = table["first sentence only"]  # every caption loses a sentence, and finds another's image
+    assert (row["R1"], row["change"], row["interval"], row["example"]) == (0, -100, (-100, -100), "A man.")
+    assert table["phrases shuffled"]["R1"] < 100 and len(evaluate.texts) == len(table) == 4
