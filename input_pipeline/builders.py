@@ -12,8 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import io
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +25,7 @@ from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.errors import DataError
 from input_pipeline.inspection import MAX_PIXELS, leads_out
+from input_pipeline.progress import progress
 from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
 
@@ -90,7 +89,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, records: list[Record], images: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, record in enumerate(_progress(records, f"{self.name}: preparing {split}")):
+        for number, record in enumerate(progress(records, len(records), f"{self.name}: preparing {split}: ")):
             _refuse_link_out(images, record)
             try:
                 encoded = _encoded_image(images, record)
@@ -226,14 +225,3 @@ def _decodes_to(encoded: bytes, rgb: PIL.Image.Image) -> bool:
         return np.array_equal(augment.decode(encoded).numpy(), np.asarray(rgb))
     except tf.errors.OpError:
         return False
-
-
-def _progress(records: list[Record], what: str) -> Iterator[Record]:
-    """The records, with a line on stderr that says how far one is."""
-    shown = start = time.monotonic()
-    for number, record in enumerate(records):
-        yield record
-        if time.monotonic() - shown > 2:
-            shown = time.monotonic()
-            print(f"{what}: {number + 1} of {len(records)} images", file=sys.stderr)
-    print(f"{what}: {len(records)} images in {time.monotonic() - start:.1f} s", file=sys.stderr)

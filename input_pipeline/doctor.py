@@ -13,7 +13,6 @@ import collections
 import os
 import re
 import sys
-import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +20,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.annotations import DATASETS, QUARANTINE, Annotations, Record, local_root, read_annotations
+from input_pipeline.annotations import (
+    DATASETS,
+    QUARANTINE,
+    Annotations,
+    Record,
+    local_root,
+    quarantined,
+    read_annotations,
+)
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
+from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
 from input_pipeline.variants import README
 
 LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
 SMALLEST = 16  # pixels of a side
-_BATCH, _INSTANCES = 28, 4  # of the released recipe
+_BATCH, _INSTANCES, _EPOCHS = 28, 4, 120  # of the released recipe
 _SHOWN = 3  # examples that a line names
 _CODE = re.compile(r"<\s*/?\w[^<>]*>|[{}]|\\[nrtux]|&#?\w+;")
 
@@ -110,7 +118,12 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
     persons = np.array([r.person_id for r in records if r.split == "train" for _ in r.captions])
     try:
         starts = EpochPlans(persons, _BATCH, "identity", _INSTANCES).epoch_starts(1)
-        run = f"about {starts[1]:,} steps an epoch in batches of {_BATCH}, {starts[1] * 120:,} in 120 epochs"
+        steps = int(starts[1]) * _EPOCHS
+        hours = steps * _BATCH / 100 / 3600
+        run = (
+            f"about {starts[1]:,} steps an epoch in batches of {_BATCH}, {steps:,} in {_EPOCHS} epochs; "
+            f"{hours:,.0f} hours at 100 pairs a second"
+        )
     except UserError as error:
         run = str(error)
     return (
@@ -125,8 +138,7 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
 def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> Path:
     """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out."""
     path = annotations.path.parent / QUARANTINE
-    already = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    paths = sorted({*already, *(image.path for image in images if image.fault)})
+    paths = sorted({*quarantined(annotations.path), *(image.path for image in images if image.fault)})
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(f"{line}\n" for line in paths), encoding="utf-8")
     os.replace(temporary, path)
@@ -139,26 +151,12 @@ def _line(kind: str, examples: Sequence[str]) -> str:
 
 
 def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
-    """All images, with a line that says how far it is and how long it still takes.
-
-    Raises DataError where their folder is missing, as it is in one that `input_pipeline.prepare` made to be carried.
-    """
+    """All images. Raises DataError where their folder is missing, as in one that `input_pipeline.prepare` made."""
     if not annotations.images.is_dir():
         where = f"the images of {annotations.path.name} are expected in it"
         raise DataError(f"{annotations.images} not found: {where}; {README}")
-    paths, images = [record.image_path for record in annotations.records], []
-    start, every, live = time.monotonic(), 0.5 if sys.stderr.isatty() else 10, sys.stderr.isatty()
-    shown = start
-    for image in inspect_images(annotations.images, paths, workers):
-        images.append(image)
-        now = time.monotonic()
-        if now - shown > every:
-            shown, left = now, (now - start) / len(images) * (len(paths) - len(images))
-            line = f"{len(images):,} of {len(paths):,} images, about {left:.0f} s left"
-            print(f"\r\x1b[2K{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-    seconds = time.monotonic() - start
-    print(f"{chr(13) + chr(27) + '[2K' if live else ''}{len(images):,} images in {seconds:.1f} s", file=sys.stderr)
-    return images
+    paths = [record.image_path for record in annotations.records]
+    return list(progress(inspect_images(annotations.images, paths, workers), len(paths)))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 from input_pipeline.annotations import DATASETS, Record, read_annotations
 from input_pipeline.errors import UserError
 from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
+from input_pipeline.progress import progress
 
 LEVELS = ("sentence", "phrase", "word")
 PHRASE_RULES = ("released", "clauses")
@@ -157,17 +157,13 @@ def run(args: argparse.Namespace) -> None:
     records = read_annotations(args.root, DATASETS[args.dataset]).records
     splits: dict[str, list[dict[str, Any]]] = {record.split: [] for record in records}
     captions = phrases = unrecognised = 0
-    shown = time.monotonic()
-    for i, record in enumerate(records):
+    for record in progress(records, len(records)):
         made = level_records(record)
         splits[record.split] += made
         captions += len(made)
         phrases += sum(len(level["att"]) for level in made)
         given = zip(record.captions, record.attributes, strict=True)
         unrecognised += sum(not own and not recognised_phrases(caption) for caption, own in given)
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            print(f"{i + 1:,} of {len(records):,} images", file=sys.stderr, flush=True)
     write_json(splits, args.out)
     print(
         f"{args.out}: {captions:,} captions, {phrases / captions:.1f} phrases each; "

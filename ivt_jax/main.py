@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     """Runs the mode that the flags name; `argv` holds what is left beside them, which must be the program alone."""
     if len(argv) > 1:
         raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
+    check_flags()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     set_environment(config)
@@ -60,8 +61,6 @@ def main(argv: list[str]) -> None:
 
 def evaluate(workdir: Path, config: Any) -> None:
     """Scores the run on its own dataset, or it and the other --runs on --datasets; prints it and renews the report."""
-    if RUNS.value and not DATASETS.value:
-        raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
     from ivt_jax.evaluation import cross_domain, run
     from ivt_jax.report import write_report
 
@@ -73,6 +72,14 @@ def evaluate(workdir: Path, config: Any) -> None:
     else:
         print(json.dumps(run.evaluate(workdir, config), indent=2))
     print(f"report: {write_report(workdir)}", file=sys.stderr)
+
+
+def check_flags() -> None:
+    """Raises UserError where a flag would do nothing."""
+    if DATASETS.value and MODE.value != "evaluate":
+        raise UserError("--datasets goes with --mode=evaluate: training reads config.data alone")
+    if RUNS.value and not DATASETS.value:
+        raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
 
 
 def default_workdir(config_file: str) -> str:

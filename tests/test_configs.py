@@ -207,6 +207,7 @@ def flags(config):
         patch.setattr(main, "WORKDIR", SimpleNamespace(value="runs/x"))
         patch.setattr(main, "DRY_RUN", SimpleNamespace(value=True))
         patch.setattr("ivt_jax.dry_run.dry_run", lambda config: "")
+        patch.setattr(main, "check_flags", lambda: None)
         main.main(["main"])
         return os.environ["XLA_FLAGS"]
 

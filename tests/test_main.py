@@ -312,7 +312,7 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     calls = []
     for name, value in {"CONFIG": synth.get_config(), "WORKDIR": "a", "MODE": mode, "DRY_RUN": dry}.items():
         monkeypatch.setattr(main, name, Flag(value))
-    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
+    for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED", "DATASETS", "RUNS"):
         monkeypatch.setattr(main, name, Flag(None))
     monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: calls.append(f"train {workdir}"))
     monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
@@ -322,3 +322,17 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config: calls.append("dry"))
     main.main(["main"])
     assert calls == [called]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"MODE": "train", "DATASETS": ["icfg:a"]}, "--datasets goes with --mode=evaluate"),
+        ({"MODE": "evaluate", "RUNS": ["runs/a"]}, "--runs goes with --datasets"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
+    for name in ("MODE", "DATASETS", "RUNS"):
+        monkeypatch.setattr(main, name, Flag(flags.get(name)))
+    with pytest.raises(UserError, match=message):
+        main.main(["main"])

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.progress import progress
 from input_pipeline.statistics import PUBLISHED
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.persons import draw_crowd
@@ -90,12 +90,10 @@ def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int 
         (out / "imgs" / folder).mkdir(parents=True)
     made = list(records(splits, FORMATS[format], seed))
     paths = [record["file_path"] for record in made]
-    start, task = time.monotonic(), functools.partial(write_image, out / "imgs", seed)
+    task = functools.partial(write_image, out / "imgs", seed)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for done, _ in enumerate(pool.imap(task, paths, chunksize=64), start=1):
-            if done % 5000 == 0:
-                left = (time.monotonic() - start) / done * (len(paths) - done)
-                print(f"{done:,} of {len(paths):,} images, about {left:.0f} s left", file=sys.stderr)
+        for _ in progress(pool.imap(task, paths, chunksize=64), len(paths)):
+            pass
     (out / "reid_raw.json").write_text(json.dumps(made), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_a_person_in_two_splits_is_a_warning(tmp_path, capsys):
 def test_progress_tells_how_far_it_is_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
     """A clock that goes on by 6 s whenever one looks: a line every 10 s is one for every two images."""
     clock = itertools.count(0, 6)
-    monkeypatch.setattr(doctor.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     make(tmp_path)
     assert call(tmp_path) == 0
     assert capsys.readouterr().err.splitlines() == [

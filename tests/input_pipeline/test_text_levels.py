@@ -1,6 +1,4 @@
-import itertools
 import json
-import time
 
 import numpy as np
 import pytest
@@ -161,13 +159,6 @@ def test_attributes_that_the_dataset_gives_are_written_as_they_are(tmp_path):
     assert write_levels(root) == 0
     written = json.loads((root / "levels.json").read_text())["test"]
     assert [record["att"] for record in written] == [{"0": "long hair", "1": "a bag"}] * 2
-
-
-def test_progress_is_told(tmp_path, capsys, monkeypatch):
-    times = itertools.count(0, 4)
-    monkeypatch.setattr(time, "monotonic", lambda: next(times))
-    write_levels(dataset(tmp_path))
-    assert "2 of 3 images\n" in capsys.readouterr().err
 
 
 def test_mistakes_take_one_line(tmp_path, capsys):
