@@ -10,10 +10,10 @@ T = TypeVar("T")
 _ON_TERMINAL, _IN_LOG = 0.5, 10.0  # seconds between lines
 
 
-def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images") -> Iterator[T]:
+def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images", brief: bool = False) -> Iterator[T]:
     """The items, `total` of them; stderr tells how many are done, how long the rest takes, and at the end how long all.
 
-    what: begins each line, such as "preparing train: ".
+    what: begins each line, such as "preparing train: ". brief: without the line at the end.
     """
     live = sys.stderr.isatty()
     every, wipe, end = (_ON_TERMINAL, "\r\x1b[2K", "") if live else (_IN_LOG, "", "\n")
@@ -25,4 +25,7 @@ def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images
             shown, left = now, (now - start) / number * (total - number)
             line = f"{what}{number:,} of {total:,} {noun}, about {left:.0f} s left"
             print(f"{wipe}{line}", end=end, file=sys.stderr, flush=True)
+    if brief:
+        print(wipe, end="", file=sys.stderr, flush=True)
+        return
     print(f"{wipe}{what}{total:,} {noun} in {time.monotonic() - start:.1f} s", file=sys.stderr)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline.progress import progress
 from ivt_jax.images import normalise
 from ivt_jax.models.ivt import PAD_ID
 
@@ -37,12 +38,12 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
     encode, lengths = functools.partial(_encode_texts, model, jax.device_put(params)), (ids != PAD_ID).sum(1)
     order = np.argsort(lengths, kind="stable")
     widths = np.minimum(-(-lengths[order] // _MULTIPLE) * _MULTIPLE, ids.shape[1])
-    parts = []
+    batches = []
     for width in np.unique(widths):  # each its own compiled program
         rows = order[widths == width]
-        batches = (ids[rows[start : start + batch_size], :width] for start in range(0, len(rows), batch_size))
-        parts.append(embed(encode, batches, batch_size))
-    return np.concatenate(parts)[np.argsort(order)]
+        batches += [ids[rows[start : start + batch_size], :width] for start in range(0, len(rows), batch_size)]
+    told = progress(batches, len(batches), "embedding texts: ", "batches", brief=True)
+    return embed(encode, told, batch_size)[np.argsort(order)]
 
 
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.

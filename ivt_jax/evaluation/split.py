@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.progress import progress
 from ivt_jax.evaluation.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked, standard
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
@@ -24,9 +25,11 @@ def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: An
     from input_pipeline.pipeline import image_batches  # imports TensorFlow, which search does without
 
     persons = source.persons[source.person_ids]
-    batches = image_batches(source, tuple(config.model.image_size), config.runtime.eval_batch_size)
+    size, batch_size = tuple(config.model.image_size), config.runtime.eval_batch_size
+    count = -(-len(source.paths) // batch_size)
+    batches = image_batches(source, size, batch_size)
     return Embeddings(
-        image=embed_images(model, params, batches),
+        image=embed_images(model, params, progress(batches, count, "embedding images: ", "batches", brief=True)),
         text=embed_captions(model, params, split_captions(source), tokenizer, config),
         image_person=persons,
         text_person=persons[source.pairs[0]],

@@ -5,12 +5,12 @@ import time
 from input_pipeline.progress import progress
 
 
-def told(capsys, monkeypatch, seconds, terminal):
+def told(capsys, monkeypatch, seconds, terminal, **options):
     """What is said while four items take `seconds` each, by a clock that goes on whenever one looks."""
     clock = itertools.count(0, seconds)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    assert list(progress("abcd", 4, "reading: ", "letters")) == list("abcd")
+    assert list(progress("abcd", 4, "reading: ", "letters", **options)) == list("abcd")
     return capsys.readouterr().err
 
 
@@ -29,3 +29,8 @@ def test_a_terminal_has_one_line_that_renews_itself(capsys, monkeypatch):
     *renewed, last = told(capsys, monkeypatch, 1, terminal=True).split("\r\x1b[2K")[1:]
     assert renewed == [f"reading: {n} of 4 letters, about {4 - n} s left" for n in (1, 2, 3, 4)]
     assert last == "reading: 4 letters in 5.0 s\n"
+
+
+def test_brief_work_says_nothing_and_leaves_nothing_on_a_terminal(capsys, monkeypatch):
+    assert told(capsys, monkeypatch, 1, terminal=False, brief=True) == ""
+    assert told(capsys, monkeypatch, 1, terminal=True, brief=True).endswith("about 0 s left\r\x1b[2K")
