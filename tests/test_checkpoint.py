@@ -20,11 +20,11 @@ def make_state(step):
     return TrainState(jnp.int32(step), params, ({"trace": slots}, ()), jnp.int32(0))
 
 
-def save_all(workdir, scores):
+def save_all(workdir, scores, select_on="val"):
     """Saves steps 1, 2, ...; what is kept after each."""
-    checkpoints, kept = Checkpoints(workdir), []
+    checkpoints, kept = Checkpoints(workdir, select_on), []
     for step, score in enumerate(scores, start=1):
-        checkpoints.save(step, make_state(step), None if score is None else {SELECTION: score})
+        checkpoints.save(step, make_state(step), None if score is None else {f"{select_on}/{SELECTION}": score})
         checkpoints._manager.wait_until_finished()
         kept.append(sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()))
     return checkpoints, kept
@@ -42,6 +42,11 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path):
 def test_of_equally_good_ones_the_latest_is_the_best(tmp_path):
     checkpoints, kept = save_all(tmp_path, [30.0, 30.0, 10.0, 10.0])
     assert checkpoints.best_step() == 2 and kept[-1] == [2, 3, 4]
+
+
+def test_the_split_that_chooses_can_be_test(tmp_path):
+    checkpoints, _ = save_all(tmp_path, [10.0, 30.0, 20.0], select_on="test")
+    assert checkpoints.best_step() == 2
 
 
 def test_without_validation_the_latest_is_the_best(tmp_path):
