@@ -80,7 +80,7 @@ def test_parameters_are_restored_alone_from_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ocp.CheckpointManager, "restore", lambda self, step, args: read.append(args) or restore(self, step, args=args)
     )
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 5}}))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 5, "train": {"select_on": "val"}}}))
     save_all(tmp_path, [20.0, 10.0, 15.0])[0].close()
     config, params, step = restore_params(tmp_path)
     assert (config.seed, step) == (5, 1)
