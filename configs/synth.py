@@ -39,8 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
         {"name": "adamw", "schedule": "smooth", "learning_rate": 1e-3, "bias_learning_rate": 1e-3, "start": 0.0,
          "floor": 1e-5, "warmup_epochs": 0.1, "weight_decay": 0.05, "clip_norm": 10.0}
     )  # fmt: skip
-    config.train.steps = 1500
-    config.train.eval_every = 500
+    config.train.steps = 1800
+    config.train.eval_every = 600
     return ablation(config, variant) if variant else config
 
 
