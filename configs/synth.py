@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
          "floor": 1e-5, "warmup_epochs": 0.1, "weight_decay": 0.05, "clip_norm": 10.0}
     )  # fmt: skip
     config.train.steps = 1800
-    config.train.eval_every = 600
+    config.train.eval_every = 900
     return ablation(config, variant) if variant else config
 
 
