@@ -78,9 +78,12 @@ class Restored(NamedTuple):
 def restore_params(workdir: Path | str, best: bool = True) -> Restored:
     """The best checkpoint of a run (the latest where none was validated), or with `best` False the latest.
 
-    Raises UserError where the folder holds no run, or no checkpoint yet.
+    A folder of exported or converted parameters has those alone; their step is 0. Raises UserError where the folder
+    holds no run, or no checkpoint yet.
     """
     config = load_config(workdir)
+    if holds_params_alone(Path(workdir)):
+        return Restored(config, read_params(Path(workdir) / "params"), 0)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no checkpoint yet; train first")
     checkpoints = Checkpoints(Path(workdir), config.train.select_on)
@@ -90,6 +93,22 @@ def restore_params(workdir: Path | str, best: bool = True) -> Restored:
     params = checkpoints.restore_params(step)
     checkpoints.close()
     return Restored(config, params, step)
+
+
+def holds_params_alone(workdir: Path) -> bool:
+    """Whether a folder is an export or converted weights, not the workdir of a run."""
+    return (workdir / "params").is_dir() and not (workdir / "checkpoints").is_dir()
+
+
+def read_params(path: Path | str) -> Any:
+    """What `export_params` wrote, as NumPy arrays. Raises UserError where it is no such checkpoint."""
+    target = epath.Path(path).absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.metadata(target).item_metadata
+        if found is None:
+            raise UserError(f"{target} is damaged: it holds no parameters; export or convert again")
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
+        return checkpointer.restore(target, restore_args=how)
 
 
 def export_params(path: Path | str, params: Any) -> None:

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from input_pipeline.errors import UserError
+from ivt_jax.config_flag import faults_in_one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
@@ -111,15 +112,9 @@ def start_distributed() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser and the config's own checks; what they refuse becomes a UserError."""
-    try:
+    with faults_in_one_line():
         rest = flags.FLAGS(argv)
         CONFIG.value.to_dict()  # a config that cannot be loaded says so only when it is read
-    except (AttributeError, KeyError) as error:
-        cause = error.args[0]  # of a nested key it is the KeyError of the part
-        key, *hint = str(cause.args[0] if isinstance(cause, KeyError) else cause).splitlines()
-        raise UserError(" ".join([f"the config has no key {key}; configs/default.py lists all.", *hint])) from error
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        raise UserError(str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")) from error
     return rest
 
 

@@ -48,6 +48,12 @@ def record_config(workdir: Path, config: ConfigDict, annotations: Path) -> None:
     write_json(make_workdir(workdir) / "config.json", run)
 
 
+def record_conversion(folder: Path, config: ConfigDict, source: str, files: Iterable[Path]) -> None:
+    """Writes config.json of a folder of converted weights: which they were, by their digest."""
+    weights = {"source": source, "files": {path.name: digest(path) for path in files}}
+    write_json(folder / "config.json", {"config": config.to_dict(), "weights": weights, **environment()})
+
+
 def load_config(workdir: Path | str) -> ConfigDict:
     """The resolved config that a run wrote into its workdir."""
     return ConfigDict(_read(Path(workdir))["config"])
@@ -69,7 +75,8 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
 
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -2,60 +2,22 @@
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ivt_jax.conversion import params_from_release
 from ivt_jax.losses.contrastive import cmpm_loss
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.ivt import IVT
 
 RELEASE = np.load(Path(__file__).parent / "data" / "release_tiny.npz")
-CONFIG = IVTConfig(
-    image_size=(64, 32), patch_size=16, stride=12, width=48, depth=3, num_heads=4, vocab_size=120, max_text_length=32,
-    dropout=0.0, drop_path=0.0,
-)  # fmt: skip
-
-
-def linear(name):
-    return {"kernel": weight(name + ".weight").T, "bias": weight(name + ".bias")}
-
-
-def norm(name):
-    return {"scale": weight(name + ".weight"), "bias": weight(name + ".bias")}
-
-
-def weight(name):
-    return RELEASE["weights/encoder_vl." + name]
-
-
-def block(i):
-    layer = f"blocks.{i}."
-    mlps = {m: {fc: linear(f"{layer}{m}.{fc}") for fc in ("fc1", "fc2")} for m in ("mlp_vis", "mlp_txt")}
-    attn = {part: linear(f"{layer}attn.{part}") for part in ("qkv", "proj")}
-    return {"norm1": norm(layer + "norm1"), "attn": attn, "norm2": norm(layer + "norm2"), **mlps}
+TENSORS = {name.removeprefix("weights/"): RELEASE[name] for name in RELEASE.files if name.startswith("weights/")}
+CONFIG, PARAMS = params_from_release(TENSORS, num_heads=4, image_size=(64, 32), stride=12)
 
 
 @pytest.fixture(scope="module")
 def params():
-    kernel = weight("patch_embed.proj.weight").transpose(2, 3, 1, 0).reshape(-1, CONFIG.width)
-    return {
-        "image_embedding": {
-            "kernel": kernel,
-            "bias": weight("patch_embed.proj.bias"),
-            "cls": weight("cls_token"),
-            "mask_token": np.zeros((1, 1, CONFIG.width), np.float32),
-            "pos_embed": weight("pos_embed"),
-            "type_embed": weight("type_embed"),
-        },
-        "text_embedding": {
-            "word": weight("embeddings.word_embeddings.weight"),
-            "position": weight("embeddings.position_embeddings.weight"),
-            "token_type": weight("embeddings.token_type_embeddings.weight"),
-            **norm("embeddings.LayerNorm"),
-        },
-        "blocks": {**jax.tree.map(lambda *x: np.stack(x), *[block(i) for i in range(3)]), "norm": norm("norm")},
-    }
+    return PARAMS
 
 
 def embed_images(params, keep=None):

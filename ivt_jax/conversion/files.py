@@ -1,0 +1,107 @@
+"""Tensors out of a file of weights, whatever its format; nothing in a file is ever executed.
+
+The format is told by the first bytes, not by the suffix: safetensors, NumPy's .npz, or PyTorch's own (.pth, .bin). The
+last is a pickle, so it is left to `torch.load(weights_only=True)`, which builds tensors and plain containers alone.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+
+WRAPPERS = ("state_dict", "model")  # where a training script's checkpoint keeps its tensors
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a file by its name; those of whatever floating-point type as float32.
+
+    Raises UserError, naming the file, where it cannot be read, and the tensor, where a value is not finite.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if start[8:] == b"{":  # eight bytes with the length of a JSON header, and the header
+        tensors = _read_safetensors(path)
+    elif _is_npz(path):
+        tensors = _read_npz(path)
+    else:
+        tensors = _read_torch(path)
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    tensors = {name: _as_float32(array) for name, array in tensors.items()}
+    for name, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise UserError(f'{path}: tensor "{name}" has values that are not finite; fetch the file again')
+    return tensors
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Whole numbers and booleans as they are; bfloat16, which NumPy does not count as floating, as float32, too."""
+    return array if array.dtype.kind in "biu" else np.asarray(array, np.float32)
+
+
+def _is_npz(path: Path) -> bool:
+    """PyTorch's files are zip archives as well, with a pickle inside."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that NumPy has no name for
+        raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: an array of Python objects, a pickle
+        raise UserError(f"{path} cannot be read as .npz: {_line(error)}") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is neither safetensors nor .npz; PyTorch's own files need PyTorch, which is not installed: "
+            "pip install 'ivt_jax[torch]'"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds: a pickle that wants to run code, a damaged archive, no archive at all
+        raise UserError(f"{path} is refused by torch.load(weights_only=True): {_line(error)}") from None
+    return {name: _from_torch(path, name, value) for name, value in _state_dict(path, content).items()}
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Any]:
+    """The tensors by name, out of what a training script may have put around them (optimiser, epoch, ...)."""
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return content[key]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
+    if not hasattr(value, "is_floating_point"):
+        raise UserError(f'{path}: "{name}" is a {type(value).__name__}, not a tensor')
+    value = value.detach()
+    return (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

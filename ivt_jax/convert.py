@@ -1,0 +1,132 @@
+"""Weights of other programs, as a folder of parameters to evaluate, to search with, or to train from.
+
+    python -m ivt_jax.convert --source=release --weights=ivt_cuhk.pth --out=weights/ivt-cuhk
+    python -m ivt_jax.convert --source=vit --weights=vit_base.safetensors --source_text=bert \\
+        --weights_text=bert_base.safetensors --out=weights/vit-bert --config=configs/rstp.py
+
+It prints what became of every tensor. Nothing in a file of weights is executed.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import UserError
+
+# JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
+
+
+def convert(args: argparse.Namespace, rest: list[str]) -> str:
+    """Reads, converts, writes the folder --out; returns the account of the tensors. Raises UserError."""
+    check_paths(args)
+    from ivt_jax.config_check import check_config
+    from ivt_jax.config_flag import read_config
+    from ivt_jax.conversion.files import read_tensors
+    from ivt_jax.conversion.release import convert_release
+    from ivt_jax.conversion.tensors import table
+    from ivt_jax.conversion.vit import Source, convert_vit
+    from ivt_jax.models.ivt import IVTConfig
+
+    config = read_config(args.config, rest)
+    check_config(config)
+    model = IVTConfig.from_config(config.model)
+    tensors = read_tensors(args.weights)
+    if args.source == "release":
+        made = convert_release(tensors, str(args.weights), model, config.seed)
+    else:
+        text = Source(read_tensors(args.weights_text), str(args.weights_text))
+        made = convert_vit(Source(tensors, str(args.weights)), text, model, args.resize, config.seed)
+    record_model(config, made.model)
+    write_folder(args.out, config, made.params, args.source, [args.weights, args.weights_text])
+    return table(made.rows)
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raises UserError where flags do not go together, a file is missing, or the folder exists."""
+    if (args.source == "vit") != bool(args.source_text and args.weights_text):
+        raise UserError(
+            "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text side; "
+            "--source=release has both sides and goes without"
+        )
+    for path in (args.weights, args.weights_text):
+        if path and not path.is_file():
+            raise UserError(f"{path} is not a file; name a file of weights")
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already; remove it or name another --out")
+    if not args.out.absolute().parent.is_dir():
+        raise UserError(f"--out: the folder {args.out.absolute().parent} does not exist; make it first")
+
+
+def record_model(config: Any, model: Any) -> None:
+    """The sizes that the tensors have, into the config. Raises UserError where only the config's heads tell theirs."""
+    from ivt_jax.config_check import check_config
+
+    if model.width != config.model.width:
+        raise UserError(
+            f"the weights are {model.width} wide, the config {config.model.width}: set --config.model.width and with "
+            "it --config.model.num_heads, which cannot be read off the weights"
+        )
+    names = ("patch_size", "depth", "mlp_ratio", "vocab_size", "max_text_length")
+    config.model.update({name: getattr(model, name) for name in names})
+    check_config(config)
+
+
+def write_folder(out: Path, config: Any, params: Any, source: str, files: list[Path | None]) -> None:
+    """Writes params/ and config.json as an export has them; the folder appears whole or not at all."""
+    from ivt_jax.checkpoint import export_params
+    from ivt_jax.workdir import record_conversion
+
+    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir()
+    try:
+        export_params(partial / "params", params)
+        record_conversion(partial, config, source, [file for file in files if file])
+        partial.rename(out.absolute())
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags; those of a config's keys are left to the config."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.convert",
+        description="Make a folder of parameters from weights of other programs: the IVT release's checkpoint, or an "
+        "ImageNet ViT together with BERT.",
+        epilog="Files: .safetensors, Google's .npz, and, where PyTorch is installed, .pth and .bin. The folder goes to "
+        "--workdir of ivt_jax.search and of --mode=evaluate, or to --config.train.init_from of a training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--source", required=True, choices=("release", "vit"), help="what made --weights")
+    parser.add_argument("--weights", required=True, type=Path, help="the release's checkpoint, or the ViT's file")
+    parser.add_argument("--source_text", choices=("bert",), help="with --source=vit: what made --weights_text")
+    parser.add_argument("--weights_text", type=Path, help="with --source=vit: BERT's file")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--config", default="configs/cuhk.py", help="config that tells image size, stride and heads, and what is "
+        "recorded beside them (default configs/cuhk.py); --config.KEY=VALUE changes a key",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resize", choices=("bilinear", "bicubic"), default="bilinear",
+        help="with --source=vit: how positions come from the square grid to the config's (default bilinear)",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, or 2 on a mistake."""
+    args, rest = make_parser().parse_known_args(argv)
+    try:
+        print(convert(args, rest))
+        print(f"written: {args.out}", file=sys.stderr)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

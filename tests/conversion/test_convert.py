@@ -1,0 +1,127 @@
+"""The command: what it writes, what it says, and that a mistake leaves nothing behind."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from input_pipeline.errors import UserError
+from input_pipeline.tokenizer import SHIPPED
+from ivt_jax import checkpoint, convert, search
+from ivt_jax.conversion.vit import Source, convert_vit
+from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.workdir import digest
+
+TINY = [
+    "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",
+    "--config.model.image_size=(24,12)", "--config.model.patch_size=4", "--config.model.stride=3",
+    "--config.text.length.sentence=14", "--config.text.length.phrase=14", "--config.text.length.word=14",
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path, timm, bert):
+    """The arguments that name two files; BERT's words are as many as the shipped vocabulary has."""
+    count = len(SHIPPED.read_text().splitlines())
+    words = np.random.default_rng(5).normal(size=(count, 12)).astype(np.float32)
+    bert = {**bert, "bert.embeddings.word_embeddings.weight": words}
+    for name, tensors in (("vit", timm), ("bert", bert)):
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / f"{name}.safetensors")
+    return [
+        "--source=vit", f"--weights={tmp_path}/vit.safetensors", "--source_text=bert",
+        f"--weights_text={tmp_path}/bert.safetensors", f"--out={tmp_path}/out", *TINY,
+    ]  # fmt: skip
+
+
+def test_a_folder_is_written_and_can_be_restored(tmp_path, files, capsys, timm):
+    assert convert.main(files) == 0
+    out, err = capsys.readouterr()
+    assert err == f"written: {tmp_path}/out\n"
+    assert re.search(
+        r"^resized +1  pos_embed +1x10x12 +image_embedding/pos_embed, 3x3 -> 7x3 patches, bilinear$", out, re.M
+    )
+    config, params, step = checkpoint.restore_params(tmp_path / "out")
+    assert step == 0 and config.model.mlp_ratio == 20 / 12 and config.model.depth == 2
+    np.testing.assert_array_equal(params["blocks"]["mlp_vis"]["fc1"]["kernel"][1], timm["blocks.1.mlp.fc1.weight"].T)
+    recorded = json.loads((tmp_path / "out/config.json").read_text())["weights"]
+    assert recorded["files"]["vit.safetensors"] == digest(tmp_path / "vit.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bert.safetensors", "out", "vit.safetensors"]
+
+
+def test_the_folder_can_be_searched(tmp_path, files, capsys):
+    assert convert.main(files) == 0
+    Image.new("RGB", (12, 24), (200, 10, 10)).save(tmp_path / "red.png")
+    capsys.readouterr()
+    assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
+    assert re.fullmatch(r"  1  [+-]\d\.\d{4}  .*/red.png\n", capsys.readouterr().out)
+
+
+def test_the_release_is_converted(tmp_path, capsys):
+    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
+        np.savez(tmp_path / "w.npz", **{k.removeprefix("weights/"): archive[k] for k in archive if k[:8] == "weights/"})
+    tiny = [
+        "--config.model.width=48", "--config.model.num_heads=4", "--config.model.image_size=(64,32)",
+        "--config.text.length.sentence=32", "--config.text.length.phrase=32", "--config.text.length.word=32",
+    ]  # fmt: skip
+    assert convert.main(["--source=release", f"--weights={tmp_path}/w.npz", f"--out={tmp_path}/out", *tiny]) == 0
+    assert re.search(r"^ignored +1  encoder_vl.embeddings.position_ids", capsys.readouterr().out, re.M)
+    config = checkpoint.restore_params(tmp_path / "out").config
+    assert (config.data.name, config.model.vocab_size, config.model.stride) == ("cuhk_pedes", 120, 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--source=release"], "--source=vit goes with --source_text=bert"),
+        (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
+        (["--weights_text=nowhere"], "nowhere is not a file"),
+        (["--out=."], ". exists already; remove it or name another --out"),
+        (["--out=nowhere/out"], "does not exist; make it first"),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config.model.strid=3"], "the config has no key 'strid'"),
+        (["--widht=3"], "Unknown command line flag 'widht'"),
+        (["more"], "unexpected arguments: more"),
+        (["--config.model.width=24"], "the weights are 12 wide, the config 24: set --config.model.width and with it "),
+        (["--config.text.length.sentence=20"], "text.length.sentence is 20; expected 3 to model.max_text_length 14"),
+        (["--config.model.stride=0"], "model.stride is 0; expected 1 or more"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, files, capsys, changes, message):
+    before = sorted(tmp_path.iterdir())
+    assert convert.main([*files, *changes]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, files, monkeypatch):
+    def export(path, params):
+        Path(path).mkdir()
+        (path / "half").touch()
+        raise UserError("disk full")
+
+    monkeypatch.setattr(checkpoint, "export_params", export)
+    before = sorted(tmp_path.iterdir())
+    assert convert.main(files) == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_drawn_follows_the_seed_of_the_config(tmp_path, files, timm, bert):
+    assert convert.main([*files, "--config.seed=8"]) == 0
+    restored = checkpoint.restore_params(tmp_path / "out")
+    model = IVTConfig.from_config(restored.config.model)
+    expected = convert_vit(Source(timm, "vit"), Source(bert, "bert"), model, "bilinear", 8).params
+    for part in ("patch_head", "image_embedding"):
+        jax.tree.map(np.testing.assert_array_equal, restored.params[part], expected[part])
+
+
+def test_help_answers_without_jax():
+    code = "import sys; from ivt_jax import convert; convert.make_parser().format_help(); print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

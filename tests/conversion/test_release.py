@@ -1,0 +1,60 @@
+"""The release's names and back; that the tower then computes what the release does is in tests/test_parity.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion import params_from_release, release_from_params
+
+SIZES = {"num_heads": 4, "image_size": (64, 32), "stride": 12}
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
+        return {name.removeprefix("weights/"): archive[name] for name in archive.files if name.startswith("weights/")}
+
+
+def assert_equal(tensors, others):
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == others[name].dtype
+        np.testing.assert_array_equal(tensor, others[name], err_msg=name)
+
+
+def test_there_and_back_is_the_identity(tensors):
+    _, params = params_from_release(tensors, **SIZES)
+    assert_equal(release_from_params(params), tensors)
+
+
+def test_with_module_and_with_unused_heads_it_is_the_same(tensors):
+    heads = {"classifier_img.weight": np.ones((9, 48)), "bottleneck_img.running_mean": np.ones(48), "temp": np.ones(())}
+    wrapped = {f"module.{name}": tensor for name, tensor in {**tensors, **heads}.items()}
+    assert_equal(release_from_params(params_from_release(wrapped, **SIZES)[1]), tensors)
+
+
+def test_sizes_are_read_off_the_tensors(tensors):
+    config, _ = params_from_release(tensors, **SIZES)
+    sizes = config.width, config.depth, config.patch_size, config.mlp_ratio, config.vocab_size, config.max_text_length
+    assert sizes == (48, 3, 16, 4.0, 120, 32)
+    assert (config.num_heads, config.image_size, config.stride) == (4, (64, 32), 12)
+
+
+FAULTS = [
+    ({"encoder_vl.blocks.2.mlp_txt.fc1.bias": None}, {}, '"encoder_vl.blocks.2.mlp_txt.fc1.bias" is missing'),
+    ({"encoder_vl.fusion.weight": np.ones(3)}, {}, 'unexpected tensor "encoder_vl.fusion.weight" of shape (3,)'),
+    ({"encoder_vl.norm.bias": np.ones(3)}, {}, '"encoder_vl.norm.bias" has shape (3,), expected (48)'),
+    ({}, {"stride": 16}, "image_embedding/pos_embed has shape (1, 11, 48), a model of 64x32 pixels at stride 16 (4x2 "),
+    ({}, {"num_heads": 5}, "the width 48 is not a multiple of the 5 heads"),
+    ({}, {"image_size": (64, 8)}, "patches of 16 pixels do not fit the image size (64, 8)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sizes", "message"), FAULTS)
+def test_a_misfit_is_one_line(tensors, changes, sizes, message):
+    changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+    with pytest.raises(UserError) as error:
+        params_from_release(changed, **{**SIZES, **sizes})
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,176 @@
+"""The initial tower from a ViT in each naming and BERT, against parameters that were laid out by hand."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion.tensors import table
+from ivt_jax.conversion.vit import Source, convert_vit, naming_of
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+NAMINGS = ("timm", "transformers", "google")
+DRAWN = ("image_embedding/type_embed", "image_embedding/mask_token", "word_head/", "patch_head/")
+
+
+@pytest.fixture
+def convert(request, bert, model):
+    """convert(naming, changes of the ViT's tensors, of BERT's, of the model); None takes a tensor away."""
+
+    def run(naming, vit_changes=(), text_changes=(), method="bilinear", seed=3, **changes):
+        sources = []
+        for tensors, changed, file in (
+            (request.getfixturevalue(naming), vit_changes, "vit"),
+            (bert, text_changes, "bert"),
+        ):
+            tensors = {**tensors, **dict(changed)}
+            sources.append(Source({k: v for k, v in tensors.items() if v is not None}, file))
+        wanted = IVTConfig(
+            **{"image_size": model.image_size, "stride": model.stride, "num_heads": model.num_heads, **changes}
+        )
+        return convert_vit(*sources, wanted, method, seed)
+
+    return run
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_naming_gives_the_parameters_bit_for_bit(convert, params, model, naming):
+    made = convert(naming)
+    flat = flatten_dict(made.params, sep="/")
+    assert made.model == model and flat.keys() == params.keys()
+    for path in flat:
+        if not path.startswith(DRAWN):
+            assert flat[path].dtype == np.float32
+            np.testing.assert_array_equal(flat[path], params[path], err_msg=path)
+
+
+def test_the_rest_is_what_the_model_starts_with(convert, model):
+    made, again, other = convert("timm"), convert("timm"), convert("timm", seed=4)
+    expected = flatten_dict(jax.jit(lambda: IVT(model).init(jax.random.key(3))["params"])(), sep="/")
+    flats = [flatten_dict(x.params, sep="/") for x in (made, again, other)]
+    for path in (path for path in expected if path.startswith(DRAWN)):
+        np.testing.assert_allclose(flats[0][path], expected[path], rtol=1e-6, err_msg=path)
+        np.testing.assert_array_equal(flats[0][path], flats[1][path])
+    assert not np.array_equal(flats[0][DRAWN[0]], flats[2][DRAWN[0]])
+
+
+def test_a_prefix_may_lack(convert, transformers, params):
+    bare = {name.removeprefix("vit."): value for name, value in transformers.items()}
+    made = convert("transformers", {**dict.fromkeys(transformers), **bare})
+    np.testing.assert_array_equal(made.params["blocks"]["attn"]["qkv"]["kernel"], params["blocks/attn/qkv/kernel"])
+
+
+def test_bert_without_a_prefix_and_with_new_names(convert, bert, params):
+    def modern(name):
+        return name.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias")
+
+    made = convert("timm", (), {**dict.fromkeys(bert), **{modern(name): value for name, value in bert.items()}})
+    np.testing.assert_array_equal(made.params["text_embedding"]["scale"], params["text_embedding/scale"])
+
+
+def test_the_tower_computes_what_the_vit_does(convert, timm):
+    """Against a ViT written out in float64 from timm's tensors."""
+    made = convert("timm")
+    made.params["image_embedding"]["type_embed"] = np.zeros_like(made.params["image_embedding"]["type_embed"])
+    image = np.random.default_rng(0).normal(size=(12, 12, 3))
+    ours = IVT(made.model).apply({"params": made.params}, image[None].astype(np.float32), method="encode_image")[0]
+    expected = vit_tokens({name: value.astype(np.float64) for name, value in timm.items()}, image)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def vit_tokens(w, image, heads=3, patch=4):
+    def norm(x, name):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w[name + ".weight"] + w[name + ".bias"]
+
+    def dense(x, name):
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    erf = np.vectorize(math.erf)
+    squares = [image[y : y + patch, x : x + patch] for y in range(0, 12, patch) for x in range(0, 12, patch)]
+    embedded = [np.einsum("ocyx,yxc->o", w["patch_embed.proj.weight"], square) for square in squares]
+    x = np.concatenate([w["cls_token"][0], np.stack(embedded) + w["patch_embed.proj.bias"]]) + w["pos_embed"][0]
+    for i in range(2):
+        q, k, v = np.split(dense(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv"), 3, axis=-1)
+        mixed = []
+        for a, b, c in zip(*(np.split(m, heads, axis=-1) for m in (q, k, v)), strict=True):
+            scores = np.exp(a @ b.T / np.sqrt(a.shape[-1]))
+            mixed.append(scores / scores.sum(-1, keepdims=True) @ c)
+        x = x + dense(np.concatenate(mixed, -1), f"blocks.{i}.attn.proj")
+        hidden = dense(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
+        x = x + dense(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, f"blocks.{i}.mlp.fc2")
+    return norm(x, "norm")
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_positions_are_resized_to_another_image_size(convert, params, naming):
+    made = convert(naming, image_size=(24, 10), stride=3)  # 7 x 3 patches
+    positions = made.params["image_embedding"]["pos_embed"]
+    source = params["image_embedding/pos_embed"]
+    np.testing.assert_array_equal(positions[:, 0], source[:, 0])
+    grid = source[0, 1:].reshape(3, 3, -1)
+    expected = jax.image.resize(grid, (7, 3, grid.shape[-1]), "linear", antialias=False)
+    np.testing.assert_allclose(positions[0, 1:].reshape(7, 3, -1), expected, atol=1e-6)
+    assert made.model.grid == (7, 3) and made.params["image_embedding"]["type_embed"].shape == (1, 22, 12)
+
+
+def test_the_account_has_every_tensor_and_every_parameter(convert, timm, bert, params):
+    rows = convert("timm", image_size=(24, 12), method="bicubic").rows
+    assert sorted(row.name for row in rows if row.name) == sorted([*timm, *bert])
+    actions = {action: {row.name for row in rows if row.action == action} for action in ("resized", "ignored")}
+    assert actions["resized"] == {"pos_embed"}
+    assert {"head.weight", "bert.pooler.dense.bias", "cls.predictions.bias"} < actions["ignored"]
+    assert "bert.encoder.layer.1.attention.output.LayerNorm.gamma" in actions["ignored"]
+    initialised = {row.note.split(",")[0] for row in rows if row.action == "initialised"}
+    assert initialised == {path for path in params if path.startswith(DRAWN)}
+    text = table(rows)
+    assert "3x3 -> 6x3 patches, bicubic" in text
+    line = next(line for line in text.splitlines() if "blocks.*.attn.qkv.weight" in line)
+    assert line.split() == ["used", "2", "blocks.*.attn.qkv.weight", "36x12", "blocks/attn/qkv/kernel"]
+
+
+ONE = np.ones(1, np.float32)
+FAULTS = [
+    ("timm", {"blocks.1.mlp.fc2.bias": None}, {}, 'vit: tensor "blocks.1.mlp.fc2.bias" is missing'),
+    ("timm", {"dist_token": ONE}, {}, 'vit: unexpected tensor "dist_token" of shape (1,)'),
+    ("timm", {"blocks.7.norm1.bias": ONE}, {}, 'vit: tensor "blocks.2.norm1.weight" is missing'),
+    ("timm", {"cls_token": np.ones((1, 1, 9))}, {}, 'vit: tensor "cls_token" has shape (1, 1, 9), expected (1, 1, 12)'),
+    ("timm", {"blocks.0.attn.qkv.weight": np.ones((12, 36))}, {},
+     'vit: tensor "blocks.0.attn.qkv.weight" has shape (12, 36), expected (36, 12)'),
+    ("timm", {"patch_embed.proj.weight": np.ones((12, 48))}, {},
+     'vit: tensor "patch_embed.proj.weight" has shape (12, 48), expected (12, 3, P, P)'),
+    ("timm", {"pos_embed": np.ones((1, 9, 12))}, {}, "vit: 9 positions are not those of [CLS] and a square grid"),
+    ("google", {"cls": None}, {}, 'vit: tensor "cls" is missing'),
+    ("transformers", {"pooler.dense.bias": ONE, "vit.pooler.dense.bias": ONE}, {},
+     'vit: tensors "pooler.dense.bias" and "vit.pooler.dense.bias" are two of the same kind'),
+    ("bert", {}, {}, "vit is no ViT in the naming of timm, google, transformers: it has bert.embeddings."),
+    ("timm", {}, {"bert.encoder.layer.0.crossattention.bias": ONE},
+     'bert: unexpected tensor "bert.encoder.layer.0.crossattention.bias" of shape (1,)'),
+    ("timm", {}, {"bert.embeddings.LayerNorm.gamma": None}, 'bert: tensor "embeddings.LayerNorm.weight" is missing'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("naming", "vit", "text", "message"), FAULTS)
+def test_a_fault_is_one_line_that_names_file_and_tensor(convert, naming, vit, text, message):
+    with pytest.raises(UserError) as error:
+        convert(naming, vit, text)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_googles_heads_must_be_the_configs(convert):
+    with pytest.raises(UserError, match=r"query/kernel\" has shape \(12, 3, 4\), expected \(12, 2, 4\)$"):
+        convert("google", num_heads=2)
+
+
+def test_a_vit_and_a_bert_of_different_depth_do_not_go_together(convert, bert):
+    shallow = {name: None for name in bert if ".layer.1." in name}
+    with pytest.raises(UserError, match=r"^vit is 2 deep, bert 1; name a pair of the same size$"):
+        convert("timm", (), shallow)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_namings_are_told_by_content(request, naming):
+    assert naming_of(Source(request.getfixturevalue(naming), "file")) == naming
