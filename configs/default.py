@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 0  # ends here instead, where not 0
     config.train.eval_every = 0  # steps between validations, each with a checkpoint; 0 = every epoch
     config.train.select_on = "val"  # split that chooses the best checkpoint; "test" is seen in the report, in red
+    config.train.init_from = ""  # a run, an export or converted weights to start from; "" = random parameters
     config.train.max_bad_steps = 1  # non-finite steps in a row that end the run
 
     # What is told of a trained model, which a later --mode=evaluate may choose anew.

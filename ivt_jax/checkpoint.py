@@ -57,10 +57,14 @@ class Checkpoints:
 
     def restore_params(self, step: int) -> Any:
         """The parameters alone, as NumPy arrays; the optimiser's state is not read."""
-        target = {"params": self._manager.item_metadata(step)["state"].tree["params"]}
+        target = {"params": self.params_shapes(step)}
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+
+    def params_shapes(self, step: int) -> Any:
+        """What `restore_params` would give, as leaves that tell their `shape`; no array is read."""
+        return self._manager.item_metadata(step)["state"].tree["params"]
 
     def close(self) -> None:
         """Waits for saves under way."""
@@ -75,22 +79,22 @@ class Restored(NamedTuple):
     step: int
 
 
-def restore_params(workdir: Path | str, best: bool = True) -> Restored:
+def restore_params(workdir: Path | str, best: bool = True, shapes_alone: bool = False) -> Restored:
     """The best checkpoint of a run (the latest where none was validated), or with `best` False the latest.
 
-    A folder of exported or converted parameters has those alone; their step is 0. Raises UserError where the folder
-    holds no run, or no checkpoint yet.
+    A folder of exported or converted parameters has those alone; their step is 0. shapes_alone: leaves that tell their
+    `shape`, and no array is read. Raises UserError where the folder holds no run, or no checkpoint yet.
     """
     config = load_config(workdir)
     if holds_params_alone(Path(workdir)):
-        return Restored(config, read_params(Path(workdir) / "params"), 0)
+        return Restored(config, read_params(Path(workdir) / "params", shapes_alone), 0)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir}: no checkpoint yet; train first")
     checkpoints = Checkpoints(Path(workdir), config.train.select_on)
     step = checkpoints.best_step() if best else checkpoints.latest_step()
     if step is None:
         raise UserError(f"{workdir}: no checkpoint yet; train first")
-    params = checkpoints.restore_params(step)
+    params = checkpoints.params_shapes(step) if shapes_alone else checkpoints.restore_params(step)
     checkpoints.close()
     return Restored(config, params, step)
 
@@ -100,13 +104,15 @@ def holds_params_alone(workdir: Path) -> bool:
     return (workdir / "params").is_dir() and not (workdir / "checkpoints").is_dir()
 
 
-def read_params(path: Path | str) -> Any:
-    """What `export_params` wrote, as NumPy arrays. Raises UserError where it is no such checkpoint."""
+def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
+    """What `export_params` wrote, as NumPy arrays, or its shapes. Raises UserError where it is no such checkpoint."""
     target = epath.Path(path).absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(target).item_metadata
         if found is None:
             raise UserError(f"{target} is damaged: it holds no parameters; export or convert again")
+        if shapes_alone:
+            return found.tree
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
         return checkpointer.restore(target, restore_args=how)
 

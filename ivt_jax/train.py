@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from ivt_jax.checkpoint import Checkpoints, export_params, restore_params
+from ivt_jax.checkpoint import Checkpoints, export_params, holds_params_alone, restore_params
 from ivt_jax.config_check import check_config
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
+from ivt_jax.init_from import NOTHING, given_params
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
@@ -76,6 +77,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     A run that is complete is left as it is.
     """
     check_config(config, jax.device_count())
+    if holds_params_alone(workdir):
+        raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")
     first = jax.process_index() == 0
     refuse_other_config(workdir, config)
     source = pipeline.open_split(config, "train")
@@ -97,6 +100,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
     if config.train.select_on == "test":
         progress.say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
+    given = NOTHING if start else given_params(config)
+    if given.told:
+        progress.say(given.told)
     if first:
         record_config(workdir, config, source.annotations)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
@@ -104,7 +110,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     validate = make_validation(config, program, tokenizer)
     due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
 
-    state = checkpoints.restore(start, program.target) if start else program.init()
+    state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     rows = pipeline.train_batches(config, source, tokenizer, plans, start, jax.process_index(), jax.process_count())
     run_step = None
     # Metrics are read one step late, so that the device never waits for the host.
@@ -134,6 +140,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
     if first:
         progress.say(f"report: {write_report(workdir)}")
+
+
+def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainState:
+    """A fresh state, in which `params`, by their path, take the place of the random ones."""
+    state = program.init()
+    if not params:
+        return state
+
+    def place(path, random):
+        value = params.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        if value is None:
+            return random
+        return jax.make_array_from_callback(random.shape, random.sharding, lambda index: value[index])
+
+    return state.replace(params=jax.tree_util.tree_map_with_path(place, state.params))
 
 
 def compile_step(program_step: Any, state: TrainState, batch: Any, step: int, progress: Progress) -> Callable:

@@ -18,6 +18,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import main, train
+from ivt_jax.checkpoint import export_params
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
@@ -119,6 +120,12 @@ def loss(config):
         return objective(model, params, inputs, jax.random.key(0), config, mask_id=4)[0]
 
     return str(jax.make_jaxpr(jax.grad(total))(parameters(config), inputs))
+
+
+def start(config):
+    """The parameters of the state at step 0."""
+    program = train.build_program(config, np.array([0, 10]), 10, mask_id=4)
+    return jax.tree.map(np.asarray, train.start_state(program, train.given_params(config).params).params)
 
 
 STEPS = (0, 3, 10, 25, 39)  # of an optimiser with ten steps per epoch
@@ -320,6 +327,7 @@ KEYS = {
     "train.steps": (run, 4),
     "train.eval_every": (run, 2),
     "train.select_on": (selection, "test"),
+    "train.init_from": (start, "WEIGHTS"),
     "train.max_bad_steps": (run, 2),
     "evaluation.robustness": (told, False),
     "evaluation.rerank": (told, True),
@@ -347,7 +355,12 @@ def places(pedes_root, tmp_path_factory):
     (folder / "vocabulary").mkdir()
     entries = SHIPPED.read_text().splitlines()
     (folder / "vocabulary/vocab.txt").write_text("\n".join([*entries[:-1], "zebra"]) + "\n")
+    config = make_config({"ROOT": ""}, {})
+    weights = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), parameters(config))
+    export_params(folder / "weights/params", weights)
+    (folder / "weights/config.json").write_text(json.dumps({"config": config.to_dict()}))
     return {
+        "WEIGHTS": str(folder / "weights"),
         "WITHOUT_VAL": str(folder / "without_val"), "DAMAGED": str(folder / "damaged"),
         "VOCABULARY": str(folder / "vocabulary"),
         "ELSEWHERE": str(folder / "elsewhere"), "ROOT": str(pedes_root),

@@ -22,6 +22,13 @@ def test_every_config_is_told_without_data(module, variant):
     assert f"name: {config.data.name}" in text and "root: nowhere" in text
 
 
+def test_what_training_would_start_from_is_told(monkeypatch):
+    config = synth.get_config()
+    monkeypatch.setattr(dry_run, "plan", lambda config: f"parameters from {config.train.init_from}")
+    config.train.init_from = "weights/x"
+    assert "\nparameters from weights/x\n" in dry_run.dry_run(config)
+
+
 def test_a_config_at_fault_is_refused():
     config = synth.get_config()
     config.optimizer.name = "adam"

@@ -142,6 +142,23 @@ def test_a_complete_run_is_left_as_it_is(loop, capsys):
     assert not (loop.workdir / "config.json").exists()
 
 
+def test_a_run_that_resumes_does_not_need_what_it_started_from(loop):
+    config = stub_config(**{"train.init_from": "nowhere"})
+    assert loop.run(config, saved=4)[-1] == "report"
+
+
+def test_nothing_is_recorded_where_the_start_is_missing(loop):
+    with pytest.raises(UserError, match=r"^train.init_from: nowhere/config.json not found: "):
+        loop.run(stub_config(**{"train.init_from": "nowhere"}))
+    assert not (loop.workdir / "config.json").exists()
+
+
+def test_a_folder_of_parameters_alone_is_no_workdir(loop):
+    (loop.workdir / "params").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run holds parameters alone; to train from them, name it with "):
+        loop.run(stub_config())
+
+
 @pytest.mark.parametrize(("allowed", "stops_at"), [(1, 2), (2, 3), (3, 7)])
 def test_steps_in_a_row_that_are_not_finite_end_the_run(loop, allowed, stops_at):
     loop.bad |= {2, 3, 5, 6, 7}

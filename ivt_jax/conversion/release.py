@@ -61,7 +61,8 @@ def params_from_release(
     of reconstruction, which the release lacks, are as the model initialises them, from seed 0. Raises UserError, naming
     the tensor, where one is missing, unexpected or of another shape.
     """
-    model = IVTConfig(num_heads=num_heads, image_size=tuple(image_size), stride=stride)
+    height, width = image_size
+    model = IVTConfig(num_heads=num_heads, image_size=(height, width), stride=stride)
     conversion = convert_release(tensors, "the release's tensors", model, seed=0)
     return conversion.model, conversion.params
 

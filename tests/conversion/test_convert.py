@@ -16,7 +16,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import SHIPPED
 from ivt_jax import checkpoint, convert, search
 from ivt_jax.conversion.vit import Source, convert_vit
+from ivt_jax.evaluation.run import evaluate
 from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.report import write_report
 from ivt_jax.workdir import digest
 
 TINY = [
@@ -61,6 +63,13 @@ def test_the_folder_can_be_searched(tmp_path, files, capsys):
     capsys.readouterr()
     assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
     assert re.fullmatch(r"  1  [+-]\d\.\d{4}  .*/red.png\n", capsys.readouterr().out)
+
+
+def test_the_folder_can_be_evaluated(tmp_path, files, pedes_root):
+    assert convert.main([*files, "--config.data.name=cuhk_pedes", f"--config.data.root={pedes_root}"]) == 0
+    summary = evaluate(tmp_path / "out", checkpoint.restore_params(tmp_path / "out").config)["test"]
+    assert (summary["step"], summary["queries"], summary["last"]["t2i"]) == (0, 12, summary["t2i"])
+    assert "CUHK-PEDES" in write_report(tmp_path / "out").read_text()
 
 
 def test_the_release_is_converted(tmp_path, capsys):

@@ -1,0 +1,111 @@
+"""Training that starts from given parameters: `train.init_from`, the folder of a run, an export or converted weights.
+
+What has the same shape is loaded; positions and types of another grid of patches are resized; what only training needs
+may be missing, and stays as it is initialised. Anything else is an error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from ivt_jax.checkpoint import Restored, restore_params
+from ivt_jax.conversion.model import parameter_shapes
+from ivt_jax.conversion.positions import resize_positions
+from ivt_jax.models.ivt import IVTConfig
+
+PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
+MAY_LACK = ("word_head/", "patch_head/", "image_embedding/mask_token")  # of masked reconstruction alone
+
+
+class Given(NamedTuple):
+    """What training starts from: parameters by their path, and one line that tells where they come from."""
+
+    params: Mapping[str, np.ndarray]
+    told: str
+
+
+NOTHING = Given({}, "")
+
+
+def given_params(config: ConfigDict) -> Given:
+    """The parameters that `train.init_from` gives, ready for the config's model; NOTHING where it is empty.
+
+    Raises UserError, naming the parameter, where one does not fit.
+    """
+    folder = config.train.init_from
+    if not folder:
+        return NOTHING
+    restored = _restore(folder)
+    theirs, ours = (IVTConfig.from_config(c.model) for c in (restored.config, config))
+    flat = flatten_dict(restored.params, sep="/")
+    actions = compare(folder, {path: value.shape for path, value in flat.items()}, theirs, ours)
+    params = {}
+    for path, action in actions.items():
+        if action != "initialised":
+            value = np.asarray(flat[path], np.float32)
+            params[path] = resize_positions(value, theirs.grid, ours.grid) if action == "resized" else value
+    return Given(params, _tell(folder, restored.step, actions, theirs, ours))
+
+
+def plan(config: ConfigDict) -> str:
+    """The line that `given_params` would tell, from shapes alone; empty where it gives NOTHING. Raises as it does."""
+    folder = config.train.init_from
+    if not folder:
+        return ""
+    restored = _restore(folder, shapes_alone=True)
+    theirs, ours = (IVTConfig.from_config(c.model) for c in (restored.config, config))
+    shapes = {path: tuple(value.shape) for path, value in flatten_dict(restored.params, sep="/").items()}
+    return _tell(folder, restored.step, compare(folder, shapes, theirs, ours), theirs, ours)
+
+
+def compare(folder: str, found: Mapping[str, tuple[int, ...]], theirs: IVTConfig, ours: IVTConfig) -> dict[str, str]:
+    """Path of every parameter of the model `ours` -> "loaded", "resized" or "initialised".
+
+    found: the shapes that the folder has, of the model `theirs`. Raises UserError for what fits nowhere.
+    """
+    wanted = parameter_shapes(ours)
+    for path in found:
+        if path not in wanted:
+            raise UserError(f"train.init_from: {folder} has {path}, which the model of the config lacks")
+    if theirs.num_heads != ours.num_heads:  # of the same shapes, but other numbers
+        raise UserError(
+            f"train.init_from: blocks/attn of {folder} has {theirs.num_heads} heads, the config {ours.num_heads}; set "
+            f"--config.model.num_heads={theirs.num_heads}"
+        )
+    actions = {}
+    for path, shape in wanted.items():
+        if found.get(path) == shape and (path not in PER_PATCH or theirs.grid == ours.grid):
+            actions[path] = "loaded"
+        elif path not in found and path.startswith(MAY_LACK):
+            actions[path] = "initialised"
+        elif path in found and path in PER_PATCH and found[path][-1] == shape[-1]:
+            actions[path] = "resized"
+        else:
+            has = f"has shape {found[path]}" if path in found else "is missing"
+            raise UserError(f"train.init_from: {path} of {folder} {has}, the config wants {shape}")
+    return actions
+
+
+def _restore(folder: str, shapes_alone: bool = False) -> Restored:
+    try:
+        return restore_params(Path(folder), shapes_alone=shapes_alone)
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from None
+
+
+def _tell(folder: str, step: int, actions: Mapping[str, str], theirs: IVTConfig, ours: IVTConfig) -> str:
+    names: dict[str, list[str]] = {"loaded": [], "resized": [], "initialised": []}
+    for path, action in actions.items():
+        names[action].append(path)
+    line = f"parameters from {folder}, step {step}: {len(names['loaded'])} loaded"
+    if names["resized"]:
+        grids = " -> ".join("{}x{}".format(*model.grid) for model in (theirs, ours))
+        line += f"; resized {grids}: {', '.join(names['resized'])}"
+    if names["initialised"]:
+        line += f"; initialised: {', '.join(names['initialised'])}"
+    return line
