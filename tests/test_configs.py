@@ -198,7 +198,7 @@ def told(config):
     """What the evaluation of a run tells."""
     restored = SimpleNamespace(params={}, step=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_of_run, "restore_params", lambda workdir, best=True: restored)
+        patch.setattr(evaluation_of_run, "restore_params", lambda workdir, best=True, shapes_alone=False: restored)
         patch.setattr(evaluation_of_run, "embed_split", lambda *args: SPLIT)
         patch.setattr(evaluation_of_run, "embed_captions", lambda *args: SPLIT.text)
         patch.setattr(evaluation_of_run, "split_captions", lambda source: ["A man in black."] * 4)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from ivt_jax import figures, report
-from ivt_jax.evaluation.protocols import Embeddings
+from ivt_jax.evaluation.protocols import Embeddings, standard
 from ivt_jax.evaluation.split import summarise, write_results
 
 LOSSES = [
@@ -43,7 +43,7 @@ def write_split(workdir, root, attributes=True, **told):
         pairs=(own, np.array([0, 0])),
     )  # fmt: skip
     last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
-    summary = summarise(embeddings, source, 200) | {"selected_on": "val", "last": last} | told
+    summary = summarise(embeddings, standard(embeddings), source, 200) | {"selected_on": "val", "last": last} | told
     write_results(workdir, summary, source, embeddings)
 
 

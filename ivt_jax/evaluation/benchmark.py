@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ivt_jax.evaluation.calibration import fit_calibration, top_scores
-from ivt_jax.evaluation.protocols import Embeddings, reranked
+from ivt_jax.evaluation.protocols import Embeddings, reranked, standard
 from ivt_jax.evaluation.split import query_lines, summarise
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     source = SimpleNamespace(name="icfg_pedes", root=Path("nowhere"))
     paths, captions = [""] * options.gallery, [""] * options.queries
     pieces = {
-        "scores, intervals, protocols": lambda: summarise(found, source, 0),
+        "scores, intervals, protocols": lambda: summarise(found, standard(found), source, 0),
         "queries.jsonl": lambda: deque(query_lines(found, paths, captions), maxlen=0),
         "calibration": lambda: fit_calibration(
             top_scores(found.text, found.image, found.text_person, found.image_person)

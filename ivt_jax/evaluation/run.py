@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,7 +14,7 @@ from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
 from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
-from ivt_jax.evaluation.ranking import bootstrap_interval, query_scores, rank_embeddings
+from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores, rank_embeddings
 from ivt_jax.evaluation.split import (
     both_scores,
     embed_captions,
@@ -35,7 +36,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str,
     checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
     checkpoint, and one of them writes.
     """
-    best, last = restore_params(workdir), restore_params(workdir, best=False)
+    best = restore_params(workdir)
+    params = jax.device_put(best.params)  # once, for all that is embedded with them
     model = IVT(IVTConfig.from_config(config.model))
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     rerank = config.evaluation.rerank
@@ -44,51 +46,53 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str,
 
     source = pipeline.open_split(config, "val")
     if len(source.person_ids):
-        found = embed_split(model, best.params, source, tokenizer, config)
+        found = embed_split(model, params, source, tokenizer, config)
         calibration = fit_calibration(_tops(found))
-        summaries["val"] = summarise(found, source, best.step, rerank) | {"calibration": calibration._asdict()}
+        told = summarise(found, standard(found), source, best.step, rerank)
+        summaries["val"] = told | {"calibration": calibration._asdict()}
         if write:
             write_results(workdir, summaries["val"], source, found)
 
     source = pipeline.open_split(config, "test")
-    found = embed_split(model, best.params, source, tokenizer, config)
-    summary = summarise(found, source, best.step, rerank) | {"selected_on": config.train.select_on}
-    latest = found if last.step == best.step else embed_split(model, last.params, source, tokenizer, config)
-    summary["last"] = {"step": last.step, **both_scores(standard(latest))}
+    found = embed_split(model, params, source, tokenizer, config)
+    ranks = standard(found)
+    summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
+    last_step, last_ranks = restore_params(workdir, best=False, shapes_alone=True).step, ranks
+    if last_step != best.step:
+        last = restore_params(workdir, best=False)
+        last_ranks = standard(embed_split(model, last.params, source, tokenizer, config))
+    summary["last"] = {"step": last_step, **both_scores(last_ranks)}
     if calibration:
         summary["calibration"] = detection(calibration, _tops(found))
     if config.evaluation.robustness:
 
         def embed(captions: list[str]) -> np.ndarray:
-            return embed_captions(model, best.params, captions, tokenizer, config)
+            return embed_captions(model, params, captions, tokenizer, config)
 
-        summary["robustness"] = robustness(found, split_captions(source), embed, config.seed)
+        summary["robustness"] = robustness(found, ranks["t2i"], split_captions(source), embed, config.seed)
     if write:
         write_results(workdir, summary, source, found)
     return summaries | {"test": summary}
 
 
 def robustness(
-    found: Embeddings, captions: list[str], embed: Callable[[list[str]], np.ndarray], seed: int
+    found: Embeddings, clean: Ranks, captions: list[str], embed: Callable[[list[str]], np.ndarray], seed: int
 ) -> dict[str, dict[str, Any]]:
     """R@1 of text to image, in percent, with the same captions spoiled in the ways of `perturbations`.
 
-    embed: captions -> (N, D) float32. -> way: {"R1"; "change", against the captions as they are; "interval", 95%, of
-    the change, by resampling persons; "example", a caption that the way alters}.
+    clean: the ranks of the captions as they are. embed: captions -> (N, D) float32. -> way: {"R1"; "change", against
+    the captions as they are; "interval", 95%, of the change, by resampling persons; "example", a caption that the way
+    alters}.
     """
-    rows = image_records(found)
-
-    def correct(text: np.ndarray) -> np.ndarray:
-        return query_scores(rank_embeddings(text, found.image[rows], found.text_person, found.image_person[rows]))["R1"]
-
-    clean, table = correct(found.text), {}
+    rows, correct, table = image_records(found), query_scores(clean)["R1"], {}
     for name in PERTURBATIONS:
         spoiled = perturb(name, captions, seed)
-        values = correct(embed(spoiled))
+        ranks = rank_embeddings(embed(spoiled), found.image[rows], found.text_person, found.image_person[rows])
+        values = query_scores(ranks)["R1"]
         table[name] = {
             "R1": float(np.nanmean(values)),
-            "change": float(np.nanmean(values - clean)),
-            "interval": bootstrap_interval(values - clean, found.text_person),
+            "change": float(np.nanmean(values - correct)),
+            "interval": bootstrap_interval(values - correct, found.text_person),
             "example": next((s for s, c in zip(spoiled, captions, strict=True) if s != c), captions[0]),
         }
     return table

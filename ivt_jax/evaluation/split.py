@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline.progress import progress
 from ivt_jax.evaluation.embedding import embed_images, embed_texts
-from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked, standard
+from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
 from ivt_jax.workdir import write_json, write_text
 
@@ -54,14 +54,15 @@ def both_scores(ranks: dict[str, Ranks]) -> dict[str, dict[str, float]]:
     return {way: mean_scores(query_scores(ranks[way])) for way in ("t2i", "i2t")}
 
 
-def summarise(embeddings: Embeddings, source: Any, step: int, rerank: bool = False) -> dict[str, Any]:
-    """What is told of a split: the keys of summary.json, scores in percent.
+def summarise(
+    embeddings: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, rerank: bool = False
+) -> dict[str, Any]:
+    """What is told of a split, of which `ranks` are those of `standard`: the keys of summary.json, scores in percent.
 
     t2i, i2t and their 95% intervals by the protocol `standard`; text to image by every protocol, with `rerank` after
     re-ranking too; the numbers of queries, gallery entries and persons; the checkpoint's step; the oracle's R@1 where
     the data have one.
     """
-    ranks = standard(embeddings)
     scores = {way: query_scores(ranks[way]) for way in ("t2i", "i2t")}
     persons = {"t2i": embeddings.text_person, "i2t": embeddings.image_person[image_records(embeddings)]}
     protocols = protocol_scores(embeddings, source.name, ranks["t2i"])

@@ -9,6 +9,7 @@ import pytest
 
 from ivt_jax.evaluation import embedding
 from ivt_jax.evaluation import split as evaluation
+from ivt_jax.evaluation.protocols import standard
 
 
 class Colours:
@@ -78,9 +79,13 @@ def split(monkeypatch, root=Path()):
     return Colours(), source, tokenizer, config
 
 
+def summarise(embeddings, source, step):
+    return evaluation.summarise(embeddings, standard(embeddings), source, step)
+
+
 def test_the_summary_ranks_in_both_directions(monkeypatch):
     model, source, tokenizer, config = split(monkeypatch)
-    summary = evaluation.summarise(evaluation.embed_split(model, TABLE, source, tokenizer, config), source, 300)
+    summary = summarise(evaluation.embed_split(model, TABLE, source, tokenizer, config), source, 300)
     # Cosines with the images yellow (1,1,-1), blue (-1,-1,1), green (-1,1,-1), times sqrt 3:
     # "one" (.6,.8,0): 1.4, -1.4, 0.2; "two" (0,0,1): -1, 1, -1; "three" (0,1,0): 1, -1, 1.
     # "one", twice, finds yellow and green of its person first; "two" finds blue first, "three" finds it last.
@@ -108,7 +113,7 @@ def test_write_results(tmp_path, monkeypatch, oracle):
     root.mkdir()
     if oracle:
         (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
-    summary = evaluation.summarise(embeddings, source, 300)
+    summary = summarise(embeddings, source, 300)
     evaluation.write_results(tmp_path, summary, source, embeddings)
     folder = tmp_path / "test"
     assert sorted(path.name for path in folder.iterdir()) == [
