@@ -30,6 +30,7 @@ from input_pipeline.annotations import (
     read_annotations,
 )
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.files import write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
@@ -139,9 +140,7 @@ def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> P
     """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out."""
     path = annotations.path.parent / QUARANTINE
     paths = sorted({*quarantined(annotations.path), *(image.path for image in images if image.fault)})
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in paths), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in paths))
     return path
 
 

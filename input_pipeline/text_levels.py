@@ -16,7 +16,6 @@ captions and images in quarantine are left out, as in training.
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ import numpy as np
 
 from input_pipeline.annotations import DATASETS, Record, read_annotations
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
 from input_pipeline.progress import progress
 
@@ -142,10 +142,8 @@ def level_records(record: Record) -> list[dict[str, Any]]:
 
 def write_json(document: Any, path: Path) -> None:
     """Writes the whole file or none. Raises UserError where that cannot be."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 

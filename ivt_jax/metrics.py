@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ivt_jax.workdir import write_text
+from input_pipeline.files import write_text
 
 
 class ScalarLog:

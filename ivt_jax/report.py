@@ -19,11 +19,12 @@ import jinja2
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
 from ivt_jax.images import open_image
-from ivt_jax.workdir import flatten, write_text
+from ivt_jax.workdir import flatten
 
 TOP = 10
 QUERIES, FAILURES, SEED = 20, 8, 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 
 BATCH = 64
 
@@ -117,7 +118,6 @@ def verdict(workdir: Path | str, best: float) -> str:
 def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[float, Path]], searched: int) -> None:
     """Writes one self-contained HTML page: the sentence and the pictures found, in order."""
     from ivt_jax.report import crop, render
-    from ivt_jax.workdir import write_text
 
     crops = [crop(image, score) for score, image in results]
     page = render(strips=[{"caption": query, "crops": crops}], folder=str(folder), searched=searched)

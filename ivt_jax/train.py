@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from ivt_jax.checkpoint import Checkpoints, export_params, holds_params_alone, restore_params
@@ -31,7 +32,7 @@ from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.report import write_report
 from ivt_jax.sharding import global_batch, local_copy, make_mesh, state_sharding
 from ivt_jax.train_step import TrainState, init_state, train_step
-from ivt_jax.workdir import make_workdir, record_config, refuse_other_config, refuse_other_data, write_text
+from ivt_jax.workdir import make_workdir, record_config, refuse_other_config, refuse_other_data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 
 # Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
 PLACES = ("runtime.", "data.root", "evaluation.")
@@ -99,13 +100,6 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, in UTF-8."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read(workdir: Path) -> dict[str, Any]:

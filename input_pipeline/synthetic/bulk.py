@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 from input_pipeline.progress import progress
 from input_pipeline.statistics import PUBLISHED
 from input_pipeline.synthetic.captioner import describe
@@ -94,7 +95,7 @@ def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int 
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for _ in progress(pool.imap(task, paths, chunksize=64), len(paths)):
             pass
-    (out / "reid_raw.json").write_text(json.dumps(made), encoding="utf-8")
+    write_text(out / "reid_raw.json", json.dumps(made))
 
 
 def _counts(text: str) -> Counts:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_text
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.oracle import oracle_r1
 from input_pipeline.synthetic.persons import Attributes, draw_crowd
@@ -86,8 +87,8 @@ def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[in
         "captions": stated,
         "oracle": {split: {"R1": _oracle(split, records, stated, persons)} for split in ("val", "test")},
     }
-    _write_json(partial / "attributes.json", attributes)
-    _write_json(partial / "reid_raw.json", records)
+    write_text(partial / "attributes.json", json.dumps(attributes))
+    write_text(partial / "reid_raw.json", json.dumps(records))
     os.replace(partial, out)
     return True
 
@@ -198,9 +199,3 @@ def _clear_partial(out: Path) -> Path:
             raise UserError(f"{partial} is in the way and not ours: remove it first")
         shutil.rmtree(partial)
     return partial
-
-
-def _write_json(path: Path, value: object) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
