@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.text = ConfigDict()
     config.text.tokenizer = "bert-base-uncased"  # "" = the shipped vocabulary; a folder; or a name on the hub
     config.text.phrase_rule = "released"  # the phrase level: released (comma parts) or clauses
+    config.text.word_rule = "attributes"  # captions without `att`: attributes (by a grammar) or released (a comma part)
     config.text.length = ConfigDict({"sentence": 100, "phrase": 64, "word": 64})  # tokens, [CLS] and [SEP] included
 
     config.model = ConfigDict()
@@ -77,6 +78,8 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.98  # adamw
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    config.optimizer.layer_decay = 1.0  # a block has this times the rate of the one above it; 1 = all the same
+    config.optimizer.ema = 0.0  # decay per step of the averaged parameters, which are then evaluated; 0 = no average
 
     config.train = ConfigDict()
     config.train.epochs = 120  # the last epoch's number
@@ -104,7 +107,8 @@ def get_config() -> ConfigDict:
 
 
 def released(config: ConfigDict) -> ConfigDict:
-    """The released recipe: no reconstruction, `exact` masked alignment, three views; see docs/recipe.md."""
+    """The released recipe: no reconstruction, and its word level; see docs/recipe.md."""
+    config.text.word_rule = "released"
     config.bmm.word_weight = 0.0
     config.bmm.patch_weight = 0.0
     return config

@@ -2,19 +2,20 @@
 
 python -m input_pipeline.synthetic --out=data/pedes-synth --size=96x48
 python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
-python -m ivt_jax.main --config=configs/synth.py:mla          # an ablation: baseline, mla, bmm_align,
-                                                              # bmm_reconstruct, full
+python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS or OPTIMIZERS, below
 """
 
 from ml_collections import ConfigDict
 
 from configs import default
 
-VARIANTS = ("", "baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
+TERMS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
+OPTIMIZERS = ("sgd", "adamw", "layer_decay", "ema")
+VARIANTS = ("", *TERMS, *OPTIMIZERS)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo; the others are its ablation, with equal images per step and equal steps."""
+    """variant: "" is the demo; the others are its ablations, with equal images per step and equal steps."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"
@@ -41,10 +42,12 @@ def get_config(variant: str = "") -> ConfigDict:
     )  # fmt: skip
     config.train.steps = 1800
     config.train.eval_every = 900
-    return ablation(config, variant) if variant else config
+    if variant in OPTIMIZERS:
+        return other_optimizer(config, variant)
+    return without_terms(config, variant) if variant else config
 
 
-def ablation(config: ConfigDict, variant: str) -> ConfigDict:
+def without_terms(config: ConfigDict, variant: str) -> ConfigDict:
     """One switch after another: what each term adds to matching sentences alone. "full" is the demo's program."""
     if variant not in ("mla", "full"):
         config.mla.levels = ("sentence",)
@@ -52,4 +55,15 @@ def ablation(config: ConfigDict, variant: str) -> ConfigDict:
         config.bmm.align = "off"
     if variant not in ("bmm_reconstruct", "full"):
         config.bmm.word_weight = config.bmm.patch_weight = 0.0
+    return config
+
+
+def other_optimizer(config: ConfigDict, variant: str) -> ConfigDict:
+    """One change of the optimiser after another; "adamw" is the demo's."""
+    if variant == "sgd":
+        config.optimizer.update({"name": "sgd", "learning_rate": 0.1, "bias_learning_rate": 0.1, "weight_decay": 1e-4})
+    if variant == "layer_decay":
+        config.optimizer.layer_decay = 0.75
+    if variant == "ema":
+        config.optimizer.ema = 0.995
     return config

@@ -152,7 +152,7 @@ def train_batches(
         pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
         uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
         seen = augment.draw_views(uniform, size, **config.augment)
-        tokens = _draw_tokens(source, shown[pairs], rngs, tokenizer, lengths, config.text.phrase_rule)
+        tokens = _draw_tokens(source, shown[pairs], rngs, tokenizer, lengths, config.text)
         return _as_objects(source.read(source.pairs[0][pairs])), *seen, pairs.astype(np.int32), *tokens
 
     def augmented(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
@@ -212,13 +212,21 @@ def _draw_tokens(
     rngs: list[np.random.Generator],
     tokenizer: Tokenizer,
     lengths: dict[str, int],
-    phrase_rule: str,
+    rules: Any,
 ) -> list[np.ndarray]:
-    """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level."""
+    """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level.
+
+    rules: `phrase_rule` and `word_rule` of the config.
+    """
     images, captions = (index[pairs] for index in source.pairs)
     texts = [
         draw_levels(
-            source.captions[image][caption], rng, tuple(lengths), source.attributes[image][caption], phrase_rule
+            source.captions[image][caption],
+            rng,
+            tuple(lengths),
+            source.attributes[image][caption],
+            rules.phrase_rule,
+            rules.word_rule,
         )
         for image, caption, rng in zip(images, captions, rngs, strict=True)
     ]

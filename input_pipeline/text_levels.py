@@ -32,6 +32,7 @@ from input_pipeline.progress import progress
 
 LEVELS = ("sentence", "phrase", "word")
 PHRASE_RULES = ("released", "clauses")
+WORD_RULES = ("attributes", "released")
 
 _SHORTEST_PHRASE = 6  # characters: the release keeps what is longer than 5
 
@@ -94,12 +95,17 @@ def clauses(caption: str) -> list[str]:
     return found or [sentence(caption)] * bool(caption.strip())
 
 
-def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = ()) -> str:
+def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = (), rule: str = "attributes") -> str:
     """A random non-empty subset of the attribute phrases, each kept with probability 1/2, joined by commas.
 
-    attributes: the phrases that the dataset gives (`att`); where it gives none, they are taken from the caption, for
-    the making of the release's was never published.
+    attributes: the phrases that the dataset gives (`att`). Where it gives none, they are taken from the caption, for
+    the making of the release's was never published; or, by the rule "released", one comma part of a sentence, longer
+    than 5 characters, is drawn in their place.
     """
+    if rule == "released" and not attributes:
+        parts = [part.strip() for part in re.split("[.,]", sentence(caption))]
+        parts = [part for part in parts if len(part) >= _SHORTEST_PHRASE]
+        return parts[rng.integers(len(parts))] if parts else sentence(caption)
     phrases = attributes or attribute_phrases(caption)
     if not phrases:
         return sentence(caption)
@@ -115,12 +121,13 @@ def draw_levels(
     levels: Sequence[str] = LEVELS,
     attributes: Sequence[str] = (),
     phrase_rule: str = "released",
+    word_rule: str = "attributes",
 ) -> dict[str, str]:
     """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call."""
     draw = {
         "sentence": lambda: sentence(caption),
         "phrase": lambda: phrase(caption, rng, phrase_rule),
-        "word": lambda: words(caption, rng, attributes),
+        "word": lambda: words(caption, rng, attributes, word_rule),
     }
     return {level: draw[level]() for level in levels}
 

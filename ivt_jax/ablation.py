@@ -1,6 +1,7 @@
-"""The ablation: five variants of configs/synth.py, some seeds each, at equal images per step and equal steps.
+"""The ablations: variants of configs/synth.py, some seeds each, at equal images per step and equal steps.
 
-    python -m ivt_jax.ablation --out=runs/ablation --root=data/pedes-synth-few
+    python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few
+    python -m ivt_jax.ablation --study=optimizers --out=runs/optimizers --root=data/pedes-synth-few
 
 Each run is `ivt_jax.main` in a workdir of its own, so that a second call resumes where the first one ended; the table
 (ablation.md) and the plot (ablation.png) are made from what the runs wrote. Several run at a time, each on its own
@@ -14,23 +15,25 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from configs import synth
 from input_pipeline.errors import UserError
 from ivt_jax.metrics import format_seconds
 
-VARIANTS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
+STUDIES = {"terms": synth.TERMS, "optimizers": synth.OPTIMIZERS}
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 
-def run(out: Path, root: str, seeds: int, steps: int, jobs: int) -> None:
+def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, jobs: int) -> None:
     """Trains every variant with every seed, `jobs` runs at a time; a run that is complete is left as it is.
 
     Raises UserError where a run fails: those under way are still waited for, no other is started.
     """
-    pending = [(variant, seed) for seed in range(seeds) for variant in VARIANTS]
+    pending = [(variant, seed) for seed in range(seeds) for variant in variants]
     cores = sorted(os.sched_getaffinity(0))
     jobs = max(1, min(jobs, len(cores), len(pending)))
     shares = [cores[job::jobs] for job in range(jobs)]
@@ -72,13 +75,13 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
         raise UserError(f"{variant}, seed {seed} failed, see {log}; run the same command again to resume")
 
 
-def scores(out: Path, seeds: int) -> dict[str, np.ndarray]:
+def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarray]:
     """Test scores, text to image, percent: variant -> (seeds, measures)."""
 
     def read(variant: str, seed: int) -> dict[str, float]:
         return json.loads((out / f"{variant}-{seed}" / "test/summary.json").read_text())["t2i"]
 
-    return {v: np.array([[read(v, s)[m] for m in MEASURES] for s in range(seeds)]) for v in VARIANTS}
+    return {v: np.array([[read(v, s)[m] for m in MEASURES] for s in range(seeds)]) for v in variants}
 
 
 def table(results: dict[str, np.ndarray]) -> str:
@@ -110,14 +113,16 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", choices=STUDIES, default="terms", help="which variants are compared")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
     parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the generated benchmark")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
-    run(args.out, args.root, args.seeds, args.steps, args.jobs)
-    results = scores(args.out, args.seeds)
+    variants = STUDIES[args.study]
+    run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
+    results = scores(args.out, variants, args.seeds)
     (args.out / "ablation.md").write_text(table(results))
     plot(results, args.out / "ablation.png")
     print(table(results) + f"{args.out}/ablation.md, {args.out}/ablation.png")

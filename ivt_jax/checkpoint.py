@@ -56,15 +56,22 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def restore_params(self, step: int) -> Any:
-        """The parameters alone, as NumPy arrays; the optimiser's state is not read."""
-        target = {"params": self.params_shapes(step)}
+        """The parameters alone (their average, where the run keeps one), as NumPy arrays; no more is read."""
+        name, shapes = self._learned(step)
+        target = {name: shapes}
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         args = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"][name]
 
     def params_shapes(self, step: int) -> Any:
         """What `restore_params` would give, as leaves that tell their `shape`; no array is read."""
-        return self._manager.item_metadata(step)["state"].tree["params"]
+        return self._learned(step)[1]
+
+    def _learned(self, step: int) -> tuple[str, Any]:
+        """Which part of the state holds the parameters to use, and its shapes."""
+        tree = self._manager.item_metadata(step)["state"].tree
+        name = "ema" if tree.get("ema") else "params"
+        return name, tree[name]
 
     def close(self) -> None:
         """Waits for saves under way."""

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.errors import UserError
-from input_pipeline.text_levels import LEVELS, PHRASE_RULES
+from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
 from ivt_jax.workdir import flatten
 
@@ -14,6 +14,7 @@ CHOICES = {
     "data.name": tuple(LAYOUTS),
     "data.sampling": ("identity", "uniform"),
     "text.phrase_rule": PHRASE_RULES,
+    "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
     "model.dtype": tuple(BYTES),
     "bmm.align": ("off", "exact", "fast"),
@@ -30,9 +31,9 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 SHARES = (
     "data.max_damaged", "data.label_noise", "augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio",
-    "bmm.patch_ratio",
+    "bmm.patch_ratio", "optimizer.layer_decay",
 )  # fmt: skip
-RATES = ("data.val_persons", "model.dropout", "model.drop_path")
+RATES = ("data.val_persons", "model.dropout", "model.drop_path", "optimizer.ema")
 SHORTEST = 3  # tokens of a text: [CLS], one of the caption, [SEP]
 
 

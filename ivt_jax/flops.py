@@ -25,7 +25,8 @@ class StepCost:
     """Of one step over the global batch, on all devices together.
 
     image, text, joint, heads, matching: forward FLOPs of the three encoders, of both reconstruction heads and of the
-    similarities. recomputed: forward FLOPs that remat repeats. state_bytes: parameters, gradients and optimiser.
+    similarities. recomputed: forward FLOPs that remat repeats. state_bytes: parameters, gradients, optimiser
+    and average.
     activation_bytes: an estimate of what the blocks and the word logits keep for the backward pass.
     """
 
@@ -63,6 +64,7 @@ class StepCost:
 def step_cost(config: Mapping[str, Any]) -> StepCost:
     """The cost of one step of a run; `config` as in configs/default.py, a ConfigDict or nested dicts."""
     model, mla, bmm, text_length = config["model"], config["mla"], config["bmm"], config["text"]["length"]
+    optimizer = config["optimizer"]
     batch, width, patches = config["data"]["batch_size"], model["width"], num_patches(model)
     pixels = 3 * model["patch_size"] ** 2
 
@@ -102,7 +104,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
         matching=matching,
         recomputed=sum(p.rows * model["depth"] * attention_flops(p.tokens, width) for p in passes if model["remat"]),
         parameters=parameters,
-        state_bytes=4 * parameters * (2 + OPTIMIZER_SLOTS[config["optimizer"]["name"]]),
+        state_bytes=4 * parameters * (2 + OPTIMIZER_SLOTS[optimizer["name"]] + bool(optimizer["ema"])),
         activation_bytes=sum(activation_bytes(p, model) for p in passes) + 8 * logits,
     )
 

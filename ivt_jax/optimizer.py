@@ -1,4 +1,4 @@
-"""Optimisers and schedules: the released SGD program (REFERENCE: recipe) and AdamW."""
+"""Optimisers and schedules: the released SGD program (IVT section 4.1) and AdamW; lower rates for lower layers."""
 
 from typing import Any
 
@@ -51,7 +51,8 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
     """SGD with momentum and coupled weight decay on everything, as torch has it and the release uses it; or AdamW.
 
-    AdamW decays matrices alone. Biases follow their own rate in both. A withheld step does not count in the schedules.
+    AdamW decays matrices alone. Biases follow their own rate in both, and so may each layer. A withheld step does not
+    count in the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
@@ -60,7 +61,26 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
         core = [optax.scale_by_adam(o.b1, o.b2), optax.add_decayed_weights(o.weight_decay, mask=matrices)]
     clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
     rates = {name: optax.scale_by_learning_rate(schedule) for name, schedule in schedules.items()}
-    return optax.chain(*clip, *core, optax.partition(rates, groups))
+    layers = [optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay))] if o.layer_decay < 1 else []
+    return optax.chain(*clip, *core, *layers, optax.partition(rates, groups))
+
+
+def by_layer(updates: Any, decay: float) -> Any:
+    """Layer-wise decay of the rate (Bao et al., BEiT, 2022): the lower the layer, the smaller its updates.
+
+    Those of the final norm and of the heads stay; those of the last block are multiplied by `decay`, of the block below
+    it by decay^2, and so on; the embeddings lie below the first block.
+    """
+    depth = len(updates["blocks"]["norm1"]["scale"])
+
+    def scale(path, update):
+        part, layer = path[0].key, path[1].key
+        if part == "blocks" and layer != "norm":
+            height = jnp.arange(depth, 0, -1).reshape(-1, *[1] * (update.ndim - 1))
+            return update * decay**height
+        return update * decay ** (depth + 1) if part.endswith("_embedding") else update
+
+    return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def groups(params: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -52,7 +53,7 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     mesh = make_mesh(config.runtime.mesh)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
-    init = functools.partial(init_state, model, tx, config.seed)
+    init = functools.partial(init_state, model, tx, config)
     shapes = jax.eval_shape(init)
     sharding = state_sharding(mesh, shapes)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
@@ -155,7 +156,8 @@ def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainStat
             return random
         return jax.make_array_from_callback(random.shape, random.sharding, lambda index: value[index])
 
-    return state.replace(params=jax.tree_util.tree_map_with_path(place, state.params))
+    params = jax.tree_util.tree_map_with_path(place, state.params)
+    return state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
 
 
 def compile_step(program_step: Any, state: TrainState, batch: Any, step: int, progress: Progress) -> Callable:
@@ -201,7 +203,7 @@ def make_validation(
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:
-        params = local_copy(program.mesh, state.params)
+        params = local_copy(program.mesh, state.learned)
         scores = both_scores(standard(embed_split(program.model, params, source, tokenizer, config)))
         return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
 

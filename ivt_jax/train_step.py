@@ -13,19 +13,38 @@ from ivt_jax.objective import objective
 
 @struct.dataclass
 class TrainState:
-    """step: position in the stream of batches; bad_steps: non-finite steps in a row, whose updates were withheld."""
+    """step: position in the stream of batches; bad_steps: non-finite steps in a row, whose updates were withheld.
+
+    ema: the parameters' moving average, where the config keeps one (optimizer.ema); else empty.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
     bad_steps: jax.Array
+    ema: Any = struct.field(default_factory=dict)
+
+    @property
+    def learned(self) -> Any:
+        """The parameters to evaluate and to export: the average, where there is one."""
+        return self.ema or self.params
 
 
-def init_state(model: IVT, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state, a function of the seed alone."""
-    params = model.init(jax.random.key(seed))["params"]
+def init_state(model: IVT, tx: optax.GradientTransformation, config: Any) -> TrainState:
+    """A fresh state, a function of the config's seed alone."""
+    params = model.init(jax.random.key(config.seed))["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, params=params, opt_state=tx.init(params), bad_steps=zero)
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else {}
+    return TrainState(step=zero, params=params, opt_state=tx.init(params), bad_steps=zero, ema=ema)
+
+
+def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The moving average after a step: d ema + (1 - d) params, d = min(decay, (1 + step) / (10 + step)).
+
+    So the initial parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: d * old + (1 - d) * new, ema, params)
 
 
 def train_step(
@@ -50,5 +69,6 @@ def train_step(
         lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
     )
     bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, bad_steps=bad_steps)
+    ema = average(state.ema, params, state.step, config.optimizer.ema) if config.optimizer.ema else {}
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, bad_steps=bad_steps, ema=ema)
     return state, {**metrics, "grad_norm": norm, "bad_steps": bad_steps}

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs import synth
 from input_pipeline.errors import UserError
 from ivt_jax import ablation
 
-RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in ablation.VARIANTS]
+RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in synth.TERMS]
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def stub(monkeypatch):
         if folder.name in stub.failing:
             return SimpleNamespace(returncode=1)
         (folder / "test").mkdir(parents=True, exist_ok=True)
-        base = 10 * (1 + ablation.VARIANTS.index(folder.name.rpartition("-")[0])) + 2 * int(flags["config.seed"])
+        base = 10 * (1 + synth.TERMS.index(folder.name.rpartition("-")[0])) + 2 * int(flags["config.seed"])
         results = {"R1": base, "R5": base + 1.5, "R10": base + 3, "mAP": base / 2, "mINP": 0}
         (folder / "test/summary.json").write_text(json.dumps({"t2i": results}))
         return SimpleNamespace(returncode=0)
@@ -40,7 +41,7 @@ def workdirs(stub):
 
 
 def test_every_variant_runs_with_every_seed_at_equal_steps(stub, tmp_path):
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
+    ablation.run(tmp_path, "DATA", synth.TERMS, seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS
     assert stub.commands[6] == [
         sys.executable, "-m", "ivt_jax.main", "--config=configs/synth.py:mla", f"--workdir={tmp_path}/mla-1",
@@ -51,10 +52,10 @@ def test_every_variant_runs_with_every_seed_at_equal_steps(stub, tmp_path):
 def test_a_failure_ends_it_and_the_next_call_goes_through_all_again(stub, tmp_path):
     stub.failing = {"bmm_align-0"}
     with pytest.raises(UserError, match=r"bmm_align, seed 0 failed, see .*bmm_align-0.log; run the same command again"):
-        ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
+        ablation.run(tmp_path, "DATA", synth.TERMS, seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS[:3]
     stub.failing, stub.commands[:] = set(), []
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=1)
+    ablation.run(tmp_path, "DATA", synth.TERMS, seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS  # a run that is complete says so, or refuses other steps or data
 
 
@@ -63,7 +64,7 @@ def test_runs_at_a_time_share_the_cores_and_keep_their_output(stub, tmp_path, mo
     monkeypatch.setattr(ablation.os, "sched_setaffinity", lambda _, cores: stub.cores.append(cores))
     both = threading.Barrier(2)  # the first two runs wait for each other: they do run at the same time
     stub.before = lambda: len(stub.commands) <= 2 and both.wait(timeout=30)
-    ablation.run(tmp_path, "DATA", seeds=2, steps=7, jobs=2)
+    ablation.run(tmp_path, "DATA", synth.TERMS, seeds=2, steps=7, jobs=2)
     assert sorted(workdirs(stub)) == sorted(RUNS)
     assert sorted(stub.cores) == [[3, 8], [5]]
     assert (tmp_path / "mla-1.log").read_text() == "what mla-1 says\n"

@@ -89,6 +89,18 @@ def test_parameters_are_restored_alone_from_the_best(tmp_path, monkeypatch):
     assert set(read[0]["state"].item) == {"params"}  # the optimiser's arrays are not read
 
 
+def test_where_a_run_keeps_an_average_that_is_what_is_restored(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"train": {"select_on": "val"}}}))
+    state = make_state(1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state.replace(ema=jax.tree.map(lambda x: x / 2, state.params)))
+    checkpoints.close()
+    shapes = restore_params(tmp_path, shapes_alone=True).params
+    assert jax.tree.map(lambda leaf: tuple(leaf.shape), shapes) == jax.tree.map(jnp.shape, state.params)
+    params = restore_params(tmp_path).params
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y / 2), params, state.params)
+
+
 def test_a_folder_without_a_checkpoint_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a run"):
         restore_params(tmp_path)

@@ -53,12 +53,12 @@ def test_the_datasets_differ_as_released(module, name, root, batch, stride, firs
     assert (config.data.batch_size, config.model.stride, config.train.first_epoch) == (batch, stride, first_epoch)
     assert config.bmm.patch_block == (2 if stride < 16 else 1)
     changed = {key for key, value in flatten(released).items() if value != flatten(config)[key]}
-    assert changed == {"bmm.word_weight", "bmm.patch_weight"}
+    assert changed == {"bmm.word_weight", "bmm.patch_weight", "text.word_rule"}
     assert released.bmm.word_weight == released.bmm.patch_weight == 0
 
 
 def test_the_ablation_changes_nothing_but_its_terms():
-    variants = {variant: flatten(synth.get_config(variant)) for variant in synth.VARIANTS if variant}
+    variants = {variant: flatten(synth.get_config(variant)) for variant in synth.TERMS}
     full = variants["full"]
     terms = {"mla.levels", "bmm.align", "bmm.word_weight", "bmm.patch_weight"}
     for variant, flat in variants.items():
@@ -66,9 +66,19 @@ def test_the_ablation_changes_nothing_but_its_terms():
     assert {key for key in terms if variants["mla"][key] != variants["baseline"][key]} == {"mla.levels"}
 
 
+def test_the_optimisers_differ_in_nothing_else():
+    demo = flatten(synth.get_config())
+    for variant in synth.OPTIMIZERS:
+        changed = {key for key, value in flatten(synth.get_config(variant)).items() if value != demo[key]}
+        assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "adamw")
+
+
 @pytest.mark.parametrize(
     ("module", "known"),
-    [(cuhk, "(none), :release"), (synth, "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full")],
+    [
+        (cuhk, "(none), :release"),
+        (synth, "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema"),
+    ],
 )
 def test_an_unknown_variant_is_one_line(module, known):
     with pytest.raises(ValueError, match=r"^this config has no variant :fast; it has ") as error:
@@ -128,8 +138,14 @@ def start(config):
     return jax.tree.map(np.asarray, train.start_state(program, train.given_params(config).params).params)
 
 
+def start_state(config):
+    """What a training keeps from step to step."""
+    return train.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+
+
 STEPS = (0, 3, 10, 25, 39)  # of an optimiser with ten steps per epoch
-PARAMS = {"kernel": np.array([1.0, -2.0], np.float32), "bias": np.array([0.5], np.float32)}
+PARAMS = {"blocks": {"norm1": {"scale": np.ones(2, np.float32)}, "fc1": {"kernel": np.array([1.0, -2.0], np.float32)}},
+          "image_embedding": {"bias": np.array([0.5], np.float32)}}  # fmt: skip
 
 
 def updates(config):
@@ -191,7 +207,7 @@ def selection(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "embed_split", lambda *args: SPLIT)
         patch.setattr(train, "local_copy", lambda mesh, params: params)
-        return sorted(train.make_validation(config, program, None)(SimpleNamespace(params={})))
+        return sorted(train.make_validation(config, program, None)(SimpleNamespace(learned={})))
 
 
 def told(config):
@@ -280,6 +296,7 @@ KEYS = {
     "augment.erase": (batch, 0.0),
     "text.tokenizer": (tokens, "VOCABULARY"),
     "text.phrase_rule": (batch, "clauses"),
+    "text.word_rule": (batch, "released"),
     "text.length.sentence": (batch, 6),
     "text.length.phrase": (batch, 6),
     "text.length.word": (batch, 5),
@@ -322,6 +339,8 @@ KEYS = {
     "optimizer.b2": (updates, 0.5, ADAMW),
     "optimizer.weight_decay": (updates, 0.1),
     "optimizer.clip_norm": (updates, 0.1),
+    "optimizer.layer_decay": (updates, 0.5),
+    "optimizer.ema": (start_state, 0.9),
     "train.epochs": (run, 2),
     "train.first_epoch": (run, 0),
     "train.steps": (run, 4),

@@ -59,6 +59,8 @@ def test_a_step_by_hand():
     # heads 20 + 8 + 10 and 60.
     assert cost.parameters == 100 + 80 + 256 + 98
     assert cost.state_bytes == 4 * 4 * cost.parameters
+    config["optimizer"]["ema"] = 0.99
+    assert flops.step_cost(config).state_bytes == 4 * 5 * cost.parameters
     # A pass of r rows of n tokens in float32: r * n * (24*4 + 4*(6*4 + 4*8) + 2*n*8); the logits twice in float32.
     passes = [(2, 5), (2, 6), (2, 3), (1, 11)]
     assert cost.activation_bytes == sum(r * n * (320 + 16 * n) for r, n in passes) + 2 * 4 * 3 * 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from ivt_jax.optimizer import groups, make_optimizer, make_schedules, matrices, released_schedule
+from ivt_jax.optimizer import by_layer, groups, make_optimizer, make_schedules, matrices, released_schedule
 
 # Epochs of 3, 5, 2, 4, ... steps: the released sampler's epochs differ in length.
 LENGTHS = np.resize([3, 5, 2, 4], 121)
@@ -134,3 +134,38 @@ def test_clipping_is_by_the_global_norm_of_the_gradient(clip, factor):
     factor = factor or clip / norm
     expected = jax.tree_util.tree_map_with_path(lambda path, p, g: p - rate_of(path, 0) * factor * g, PARAMS, gradient)
     assert_trees_close(run(config, [gradient]), expected)
+
+
+def test_the_lower_the_layer_the_smaller_its_updates():
+    """Three blocks at decay 0.5: heads and final norm 1, blocks 1/8, 1/4, 1/2 from the lowest on, embeddings 1/16."""
+    updates = {
+        "image_embedding": {"kernel": np.full((4, 2), 16.0)}, "text_embedding": {"word": np.full((5, 2), 16.0)},
+        "blocks": {"norm1": {"scale": np.full((3, 2), 16.0)}, "attn": {"qkv": {"kernel": np.full((3, 2, 6), 16.0)}},
+                   "norm": {"scale": np.full(2, 16.0)}},
+        "word_head": {"kernel": np.full((2, 2), 16.0)},
+    }  # fmt: skip
+    scaled = by_layer(updates, 0.5)
+    for embedding in (scaled["image_embedding"]["kernel"], scaled["text_embedding"]["word"]):
+        np.testing.assert_array_equal(embedding, np.ones_like(embedding))
+    for block in (scaled["blocks"]["norm1"]["scale"], scaled["blocks"]["attn"]["qkv"]["kernel"]):
+        for layer, expected in zip(block, (2.0, 4.0, 8.0), strict=True):
+            np.testing.assert_array_equal(layer, np.full_like(layer, expected))
+    for same in (scaled["blocks"]["norm"]["scale"], scaled["word_head"]["kernel"]):
+        np.testing.assert_array_equal(same, np.full_like(same, 16.0))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_layer_decay_scales_the_update_and_weight_decay_with_it(optimizer):
+    params = {"blocks": {"norm1": {"scale": jnp.ones((1, 2))}, "fc1": {"kernel": jnp.full((1, 2, 2), 2.0)}},
+              "word_head": {"kernel": jnp.full((2, 2), 2.0)}}  # fmt: skip
+    gradients = jax.tree.map(lambda x: 0.3 * x, params)
+    plain, decayed = default.get_config(), default.get_config()
+    for config in (plain, decayed):
+        config.optimizer.update({"name": optimizer, "weight_decay": 0.1})
+    decayed.optimizer.layer_decay = 0.25
+    rates = {"weight": lambda step: 0.1, "bias": lambda step: 0.1}
+    one, other = (make_optimizer(config, rates) for config in (plain, decayed))
+    full, _ = one.update(gradients, one.init(params), params)
+    less, _ = other.update(gradients, other.init(params), params)
+    np.testing.assert_allclose(less["blocks"]["fc1"]["kernel"], full["blocks"]["fc1"]["kernel"] * 0.25, rtol=1e-6)
+    np.testing.assert_allclose(less["word_head"]["kernel"], full["word_head"]["kernel"], rtol=1e-6)

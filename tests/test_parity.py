@@ -1,14 +1,19 @@
-"""The tower and the loss against numbers computed with the PyTorch release at a tiny size (tests/data)."""
+"""Tower, loss, gradients, optimiser against numbers computed with the PyTorch release at a tiny size (tests/data)."""
 
+import functools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivt_jax.conversion import params_from_release
+from configs import cuhk
+from ivt_jax import train_step
+from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.losses.contrastive import cmpm_loss
 from ivt_jax.models.ivt import IVT
+from ivt_jax.optimizer import make_optimizer
 
 RELEASE = np.load(Path(__file__).parent / "data" / "release_tiny.npz")
 TENSORS = {name.removeprefix("weights/"): RELEASE[name] for name in RELEASE.files if name.startswith("weights/")}
@@ -60,3 +65,63 @@ def test_masked_loss(params):
     image, text = (jnp.asarray(RELEASE[f"masked/{modality}_kept"])[None] for modality in ("image", "text"))
     images, texts = embed_images(params, keep=(image, None)), embed_texts(params, keep=(text, None))
     assert_close(cmpm_loss(images[:, 0], texts[:, 0], RELEASE["person_ids"]), RELEASE["masked/cmpm"])
+
+
+def test_both_modalities_dropped_tokens_are_those_of_the_draw():
+    """The release drew k of the positions 1..N-1 and left the rest; ours reads its kept positions as they are."""
+    for modality, length in (("image", 11), ("text", int(RELEASE["mask"].sum(1).max()))):
+        kept = RELEASE[f"masked/{modality}_kept"]
+        assert kept[0] == 0 and len(set(kept)) == len(kept) < length and kept.max() < length
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The gradients of the first step, and the state after each of two, by the project's own step and optimiser.
+
+    Rates as the release had them for these numbers: constant, twice as high for biases.
+    """
+    config = cuhk.get_config("release")
+    o = config.optimizer
+    rates = {"weight": o.learning_rate, "bias": o.bias_learning_rate}
+    tx = make_optimizer(config, {name: lambda step, rate=rate: rate for name, rate in rates.items()})
+    model = IVT(CONFIG)
+
+    def loss(model, params, batch, key, config, mask_id):
+        value = cmpm_loss(embed_images(params)[:, 0], embed_texts(params)[:, 0], RELEASE["person_ids"])
+        return value, {"loss": value}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_step, "objective", loss)  # no token was dropped, and there is one level alone
+        step = jax.jit(functools.partial(train_step.train_step, model=model, tx=tx, config=config, mask_id=4))
+        params = jax.tree.map(jnp.asarray, PARAMS)
+        state = train_step.TrainState(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+        first, one = step(state, {})
+        second, two = step(first, {})
+        gradients = jax.grad(lambda p: loss(model, p, {}, None, config, 4)[0])(params)
+    return gradients, (first.params, second.params), (one["loss"], two["loss"])
+
+
+def release_names(prefix):
+    return {name.removeprefix(prefix): RELEASE[name] for name in RELEASE.files if name.startswith(prefix)}
+
+
+def test_losses_of_two_steps(steps):
+    for number, loss in enumerate(steps[2], start=1):
+        assert_close(loss, RELEASE[f"train/loss_{number}"])
+
+
+def test_gradients_by_name(steps):
+    ours, theirs = release_from_params(steps[0]), release_names("train/grad_1/")
+    assert len(theirs) > 40
+    for name, gradient in theirs.items():
+        assert_close(ours[name], gradient, 1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_parameters_after_sgd_steps(steps, number):
+    ours, theirs = release_from_params(steps[1][number - 1]), release_names(f"train/params_{number}/")
+    before = release_from_params(PARAMS)
+    assert len(theirs) > 40
+    for name, value in theirs.items():
+        assert_close(ours[name], value)
+        assert_close(ours[name] - before[name], value - before[name], 1e-3)  # what the steps changed

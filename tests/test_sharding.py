@@ -41,7 +41,7 @@ def shapes_of(optimizer="sgd", **changes):
     }
     model = IVT(IVTConfig(**{**sizes, **changes}))
     tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
-    return jax.eval_shape(lambda: init_state(model, tx, 0))
+    return jax.eval_shape(lambda: init_state(model, tx, config))
 
 
 def specs_of(tree):

@@ -48,7 +48,7 @@ def program(config):
     """(init, step), neither of them jitted."""
     model = IVT(IVTConfig.from_config(config.model))
     tx = make_optimizer(config, make_schedules(config, np.array([0, 1, 2, 3]), 3))
-    init = functools.partial(init_state, model, tx, config.seed)
+    init = functools.partial(init_state, model, tx, config)
     return init, functools.partial(train_step, model=model, tx=tx, config=config, mask_id=4)
 
 
@@ -102,6 +102,26 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
     assert np.isfinite(metrics["loss"])
     assert (mended.bad_steps, mended.step) == (0, 4)
     assert (np.asarray(mended.params["blocks"]["norm"]["scale"]) != good.params["blocks"]["norm"]["scale"]).any()
+
+
+def test_the_average_follows_the_parameters():
+    """d = min(0.2, (1 + n) / (10 + n)) after n steps: 1/10, 2/11, 0.2; the state's `learned` is the average."""
+    config = tiny()
+    config.optimizer.ema = 0.2
+    init, step = program(config)
+    state, step = jax.jit(init)(), jax.jit(step)
+    expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
+    for d in (0.1, 2 / 11, 0.2):
+        state, _ = step(state, make_batch())
+        expected = jax.tree.map(lambda old, new, d=d: d * old + (1 - d) * np.asarray(new), expected, state.params)
+        assert_trees(close, state.ema, expected)
+    assert state.learned is state.ema
+    assert not np.allclose(state.ema["blocks"]["norm"]["bias"], state.params["blocks"]["norm"]["bias"], rtol=1e-3)
+
+
+def test_without_an_average_the_parameters_are_what_was_learned(single):
+    state, _ = single
+    assert state.ema == {} and state.learned is state.params
 
 
 def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypatch):

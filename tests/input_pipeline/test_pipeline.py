@@ -25,7 +25,10 @@ def make_config(root, **changes):
                 "sampling": "identity", "instances": 2, "label_noise": 0.0,
             },
             "augment": {"pad": 3, "flip": 0.5, "erase": 0.5},
-            "text": {"tokenizer": "", "phrase_rule": "released", "length": {"sentence": 40, "phrase": 20, "word": 30}},
+            "text": {
+                "tokenizer": "", "phrase_rule": "released", "word_rule": "attributes",
+                "length": {"sentence": 40, "phrase": 20, "word": 30},
+            },
             "model": {"image_size": (H, W)},
             "mla": {"levels": ("sentence", "phrase", "word"), "views": 2},
             "runtime": {"prepared": ""},

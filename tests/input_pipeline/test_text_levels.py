@@ -85,6 +85,19 @@ def test_the_word_level_draws_every_non_empty_subset_in_order():
     assert drawn(words, "a red cap, blue jeans, with white shoes") == expected
 
 
+@pytest.mark.parametrize(
+    ("caption", "attributes", "expected"),
+    [
+        ("A man, red cap. He walks, tall", (), {"red cap", "He walks"}),  # "A man" has five characters
+        ("A man, tall.", (), {"A man, tall."}),  # no part is long enough
+        ("A man, red cap.", ("red cap", "black shoes"), {"red cap", "black shoes", "red cap, black shoes"}),
+    ],
+)
+def test_the_released_word_level_is_a_comma_part_where_no_attributes_are_given(caption, attributes, expected):
+    draw = lambda text, rng: draw_levels(text, rng, ("word",), attributes, word_rule="released")["word"]  # noqa: E731
+    assert drawn(draw, caption) == expected
+
+
 def test_without_attribute_phrases_the_word_level_is_the_caption():
     assert drawn(words, "with  it?") == {"with it?"}
 
