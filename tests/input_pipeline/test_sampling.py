@@ -67,6 +67,22 @@ def test_identity_by_hand_when_every_person_is_drawn():
     assert seen == set(range(4, 12))
 
 
+def test_the_released_batch_by_hand():
+    """P = 7 and K = 4 make 28. Seven persons with 8, 9, 11 pairs: two groups each, so two batches, in each of which
+    everybody gives four pairs; of 8 pairs none is left, of 9 one, of 11 three."""
+    counts = [8, 9, 11, 8, 8, 8, 8]
+    persons = np.repeat(np.arange(7), counts)
+    for epoch in range(5):
+        order = batches(EpochPlans(persons, 28, "identity", instances=4, seed=1234), epoch)
+        assert order.shape == (2, 28)
+        for batch in order:
+            assert sorted(persons[batch].tolist()) == sorted([*range(7)] * 4)
+        used = np.bincount(persons[np.unique(order)], minlength=7)
+        assert used.tolist() == [8] * 7 and len(np.unique(order)) == 56
+    one_more = np.repeat(np.arange(8), [4] * 8)  # eight groups: one batch, and one person waits for the next epoch
+    assert batches(EpochPlans(one_more, 28, "identity", instances=4, seed=1234), 0).shape == (1, 28)
+
+
 def test_persons_of_a_first_batch_are_drawn_uniformly():
     persons = np.repeat(np.arange(6), 4)
     plans = EpochPlans(persons, 8, "identity", instances=4)
