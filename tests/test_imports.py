@@ -20,8 +20,8 @@ CONFINED = {
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
     "orbax": {"ivt_jax.checkpoint"},
     "clu": {"ivt_jax.metrics"},
-    "torch": {"ivt_jax.conversion.files"},
-    "safetensors": {"ivt_jax.conversion.files"},
+    "torch": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
+    "safetensors": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",

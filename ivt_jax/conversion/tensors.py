@@ -66,6 +66,16 @@ def rule(ours: str, names: str, shape: str, read: Callable[..., np.ndarray] | No
     return Rule(ours, tuple(names.split()), tuple(shape.split()), read or same)
 
 
+def shapes(naming: Naming, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the rules want, of a model with these sizes."""
+    return {
+        name: tuple(int(_number(part, sizes)) for part in rule.shape)
+        for rule in naming.rules
+        for layer in _layers(rule, sizes["depth"])
+        for name in _numbered(rule, layer)
+    }
+
+
 # ---- layouts: tensors -> parameter
 
 
