@@ -4,6 +4,7 @@ The format is told by the first bytes, not by the suffix: safetensors, NumPy's .
 last is a pickle, so it is left to `torch.load(weights_only=True)`, which builds tensors and plain containers alone.
 """
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from input_pipeline.errors import UserError
 
 WRAPPERS = ("state_dict", "model")  # where a training script's checkpoint keeps its tensors
+# What a NumPy number beside the tensors (the best score, say) is made with; the second is NumPy 2's.
+NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -80,10 +83,21 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "pip install 'ivt_jax[torch]'"
         ) from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Number, name) for name in NUMPY_NUMBER]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: a pickle that wants to run code, a damaged archive, no archive at all
-        raise UserError(f"{path} is refused by torch.load(weights_only=True): {_line(error)}") from None
+        raise UserError(f"{path} is refused by torch.load(weights_only=True): {_torch_line(error)}") from None
     return {name: _from_torch(path, name, value) for name, value in _state_dict(path, content).items()}
+
+
+class Number:
+    """Stands where a checkpoint has a NumPy number: the number is read past, and nothing of NumPy is called."""
+
+    def __init__(self, *described: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Any]:
@@ -105,3 +119,9 @@ def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _torch_line(error: Exception) -> str:
+    """What torch.load found, without the lines around it, which advise to load the file unsafely."""
+    found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
+    return found[1] if found else _line(error)
