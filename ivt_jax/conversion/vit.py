@@ -63,6 +63,25 @@ TRANSFORMERS = (
     rule("blocks/norm/scale", "layernorm.weight", "D"),
     rule("blocks/norm/bias", "layernorm.bias", "D"),
 )
+# transformers 5 writes files with the names above, but has these in memory: a state dict of its model has them.
+IN_MEMORY = {
+    "layers.": "encoder.layer.",
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+}
+
+
+def transformers_name(name: str) -> str:
+    """Without the prefix of the models around the ViT; a name that the model has in memory as its files have it."""
+    name = name.removeprefix("vit.")
+    if name.startswith("layers."):
+        for new, old in IN_MEMORY.items():
+            name = name.replace(new, old)
+    return name
 
 
 def heads_in(*kernels: np.ndarray) -> np.ndarray:
@@ -111,7 +130,7 @@ NAMINGS = {
     "transformers": Naming(
         TRANSFORMERS,
         {r"classifier\.(weight|bias)": CLASSIFIER, r"pooler\.dense\.(weight|bias)": POOLER},
-        clean=lambda name: name.removeprefix("vit."),
+        clean=transformers_name,
     ),
 }
 

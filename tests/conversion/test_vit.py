@@ -63,6 +63,21 @@ def test_a_prefix_may_lack(convert, transformers, params):
     np.testing.assert_array_equal(made.params["blocks"]["attn"]["qkv"]["kernel"], params["blocks/attn/qkv/kernel"])
 
 
+def test_the_names_that_transformers_5_has_in_memory(convert, transformers, params):
+    def in_memory(name):
+        for part, short in (("query", "q"), ("key", "k"), ("value", "v")):
+            name = name.replace(f"attention.attention.{part}", f"attention.{short}_proj")
+        name = name.replace("attention.output.dense", "attention.o_proj").replace("encoder.layer.", "layers.")
+        return name.replace("intermediate.dense", "mlp.fc1").replace("output.dense", "mlp.fc2")
+
+    renamed = {in_memory(name): value for name, value in transformers.items()}
+    assert {"vit.layers.1.attention.o_proj.bias", "vit.layers.0.mlp.fc2.weight"} < renamed.keys()
+    made = convert("transformers", {**dict.fromkeys(transformers), **renamed})
+    blocks = flatten_dict(made.params["blocks"], sep="/")
+    for path in blocks:
+        np.testing.assert_array_equal(blocks[path], params[f"blocks/{path}"], err_msg=path)
+
+
 def test_bert_without_a_prefix_and_with_new_names(convert, bert, params):
     def modern(name):
         return name.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias")

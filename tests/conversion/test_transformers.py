@@ -1,0 +1,80 @@
+"""Models of transformers, with random weights: as the library writes them, and against what it computes of them."""
+
+import numpy as np
+import pytest
+
+from ivt_jax.conversion.files import read_tensors
+from ivt_jax.conversion.vit import Source, convert_vit
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+MODEL = IVTConfig(image_size=(20, 20), stride=5, num_heads=4)
+
+
+def noisy(module):
+    """In evaluation mode; what starts at 0 or 1 would hide mistakes, so every parameter gets noise of its own."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def images(count=2):
+    return np.random.default_rng(2).normal(size=(count, 20, 20, 3)).astype(np.float32)
+
+
+def channels_first(pixels):
+    return torch.tensor(pixels.transpose(0, 3, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def vit():
+    config = transformers.ViTConfig(**SIZES, image_size=20, patch_size=5, layer_norm_eps=1e-6)
+    return noisy(transformers.ViTModel(config))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return noisy(transformers.BertModel(transformers.BertConfig(**SIZES, vocab_size=30, max_position_embeddings=14)))
+
+
+def written(model, folder):
+    model.save_pretrained(folder)
+    return Source(read_tensors(folder / "model.safetensors"), "model.safetensors")
+
+
+def kept(model, folder):
+    """Its state dict, under the names that the modules have in memory, which differ from those of the file."""
+    torch.save(model.state_dict(), folder / "state.pth")
+    return Source(read_tensors(folder / "state.pth"), "state.pth")
+
+
+def without_types(params):
+    embedding = params["image_embedding"]
+    return {**params, "image_embedding": {**embedding, "type_embed": np.zeros_like(embedding["type_embed"])}}
+
+
+@pytest.mark.parametrize("store", [written, kept])
+def test_the_tower_computes_what_the_vit_does(tmp_path, vit, bert, store):
+    made = convert_vit(store(vit, tmp_path), written(bert, tmp_path), MODEL, "bilinear", 0)
+    ours = IVT(made.model).apply({"params": without_types(made.params)}, images(), method="encode_image")
+    with torch.no_grad():
+        theirs = vit(pixel_values=channels_first(images())).last_hidden_state.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    assert np.abs(theirs[0, 0] - theirs[1, 0]).max() > 0.01  # or else the test would show nothing
+
+
+@pytest.mark.parametrize("store", [written, kept])
+def test_texts_are_embedded_as_bert_does(tmp_path, vit, bert, store):
+    made = convert_vit(written(vit, tmp_path), store(bert, tmp_path), MODEL, "bilinear", 0)
+    ids = np.random.default_rng(3).integers(0, 30, (2, 9))
+    ours = IVT(made.model).apply(
+        {"params": made.params}, ids, method=lambda tower, ids: tower.text_embedding(ids, tower.dtype, True)
+    )
+    with torch.no_grad():
+        theirs = bert.embeddings(torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
