@@ -45,6 +45,9 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.1  # of the text embeddings
     config.model.drop_path = 0.1  # stochastic depth of the last block; grows linearly from 0
     config.model.init_std = 0.02  # deviation of the initial linear layers, class token and positions
+    config.model.image_norm = False  # a layer norm on the image tokens before the blocks; CLIP has one
+    config.model.image_activation = "gelu"  # of the images' MLPs: gelu, or CLIP's quick_gelu
+    config.model.norm_epsilon = 1e-6  # of the tower's norms, ViT's; CLIP has 1e-5
     config.model.dtype = "bfloat16"  # of activations; parameters, norms, softmax and losses are float32
     config.model.remat = False  # recompute cheap activations in the backward pass
     config.model.unroll = 1  # blocks in the body of the compiled loop; depth = unrolled

@@ -8,6 +8,7 @@ from input_pipeline.annotations import LAYOUTS
 from input_pipeline.errors import UserError
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
+from ivt_jax.models.blocks import ACTIVATIONS
 from ivt_jax.workdir import flatten
 
 CHOICES = {
@@ -16,6 +17,7 @@ CHOICES = {
     "text.phrase_rule": PHRASE_RULES,
     "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
+    "model.image_activation": tuple(ACTIVATIONS),
     "model.dtype": tuple(BYTES),
     "bmm.align": ("off", "exact", "fast"),
     "optimizer.name": tuple(OPTIMIZER_SLOTS),
@@ -89,6 +91,8 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     model = config.model
     if model.width % model.num_heads:
         yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
+    if model.norm_epsilon <= 0:
+        yield f"model.norm_epsilon is {model.norm_epsilon}; expected more than 0"
     if len(model.image_size) != 2:
         yield f"model.image_size is {tuple(model.image_size)}; expected (height, width)"
     elif min(model.image_size) < model.patch_size:

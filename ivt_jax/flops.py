@@ -161,8 +161,11 @@ def parameter_counts(model: Mapping[str, Any]) -> dict[str, int]:
     mlp = _dense(width, hidden) + _dense(hidden, width)
     block = 2 * norm + _dense(width, 3 * width) + _dense(width, width) + 2 * mlp
     return {
-        # The patch projection, [CLS] and the mask token, then positions and types.
-        "image_embedding": _dense(pixels, width) + 2 * width + 2 * (1 + num_patches(model)) * width,
+        # The patch projection, [CLS] and the mask token, then positions and types, and the norm where there is one.
+        "image_embedding": _dense(pixels, width)
+        + 2 * width
+        + 2 * (1 + num_patches(model)) * width
+        + norm * model["image_norm"],
         "text_embedding": (vocab + model["max_text_length"] + 2) * width + norm,
         "blocks": model["depth"] * block + norm,
         "word_head": _dense(width, width) + norm + vocab,

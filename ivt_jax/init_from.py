@@ -19,6 +19,7 @@ from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.models.ivt import IVTConfig
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
+NOT_SHAPES = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # give the same parameters other meanings
 MAY_LACK = ("word_head/", "patch_head/", "image_embedding/mask_token")  # of masked reconstruction alone
 
 
@@ -68,15 +69,14 @@ def compare(folder: str, found: Mapping[str, tuple[int, ...]], theirs: IVTConfig
 
     found: the shapes that the folder has, of the model `theirs`. Raises UserError for what fits nowhere.
     """
+    other = [name for name in NOT_SHAPES if getattr(theirs, name) != getattr(ours, name)]
+    if other:
+        flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in other)
+        raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
     wanted = parameter_shapes(ours)
     for path in found:
         if path not in wanted:
             raise UserError(f"train.init_from: {folder} has {path}, which the model of the config lacks")
-    if theirs.num_heads != ours.num_heads:  # of the same shapes, but other numbers
-        raise UserError(
-            f"train.init_from: blocks/attn of {folder} has {theirs.num_heads} heads, the config {ours.num_heads}; set "
-            f"--config.model.num_heads={theirs.num_heads}"
-        )
     actions = {}
     for path, shape in wanted.items():
         if found.get(path) == shape and (path not in PER_PATCH or theirs.grid == ours.grid):

@@ -20,7 +20,9 @@ def test_the_tower_has_the_published_size(stride, millions):
     assert tower / 1e6 == pytest.approx(millions, abs=0.01)
 
 
-@pytest.mark.parametrize("changes", [{}, {"stride": 8, "mlp_ratio": 3.0, "depth": 2, "vocab_size": 77}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"stride": 8, "mlp_ratio": 3.0, "depth": 2, "vocab_size": 77}, {"image_norm": True}]
+)
 def test_parameters_are_those_of_the_model(changes):
     config = IVTConfig.tiny(**changes)
     shapes = jax.eval_shape(lambda: IVT(config).init(jax.random.key(0))["params"])
@@ -85,8 +87,9 @@ def test_training_flops_are_the_matrix_products_of_the_gradient(remat):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", [False, True])
-def test_activation_bytes_are_what_jax_saves_for_the_gradient(dtype, remat):
-    config = IVTConfig.tiny(dtype=dtype, remat=remat)
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_activation_bytes_are_what_jax_saves_for_the_gradient(dtype, remat, activation):
+    config = IVTConfig.tiny(dtype=dtype, remat=remat, image_activation=activation)
     model, images = IVT(config), jnp.zeros((64, *config.image_size, 3))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
     gradient = jax.grad(lambda p: model.apply({"params": p}, images, method="encode_image").sum())

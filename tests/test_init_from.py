@@ -105,7 +105,18 @@ FAULTS = [
     ),
     ({"model__vocab_size": 41}, (), r"text_embedding/word of .* has shape \(40, 8\), the config wants \(41, 8\)"),
     ({"model__depth": 3}, (), r"blocks/attn/proj/bias of .* has shape \(2, 8\), the config wants \(3, 8\)"),
-    ({"model__num_heads": 4}, (), r"blocks/attn of .* has 2 heads, the config 4; set --config.model.num_heads=2"),
+    ({"model__num_heads": 4}, (), r"of a model with another num_heads; set --config.model.num_heads=2$"),
+    (
+        {"model__norm_epsilon": 1e-5},
+        (),
+        r"of a model with another norm_epsilon; set --config.model.norm_epsilon=1e-06$",
+    ),
+    (
+        {"model__image_norm": True, "model__image_activation": "quick_gelu"},
+        (),
+        r"another image_norm, image_activation; set --config.model.image_norm=False "
+        r"--config.model.image_activation=gelu$",
+    ),
     ({}, ("blocks/norm/bias",), r"blocks/norm/bias of .* is missing, the config wants \(8,\)"),
     ({}, (POSITIONS,), r"image_embedding/pos_embed of .* is missing"),
 ]

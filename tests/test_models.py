@@ -52,22 +52,29 @@ def slow_attention(p, x, mask, heads):
     return slow_dense(p["proj"], mixed)
 
 
-def slow_mlp(p, x):
-    hidden = slow_dense(p["fc1"], x)
-    return slow_dense(p["fc2"], hidden * 0.5 * (1 + erf(hidden / math.sqrt(2))))
+def slow_gelu(x):
+    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
 
 
-def slow_blocks(p, x, mask, num_image, heads):
+def slow_quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+def slow_mlp(p, x, activation=slow_gelu):
+    return slow_dense(p["fc2"], activation(slow_dense(p["fc1"], x)))
+
+
+def slow_blocks(p, x, mask, num_image, heads, image_activation=slow_gelu, epsilon=1e-6):
     for i in range(p["layers"]["norm1"]["scale"].shape[0]):
         layer = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i], np.float64), p["layers"])
-        x = x + slow_attention(layer["attn"], slow_norm(layer["norm1"], x), mask, heads)
-        normed = slow_norm(layer["norm2"], x)
+        x = x + slow_attention(layer["attn"], slow_norm(layer["norm1"], x, epsilon), mask, heads)
+        normed = slow_norm(layer["norm2"], x, epsilon)
         image, text = (
-            slow_mlp(layer["mlp_vis"], normed[:, :num_image]),
+            slow_mlp(layer["mlp_vis"], normed[:, :num_image], image_activation),
             slow_mlp(layer["mlp_txt"], normed[:, num_image:]),
         )
         x = x + np.concatenate([image, text], axis=1)
-    return slow_norm(p["norm"], x)
+    return slow_norm(p["norm"], x, epsilon)
 
 
 def jitter(params, scale=0.1):
@@ -144,7 +151,7 @@ def test_gelu_is_exact():
 
 
 def embed_image(p, images, patch_mask=None):
-    e = {name: np.asarray(x, np.float64) for name, x in p["image_embedding"].items()}
+    e = {name: np.asarray(x, np.float64) for name, x in p["image_embedding"].items() if name != "norm"}
     tokens = np.asarray(extract_patches(images, 6, 6)) @ e["kernel"] + e["bias"]
     if patch_mask is not None:
         tokens = np.where(patch_mask[..., None], e["mask_token"], tokens)
@@ -180,6 +187,27 @@ def test_encode_joint_is_the_literal_tower_over_both(tower):
     expected = slow_blocks(split_blocks(params), x, mask, 9, 4)
     actual = encoder(model, "encode_joint")(params, IMAGES, IDS, MASK, patch_mask=patch_mask)
     np.testing.assert_allclose(np.concatenate(actual, axis=1), expected, atol=3e-5)
+
+
+def test_what_clip_has_otherwise_is_the_literal_one():
+    """A norm over the image tokens, mask tokens included; quick GELU for images alone; one epsilon for all norms."""
+    model = IVT(IVTConfig(**TINY, image_norm=True, image_activation="quick_gelu", norm_epsilon=0.1))
+    params = jitter(jax.jit(model.init)(jax.random.key(0))["params"])
+    patch_mask = np.random.default_rng(3).random((4, 8)) < 0.5
+    image = slow_norm(params["image_embedding"]["norm"], embed_image(params, IMAGES, patch_mask), 0.1)
+    mask = np.concatenate([np.ones((4, 9)), MASK], axis=1)
+    x = np.concatenate([image, embed_text(params, IDS)], axis=1)
+    expected = slow_blocks(split_blocks(params), x, mask, 9, 4, slow_quick_gelu, 0.1)
+    actual = encoder(model, "encode_joint")(params, IMAGES, IDS, MASK, patch_mask=patch_mask)
+    np.testing.assert_allclose(np.concatenate(actual, axis=1), expected, atol=3e-5)
+
+
+def test_the_options_of_clip_leave_the_other_initial_parameters_alone():
+    plain = jax.jit(IVT(IVTConfig(**TINY)).init)(jax.random.key(0))["params"]
+    clip = jax.jit(IVT(IVTConfig(**TINY, image_norm=True)).init)(jax.random.key(0))["params"]
+    norm = clip["image_embedding"].pop("norm")
+    jax.tree.map(np.testing.assert_array_equal, clip, plain)
+    assert (norm["scale"] == 1).all() and (norm["bias"] == 0).all() and norm["scale"].shape == (32,)
 
 
 @pytest.mark.parametrize("modality, image_changes", [("mlp_vis", True), ("mlp_txt", False)])

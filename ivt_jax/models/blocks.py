@@ -47,16 +47,29 @@ def attention(p: Params, x: jax.Array, key_bias: jax.Array | None, num_heads: in
     return dense(p["proj"], mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
 
-def mlp(p: Params, x: jax.Array) -> jax.Array:
-    """fc2(GELU(fc1(x))), the exact (erf) GELU."""
-    return dense(p["fc2"], jax.nn.gelu(dense(p["fc1"], x), approximate=False))
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU."""
+    return jax.nn.gelu(x, approximate=False)
 
 
-def modality_mlp(p: Params, x: jax.Array, num_image: int) -> jax.Array:
-    """The first `num_image` tokens go through `mlp_vis`, the rest through `mlp_txt`."""
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's approximation of it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
+    """fc2(activation(fc1(x)))."""
+    return dense(p["fc2"], ACTIVATIONS[activation](dense(p["fc1"], x)))
+
+
+def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str) -> jax.Array:
+    """The first `num_image` tokens go through `mlp_vis`, the rest through `mlp_txt`, whose activation is the GELU."""
     parts = []
     if num_image > 0:
-        parts.append(mlp(p["mlp_vis"], x[:, :num_image]))
+        parts.append(mlp(p["mlp_vis"], x[:, :num_image], image_activation))
     if num_image < x.shape[1]:
         parts.append(mlp(p["mlp_txt"], x[:, num_image:]))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
@@ -79,13 +92,15 @@ def block(
     key_bias: jax.Array | None,
     num_image: int,
     num_heads: int,
+    image_activation: str,
+    epsilon: float,
 ) -> jax.Array:
     """One pre-norm block over (B, N, D), the image tokens first."""
     attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-    normed = layer_norm(p["norm1"], x).astype(x.dtype)
+    normed = layer_norm(p["norm1"], x, epsilon).astype(x.dtype)
     x = x + drop_path(attention(p["attn"], normed, key_bias, num_heads), rate, attention_key)
-    normed = layer_norm(p["norm2"], x).astype(x.dtype)
-    return x + drop_path(modality_mlp(p, normed, num_image), rate, mlp_key)
+    normed = layer_norm(p["norm2"], x, epsilon).astype(x.dtype)
+    return x + drop_path(modality_mlp(p, normed, num_image, image_activation), rate, mlp_key)
 
 
 class Blocks(nn.Module):
@@ -99,6 +114,8 @@ class Blocks(nn.Module):
     remat: bool
     unroll: int
     init_std: float
+    image_activation: str
+    norm_epsilon: float
 
     def setup(self):
         hidden = int(self.width * self.mlp_ratio)
@@ -119,7 +136,14 @@ class Blocks(nn.Module):
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         random = not deterministic and self.drop_path > 0
         keys = jax.random.split(self.make_rng("dropout"), self.depth) if random else None
-        run: Any = functools.partial(block, key_bias=key_bias, num_image=num_image, num_heads=self.num_heads)
+        run: Any = functools.partial(
+            block,
+            key_bias=key_bias,
+            num_image=num_image,
+            num_heads=self.num_heads,
+            image_activation=self.image_activation,
+            epsilon=self.norm_epsilon,
+        )
         if self.remat:
             # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
@@ -128,7 +152,7 @@ class Blocks(nn.Module):
             return run(layer[0], carry, layer[1], layer[2]), None
 
         x, _ = jax.lax.scan(step, x, (self.layers, rates, keys), unroll=self.unroll)
-        return layer_norm(self.final, x)
+        return layer_norm(self.final, x, self.norm_epsilon)
 
 
 def _norm_params(depth: int, width: int) -> dict:

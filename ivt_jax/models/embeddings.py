@@ -7,7 +7,7 @@ import numpy as np
 
 from ivt_jax.models.blocks import layer_norm
 
-TEXT_NORM_EPSILON = 1e-12  # BERT's; the tower itself uses ViT's 1e-6
+TEXT_NORM_EPSILON = 1e-12  # BERT's; the tower's own norms have `norm_epsilon`, ViT's 1e-6
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
@@ -31,7 +31,7 @@ def extract_patches(images: jax.Array, patch_size: int, stride: int) -> jax.Arra
 
 
 class ImageEmbedding(nn.Module):
-    """[CLS] + patches, plus learned position and type embeddings.
+    """[CLS] + patches, plus learned position and type embeddings; with `image_norm` a layer norm over the sum.
 
     `patch_mask` (B, P) replaces patches by a learned token before the positions are added, for masked reconstruction.
     """
@@ -41,6 +41,8 @@ class ImageEmbedding(nn.Module):
     stride: int
     width: int
     init_std: float
+    image_norm: bool
+    norm_epsilon: float
 
     @nn.compact
     def __call__(self, images: jax.Array, patch_mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
@@ -62,7 +64,11 @@ class ImageEmbedding(nn.Module):
         if patch_mask is not None:
             tokens = jnp.where(patch_mask[..., None], mask_token.astype(dtype), tokens)
         tokens = jnp.concatenate([jnp.broadcast_to(cls.astype(dtype), (len(images), 1, self.width)), tokens], axis=1)
-        return tokens + (positions + types).astype(dtype)
+        tokens = tokens + (positions + types).astype(dtype)
+        if self.image_norm:
+            norm = self.param("norm", lambda _: {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)})
+            tokens = layer_norm(norm, tokens, self.norm_epsilon).astype(dtype)
+        return tokens
 
 
 class TextEmbedding(nn.Module):

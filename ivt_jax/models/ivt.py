@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.models.blocks import Blocks
+from ivt_jax.models.blocks import NORM_EPSILON, Blocks
 from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding, patch_grid
 from ivt_jax.models.heads import PatchHead, WordHead
 
@@ -28,6 +28,9 @@ class IVTConfig:
     """Sizes of the tower; the defaults are the paper's ViT-B/16 at 384x128.
 
     init_std: deviation of the initial linear layers, class token and positions; a narrow tower wants more than ViT-B.
+    image_norm, image_activation, norm_epsilon: what CLIP's image tower has otherwise than a ViT (True, "quick_gelu",
+    1e-5): a layer norm on the image tokens before the blocks, the activation of `mlp_vis`, and the epsilon of that norm
+    and of the blocks'; those of the text embedding and of the heads are BERT's and fixed.
     unroll: how many blocks the compiled loop holds (`depth` = fully unrolled). remat: recompute cheap activations.
     """
 
@@ -46,6 +49,9 @@ class IVTConfig:
     remat: bool = False
     unroll: int = 1
     init_std: float = 0.02
+    image_norm: bool = False
+    image_activation: str = "gelu"
+    norm_epsilon: float = NORM_EPSILON
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any]) -> "IVTConfig":
@@ -89,9 +95,14 @@ class IVT(nn.Module):
 
     def setup(self):
         c = self.config
-        self.image_embedding = ImageEmbedding(c.image_size, c.patch_size, c.stride, c.width, c.init_std)
+        self.image_embedding = ImageEmbedding(
+            c.image_size, c.patch_size, c.stride, c.width, c.init_std, c.image_norm, c.norm_epsilon
+        )
         self.text_embedding = TextEmbedding(c.vocab_size, c.max_text_length, c.width, c.dropout)
-        self.blocks = Blocks(c.depth, c.width, c.num_heads, c.mlp_ratio, c.drop_path, c.remat, c.unroll, c.init_std)
+        self.blocks = Blocks(
+            c.depth, c.width, c.num_heads, c.mlp_ratio, c.drop_path, c.remat, c.unroll, c.init_std, c.image_activation,
+            c.norm_epsilon,
+        )  # fmt: skip
         self.word_head = WordHead(c.width, c.vocab_size)
         self.patch_head = PatchHead(c.patch_size)
 
