@@ -4,6 +4,9 @@
     python -m ivt_jax.convert --source=vit --weights=vit_base.safetensors --source_text=bert \\
         --weights_text=bert_base.safetensors --out=weights/vit-bert --config=configs/rstp.py
 
+    python -m ivt_jax.convert --source=clip --weights=clip_base.safetensors --source_text=bert \\
+        --weights_text=bert_base.safetensors --out=weights/clip-bert
+
 It prints what became of every tensor. Nothing in a file of weights is executed.
 """
 
@@ -24,6 +27,7 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
     check_paths(args)
     from ivt_jax.config_check import check_config
     from ivt_jax.config_flag import read_config
+    from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.tensors import table
@@ -37,8 +41,12 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
     if args.source == "release":
         made = convert_release(tensors, str(args.weights), model, config.seed)
     else:
+        image = Source(tensors, str(args.weights))
         text = Source(read_tensors(args.weights_text), str(args.weights_text))
-        made = convert_vit(Source(tensors, str(args.weights)), text, model, args.resize, config.seed)
+        if args.source == "clip":
+            made = convert_clip(image, text, model, args.activation, args.resize, config.seed)
+        else:
+            made = convert_vit(image, text, model, args.resize, config.seed)
     record_model(config, made.model)
     write_folder(args.out, config, made.params, args.source, [args.weights, args.weights_text])
     return table(made.rows)
@@ -46,10 +54,10 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
 
 def check_paths(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together, a file is missing, or the folder exists."""
-    if (args.source == "vit") != bool(args.source_text and args.weights_text):
+    if (args.source != "release") != bool(args.source_text and args.weights_text):
         raise UserError(
-            "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text side; "
-            "--source=release has both sides and goes without"
+            "--source=vit and --source=clip go with --source_text=bert and --weights_text=FILE, which give the text "
+            "side; --source=release has both sides and goes without"
         )
     for path in (args.weights, args.weights_text):
         if path and not path.is_file():
@@ -61,7 +69,7 @@ def check_paths(args: argparse.Namespace) -> None:
 
 
 def record_model(config: Any, model: Any) -> None:
-    """The sizes that the tensors have, into the config. Raises UserError where only the config's heads tell theirs."""
+    """Sizes and options that the tensors need, into the config. Raises UserError where only the config tells heads."""
     from ivt_jax.config_check import check_config
 
     if model.width != config.model.width:
@@ -69,7 +77,8 @@ def record_model(config: Any, model: Any) -> None:
             f"the weights are {model.width} wide, the config {config.model.width}: set --config.model.width and with "
             "it --config.model.num_heads, which cannot be read off the weights"
         )
-    names = ("patch_size", "depth", "mlp_ratio", "vocab_size", "max_text_length")
+    sizes = ("patch_size", "depth", "mlp_ratio", "vocab_size", "max_text_length")
+    names = (*sizes, "image_norm", "image_activation", "norm_epsilon")
     config.model.update({name: getattr(model, name) for name in names})
     check_config(config)
 
@@ -94,16 +103,18 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags; those of a config's keys are left to the config."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.convert",
-        description="Make a folder of parameters from weights of other programs: the IVT release's checkpoint, or an "
-        "ImageNet ViT together with BERT.",
+        description="Make a folder of parameters from weights of other programs: the IVT release's checkpoint, an "
+        "ImageNet ViT together with BERT, or, experimental, CLIP's image tower together with BERT.",
         epilog="Files: .safetensors, Google's .npz, and, where PyTorch is installed, .pth and .bin. The folder goes to "
         "--workdir of ivt_jax.search and of --mode=evaluate, or to --config.train.init_from of a training.",
         allow_abbrev=False,
     )
-    parser.add_argument("--source", required=True, choices=("release", "vit"), help="what made --weights")
-    parser.add_argument("--weights", required=True, type=Path, help="the release's checkpoint, or the ViT's file")
-    parser.add_argument("--source_text", choices=("bert",), help="with --source=vit: what made --weights_text")
-    parser.add_argument("--weights_text", type=Path, help="with --source=vit: BERT's file")
+    parser.add_argument("--source", required=True, choices=("release", "vit", "clip"), help="what made --weights")
+    parser.add_argument(
+        "--weights", required=True, type=Path, help="the release's checkpoint, or the ViT's, CLIP's file"
+    )
+    parser.add_argument("--source_text", choices=("bert",), help="with vit and clip: what made --weights_text")
+    parser.add_argument("--weights_text", type=Path, help="with vit and clip: BERT's file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist yet")
     parser.add_argument(
         "--config", default="configs/cuhk.py", help="config that tells image size, stride and heads, and what is "
@@ -111,7 +122,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--resize", choices=("bilinear", "bicubic"), default="bilinear",
-        help="with --source=vit: how positions come from the square grid to the config's (default bilinear)",
+        help="with vit and clip: how positions come from the square grid to the config's (default bilinear)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",
+        help="with clip: that of its MLPs, which no tensor tells (default quick_gelu, OpenAI's; most others: gelu)",
     )  # fmt: skip
     return parser
 

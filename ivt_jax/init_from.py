@@ -19,7 +19,7 @@ from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.models.ivt import IVTConfig
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
-NOT_SHAPES = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # give the same parameters other meanings
+NOT_SHAPES = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # what shapes do not tell, or not well
 MAY_LACK = ("word_head/", "patch_head/", "image_embedding/mask_token")  # of masked reconstruction alone
 
 

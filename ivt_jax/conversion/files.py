@@ -32,6 +32,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = _read_safetensors(path)
     elif _is_npz(path):
         tensors = _read_npz(path)
+    elif _is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript archive, as OpenAI's own CLIP files are: it holds a program, not tensors alone; "
+            "name transformers' .safetensors of it, or a state dict that torch.save wrote"
+        )
     else:
         tensors = _read_torch(path)
     if not tensors:
@@ -50,10 +55,17 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 
 def _is_npz(path: Path) -> bool:
     """PyTorch's files are zip archives as well, with a pickle inside."""
-    if not zipfile.is_zipfile(path):
-        return False
+    return zipfile.is_zipfile(path) and all(name.endswith(".npy") for name in _zipped(path))
+
+
+def _is_torchscript(path: Path) -> bool:
+    """torch.jit.save writes constants beside the pickle of the model, torch.save does not."""
+    return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in _zipped(path))
+
+
+def _zipped(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
-        return all(name.endswith(".npy") for name in archive.namelist())
+        return archive.namelist()
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

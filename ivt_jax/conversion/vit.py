@@ -142,16 +142,16 @@ class Source(NamedTuple):
     file: str
 
 
-def naming_of(source: Source) -> str:
-    """Whose names the tensors of a ViT have: what its patch embedding is called tells. Raises UserError for others'."""
-    for name, naming in NAMINGS.items():
+def naming_of(source: Source, namings: Mapping[str, Naming] = NAMINGS, kind: str = "ViT") -> str:
+    """Whose names the tensors have: what the patch embedding is called tells. Raises UserError for others'."""
+    for name, naming in namings.items():
         patches = next(rule for rule in naming.rules if rule.ours == "image_embedding/kernel").names[0]
         if patches in {naming.clean(tensor) for tensor in source.tensors}:
             return name
     first = ", ".join(sorted(source.tensors)[:3])
     raise UserError(
-        f"{source.file} is no ViT in the naming of {', '.join(NAMINGS)}: it has {first}, ...; "
-        "for a checkpoint of the IVT release use --source=release"
+        f"{source.file} is no {kind} in the naming of {', '.join(namings)}: it has {first}, ...; "
+        "docs/weights.md tells which --source takes what"
     )
 
 
@@ -163,14 +163,19 @@ def convert_vit(vit: Source, text: Source, model: IVTConfig, method: str, seed: 
     initialises them from `seed`. Raises UserError as `tensors.read`, and where the two do not go together.
     """
     image = read(NAMINGS[naming_of(vit)], vit.tensors, vit.file, {"H": model.num_heads})
+    return with_bert(image, vit.file, text, model, method, seed)
+
+
+def with_bert(image: Read, file: str, text: Source, model: IVTConfig, method: str, seed: int) -> Conversion:
+    """The tower of the attention, norms and image side that were read from `file`, and of BERT's text side."""
     words = read(bert.NAMING, text.tensors, text.file, {})
     for letter, what in (("D", "wide"), ("depth", "deep"), ("F", "wide in the MLPs")):
         ours, theirs = image.sizes[letter], words.sizes[letter]
         if ours != theirs:
-            raise UserError(f"{vit.file} is {ours} {what}, {text.file} {theirs}; name a pair of the same size")
+            raise UserError(f"{file} is {ours} {what}, {text.file} {theirs}; name a pair of the same size")
     sizes = words.sizes | image.sizes
-    image = resized(image, vit.file, model, method)
-    return complete(image.flat | words.flat, sizes, model, seed, [*image.rows, *words.rows], f"{vit.file}, {text.file}")
+    image = resized(image, file, model, method)
+    return complete(image.flat | words.flat, sizes, model, seed, [*image.rows, *words.rows], f"{file}, {text.file}")
 
 
 def resized(image: Read, file: str, model: IVTConfig, method: str) -> Read:

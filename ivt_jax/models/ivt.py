@@ -30,7 +30,7 @@ class IVTConfig:
     init_std: deviation of the initial linear layers, class token and positions; a narrow tower wants more than ViT-B.
     image_norm, image_activation, norm_epsilon: what CLIP's image tower has otherwise than a ViT (True, "quick_gelu",
     1e-5): a layer norm on the image tokens before the blocks, the activation of `mlp_vis`, and the epsilon of that norm
-    and of the blocks'; those of the text embedding and of the heads are BERT's and fixed.
+    and of the blocks'; those of the text embedding and of the heads are fixed.
     unroll: how many blocks the compiled loop holds (`depth` = fully unrolled). remat: recompute cheap activations.
     """
 

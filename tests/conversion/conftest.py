@@ -161,3 +161,57 @@ def bert(params):
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             tensors |= {f"{block}{name}.gamma": ones(D), f"{block}{name}.beta": ones(D)}
     return tensors
+
+
+@pytest.fixture(scope="session")
+def openai():
+    """CLIP as a whole, texts and all. Patches, [CLS] and positions are small, as CLIP's are: epsilon tells there."""
+    rng = np.random.default_rng(4)
+
+    def random(*shape, scale=1.0):
+        return (scale * rng.normal(size=shape)).astype(np.float32)
+
+    tensors = {
+        "visual.class_embedding": random(D, scale=0.02), "visual.positional_embedding": random(10, D, scale=0.02),
+        "visual.conv1.weight": random(D, 3, PATCH, PATCH, scale=0.01), "visual.proj": random(D, 5),
+        "logit_scale": random(), "positional_embedding": random(7, 8), "text_projection": random(8, 5),
+        "token_embedding.weight": random(33, 8), "ln_final.weight": random(8), "ln_final.bias": random(8),
+        "transformer.resblocks.0.attn.in_proj_weight": random(24, 8), "transformer.resblocks.5.ln_1.bias": random(8),
+        "input_resolution": np.array(12), "context_length": np.array(7), "vocab_size": np.array(33),
+    }  # fmt: skip
+    for norm in ("ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{n}" for i in range(DEPTH) for n in (1, 2))):
+        tensors |= {f"visual.{norm}.weight": 1 + random(D, scale=0.3), f"visual.{norm}.bias": random(D, scale=0.3)}
+    for i in range(DEPTH):
+        block = f"visual.transformer.resblocks.{i}."
+        tensors |= {block + "attn.in_proj_weight": random(3 * D, D), block + "attn.in_proj_bias": random(3 * D)}
+        for name, shape in (("attn.out_proj", (D, D)), ("mlp.c_fc", (HIDDEN, D)), ("mlp.c_proj", (D, HIDDEN))):
+            tensors |= {f"{block}{name}.weight": random(*shape), f"{block}{name}.bias": random(shape[0])}
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def transformers_clip(openai):
+    image = "vision_model."
+    tensors = {
+        image + "embeddings.class_embedding": openai["visual.class_embedding"],
+        image + "embeddings.position_embedding.weight": openai["visual.positional_embedding"],
+        image + "embeddings.patch_embedding.weight": openai["visual.conv1.weight"],
+        image + "embeddings.position_ids": np.arange(10)[None], "logit_scale": openai["logit_scale"],
+        "visual_projection.weight": openai["visual.proj"].T, "text_projection.weight": openai["text_projection"].T,
+        "text_model.final_layer_norm.bias": openai["ln_final.bias"],
+        "text_model.encoder.layers.5.self_attn.q_proj.weight": np.ones((8, 8), np.float32),
+    }  # fmt: skip
+    for kind in ("weight", "bias"):
+        tensors[f"{image}pre_layrnorm.{kind}"] = openai[f"visual.ln_pre.{kind}"]
+        tensors[f"{image}post_layernorm.{kind}"] = openai[f"visual.ln_post.{kind}"]
+        for i in range(DEPTH):
+            theirs, ours = f"visual.transformer.resblocks.{i}.", f"{image}encoder.layers.{i}."
+            for number, part in enumerate("qkv"):
+                whole = openai[f"{theirs}attn.in_proj_{kind}"]
+                tensors[f"{ours}self_attn.{part}_proj.{kind}"] = whole[number * D : (number + 1) * D]
+            for name, other in (
+                ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("attn.out_proj", "self_attn.out_proj"),
+                ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"),
+            ):  # fmt: skip
+                tensors[f"{ours}{other}.{kind}"] = openai[f"{theirs}{name}.{kind}"]
+    return tensors

@@ -15,8 +15,11 @@ from safetensors.numpy import save_file
 from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import SHIPPED
 from ivt_jax import checkpoint, convert, search
+from ivt_jax.config_flag import read_config
+from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.evaluation.run import evaluate
+from ivt_jax.init_from import plan
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.report import write_report
 from ivt_jax.workdir import digest
@@ -72,6 +75,33 @@ def test_the_folder_can_be_evaluated(tmp_path, files, pedes_root):
     assert "CUHK-PEDES" in write_report(tmp_path / "out").read_text()
 
 
+def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, capsys):
+    save_file({k: np.ascontiguousarray(v) for k, v in openai.items()}, tmp_path / "clip.safetensors")
+    assert convert.main([*files, "--source=clip", f"--weights={tmp_path}/clip.safetensors"]) == 0
+    assert re.search(r"^ignored +1  visual.proj +12x5 +the projection to CLIP", capsys.readouterr().out, re.M)
+    config = checkpoint.restore_params(tmp_path / "out").config
+    options = {name: config.model[name] for name in ("image_norm", "image_activation", "norm_epsilon")}
+    assert options == {"image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 1e-5}
+
+    other = ["--source=clip", f"--weights={tmp_path}/clip.safetensors", "--activation=gelu", f"--out={tmp_path}/gelu"]
+    assert convert.main([*files, *other]) == 0
+    assert checkpoint.restore_params(tmp_path / "gelu").config.model.image_activation == "gelu"
+
+    Image.new("RGB", (12, 24), (200, 10, 10)).save(tmp_path / "red.png")
+    assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
+
+    flags = (
+        "--config.model.image_norm=True --config.model.image_activation=quick_gelu --config.model.norm_epsilon=1e-05"
+    )
+    own = [f"--config.model.{name}={config.model[name]}" for name in ("depth", "mlp_ratio", "max_text_length")]
+    start = [*TINY[1:], *own, f"--config.train.init_from={tmp_path}/out"]
+    with pytest.raises(UserError) as error:
+        plan(read_config("configs/synth.py", start))
+    assert str(error.value).endswith(f"another image_norm, image_activation, norm_epsilon; set {flags}")
+    told = plan(read_config("configs/synth.py", [*start, *flags.split()]))
+    assert told.endswith(f"{len(parameter_shapes(IVTConfig.from_config(config.model)))} loaded")
+
+
 def test_the_release_is_converted(tmp_path, capsys):
     with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
         np.savez(tmp_path / "w.npz", **{k.removeprefix("weights/"): archive[k] for k in archive if k[:8] == "weights/"})
@@ -88,7 +118,7 @@ def test_the_release_is_converted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--source=release"], "--source=vit goes with --source_text=bert"),
+        (["--source=release"], "--source=vit and --source=clip go with --source_text=bert"),
         (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
         (["--weights_text=nowhere"], "nowhere is not a file"),
         (["--out=."], ". exists already; remove it or name another --out"),

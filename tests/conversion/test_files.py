@@ -94,6 +94,16 @@ def test_a_pickle_inside_npz_is_refused_unread(tmp_path, canary):
     assert not canary.exists()
 
 
+@pytest.mark.usefixtures("no_torch")
+def test_torchscript_is_refused_unread(tmp_path, canary):
+    with zipfile.ZipFile(tmp_path / "ViT-B-16.pt", "w") as archive:
+        for name in ("data", "constants"):
+            archive.writestr(f"ViT-B-16/{name}.pkl", pickle.dumps(Payload(canary)))
+    with pytest.raises(UserError, match=r"ViT-B-16.pt is a TorchScript archive, .* or a state dict that") as error:
+        read_tensors(tmp_path / "ViT-B-16.pt")
+    assert "\n" not in str(error.value) and not canary.exists()
+
+
 class Tensor:
     """What is used of torch.Tensor."""
 

@@ -154,6 +154,12 @@ def test_a_file_leaves_nothing_allowed_behind(tmp_path):
         torch.load(tmp_path / "w.pth", weights_only=True)
 
 
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(2)).save(tmp_path / "ViT-B-16.pt")
+    with pytest.raises(UserError, match=r"ViT-B-16.pt is a TorchScript archive, as OpenAI's own CLIP files are"):
+        read_tensors(tmp_path / "ViT-B-16.pt")
+
+
 def test_damaged_and_foreign_files_are_one_line(tmp_path):
     whole = save(tmp_path / "w.pth", {"a": torch.ones(1000)}).read_bytes()
     for name, content in (("cut", whole[: len(whole) // 2]), ("text", b"not a checkpoint"), ("empty", b"")):

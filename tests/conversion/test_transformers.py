@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from ivt_jax.conversion.clip import convert_clip
 from ivt_jax.conversion.files import read_tensors
 from ivt_jax.conversion.vit import Source, convert_vit
+from ivt_jax.images import normalise
 from ivt_jax.models.ivt import IVT, IVTConfig
 
 torch = pytest.importorskip("torch")
@@ -66,6 +68,37 @@ def test_the_tower_computes_what_the_vit_does(tmp_path, vit, bert, store):
         theirs = vit(pixel_values=channels_first(images())).last_hidden_state.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
     assert np.abs(theirs[0, 0] - theirs[1, 0]).max() > 0.01  # or else the test would show nothing
+
+
+@pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
+def activation(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["whole", "vision"])
+def clip(request, activation):
+    """Texts and all, and the image tower alone, whose files have other names."""
+    torch.manual_seed(0)
+    vision = {**SIZES, "image_size": 20, "patch_size": 5, "hidden_act": activation}
+    if request.param == "vision":
+        return noisy(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**vision)))
+    text = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4}
+    text |= {"vocab_size": 33, "max_position_embeddings": 7, "bos_token_id": 0, "eos_token_id": 1}
+    return noisy(transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text)))
+
+
+@pytest.mark.parametrize("store", [written, kept])
+def test_the_tower_computes_what_clip_does(tmp_path, clip, activation, bert, store):
+    made = convert_clip(store(clip, tmp_path), written(bert, tmp_path), MODEL, activation, "bilinear", 0)
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
+    params = {"params": without_types(made.params)}
+    ours = IVT(made.model).apply(params, normalise(pixels), method="encode_image")[:, 0]
+    mean, deviation = transformers.image_utils.OPENAI_CLIP_MEAN, transformers.image_utils.OPENAI_CLIP_STD
+    inputs = channels_first(((pixels / 255 - mean) / deviation).astype(np.float32))
+    with torch.no_grad():
+        theirs = getattr(clip, "vision_model", clip)(pixel_values=inputs).pooler_output.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("store", [written, kept])

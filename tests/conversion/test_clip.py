@@ -1,0 +1,154 @@
+"""CLIP's image tower in both namings, against CLIP written out in float64."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion.clip import convert_clip
+from ivt_jax.conversion.tensors import table
+from ivt_jax.conversion.vit import Source
+from ivt_jax.images import normalise
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+NAMINGS = ("openai", "transformers_clip")
+D, DEPTH, HEADS, PATCH = 12, 2, 3, 4  # those of conftest.py
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def convert(request, bert, model):
+    """convert(naming, changes of CLIP's tensors, activation, changes of the model); None takes a tensor away."""
+
+    def run(naming, changed=(), activation="quick_gelu", **changes):
+        tensors = {**request.getfixturevalue(naming), **dict(changed)}
+        source = Source({k: v for k, v in tensors.items() if v is not None}, "clip")
+        wanted = IVTConfig(**{"image_size": (12, 12), "stride": PATCH, "num_heads": HEADS, **changes})
+        return convert_clip(source, Source(bert, "bert"), wanted, activation, "bilinear", 3)
+
+    return run
+
+
+def features(w, pixels, epsilon=1e-5):
+    """ln_post of [CLS]: CLIP's image features before its projection. pixels (12, 12, 3) from 0 to 255."""
+    w = {name.removeprefix("visual."): value.astype(np.float64) for name, value in w.items() if name[:6] == "visual"}
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    image = (pixels / 255 - mean) / deviation
+
+    def norm(x, name):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w[name + ".weight"] + w[name + ".bias"]
+
+    squares = [image[y : y + PATCH, x : x + PATCH] for y in range(0, 12, PATCH) for x in range(0, 12, PATCH)]
+    patches = [np.einsum("ocyx,yxc->o", w["conv1.weight"], square) for square in squares]
+    x = norm(np.stack([w["class_embedding"], *patches]) + w["positional_embedding"], "ln_pre")
+    for i in range(DEPTH):
+        block = f"transformer.resblocks.{i}."
+        qkv = norm(x, block + "ln_1") @ w[block + "attn.in_proj_weight"].T + w[block + "attn.in_proj_bias"]
+        mixed = []
+        for head in range(HEADS):
+            size = D // HEADS
+            q, k, v = (qkv[:, part * D + head * size :][:, :size] for part in range(3))
+            scores = np.exp(q @ k.T / np.sqrt(size))
+            mixed.append(scores / scores.sum(-1, keepdims=True) @ v)
+        x = x + np.concatenate(mixed, -1) @ w[block + "attn.out_proj.weight"].T + w[block + "attn.out_proj.bias"]
+        hidden = norm(x, block + "ln_2") @ w[block + "mlp.c_fc.weight"].T + w[block + "mlp.c_fc.bias"]
+        hidden = hidden / (1 + np.exp(-1.702 * hidden))
+        x = x + hidden @ w[block + "mlp.c_proj.weight"].T + w[block + "mlp.c_proj.bias"]
+    return norm(x[0], "ln_post")
+
+
+def cls_of(made, pixels):
+    """Without the types, which CLIP lacks."""
+    params = jax.tree.map(np.copy, made.params)
+    params["image_embedding"]["type_embed"][:] = 0
+    return IVT(made.model).apply({"params": params}, normalise(pixels)[None], method="encode_image")[0, 0]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_the_tower_computes_clips_features(convert, openai, naming):
+    expected = features(openai, PIXELS)
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(cls_of(convert(naming), PIXELS), expected, rtol=0, atol=1e-5 * largest)
+    assert np.abs(features(openai, PIXELS, 1e-6) - expected).max() > 1e-4 * largest  # the epsilon is not idle
+
+
+def test_a_grey_image_is_no_zero_to_clip(convert, openai):
+    """The bias of the patches alone: what our pixels of 0 are to CLIP."""
+    grey = np.full((12, 12, 3), 127.5)
+    expected = features(openai, grey)
+    np.testing.assert_allclose(cls_of(convert("openai"), grey), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_other_gelu_is_another_tower(convert, openai):
+    expected = features(openai, PIXELS)
+    made = convert("openai", activation="gelu")
+    assert made.model.image_activation == "gelu"
+    assert np.abs(cls_of(made, PIXELS) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_both_namings_give_the_same_parameters_and_bert_the_text_side(convert, params):
+    first, second = (flatten_dict(convert(naming).params, sep="/") for naming in NAMINGS)
+    assert first.keys() == second.keys() == {*params, "image_embedding/norm/scale", "image_embedding/norm/bias"}
+    for path, value in first.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, second[path], err_msg=path)
+        if path.startswith(("text_embedding/", "blocks/mlp_txt/")):
+            np.testing.assert_array_equal(value, params[path], err_msg=path)
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_tensor_is_accounted_for(request, convert, naming, bert, params):
+    made = convert(naming, image_size=(24, 12))
+    tensors = request.getfixturevalue(naming)
+    assert sorted(row.name for row in made.rows if row.name) == sorted([*tensors, *bert])
+    ignored = {row.name for row in made.rows if row.action == "ignored"}
+    assert ignored - bert.keys() == {name for name in tensors if not name.startswith("vis")} | (
+        {"visual.proj"} & tensors.keys()
+    ) | ({"visual_projection.weight", "vision_model.embeddings.position_ids"} & tensors.keys())
+    initialised = {row.note.split(",")[0] for row in made.rows if row.action == "initialised"}
+    heads = {path for path in params if path.startswith(("word_head/", "patch_head/"))}
+    assert initialised == heads | {"image_embedding/type_embed", "image_embedding/mask_token"}
+    text = table(made.rows)
+    assert "image_embedding/pos_embed, 3x3 -> 6x3 patches, bilinear" in text and "of CLIP's text tower" in text
+    assert "image_embedding/kernel and bias, CLIP's mean and deviation of pixels made ours" in text
+    assert (made.model.image_norm, made.model.image_activation, made.model.norm_epsilon) == (True, "quick_gelu", 1e-5)
+
+
+@pytest.mark.parametrize("naming, prefix", [("openai", "module."), ("transformers_clip", "")])
+def test_other_prefixes_are_known(request, convert, naming, prefix):
+    """DataParallel's, of open_clip's checkpoints; transformers 5 writes CLIPVisionModel without any."""
+    tensors = request.getfixturevalue(naming)
+    renamed = {prefix + name.removeprefix("vision_model."): value for name, value in tensors.items()}
+    made = convert(naming, {**dict.fromkeys(tensors), **renamed})
+    expected = flatten_dict(convert(naming).params, sep="/")
+    for path, value in flatten_dict(made.params, sep="/").items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+ONE = np.ones(1, np.float32)
+FAULTS = [
+    ("openai", {"visual.ln_pre.bias": None}, 'clip: tensor "visual.ln_pre.bias" is missing'),
+    ("openai", {"visual.attnpool.bias": ONE}, 'clip: unexpected tensor "visual.attnpool.bias" of shape (1,)'),
+    ("openai", {"visual.class_embedding": np.ones(9)},
+     'clip: tensor "visual.class_embedding" has shape (9,), expected (12)'),
+    ("openai", {"visual.transformer.resblocks.1.attn.in_proj_weight": np.ones((12, 36))},
+     'clip: tensor "visual.transformer.resblocks.1.attn.in_proj_weight" has shape (12, 36), expected (36, 12)'),
+    ("openai", {"visual.positional_embedding": np.ones((9, 12))}, "clip: 9 positions are not those of [CLS] and a sq"),
+    ("transformers_clip", {"vision_model.encoder.layers.0.self_attn.k_proj.bias": np.ones(9)},
+     'clip: tensor "vision_model.encoder.layers.0.self_attn.k_proj.bias" has shape (9,), expected (12)'),
+    ("transformers_clip", {"vision_model.pre_layrnorm.weight": None}, 'clip: tensor "pre_layrnorm.weight" is missing'),
+    ("timm", {}, "clip is no CLIP in the naming of openai, transformers: it has blocks.0.attn.proj.bias, "),
+    ("openai", {f"visual.transformer.resblocks.1.{name}": None for name in (
+        "ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "attn.in_proj_weight", "attn.in_proj_bias",
+        "attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight",
+        "mlp.c_proj.bias")}, "clip is 1 deep, bert 2; name a pair of the same size"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("naming", "changes", "message"), FAULTS)
+def test_a_fault_is_one_line_that_names_file_and_tensor(convert, naming, changes, message):
+    with pytest.raises(UserError) as error:
+        convert(naming, changes)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
