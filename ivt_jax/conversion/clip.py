@@ -104,7 +104,16 @@ def convert_clip(
     naming = NAMINGS[naming_of(clip, NAMINGS, "CLIP")]
     image = for_our_pixels(read(naming, clip.tensors, clip.file, {}))
     model = dataclasses.replace(model, image_norm=True, image_activation=activation, norm_epsilon=EPSILON)
-    return with_bert(image, clip.file, text, model, method, seed)
+    return without_types(with_bert(image, clip.file, text, model, method, seed))
+
+
+def without_types(made: Conversion) -> Conversion:
+    """With types of zero: CLIP's tokens are so small before its norm that random types would drown them."""
+    embedding = made.params["image_embedding"]
+    embedding["type_embed"] = np.zeros_like(embedding["type_embed"])
+    note = "image_embedding/type_embed, zeros: CLIP has none"
+    rows = [row._replace(note=note) if row.note.startswith("image_embedding/type_embed") else row for row in made.rows]
+    return made._replace(rows=rows)
 
 
 def for_our_pixels(image: Read) -> Read:
