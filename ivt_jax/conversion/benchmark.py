@@ -19,18 +19,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivt_jax.conversion import bert, release, vit
+from ivt_jax.conversion import bert, clip, release, vit
 from ivt_jax.conversion.tensors import Naming, shapes
 
 Tensors = dict[str, np.ndarray]
 
 VIT_B = {"D": 768, "F": 3072, "H": 12, "E": 64, "P": 16, "N": 197, "V": 30522, "L": 512, "depth": 12}
 OVERLAPPING = 1 + 31 * 10  # positions of the release at 384x128 pixels and stride 12
-WITH_BERT = ("vit",)  # sources whose text side is BERT's
+WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
 
 
 class Case(NamedTuple):
-    """One conversion: the --source, whose names its tensors have, and the kind of file."""
+    """One conversion: the --source, one of its namings, and the kind of file."""
 
     source: str
     naming: str
@@ -44,15 +44,19 @@ CASES = (
     Case("vit", "timm", ".safetensors"),
     Case("vit", "google", ".npz"),
     Case("vit", "transformers", ".safetensors"),
+    Case("clip", "openai", ".pth"),
+    Case("clip", "transformers", ".safetensors"),
 )
-NAMINGS: Mapping[str, Naming] = {"release": release.NAMING, "bert": bert.NAMING, **vit.NAMINGS}
+NAMINGS: Mapping[str, Mapping[str, Naming]] = {
+    "release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS
+}  # fmt: skip
 
 
-def random_tensors(naming: str) -> Tensors:
+def random_tensors(naming: Naming, positions: int) -> Tensors:
     """Weights of a ViT-B or of BERT-base under their names in a file, float32."""
     rng = np.random.default_rng(0)
-    sizes = {**VIT_B, "N": OVERLAPPING} if naming == "release" else VIT_B
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes(NAMINGS[naming], sizes).items()}
+    wanted = shapes(naming, {**VIT_B, "N": positions})
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
 
 
 def write(path: Path, tensors: Tensors) -> None:
@@ -73,11 +77,12 @@ def write(path: Path, tensors: Tensors) -> None:
 def measure(case: Case, folder: Path) -> tuple[float, float, float]:
     """MB of the files, seconds, and peak GiB of one conversion. Raises RuntimeError where it fails."""
     weights, text, out = folder / f"weights{case.suffix}", folder / "bert.safetensors", folder / "out"
-    write(weights, random_tensors(case.naming))
+    positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
+    write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
     command = [sys.executable, "-m", "ivt_jax.convert", f"--source={case.source}", f"--weights={weights}"]
     files = [weights]
     if case.source in WITH_BERT:
-        write(text, random_tensors("bert"))
+        write(text, random_tensors(bert.NAMING, 0))
         command += ["--source_text=bert", f"--weights_text={text}"]
         files.append(text)
     size = sum(file.stat().st_size for file in files) / 1e6

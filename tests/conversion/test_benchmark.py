@@ -10,7 +10,7 @@ TINY = {"D": 12, "F": 48, "H": 12, "E": 1, "P": 16, "N": 5, "V": 30, "L": 512, "
 
 
 def test_the_shapes_of_a_naming_by_hand():
-    wanted = shapes(benchmark.NAMINGS["timm"], TINY)
+    wanted = shapes(benchmark.NAMINGS["vit"]["timm"], TINY)
     assert len(wanted) == 6 + 2 * 12
     assert wanted["patch_embed.proj.weight"] == (12, 3, 16, 16)
     assert wanted["blocks.1.attn.qkv.weight"] == (36, 12) and wanted["pos_embed"] == (1, 5, 12)
@@ -18,8 +18,7 @@ def test_the_shapes_of_a_naming_by_hand():
 
 def test_every_source_of_the_command_is_measured():
     sources = next(action.choices for action in convert.make_parser()._actions if action.dest == "source")
-    assert {case.source for case in benchmark.CASES} == set(sources)
-    assert {case.naming for case in benchmark.CASES} | {"bert"} == set(benchmark.NAMINGS)
+    assert {case.source for case in benchmark.CASES} == set(benchmark.NAMINGS) == set(sources)
 
 
 @pytest.fixture
