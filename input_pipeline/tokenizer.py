@@ -21,8 +21,8 @@ _CHARACTERS_PER_TOKEN = 20
 class Tokenizer:
     """Token ids of fixed length, [CLS] text [SEP] padded with 0.
 
-    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; digest, the SHA-256 of the tokenizer's
-    serialised form.
+    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; serialised, the text of the
+    tokenizers library's tokenizer.json; digest, its SHA-256.
     """
 
     pad_id = 0
@@ -40,7 +40,8 @@ class Tokenizer:
         self._backend = backend
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[token] for token in special[1:])
         self.vocab_size = max(vocab.values()) + 1
-        self.digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        self.serialised = backend.to_str()
+        self.digest = hashlib.sha256(self.serialised.encode()).hexdigest()
         self._special = np.array([vocab[token] for token in special])
         self._tokens = np.full(self.vocab_size, "", object)
         for token, id in vocab.items():

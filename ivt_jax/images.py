@@ -15,6 +15,7 @@ from input_pipeline.inspection import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -45,8 +46,8 @@ def load_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:
 
 
 def normalise(images: jax.Array | np.ndarray) -> jax.Array:
-    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5, as released."""
-    return (jnp.asarray(images, jnp.float32) / 255 - 0.5) / 0.5
+    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5."""
+    return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
 
 
 def erase(images: jax.Array, boxes: jax.Array, key: jax.Array) -> jax.Array:

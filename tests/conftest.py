@@ -10,7 +10,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import json
+import subprocess
+import sys
+import types
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,3 +38,80 @@ def pedes_root(tmp_path_factory):
             records.append({"id": person, "file_path": name, "captions": [first, second], "split": split})
     (root / "reid_raw.json").write_text(json.dumps(records))
     return root
+
+
+@pytest.fixture(scope="session", params=[6, 4], ids=["patches side by side", "overlapping patches"])
+def given_away(request):
+    """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""
+    import jax
+
+    from configs import default
+    from ivt_jax.evaluation.embedding import embed_images, embed_texts
+    from ivt_jax.models.ivt import IVT, IVTConfig
+
+    config = default.get_config()
+    config.text.tokenizer, config.text.length["sentence"] = "", 16
+    config.model.update({"image_size": (24, 12), "patch_size": 6, "stride": request.param, "width": 16, "depth": 2})
+    config.model.update({"num_heads": 2, "vocab_size": 2726, "max_text_length": 20, "dtype": "float32"})
+    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(request.param)
+
+    def draw(path, leaf):
+        return rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0))["params"])
+    images = rng.integers(0, 256, (64, 4, 2, 3), np.uint8).repeat(6, 1).repeat(6, 2)
+    ids = rng.integers(5, 2726, (64, 16), np.int32)
+    ids[np.arange(16) >= np.r_[3, rng.integers(3, 17, 63)][:, None]] = 0
+    return types.SimpleNamespace(
+        model=model,
+        params=params,
+        config=config,
+        images=images,
+        ids=ids,
+        image_embeddings=embed_images(model, params, [images]),
+        text_embeddings=embed_texts(model, params, ids, 64),
+    )
+
+
+LOADED_ELSEWHERE = """
+import sys
+import numpy as np
+{load}
+given = np.load("given.npz")
+images, ids = given["images"], given["ids"]
+got = {{f"images_{{n}}": np.asarray(encode_images(images[:n])) for n in (1, 3, 64)}}
+got |= {{f"ids_{{n}}": np.asarray(encode_texts(ids[:n, :l])) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
+np.savez("got.npz", **got)
+print(*sorted({{name.split(".")[0] for name in sys.modules}}))
+"""
+
+
+@pytest.fixture
+def assert_same_elsewhere(tmp_path, given_away):
+    """check(load): a fresh process, where the code `load` defines encode_images and encode_texts, embeds as the model.
+
+    It runs in tmp_path, where this project is not to be found. Returns the top-level modules that it loaded.
+    """
+
+    def check(load):
+        np.savez(tmp_path / "given.npz", images=given_away.images, ids=given_away.ids)
+        environment = {**os.environ, "PYTHONPATH": "", "TF_ENABLE_ONEDNN_OPTS": "0"}
+        code = LOADED_ELSEWHERE.format(load=load)
+        command = [sys.executable, "-c", code]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr[-3000:]
+        loaded = set(run.stdout.split())
+        assert "numpy" in loaded and not loaded & {"ivt_jax", "input_pipeline", "configs"}
+        with np.load(tmp_path / "got.npz") as got:
+            for n in (1, 3, 64):  # to 1e-5, which a cosine below 0.9999 would exceed by far
+                np.testing.assert_allclose(got[f"images_{n}"], given_away.image_embeddings[:n], atol=1e-5)
+                np.testing.assert_allclose(got[f"ids_{n}"], given_away.text_embeddings[:n], atol=1e-5)
+            scores = got["ids_64"] @ got["images_64"].T
+        expected = given_away.text_embeddings @ given_away.image_embeddings.T
+        assert expected.std() > 0.05  # they are not all alike
+        # Whoever is put in the top ten had, by the model, the score that belongs there: near-ties may trade places.
+        found = np.take_along_axis(expected, np.argsort(-scores, axis=1)[:, :10], axis=1)
+        np.testing.assert_allclose(found, -np.sort(-expected, axis=1)[:, :10], atol=1e-5)
+        return loaded
+
+    return check

@@ -27,7 +27,7 @@ def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarra
 
 def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
     """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised."""
-    return embed(functools.partial(_encode_images, model, jax.device_put(params)), batches)
+    return embed(functools.partial(encode_images, model, jax.device_put(params)), batches)
 
 
 def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
 
     Texts of like length go together, and most of their padding is cut off: a caption is short, and few are long.
     """
-    encode, lengths = functools.partial(_encode_texts, model, jax.device_put(params)), (ids != PAD_ID).sum(1)
+    encode, lengths = functools.partial(encode_texts, model, jax.device_put(params)), (ids != PAD_ID).sum(1)
     order = np.argsort(lengths, kind="stable")
     widths = np.minimum(-(-lengths[order] // _MULTIPLE) * _MULTIPLE, ids.shape[1])
     batches = []
@@ -48,12 +48,14 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
 
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
+def encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
+    """uint8 (b, H, W, 3) -> (b, D) float32, L2-normalised."""
     return _unit(model.apply({"params": params}, normalise(images), method="encode_image")[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
+def encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
+    """Token ids (b, L) int32, padded with 0 -> (b, D) float32, L2-normalised."""
     return _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])
 
 

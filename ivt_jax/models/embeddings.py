@@ -63,8 +63,8 @@ class ImageEmbedding(nn.Module):
         tokens = patches @ kernel.astype(dtype) + bias.astype(dtype)
         if patch_mask is not None:
             tokens = jnp.where(patch_mask[..., None], mask_token.astype(dtype), tokens)
-        tokens = jnp.concatenate([jnp.broadcast_to(cls.astype(dtype), (len(images), 1, self.width)), tokens], axis=1)
-        tokens = tokens + (positions + types).astype(dtype)
+        cls = jnp.broadcast_to(cls.astype(dtype), (images.shape[0], 1, self.width))
+        tokens = jnp.concatenate([cls, tokens], axis=1) + (positions + types).astype(dtype)
         if self.image_norm:
             norm = self.param("norm", lambda _: {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)})
             tokens = layer_norm(norm, tokens, self.norm_epsilon).astype(dtype)

@@ -1,0 +1,1 @@
+"""What a trained model is given away as: the forms that others load."""

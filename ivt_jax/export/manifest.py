@@ -1,0 +1,70 @@
+"""What a compiled form needs to be used without this package: manifest.json and tokenizer.json beside the encoders.
+
+tokenizer.json gives the ids of a text's pieces without [CLS] and [SEP]:
+`tokenizers.Tokenizer.from_file("tokenizer.json").encode(text, add_special_tokens=False).ids`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ivt_jax.images import DEVIATION, MEAN
+from ivt_jax.models.ivt import PAD_ID, IVTConfig
+from ivt_jax.workdir import digest, write_json
+
+FORMAT_VERSION = 1
+
+
+def write_manifest(
+    folder: Path, form: str, encoders: tuple[str, str], model: IVTConfig, config: Any, **more: Any
+) -> None:
+    """Writes tokenizer.json and manifest.json; `more` is said of the form alone.
+
+    form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already.
+    Raises DataError where the config's tokenizer cannot be had.
+    """
+    from input_pipeline.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.text.tokenizer, model.vocab_size)
+    (folder / "tokenizer.json").write_text(tokenizer.serialised, encoding="utf-8")
+    height, width = model.image_size
+    images = {"name": "images", "dtype": "uint8", "shape": ["batch", height, width, 3]}
+    ids = {"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}
+    output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model.width]}
+    manifest = {
+        "format": form,
+        "format_version": FORMAT_VERSION,
+        **more,
+        "encoders": {
+            "image": {"file": encoders[0], "inputs": [images], "outputs": [output]},
+            "text": {"file": encoders[1], "inputs": [ids], "outputs": [output]},
+        },
+        "embedding": {"dimension": model.width, "normalised": "L2", "compared_by": "inner product"},
+        "images": {
+            "height": height,
+            "width": width,
+            "channels": "RGB",
+            "resize": "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)",
+            "mean": [MEAN] * 3,
+            "deviation": [DEVIATION] * 3,
+            "normalised_by": "the encoder: it takes pixels from 0 to 255",
+        },
+        "text": {
+            "tokenizer": "tokenizer.json",
+            "layout": "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right",
+            "cls_id": tokenizer.cls_id,
+            "sep_id": tokenizer.sep_id,
+            "pad_id": PAD_ID,
+            "unk_id": tokenizer.unk_id,
+            "vocab_size": model.vocab_size,
+            "length": config.text.length["sentence"],
+            "max_length": model.max_text_length,
+            "lower_cased": bool((tokenizer.encode(["A RED coat"], 16) == tokenizer.encode(["a red Coat"], 16)).all()),
+        },
+        "sha256": _digests(folder),
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def _digests(folder: Path) -> Mapping[str, str]:
+    return {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
