@@ -22,12 +22,14 @@ CONFINED = {
     "clu": {"ivt_jax.metrics"},
     "torch": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
     "safetensors": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
+    "onnx": {"ivt_jax.export.onnx_graph"},
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
     "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
     "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
     "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.stablehlo",
+    "ivt_jax.export.onnx_graph",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
 ]  # fmt: skip
 

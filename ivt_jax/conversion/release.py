@@ -91,7 +91,7 @@ def release_from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _convolution_weight(kernel: np.ndarray) -> np.ndarray:
+def convolution_weight(kernel: np.ndarray) -> np.ndarray:
     """(row * column * channel, out) -> (out, channel, row, column)."""
     side = round((len(kernel) / 3) ** 0.5)
     return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
@@ -100,5 +100,5 @@ def _convolution_weight(kernel: np.ndarray) -> np.ndarray:
 WRITE: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     same: same,
     linear: np.transpose,
-    convolution: _convolution_weight,
+    convolution: convolution_weight,
 }

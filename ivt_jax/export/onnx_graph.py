@@ -1,0 +1,155 @@
+"""The encoders as ONNX graphs, written out by hand, for ONNX Runtime and what else reads ONNX.
+
+Each has an input `images`, uint8 (batch, H, W, 3), or `ids`, int32 (batch, length), padded with 0; its output
+`embeddings`, float32 (batch, D), are unit vectors. They compute in float32, whatever the model's dtype.
+
+By hand, because the converter jax2onnx pins an Orbax older than ours and cannot be installed beside it. The functions
+below follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of what they compute.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion.release import convolution_weight
+from ivt_jax.export.manifest import write_manifest
+from ivt_jax.images import DEVIATION, MEAN
+from ivt_jax.models.blocks import MASKED, NORM_EPSILON
+from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
+from ivt_jax.models.ivt import IVT, PAD_ID, IVTConfig
+
+FILES = "image_encoder.onnx", "text_encoder.onnx"
+OPSET, IR_VERSION = 20, 9  # the first that has Gelu, and its file format: ONNX Runtime 1.17 and later
+LARGEST = 1_900_000_000  # bytes of parameters within a file, whose limit is 2 GiB; more lie beside it in FILE.data
+
+Params = Mapping[str, Any]
+
+
+class Graph:
+    """Nodes and constants; calling it adds a node and returns the name of its output."""
+
+    def __init__(self):
+        self.onnx, self.nodes, self.constants = load_onnx(), [], []
+
+    def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """`inputs` are names, or values, which become constants: NumPy's as they are, lists as int64."""
+        names = [x if isinstance(x, str) else self.constant(np.asarray(x)) for x in inputs]
+        made = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(op, names, made, **attributes))
+        return made[0] if outputs == 1 else made
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(value, name))
+        return name
+
+    def save(self, path: Path, given: tuple[str, Any, Sequence[str | int]], result: str, width: int) -> None:
+        """Writes the graph from one input (name, dtype, shape) to the node `result`, (batch, width)."""
+        helper = self.onnx.helper
+        self.nodes.append(helper.make_node("Identity", [result], ["embeddings"]))
+        name, dtype, shape = given
+        inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)]
+        floats = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
+        outputs = [helper.make_tensor_value_info("embeddings", floats, ["batch", width])]
+        graph = helper.make_graph(self.nodes, path.stem, inputs, outputs, self.constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="ivt_jax")
+        beside = sum(len(constant.raw_data) for constant in self.constants) > LARGEST
+        self.onnx.save_model(model, path, save_as_external_data=beside, location=path.name + ".data")
+
+
+def load_onnx() -> Any:
+    """The onnx package, an optional one."""
+    try:
+        import onnx
+        import onnx.helper
+        import onnx.numpy_helper
+    except ImportError:
+        raise UserError("ONNX graphs need onnx, which is not installed: pip install 'ivt_jax[onnx]'") from None
+    return onnx
+
+
+def write_onnx(folder: Path, model: IVT, params: Params, config: Any) -> None:
+    """Writes the two encoders, tokenizer.json and manifest.json into `folder`, which is there and empty.
+
+    Parameters beyond 1.9 GB lie in a file beside the encoder's, FILE.data. Raises UserError where onnx is missing.
+    """
+    c, params = model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    image, text = Graph(), Graph()
+    tokens = image_embedding(image, params["image_embedding"], "images", c)
+    embedded = encode(image, params["blocks"], tokens, None, "mlp_vis", c)
+    image.save(folder / FILES[0], ("images", np.uint8, ["batch", *c.image_size, 3]), embedded, c.width)
+    tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
+    embedded = encode(text, params["blocks"], tokens, key_bias, "mlp_txt", c)
+    text.save(folder / FILES[1], ("ids", np.int32, ["batch", "length"]), embedded, c.width)
+    write_manifest(folder, "onnx", FILES, c, config, opset=OPSET, dtype="float32")
+
+
+def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:
+    """uint8 (B, H, W, 3) -> (B, 1 + P, D): [CLS] and patches, by a convolution, which wants channels first."""
+    pixels = g("Div", g("Cast", images, to=g.onnx.TensorProto.FLOAT), np.float32(255))
+    pixels = g("Div", g("Sub", pixels, np.float32(MEAN)), np.float32(DEVIATION))
+    pixels = g("Transpose", pixels, perm=[0, 3, 1, 2])
+    grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[c.stride, c.stride])
+    patches = g("Transpose", g("Reshape", grid, [0, c.width, -1]), perm=[0, 2, 1])
+    batch = g("Shape", images, start=0, end=1)
+    cls = g("Expand", p["cls"], g("Concat", batch, [1, c.width], axis=0))
+    return g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
+
+
+def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
+    """int32 (B, L) -> (B, L, D), and what is added to the scores of the keys, (B, 1, 1, L)."""
+    length = g("Shape", ids, start=1, end=2)
+    positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
+    tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], ids), positions), TEXT_NORM_EPSILON)
+    key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
+    return tokens, g("Unsqueeze", key_bias, [1, 2])
+
+
+def encode(g: Graph, blocks: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:
+    """(B, N, D) -> (B, D): the blocks, the final norm of the first token, at length 1."""
+    layers = {name: blocks[name] for name in ("norm1", "attn", "norm2", mlp_name)}
+    for i in range(c.depth):
+        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, key_bias, mlp_name, c)
+    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1), NORM_EPSILON)
+    norm = g("ReduceL2", first, [-1], keepdims=1)
+    return g("Div", first, g("Max", norm, np.float32(1e-12)))
+
+
+def block(g: Graph, p: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:
+    """(B, N, D) -> (B, N, D), through the MLP of one modality."""
+    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x, NORM_EPSILON), key_bias, c))
+    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x, NORM_EPSILON)))
+
+
+def attention(g: Graph, p: Params, x: str, key_bias: str | None, c: IVTConfig) -> str:
+    """Multi-head self-attention over (B, N, D)."""
+    heads = [0, 0, c.num_heads, c.width // c.num_heads]  # 0: as in the input
+    q, k, v = (
+        g("Reshape", part, heads) for part in g("Split", linear(g, p["qkv"], x), outputs=3, axis=-1, num_outputs=3)
+    )
+    q = g("Mul", g("Transpose", q, perm=[0, 2, 1, 3]), np.float32((c.width // c.num_heads) ** -0.5))
+    scores = g("MatMul", q, g("Transpose", k, perm=[0, 2, 3, 1]))
+    if key_bias is not None:
+        scores = g("Add", scores, key_bias)
+    mixed = g("MatMul", g("Softmax", scores, axis=-1), g("Transpose", v, perm=[0, 2, 1, 3]))
+    return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, c.width]))
+
+
+def mlp(g: Graph, p: Params, x: str) -> str:
+    """The GELU is the exact one, by erf."""
+    return linear(g, p["fc2"], g("Gelu", linear(g, p["fc1"], x), approximate="none"))
+
+
+def linear(g: Graph, p: Params, x: str) -> str:
+    """x @ kernel + bias."""
+    return g("Add", g("MatMul", x, p["kernel"]), p["bias"])
+
+
+def layer_norm(g: Graph, p: Params, x: str, epsilon: float) -> str:
+    """Over the last axis."""
+    return g("LayerNormalization", x, p["scale"], p["bias"], axis=-1, epsilon=epsilon)

@@ -1,0 +1,82 @@
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.export import onnx_graph
+
+LOAD = """
+import onnxruntime
+image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in ("image", "text"))
+encode_images = lambda images: image.run(None, {"images": images})[0]
+encode_texts = lambda ids: text.run(None, {"ids": ids})[0]
+"""
+
+
+@pytest.fixture
+def onnx():
+    return pytest.importorskip("onnx")
+
+
+@pytest.fixture
+def written(onnx, tmp_path, given_away):
+    onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+    return tmp_path
+
+
+def test_onnx_runtime_alone_gives_the_same_embeddings(written, assert_same_elsewhere):
+    pytest.importorskip("onnxruntime")
+    loaded = assert_same_elsewhere(LOAD)
+    assert not loaded & {"jax", "tensorflow", "onnx"}
+
+
+def test_parameters_that_do_not_fit_lie_beside(onnx, tmp_path, given_away, assert_same_elsewhere, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_graph, "LARGEST", 100_000)  # below the text side's 202 kB, above the image side's 55 kB
+    onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+    assert not (tmp_path / "image_encoder.onnx.data").exists()
+    assert (tmp_path / "text_encoder.onnx").stat().st_size < 30_000
+    assert "text_encoder.onnx.data" in json.loads((tmp_path / "manifest.json").read_text())["sha256"]
+    assert_same_elsewhere(LOAD)
+
+
+def test_graphs_are_valid_and_say_what_they_take(onnx, written):
+    for name, takes, shape in (
+        ("image", "images", ["batch", 24, 12, 3]),
+        ("text", "ids", ["batch", "length"]),
+    ):
+        model = onnx.load(written / f"{name}_encoder.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert model.opset_import[0].version == 20 and model.ir_version == 9
+        (given,), (result,) = model.graph.input, model.graph.output
+        sizes = [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim]
+        assert (given.name, sizes, result.name) == (takes, shape, "embeddings")
+
+
+def test_the_manifest_tells_the_form_and_the_digests(written):
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert (manifest["format"], manifest["opset"], manifest["dtype"]) == ("onnx", 20, "float32")
+    assert manifest["encoders"]["image"]["file"] == "image_encoder.onnx"
+    assert manifest["encoders"]["text"]["file"] == "text_encoder.onnx"
+    files = {path.name: path for path in written.iterdir() if path.name != "manifest.json"}
+    assert set(files) == {"image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"} == set(manifest["sha256"])
+    for name, path in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["sha256"][name]
+
+
+def test_texts_beyond_the_text_positions_are_refused(written):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(written / "text_encoder.onnx")
+    with pytest.raises(Exception, match=r"20 by 21|21 by 20"):
+        session.run(None, {"ids": np.ones((1, 21), np.int32)})
+
+
+def test_without_onnx_one_line_says_what_to_install(tmp_path, given_away, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError) as caught:
+        onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+    expected = "ONNX graphs need onnx, which is not installed: pip install 'ivt_jax[onnx]'"
+    assert str(caught.value) == expected and not list(tmp_path.iterdir())
