@@ -16,6 +16,7 @@ CONFINED = {
         "input_pipeline.pipeline",
         "input_pipeline.prepare",
         "input_pipeline.benchmark",
+        "input_pipeline.saved_model",
     },
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
     "orbax": {"ivt_jax.checkpoint"},
@@ -29,7 +30,7 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
     "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
     "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.stablehlo",
-    "ivt_jax.export.onnx_graph",
+    "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
 ]  # fmt: skip
 

@@ -67,4 +67,4 @@ def write_manifest(
 
 
 def _digests(folder: Path) -> Mapping[str, str]:
-    return {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}

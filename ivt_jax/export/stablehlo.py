@@ -11,9 +11,9 @@ heads of reconstruction) is left out.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,44 +30,67 @@ PLATFORMS = "cpu", "cuda", "tpu"
 LARGEST = 2_000_000_000  # bytes of parameters in one file: what jax.export writes cannot exceed 2 GiB
 
 
+class Encoder(NamedTuple):
+    """One side of a model, `function(parameters, argument)`, with the parameters that have an effect on it alone.
+
+    name, dtype and shape are the argument's; the shape is one for `jax.export.symbolic_shape`, under `constraints`.
+    """
+
+    function: Callable[[Sequence[Any], jax.Array], jax.Array]
+    parameters: list[np.ndarray]
+    name: str
+    dtype: Any
+    shape: str
+    constraints: tuple[str, ...] = ()
+
+    @property
+    def argument(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(export.symbolic_shape(self.shape, constraints=self.constraints), self.dtype)
+
+
+def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
+    """The image's and the text's."""
+    height, width = model.config.image_size
+    constraint = f"length <= {model.config.max_text_length}"
+    image = Encoder(functools.partial(encode_images, model), [], "images", np.uint8, f"batch, {height}, {width}, 3")
+    text = Encoder(functools.partial(encode_texts, model), [], "ids", np.int32, "batch, length", (constraint,))
+    # As in search: by default accelerators round the factors of a float32 product.
+    precision = "highest" if model.dtype == jnp.float32 else "default"
+    return _pruned(image, params, precision), _pruned(text, params, precision)
+
+
 def write_stablehlo(folder: Path, model: IVT, params: Any, config: Any) -> None:
     """Writes the two encoders, tokenizer.json and manifest.json into `folder`, which is there and empty.
 
     They compute in the model's dtype, as evaluation and search do. Raises UserError where the parameters of an encoder
     exceed 2 GB.
     """
+    for file, encoder in zip(FILES, encoders(model, params), strict=True):
+        size = sum(leaf.nbytes for leaf in encoder.parameters)
+        if size > LARGEST:
+            raise UserError(f"stablehlo: {size / 1e9:.1f} GB of parameters do not fit into one file of at most 2 GB")
+        alone = jax.jit(functools.partial(encoder.function, encoder.parameters))
+        (folder / file).write_bytes(export.export(alone, platforms=PLATFORMS)(encoder.argument).serialize())
     c = model.config
-    height, width = c.image_size
-    shapes = (
-        (jnp.uint8, export.symbolic_shape(f"batch, {height}, {width}, 3")),
-        (jnp.int32, export.symbolic_shape("batch, length", constraints=[f"length <= {c.max_text_length}"])),
-    )
-    for name, encode, (dtype, shape) in zip(FILES, (encode_images, encode_texts), shapes, strict=True):
-        program = _program(functools.partial(encode, model), params, jax.ShapeDtypeStruct(shape, dtype), model.dtype)
-        (folder / name).write_bytes(program.serialize())
     write_manifest(folder, "stablehlo", FILES, c, config, platforms=PLATFORMS, dtype=c.dtype)
 
 
-def _program(encode: Callable, params: Any, argument: jax.ShapeDtypeStruct, dtype: jnp.dtype) -> export.Exported:
-    """`encode` with the parameters as constants; those without effect become zeros, which cost nothing."""
+def _pruned(encoder: Encoder, params: Any, precision: str) -> Encoder:
+    """The encoder whose function takes a tree of parameters, as one that takes a list of those that have an effect."""
     leaves, tree = jax.tree.flatten(params)
-    used = _used(encode, params, argument)
-    size = sum(leaves[i].nbytes for i in used)
-    if size > LARGEST:
-        raise UserError(f"stablehlo: {size / 1e9:.1f} GB of parameters do not fit into one file of at most 2 GB")
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+    # JAX finds them, for constant shapes alone.
+    constant = jax.ShapeDtypeStruct(
+        [size if isinstance(size, int) else 1 for size in encoder.argument.shape], encoder.dtype
+    )
+    whole = export.export(jax.jit(encoder.function))(jax.tree.unflatten(tree, shapes), constant)
+    used = [i for i in whole.module_kept_var_idx if i < len(leaves)]
 
-    def alone(x: jax.Array) -> jax.Array:
-        filled = [np.asarray(y) if i in used else jnp.zeros(y.shape, y.dtype) for i, y in enumerate(leaves)]
-        return encode(jax.tree.unflatten(tree, filled), x)
+    def function(parameters: Sequence[Any], x: jax.Array) -> jax.Array:
+        filled = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]  # cost nothing: they have no effect
+        for i, leaf in zip(used, parameters, strict=True):
+            filled[i] = leaf
+        with jax.default_matmul_precision(precision):
+            return encoder.function(jax.tree.unflatten(tree, filled), x)
 
-    # As in search: by default accelerators round the factors of a float32 product.
-    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
-        return export.export(jax.jit(alone), platforms=PLATFORMS)(argument)
-
-
-def _used(encode: Callable, params: Any, argument: jax.ShapeDtypeStruct) -> set[int]:
-    """The leaves of `params` that have an effect, by their numbers. JAX finds them for constant shapes alone."""
-    constant = tuple(size if isinstance(size, int) else 1 for size in argument.shape)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    program = export.export(jax.jit(encode))(shapes, jax.ShapeDtypeStruct(constant, argument.dtype))
-    return {i for i in program.module_kept_var_idx if i < len(jax.tree.leaves(params))}
+    return encoder._replace(function=function, parameters=[np.asarray(leaves[i]) for i in used])

@@ -1,0 +1,50 @@
+"""The encoders as a TensorFlow SavedModel, which loads where there is TensorFlow and neither JAX nor this package.
+
+    encode = tf.saved_model.load(folder).signatures
+    encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D)
+    encode["encode_texts"](ids=ids)["embeddings"]  # int32 (b, L) -> float32 (b, D)
+
+It lies in this package because this alone may import TensorFlow.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import UserError
+
+
+def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
+    """Writes a SavedModel into `folder`, which is there and empty, with a signature for each of `encoders`.
+
+    An encoder has the fields of ivt_jax/export/stablehlo.py's `Encoder`. The parameters become variables, those that
+    encoders share one variable: as constants, as in StableHLO, a ViT-B took 10 GB of memory to save and to load. Raises
+    UserError where TensorFlow is missing.
+    """
+    try:
+        import tensorflow as tf
+        from jax.experimental import jax2tf
+    except ImportError:
+        raise UserError("a SavedModel needs TensorFlow, which is not installed: pip install tensorflow-cpu") from None
+
+    leaves = {id(leaf): leaf for encoder in encoders.values() for leaf in encoder.parameters}
+    variables = {key: tf.Variable(leaf, trainable=False) for key, leaf in leaves.items()}
+
+    def signature(encoder: Any) -> Any:
+        parameters = [variables[id(leaf)] for leaf in encoder.parameters]
+        call = jax2tf.convert(
+            encoder.function,
+            polymorphic_shapes=[None, f"({encoder.shape})"],
+            polymorphic_constraints=encoder.constraints,
+            native_serialization_platforms=("cpu", "cuda", "tpu"),
+            with_gradient=False,
+        )
+        sizes = [int(size) if size.isdecimal() else None for size in encoder.shape.split(", ")]
+        given = tf.TensorSpec(sizes, encoder.dtype, name=encoder.name)
+        function = tf.function(lambda x: {"embeddings": call(parameters, x)}, autograph=False, input_signature=[given])
+        return function.get_concrete_function()
+
+    signatures = {name: signature(encoder) for name, encoder in encoders.items()}
+    module = tf.Module()
+    module.parameters = list(variables.values())
+    tf.saved_model.save(module, str(folder), signatures=signatures)
