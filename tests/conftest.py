@@ -40,7 +40,11 @@ def pedes_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session", params=[6, 4], ids=["patches side by side", "overlapping patches"])
+SIDE_BY_SIDE = {"stride": 6}
+OVERLAPPING = {"stride": 4, "image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 0.01}
+
+
+@pytest.fixture(scope="session", params=[SIDE_BY_SIDE, OVERLAPPING], ids=["side by side", "overlapping, as CLIP"])
 def given_away(request):
     """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""
     import jax
@@ -51,9 +55,9 @@ def given_away(request):
 
     config = default.get_config()
     config.text.tokenizer, config.text.length["sentence"] = "", 16
-    config.model.update({"image_size": (24, 12), "patch_size": 6, "stride": request.param, "width": 16, "depth": 2})
+    config.model.update({"image_size": (24, 12), "patch_size": 6, "width": 16, "depth": 2, **request.param})
     config.model.update({"num_heads": 2, "vocab_size": 2726, "max_text_length": 20, "dtype": "float32"})
-    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(request.param)
+    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(request.param["stride"])
 
     def draw(path, leaf):
         return rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)

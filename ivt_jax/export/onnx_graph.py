@@ -18,7 +18,7 @@ from input_pipeline.errors import UserError
 from ivt_jax.conversion.release import convolution_weight
 from ivt_jax.export.manifest import write_manifest
 from ivt_jax.images import DEVIATION, MEAN
-from ivt_jax.models.blocks import MASKED, NORM_EPSILON
+from ivt_jax.models.blocks import MASKED
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import IVT, PAD_ID, IVTConfig
 
@@ -98,7 +98,8 @@ def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:
     patches = g("Transpose", g("Reshape", grid, [0, c.width, -1]), perm=[0, 2, 1])
     batch = g("Shape", images, start=0, end=1)
     cls = g("Expand", p["cls"], g("Concat", batch, [1, c.width], axis=0))
-    return g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
+    tokens = g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
+    return layer_norm(g, p["norm"], tokens, c.norm_epsilon) if c.image_norm else tokens
 
 
 def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
@@ -115,15 +116,16 @@ def encode(g: Graph, blocks: Params, x: str, key_bias: str | None, mlp_name: str
     layers = {name: blocks[name] for name in ("norm1", "attn", "norm2", mlp_name)}
     for i in range(c.depth):
         x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, key_bias, mlp_name, c)
-    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1), NORM_EPSILON)
+    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1), c.norm_epsilon)
     norm = g("ReduceL2", first, [-1], keepdims=1)
     return g("Div", first, g("Max", norm, np.float32(1e-12)))
 
 
 def block(g: Graph, p: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:
     """(B, N, D) -> (B, N, D), through the MLP of one modality."""
-    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x, NORM_EPSILON), key_bias, c))
-    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x, NORM_EPSILON)))
+    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x, c.norm_epsilon), key_bias, c))
+    activation = c.image_activation if mlp_name == "mlp_vis" else "gelu"
+    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x, c.norm_epsilon), activation))
 
 
 def attention(g: Graph, p: Params, x: str, key_bias: str | None, c: IVTConfig) -> str:
@@ -140,9 +142,14 @@ def attention(g: Graph, p: Params, x: str, key_bias: str | None, c: IVTConfig) -
     return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, c.width]))
 
 
-def mlp(g: Graph, p: Params, x: str) -> str:
-    """The GELU is the exact one, by erf."""
-    return linear(g, p["fc2"], g("Gelu", linear(g, p["fc1"], x), approximate="none"))
+def mlp(g: Graph, p: Params, x: str, activation: str) -> str:
+    """fc2(activation(fc1(x)))."""
+    hidden = linear(g, p["fc1"], x)
+    if activation == "quick_gelu":
+        hidden = g("Mul", hidden, g("Sigmoid", g("Mul", hidden, np.float32(1.702))))
+    else:
+        hidden = g("Gelu", hidden, approximate="none")  # the exact one, by erf
+    return linear(g, p["fc2"], hidden)
 
 
 def linear(g: Graph, p: Params, x: str) -> str:
