@@ -1,15 +1,18 @@
 """Captions to token ids and back to words: WordPiece, from the shipped vocabulary, a folder, or the hub."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from input_pipeline.errors import DataError
+from input_pipeline.files import write_text
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 
@@ -21,8 +24,10 @@ _CHARACTERS_PER_TOKEN = 20
 class Tokenizer:
     """Token ids of fixed length, [CLS] text [SEP] padded with 0.
 
-    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; serialised, the text of the
-    tokenizers library's tokenizer.json; digest, its SHA-256.
+    A special token that stands in a text, such as "[SEP]", is text like any other.
+
+    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; digest, the SHA-256 of what decides the
+    ids of a text, whatever file it came from.
     """
 
     pad_id = 0
@@ -37,11 +42,11 @@ class Tokenizer:
             raise DataError(f"tokenizer {name} has [PAD] at id {vocab['[PAD]']}; it must be the first entry, id 0")
         backend.no_padding()
         backend.no_truncation()
+        backend.encode_special_tokens = True
         self._backend = backend
         self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[token] for token in special[1:])
         self.vocab_size = max(vocab.values()) + 1
-        self.serialised = backend.to_str()
-        self.digest = hashlib.sha256(self.serialised.encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps(self._rules(), sort_keys=True).encode()).hexdigest()
         self._special = np.array([vocab[token] for token in special])
         self._tokens = np.full(self.vocab_size, "", object)
         for token, id in vocab.items():
@@ -72,6 +77,37 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of one row of ids, without its special tokens; pieces are joined, punctuation stands apart."""
         return " ".join(self._tokens[id] for id in ids if id not in self._special).replace(" ##", "")
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and vocab.txt, which give the same ids to other programs.
+
+        `load_tokenizer(folder)` gives the same digest; `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer
+        read it as well. vocab.txt has an empty line for an id that no token has.
+        """
+        cls, sep = "[CLS]", "[SEP]"
+        numbered = [(cls, self.cls_id), (sep, self.sep_id)]
+        frame = processors.TemplateProcessing(f"{cls} $A {sep}", f"{cls} $A {sep} $B:1 {sep}:1", numbered)
+        whole = tokenizers.Tokenizer.from_str(json.dumps(self._rules()))
+        whole.post_processor, whole.decoder = frame, decoders.WordPiece()
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, "pad_token": "[PAD]",
+            "unk_token": "[UNK]", "cls_token": cls, "sep_token": sep, "mask_token": "[MASK]",
+            "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        write_text(folder / "tokenizer.json", whole.to_str(pretty=True) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+        write_text(folder / "vocab.txt", "\n".join(self._tokens) + "\n")
+
+    def _rules(self) -> dict[str, Any]:
+        """The serialised form without what does not decide the ids of a text, for files of one tokenizer differ there.
+
+        Padding and truncation are off. Special tokens of the vocabulary are listed again in some files alone.
+        """
+        rules = json.loads(self._backend.to_str())
+        vocab = rules["model"]["vocab"]
+        again = [token for token in rules["added_tokens"] if token["special"] and token["content"] in vocab]
+        added = [token for token in rules["added_tokens"] if token not in again]
+        return {**rules, "added_tokens": added, "post_processor": None, "decoder": None}
 
 
 def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:

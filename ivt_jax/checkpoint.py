@@ -1,9 +1,16 @@
-"""Checkpoints by Orbax: the latest two and the best by validation, the run's config beside them."""
+"""Checkpoints by Orbax: the latest two and the best by validation, the run's config beside them.
 
+What is restored is compared with what the config describes, and must be finite.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -11,7 +18,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from input_pipeline.errors import UserError
-from ivt_jax.workdir import load_config
+from ivt_jax.conversion.model import parameter_shapes
+from ivt_jax.export.tensors import read_safetensors
+from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.workdir import load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
 
@@ -32,6 +42,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
             best_fn=score,
         )
+        self._folder = workdir
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / "checkpoints",
             options=options,
@@ -50,10 +61,18 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics)
 
     def restore(self, step: int, target: Any) -> Any:
-        """`target`: a tree of jax.ShapeDtypeStruct with shardings, on whatever mesh."""
+        """`target`: a tree of jax.ShapeDtypeStruct with shardings, on whatever mesh.
+
+        Raises UserError, naming folder, step and parameter, where the checkpoint has other arrays, before any is read,
+        or values that are not finite.
+        """
+        where = self.describe(step)
+        refuse_other_shapes(where, shapes_of(self._manager.item_metadata(step)["state"].tree), shapes_of(target))
         how = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(target, restore_args=how)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        refuse_not_finite(where, jax.device_get(jax.jit(_finite)(state)))  # on the devices: every process sees the same
+        return state
 
     def restore_params(self, step: int) -> Any:
         """The parameters alone (their average, where the run keeps one), as NumPy arrays; no more is read."""
@@ -73,9 +92,21 @@ class Checkpoints:
         name = "ema" if tree.get("ema") else "params"
         return name, tree[name]
 
+    def describe(self, step: int) -> "Where":
+        """A step of this workdir, for errors."""
+        path = f"{self._folder}/checkpoints/{step}"
+        return Where(f"{self._folder}, step {step}", f"remove {path} to use the checkpoint before it")
+
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.close()
+
+
+class Where(NamedTuple):
+    """Which parameters are meant, and what helps where they are at fault: the ends of a line."""
+
+    name: str
+    remedy: str
 
 
 class Restored(NamedTuple):
@@ -86,29 +117,61 @@ class Restored(NamedTuple):
     step: int
 
 
-def restore_params(workdir: Path | str, best: bool = True, shapes_alone: bool = False) -> Restored:
+def restore_params(
+    workdir: Path | str, best: bool = True, shapes_alone: bool = False, may_lack: tuple[str, ...] = ()
+) -> Restored:
     """The best checkpoint of a run (the latest where none was validated), or with `best` False the latest.
 
-    A folder of exported or converted parameters has those alone; their step is 0. shapes_alone: leaves that tell their
-    `shape`, and no array is read. Raises UserError where the folder holds no run, or no checkpoint yet.
+    A folder of exported or converted parameters has those alone; their step is the one recorded, or 0. shapes_alone:
+    leaves that tell their `shape`, and no array is read. may_lack: what parameters that may be missing begin with.
+    Raises UserError where the folder holds no run, or no checkpoint yet; and, naming folder, step and parameter, where
+    the parameters are not those of the model that the folder's config describes, or not finite.
     """
-    config = load_config(workdir)
-    if holds_params_alone(Path(workdir)):
-        return Restored(config, read_params(Path(workdir) / "params", shapes_alone), 0)
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"{workdir}: no checkpoint yet; train first")
-    checkpoints = Checkpoints(Path(workdir), config.train.select_on)
-    step = checkpoints.best_step() if best else checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"{workdir}: no checkpoint yet; train first")
-    params = checkpoints.params_shapes(step) if shapes_alone else checkpoints.restore_params(step)
-    checkpoints.close()
-    return Restored(config, params, step)
+    record, folder = load_record(workdir), Path(workdir)
+    config = ConfigDict(record["config"])
+    with _open(folder, record, config, best) as found:
+        wanted = parameter_shapes(IVTConfig.from_config(config.model))
+        refuse_other_shapes(found.where, shapes_of(found.shapes), wanted, may_lack)
+        params = found.shapes if shapes_alone else found.read()
+    if not shapes_alone:
+        refuse_not_finite(found.where, jax.tree.map(lambda x: np.isfinite(x).all(), params))
+    return Restored(config, params, found.step)
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every leaf, such as "blocks/attn/qkv/kernel"; what a checkpoint keeps as None is left out."""
+    return {path: tuple(leaf.shape) for path, leaf in _by_path(tree).items()}
+
+
+def refuse_other_shapes(
+    where: Where,
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    may_lack: tuple[str, ...] = (),
+) -> None:
+    """Raises UserError for the first parameter that is missing, unexpected or of another shape than wanted."""
+    for path in (*wanted, *(path for path in found if path not in wanted)):
+        if path not in wanted:
+            fault = f"has shape {found[path]}, and the model of its config has no such parameter"
+        elif path not in found:
+            fault = "is missing"
+        else:
+            fault = f"has shape {found[path]}, the model of its config has {wanted[path]}"
+        if found.get(path) != wanted.get(path) and not (path not in found and path.startswith(may_lack)):
+            raise UserError(f"{where.name}: {path} {fault}; {where.remedy}")
+
+
+def refuse_not_finite(where: Where, finite: Any) -> None:
+    """finite: a tree with a truth value for each parameter. Raises UserError for the first that is false."""
+    for path, well in _by_path(finite).items():
+        if not well:
+            raise UserError(f"{where.name}: {path} has values that are not finite; {where.remedy}")
 
 
 def holds_params_alone(workdir: Path) -> bool:
     """Whether a folder is an export or converted weights, not the workdir of a run."""
-    return (workdir / "params").is_dir() and not (workdir / "checkpoints").is_dir()
+    has = (workdir / "params").is_dir() or (workdir / "model.safetensors").is_file()
+    return has and not (workdir / "checkpoints").is_dir()
 
 
 def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
@@ -126,8 +189,46 @@ def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
 
 def export_params(path: Path | str, params: Any) -> None:
     """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them."""
-    target = epath.Path(path).absolute()
-    if target.exists():
-        raise UserError(f"{target} exists already; remove it to export again")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, params)
+        checkpointer.save(epath.Path(path).absolute(), params)
+
+
+class _Found(NamedTuple):
+    """Parameters that can be read: their step, how errors name them, leaves that tell their `shape`, and how to."""
+
+    step: int
+    where: Where
+    shapes: Any
+    read: Callable[[], Any]
+
+
+@contextlib.contextmanager
+def _open(folder: Path, record: Mapping[str, Any], config: ConfigDict, best: bool) -> Iterator[_Found]:
+    """The parameters of a folder, whichever kind it is."""
+    if holds_params_alone(folder):
+        step = record.get("step", 0)
+        where = Where(f"{folder}, step {step}", "export or convert again")
+        read: Callable[..., Any] = functools.partial(read_params, folder / "params")
+        if not (folder / "params").is_dir():
+            read = functools.partial(read_safetensors, folder / "model.safetensors", config)
+        yield _Found(step, where, read(shapes_alone=True), read)
+        return
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: no checkpoint yet; train first")
+    with contextlib.closing(Checkpoints(folder, config.train.select_on)) as checkpoints:
+        step = checkpoints.best_step() if best else checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{folder}: no checkpoint yet; train first")
+        read = functools.partial(checkpoints.restore_params, step)
+        yield _Found(step, checkpoints.describe(step), checkpoints.params_shapes(step), read)
+
+
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,23 +1,22 @@
-"""Weights of other programs, as a folder of parameters to evaluate, to search with, or to train from.
+"""Weights of other programs, or of an export, as a folder of parameters to evaluate, search with, or train from.
 
     python -m ivt_jax.convert --source=release --weights=ivt_cuhk.pth --out=weights/ivt-cuhk
     python -m ivt_jax.convert --source=vit --weights=vit_base.safetensors --source_text=bert \\
         --weights_text=bert_base.safetensors --out=weights/vit-bert --config=configs/rstp.py
-
     python -m ivt_jax.convert --source=clip --weights=clip_base.safetensors --source_text=bert \\
         --weights_text=bert_base.safetensors --out=weights/clip-bert
+    python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
 It prints what became of every tensor. Nothing in a file of weights is executed.
 """
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import whole_folder
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
 
@@ -25,16 +24,28 @@ from input_pipeline.errors import UserError
 def convert(args: argparse.Namespace, rest: list[str]) -> str:
     """Reads, converts, writes the folder --out; returns the account of the tensors. Raises UserError."""
     check_paths(args)
+    from ivt_jax.conversion.tensors import table
+
+    if args.source == "export":
+        record, made = from_export(args.weights, rest)
+    else:
+        record, made = from_others(args, rest)
+    tokenizer, told = find_tokenizer(args, record)
+    write_folder(args.out, record, made.params, args.source, [args.weights, args.weights_text], tokenizer)
+    return f"{table(made.rows)}\n{told}"
+
+
+def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
+    """What config.json is to hold, and the conversion: the release's checkpoint, or a ViT with BERT."""
     from ivt_jax.config_check import check_config
     from ivt_jax.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
-    from ivt_jax.conversion.tensors import table
     from ivt_jax.conversion.vit import Source, convert_vit
     from ivt_jax.models.ivt import IVTConfig
 
-    config = read_config(args.config, rest)
+    config = read_config(args.config or "configs/cuhk.py", rest)
     check_config(config)
     model = IVTConfig.from_config(config.model)
     tensors = read_tensors(args.weights)
@@ -48,17 +59,58 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
         else:
             made = convert_vit(image, text, model, args.resize, config.seed)
     record_model(config, made.model)
-    write_folder(args.out, config, made.params, args.source, [args.weights, args.weights_text])
-    return table(made.rows)
+    return {"config": config.to_dict()}, made
+
+
+def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
+    """The same of an export's model.safetensors: all that config.json beside it holds stays true of the parameters."""
+    from ml_collections import ConfigDict
+
+    from ivt_jax.conversion.files import read_tensors
+    from ivt_jax.conversion.own import convert_own
+    from ivt_jax.export.tensors import refuse_other_metadata
+    from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.workdir import load_record
+
+    if rest:
+        raise UserError(f"unexpected arguments: {' '.join(rest)}; --source=export takes the config beside --weights")
+    record = load_record(weights.absolute().parent)
+    config = ConfigDict(record["config"])
+    refuse_other_metadata(weights, config)
+    return record, convert_own(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
+
+
+def find_tokenizer(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, str]:
+    """The tokenizer that goes with the weights, or None where it cannot be had here, and the line that tells of it."""
+    from ml_collections import ConfigDict
+
+    from input_pipeline.errors import DataError
+    from input_pipeline.tokenizer import load_tokenizer
+    from ivt_jax.workdir import folder_tokenizer
+
+    config = ConfigDict(record["config"])
+    try:
+        if args.source == "export":
+            tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
+        else:
+            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    except DataError as error:
+        return None, f"tokenizer: not recorded, so it will not be checked: {error}"
+    return (
+        tokenizer,
+        f"tokenizer: {tokenizer.digest[:12]}, {tokenizer.vocab_size:,} entries, written beside the parameters",
+    )
 
 
 def check_paths(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together, a file is missing, or the folder exists."""
-    if (args.source != "release") != bool(args.source_text and args.weights_text):
+    if (args.source in WITH_BERT) != bool(args.source_text and args.weights_text):
         raise UserError(
             "--source=vit and --source=clip go with --source_text=bert and --weights_text=FILE, which give the text "
-            "side; --source=release has both sides and goes without"
+            "side; --source=release and --source=export have both sides and go without"
         )
+    if args.source == "export" and args.config:
+        raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
     for path in (args.weights, args.weights_text):
         if path and not path.is_file():
             raise UserError(f"{path} is not a file; name a file of weights")
@@ -83,20 +135,18 @@ def record_model(config: Any, model: Any) -> None:
     check_config(config)
 
 
-def write_folder(out: Path, config: Any, params: Any, source: str, files: list[Path | None]) -> None:
-    """Writes params/ and config.json as an export has them; the folder appears whole or not at all."""
+def write_folder(
+    out: Path, record: dict[str, Any], params: Any, source: str, files: list[Path | None], tokenizer: Any
+) -> None:
+    """Writes params/, config.json and the tokenizer as an export has them; whole or not at all."""
     from ivt_jax.checkpoint import export_params
     from ivt_jax.workdir import record_conversion
 
-    partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        export_params(partial / "params", params)
-        record_conversion(partial, config, source, [file for file in files if file])
-        partial.rename(out.absolute())
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+    with whole_folder(out) as folder:
+        export_params(folder / "params", params)
+        record_conversion(folder, record, source, [file for file in files if file], tokenizer)
+        if tokenizer:
+            tokenizer.save(folder)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -104,20 +154,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.convert",
         description="Make a folder of parameters from weights of other programs: the IVT release's checkpoint, an "
-        "ImageNet ViT together with BERT, or, experimental, CLIP's image tower together with BERT.",
+        "ImageNet ViT together with BERT, or, experimental, CLIP's image tower together with BERT; or from the "
+        "model.safetensors of an export.",
         epilog="Files: .safetensors, Google's .npz, and, where PyTorch is installed, .pth and .bin. The folder goes to "
         "--workdir of ivt_jax.search and of --mode=evaluate, or to --config.train.init_from of a training.",
         allow_abbrev=False,
     )
-    parser.add_argument("--source", required=True, choices=("release", "vit", "clip"), help="what made --weights")
     parser.add_argument(
-        "--weights", required=True, type=Path, help="the release's checkpoint, or the ViT's, CLIP's file"
+        "--source", required=True, choices=("release", "vit", "clip", "export"), help="what made --weights"
     )
+    parser.add_argument(
+        "--weights", required=True, type=Path,
+        help="the release's checkpoint, the ViT's or CLIP's file, or an export's model.safetensors, its config.json "
+        "beside it",
+    )  # fmt: skip
     parser.add_argument("--source_text", choices=("bert",), help="with vit and clip: what made --weights_text")
     parser.add_argument("--weights_text", type=Path, help="with vit and clip: BERT's file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist yet")
     parser.add_argument(
-        "--config", default="configs/cuhk.py", help="config that tells image size, stride and heads, and what is "
+        "--config", help="config that tells image size, stride and heads, and what is "
         "recorded beside them (default configs/cuhk.py); --config.KEY=VALUE changes a key",
     )  # fmt: skip
     parser.add_argument(

@@ -36,7 +36,7 @@ NOTHING = Given({}, "")
 def given_params(config: ConfigDict) -> Given:
     """The parameters that `train.init_from` gives, ready for the config's model; NOTHING where it is empty.
 
-    Raises UserError, naming the parameter, where one does not fit.
+    Raises UserError, naming the parameter, where one does not fit, or is not what the folder's own config describes.
     """
     folder = config.train.init_from
     if not folder:
@@ -67,33 +67,29 @@ def plan(config: ConfigDict) -> str:
 def compare(folder: str, found: Mapping[str, tuple[int, ...]], theirs: IVTConfig, ours: IVTConfig) -> dict[str, str]:
     """Path of every parameter of the model `ours` -> "loaded", "resized" or "initialised".
 
-    found: the shapes that the folder has, of the model `theirs`. Raises UserError for what fits nowhere.
+    found: the shapes that the folder has: all those of the model `theirs`, but for what may lack. Raises UserError for
+    what fits nowhere.
     """
     other = [name for name in NOT_SHAPES if getattr(theirs, name) != getattr(ours, name)]
     if other:
         flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in other)
         raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
-    wanted = parameter_shapes(ours)
-    for path in found:
-        if path not in wanted:
-            raise UserError(f"train.init_from: {folder} has {path}, which the model of the config lacks")
     actions = {}
-    for path, shape in wanted.items():
+    for path, shape in parameter_shapes(ours).items():
         if found.get(path) == shape and (path not in PER_PATCH or theirs.grid == ours.grid):
             actions[path] = "loaded"
-        elif path not in found and path.startswith(MAY_LACK):
+        elif path not in found:
             actions[path] = "initialised"
-        elif path in found and path in PER_PATCH and found[path][-1] == shape[-1]:
+        elif path in PER_PATCH and found[path][-1] == shape[-1]:
             actions[path] = "resized"
         else:
-            has = f"has shape {found[path]}" if path in found else "is missing"
-            raise UserError(f"train.init_from: {path} of {folder} {has}, the config wants {shape}")
+            raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config wants {shape}")
     return actions
 
 
 def _restore(folder: str, shapes_alone: bool = False) -> Restored:
     try:
-        return restore_params(Path(folder), shapes_alone=shapes_alone)
+        return restore_params(Path(folder), shapes_alone=shapes_alone, may_lack=MAY_LACK)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
 

@@ -20,12 +20,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of 
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "export"],
     "train: train or resume, then report test once; evaluate: score the checkpoints on val and test, or on --datasets; "
-    "export: write the best checkpoint's parameters alone",
+    "export: write the best checkpoint as a folder that can be taken elsewhere",
 )  # fmt: skip
 DATASETS = flags.DEFINE_list(
     "datasets", [], "with --mode=evaluate: test on these instead, DATASET:DIR,... such as icfg:data/ICFG-PEDES"
 )  # fmt: skip
 RUNS = flags.DEFINE_list("runs", [], "with --datasets: workdirs of further runs to test beside this one")
+FORMATS = flags.DEFINE_list(
+    "formats", ["orbax", "safetensors"], "with --mode=export: the formats to write the model in"
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, Slurm")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
@@ -55,7 +58,9 @@ def main(argv: list[str]) -> None:
 
     config = config_of_run(workdir, config, config_flags.get_override_values(flags.FLAGS["config"]))
     if MODE.value == "export":
-        print(train.export(workdir))
+        from ivt_jax.export.run import export
+
+        print(export(workdir, FORMATS.value))
     else:
         evaluate(workdir, config)
 
@@ -81,6 +86,8 @@ def check_flags() -> None:
         raise UserError("--datasets goes with --mode=evaluate: training reads config.data alone")
     if RUNS.value and not DATASETS.value:
         raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
+    if FORMATS.present and MODE.value != "export":
+        raise UserError("--formats goes with --mode=export: nothing else writes them")
 
 
 def default_workdir(config_file: str) -> str:

@@ -35,16 +35,16 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
 
     import jax
 
-    from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.checkpoint import restore_params
     from ivt_jax.evaluation.embedding import embed_images, embed_texts
     from ivt_jax.models.ivt import IVT, IVTConfig
+    from ivt_jax.workdir import folder_tokenizer
 
     config, params, _ = restore_params(workdir)
     model = IVT(IVTConfig.from_config(config.model))
     if config.model.dtype == "float32":  # as in training: by default accelerators round the factors of a product
         jax.config.update("jax_default_matmul_precision", "highest")
-    ids = load_tokenizer(config.text.tokenizer, config.model.vocab_size).encode([query], config.text.length["sentence"])
+    ids = folder_tokenizer(Path(workdir), config).encode([query], config.text.length["sentence"])
     readable: list[Path] = []
     problems: list[str] = []
     batches = load_batches(paths, tuple(config.model.image_size), readable, problems)

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +19,8 @@ from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from input_pipeline.sampling import EpochPlans
-from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from ivt_jax.checkpoint import Checkpoints, export_params, holds_params_alone, restore_params
+from input_pipeline.tokenizer import Tokenizer
+from ivt_jax.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.config_check import check_config
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
@@ -33,7 +32,7 @@ from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.report import write_report
 from ivt_jax.sharding import global_batch, local_copy, make_mesh, state_sharding
 from ivt_jax.train_step import TrainState, init_state, train_step
-from ivt_jax.workdir import make_workdir, record_config, refuse_other_config, refuse_other_data
+from ivt_jax.workdir import folder_tokenizer, make_workdir, record_config, refuse_other_config, refuse_other_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     refuse_other_config(workdir, config)
     source = pipeline.open_split(config, "train")
     refuse_other_data(workdir, source.annotations)
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    tokenizer = folder_tokenizer(workdir, config)
     plans = EpochPlans(
         source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
         config.seed,
@@ -106,7 +105,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     if given.told:
         progress.say(given.told)
     if first:
-        record_config(workdir, config, source.annotations)
+        record_config(workdir, config, source.annotations, tokenizer)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
     log = ScalarLog(workdir, start, enabled=first)
     validate = make_validation(config, program, tokenizer)
@@ -208,12 +207,3 @@ def make_validation(
         return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
 
     return validate
-
-
-def export(workdir: Path) -> Path:
-    """Writes the best checkpoint's parameters alone, an Orbax checkpoint, to export/params; config.json beside it."""
-    params = restore_params(workdir).params
-    folder = workdir / "export"
-    export_params(folder / "params", params)
-    shutil.copy(workdir / "config.json", folder / "config.json")
-    return folder

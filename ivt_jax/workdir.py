@@ -14,7 +14,11 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
+from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 
+# Of config.json and what lies beside it. Raise it where an older ivt_jax would misread a folder written now: a key or
+# a parameter that means something else, not one that is added. What is older must stay readable; none said is 1.
+FORMAT = 1
 # Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
 PLACES = ("runtime.", "data.root", "evaluation.")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
@@ -39,25 +43,70 @@ def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
 
 def refuse_other_data(workdir: Path, annotations: Path) -> None:
     """Raises UserError where the workdir's run was trained with other annotations than this file's."""
-    if (workdir / "config.json").exists() and _read(workdir).get("annotations") != digest(annotations):
+    if (workdir / "config.json").exists() and load_record(workdir).get("annotations") != digest(annotations):
         raise UserError(f"{workdir} was trained with other annotations than {annotations}. Choose another --workdir")
 
 
-def record_config(workdir: Path, config: ConfigDict, annotations: Path) -> None:
-    """Makes the workdir this config's and this data's: writes config.json."""
+def record_config(workdir: Path, config: ConfigDict, annotations: Path, tokenizer: Tokenizer) -> None:
+    """Makes the workdir this config's, this data's and this tokenizer's: writes config.json."""
     run = {"config": config.to_dict(), "annotations": digest(annotations), **environment()}
-    write_json(make_workdir(workdir) / "config.json", run)
+    write_record(make_workdir(workdir), run, tokenizer)
 
 
-def record_conversion(folder: Path, config: ConfigDict, source: str, files: Iterable[Path]) -> None:
-    """Writes config.json of a folder of converted weights: which they were, by their digest."""
+def record_conversion(
+    folder: Path, origin: dict[str, Any], source: str, files: Iterable[Path], tokenizer: Tokenizer | None
+) -> None:
+    """Writes config.json of a folder of converted weights: which they were, by their digest.
+
+    origin: the config, and what else is known of where they come from.
+    """
     weights = {"source": source, "files": {path.name: digest(path) for path in files}}
-    write_json(folder / "config.json", {"config": config.to_dict(), "weights": weights, **environment()})
+    write_record(folder, {**environment(), **origin, "weights": weights}, tokenizer)
+
+
+def write_record(folder: Path, record: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+    """config.json: `record` with the format, and the digest of the tokenizer where it is known."""
+    known = {"format": FORMAT} | ({"tokenizer": tokenizer.digest} if tokenizer else {})
+    write_json(folder / "config.json", {**record, **known})
+
+
+def load_record(workdir: Path | str) -> dict[str, Any]:
+    """The whole of config.json: "config", and what was written beside it. Raises UserError where it is not ours."""
+    path = Path(workdir) / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {workdir} is not the workdir of a run") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {workdir} is not the workdir of a run") from None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise UserError(f"{path} holds no config of ours: {workdir} is not the workdir of a run")
+    version = record.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
+    return record
 
 
 def load_config(workdir: Path | str) -> ConfigDict:
     """The resolved config that a run wrote into its workdir."""
-    return ConfigDict(_read(Path(workdir))["config"])
+    return ConfigDict(load_record(workdir)["config"])
+
+
+def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
+    """The tokenizer that texts go through with this folder: the one it carries, or else the config's.
+
+    Raises UserError where config.json records another one. A folder that records none is not checked.
+    """
+    own = (workdir / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+    recorded = load_record(workdir).get("tokenizer") if (workdir / "config.json").exists() else None
+    if recorded and recorded != tokenizer.digest:
+        place = workdir / "tokenizer.json" if own else f'text.tokenizer="{config.text.tokenizer}"'
+        raise UserError(
+            f"{workdir} was made with tokenizer {recorded[:12]}, but {place} is now {tokenizer.digest[:12]}: bring the "
+            "first back there, or choose another --workdir"
+        )
+    return tokenizer
 
 
 def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:
@@ -100,19 +149,6 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _read(workdir: Path) -> dict[str, Any]:
-    path = workdir / "config.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found: {workdir} is not the workdir of a run") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {workdir} is not the workdir of a run") from None
-    if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
-        raise UserError(f"{path} holds no config of ours: {workdir} is not the workdir of a run")
-    return run
 
 
 def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]]) -> None:

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs import synth
 from input_pipeline.errors import UserError
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
+from ivt_jax.conversion.model import parameter_shapes
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.train_step import TrainState
 
 
@@ -20,7 +24,26 @@ def make_state(step):
     return TrainState(jnp.int32(step), params, ({"trace": slots}, ()), jnp.int32(0))
 
 
-def save_all(workdir, scores, select_on="val"):
+def tiny_config():
+    config = synth.get_config()
+    sizes = {"image_size": (12, 12), "patch_size": 6, "stride": 6, "width": 8, "depth": 2, "num_heads": 2}
+    config.model.update({**sizes, "vocab_size": 20, "max_text_length": 9})
+    return config
+
+
+def tiny_params(changes=()):
+    """Those of the tiny config's model, each of one value; `changes`: path -> array, or None to leave it out."""
+    shapes = parameter_shapes(IVTConfig.from_config(tiny_config().model))
+    flat = {path: np.full(shape, 0.5 + i, np.float32) for i, (path, shape) in enumerate(shapes.items())}
+    flat |= dict(changes)
+    return unflatten_dict({path: value for path, value in flat.items() if value is not None}, sep="/")
+
+
+def write_config(folder):
+    (folder / "config.json").write_text(json.dumps({"config": tiny_config().to_dict()}))
+
+
+def save_all(workdir, scores, select_on="val", make_state=make_state):
     """Saves steps 1, 2, ...; what is kept after each."""
     checkpoints, kept = Checkpoints(workdir, select_on), []
     for step, score in enumerate(scores, start=1):
@@ -80,11 +103,11 @@ def test_parameters_are_restored_alone_from_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ocp.CheckpointManager, "restore", lambda self, step, args: read.append(args) or restore(self, step, args=args)
     )
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 5, "train": {"select_on": "val"}}}))
-    save_all(tmp_path, [20.0, 10.0, 15.0])[0].close()
+    write_config(tmp_path)
+    save_all(tmp_path, [20.0, 10.0, 15.0], make_state=run_state)[0].close()
     config, params, step = restore_params(tmp_path)
-    assert (config.seed, step) == (5, 1)
-    jax.tree.map(np.testing.assert_array_equal, params, make_state(1).params)
+    assert (config.seed, step) == (tiny_config().seed, 1)
+    jax.tree.map(np.testing.assert_array_equal, params, run_state(1).params)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
     assert set(read[0]["state"].item) == {"params"}  # the optimiser's arrays are not read
 
@@ -113,5 +136,83 @@ def test_exported_parameters_are_a_plain_orbax_checkpoint(tmp_path):
     params = jax.tree.map(np.asarray, make_state(3).params)
     export_params(tmp_path / "params", params)
     jax.tree.map(np.testing.assert_array_equal, ocp.StandardCheckpointer().restore(tmp_path / "params"), params)
-    with pytest.raises(UserError, match="exists already; remove it"):
-        export_params(tmp_path / "params", params)
+
+
+# ---- what is refused
+
+KERNEL, BIAS = "blocks/attn/proj/kernel", "blocks/attn/proj/bias"  # (2, 8, 8), (2, 8)
+HOLED = np.where(np.arange(16).reshape(2, 8) == 11, np.nan, 1).astype(np.float32)
+FAULTS = {
+    "shape": ({BIAS: np.ones((3, 8))}, f"{BIAS} has shape (3, 8), the model of its config has (2, 8)"),
+    "missing": ({KERNEL: None}, f"{KERNEL} is missing"),
+    "unexpected": ({"fusion/bias": np.ones(3)}, "fusion/bias has shape (3,), and the model of its config has no such "),
+    "nan": ({BIAS: HOLED}, f"{BIAS} has values that are not finite"),
+    "infinite": ({BIAS: np.where(HOLED == 1, HOLED, np.inf)}, f"{BIAS} has values that are not finite"),
+}  # fmt: skip
+
+
+def run_state(step, changes=()):
+    params = jax.tree.map(lambda x: jnp.asarray(x * step, jnp.float32), tiny_params(changes))
+    return TrainState(jnp.int32(step), params, ({"trace": params}, ()), jnp.int32(0))
+
+
+def refusal(action):
+    with pytest.raises(UserError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_parameters_at_fault_are_refused_with_folder_step_and_name(tmp_path, name):
+    changes, fault = FAULTS[name]
+    for kind in ("run", "params"):
+        (tmp_path / kind).mkdir()
+        write_config(tmp_path / kind)
+    save_all(tmp_path / "run", [None, None], make_state=lambda step: run_state(step, changes))[0].close()
+    export_params(tmp_path / "params/params", tiny_params(changes))
+    told = refusal(lambda: restore_params(tmp_path / "run"))
+    assert told.startswith(f"{tmp_path}/run, step 2: {fault}")
+    assert told.endswith(f"; remove {tmp_path}/run/checkpoints/2 to use the checkpoint before it")
+    told = refusal(lambda: restore_params(tmp_path / "params"))
+    assert told.startswith(f"{tmp_path}/params, step 0: {fault}") and told.endswith("; export or convert again")
+
+
+def test_shapes_are_compared_before_anything_is_read(tmp_path, monkeypatch):
+    write_config(tmp_path)
+    save_all(tmp_path, [None], make_state=lambda step: run_state(step, FAULTS["shape"][0]))[0].close()
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", None)
+    for shapes_alone in (False, True):
+        told = refusal(lambda: restore_params(tmp_path, shapes_alone=shapes_alone))  # noqa: B023
+        assert FAULTS["shape"][1] in told
+
+
+def test_what_may_lack_may_lack_but_nothing_else(tmp_path):
+    write_config(tmp_path)
+    export_params(tmp_path / "params", tiny_params({"word_head/bias": None, BIAS: None}))
+    assert "word_head" in restore_params(tmp_path, may_lack=("word_head/", BIAS)).params
+    assert f"{BIAS} is missing" in refusal(lambda: restore_params(tmp_path, may_lack=("word_head/",)))
+    assert "word_head/bias is missing" in refusal(lambda: restore_params(tmp_path, may_lack=(BIAS,)))
+
+
+def test_the_step_that_an_export_records_is_told(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": tiny_config().to_dict(), "step": 40}))
+    export_params(tmp_path / "params", tiny_params())
+    assert restore_params(tmp_path).step == 40
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_run_does_not_resume_from_parameters_at_fault(tmp_path, name):
+    """Whether in the parameters or in the optimiser's memory."""
+    changes, fault = FAULTS[name]
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    everywhere = NamedSharding(mesh, P())
+    shapes = jax.eval_shape(lambda: run_state(1))
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    well, ill = run_state(1), run_state(1, changes)
+    for place, state in (("params", well.replace(params=ill.params)), ("opt", well.replace(opt_state=ill.opt_state))):
+        (tmp_path / place).mkdir()
+        save_all(tmp_path / place, [None], make_state=lambda step: state)[0].close()  # noqa: B023
+        told = refusal(lambda: Checkpoints(tmp_path / place).restore(1, target))  # noqa: B023
+        prefix = "params/" if place == "params" else "opt_state/0/trace/"
+        assert told.startswith(f"{tmp_path}/{place}, step 1: {prefix}{fault}")

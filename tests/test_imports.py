@@ -22,7 +22,7 @@ CONFINED = {
     "orbax": {"ivt_jax.checkpoint"},
     "clu": {"ivt_jax.metrics"},
     "torch": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
-    "safetensors": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
+    "safetensors": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark", "ivt_jax.export.tensors"},
     "onnx": {"ivt_jax.export.onnx_graph"},
 }
 WITHOUT_TENSORFLOW = [

@@ -16,6 +16,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.perturbations import PERTURBATIONS
 from ivt_jax import main, search, train
 from ivt_jax.checkpoint import Checkpoints, restore_params
+from ivt_jax.export.run import export
 from ivt_jax.images import load_image, normalise
 from ivt_jax.workdir import config_of_run, load_config
 
@@ -164,8 +165,7 @@ def test_the_gallery_can_be_searched(trained, pedes_root, capsys):
 
 def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     workdir = trained[0]
-    folder = train.export(workdir)
-    assert (folder / "config.json").read_text() == (workdir / "config.json").read_text()
+    export(workdir, ["orbax", "safetensors"])
     (code,) = re.findall(r"```python\n(import orbax.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 6
     code = code.replace("/path/to/runs/cuhk", str(workdir)).replace("runs/cuhk", str(workdir))
@@ -177,8 +177,8 @@ def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     with np.load(workdir / "test/embeddings.npz") as expected:
         np.testing.assert_allclose(embeddings, expected["image"], atol=2e-3)  # Pillow's pixels against TensorFlow's
     jax.tree.map(np.testing.assert_array_equal, names["params"], restore_params(workdir).params)
-    with pytest.raises(UserError, match="exists already"):
-        train.export(workdir)
+    with pytest.raises(UserError, match="export exists already; remove it"):
+        export(workdir, ["orbax"])
 
 
 def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
@@ -195,7 +195,10 @@ def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
     assert Checkpoints(workdir).latest_step() == 2
 
 
-@pytest.mark.parametrize("action", [lambda workdir: config_of_run(workdir, synth.get_config(), ()), train.export])
+@pytest.mark.parametrize(
+    "action",
+    [lambda workdir: config_of_run(workdir, synth.get_config(), ()), lambda workdir: export(workdir, ["orbax"])],
+)
 def test_a_folder_without_a_run_is_one_line(action, tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/config.json not found: {tmp_path} is not the workdir of a run$"):
         action(tmp_path)
@@ -270,8 +273,8 @@ def test_the_workdir_is_named_after_the_config(config, workdir):
 
 
 class Flag:
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, present=False):
+        self.value, self.present = value, present
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def test_flags_of_a_process_go_together(monkeypatch, given):
     [
         ("train", False, "train a"),
         ("evaluate", False, "evaluate a"),
-        ("export", False, "export a"),
+        ("export", False, "export a ['orbax']"),
         ("train", True, "dry"),
     ],
 )
@@ -318,7 +321,10 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
     monkeypatch.setattr("ivt_jax.workdir.config_of_run", lambda workdir, config, given: config)
     monkeypatch.setattr(main, "evaluate", lambda workdir, config: calls.append(f"evaluate {workdir}"))
-    monkeypatch.setattr(train, "export", lambda workdir: calls.append(f"export {workdir}"))
+    monkeypatch.setattr(main, "FORMATS", Flag(["orbax"], present=mode == "export"))
+    monkeypatch.setattr(
+        "ivt_jax.export.run.export", lambda workdir, formats: calls.append(f"export {workdir} {formats}")
+    )
     monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config: calls.append("dry"))
     main.main(["main"])
     assert calls == [called]
@@ -329,10 +335,11 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     [
         ({"MODE": "train", "DATASETS": ["icfg:a"]}, "--datasets goes with --mode=evaluate"),
         ({"MODE": "evaluate", "RUNS": ["runs/a"]}, "--runs goes with --datasets"),
+        ({"MODE": "evaluate", "FORMATS": ["orbax"]}, "--formats goes with --mode=export"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
-    for name in ("MODE", "DATASETS", "RUNS"):
-        monkeypatch.setattr(main, name, Flag(flags.get(name)))
+    for name in ("MODE", "DATASETS", "RUNS", "FORMATS"):
+        monkeypatch.setattr(main, name, Flag(flags.get(name), present=name in flags))
     with pytest.raises(UserError, match=message):
         main.main(["main"])

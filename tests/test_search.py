@@ -9,9 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-import input_pipeline.tokenizer
 import ivt_jax.checkpoint
 import ivt_jax.models.ivt
+import ivt_jax.workdir
 from ivt_jax import search
 
 COLOURS = {"red": (255, 0, 0), "dim": (200, 100, 100), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(ivt_jax.checkpoint, "restore_params", lambda workdir: restored)
     monkeypatch.setattr(ivt_jax.models.ivt, "IVT", MeanColour)
     monkeypatch.setattr(ivt_jax.models.ivt.IVTConfig, "from_config", lambda model: None)
-    monkeypatch.setattr(input_pipeline.tokenizer, "load_tokenizer", lambda name, vocab_size: FirstWord())
+    monkeypatch.setattr(ivt_jax.workdir, "folder_tokenizer", lambda workdir, config: FirstWord())
     folder = tmp_path / "crops"
     for index, (name, colour) in enumerate(COLOURS.items()):
         path = folder / ("cam_a" if index % 2 else ".") / f"{name}.{('png', 'BMP', 'webp', 'jpg')[index]}"

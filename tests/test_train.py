@@ -85,10 +85,10 @@ def loop(monkeypatch, tmp_path):
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("[]")
     source = SimpleNamespace(person_ids=np.arange(10), pairs=(np.arange(10), np.zeros(10)), annotations=annotations)
-    tokenizer = SimpleNamespace(mask_id=4)
+    tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (train, "Checkpoints", Saved), (train, "build_program", build),
-        (train, "load_tokenizer", lambda name, vocab_size: tokenizer),
+        (train, "folder_tokenizer", lambda workdir, config: tokenizer),
         (train, "global_batch", lambda mesh, batch: batch), (train.jax, "device_get", device_get),
         (train.ScalarLog, "__init__", lambda *args, **kwargs: None), (train.ScalarLog, "write", write),
         (pipeline, "open_split", lambda config, split: source),

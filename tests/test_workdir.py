@@ -4,7 +4,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from ivt_jax.workdir import config_of_run, load_config, record_config, refuse_other_config, refuse_other_data
+from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.workdir import (
+    FORMAT,
+    config_of_run,
+    folder_tokenizer,
+    load_config,
+    record_config,
+    refuse_other_config,
+    refuse_other_data,
+)
 
 
 def config(**changes):
@@ -25,7 +34,7 @@ def record(tmp_path_factory):
     """`record(workdir, config)`: records it, with annotations of one letter."""
     annotations = tmp_path_factory.mktemp("data") / "reid_raw.json"
     annotations.write_text("a")
-    return lambda workdir, config: record_config(workdir, config, annotations)
+    return lambda workdir, config: record_config(workdir, config, annotations, load_tokenizer())
 
 
 def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path, record):
@@ -40,7 +49,8 @@ def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path, record):
 def test_config_json_tells_code_versions_and_devices(tmp_path, record):
     record(tmp_path, config())
     recorded = json.loads((tmp_path / "config.json").read_text())
-    assert set(recorded) == {"config", "annotations", "revision", "versions", "device"}
+    assert set(recorded) == {"config", "annotations", "revision", "versions", "device", "format", "tokenizer"}
+    assert (recorded["format"], recorded["tokenizer"]) == (1, load_tokenizer().digest)
     assert {"jax", "flax", "optax", "orbax-checkpoint"} <= set(recorded["versions"])
     assert recorded["device"] == "8 x cpu, 1 process(es)"
     # sha256 of "a"
@@ -108,6 +118,69 @@ def test_a_config_json_that_is_not_ours_is_one_line(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=rf"config.json {message}.*: {tmp_path} is not the workdir of a run$"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, "2", None])
+def test_a_later_format_is_one_line_that_tells_both(tmp_path, record, version):
+    record(tmp_path, config())
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**recorded, "format": version}))
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/config.json has format {version}, this ivt_jax reads format 1 and older: update ivt_jax"
+    )
+
+
+def test_a_folder_that_tells_no_format_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 7}}))
+    assert load_config(tmp_path).seed == 7
+
+
+@pytest.fixture
+def vocabularies(tmp_path):
+    """Two folders of tokenizers with as many entries, of which the last differs."""
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text(f"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{name}\n")
+    return tmp_path
+
+
+def with_tokenizer(folder):
+    return config(**{"text": ConfigDict({"tokenizer": str(folder)}), "model.vocab_size": 6})
+
+
+def test_another_tokenizer_than_recorded_is_one_line_that_names_both(vocabularies, tmp_path):
+    red, blue = (load_tokenizer(str(vocabularies / name)) for name in ("red", "blue"))
+    (tmp_path / "a").write_text("a")
+    record_config(tmp_path / "run", with_tokenizer(vocabularies / "red"), tmp_path / "a", red)
+    assert folder_tokenizer(tmp_path / "run", with_tokenizer(vocabularies / "red")).digest == red.digest
+    (vocabularies / "red/vocab.txt").write_text((vocabularies / "blue/vocab.txt").read_text())
+    with pytest.raises(UserError) as error:
+        folder_tokenizer(tmp_path / "run", with_tokenizer(vocabularies / "red"))
+    assert str(error.value) == (
+        f'{tmp_path}/run was made with tokenizer {red.digest[:12]}, but text.tokenizer="{vocabularies}/red" is now '
+        f"{blue.digest[:12]}: bring the first back there, or choose another --workdir"
+    )
+
+
+def test_a_folder_that_records_no_tokenizer_is_not_checked(vocabularies, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {}}))
+    for folder in (tmp_path, tmp_path / "new"):  # an old run, and none yet
+        assert folder_tokenizer(folder, with_tokenizer(vocabularies / "red")).vocab_size == 6
+
+
+def test_the_tokenizer_that_a_folder_carries_comes_first(vocabularies, tmp_path):
+    red, blue = (load_tokenizer(str(vocabularies / name)) for name in ("red", "blue"))
+    (tmp_path / "a").write_text("a")
+    record_config(tmp_path / "run", with_tokenizer("no-such-name"), tmp_path / "a", red)
+    red.save(tmp_path / "run")
+    assert folder_tokenizer(tmp_path / "run", with_tokenizer("no-such-name")).digest == red.digest
+    blue.save(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=rf"tokenizer {red.digest[:12]}, but .*/run/tokenizer.json is now {blue.digest[:12]}:"
+    ):
+        folder_tokenizer(tmp_path / "run", with_tokenizer("no-such-name"))
 
 
 def test_without_git_there_is_no_revision(tmp_path, record, monkeypatch):

@@ -7,7 +7,7 @@ last is a pickle, so it is left to `torch.load(weights_only=True)`, which builds
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,25 @@ def _is_torchscript(path: Path) -> bool:
 def _zipped(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
+
+
+class Header(NamedTuple):
+    """What a safetensors file tells before its tensors."""
+
+    metadata: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_header(path: Path) -> Header:
+    """Metadata and shapes of a safetensors file; no tensor is read. Raises UserError, naming the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return Header(file.metadata() or {}, shapes)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

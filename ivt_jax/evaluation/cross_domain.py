@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 from input_pipeline import pipeline
 from input_pipeline.annotations import DATASETS
 from input_pipeline.errors import UserError
-from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import write_json
+from ivt_jax.workdir import folder_tokenizer, write_json
 
 _SHARED = {"icfg_pedes", "rstp_reid"}
 SHARED_WARNING = (
@@ -46,7 +45,7 @@ def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: Con
     for workdir in dict.fromkeys(workdirs):
         restored = restore_params(workdir)
         model = IVT(IVTConfig.from_config(restored.config.model))
-        tokenizer = load_tokenizer(restored.config.text.tokenizer, restored.config.model.vocab_size)
+        tokenizer = folder_tokenizer(workdir, restored.config)
         for name, root in datasets.items():
             trained_on = restored.config.data.name
             print(f"{workdir} ({trained_on}) on {name}: {root}", file=sys.stderr)

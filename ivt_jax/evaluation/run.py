@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.perturbations import PERTURBATIONS, perturb
-from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
 from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
@@ -24,6 +23,7 @@ from ivt_jax.evaluation.split import (
     write_results,
 )
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.workdir import folder_tokenizer
 
 _ROC_POINTS = 200  # of the curve in summary.json
 
@@ -39,7 +39,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str,
     best = restore_params(workdir)
     params = jax.device_put(best.params)  # once, for all that is embedded with them
     model = IVT(IVTConfig.from_config(config.model))
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    tokenizer = folder_tokenizer(workdir, config)
     rerank = config.evaluation.rerank
     summaries: dict[str, Any] = {}
     calibration = None

@@ -1,1 +1,4 @@
-"""What a trained model is given away as: the forms that others load."""
+"""A trained model as a folder that is complete in itself: parameters in several formats, tokenizer, config, model card.
+
+`run.export` writes it; `--mode=export` is the command line.
+"""

@@ -37,7 +37,7 @@ def opened(monkeypatch):
 
     for name, value in (
         ("restore_params", restore_params), ("embed_split", embed_split),
-        ("load_tokenizer", lambda name, vocab_size: None),
+        ("folder_tokenizer", lambda workdir, config: None),
     ):  # fmt: skip
         monkeypatch.setattr(cross_domain, name, value)
     monkeypatch.setattr(cross_domain.pipeline, "open_split", open_split)

@@ -31,7 +31,7 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_split", embed_split)
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
-    monkeypatch.setattr(run, "load_tokenizer", lambda *args: None)
+    monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
 
     def evaluate(best, last, val=4):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}

@@ -69,9 +69,77 @@ def test_json_and_vocabulary_give_the_same_ids(tiny, tiny_folder, tmp_path):
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     backend.enable_padding(length=20)
     backend.enable_truncation(2)
+    backend.add_special_tokens(TINY[:5])
     backend.save(str(tmp_path / "tokenizer.json"))
-    texts = ["A red raincoat", "coats, coats"]
-    np.testing.assert_array_equal(load_tokenizer(str(tmp_path)).encode(texts, 8), tiny.encode(texts, 8))
+    texts = ["A red raincoat", "coats, coats", "a [SEP] coat"]
+    loaded = load_tokenizer(str(tmp_path))
+    np.testing.assert_array_equal(loaded.encode(texts, 8), tiny.encode(texts, 8))
+    assert loaded.digest == tiny.digest
+
+
+def test_a_special_token_in_a_text_is_text(tiny):
+    np.testing.assert_array_equal(tiny.encode(["red [SEP] coat"], 8), [[2, 6, 1, 1, 1, 7, 3, 0]])  # [ sep ]
+
+
+TEXTS = [
+    "A woman in a red raincoat, with a black bag.", "", "[MASK] red [SEP] coat", "xyz CAF\u00c9 \u4e2d\u6587\tcoats  red",
+]  # fmt: skip
+
+
+@pytest.fixture(params=["tiny", "shipped", "cased", "with a gap"])
+def saved(request, tmp_path):
+    """A tokenizer, and the folder that it was saved in."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "saved").mkdir()
+    name = str(tmp_path / "source")
+    if request.param == "shipped":
+        name = ""
+    elif request.param == "tiny":
+        (tmp_path / "source/vocab.txt").write_text("\n".join(TINY) + "\n")
+    else:
+        gap = 3 if request.param == "with a gap" else 0
+        entries = {token: id + gap * (id > 4) for id, token in enumerate([*TINY, "Red", "CAF\u00c9"])}
+        backend = Tokenizer(models.WordPiece(entries, unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.add_tokens(["black bag"])
+        backend.save(f"{name}/tokenizer.json")
+    tokenizer = load_tokenizer(name)
+    tokenizer.save(tmp_path / "saved")
+    return tokenizer, tmp_path / "saved"
+
+
+def test_a_saved_tokenizer_comes_back_with_its_digest(saved):
+    tokenizer, folder = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    again = load_tokenizer(str(folder))
+    assert (again.digest, again.vocab_size) == (tokenizer.digest, tokenizer.vocab_size)
+    np.testing.assert_array_equal(again.encode(TEXTS, 40), tokenizer.encode(TEXTS, 40))
+    again.save(folder)
+    assert load_tokenizer(str(folder)).digest == tokenizer.digest
+    entries = (folder / "vocab.txt").read_text().split("\n")
+    assert [entries[id] for id in tokenizer.encode(["red coat"], 4)[0]] == ["[CLS]", "red", "coat", "[SEP]"]
+
+
+def test_other_programs_read_the_same_ids_from_a_saved_tokenizer(saved, monkeypatch):
+    """Written for the loaders of transformers and of tokenizers, which add [CLS] and [SEP] themselves."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer, folder = saved
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "config.json").write_text('{"config": {}, "format": 1}')  # as in an export
+    expected = tokenizer.encode(TEXTS, 40)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    encoded = theirs(TEXTS, padding="max_length", max_length=40, truncation=True)
+    np.testing.assert_array_equal(encoded["input_ids"], expected)
+    np.testing.assert_array_equal(encoded["attention_mask"], expected != 0)
+    for text, row in zip(TEXTS, expected, strict=True):
+        assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids == row[row != 0].tolist()
+    theirs.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).digest == tokenizer.digest
 
 
 def test_the_digest_tells_vocabularies_apart(tiny, tiny_folder, shipped, tmp_path):

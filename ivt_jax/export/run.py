@@ -1,0 +1,66 @@
+"""The export: WORKDIR/export, a folder that can be taken elsewhere, written whole or not at all."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import whole_folder, write_text
+from ivt_jax.checkpoint import export_params, restore_params
+from ivt_jax.export.card import card
+from ivt_jax.export.tensors import write_safetensors
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.report import read_json
+from ivt_jax.workdir import folder_tokenizer, load_record, write_record
+
+
+def write_orbax(folder: Path, model: IVT, params: Any, config: ConfigDict) -> None:
+    """Writes params/, an Orbax checkpoint."""
+    export_params(folder / "params", params)
+
+
+# What --formats may name -> what writes it into the folder, in which config.json and the tokenizer lie already.
+FORMATS: dict[str, Callable[[Path, IVT, Any, ConfigDict], None]] = {
+    "orbax": write_orbax,
+    "safetensors": write_safetensors,
+}
+# Of val/summary.json and test/summary.json, what the export keeps.
+_SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
+
+
+def export(workdir: Path, formats: Sequence[str]) -> Path:
+    """Writes the best checkpoint's parameters in `formats`, config.json, tokenizer and model card; returns the folder.
+
+    workdir: of a run, or a folder of parameters alone. Raises UserError where a format is unknown, the folder exists,
+    or what lies in the workdir does not go together.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise UserError(f"--formats: unknown: {', '.join(unknown) or '(none)'}; name some of {', '.join(FORMATS)}")
+    if jax.process_count() > 1:
+        raise UserError("--mode=export runs in one process: start it without --coordinator and --distributed")
+    config, params, step = restore_params(workdir)
+    tokenizer = folder_tokenizer(workdir, config)
+    record = {**load_record(workdir), "step": step}
+    record["scores"] = scores(workdir, step) or record.get("scores", {})
+    model = IVT(IVTConfig.from_config(config.model))
+    with whole_folder(workdir / "export") as folder:
+        write_record(folder, record, tokenizer)
+        tokenizer.save(folder)
+        for name in dict.fromkeys(formats):
+            FORMATS[name](folder, model, params, config)
+        write_text(folder / "README.md", card(record, formats))
+    return workdir / "export"
+
+
+def scores(workdir: Path, step: int) -> dict[str, Any]:
+    """Split -> what the last evaluation told of it, in percent; a split that was scored at another step is left out."""
+    summaries = {split: read_json(workdir / split / "summary.json") for split in ("val", "test")}
+    return {
+        split: {name: summary[name] for name in _SCORES if name in summary}
+        for split, summary in summaries.items()
+        if summary.get("step") == step
+    }

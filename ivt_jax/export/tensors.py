@@ -1,0 +1,64 @@
+"""Parameters as a safetensors file, which other programs read without JAX, Orbax or ivt_jax.
+
+A tensor is called as its parameter, with dots: blocks.attn.qkv.kernel, (depth, width, 3 * width) float32. The layout is
+the model's own: `x @ kernel + bias`, the blocks stacked along the first axis.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion.files import read_header
+from ivt_jax.models.ivt import IVT
+from ivt_jax.workdir import FORMAT
+
+FILE = "model.safetensors"
+
+
+def write_safetensors(folder: Path, model: IVT, params: Any, config: ConfigDict) -> None:
+    """Writes model.safetensors; its metadata tell the format of the folder and the digest of the config."""
+    from safetensors.numpy import save_file
+
+    flat = flatten_dict(params, sep=".")
+    # In C order: safetensors writes the memory of an array as it lies.
+    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    save_file(tensors, folder / FILE, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
+
+
+def read_safetensors(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
+    """The tree of parameters that `write_safetensors` wrote, or leaves that tell their `shape`.
+
+    Raises UserError where it cannot be read, or was written with another config.
+    """
+    refuse_other_metadata(path, config)
+    if shapes_alone:
+        shapes = read_header(path).shapes
+        return unflatten_dict({name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}, sep=".")
+    from safetensors.numpy import load_file
+
+    return unflatten_dict(load_file(path), sep=".")
+
+
+def refuse_other_metadata(path: Path, config: ConfigDict) -> None:
+    """Raises UserError where a file tells a format above ours, or that it was written with another config.
+
+    Sizes such as the number of heads are in no tensor's shape: with another config the model computes something else.
+    """
+    told = read_header(path).metadata
+    version = told.get("ivt_jax_format", "1")
+    if not version.isdecimal() or int(version) > FORMAT:
+        raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
+    if told.get("config_sha256", config_digest(config)) != config_digest(config):
+        raise UserError(f"{path} was written with another config than config.json beside it holds: bring that one back")
+
+
+def config_digest(config: ConfigDict) -> str:
+    """SHA-256 of the config as JSON: keys sorted, separated as `json.dumps` does."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
