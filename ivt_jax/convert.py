@@ -18,6 +18,8 @@ from typing import Any
 from input_pipeline.errors import UserError
 from input_pipeline.files import whole_folder
 
+WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
+
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
 
 

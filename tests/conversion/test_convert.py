@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from input_pipeline.errors import UserError
-from input_pipeline.tokenizer import SHIPPED
+from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import checkpoint, convert, search
 from ivt_jax.config_flag import read_config
 from ivt_jax.conversion.model import parameter_shapes
@@ -55,8 +55,11 @@ def test_a_folder_is_written_and_can_be_restored(tmp_path, files, capsys, timm):
     config, params, step = checkpoint.restore_params(tmp_path / "out")
     assert step == 0 and config.model.mlp_ratio == 20 / 12 and config.model.depth == 2
     np.testing.assert_array_equal(params["blocks"]["mlp_vis"]["fc1"]["kernel"][1], timm["blocks.1.mlp.fc1.weight"].T)
-    recorded = json.loads((tmp_path / "out/config.json").read_text())["weights"]
-    assert recorded["files"]["vit.safetensors"] == digest(tmp_path / "vit.safetensors")
+    recorded = json.loads((tmp_path / "out/config.json").read_text())
+    assert recorded["weights"]["files"]["vit.safetensors"] == digest(tmp_path / "vit.safetensors")
+    shipped = load_tokenizer().digest
+    assert (recorded["format"], recorded["tokenizer"]) == (1, shipped) and f"\ntokenizer: {shipped[:12]}, " in out
+    assert load_tokenizer(str(tmp_path / "out")).digest == shipped
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bert.safetensors", "out", "vit.safetensors"]
 
 
@@ -102,7 +105,13 @@ def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, cap
     assert told.endswith(f"{len(parameter_shapes(IVTConfig.from_config(config.model)))} loaded")
 
 
-def test_the_release_is_converted(tmp_path, capsys):
+def test_the_release_is_converted(tmp_path, capsys, monkeypatch):
+    """Without the hub, so that the config's tokenizer cannot be had: the folder tells none."""
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
     with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
         np.savez(tmp_path / "w.npz", **{k.removeprefix("weights/"): archive[k] for k in archive if k[:8] == "weights/"})
     tiny = [
@@ -110,7 +119,11 @@ def test_the_release_is_converted(tmp_path, capsys):
         "--config.text.length.sentence=32", "--config.text.length.phrase=32", "--config.text.length.word=32",
     ]  # fmt: skip
     assert convert.main(["--source=release", f"--weights={tmp_path}/w.npz", f"--out={tmp_path}/out", *tiny]) == 0
-    assert re.search(r"^ignored +1  encoder_vl.embeddings.position_ids", capsys.readouterr().out, re.M)
+    out = capsys.readouterr().out
+    assert re.search(r"^ignored +1  encoder_vl.embeddings.position_ids", out, re.M)
+    assert re.search(r"^tokenizer: not recorded, so it will not be checked: ", out, re.M)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "params"]
+    assert "tokenizer" not in json.loads((tmp_path / "out/config.json").read_text())
     config = checkpoint.restore_params(tmp_path / "out").config
     assert (config.data.name, config.model.vocab_size, config.model.stride) == ("cuhk_pedes", 120, 12)
 
@@ -118,6 +131,7 @@ def test_the_release_is_converted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["--source=export"], "--source=vit and --source=clip go with --source_text=bert"),
         (["--source=release"], "--source=vit and --source=clip go with --source_text=bert"),
         (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
         (["--weights_text=nowhere"], "nowhere is not a file"),

@@ -82,8 +82,11 @@ def test_a_special_token_in_a_text_is_text(tiny):
 
 
 TEXTS = [
-    "A woman in a red raincoat, with a black bag.", "", "[MASK] red [SEP] coat", "xyz CAF\u00c9 \u4e2d\u6587\tcoats  red",
-]  # fmt: skip
+    "A woman in a red raincoat, with a black bag.",
+    "",
+    "[MASK] red [SEP] coat",
+    "xyz CAF\u00c9 \u4e2d\tcoats  red",
+]
 
 
 @pytest.fixture(params=["tiny", "shipped", "cased", "with a gap"])

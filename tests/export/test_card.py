@@ -1,0 +1,92 @@
+"""The model card: what is recorded, no more."""
+
+import copy
+import re
+
+import pytest
+
+from ivt_jax.export.card import card
+
+SCORES = {
+    "t2i": {"R1": 41.5, "R5": 60.0, "R10": 71.25, "mAP": 38.0, "mINP": 20.0},
+    "i2t": {"R1": 50.0, "R5": 66.0, "R10": 77.0, "mAP": 44.0, "mINP": 30.0},
+    "queries": 6156, "gallery": 3074, "persons": 1000,
+}  # fmt: skip
+SCORES["interval"] = {w: {m: [v - 1.5, v + 2] for m, v in SCORES[w].items()} for w in ("t2i", "i2t")}
+
+
+@pytest.fixture
+def record(config):
+    """What config.json holds of a run on CUHK-PEDES that was evaluated."""
+    config = copy.deepcopy(config.to_dict())
+    config["data"]["name"] = "cuhk_pedes"
+    return {
+        "config": config, "annotations": "ab12", "revision": "cafe", "step": 12345,
+        "scores": {"val": SCORES, "test": SCORES},
+    }  # fmt: skip
+
+
+def test_figures_stand_with_their_intervals(record):
+    text = card(record, ["orbax"])
+    row = (
+        "| text to image | 41.50 (40.00 to 43.50) | 60.00 (58.50 to 62.00) | 71.25 (69.75 to 73.25) | 38.00 (36.50 to "
+    )
+    assert text.count(row) == 2 and "CUHK-PEDES, test, by the protocol `standard`: 6,156 captions, 3,074 images" in text
+    assert "Not evaluated" not in text and "its step: 12,345." in text.lower()
+
+
+def test_what_was_not_evaluated_is_said(record):
+    record["scores"] = {}
+    text = card(record, ["orbax"])
+    assert "Not evaluated on test." in text and "| text to image" not in text
+
+
+@pytest.mark.parametrize(
+    ("select_on", "splits", "told"),
+    [
+        ("val", ("val", "test"), "with the best R@1 (text to image) on validation"),
+        ("val", ("test",), "the last; there is no validation split"),
+        ("val", (), "on validation (the last where none was scored)"),
+        ("test", ("val", "test"), "on the TEST split itself, so test figures are too good"),
+    ],
+)
+def test_how_the_checkpoint_was_chosen(record, select_on, splits, told):
+    record["config"]["train"]["select_on"] = select_on
+    record["scores"] = {split: SCORES for split in splits}
+    assert told in card(record, ["orbax"])
+
+
+def test_real_data_are_told_with_their_sizes_and_terms(record):
+    text = card(record, ["orbax"])
+    assert "| train | 11,003 | 34,054 | 68,126 |" in text and "those terms bind" in text and "`ab12`" in text
+    record["config"]["data"]["name"] = "pedes_synth"
+    text = card(record, ["orbax"])
+    assert "its persons are drawn" in text and "show real people" not in text and "| train |" not in text
+
+
+def test_of_converted_weights_nothing_is_made_up(record):
+    del record["annotations"]
+    record |= {"weights": {"source": "release", "files": {"ivt.pth": "ff00"}}, "scores": {}, "step": 0}
+    text = card(record, ["orbax"])
+    assert "- `ivt.pth`, SHA-256 `ff00`" in text and "trained on is not recorded" in text
+    assert "CUHK-PEDES" not in text and "## Recipe" not in text and "chosen" not in text
+
+
+def test_the_recipe_is_the_config(record):
+    record["config"]["train"] |= {"init_from": "weights/vit-bert", "steps": 0, "first_epoch": 1, "epochs": 60}
+    text = card(record, ["orbax"])
+    for told in ("width 12, 2 blocks of 3 heads; images of 14x10 pixels, patches of 6 at stride 4", "epochs 1 to 60",
+                 "Started from parameters of `weights/vit-bert`", "revision `cafe`"):  # fmt: skip
+        assert told in text
+
+
+def test_the_front_matter_leaves_the_licence_to_the_user(record):
+    front = card(record, ["orbax"]).split("---\n")[1]
+    assert re.match(r"license: other #", front) and "library_name: ivt_jax" in front
+
+
+def test_only_what_was_written_is_explained(record):
+    assert "safetensors" not in card(record, ["orbax"]) and "Orbax" not in card(record, ["safetensors"])
+    for formats in (["orbax"], ["safetensors"], ["orbax", "safetensors"]):
+        assert card(record, formats).count("```python") == len(formats)
+        assert "python -m ivt_jax.search --workdir=FOLDER" in card(record, formats)
