@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
 
         return print(dry_run(config))
     start_distributed()
-    from ivt_jax import train
-
     if MODE.value == "train":
+        from ivt_jax import train
+
         train.train_and_evaluate(config, workdir)
         return
     from ivt_jax.workdir import config_of_run

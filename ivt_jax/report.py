@@ -24,7 +24,7 @@ from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
 from ivt_jax.images import open_image
-from ivt_jax.workdir import flatten
+from ivt_jax.workdir import flatten, load_record
 
 TOP = 10
 QUERIES, FAILURES, SEED = 20, 8, 0
@@ -40,7 +40,7 @@ def write_report(workdir: Path | str) -> Path:
     Raises UserError where the folder holds neither a config.json nor a metrics.jsonl.
     """
     workdir = Path(workdir)
-    run = read_json(workdir / "config.json")
+    run = load_record(workdir) if (workdir / "config.json").exists() else {}
     training, validation = read_metrics(workdir / "metrics.jsonl")
     if not run and not training and not validation:
         raise UserError(f"{workdir} has no config.json and no metrics.jsonl: name the --workdir of a run")

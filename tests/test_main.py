@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.perturbations import PERTURBATIONS
 from ivt_jax import main, search, train
 from ivt_jax.checkpoint import Checkpoints, restore_params
+from ivt_jax.evaluation.cross_domain import cross_domain
+from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
 from ivt_jax.images import load_image, normalise
 from ivt_jax.workdir import config_of_run, load_config
@@ -179,6 +182,28 @@ def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     jax.tree.map(np.testing.assert_array_equal, names["params"], restore_params(workdir).params)
     with pytest.raises(UserError, match="export exists already; remove it"):
         export(workdir, ["orbax"])
+
+
+@pytest.mark.parametrize("use", ["train", "evaluate", "cross_domain", "search", "export"])
+def test_another_tokenizer_is_refused_wherever_a_run_is_used(trained, pedes_root, tmp_path, monkeypatch, use):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    record = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**record, "tokenizer": "0123456789ab" + "0" * 52}))
+    config = load_config(workdir)
+    actions = {
+        "train": lambda: train.train_and_evaluate(config, workdir),
+        "evaluate": lambda: evaluate(workdir, config),
+        "cross_domain": lambda: cross_domain([workdir], {"cuhk_pedes": str(pedes_root)}, config),
+        "search": lambda: search.search(workdir, pedes_root / "imgs", "a red coat"),
+        "export": lambda: export(workdir, ["orbax"]),
+    }
+    told = (
+        rf'^{workdir} was made with tokenizer 0123456789ab, but text.tokenizer="" is now {record["tokenizer"][:12]}: '
+    )
+    with pytest.raises(UserError, match=told):
+        actions[use]()
+    assert not (workdir / "export").exists()
 
 
 def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
