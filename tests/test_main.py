@@ -187,7 +187,7 @@ def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
 @pytest.mark.parametrize("use", ["train", "evaluate", "cross_domain", "search", "export"])
 def test_another_tokenizer_is_refused_wherever_a_run_is_used(trained, pedes_root, tmp_path, monkeypatch, use):
     workdir = tmp_path / "run"
-    shutil.copytree(trained[0], workdir)
+    shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("export"))
     record = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**record, "tokenizer": "0123456789ab" + "0" * 52}))
     config = load_config(workdir)

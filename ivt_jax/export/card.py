@@ -107,7 +107,12 @@ def data(record: Mapping[str, Any]) -> str:
     name = record["config"]["data"]["name"]
     lines.append(f"Trained on {dataset(record)}; SHA-256 of its annotations: `{record['annotations']}`.")
     if sizes := PUBLISHED[name]:
-        lines += ["As its authors publish it:", "", "| split | persons | images | captions |", "|---|---|---|---|"]
+        lines += [
+            "As its authors publish it (not compared with the data used here):",
+            "",
+            "| split | persons | images | captions |",
+            "|---|---|---|---|",
+        ]
         lines += [f"| {split} | {' | '.join(f'{n:,}' for n in counts)} |" for split, counts in sizes.items()] + [""]
     lines.append(TERMS if sizes else DRAWN)
     return "\n".join([*lines, ""])

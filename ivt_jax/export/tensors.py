@@ -24,12 +24,13 @@ FILE = "model.safetensors"
 
 def write_safetensors(folder: Path, model: IVT, params: Any, config: ConfigDict) -> None:
     """Writes model.safetensors; its metadata tell the format of the folder and the digest of the config."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     flat = flatten_dict(params, sep=".")
     # In C order: safetensors writes the memory of an array as it lies.
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-    save_file(tensors, folder / FILE, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
+    content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
+    (folder / FILE).write_bytes(content)  # `save_file` would make a file that its owner alone may read
 
 
 def read_safetensors(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:

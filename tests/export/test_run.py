@@ -107,6 +107,8 @@ def test_the_formats_named_are_written(converted, formats, params):
 
 def test_the_file_tells_its_format_and_its_config(converted):
     export(converted, ["safetensors"])
+    files = {path.stat().st_mode & 0o777 for path in (converted / "export").iterdir() if path.is_file()}
+    assert len(files) == 1  # who may read config.json may read the parameters
     with safe_open(converted / "export/model.safetensors", "numpy") as file:
         metadata = file.metadata()
     canonical = json.dumps(record_of(converted / "export")["config"], sort_keys=True)
