@@ -13,10 +13,12 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
+from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.checkpoint import Restored, restore_params
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.workdir import load_record, refuse_other_tokenizer
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
 NOT_SHAPES = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # what shapes do not tell, or not well
@@ -45,6 +47,7 @@ def given_params(config: ConfigDict) -> Given:
     theirs, ours = (IVTConfig.from_config(c.model) for c in (restored.config, config))
     flat = flatten_dict(restored.params, sep="/")
     actions = compare(folder, {path: value.shape for path, value in flat.items()}, theirs, ours)
+    _refuse_other_words(Path(folder), config)
     params = {}
     for path, action in actions.items():
         if action != "initialised":
@@ -92,6 +95,14 @@ def _restore(folder: str, shapes_alone: bool = False) -> Restored:
         return restore_params(Path(folder), shapes_alone=shapes_alone, may_lack=MAY_LACK)
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from None
+
+
+def _refuse_other_words(folder: Path, config: ConfigDict) -> None:
+    """Raises UserError where the words of the folder's parameters have other ids than the config's tokenizer gives."""
+    if "tokenizer" in load_record(folder):
+        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+        place = f'text.tokenizer="{config.text.tokenizer}"'
+        refuse_other_tokenizer(folder, tokenizer, place, "name the first with --config.text.tokenizer")
 
 
 def _tell(folder: str, step: int, actions: Mapping[str, str], theirs: IVTConfig, ours: IVTConfig) -> str:

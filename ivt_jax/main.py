@@ -27,7 +27,7 @@ DATASETS = flags.DEFINE_list(
 )  # fmt: skip
 RUNS = flags.DEFINE_list("runs", [], "with --datasets: workdirs of further runs to test beside this one")
 FORMATS = flags.DEFINE_list(
-    "formats", ["orbax", "safetensors"], "with --mode=export: the formats to write the model in"
+    "formats", ["orbax", "safetensors"], "with --mode=export: orbax, safetensors, stablehlo, saved_model, onnx"
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, Slurm")

@@ -6,7 +6,6 @@ It prints rank, cosine similarity and path of the best; `--html` writes them as 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -103,12 +102,15 @@ def show_progress(done: int, total: int, seconds: float) -> None:
 
 def verdict(workdir: Path | str, best: float) -> str:
     """What the run's validation says of a best score; empty where there was no validation."""
-    path = Path(workdir) / "val/summary.json"
-    if not path.exists():
-        return ""
     from ivt_jax.evaluation.calibration import Calibration, probability
+    from ivt_jax.report import read_json
 
-    calibration = Calibration(**json.loads(path.read_text(encoding="utf-8"))["calibration"])
+    # A run has what validation told in a file of its own, an export in config.json.
+    exported = read_json(Path(workdir) / "config.json").get("scores", {})
+    summary = read_json(Path(workdir) / "val/summary.json") or exported.get("val", {})
+    if "calibration" not in summary:
+        return ""
+    calibration = Calibration(**summary["calibration"])
     learned = f"from validation, with {calibration.gallery:,} pictures"
     if best < calibration.threshold:
         return f"probably not in this folder: the best score lies below {calibration.threshold:.4f} ({learned})"

@@ -99,14 +99,18 @@ def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     """
     own = (workdir / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
-    recorded = load_record(workdir).get("tokenizer") if (workdir / "config.json").exists() else None
-    if recorded and recorded != tokenizer.digest:
-        place = workdir / "tokenizer.json" if own else f'text.tokenizer="{config.text.tokenizer}"'
-        raise UserError(
-            f"{workdir} was made with tokenizer {recorded[:12]}, but {place} is now {tokenizer.digest[:12]}: bring the "
-            "first back there, or choose another --workdir"
-        )
+    if (workdir / "config.json").exists():
+        place = str(workdir / "tokenizer.json") if own else f'text.tokenizer="{config.text.tokenizer}"'
+        refuse_other_tokenizer(workdir, tokenizer, place, "bring the first back there, or choose another --workdir")
     return tokenizer
+
+
+def refuse_other_tokenizer(workdir: Path, tokenizer: Tokenizer, place: str, remedy: str) -> None:
+    """Raises UserError where the folder records another tokenizer than the one that is found in `place`."""
+    recorded = load_record(workdir).get("tokenizer")
+    if recorded and recorded != tokenizer.digest:
+        now = f"{place} is now {tokenizer.digest[:12]}"
+        raise UserError(f"{workdir} was made with tokenizer {recorded[:12]}, but {now}: {remedy}")
 
 
 def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:

@@ -50,7 +50,9 @@ def given_away(request):
     import jax
 
     from configs import default
+    from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.evaluation.embedding import embed_images, embed_texts
+    from ivt_jax.export.trained import Trained
     from ivt_jax.models.ivt import IVT, IVTConfig
 
     config = default.get_config()
@@ -67,9 +69,7 @@ def given_away(request):
     ids = rng.integers(5, 2726, (64, 16), np.int32)
     ids[np.arange(16) >= np.r_[3, rng.integers(3, 17, 63)][:, None]] = 0
     return types.SimpleNamespace(
-        model=model,
-        params=params,
-        config=config,
+        trained=Trained(model, params, config, load_tokenizer()),
         images=images,
         ids=ids,
         image_embeddings=embed_images(model, params, [images]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -136,6 +137,21 @@ def test_a_parameter_that_the_model_lacks_is_named(folder):
     flat = {**random_params(tiny_config()), "fusion/kernel": np.ones(3, np.float32)}
     with pytest.raises(UserError, match=r"step 0: fusion/kernel has shape \(3,\), and the model of its config has no "):
         plan(tiny_config(train__init_from=folder(flat, tiny_config())))
+
+
+def test_words_of_another_tokenizer_are_refused(folder, tmp_path):
+    """Its words are as many as the config's, but stand in another order."""
+    config = tiny_config()
+    (tmp_path / "vocabulary").mkdir()
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(config.model.vocab_size - 5))]
+    (tmp_path / "vocabulary/vocab.txt").write_text("\n".join(entries))
+    config.text.tokenizer = str(tmp_path / "vocabulary")
+    config.train.init_from = given = folder(random_params(config), config)
+    assert given_params(config).params.keys() == random_params(config).keys()  # a folder that records none
+    record = json.loads((Path(given) / "config.json").read_text())
+    (Path(given) / "config.json").write_text(json.dumps(record | {"tokenizer": "0" * 64}))
+    with pytest.raises(UserError, match=r"was made with tokenizer 0{12}, but text.tokenizer=.* is now [0-9a-f]{12}: "):
+        given_params(config)
 
 
 def test_the_state_holds_what_is_given_on_its_mesh(folder):

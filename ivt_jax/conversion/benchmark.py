@@ -19,8 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from configs import cuhk
 from ivt_jax.conversion import bert, clip, release, vit
+from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.conversion.tensors import Naming, shapes
+from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.workdir import write_record
 
 Tensors = dict[str, np.ndarray]
 
@@ -46,10 +50,12 @@ CASES = (
     Case("vit", "transformers", ".safetensors"),
     Case("clip", "openai", ".pth"),
     Case("clip", "transformers", ".safetensors"),
+    Case("export", "our own", ".safetensors"),
 )
 NAMINGS: Mapping[str, Mapping[str, Naming]] = {
     "release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS
 }  # fmt: skip
+CONFIG = cuhk.get_config("release")
 
 
 def random_tensors(naming: Naming, positions: int) -> Tensors:
@@ -57,6 +63,14 @@ def random_tensors(naming: Naming, positions: int) -> Tensors:
     rng = np.random.default_rng(0)
     wanted = shapes(naming, {**VIT_B, "N": positions})
     return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
+
+
+def random_export(folder: Path) -> Tensors:
+    """The same under our own names; writes the config.json that goes with them."""
+    rng = np.random.default_rng(0)
+    write_record(folder, {"config": CONFIG.to_dict()}, None)
+    wanted = parameter_shapes(IVTConfig.from_config(CONFIG.model))
+    return {path.replace("/", "."): rng.standard_normal(shape, np.float32) for path, shape in wanted.items()}
 
 
 def write(path: Path, tensors: Tensors) -> None:
@@ -77,8 +91,11 @@ def write(path: Path, tensors: Tensors) -> None:
 def measure(case: Case, folder: Path) -> tuple[float, float, float]:
     """MB of the files, seconds, and peak GiB of one conversion. Raises RuntimeError where it fails."""
     weights, text, out = folder / f"weights{case.suffix}", folder / "bert.safetensors", folder / "out"
-    positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
-    write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
+    if case.source == "export":
+        write(weights, random_export(folder))
+    else:
+        positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
+        write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
     command = [sys.executable, "-m", "ivt_jax.convert", f"--source={case.source}", f"--weights={weights}"]
     files = [weights]
     if case.source in WITH_BERT:

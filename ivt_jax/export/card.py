@@ -57,7 +57,15 @@ ids = Tokenizer.from_file("FOLDER/tokenizer.json").encode("a woman in a red coat
 Kernels are laid out for `x @ kernel + bias`, patches as (row, column, channel), the blocks stacked along the first
 axis. `python -m ivt_jax.convert --source=export --weights=FOLDER/model.safetensors --out=NEW` makes `params/` of it.
 """
-LOADING = {"orbax": JAX, "safetensors": TENSORS}  # format -> how to load it
+COMPILED = """Without ivt_jax, by {program}, from `{form}/`: its `manifest.json` tells what goes in and what comes out.
+"""
+LOADING = {
+    "orbax": JAX,
+    "safetensors": TENSORS,
+    "stablehlo": COMPILED.format(program="JAX (`jax.export.deserialize`)", form="stablehlo"),
+    "saved_model": COMPILED.format(program="TensorFlow (`tf.saved_model.load`)", form="saved_model"),
+    "onnx": COMPILED.format(program="ONNX Runtime", form="onnx"),
+}  # format -> how to load it
 SEARCH = """To search a folder of pictures:
 
 ```
@@ -72,7 +80,7 @@ def card(record: Mapping[str, Any], formats: Sequence[str]) -> str:
     """The text of README.md. record: what config.json holds, with "step" and "scores"; formats: what was written."""
     config = record["config"]
     height, width = config["model"]["image_size"]
-    loading = [LOADING[name].format(height=height, width=width) for name in formats if name in LOADING]
+    loading = [LOADING[name].format(height=height, width=width) for name in formats]
     parts = [FRONT.format(title=title(record)), data(record)]
     if trained_here(record):
         parts += [recipe(record), selection(record)]

@@ -1,32 +1,24 @@
-"""What a compiled form needs to be used without this package: manifest.json and tokenizer.json beside the encoders.
-
-tokenizer.json gives the ids of a text's pieces without [CLS] and [SEP]:
-`tokenizers.Tokenizer.from_file("tokenizer.json").encode(text, add_special_tokens=False).ids`.
-"""
+"""What a compiled form needs to be used without this package: manifest.json and the tokenizer, beside the encoders."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ivt_jax.export.trained import Trained
 from ivt_jax.images import DEVIATION, MEAN
-from ivt_jax.models.ivt import PAD_ID, IVTConfig
+from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.workdir import digest, write_json
 
 FORMAT_VERSION = 1
 
 
-def write_manifest(
-    folder: Path, form: str, encoders: tuple[str, str], model: IVTConfig, config: Any, **more: Any
-) -> None:
-    """Writes tokenizer.json and manifest.json; `more` is said of the form alone.
+def write_manifest(folder: Path, form: str, encoders: tuple[str, str], trained: Trained, **more: Any) -> None:
+    """Writes the tokenizer's files and manifest.json; `more` is said of the form alone.
 
     form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already.
-    Raises DataError where the config's tokenizer cannot be had.
     """
-    from input_pipeline.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(config.text.tokenizer, model.vocab_size)
-    (folder / "tokenizer.json").write_text(tokenizer.serialised, encoding="utf-8")
+    model, config, tokenizer = trained.model.config, trained.config, trained.tokenizer
+    tokenizer.save(folder)
     height, width = model.image_size
     images = {"name": "images", "dtype": "uint8", "shape": ["batch", height, width, 3]}
     ids = {"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}

@@ -17,10 +17,11 @@ import numpy as np
 from input_pipeline.errors import UserError
 from ivt_jax.conversion.release import convolution_weight
 from ivt_jax.export.manifest import write_manifest
+from ivt_jax.export.trained import Trained
 from ivt_jax.images import DEVIATION, MEAN
 from ivt_jax.models.blocks import MASKED
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
-from ivt_jax.models.ivt import IVT, PAD_ID, IVTConfig
+from ivt_jax.models.ivt import PAD_ID, IVTConfig
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"
 OPSET, IR_VERSION = 20, 9  # the first that has Gelu, and its file format: ONNX Runtime 1.17 and later
@@ -73,12 +74,12 @@ def load_onnx() -> Any:
     return onnx
 
 
-def write_onnx(folder: Path, model: IVT, params: Params, config: Any) -> None:
-    """Writes the two encoders, tokenizer.json and manifest.json into `folder`, which is there and empty.
+def write_onnx(folder: Path, trained: Trained) -> None:
+    """Writes the two encoders, the tokenizer and manifest.json into `folder`, which is there and empty.
 
     Parameters beyond 1.9 GB lie in a file beside the encoder's, FILE.data. Raises UserError where onnx is missing.
     """
-    c, params = model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    c, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
     image, text = Graph(), Graph()
     tokens = image_embedding(image, params["image_embedding"], "images", c)
     embedded = encode(image, params["blocks"], tokens, None, "mlp_vis", c)
@@ -86,7 +87,7 @@ def write_onnx(folder: Path, model: IVT, params: Params, config: Any) -> None:
     tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
     embedded = encode(text, params["blocks"], tokens, key_bias, "mlp_txt", c)
     text.save(folder / FILES[1], ("ids", np.int32, ["batch", "length"]), embedded, c.width)
-    write_manifest(folder, "onnx", FILES, c, config, opset=OPSET, dtype="float32")
+    write_manifest(folder, "onnx", FILES, trained, opset=OPSET, dtype="float32")
 
 
 def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:

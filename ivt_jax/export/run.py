@@ -5,28 +5,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import whole_folder, write_text
 from ivt_jax.checkpoint import export_params, restore_params
 from ivt_jax.export.card import card
+from ivt_jax.export.onnx_graph import write_onnx
+from ivt_jax.export.saved_model import write_saved_model
+from ivt_jax.export.stablehlo import write_stablehlo
 from ivt_jax.export.tensors import write_safetensors
+from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.report import read_json
 from ivt_jax.workdir import folder_tokenizer, load_record, write_record
 
 
-def write_orbax(folder: Path, model: IVT, params: Any, config: ConfigDict) -> None:
+def write_orbax(folder: Path, trained: Trained) -> None:
     """Writes params/, an Orbax checkpoint."""
-    export_params(folder / "params", params)
+    export_params(folder / "params", trained.params)
 
 
-# What --formats may name -> what writes it into the folder, in which config.json and the tokenizer lie already.
-FORMATS: dict[str, Callable[[Path, IVT, Any, ConfigDict], None]] = {
-    "orbax": write_orbax,
-    "safetensors": write_safetensors,
-}
+# What --formats may name -> what writes it: the parameters into the folder, beside config.json and the tokenizer;
+# the compiled forms, which need neither, into folders of their own.
+Write = Callable[[Path, Trained], None]
+PARAMETERS: dict[str, Write] = {"orbax": write_orbax, "safetensors": write_safetensors}
+COMPILED: dict[str, Write] = {"stablehlo": write_stablehlo, "saved_model": write_saved_model, "onnx": write_onnx}
+FORMATS = PARAMETERS | COMPILED
 # Of val/summary.json and test/summary.json, what the export keeps.
 _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
 
@@ -46,21 +50,23 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
     tokenizer = folder_tokenizer(workdir, config)
     record = {**load_record(workdir), "step": step}
     record["scores"] = scores(workdir, step) or record.get("scores", {})
-    model = IVT(IVTConfig.from_config(config.model))
+    trained = Trained(IVT(IVTConfig.from_config(config.model)), params, config, tokenizer)
     with whole_folder(workdir / "export") as folder:
         write_record(folder, record, tokenizer)
         tokenizer.save(folder)
         for name in dict.fromkeys(formats):
-            FORMATS[name](folder, model, params, config)
+            place = folder / name if name in COMPILED else folder
+            place.mkdir(exist_ok=True)
+            FORMATS[name](place, trained)
         write_text(folder / "README.md", card(record, formats))
     return workdir / "export"
 
 
 def scores(workdir: Path, step: int) -> dict[str, Any]:
     """Split -> what the last evaluation told of it, in percent; a split that was scored at another step is left out."""
-    summaries = {split: read_json(workdir / split / "summary.json") for split in ("val", "test")}
-    return {
-        split: {name: summary[name] for name in _SCORES if name in summary}
-        for split, summary in summaries.items()
-        if summary.get("step") == step
-    }
+    told = {}
+    for split, names in (("val", (*_SCORES, "calibration")), ("test", _SCORES)):
+        summary = read_json(workdir / split / "summary.json")
+        if summary.get("step") == step:
+            told[split] = {name: summary[name] for name in names if name in summary}
+    return told

@@ -23,6 +23,7 @@ from jax import export
 from input_pipeline.errors import UserError
 from ivt_jax.evaluation.embedding import encode_images, encode_texts
 from ivt_jax.export.manifest import write_manifest
+from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT
 
 FILES = "image_encoder.stablehlo", "text_encoder.stablehlo"
@@ -59,20 +60,19 @@ def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
     return _pruned(image, params, precision), _pruned(text, params, precision)
 
 
-def write_stablehlo(folder: Path, model: IVT, params: Any, config: Any) -> None:
-    """Writes the two encoders, tokenizer.json and manifest.json into `folder`, which is there and empty.
+def write_stablehlo(folder: Path, trained: Trained) -> None:
+    """Writes the two encoders, the tokenizer and manifest.json into `folder`, which is there and empty.
 
     They compute in the model's dtype, as evaluation and search do. Raises UserError where the parameters of an encoder
     exceed 2 GB.
     """
-    for file, encoder in zip(FILES, encoders(model, params), strict=True):
+    for file, encoder in zip(FILES, encoders(trained.model, trained.params), strict=True):
         size = sum(leaf.nbytes for leaf in encoder.parameters)
         if size > LARGEST:
             raise UserError(f"stablehlo: {size / 1e9:.1f} GB of parameters do not fit into one file of at most 2 GB")
         alone = jax.jit(functools.partial(encoder.function, encoder.parameters))
         (folder / file).write_bytes(export.export(alone, platforms=PLATFORMS)(encoder.argument).serialize())
-    c = model.config
-    write_manifest(folder, "stablehlo", FILES, c, config, platforms=PLATFORMS, dtype=c.dtype)
+    write_manifest(folder, "stablehlo", FILES, trained, platforms=PLATFORMS, dtype=trained.model.config.dtype)
 
 
 def _pruned(encoder: Encoder, params: Any, precision: str) -> Encoder:

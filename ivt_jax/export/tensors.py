@@ -16,20 +16,20 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from ivt_jax.conversion.files import read_header
-from ivt_jax.models.ivt import IVT
+from ivt_jax.export.trained import Trained
 from ivt_jax.workdir import FORMAT
 
 FILE = "model.safetensors"
 
 
-def write_safetensors(folder: Path, model: IVT, params: Any, config: ConfigDict) -> None:
+def write_safetensors(folder: Path, trained: Trained) -> None:
     """Writes model.safetensors; its metadata tell the format of the folder and the digest of the config."""
     from safetensors.numpy import save
 
-    flat = flatten_dict(params, sep=".")
+    flat = flatten_dict(trained.params, sep=".")
     # In C order: safetensors writes the memory of an array as it lies.
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-    content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
+    content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(trained.config)})
     (folder / FILE).write_bytes(content)  # `save_file` would make a file that its owner alone may read
 
 

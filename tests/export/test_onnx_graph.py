@@ -23,7 +23,7 @@ def onnx():
 
 @pytest.fixture
 def written(onnx, tmp_path, given_away):
-    onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+    onnx_graph.write_onnx(tmp_path, given_away.trained)
     return tmp_path
 
 
@@ -36,7 +36,7 @@ def test_onnx_runtime_alone_gives_the_same_embeddings(written, assert_same_elsew
 def test_parameters_that_do_not_fit_lie_beside(onnx, tmp_path, given_away, assert_same_elsewhere, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnx_graph, "LARGEST", 100_000)  # below the text side's 202 kB, above the image side's 55 kB
-    onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+    onnx_graph.write_onnx(tmp_path, given_away.trained)
     assert not (tmp_path / "image_encoder.onnx.data").exists()
     assert (tmp_path / "text_encoder.onnx").stat().st_size < 30_000
     assert "text_encoder.onnx.data" in json.loads((tmp_path / "manifest.json").read_text())["sha256"]
@@ -62,7 +62,11 @@ def test_the_manifest_tells_the_form_and_the_digests(written):
     assert manifest["encoders"]["image"]["file"] == "image_encoder.onnx"
     assert manifest["encoders"]["text"]["file"] == "text_encoder.onnx"
     files = {path.name: path for path in written.iterdir() if path.name != "manifest.json"}
-    assert set(files) == {"image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"} == set(manifest["sha256"])
+    assert (
+        set(files)
+        == {"image_encoder.onnx", "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+        == set(manifest["sha256"])
+    )
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["sha256"][name]
 
@@ -77,6 +81,6 @@ def test_texts_beyond_the_text_positions_are_refused(written):
 def test_without_onnx_one_line_says_what_to_install(tmp_path, given_away, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError) as caught:
-        onnx_graph.write_onnx(tmp_path, given_away.model, given_away.params, given_away.config)
+        onnx_graph.write_onnx(tmp_path, given_away.trained)
     expected = "ONNX graphs need onnx, which is not installed: pip install 'ivt_jax[onnx]'"
     assert str(caught.value) == expected and not list(tmp_path.iterdir())

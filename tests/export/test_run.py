@@ -171,6 +171,21 @@ def test_an_export_of_tensors_alone_is_searched_without_the_hub(converted, tmp_p
     assert re.fullmatch(r"  1  [+-]\d\.\d{4}  .*/red.png\n", capsys.readouterr().out)
 
 
+def test_compiled_forms_lie_in_folders_of_their_own(run, write_summary):
+    pytest.importorskip("onnx")
+    folder = export(run, ["stablehlo", "onnx"])
+    assert names(folder) == {"config.json", "README.md", "stablehlo", "onnx"} | TOKENIZER
+    assert names(folder / "onnx") == {"image_encoder.onnx", "text_encoder.onnx", "manifest.json"} | TOKENIZER
+    assert "image_encoder.stablehlo" in names(folder / "stablehlo")
+    assert "from `onnx/`" in (folder / "README.md").read_text()
+
+
+def test_the_export_of_a_run_says_what_a_best_score_means(run, write_summary):
+    learned = {"slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+    write_summary(run, "val", 20, calibration=learned)
+    assert search.verdict(export(run, ["orbax"]), 0.5).startswith("if the person is in this folder, the first is right")
+
+
 # ---- the way back
 
 
@@ -227,7 +242,7 @@ def test_the_way_back_refuses_in_one_line(converted, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), UserError("damaged")])
 def test_an_export_that_fails_leaves_nothing(converted, monkeypatch, failure):
-    def fail(folder, model, params, config):
+    def fail(folder, trained):
         assert (folder / "params").is_dir()
         raise failure
 

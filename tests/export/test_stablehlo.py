@@ -21,7 +21,7 @@ encode_images, encode_texts = (
 
 @pytest.fixture
 def written(tmp_path, given_away):
-    stablehlo.write_stablehlo(tmp_path, given_away.model, given_away.params, given_away.config)
+    stablehlo.write_stablehlo(tmp_path, given_away.trained)
     return tmp_path
 
 
@@ -46,7 +46,7 @@ def test_the_programs_are_for_every_platform_and_any_batch(written, given_away):
 def test_each_program_holds_its_own_parameters_alone(written, given_away):
     """The sizes, counted by hand: 16 wide, 2 blocks, an MLP of 64, 2,726 words and 20 text positions."""
     block = (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 4 * 16
-    tokens = 1 + given_away.model.config.num_patches
+    tokens = 1 + given_away.trained.model.config.num_patches
     image = 2 * block + 2 * 16 + (108 * 16 + 16) + 16 + 2 * tokens * 16
     text = 2 * block + 2 * 16 + (2726 + 20 + 2) * 16 + 2 * 16
     for name, count in (("image", image), ("text", text)):
@@ -72,7 +72,11 @@ def test_the_manifest_tells_what_a_user_needs(written):
         True,
     )
     files = {path.name: path for path in written.iterdir() if path.name != "manifest.json"}
-    assert set(files) == {image["file"], text["file"], "tokenizer.json"} == set(manifest["sha256"])
+    assert (
+        set(files)
+        == {image["file"], text["file"], "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+        == set(manifest["sha256"])
+    )
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["sha256"][name]
 
@@ -90,5 +94,5 @@ def test_the_manifest_and_tokenizer_json_suffice_to_tokenize(written):
 def test_what_does_not_fit_into_a_file_is_refused(tmp_path, given_away, monkeypatch):
     monkeypatch.setattr(stablehlo, "LARGEST", 10_000)
     with pytest.raises(UserError, match=r"stablehlo: 0\.0 GB of parameters do not fit") as caught:
-        stablehlo.write_stablehlo(tmp_path, given_away.model, given_away.params, given_away.config)
+        stablehlo.write_stablehlo(tmp_path, given_away.trained)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

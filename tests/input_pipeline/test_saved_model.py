@@ -18,9 +18,9 @@ encode_texts = lambda ids: model["encode_texts"](ids=tf.constant(ids))["embeddin
 
 
 def test_tensorflow_alone_gives_the_same_embeddings(tmp_path, given_away, assert_same_elsewhere):
-    image, text = encoders(given_away.model, given_away.params)
+    image, text = encoders(given_away.trained.model, given_away.trained.params)
     (tmp_path / "model").mkdir()
-    saved_model.write_saved_model(tmp_path / "model", given_away.model, given_away.params, given_away.config)
+    saved_model.write_saved_model(tmp_path / "model", given_away.trained)
     assert_same_elsewhere(LOAD)
     # The parameters are stored once, the attention that both encoders use as well.
     arrays = {id(leaf): leaf.nbytes for encoder in (image, text) for leaf in encoder.parameters}
