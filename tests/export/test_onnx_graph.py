@@ -7,13 +7,7 @@ import pytest
 
 from input_pipeline.errors import UserError
 from ivt_jax.export import onnx_graph
-
-LOAD = """
-import onnxruntime
-image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in ("image", "text"))
-encode_images = lambda images: image.run(None, {"images": images})[0]
-encode_texts = lambda ids: text.run(None, {"ids": ids})[0]
-"""
+from ivt_jax.export.benchmark import LOAD
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def written(onnx, tmp_path, given_away):
 
 def test_onnx_runtime_alone_gives_the_same_embeddings(written, assert_same_elsewhere):
     pytest.importorskip("onnxruntime")
-    loaded = assert_same_elsewhere(LOAD)
+    loaded = assert_same_elsewhere(LOAD["onnx"])
     assert not loaded & {"jax", "tensorflow", "onnx"}
 
 
@@ -40,7 +34,7 @@ def test_parameters_that_do_not_fit_lie_beside(onnx, tmp_path, given_away, asser
     assert not (tmp_path / "image_encoder.onnx.data").exists()
     assert (tmp_path / "text_encoder.onnx").stat().st_size < 30_000
     assert "text_encoder.onnx.data" in json.loads((tmp_path / "manifest.json").read_text())["sha256"]
-    assert_same_elsewhere(LOAD)
+    assert_same_elsewhere(LOAD["onnx"])
 
 
 def test_graphs_are_valid_and_say_what_they_take(onnx, written):

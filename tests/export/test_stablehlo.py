@@ -9,14 +9,7 @@ import tokenizers
 from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.export import stablehlo
-
-LOAD = """
-import jax
-from pathlib import Path
-encode_images, encode_texts = (
-    jax.export.deserialize(Path(f"{side}_encoder.stablehlo").read_bytes()).call for side in ("image", "text")
-)
-"""
+from ivt_jax.export.benchmark import LOAD
 
 
 @pytest.fixture
@@ -26,7 +19,7 @@ def written(tmp_path, given_away):
 
 
 def test_jax_alone_gives_the_same_embeddings(written, assert_same_elsewhere):
-    loaded = assert_same_elsewhere(LOAD)
+    loaded = assert_same_elsewhere(LOAD["stablehlo"])
     assert not loaded & {"flax", "orbax", "tensorflow"}
 
 
