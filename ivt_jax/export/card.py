@@ -84,7 +84,9 @@ def card(record: Mapping[str, Any], formats: Sequence[str]) -> str:
     parts = [FRONT.format(title=title(record)), data(record)]
     if trained_here(record):
         parts += [recipe(record), selection(record)]
-    parts += [metrics(record), USE, "## Load\n\n" + "\n".join([*loading, SEARCH])]
+    if {"orbax", "safetensors"} & {*formats}:
+        loading.append(SEARCH)
+    parts += [metrics(record), USE, "## Load\n\n" + "\n".join(loading)]
     return "\n".join(parts)
 
 
