@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 MASKED_SCORE = -10000.0  # added to the scores of padded keys
 
@@ -71,7 +71,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        return self.fc2(functional.gelu(self.fc1(tokens)))
 
 
 class Block(nn.Module):
@@ -154,7 +154,7 @@ def cmpm(images: Tensor, texts: Tensor, persons: Tensor) -> Tensor:
     target = same / same.norm(dim=1, keepdim=True)
 
     def one_way(queries: Tensor, keys: Tensor) -> Tensor:
-        log_p = F.log_softmax(queries @ F.normalize(keys, dim=1).T, dim=1)
+        log_p = functional.log_softmax(queries @ functional.normalize(keys, dim=1).T, dim=1)
         return (log_p.exp() * (log_p - torch.log(target + 1e-8))).sum(dim=1).mean()
 
     return one_way(images, texts) + one_way(texts, images)
@@ -174,8 +174,8 @@ def stacked_loss(
     every text.
     """
     longest = max(ids.shape[1] for ids, _ in texts)
-    ids = torch.cat([F.pad(ids, (0, longest - ids.shape[1])) for ids, _ in texts])
-    mask = torch.cat([F.pad(mask, (0, longest - mask.shape[1])) for _, mask in texts])
+    ids = torch.cat([functional.pad(ids, (0, longest - ids.shape[1])) for ids, _ in texts])
+    mask = torch.cat([functional.pad(mask, (0, longest - mask.shape[1])) for _, mask in texts])
     image_cls = model.encode_image(torch.cat(list(views)), image_kept)[:, 0]
     text_cls = model.encode_text(ids, mask, text_kept)[:, 0]
     return cmpm(image_cls, text_cls, persons.repeat(len(views)))
