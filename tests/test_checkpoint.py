@@ -113,8 +113,8 @@ def test_parameters_are_restored_alone_from_the_best(tmp_path, monkeypatch):
 
 
 def test_where_a_run_keeps_an_average_that_is_what_is_restored(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"train": {"select_on": "val"}}}))
-    state = make_state(1)
+    write_config(tmp_path)
+    state = run_state(1)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state.replace(ema=jax.tree.map(lambda x: x / 2, state.params)))
     checkpoints.close()
