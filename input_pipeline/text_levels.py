@@ -55,6 +55,11 @@ def sentence(caption: str) -> str:
 def phrase(caption: str, rng: np.random.Generator, rule: str = "released") -> str:
     """One part of the caption, drawn from those of `rule` (one of PHRASE_RULES), or the whole where it makes none."""
     candidates = {"released": _comma_parts, "clauses": clauses}[rule](caption)
+    return _one_of(candidates, caption, rng)
+
+
+def _one_of(candidates: list[str], caption: str, rng: np.random.Generator) -> str:
+    """One of them, or the whole caption where there is none."""
     return candidates[rng.integers(len(candidates))] if candidates else sentence(caption)
 
 
@@ -104,8 +109,7 @@ def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = ()
     """
     if rule == "released" and not attributes:
         parts = [part.strip() for part in re.split("[.,]", sentence(caption))]
-        parts = [part for part in parts if len(part) >= _SHORTEST_PHRASE]
-        return parts[rng.integers(len(parts))] if parts else sentence(caption)
+        return _one_of([part for part in parts if len(part) >= _SHORTEST_PHRASE], caption, rng)
     phrases = attributes or attribute_phrases(caption)
     if not phrases:
         return sentence(caption)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: the released SGD program (IVT section 4.1) and AdamW; lower rates for lower layers."""
+"""Optimisers and schedules: the released SGD program (docs/recipe.md) and AdamW; lower rates for lower layers."""
 
 from typing import Any
 

@@ -56,7 +56,7 @@ def refuse_other_metadata(path: Path, config: ConfigDict) -> None:
     version = told.get("ivt_jax_format", "1")
     if not version.isdecimal() or int(version) > FORMAT:
         raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
-    if told.get("config_sha256", config_digest(config)) != config_digest(config):
+    if told.get("config_sha256") not in (None, config_digest(config)):
         raise UserError(f"{path} was written with another config than config.json beside it holds: bring that one back")
 
 
