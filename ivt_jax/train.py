@@ -30,7 +30,7 @@ from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.report import write_report
-from ivt_jax.sharding import global_batch, local_copy, make_mesh, state_sharding
+from ivt_jax.sharding import global_batch, local_copy, make_mesh, sharding_table, state_sharding
 from ivt_jax.train_step import TrainState, init_state, train_step
 from ivt_jax.workdir import folder_tokenizer, make_workdir, record_config, refuse_other_config, refuse_other_data
 
@@ -107,6 +107,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     if first:
         record_config(workdir, config, source.annotations, tokenizer)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
+        write_text(workdir / "sharding.txt", sharding_table(program.mesh.shape, program.target) + "\n")
     log = ScalarLog(workdir, start, enabled=first)
     validate = make_validation(config, program, tokenizer)
     due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)

@@ -90,8 +90,10 @@ def test_a_run_says_what_it_does_and_nothing_else(trained):
 def test_a_run_leaves_its_files(trained):
     workdir = trained[0]
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    assert names == {"config.json", "parameters.txt", "metrics.jsonl", "checkpoints", "val", "test", "report.html"}
+    texts = {"config.json", "parameters.txt", "sharding.txt", "metrics.jsonl", "report.html"}
+    assert names == texts | {"checkpoints", "val", "test"}
     assert re.search(r"\| blocks/attn/qkv/kernel .*\(1, 8, 24\)", (workdir / "parameters.txt").read_text())
+    assert (workdir / "sharding.txt").read_text().startswith("mesh: data 1 x fsdp 1, ")
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
     for split in ("val", "test"):
         files = {path.name for path in (workdir / split).iterdir()}
@@ -328,15 +330,16 @@ def test_flags_of_a_process_go_together(monkeypatch, given):
 
 
 @pytest.mark.parametrize(
-    ("mode", "dry", "called"),
+    ("mode", "dry", "plan", "called"),
     [
-        ("train", False, "train a"),
-        ("evaluate", False, "evaluate a"),
-        ("export", False, "export a ['orbax']"),
-        ("train", True, "dry"),
+        ("train", False, False, "train a"),
+        ("evaluate", False, False, "evaluate a"),
+        ("export", False, False, "export a ['orbax']"),
+        ("train", True, False, "dry on 4"),
+        ("train", True, True, "plan"),
     ],
 )
-def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, called):
+def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, plan, called):
     calls = []
     for name, value in {"CONFIG": synth.get_config(), "WORKDIR": "a", "MODE": mode, "DRY_RUN": dry}.items():
         monkeypatch.setattr(main, name, Flag(value))
@@ -350,7 +353,10 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
     monkeypatch.setattr(
         "ivt_jax.export.run.export", lambda workdir, formats: calls.append(f"export {workdir} {formats}")
     )
-    monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config: calls.append("dry"))
+    monkeypatch.setattr(main, "DEVICES", Flag(4))
+    monkeypatch.setattr(main, "PLAN", Flag(plan))
+    monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config, devices: calls.append(f"dry on {devices}"))
+    monkeypatch.setattr("ivt_jax.dry_run.dry_run_plan", lambda config: calls.append("plan") or ["a table"])
     main.main(["main"])
     assert calls == [called]
 
@@ -361,10 +367,13 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, ca
         ({"MODE": "train", "DATASETS": ["icfg:a"]}, "--datasets goes with --mode=evaluate"),
         ({"MODE": "evaluate", "RUNS": ["runs/a"]}, "--runs goes with --datasets"),
         ({"MODE": "evaluate", "FORMATS": ["orbax"]}, "--formats goes with --mode=export"),
+        ({"PLAN": True}, "--plan and --devices go with --dry_run"),
+        ({"DEVICES": 4}, "--plan and --devices go with --dry_run"),
+        ({"DRY_RUN": True, "PLAN": True, "DEVICES": 4}, "--plan has its own numbers of devices"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
-    for name in ("MODE", "DATASETS", "RUNS", "FORMATS"):
+    for name in ("MODE", "DATASETS", "RUNS", "FORMATS", "DRY_RUN", "PLAN", "DEVICES"):
         monkeypatch.setattr(main, name, Flag(flags.get(name), present=name in flags))
     with pytest.raises(UserError, match=message):
         main.main(["main"])

@@ -1,5 +1,8 @@
 """The mesh, and where each parameter of a state lives on it. Eight fake devices."""
 
+import collections
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from configs import default
 from input_pipeline.errors import UserError
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
-from ivt_jax.sharding import global_batch, make_mesh, state_sharding
+from ivt_jax.sharding import global_batch, make_mesh, sharding_table, state_sharding
 from ivt_jax.train_step import init_state
 
 SPLIT = {
@@ -27,9 +30,10 @@ SPLIT = {
 }
 
 
-def shapes_of(optimizer="sgd", **changes):
+def init_of(optimizer="sgd", ema=0.0, **changes):
+    """A function that makes a fresh state."""
     config = default.get_config()
-    config.optimizer.name = optimizer
+    config.optimizer.name, config.optimizer.ema = optimizer, ema
     sizes = {
         "image_size": (24, 12),
         "patch_size": 6,
@@ -41,7 +45,11 @@ def shapes_of(optimizer="sgd", **changes):
     }
     model = IVT(IVTConfig(**{**sizes, **changes}))
     tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
-    return jax.eval_shape(lambda: init_state(model, tx, config))
+    return lambda: init_state(model, tx, config)
+
+
+def shapes_of(*args, **changes):
+    return jax.eval_shape(init_of(*args, **changes))
 
 
 def specs_of(tree):
@@ -74,6 +82,45 @@ def test_what_does_not_divide_is_copied():
     assert {name: spec for name, spec in specs.items() if spec != P()} == {
         name: spec for name, spec in SPLIT.items() if name != "text_embedding/word"
     }
+
+
+def cells_of(table):
+    """The table's lines by rule, and what stands above them."""
+    above, lines = table.split("\nrule ")
+    return {line.split("  ")[0]: re.split(" {2,}", line)[1:] for line in lines.splitlines()[1:]}, above
+
+
+def test_the_table_by_hand():
+    rows, above = cells_of(sharding_table({"data": 2, "fsdp": 4}, shapes_of("adamw", vocab_size=42)))
+    # Two blocks of width 16, hidden 64, in float32: qkv and both fc1; proj and both fc2. AdamW has two slots.
+    wide, back = 4 * 2 * 16 * (48 + 64 + 64), 4 * 2 * (16 + 64 + 64) * 16
+    for rule, split, arrays, size in (
+        ("blocks/.*/(qkv|fc1)/kernel$", "-, -, fsdp", 3, wide),
+        ("blocks/.*/(proj|fc2)/kernel$", "-, fsdp, -", 3, back),
+        ("image_embedding/kernel$", "fsdp, -", 1, 4 * 108 * 16),
+        ("(word_head|patch_head)/kernel$", "fsdp, -", 2, 4 * 16 * (16 + 108)),
+    ):
+        counts = arrays, size, size // 4, 2 * size, 2 * size // 4
+        assert rows[rule] == [split, *(f"{count:,}" for count in counts)]
+    word = 4 * 42 * 16  # 42 rows are not divided by 4
+    assert rows["text_embedding/word$"] == ["copied", "1", *(f"{n:,}" for n in (word, word, 2 * word, 2 * word))]
+    assert "mesh: data 2 x fsdp 4" in above and "fsdp 4 does not divide them: text_embedding/word (42, 16)" in above
+
+
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adamw", 0.9)])
+def test_the_table_has_the_bytes_that_devices_hold(optimizer, ema):
+    mesh = mesh_of(2, 4)
+    init = init_of(optimizer, ema, vocab_size=42)
+    state = jax.jit(init, out_shardings=state_sharding(mesh, jax.eval_shape(init)))()
+    expected = [len(jax.tree.leaves(state.params))]
+    for tree in (state.params, state.opt_state, *([state.ema] if ema else [])):
+        held = collections.Counter()
+        for leaf in jax.tree.leaves(tree):
+            held.update({shard.device.id: shard.data.nbytes for shard in leaf.addressable_shards})
+        assert len(held) == 8 and len(set(held.values())) == 1
+        expected += [sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), held[0]]
+    rows, _ = cells_of(sharding_table(mesh.shape, state))
+    assert rows["all"] == [f"{count:,}" for count in expected]
 
 
 @pytest.mark.parametrize(
