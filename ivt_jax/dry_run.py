@@ -1,23 +1,61 @@
-"""What a run would be: its config, parameters, FLOPs and memory, from shapes alone."""
+"""What a run would be: its config, parameters and their places, FLOPs and memory, from shapes alone."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
+from input_pipeline.errors import UserError
+from ivt_jax.compiled import compile_config
 from ivt_jax.config_check import check_config
 from ivt_jax.flops import step_cost
 from ivt_jax.init_from import plan
 from ivt_jax.metrics import parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.plan import device_flops, device_memory, plan_table
+from ivt_jax.sharding import mesh_sizes, sharding_table
+from ivt_jax.train_step import init_state
 
 
-def dry_run(config: Any) -> str:
-    """The text of --dry_run; touches no data and allocates no parameter. Raises UserError for a config at fault.
+def dry_run(config: Any, devices: int = 1) -> str:
+    """The text of --dry_run, as if on so many devices; touches no data and allocates no parameter.
 
-    Of the folder that `train.init_from` names, it reads shapes alone.
+    Of the folder that `train.init_from` names, it reads shapes alone. Raises UserError for a config at fault, or one
+    that does not fit the devices.
+    """
+    check_config(config, devices)
+    sizes = mesh_sizes(config.runtime.mesh, devices)
+    tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
+    state = jax.eval_shape(lambda: init_state(IVT(IVTConfig.from_config(config.model)), tx, config))
+    lines = [
+        str(config),
+        parameter_table(state.params),
+        sharding_table(sizes, state),
+        plan(config),
+        str(step_cost(config)),
+        f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
+        str(device_memory(config, sizes)),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def dry_run_plan(config: Any) -> Iterator[str]:
+    """The texts of --dry_run --plan: the table by formula, then XLA's own figures of `config` as it is.
+
+    The second takes a minute or two for ViT-B; where the config does not fit this machine's devices, it says so.
     """
     check_config(config)
-    model = IVT(IVTConfig.from_config(config.model))
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
-    lines = [str(config), parameter_table(params), plan(config), str(step_cost(config))]
-    return "\n".join(line for line in lines if line)
+    yield plan_table(config)
+    devices, platform = jax.device_count(), jax.default_backend()
+    told = f"\nthe config as given, on this machine's {devices} {platform} device{'s' * (devices > 1)}:"
+    try:
+        check_config(config, devices)
+        sizes = mesh_sizes(config.runtime.mesh, devices)
+    except UserError as error:
+        yield f"{told} not compiled: {error}"
+        return
+    memory = device_memory(config, sizes, widened=platform == "cpu")
+    yield f"{told}\n{memory}; matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs\ncompiling"
+    yield str(compile_config(config))

@@ -1,9 +1,10 @@
-"""FLOPs and memory of a training step, by formula from a config; needs no JAX.
+"""FLOPs of a training step and the shapes of its parameters, by formula from a config; needs no JAX.
 
 A multiply-add counts as two FLOPs. Counted are the matrix products of `ivt_jax/objective.py`; norms, softmax, GELU and
-the optimiser are left out.
+the optimiser are left out. `ivt_jax/plan.py` tells the memory.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch of sequences through the blocks."""
+    """One batch of sequences through the blocks; `kind`: image, text, or joint (both in one sequence)."""
 
+    kind: str
     rows: int
     tokens: int
 
@@ -25,9 +27,7 @@ class StepCost:
     """Of one step over the global batch, on all devices together.
 
     image, text, joint, heads, matching: forward FLOPs of the three encoders, of both reconstruction heads and of the
-    similarities. recomputed: forward FLOPs that remat repeats. state_bytes: parameters, gradients, optimiser
-    and average.
-    activation_bytes: an estimate of what the blocks and the word logits keep for the backward pass.
+    similarities. recomputed: forward FLOPs that remat repeats.
     """
 
     image: int
@@ -36,9 +36,6 @@ class StepCost:
     heads: int
     matching: int
     recomputed: int
-    parameters: int
-    state_bytes: int
-    activation_bytes: int
 
     @property
     def forward(self) -> int:
@@ -53,60 +50,66 @@ class StepCost:
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("image", "text", "joint", "heads", "matching")}
         shares = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items())
-        return (
-            f"FLOPs per step: {self.training / 1e12:.3f} T; forward {self.forward / 1e9:.2f} G ({shares})\n"
-            f"parameters: {self.parameters / 1e6:.2f} M, with gradients and optimiser "
-            f"{self.state_bytes / 2**30:.2f} GiB\n"
-            f"activations, estimated: {self.activation_bytes / 2**30:.2f} GiB over all devices"
-        )
+        return f"FLOPs per step: {self.training / 1e12:.3f} T; forward {self.forward / 1e9:.2f} G ({shares})"
 
 
 def step_cost(config: Mapping[str, Any]) -> StepCost:
     """The cost of one step of a run; `config` as in configs/default.py, a ConfigDict or nested dicts."""
-    model, mla, bmm, text_length = config["model"], config["mla"], config["bmm"], config["text"]["length"]
-    optimizer = config["optimizer"]
-    batch, width, patches = config["data"]["batch_size"], model["width"], num_patches(model)
-    pixels = 3 * model["patch_size"] ** 2
+    model, mla, bmm = config["model"], config["mla"], config["bmm"]
+    width, patches, pixels = model["width"], num_patches(model), 3 * model["patch_size"] ** 2
+    passes = tower_passes(config)
 
-    image, text, joint = [], [], []
-    heads = matching = logits = 0
+    def encoder(kind: str) -> int:
+        embedding = 0 if kind == "text" else 2 * patches * pixels * width
+        depth, ratio = model["depth"], model["mlp_ratio"]
+        return sum(p.rows * (embedding + tower_flops(p.tokens, width, depth, ratio)) for p in passes if p.kind == kind)
+
+    heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
+    if bmm["patch_weight"]:
+        heads += reconstructed_rows(config) * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
+    return StepCost(
+        image=encoder("image"),
+        text=encoder("text"),
+        joint=encoder("joint"),
+        heads=heads,
+        matching=4 * matching_side(config) ** 2 * width // mla["groups"],  # image to text and text to image
+        recomputed=sum(p.rows * model["depth"] * attention_flops(p.tokens, width) for p in passes if model["remat"]),
+    )
+
+
+def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
+    """What goes through the blocks in one step, over the global batch."""
+    mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
+    batch, image = config["data"]["batch_size"], 1 + num_patches(config["model"])
+    passes = []
     if mla["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
-        if bmm["align"] == "exact":  # one pattern for all levels, hence one length
-            lengths = [max(lengths)] * len(lengths)
-        image = [Pass(batch * mla["views"], kept_tokens(1 + patches, bmm))]
-        text = [Pass(batch, kept_tokens(length, bmm)) for length in lengths]
-        side = batch * max(mla["views"], len(lengths))
-        matching = 4 * side**2 * width // mla["groups"]  # image to text and text to image
+        passes.append(Pass("image", batch * mla["views"], kept_tokens(image, bmm)))
+        if bmm["align"] == "exact":  # one pattern for all levels, hence one length and one pass
+            passes.append(Pass("text", batch * len(lengths), max(lengths)))
+        else:
+            passes += [Pass("text", batch, kept_tokens(length, bmm)) for length in lengths]
     if bmm["word_weight"] or bmm["patch_weight"]:
-        rows = bmm["rows"] or batch
-        joint = [Pass(rows, 1 + patches + text_length["sentence"])]
-        if bmm["word_weight"]:
-            hidden = rows * (text_length["sentence"] // 2)
-            heads += hidden * 2 * width * (width + model["vocab_size"])
-            logits = hidden * model["vocab_size"]
-        if bmm["patch_weight"]:
-            heads += rows * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
+        passes.append(Pass("joint", reconstructed_rows(config), image + text_length["sentence"]))
+    return passes
 
-    def blocks(passes: list[Pass]) -> int:
-        return sum(p.rows * tower_flops(p.tokens, width, model["depth"], model["mlp_ratio"]) for p in passes)
 
-    def embedding(passes: list[Pass]) -> int:
-        return sum(p.rows * 2 * patches * pixels * width for p in passes)
+def reconstructed_rows(config: Mapping[str, Any]) -> int:
+    """Pairs of the batch whose words and patches are reconstructed, where any are."""
+    return config["bmm"]["rows"] or config["data"]["batch_size"]
 
-    passes = image + text + joint
-    parameters = parameter_count(model)
-    return StepCost(
-        image=embedding(image) + blocks(image),
-        text=blocks(text),
-        joint=embedding(joint) + blocks(joint),
-        heads=heads,
-        matching=matching,
-        recomputed=sum(p.rows * model["depth"] * attention_flops(p.tokens, width) for p in passes if model["remat"]),
-        parameters=parameters,
-        state_bytes=4 * parameters * (2 + OPTIMIZER_SLOTS[optimizer["name"]] + bool(optimizer["ema"])),
-        activation_bytes=sum(activation_bytes(p, model) for p in passes) + 8 * logits,
+
+def predicted_words(config: Mapping[str, Any]) -> int:
+    """Tokens of the batch that the word head predicts."""
+    return (
+        reconstructed_rows(config) * (config["text"]["length"]["sentence"] // 2) if config["bmm"]["word_weight"] else 0
     )
+
+
+def matching_side(config: Mapping[str, Any]) -> int:
+    """Rows, and columns, of the matrix of similarities: all levels (or views) of the batch; 0 without matching."""
+    mla = config["mla"]
+    return config["data"]["batch_size"] * max(mla["views"], len(mla["levels"])) if mla["weight"] else 0
 
 
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
@@ -131,23 +134,6 @@ def num_patches(model: Mapping[str, Any]) -> int:
     return rows * columns
 
 
-def activation_bytes(p: Pass, model: Mapping[str, Any]) -> int:
-    """What JAX saves of one pass for the gradient of the blocks, before XLA fuses anything away.
-
-    For each block and token: three widths of each norm and the softmax in float32; in the activations' dtype the norms'
-    outputs, q, k, v, the heads' mix, the softmax again and four hidden widths of the MLP. With remat, the block's input
-    and the outputs of qkv, proj and fc1 alone.
-    """
-    size, width = BYTES[model["dtype"]], model["width"]
-    hidden = int(width * model["mlp_ratio"])
-    if model["remat"]:
-        per_token = size * (5 * width + hidden)
-    else:
-        softmax = model["num_heads"] * p.tokens * (4 + size)
-        per_token = 24 * width + size * (6 * width + 4 * hidden) + softmax
-    return p.rows * p.tokens * model["depth"] * per_token
-
-
 def parameter_count(model: Mapping[str, Any]) -> int:
     """All parameters, the reconstruction heads included."""
     return sum(parameter_counts(model).values())
@@ -155,23 +141,52 @@ def parameter_count(model: Mapping[str, Any]) -> int:
 
 def parameter_counts(model: Mapping[str, Any]) -> dict[str, int]:
     """Parameters by part of the model; the word decoder is tied to the word embedding and counts there."""
-    width, vocab = model["width"], model["vocab_size"]
-    hidden, pixels = int(width * model["mlp_ratio"]), 3 * model["patch_size"] ** 2
-    norm = 2 * width
-    mlp = _dense(width, hidden) + _dense(hidden, width)
-    block = 2 * norm + _dense(width, 3 * width) + _dense(width, width) + 2 * mlp
-    return {
-        # The patch projection, [CLS] and the mask token, then positions and types, and the norm where there is one.
-        "image_embedding": _dense(pixels, width)
-        + 2 * width
-        + 2 * (1 + num_patches(model)) * width
-        + norm * model["image_norm"],
-        "text_embedding": (vocab + model["max_text_length"] + 2) * width + norm,
-        "blocks": model["depth"] * block + norm,
-        "word_head": _dense(width, width) + norm + vocab,
-        "patch_head": _dense(width, pixels),
+    counts: dict[str, int] = {}
+    for name, shape in parameter_shapes(model).items():
+        part = name.partition("/")[0]
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def parameter_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Path of every parameter -> its shape, as `IVT.init` makes them."""
+    width, vocab, depth = model["width"], model["vocab_size"], model["depth"]
+    hidden, pixels, tokens = int(width * model["mlp_ratio"]), 3 * model["patch_size"] ** 2, 1 + num_patches(model)
+    mlp = {**_dense("fc1", width, hidden, depth), **_dense("fc2", hidden, width, depth)}
+    parts = {
+        "image_embedding": {
+            **_dense("", pixels, width),
+            **{name: (1, 1, width) for name in ("cls", "mask_token")},
+            **{name: (1, tokens, width) for name in ("pos_embed", "type_embed")},
+            **(_norm("norm", width) if model["image_norm"] else {}),
+        },
+        "text_embedding": {
+            "word": (vocab, width),
+            "position": (model["max_text_length"], width),
+            "token_type": (2, width),
+            **_norm("", width),
+        },
+        "blocks": {
+            **_norm("norm1", depth, width),
+            **_under("attn", _dense("qkv", width, 3 * width, depth) | _dense("proj", width, width, depth)),
+            **_norm("norm2", depth, width),
+            **_under("mlp_vis", mlp),
+            **_under("mlp_txt", mlp),
+            **_norm("norm", width),
+        },
+        "word_head": {**_dense("", width, width), **_norm("norm", width), "output/bias": (vocab,)},
+        "patch_head": _dense("", width, pixels),
     }
+    return {name: shape for part, shapes in parts.items() for name, shape in _under(part, shapes).items()}
 
 
-def _dense(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def _under(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/{inner}".strip("/"): shape for inner, shape in shapes.items()}
+
+
+def _dense(name: str, inputs: int, outputs: int, *stack: int) -> dict[str, tuple[int, ...]]:
+    return _under(name, {"kernel": (*stack, inputs, outputs), "bias": (*stack, outputs)})
+
+
+def _norm(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return _under(name, {"scale": shape, "bias": shape})

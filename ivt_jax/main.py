@@ -30,6 +30,11 @@ FORMATS = flags.DEFINE_list(
     "formats", ["orbax", "safetensors"], "with --mode=export: orbax, safetensors, stablehlo, saved_model, onnx"
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
+DEVICES = flags.DEFINE_integer("devices", 1, "with --dry_run: as if on so many devices")
+PLAN = flags.DEFINE_bool(
+    "plan", False, "with --dry_run: memory and FLOPs of ViT-B and L, batch 64 to 16,384, 1 to 256 devices, by formula; "
+    "then what XLA says of the config as given, compiled for this machine",
+)  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, Slurm")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
@@ -45,9 +50,11 @@ def main(argv: list[str]) -> None:
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     set_environment(config)
     if DRY_RUN.value:
-        from ivt_jax.dry_run import dry_run
+        from ivt_jax import dry_run
 
-        return print(dry_run(config))
+        for text in dry_run.dry_run_plan(config) if PLAN.value else [dry_run.dry_run(config, DEVICES.value)]:
+            print(text, flush=True)
+        return
     start_distributed()
     if MODE.value == "train":
         from ivt_jax import train
@@ -86,6 +93,10 @@ def check_flags() -> None:
         raise UserError("--datasets goes with --mode=evaluate: training reads config.data alone")
     if RUNS.value and not DATASETS.value:
         raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
+    if (PLAN.value or DEVICES.present) and not DRY_RUN.value:
+        raise UserError("--plan and --devices go with --dry_run: a run takes the devices that it finds")
+    if PLAN.value and DEVICES.present:
+        raise UserError("--devices goes with --dry_run alone: --plan has its own numbers of devices")
     if FORMATS.present and MODE.value != "export":
         raise UserError("--formats goes with --mode=export: nothing else writes them")
 

@@ -5,7 +5,9 @@ import pytest
 from configs import cuhk, icfg, rstp, synth
 from input_pipeline.errors import UserError
 from ivt_jax import dry_run
+from ivt_jax.compiled import Compiled
 from ivt_jax.flops import parameter_count, step_cost
+from ivt_jax.plan import device_memory, plan_table
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
 CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release")]
@@ -19,6 +21,8 @@ def test_every_config_is_told_without_data(module, variant):
     total = int(re.search(r"Total: ([\d,]+)", text)[1].replace(",", ""))
     assert total == parameter_count(config.model)  # the model's own shapes against the formula
     assert str(step_cost(config)) in text
+    assert str(device_memory(config, {"data": 1, "fsdp": 1})) in text
+    assert "\nmesh: data 1 x fsdp 1, " in text
     assert f"name: {config.data.name}" in text and "root: nowhere" in text
 
 
@@ -34,3 +38,31 @@ def test_a_config_at_fault_is_refused():
     config.optimizer.name = "adam"
     with pytest.raises(UserError, match=r'^optimizer.name is "adam"; expected one of sgd, adamw$'):
         dry_run.dry_run(config)
+
+
+def test_it_tells_as_if_on_more_devices():
+    config = synth.get_config()
+    config.runtime.mesh.fsdp = 2
+    text = dry_run.dry_run(config, 4)
+    assert "\nmesh: data 2 x fsdp 2, " in text
+    assert str(device_memory(config, {"data": 2, "fsdp": 2})) in text
+    with pytest.raises(UserError, match="does not fit 1 devices"):
+        dry_run.dry_run(config)
+    with pytest.raises(UserError, match=r"data.batch_size 32 is not a multiple of the 3 devices"):
+        dry_run.dry_run(config, 3)
+
+
+def test_the_plan_says_which_figures_are_formula_and_which_compiled(monkeypatch):
+    monkeypatch.setattr(dry_run, "compile_config", lambda config: Compiled(10**9, 2 * 10**9, 5 * 10**12, 1))
+    config = synth.get_config()
+    table, formula, xla = dry_run.dry_run_plan(config)
+    assert table == plan_table(config) and table.startswith("Every figure of this table is by formula")
+    assert formula.startswith(
+        "\nthe config as given, on this machine's 8 cpu devices:\nmemory per device, by formula: "
+    )
+    assert xla == (
+        "memory per device, compiled: 3.00 GB (state and batch 1.000, temporary 2.000); matrix products 5.000 TFLOPs"
+    )
+    config.data.batch_size, config.bmm.rows = 28, 0
+    *_, last = dry_run.dry_run_plan(config)
+    assert last.endswith("not compiled: data.batch_size 28 is not a multiple of the 8 devices")

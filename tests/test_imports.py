@@ -29,7 +29,7 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
     "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
     "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
-    "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.run",
+    "ivt_jax.plan", "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.run",
     "ivt_jax.export.stablehlo", "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
 ]  # fmt: skip
