@@ -228,8 +228,9 @@ def flags(config):
         patch.setenv("XLA_FLAGS", "")
         patch.setattr(main, "CONFIG", SimpleNamespace(value=config))
         patch.setattr(main, "WORKDIR", SimpleNamespace(value="runs/x"))
-        patch.setattr(main, "DRY_RUN", SimpleNamespace(value=True))
-        patch.setattr("ivt_jax.dry_run.dry_run", lambda config: "")
+        for name, value in (("DRY_RUN", True), ("PLAN", False), ("DEVICES", 1)):
+            patch.setattr(main, name, SimpleNamespace(value=value))
+        patch.setattr("ivt_jax.dry_run.dry_run", lambda config, devices: "")
         patch.setattr(main, "check_flags", lambda: None)
         main.main(["main"])
         return os.environ["XLA_FLAGS"]
@@ -260,7 +261,9 @@ def run(config):
         def close(self):
             events.append("close")
 
-    program = SimpleNamespace(mesh=None, init=lambda: {"step": 0}, target=SimpleNamespace(params={}))
+    target = SimpleNamespace(params={}, opt_state={}, ema={})
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": 1})
+    program = SimpleNamespace(mesh=mesh, init=lambda: {"step": 0}, target=target)
     program.step = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: step))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (

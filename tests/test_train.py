@@ -76,7 +76,10 @@ def loop(monkeypatch, tmp_path):
         compiled = SimpleNamespace(compile=lambda: events.append("compile") or run_step)
         step = SimpleNamespace(lower=lambda state, batch: compiled)
         return SimpleNamespace(
-            mesh=None, step=step, target=SimpleNamespace(params={}), init=lambda: {"step": 0, "bad": 0}
+            mesh=SimpleNamespace(shape={"data": 1, "fsdp": 1}),
+            step=step,
+            target=SimpleNamespace(params={}, opt_state={}, ema={}),
+            init=lambda: {"step": 0, "bad": 0},
         )
 
     def write(self, step, scalars):
