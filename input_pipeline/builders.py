@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.errors import DataError
-from input_pipeline.inspection import MAX_PIXELS, leads_out
+from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
 from input_pipeline.progress import progress
 from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
@@ -48,9 +48,9 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     prepared stays where it is and is not read.
     """
 
-    VERSION = tfds.core.Version("1.3.0")
+    VERSION = tfds.core.Version("1.4.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "1.3.0": "Images that TensorFlow would not decode to Pillow's pixels are stored as PNG, which is packed faster."
+        "1.4.0": "Images of 16 bits of grey keep their upper eight bits, and are no longer white."
     }
 
     def __init__(self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0):
@@ -203,10 +203,10 @@ def _encoded_image(images: Path, record: Record) -> bytes:
     path = images / record.image_path
     try:
         encoded = path.read_bytes()
-        with PIL.Image.open(io.BytesIO(encoded)) as image:
+        with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
-            rgb = image.convert("RGB")  # decodes it: a file cut short shows only here
+            rgb = as_rgb(image)  # decodes it: a file cut short shows only here
             if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):
                 return encoded
         png = io.BytesIO()
@@ -220,7 +220,7 @@ def _encoded_image(images: Path, record: Record) -> bytes:
 
 
 def _decodes_to(encoded: bytes, rgb: PIL.Image.Image) -> bool:
-    """Whether training would see these pixels. It would not in 16 bits of grey, nor in some PNGs that Pillow bears."""
+    """Whether training would see these pixels. It would not in some PNGs that Pillow bears."""
     try:
         return np.array_equal(augment.decode(encoded).numpy(), np.asarray(rgb))
     except tf.errors.OpError:

@@ -30,7 +30,7 @@ from input_pipeline.annotations import (
     read_annotations,
 )
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import write_text
+from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
@@ -145,7 +145,7 @@ def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> P
 
 
 def _line(kind: str, examples: Sequence[str]) -> str:
-    shown = ", ".join(examples[:_SHOWN]) + (", ..." if len(examples) > _SHOWN else "")
+    shown = printable(", ".join(examples[:_SHOWN])) + (", ..." if len(examples) > _SHOWN else "")
     return f"{len(examples):,} {kind}: {shown}"
 
 

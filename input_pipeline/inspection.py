@@ -9,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+# What every door opens, by the content of a file. Pillow knows fifty formats more, some of which start programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
 MISSING = "missing"
 _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
@@ -56,7 +59,7 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     if not file_bytes:
         return Inspected(path, "an empty file")
     try:
-        with PIL.Image.open(file) as image:
+        with PIL.Image.open(file, formats=FORMATS) as image:
             size = (image.height, image.width)
             if size[0] * size[1] > MAX_PIXELS:
                 return Inspected(path, "absurdly large", size, file_bytes)
@@ -93,6 +96,16 @@ def _words(images: Sequence[Inspected]) -> np.ndarray:
     return np.frombuffer(b"".join(image.hash for image in images), np.uint64).reshape(len(images), 3)
 
 
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Decoded, in RGB: of an animation the first frame, transparency ignored, of 16 bits of grey the upper eight.
+
+    These Pillow's own `convert` would cut off at 255, which leaves a white picture.
+    """
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def _difference_hash(image: PIL.Image.Image) -> bytes:
-    grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
+    grey = np.asarray(as_rgb(image).convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
     return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().ljust(24, b"\0")

@@ -3,7 +3,9 @@
 Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device.
 """
 
+import io
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +13,24 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from input_pipeline.inspection import MAX_PIXELS
+from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
 
 
-def open_image(path: Path | str) -> Image.Image:
+def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
     """The decoded RGB image. The size is read from the header before any pixel is decoded; EXIF rotation is ignored.
 
-    Raises UserError, naming the file, where it is missing, no image, truncated, or has more than MAX_PIXELS.
+    content: the file or its bytes, where `path` is but its name, such as that of a crop in an archive.
+    Raises UserError, naming the path, where it is missing, no image, truncated, or has more than MAX_PIXELS.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        file = io.BytesIO(content) if isinstance(content, bytes) else content or path
+        with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path}: {width} x {height} pixels is too large for a picture of a person")
-            return image.convert("RGB")
+            return as_rgb(image)
     except UserError:
         raise
     except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
@@ -36,13 +38,25 @@ def open_image(path: Path | str) -> Image.Image:
         raise UserError(f"{path}: {reason.splitlines()[0] if reason else 'truncated'}") from error
 
 
-def load_image(path: Path | str, size: tuple[int, int]) -> np.ndarray:
+def load_image(path: Path | str, size: tuple[int, int], content: Path | bytes | None = None) -> np.ndarray:
     """Reads an image and resizes it to `size` (height, width): bilinear, antialiased -> (H, W, 3) uint8.
 
-    Raises UserError as `open_image`.
+    content, UserError: as `open_image`.
     """
     height, width = size
-    return np.asarray(open_image(path).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(open_image(path, content).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
+    """What is done to a picture, said for other programs, and for those who compare embeddings made elsewhere."""
+    return {
+        "height": size[0],
+        "width": size[1],
+        "channels": "RGB",
+        "resize": "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)",
+        "mean": [MEAN] * 3,
+        "deviation": [DEVIATION] * 3,
+    }
 
 
 def normalise(images: jax.Array | np.ndarray) -> jax.Array:

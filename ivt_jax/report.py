@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
+from input_pipeline.files import printable, write_text
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
@@ -155,7 +155,7 @@ def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.n
 
 def crop(path: Path, score: float | None = None, hit: bool | None = None) -> dict[str, Any]:
     """One picture of a strip: outlined green or red where `hit` is known."""
-    return {"image": thumbnail(path), "name": path.name, "score": score, "hit": hit}
+    return {"image": thumbnail(path), "name": printable(path.name), "score": score, "hit": hit}
 
 
 @functools.lru_cache(maxsize=4096)

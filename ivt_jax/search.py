@@ -8,14 +8,14 @@ It prints rank, cosine similarity and path of the best; `--html` writes them as 
 import argparse
 import os
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
+from input_pipeline.files import printable, write_text
+from input_pipeline.inspection import SUFFIXES
+from input_pipeline.progress import progress
 
 BATCH = 64
 
@@ -30,74 +30,38 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
     """
     if not query.strip():
         raise UserError("the sentence is empty: describe a person")
+    if any("\ud800" <= character <= "\udfff" for character in query):  # bytes of the command line that are no UTF-8
+        raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
     paths = find_images(Path(folder))
 
-    import jax
-
-    from ivt_jax.checkpoint import restore_params
-    from ivt_jax.evaluation.embedding import embed_images, embed_texts
-    from ivt_jax.models.ivt import IVT, IVTConfig
+    from ivt_jax.evaluation.embedding import embed_texts
+    from ivt_jax.gallery.crops import load_batches
+    from ivt_jax.gallery.encoder import ImageEncoder
     from ivt_jax.workdir import folder_tokenizer
 
-    config, params, _ = restore_params(workdir)
-    model = IVT(IVTConfig.from_config(config.model))
-    if config.model.dtype == "float32":  # as in training: by default accelerators round the factors of a product
-        jax.config.update("jax_default_matmul_precision", "highest")
+    encoder = ImageEncoder(workdir)
+    config = encoder.config
     ids = folder_tokenizer(Path(workdir), config).encode([query], config.text.length["sentence"])
     readable: list[Path] = []
-    problems: list[str] = []
-    batches = load_batches(paths, tuple(config.model.image_size), readable, problems)
-    scores = embed_images(model, params, batches) @ embed_texts(model, params, ids, batch_size=1)[0]
+    unreadable: list[tuple[Path, str]] = []
+    told = progress(((path, path) for path in paths), len(paths), noun="pictures", brief=True)
+    images = encoder.embed(load_batches(told, encoder.size, BATCH, readable, unreadable))
+    problems = [f"{path}: {reason}" for path, reason in unreadable]
+    if not readable:
+        raise UserError(f"none of the {len(paths)} pictures can be read; the first: {problems[0]}")
+    scores = images @ embed_texts(encoder.model, encoder.params, ids, batch_size=1)[0]
     order = np.argsort(-scores, kind="stable")
     return [(float(scores[i]), readable[i]) for i in order], problems
 
 
 def find_images(folder: Path) -> list[Path]:
     """All picture files in `folder` and below, sorted; UserError where there is none."""
-    from ivt_jax.images import SUFFIXES
-
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name a folder of pictures with --images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
     if not paths:
         raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
     return paths
-
-
-def load_batches(
-    paths: list[Path], size: tuple[int, int], readable: list[Path], problems: list[str]
-) -> Iterator[np.ndarray]:
-    """Yields uint8 batches (b, H, W, 3) of the pictures that can be read.
-
-    Appends every path to `readable`, in the order of the rows, or a line to `problems`. Raises UserError where none
-    is readable.
-    """
-    from ivt_jax.images import load_image
-
-    start, rows = time.perf_counter(), []
-    for count, path in enumerate(paths, start=1):
-        try:
-            rows.append(load_image(path, size))
-            readable.append(path)
-        except UserError as error:
-            problems.append(str(error))
-        if len(rows) == BATCH or (rows and count == len(paths)):
-            yield np.stack(rows)
-            rows = []
-            show_progress(count, len(paths), time.perf_counter() - start)
-    if not readable:
-        raise UserError(f"none of the {len(paths)} pictures can be read; the first: {problems[0]}")
-
-
-def show_progress(done: int, total: int, seconds: float) -> None:
-    """Rewrites one line on a terminal, where there is more than one batch; wipes it at the end."""
-    if not sys.stderr.isatty() or total <= BATCH:
-        return
-    from ivt_jax.metrics import format_seconds
-
-    left = format_seconds(seconds / done * (total - done))
-    line = f"{done} of {total} pictures, {left} left" if done < total else ""
-    print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
 
 
 def verdict(workdir: Path | str, best: float) -> str:
@@ -122,7 +86,7 @@ def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[
     from ivt_jax.report import crop, render
 
     crops = [crop(image, score) for score, image in results]
-    page = render(strips=[{"caption": query, "crops": crops}], folder=str(folder), searched=searched)
+    page = render(strips=[{"caption": query, "crops": crops}], folder=printable(folder), searched=searched)
     write_text(path, page)
 
 
@@ -132,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--html: {args.html} cannot be written: it is a folder, or its folder is closed or missing")
     results, problems = search(args.workdir, args.images, args.query)
     for rank, (score, path) in enumerate(results[: args.top], start=1):
-        print(f"{rank:3}  {score:+.4f}  {path}")
+        print(f"{rank:3}  {score:+.4f}  {printable(path)}")
     if told := verdict(args.workdir, results[0][0]):
         print(told)
     if args.html:
         write_strip(args.html, args.query, args.images, results[: args.top], len(results))
     for problem in problems:
-        print(f"skipped {problem}", file=sys.stderr)
+        print(f"skipped {printable(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -22,8 +22,14 @@ CONFINED = {
     "orbax": {"ivt_jax.checkpoint"},
     "clu": {"ivt_jax.metrics"},
     "torch": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
-    "safetensors": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark", "ivt_jax.export.tensors"},
+    "safetensors": {
+        "ivt_jax.conversion.files",
+        "ivt_jax.conversion.benchmark",
+        "ivt_jax.export.tensors",
+        "ivt_jax.gallery.vectors",
+    },
     "onnx": {"ivt_jax.export.onnx_graph"},
+    "apache_beam": {"ivt_jax.gallery.beam"},
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
@@ -32,6 +38,7 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.plan", "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.run",
     "ivt_jax.export.stablehlo", "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
+    "ivt_jax.embed", "ivt_jax.gallery.shard",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import ivt_jax.checkpoint
-import ivt_jax.models.ivt
+import ivt_jax.gallery.encoder
 import ivt_jax.workdir
 from ivt_jax import search
 
@@ -39,15 +39,15 @@ def folder(tmp_path, monkeypatch):
     """A folder with one picture of each colour, and a model that knows colours."""
     config = ConfigDict(
         {
-            "model": {"image_size": (4, 2), "vocab_size": 9, "dtype": "bfloat16"},
+            "model": {"image_size": (4, 2), "width": 3, "vocab_size": 9, "dtype": "bfloat16"},
             "text": {"tokenizer": "", "length": {"sentence": 3}},
         }
     )
     params = {"colours": jnp.array([(0, 0, 0), *COLOURS.values()]) / 127.5 - 1}
     restored = ivt_jax.checkpoint.Restored(config, params, 7)
-    monkeypatch.setattr(ivt_jax.checkpoint, "restore_params", lambda workdir: restored)
-    monkeypatch.setattr(ivt_jax.models.ivt, "IVT", MeanColour)
-    monkeypatch.setattr(ivt_jax.models.ivt.IVTConfig, "from_config", lambda model: None)
+    monkeypatch.setattr(ivt_jax.gallery.encoder, "restore_params", lambda workdir: restored)
+    monkeypatch.setattr(ivt_jax.gallery.encoder, "IVT", MeanColour)
+    monkeypatch.setattr(ivt_jax.gallery.encoder.IVTConfig, "from_config", lambda model: None)
     monkeypatch.setattr(ivt_jax.workdir, "folder_tokenizer", lambda workdir, config: FirstWord())
     folder = tmp_path / "crops"
     for index, (name, colour) in enumerate(COLOURS.items()):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ivt_jax.export.trained import Trained
-from ivt_jax.images import DEVIATION, MEAN
+from ivt_jax.images import preprocessing
 from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.workdir import digest, write_json
 
@@ -33,12 +33,7 @@ def write_manifest(folder: Path, form: str, encoders: tuple[str, str], trained: 
         },
         "embedding": {"dimension": model.width, "normalised": "L2", "compared_by": "inner product"},
         "images": {
-            "height": height,
-            "width": width,
-            "channels": "RGB",
-            "resize": "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)",
-            "mean": [MEAN] * 3,
-            "deviation": [DEVIATION] * 3,
+            **preprocessing(model.image_size),
             "normalised_by": "the encoder: it takes pixels from 0 to 255",
         },
         "text": {

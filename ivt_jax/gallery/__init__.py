@@ -1,0 +1,1 @@
+"""A gallery of any size as vectors: shards of crops in, shards of vectors out, each by itself, on any machine."""

@@ -1,0 +1,167 @@
+"""The crops of a gallery, shard by shard, and their pixels.
+
+A shard is one of three, told by its name:
+
+    NAME.tar    an archive of crops, not compressed, as webdataset has them: one file to copy, read from front to back
+    NAME.txt    the path of a crop on each line, so that a tree of any size becomes shards and no file moves; relative
+                paths are those of the working directory
+    a folder    with its subfolders
+
+Names and order are those of the archive or the list; of a folder, paths in it, sorted. What is no picture by its suffix
+is passed over in an archive or a folder (labels, say); in a list every line counts.
+"""
+
+import collections
+import concurrent.futures
+import glob
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import DataError, UserError
+from input_pipeline.inspection import SUFFIXES
+from ivt_jax.images import load_image
+
+MAX_BYTES = 200_000_000  # of a crop in an archive, which is read whole: more than MAX_PIXELS take as a bitmap
+_BLOCK = 512  # of a tar
+_THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python's lock for it
+
+
+class Crops(NamedTuple):
+    """What a shard holds: the names, for each the file or its bytes in the same order, read as they are taken, and
+    (name, reason) of what cannot be read whatever its pixels are."""
+
+    names: list[str]
+    contents: Iterable[Path | bytes]
+    unreadable: list[tuple[str, str]]
+
+
+def find_shards(pattern: str) -> list[Path]:
+    """What the pattern matches, sorted. Raises UserError where that is nothing, no shard, or two of one name."""
+    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    if not paths:
+        raise UserError(f"--shards={pattern} matches nothing; expected .tar files, .txt lists or folders of crops")
+    names: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_dir() and path.suffix not in (".tar", ".txt"):
+            raise UserError(f"--shards: {path} is no .tar, no .txt list of paths and no folder; narrow the pattern")
+        other = names.setdefault(name_of(path), path)
+        if other is not path:
+            raise UserError(
+                f"--shards: {other} and {path} have one name, so would their vectors: use two folders --out"
+            )
+    return paths
+
+
+def name_of(shard: Path) -> str:
+    """What its vectors are called after: its name, that of a link its own."""
+    return os.path.basename(os.path.abspath(shard))
+
+
+def fingerprint(shard: Path) -> str:
+    """SHA-256 of name, size and time of change of the archive, or of each file listed or in the folder, and no content.
+
+    Raises DataError where the shard cannot be read.
+    """
+    digest = hashlib.sha256()
+    if shard.suffix == ".tar" and not shard.is_dir():
+        named: Iterable[tuple[str, Path]] = [(name_of(shard), shard)]
+    else:
+        crops = read_crops(shard)
+        named = zip(crops.names, crops.contents, strict=True)  # type: ignore[arg-type]
+    for name, path in named:
+        try:
+            status = path.stat()
+            told = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):  # missing, or no name that a file can have
+            told = (-1, -1)
+        digest.update(f"{name!a} {told}\n".encode())
+    return digest.hexdigest()
+
+
+def read_crops(shard: Path) -> Crops:
+    """The crops of a shard. Raises DataError where it cannot be read, or is an archive that is cut short."""
+    try:
+        if shard.is_dir():
+            paths = sorted(path for path in shard.rglob("*") if _is_picture(path.name) and not path.is_dir())
+            return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [])
+        if shard.suffix == ".txt":
+            names = [os.fsdecode(line) for line in shard.read_bytes().splitlines() if line.strip()]
+            return Crops(names, map(Path, names), [])
+        return _read_tar(shard)
+    except (OSError, tarfile.TarError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{shard} cannot be read ({reason}); make it anew") from None
+
+
+def _read_tar(shard: Path) -> Crops:
+    members, unreadable = [], []
+    with tarfile.open(shard, "r:") as archive:
+        for member in archive:
+            if not _is_picture(member.name) or member.isdir():
+                continue
+            if not member.isreg():
+                unreadable.append((member.name, "a link or a device, not a file of the archive"))
+            elif member.size > MAX_BYTES:
+                unreadable.append((member.name, f"{member.size:,} bytes are too many for a picture of a person"))
+            else:
+                members.append(member)
+        # tarfile takes whatever is no header for the end, and would lose all that follows.
+        archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
+        if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):  # type: ignore[union-attr]
+            raise DataError(f"{shard} is cut short or damaged after {len(members):,} crops; make it anew")
+    return Crops([member.name for member in members], _contents(shard, members), unreadable)
+
+
+def _contents(shard: Path, members: list[tarfile.TarInfo]) -> Iterator[bytes]:
+    with shard.open("rb") as file:
+        for member in members:
+            file.seek(member.offset_data)
+            yield file.read(member.size)
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def load_batches(
+    crops: Iterable[tuple[Any, Path | bytes]],
+    size: tuple[int, int],
+    batch_size: int,
+    readable: list[Any],
+    unreadable: list[tuple[Any, str]],
+) -> Iterator[np.ndarray]:
+    """(name, file or its bytes) -> uint8 batches (b, H, W, 3) of those that can be read, the last one maybe short.
+
+    Appends every name to `readable`, in the order of the rows, or with the reason to `unreadable`.
+    """
+    rows = []
+    for name, pixels in _decoded_ahead(crops, size, 2 * batch_size):
+        try:
+            rows.append(pixels.result())
+            readable.append(name)
+        except UserError as error:
+            unreadable.append((name, str(error).removeprefix(f"{name}: ")))
+        if len(rows) == batch_size:
+            yield np.stack(rows)
+            rows = []
+    if rows:
+        yield np.stack(rows)
+
+
+def _decoded_ahead(
+    crops: Iterable[tuple[Any, Path | bytes]], size: tuple[int, int], ahead: int
+) -> Iterator[tuple[Any, concurrent.futures.Future[np.ndarray]]]:
+    """Names and pixels to come, in order; as many as `ahead` are decoded while the one before is in use."""
+    waiting: collections.deque[tuple[Any, concurrent.futures.Future[np.ndarray]]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for name, content in crops:
+            waiting.append((name, pool.submit(load_image, name, size, content)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting

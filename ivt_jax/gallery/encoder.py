@@ -1,0 +1,67 @@
+"""A model's image side on the devices of this machine, and what says which model it is."""
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ivt_jax.checkpoint import restore_params
+from ivt_jax.evaluation.embedding import embed, encode_images
+from ivt_jax.images import preprocessing
+from ivt_jax.models.ivt import IVT, IVTConfig
+
+
+class ImageEncoder:
+    """The encoder of a run, an export or converted weights; every device of this process takes its share of a batch.
+
+    Attributes: config, the run's; model; params, on all devices; size (height, width) of its images; devices, a count.
+    """
+
+    def __init__(self, workdir: Path | str):
+        """Raises UserError as `restore_params`."""
+        self.config, params, _ = restore_params(workdir)
+        self.model = IVT(IVTConfig.from_config(self.config.model))
+        if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors
+            jax.config.update("jax_default_matmul_precision", "highest")
+        self.size = tuple(self.config.model.image_size)
+        self.devices = jax.local_device_count()
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self.params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def embed(self, batches: Iterator[np.ndarray], batch_size: int = 0) -> np.ndarray:
+        """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised, N maybe 0.
+
+        Batches are padded to one size, `batch_size` or the first one's, and compiled once.
+        """
+        first = next(batches, None)
+        if first is None:
+            return np.empty((0, self.config.model.width), np.float32)
+        return embed(self._encode, itertools.chain([first], batches), batch_size)
+
+    def _encode(self, batch: np.ndarray) -> jax.Array:
+        """Pads to a multiple of the devices; `embed` cuts that off again."""
+        padded = np.pad(batch, [(0, -len(batch) % self.devices), (0, 0), (0, 0), (0, 0)])
+        return encode_images(self.model, self.params, jax.device_put(padded, self._rows))
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What embeddings must have in common to be compared: the model, by digest, and what is done to a picture.
+
+        The digest is that of the parameters and of `config.model`, wherever they lie: a run has that of its export.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.model.to_dict(), sort_keys=True).encode())
+        for path, leaf in sorted(flatten_dict(self.params, sep="/").items()):
+            value = np.ascontiguousarray(leaf)
+            digest.update(f"{path} {value.dtype} {value.shape}".encode())
+            digest.update(value)
+        width = self.config.model.width
+        return {"model": digest.hexdigest(), "dimension": width, "images": preprocessing(self.size)}

@@ -1,0 +1,49 @@
+"""One shard of crops to one shard of vectors: what every way of running it has in common."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from input_pipeline.progress import progress
+from ivt_jax.gallery.crops import fingerprint, load_batches, name_of, read_crops
+from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.gallery.vectors import DTYPES, claim_folder, is_done, place, write_vectors
+
+BATCH = 64  # crops that a device takes at once
+
+
+class Embedded(NamedTuple):
+    """What became of a shard; nothing was done to one that was done before."""
+
+    shard: Path
+    crops: int = 0
+    unreadable: int = 0
+    seconds: float = 0.0
+    before: bool = False
+
+    def __str__(self) -> str:
+        if self.before:
+            return f"{self.shard}: done before"
+        unreadable = f", {self.unreadable:,} more cannot be read" if self.unreadable else ""
+        return f"{self.shard}: {self.crops:,} crops at {self.crops / self.seconds:,.0f} a second{unreadable}"
+
+
+def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
+    """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
+
+    dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two who
+    do the same shard write the same. Raises DataError where the shard cannot be read, and UserError where the folder is
+    another model's or cannot be written.
+    """
+    start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
+    claim_folder(out, {**encoder.about, "dtype": dtype})
+    if is_done(path, encoder.about["model"], made_of):
+        return Embedded(shard, before=True)
+    names, contents, unreadable = read_crops(shard)
+    told = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
+    readable: list[str] = []
+    batch_size = batch * encoder.devices
+    vectors = encoder.embed(load_batches(told, encoder.size, batch_size, readable, unreadable), batch_size)
+    metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
+    write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
+    return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start)

@@ -1,0 +1,142 @@
+"""Shards of vectors: a safetensors file for each shard of crops, and what all of a folder have in common.
+
+    gallery.json            the model by digest, the dimension, the type of number, what is done to a picture
+    SHARD.safetensors       vectors     (n, D) float32 or float16, of length 1, a row for each crop that could be read
+                            names       UTF-8 JSON, as bytes: a list of n names, in the order of the rows
+                            unreadable  likewise: [[name, reason], ...] of the others
+                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint (one,
+                            for safetensors writes several in any order, and equal shards shall be equal files)
+
+safetensors, for it is one file, so rows and names are written together or not at all; its header tells shapes and model
+without a row being read; the vectors lie in it as in memory, so they can be mapped; and readers exist in many
+languages. (Of .npz NumPy maps nothing, and a matrix in Parquet must be decoded.)
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import write_bytes
+from ivt_jax.conversion.files import read_header
+from ivt_jax.gallery.crops import name_of
+
+FORMAT = 1  # raise it where an older ivt_jax would misread what is written now
+ABOUT = "gallery.json"
+_KEY = "ivt_jax"
+DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+class Vectors(NamedTuple):
+    """A shard of vectors: (n, D), mapped from the file; n names; (name, reason) of the unreadable; its metadata."""
+
+    vectors: np.ndarray
+    names: list[str]
+    unreadable: list[tuple[str, str]]
+    metadata: dict[str, Any]
+
+
+def claim_folder(folder: Path, about: dict[str, Any]) -> None:
+    """Makes `folder` a gallery of this model, where it is not one yet.
+
+    Raises UserError where it is another's, or cannot be written.
+    """
+    wanted, path = {"format": FORMAT, **about}, folder / ABOUT
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+        write_bytes(path, json.dumps(wanted, indent=2).encode() + b"\n")
+    found = read_about(folder)
+    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    if differing:
+        key = differing[0]
+        told = f"{key} {_short(found.get(key))}, not {_short(wanted.get(key))}"
+        raise UserError(f"{folder} holds vectors of {told}, which do not compare: name another folder with --out")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What gallery.json tells. Raises UserError where it is missing, damaged, or of a later format."""
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        version = about["format"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is missing or damaged: {folder} is not what ivt_jax.embed wrote") from None
+    if version > FORMAT:
+        raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
+    return about
+
+
+def place(folder: Path, shard: Path) -> Path:
+    """Where the vectors of a shard of crops go."""
+    return folder / f"{name_of(shard)}.safetensors"
+
+
+def is_done(path: Path, model: str, fingerprint: str) -> bool:
+    """Whether the file holds, whole, this model's vectors of crops that have not changed since."""
+    if not path.exists():
+        return False
+    try:
+        told = _metadata(path)
+    except UserError:  # damaged
+        return False
+    return (told.get("model"), told.get("fingerprint")) == (model, fingerprint)
+
+
+def write_vectors(
+    path: Path, vectors: np.ndarray, names: list[str], unreadable: list[tuple[str, str]], metadata: dict[str, str]
+) -> None:
+    """Writes a shard whole or not at all, whoever else writes it. Raises UserError where it cannot be written."""
+    from safetensors.numpy import save
+
+    lists = {"names": names, "unreadable": unreadable}
+    # ASCII: JSON has an escape for what is no UTF-8 in the name of a file.
+    told = {key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in lists.items()}
+    tensors = {"vectors": np.ascontiguousarray(vectors), **told}
+    write_bytes(path, save(tensors, {_KEY: json.dumps({"format": FORMAT, **metadata})}))
+
+
+def read_vectors(path: Path) -> Vectors:
+    """One shard; its vectors are mapped, and read where they are used. Raises UserError where it is damaged."""
+    metadata = _metadata(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        lists = {}
+        for name in ("names", "unreadable"):
+            start, end = header[name]["data_offsets"]
+            file.seek(8 + length + start)
+            lists[name] = json.loads(file.read(end - start))
+    dtype = {"F32": np.float32, "F16": np.float16}[header["vectors"]["dtype"]]
+    shape, offset = tuple(header["vectors"]["shape"]), 8 + length + header["vectors"]["data_offsets"][0]
+    vectors = np.memmap(path, dtype, "r", offset, shape) if shape[0] else np.empty(shape, dtype)
+    return Vectors(vectors, lists["names"], [(name, reason) for name, reason in lists["unreadable"]], metadata)
+
+
+def read_gallery(folder: Path) -> Iterator[Vectors]:
+    """All shards of a folder, by name. Raises UserError where one is damaged, or another model's."""
+    model = read_about(folder)["model"]
+    for path in sorted(folder.glob("*.safetensors")):
+        shard = read_vectors(path)
+        if shard.metadata.get("model") != model:
+            raise UserError(f"{path} is of model {_short(shard.metadata.get('model'))}, not {_short(model)}: remove it")
+        yield shard
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Raises UserError where the file is damaged, or no shard of ours."""
+    told = json.loads(read_header(path).metadata.get(_KEY, "{}"))
+    if not isinstance(told.get("format"), int) or told["format"] > FORMAT:
+        raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
+    return told
+
+
+def _short(value: Any) -> str:
+    """Digests are told by their first digits."""
+    return value[:12] if isinstance(value, str) else str(value)

@@ -1,0 +1,315 @@
+"""A gallery embedded shard by shard: whole or not at all, once, in any division of labour, as `search` embeds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ivt_jax import embed, search
+from ivt_jax.evaluation.embedding import embed_texts
+from ivt_jax.export.run import export
+from ivt_jax.gallery.crops import load_batches
+from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.gallery.shard import embed_shard
+from ivt_jax.gallery.vectors import read_gallery, read_vectors
+from ivt_jax.images import load_image
+from ivt_jax.workdir import folder_tokenizer
+from tests.gallery.conftest import call, picture, snapshot, write_tar
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def encoder(workdir):
+    return ImageEncoder(workdir)
+
+
+@pytest.fixture(scope="session")
+def expected(encoder):
+    """The vectors of crops 0 to 8, each embedded by itself."""
+    found = []
+    for seed in range(9):
+        pixels = load_image("crop", encoder.size, picture(seed))
+        tokens = encoder.model.apply({"params": encoder.params}, pixels[None] / 127.5 - 1, method="encode_image")
+        vector = np.asarray(tokens[0, 0], np.float64)
+        found.append(vector / np.linalg.norm(vector))
+    return np.stack(found)
+
+
+def test_rows_names_and_order_are_those_of_the_archive(workdir, gallery, tmp_path, expected, capsys):
+    out = tmp_path / "out"
+    assert call(workdir, gallery, out) == 0
+    assert capsys.readouterr().out == f"{out}: 3 shards of 9 crops\n"
+    assert {path.name for path in out.iterdir()} == {"gallery.json", *(f"00{i}.tar.safetensors" for i in range(3))}
+    for number, shard in enumerate(read_gallery(out)):
+        seeds = [3 * number + 2, 3 * number, 3 * number + 1]
+        assert shard.names == [f"crop_{seed}.png" for seed in seeds] and shard.unreadable == []
+        assert shard.vectors.dtype == np.float32 and isinstance(shard.vectors, np.memmap)
+        np.testing.assert_allclose(shard.vectors, expected[seeds], atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(shard.vectors, axis=1), 1, atol=1e-6)
+        assert (shard.metadata["source"], shard.metadata["format"]) == (f"00{number}.tar", 1)
+    assert np.abs(expected @ expected.T - np.eye(9)).max() < 0.999  # they are not all alike
+    about = json.loads((out / "gallery.json").read_text())
+    assert about["images"]["height"] == 14 and about["dtype"] == "float32" and about["dimension"] == 12
+
+
+def test_others_read_it_with_safetensors_alone(workdir, gallery, tmp_path):
+    call(workdir, gallery, tmp_path / "out", "--dtype=float16")
+    tensors = load_file(tmp_path / "out/000.tar.safetensors")
+    assert json.loads(tensors["names"].tobytes()) == ["crop_2.png", "crop_0.png", "crop_1.png"]
+    assert tensors["vectors"].dtype == np.float16 and tensors["vectors"].shape == (3, 12)
+    np.testing.assert_array_equal(next(read_gallery(tmp_path / "out")).vectors, tensors["vectors"])
+
+
+def test_rows_are_those_of_search(workdir, encoder, gallery, tmp_path):
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for seed in range(9):
+        (crops / f"crop_{seed}.png").write_bytes(picture(seed))
+    call(workdir, gallery, tmp_path / "out")
+    rows = {name: row for shard in read_gallery(tmp_path / "out") for name, row in zip(*shard[1::-1], strict=True)}
+    ids = folder_tokenizer(workdir, encoder.config).encode(["a red coat"], 24)
+    query = embed_texts(encoder.model, encoder.params, ids, 1)[0]
+    found, problems = search.search(workdir, crops, "a red coat")
+    assert len(found) == 9 and not problems
+    for score, path in found:
+        assert score == pytest.approx(rows[path.name] @ query, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_a_folder_and_a_list_give_the_same_rows_as_the_archive(workdir, tmp_path, expected, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["b/1.png", "a.PNG", "z.jpeg"]
+    for seed, name in enumerate(names):
+        path = tmp_path / "crops" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed))
+    (tmp_path / "crops/notes.txt").write_text("no picture")
+    if kind == "list":
+        listed = [f"crops/{name}" for name in names]
+        (tmp_path / "crops.txt").write_text("\r\n".join(["", *listed]) + "\n")
+        assert call(workdir, tmp_path, tmp_path / "out", pattern="crops.txt") == 0
+        order = [0, 1, 2]
+    else:
+        assert call(workdir, tmp_path, tmp_path / "out", pattern="crops") == 0
+        order, listed = [1, 0, 2], [names[1], names[0], names[2]]
+    (shard,) = read_gallery(tmp_path / "out")
+    assert shard.names == listed
+    np.testing.assert_allclose(shard.vectors, expected[order], atol=1e-6)
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery, tmp_path, capsys):
+    out = tmp_path / "out"
+    call(workdir, gallery, out)
+    before = snapshot(out)
+    capsys.readouterr()
+    assert call(workdir, gallery, out) == 0
+    assert snapshot(out) == before
+    assert capsys.readouterr().out == f"{out}: 0 shards of 0 crops, 3 shards were done before\n"
+    write_tar(gallery / "001.tar", {"new.png": picture(50)})
+    (out / "002.tar.safetensors").write_bytes(before["002.tar.safetensors"][0][:-1])  # damaged
+    assert call(workdir, gallery, out) == 0
+    after = snapshot(out)
+    assert {name for name in before if before[name] != after[name]} == {"001.tar.safetensors", "002.tar.safetensors"}
+    assert after["002.tar.safetensors"][0] == before["002.tar.safetensors"][0]  # the same bits
+    assert read_vectors(out / "001.tar.safetensors").names == ["new.png"]
+
+
+def test_a_changed_file_of_a_folder_or_a_list_is_seen(encoder, tmp_path):
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    (crops / "a.png").write_bytes(picture(0))
+    (tmp_path / "list.txt").write_text(f"{crops}/a.png\n{crops}/gone.png\n{crops}/nul\0.png\n")
+    for shard, unreadable in ((crops, 0), (tmp_path / "list.txt", 2)):
+        out = tmp_path / f"out_{shard.name}"
+        assert embed_shard(encoder, shard, out)[1:3] == (1, unreadable)
+        assert embed_shard(encoder, shard, out).before
+    (crops / "a.png").write_bytes(picture(1))
+    for shard in (crops, tmp_path / "list.txt"):
+        assert not embed_shard(encoder, shard, tmp_path / f"out_{shard.name}").before
+
+
+def test_tasks_share_the_work_without_rest(workdir, gallery, tmp_path):
+    call(workdir, gallery, tmp_path / "whole")
+    for task, names in (("0/2", {"000", "002"}), ("1/2", {"000", "001", "002"})):
+        assert call(workdir, gallery, tmp_path / "out", f"--task={task}") == 0
+        assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == names
+    whole, divided = ({n: c for n, (c, _) in snapshot(tmp_path / f).items()} for f in ("whole", "out"))
+    assert whole == divided
+    assert call(workdir, gallery, tmp_path / "out", "--task=7/9") == 0  # more tasks than shards
+
+
+def test_two_who_take_one_shard_do_no_harm(encoder, gallery, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: embed_shard(encoder, gallery / "000.tar", tmp_path / "out", "float32", 1), range(4)))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gallery.json", "000.tar.safetensors"}
+    assert next(read_gallery(tmp_path / "out")).names == ["crop_2.png", "crop_0.png", "crop_1.png"]
+
+
+def test_another_model_is_refused_in_one_line(workdir, other_workdir, gallery, tmp_path, capsys):
+    out = tmp_path / "out"
+    call(workdir, gallery, out)
+    before = snapshot(out)
+    for folder, more, told in (
+        (other_workdir, (), f"{out} holds vectors of model "),
+        (workdir, ("--dtype=float16",), f"{out} holds vectors of dtype float32, not float16"),
+    ):
+        capsys.readouterr()
+        assert call(folder, gallery, out, *more) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {told}") and error.count("\n") == 1 and "another folder with --out" in error
+    assert snapshot(out) == before
+    call(other_workdir, gallery, tmp_path / "other")
+    (out / "009.tar.safetensors").write_bytes((tmp_path / "other/000.tar.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"009.tar.safetensors is of model \w{12}, not \w{12}: remove it"):
+        list(read_gallery(out))
+
+
+def test_the_digest_is_the_models_wherever_it_lies(workdir, other_workdir, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in ("params", "config.json"):
+        os.symlink(workdir / path, copy / path)
+    digests = {ImageEncoder(folder).about["model"] for folder in (workdir, export(copy, ["safetensors"]))}
+    assert len(digests) == 1 and ImageEncoder(other_workdir).about["model"] not in digests
+
+
+def test_an_unreadable_crop_is_named_and_its_neighbours_stay_in_line(encoder, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr("ivt_jax.gallery.crops.MAX_BYTES", 50_000)
+    good = [picture(seed) for seed in range(3)]
+    write_tar(tmp_path / "a.tar", {
+        "0.png": good[0], "cut.png": good[1][:60], "1.png": good[1], "empty.jpg": b"", "big.png": b"x" * 50_001,
+        "text.png": b"hello", "2.png": good[2],
+    })  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert embed_shard(encoder, tmp_path / "a.tar", tmp_path / "out")[1:3] == (3, 5)
+    (shard,) = read_gallery(tmp_path / "out")
+    assert shard.names == ["0.png", "1.png", "2.png"]
+    np.testing.assert_allclose(shard.vectors, expected[:3], atol=1e-6)
+    reasons = dict(shard.unreadable)
+    assert set(reasons) == {"cut.png", "empty.jpg", "big.png", "text.png", "link.png"}
+    assert reasons["text.png"] == "not a readable image" and "too many" in reasons["big.png"]
+
+
+def test_a_shard_without_a_readable_crop_is_an_empty_one(encoder, tmp_path):
+    for files in ({}, {"a.png": b"no picture"}):
+        write_tar(tmp_path / f"{len(files)}.tar", files)
+        embed_shard(encoder, tmp_path / f"{len(files)}.tar", tmp_path / "out")
+    for shard in read_gallery(tmp_path / "out"):
+        assert shard.vectors.shape == (0, 12) and shard.names == []
+
+
+# In the header of the second member, in its data, after it (no end of the archive), and garbage in place of a header.
+@pytest.mark.parametrize("cut", [1500, 2100, 3072, None, 0])
+def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(workdir, gallery, tmp_path, capsys, cut):
+    content = bytearray((gallery / "001.tar").read_bytes())
+    if cut is None:
+        content[2048:2560] = b"\xff" * 512
+    (gallery / "001.tar").write_bytes(content[:cut] if cut is not None else content)
+    assert call(workdir, gallery, tmp_path / "out") == 2
+    assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == {"000", "002"}
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "001.tar" in errors[0] and "make it anew" in errors[0]
+    assert errors[1] == "error: 1 shards cannot be read, which are told above; the others are done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shards=GALLERY/*.zip"], "matches nothing"),
+        (["--shards=GALLERY/*.png"], "is no .tar, no .txt list of paths and no folder"),
+        (["--shards=GALLERY/**/000.tar"], "have one name"),
+        (["--shards=GALLERY/*.tar", "--out=GALLERY/x.png/out"], "x.png/out cannot be made: Not a directory"),
+        (["--shards=GALLERY/*.tar", "--workdir=nowhere"], "nowhere is not the workdir of a run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(workdir, gallery, tmp_path, capsys, arguments, message):
+    (gallery / "x.png").write_bytes(picture(0))
+    (gallery / "sub").mkdir()
+    write_tar(gallery / "sub/000.tar", {})
+    arguments = [argument.replace("GALLERY", str(gallery)) for argument in arguments]
+    assert embed.main([f"--workdir={workdir}", f"--out={tmp_path}/out", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--task=2/2"], ["--task=1"], ["--batch=0"], ["more.tar"]])
+def test_flags_that_make_no_sense_are_refused(workdir, gallery, tmp_path, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        call(workdir, gallery, tmp_path / "out", *arguments)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(workdir, gallery, tmp_path, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    call(workdir, gallery, tmp_path / "out", "--task=0/3")
+    capsys.readouterr()
+    monkeypatch.setattr("os.fsync", full)
+    assert call(workdir, gallery, tmp_path / "out") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: {tmp_path}/out/001.tar.safetensors cannot be written: No space left on device"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"gallery.json", "000.tar.safetensors"}
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from ivt_jax import embed\n"
+        "try: embed.main(['--help'])\n"
+        "finally: print([m for m in ('jax', 'flax', 'tensorflow', 'orbax') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert output.startswith("usage: python -m ivt_jax.embed") and output.endswith("[]\n")
+
+
+def test_a_killed_task_leaves_no_half_shard_and_goes_on(workdir, gallery, tmp_path):
+    """kill -9 while the second shard is under way; the command is then given again."""
+    out = tmp_path / "out"
+    code = (
+        "import sys, time; from ivt_jax import embed; from ivt_jax.gallery import shard\n"
+        "write, done = shard.write_vectors, []\n"
+        "def slow(*given):\n"
+        "    if done: time.sleep(60)\n"
+        "    done.append(write(*given))\n"
+        "shard.write_vectors = slow\n"
+        "embed.main(sys.argv[1:])"
+    )
+    flags = [f"--workdir={workdir}", f"--shards={gallery}/*.tar", f"--out={out}", "--batch=1"]
+    with subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not (out / "000.tar.safetensors").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert {path.name for path in out.iterdir()} == {"gallery.json", "000.tar.safetensors"}
+    assert embed.main(flags) == 0
+    call(workdir, gallery, tmp_path / "whole")
+    kept, whole = snapshot(out), snapshot(tmp_path / "whole")
+    assert {name: content for name, (content, _) in kept.items()} == {name: c for name, (c, _) in whole.items()}
+
+
+def test_decoding_stays_a_little_ahead_and_no_more(encoder):
+    """A shard of any size needs the memory of a few batches."""
+    taken = []
+
+    def contents():
+        for number in range(100):
+            taken.append(number)
+            yield number, picture(number % 9)
+
+    batches = load_batches(contents(), encoder.size, 4, [], [])
+    assert next(batches).shape == (4, *encoder.size, 3)
+    assert len(taken) <= 4 + 2 * 4 + 1
+    batches.close()
