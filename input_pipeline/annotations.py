@@ -213,7 +213,8 @@ def _record(entry: Entry, where: str) -> Record:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
         raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one; {README}')
-    if any("\ud800" <= character <= "\udfff" for text in [*captions, str(path)] for character in text):
+    attributes = _attributes(value.get("att", {}), where)
+    if any("\ud800" <= character <= "\udfff" for text in [*captions, str(path), *attributes] for character in text):
         raise DataError(f"{where} has half of a character (\\ud800 to \\udfff in the JSON); mend its text")
     if not isinstance(person, int) or isinstance(person, bool) or not 0 <= person < 2**31:
         raise DataError(f'{where} has "id" {json.dumps(person)}; expected a whole number from 0 to 2^31 - 1')
@@ -222,7 +223,6 @@ def _record(entry: Entry, where: str) -> Record:
     posix = path.replace("\\", "/")
     if posix.startswith("/") or posix[1:2] == ":" or ".." in PurePosixPath(posix).parts or "\0" in posix:
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside the folder of images')
-    attributes = _attributes(value.get("att", {}), where)
     return Record(
         image_path=str(PurePosixPath(posix)),
         person_id=person,

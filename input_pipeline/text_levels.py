@@ -34,6 +34,7 @@ LEVELS = ("sentence", "phrase", "word")
 PHRASE_RULES = ("released", "clauses")
 WORD_RULES = ("attributes", "released")
 
+LONGEST = 10_000  # characters of a caption that are drawn from: real ones have hundreds, and no token lies beyond
 _SHORTEST_PHRASE = 6  # characters: the release keeps what is longer than 5
 
 # Where a clause ends, over the classes of `noun_phrases.tag`. Noun phrases and predicates go first, so that no list of
@@ -127,7 +128,11 @@ def draw_levels(
     phrase_rule: str = "released",
     word_rule: str = "attributes",
 ) -> dict[str, str]:
-    """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call."""
+    """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call.
+
+    Only the first LONGEST characters of a caption are looked at.
+    """
+    caption = caption.lstrip()[:LONGEST]
     draw = {
         "sentence": lambda: sentence(caption),
         "phrase": lambda: phrase(caption, rng, phrase_rule),

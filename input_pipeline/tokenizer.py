@@ -56,9 +56,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """(len(texts), length) int32: [CLS] tokens [SEP], padded with 0, cut to `length` with [SEP] kept.
 
-        Only the first 20 * length characters of a text are looked at.
+        Only the first 20 * length characters of a text are looked at; half a character, which JSON may hold, is one
+        that nobody knows (U+FFFD).
         """
-        cut = [text[: _CHARACTERS_PER_TOKEN * length] for text in texts]
+        cut = [_without_halves(text[: _CHARACTERS_PER_TOKEN * length]) for text in texts]
         rows = np.zeros((len(cut), length), np.int32)
         for row, encoding in zip(rows, self._backend.encode_batch(cut, add_special_tokens=False), strict=True):
             ids = encoding.ids[: length - 2]
@@ -136,6 +137,10 @@ def _backend(name: str) -> tokenizers.Tokenizer:
     if folder.is_dir():
         raise DataError(f"{folder}: a tokenizer folder holds vocab.txt or tokenizer.json; this one has neither")
     return _from_hub(name)
+
+
+def _without_halves(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _wordpiece(path: Path) -> tokenizers.Tokenizer:
