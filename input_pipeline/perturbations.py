@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from input_pipeline.noun_phrases import attribute_phrases
+from input_pipeline.text_levels import LONGEST
 
 TYPO_RATE = 0.2  # share of the words of four letters and more that get a typo
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -72,6 +73,9 @@ PERTURBATIONS: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 
 def perturb(name: str, captions: list[str], seed: int) -> list[str]:
-    """All captions, each with its own generator: a function of (name, caption's place, seed)."""
-    kind = list(PERTURBATIONS).index(name)
-    return [PERTURBATIONS[name](c, np.random.default_rng([seed, kind, i])) for i, c in enumerate(captions)]
+    """All captions, each with its own generator: a function of (name, caption's place, seed).
+
+    Only the first LONGEST characters of a caption are looked at, as in training.
+    """
+    kind, cut = list(PERTURBATIONS).index(name), [caption.lstrip()[:LONGEST] for caption in captions]
+    return [PERTURBATIONS[name](c, np.random.default_rng([seed, kind, i])) for i, c in enumerate(cut)]

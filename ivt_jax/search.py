@@ -42,6 +42,8 @@ def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tu
     encoder = ImageEncoder(workdir)
     config = encoder.config
     ids = folder_tokenizer(Path(workdir), config).encode([query], config.text.length["sentence"])
+    if np.count_nonzero(ids) <= 2:  # [CLS] and [SEP]
+        raise UserError("the sentence has no word that can be read: describe a person")
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     told = progress(((path, path) for path in paths), len(paths), noun="pictures", brief=True)

@@ -27,18 +27,31 @@ from input_pipeline.errors import DataError, UserError
 from input_pipeline.inspection import SUFFIXES
 from ivt_jax.images import load_image
 
-MAX_BYTES = 200_000_000  # of a crop in an archive, which is read whole: more than MAX_PIXELS take as a bitmap
+MAX_BYTES = 200_000_000  # of a crop in an archive, which is read whole: what MAX_PIXELS take as a bitmap, and more
 _BLOCK = 512  # of a tar
 _THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python's lock for it
 
 
 class Crops(NamedTuple):
-    """What a shard holds: the names, for each the file or its bytes in the same order, read as they are taken, and
-    (name, reason) of what cannot be read whatever its pixels are."""
+    """What a shard holds: the names, for each the file or its slice of the archive in the same order, and (name,
+    reason) of what cannot be read whatever its pixels are."""
 
     names: list[str]
-    contents: Iterable[Path | bytes]
+    contents: Iterable["Path | Slice"]
     unreadable: list[tuple[str, str]]
+
+
+class Slice(NamedTuple):
+    """Bytes of a file, read by who decodes them: so few are in memory at once, however large each says to be."""
+
+    file: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -115,14 +128,8 @@ def _read_tar(shard: Path) -> Crops:
         archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
         if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):  # type: ignore[union-attr]
             raise DataError(f"{shard} is cut short or damaged after {len(members):,} crops; make it anew")
-    return Crops([member.name for member in members], _contents(shard, members), unreadable)
-
-
-def _contents(shard: Path, members: list[tarfile.TarInfo]) -> Iterator[bytes]:
-    with shard.open("rb") as file:
-        for member in members:
-            file.seek(member.offset_data)
-            yield file.read(member.size)
+    slices = [Slice(shard, member.offset_data, member.size) for member in members]
+    return Crops([member.name for member in members], slices, unreadable)
 
 
 def _is_picture(name: str) -> bool:
@@ -130,13 +137,13 @@ def _is_picture(name: str) -> bool:
 
 
 def load_batches(
-    crops: Iterable[tuple[Any, Path | bytes]],
+    crops: Iterable[tuple[Any, Path | Slice]],
     size: tuple[int, int],
     batch_size: int,
     readable: list[Any],
     unreadable: list[tuple[Any, str]],
 ) -> Iterator[np.ndarray]:
-    """(name, file or its bytes) -> uint8 batches (b, H, W, 3) of those that can be read, the last one maybe short.
+    """(name, file or slice of one) -> uint8 batches (b, H, W, 3) of those that can be read, the last one maybe short.
 
     Appends every name to `readable`, in the order of the rows, or with the reason to `unreadable`.
     """
@@ -155,13 +162,20 @@ def load_batches(
 
 
 def _decoded_ahead(
-    crops: Iterable[tuple[Any, Path | bytes]], size: tuple[int, int], ahead: int
+    crops: Iterable[tuple[Any, Path | Slice]], size: tuple[int, int], ahead: int
 ) -> Iterator[tuple[Any, concurrent.futures.Future[np.ndarray]]]:
     """Names and pixels to come, in order; as many as `ahead` are decoded while the one before is in use."""
     waiting: collections.deque[tuple[Any, concurrent.futures.Future[np.ndarray]]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for name, content in crops:
-            waiting.append((name, pool.submit(load_image, name, size, content)))
+            waiting.append((name, pool.submit(_load, name, size, content)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
+
+
+def _load(name: Any, size: tuple[int, int], content: Path | Slice) -> np.ndarray:
+    try:
+        return load_image(name, size, content.read() if isinstance(content, Slice) else content)
+    except OSError as error:  # of the archive itself: a disk that fails
+        raise UserError(f"{name}: {error.strerror}") from None

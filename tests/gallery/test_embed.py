@@ -300,14 +300,15 @@ def test_a_killed_task_leaves_no_half_shard_and_goes_on(workdir, gallery, tmp_pa
     assert {name: content for name, (content, _) in kept.items()} == {name: c for name, (c, _) in whole.items()}
 
 
-def test_decoding_stays_a_little_ahead_and_no_more(encoder):
+def test_decoding_stays_a_little_ahead_and_no_more(encoder, tmp_path):
     """A shard of any size needs the memory of a few batches."""
+    (tmp_path / "crop.png").write_bytes(picture(0))
     taken = []
 
     def contents():
         for number in range(100):
             taken.append(number)
-            yield number, picture(number % 9)
+            yield number, tmp_path / "crop.png"
 
     batches = load_batches(contents(), encoder.size, 4, [], [])
     assert next(batches).shape == (4, *encoder.size, 3)
