@@ -125,8 +125,8 @@ def _read_tar(shard: Path) -> Crops:
             else:
                 members.append(member)
         # tarfile takes whatever is no header for the end, and would lose all that follows.
-        archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
-        if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):  # type: ignore[union-attr]
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
             raise DataError(f"{shard} is cut short or damaged after {len(members):,} crops; make it anew")
     slices = [Slice(shard, member.offset_data, member.size) for member in members]
     return Crops([member.name for member in members], slices, unreadable)

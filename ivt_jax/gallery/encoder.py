@@ -62,6 +62,6 @@ class ImageEncoder:
         for path, leaf in sorted(flatten_dict(self.params, sep="/").items()):
             value = np.ascontiguousarray(leaf)
             digest.update(f"{path} {value.dtype} {value.shape}".encode())
-            digest.update(value)
+            digest.update(value.tobytes())
         width = self.config.model.width
         return {"model": digest.hexdigest(), "dimension": width, "images": preprocessing(self.size)}

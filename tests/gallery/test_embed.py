@@ -62,6 +62,14 @@ def test_rows_names_and_order_are_those_of_the_archive(workdir, gallery, tmp_pat
     assert about["images"]["height"] == 14 and about["dtype"] == "float32" and about["dimension"] == 12
 
 
+def test_every_device_takes_its_share_of_a_batch(encoder):
+    pixels = np.stack([load_image("crop", encoder.size, picture(seed % 9)) for seed in range(11)])
+    rows = encoder._encode(pixels)
+    assert encoder.devices == len(rows.sharding.device_set) == 8
+    assert {shard.data.shape[0] for shard in rows.addressable_shards} == {2}  # eleven and five of padding
+    assert encoder.embed(iter([pixels])).shape == (11, 12)
+
+
 def test_others_read_it_with_safetensors_alone(workdir, gallery, tmp_path):
     call(workdir, gallery, tmp_path / "out", "--dtype=float16")
     tensors = load_file(tmp_path / "out/000.tar.safetensors")
