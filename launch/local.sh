@@ -1,32 +1,31 @@
 #!/usr/bin/env bash
 # Runs one training on N processes of this machine: what a cluster does, without the cluster.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 
 usage() {
     cat <<'TEXT'
-usage: launch/local.sh --processes=N [--devices_per_process=K] [--logs=DIR] -- ARGUMENTS
+usage: launch/local.sh --processes=N [OPTIONS] -- ARGUMENTS
 
 Runs `python -m ivt_jax.main ARGUMENTS` on N processes that form one run, on this machine's CPU.
 
   --processes=N            number of processes
   --devices_per_process=K  CPU devices that each process pretends to have (1)
   --logs=DIR               where each process writes its log (runs/logs); the first one's is shown here too
+  --dry-run                print each command, and run nothing
 
 Paths are relative to the repository. The environment variable PYTHON names the interpreter (.venv/bin/python).
-Ctrl-C stops all processes; so does the failure of one, whose exit code is then returned.
+Ctrl-C stops all processes, which save their step first; a second one kills them. The failure of one stops all, and its
+exit code is returned. The same command resumes.
 
   launch/local.sh --processes=2 -- --config=configs/synth.py --workdir=runs/two
 TEXT
 }
 
-fail() {
-    echo "error: $1" >&2
-    exit 2
-}
-
 processes=0 devices=1 logs=runs/logs
 while (($#)); do
     case $1 in
+        --dry-run) dry_run=true ;;
         --processes=*) processes=${1#*=} ;;
         --devices_per_process=*) devices=${1#*=} ;;
         --logs=*) logs=${1#*=} ;;
@@ -36,57 +35,76 @@ while (($#)); do
     esac
     shift
 done
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "say how many processes: --processes=2"
-[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices_per_process must be a number, not $devices"
+[[ $processes =~ ^$a_number$ ]] || fail "say how many processes: --processes=2"
+[[ $devices =~ ^$a_number$ ]] || fail "--devices_per_process must be a number, not $devices"
+[[ $logs ]] || fail "--logs must name a folder"
 (($#)) || fail "say what to run: launch/local.sh --processes=$processes -- --config=configs/synth.py"
-
-cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-command -v "$python" >/dev/null || fail "$python not found: run make install, or set PYTHON"
-mkdir -p "$logs"
+tool "$python" "run make install, or set PYTHON"
 
+call mkdir -p "$logs"
 port=$((20000 + RANDOM % 12000)) # below the ports that Linux hands out by itself
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 
-export JAX_PLATFORMS=cpu
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-
 pids=()
 start() {
-    "$python" -m ivt_jax.main "${@:2}" --coordinator="127.0.0.1:$port" --num_processes="$processes" \
-        --process_id="$1" >"$logs/process-$1.log" 2>&1 &
-    pids+=($!)
+    local log=$logs/process-$1.log
+    local run=(env DEVICES="$devices" launch/environment.sh cpu "$python" -m ivt_jax.main "${@:2}"
+        --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$1")
+    if $dry_run; then
+        echo "$(quote "${run[@]}") >$(quote "$log") 2>&1 &"
+    else
+        "${run[@]}" >"$log" 2>&1 &
+        pids+=($!)
+    fi
 }
 
-# TERM first; KILL is for those that do not heed it, or wait for a neighbour which is gone.
+# TERM first, on which a process saves its step; KILL is for those that do not end on it.
 stop() {
     kill -TERM "${pids[@]}" 2>/dev/null || true
-    for _ in {1..50}; do
+    for _ in {1..300}; do
         kill -0 "${pids[@]}" 2>/dev/null || return 0
         sleep 0.2
     done
     kill -KILL "${pids[@]}" 2>/dev/null || true
 }
-trap 'echo "stopping all processes" >&2; stop; exit 130' INT TERM
+
+# shellcheck disable=SC2329 # called by the trap
+interrupt() {
+    local code=0
+    trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' INT TERM
+    echo "stopping all processes" >&2
+    stop
+    wait "${pids[0]}" || code=$?
+    ((code == 75)) || code=130
+    exit "$code"
+}
 
 for ((i = 0; i < processes; i++)); do start "$i" "$@"; done
+if $dry_run; then
+    call wait
+    exit
+fi
+trap interrupt INT TERM
 tail -n +1 -s 0.2 -f --pid="${pids[0]}" "$logs/process-0.log" &
 shown=$!
 
 code=0
 running=("${pids[@]}")
-while ((${#running[@]} && code == 0)); do
+while ((${#running[@]})); do
     sleep 0.2
     for i in "${!running[@]}"; do
         kill -0 "${running[i]}" 2>/dev/null && continue
         unset "running[i]"
-        wait "${pids[i]}" && continue
-        code=$?
-        stop
-        wait "$shown" || true
-        echo "error: process $i ended with exit code $code; its log: $logs/process-$i.log" >&2
-        break
+        ended=0
+        wait "${pids[i]}" || ended=$?
+        ((ended && code == 0)) || continue
+        code=$ended failed=$i
+        ((code == 75)) || stop # preempted, all save the same step and end by themselves
     done
 done
 wait "$shown" || true
+((code == 0)) && exit
+echo "error: process $failed ended with exit code $code; its log: $logs/process-$failed.log" >&2
+resumable "$code" && echo "the same command resumes the run" >&2
 exit "$code"

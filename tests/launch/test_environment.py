@@ -1,0 +1,42 @@
+"""launch/environment.sh: flags that exist, in the environment of the command that it runs."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_xla_knows_every_flag(platform, bench):
+    """XLA reads the flags of GPUs on a CPU as well, and aborts at the first that it does not know."""
+    command = ["launch/environment.sh", platform, sys.executable, "-c", "import jax; print(jax.device_count())"]
+    result = bench.run(command, JAX_PLATFORMS="cpu", DEVICES="3")
+    assert (result.returncode, result.stdout) == (0, "3\n" if platform == "cpu" else "1\n"), result.stderr[-2000:]
+    result = bench.run(command, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_no_such_flag=1")
+    assert result.returncode != 0 and "--xla_no_such_flag=1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "platform, variable", [("cpu", "XLA_FLAGS"), ("gpu", "XLA_FLAGS"), ("tpu", "LIBTPU_INIT_ARGS")]
+)
+def test_flags_of_the_user_come_last(platform, variable, bench):
+    printed = bench.run(["launch/environment.sh", platform], **{variable: "--mine=1"}).stdout
+    [line] = [line for line in printed.splitlines() if line.startswith(f"{variable}=")]
+    assert line.startswith(f"{variable}=--xla_") and line.endswith(" --mine=1")
+    ran = bench.run(["launch/environment.sh", platform, "env"], **{variable: "--mine=1"}).stdout
+    assert set(printed.splitlines()) < set(ran.splitlines())
+
+
+def test_signals_reach_the_command(bench):
+    """It is the command, in the end, and no shell around it."""
+    process = subprocess.Popen(
+        ["launch/environment.sh", "cpu", "bash", "-c", "echo $$"], cwd=bench.repository, stdout=subprocess.PIPE
+    )
+    assert int(process.communicate(timeout=20)[0]) == process.pid
+
+
+def test_a_mistake_gets_one_line_and_exit_code_2(bench):
+    for command in ["launch/environment.sh"], ["launch/environment.sh", "abacus"]:
+        result = bench.run(command)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith("error: say which platform")
