@@ -1,71 +1,221 @@
 #!/usr/bin/env bash
-# Runs one training on every worker of a Cloud TPU: clone, install, train.
+# Runs one training on a Cloud TPU: asks for the TPU, waits, trains on all workers, collects their logs, deletes the TPU.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 
 usage() {
     cat <<'TEXT'
-usage: TPU_NAME=... ZONE=... PROJECT=... launch/cloud_tpu.sh [--dry-run] -- ARGUMENTS
+usage: TPU_NAME=... ZONE=... PROJECT=... ACCELERATOR_TYPE=... RUNTIME_VERSION=... launch/cloud_tpu.sh [OPTIONS] -- ARGUMENTS
+       TPU_NAME=... ZONE=... PROJECT=... launch/cloud_tpu.sh [--dry-run] logs | stop | delete
 
-Runs `python -m ivt_jax.main ARGUMENTS --distributed` on every worker of a TPU, over ssh, in three steps:
-the repository at a revision, its environment with JAX for TPU, the training. The TPU must exist.
+Runs `python -m ivt_jax.main ARGUMENTS --distributed` on every worker of a TPU: creates a queued resource, waits until it
+is active, clones the repository at a revision, installs, trains, collects the logs, and deletes the TPU, also when
+interrupted (the step is saved first). A TPU that was taken away, and one whose training lost a process, is deleted and
+asked for again, and the same command goes on. A queued resource that exists already is used.
 
-  --dry-run   print each step as it would run, and run nothing
+  --spot, --reserved   kind of the TPU, where not on demand
+  --retries=N          how many times a lost TPU is asked for again (10)
+  --wait=MINUTES       how long to wait for the TPU, each time (1440)
+  --keep               do not delete the TPU at the end
+  --existing           the TPU is there and stays: only train on it
+  --dry-run            print each command of a run that meets no trouble, and run nothing
 
-  TPU_NAME, ZONE, PROJECT   the TPU, its zone, its Google Cloud project
-  REPOSITORY                where the workers clone from (this clone's remote "origin")
-  REVISION                  what they check out (this clone's HEAD, which must be pushed)
-  REMOTE_PYTHON             the workers' interpreter, Python 3.11 or later (python3)
+  TPU_NAME, ZONE, PROJECT             the TPU (and its queued resource), its zone, its Google Cloud project
+  ACCELERATOR_TYPE, RUNTIME_VERSION   as in v5litepod-16, v2-alpha-tpuv5-lite; not with --existing
+  REPOSITORY                          where the workers clone from (this clone's remote "origin")
+  REVISION                            what they check out (this clone's HEAD, which must be pushed)
+  REMOTE_PYTHON                       the workers' interpreter, Python 3.11 or later (python3)
+  LOGS                                where each worker's log is put, as 0.log, 1.log, ... (runs/logs/TPU_NAME)
 
-The workdir must be a folder that all workers share, such as a mounted Filestore. The same command resumes the run.
-
-  TPU_NAME=pod ZONE=us-east5-a PROJECT=mine launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/runs/cuhk
+The workdir must be a folder that all workers share, such as a mounted Filestore. The same command resumes the run. Where
+it is given while the training runs, it shows the training's log. `stop` saves the step and ends the training.
 TEXT
 }
 
-fail() {
-    echo "error: $1" >&2
-    exit 2
-}
-
-# A word as a shell reads it back: bare where that is safe, else in quotes.
-quote() {
-    local word words=()
-    for word; do
-        [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
-        words+=("$word")
-    done
-    echo "${words[*]}"
-}
-
-dry_run=false
+keep=false existing=false kind=() retries=10 minutes=1440 verb=run
 while (($#)); do
     case $1 in
         --dry-run) dry_run=true ;;
+        --spot | --reserved) kind+=("$1") ;;
+        --retries=*) retries=${1#*=} ;;
+        --wait=*) minutes=${1#*=} ;;
+        --keep) keep=true ;;
+        --existing) existing=true ;;
         --help) usage && exit ;;
+        logs | stop | delete) verb=$1 ;;
         --) shift && break ;;
         *) fail "unknown option $1; the arguments of ivt_jax.main follow after --" ;;
     esac
     shift
 done
-for name in TPU_NAME ZONE PROJECT; do
-    [[ ${!name:-} =~ ^[a-z0-9:.-]+$ ]] || fail "set $name (now: '${!name:-}'); launch/cloud_tpu.sh --help tells more"
-done
-(($#)) || fail "say what to run: launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/runs/cuhk"
+need TPU_NAME "$a_name" pod
+need ZONE "$a_word" us-east5-a
+need PROJECT "$a_word" my-project
+if [[ $verb == run ]]; then
+    $existing || need ACCELERATOR_TYPE "$a_word" v5litepod-16
+    $existing || need RUNTIME_VERSION "$a_word" v2-alpha-tpuv5-lite
+    ((${#kind[@]} < 2)) || fail "--spot or --reserved, not both"
+    [[ $retries =~ ^[0-9]+$ ]] || fail "--retries must be a number, not $retries"
+    [[ $minutes =~ ^[0-9]+$ ]] || fail "--wait must be a number of minutes, not $minutes"
+    (($#)) || fail "say what to run: launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/runs/cuhk"
+    repository=${REPOSITORY:-$(git remote get-url origin 2>/dev/null)} || fail "this clone has no remote: set REPOSITORY"
+    revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null)} || fail "no commit to check out: set REVISION"
+fi
+tool gcloud "install the Google Cloud CLI"
 
-here=$(dirname "$0")/..
-repository=${REPOSITORY:-$(git -C "$here" remote get-url origin 2>/dev/null)} || fail "this clone has no remote: set REPOSITORY"
-revision=${REVISION:-$(git -C "$here" rev-parse HEAD 2>/dev/null)} || fail "no commit to check out: set REVISION"
-$dry_run || command -v gcloud >/dev/null || fail "gcloud not found: install the Google Cloud CLI"
+logs=${LOGS:-runs/logs/$TPU_NAME}
+where=(--zone="$ZONE" --project="$PROJECT" --quiet)
+queue=(gcloud compute tpus queued-resources)
+describe=("${queue[@]}" describe "$TPU_NAME" "${where[@]}" "--format=value(state.state)")
 
-on_all_workers() {
-    local run=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --project="$PROJECT" --worker=all --command="$2")
+say() {
     echo "# $1"
-    if $dry_run; then quote "${run[@]}"; else "${run[@]}"; fi
 }
 
-on_all_workers "1/3 the repository at $revision" \
-    "test -d ivt_jax || git clone --quiet $(quote "$repository") ivt_jax; cd ivt_jax && git fetch --quiet && git checkout --quiet --detach $(quote "$revision")"
-on_all_workers "2/3 the environment" \
-    "cd ivt_jax && make install PYTHON=$(quote "${REMOTE_PYTHON:-python3}") && .venv/bin/pip install --quiet --requirement=requirements.txt 'jax[tpu]'"
-on_all_workers "3/3 the training" \
-    "cd ivt_jax && .venv/bin/python -m ivt_jax.main $(quote "$@") --distributed"
+# The queued resource's state; empty where there is none, or none is known just now.
+state() {
+    "${describe[@]}" 2>/dev/null || true
+}
+
+create() {
+    say "the TPU"
+    if $dry_run; then
+        call "${describe[@]}"
+    else
+        case $(state) in
+            "") ;;
+            SUSPEND* | FAILED) delete || return ;; # what is left of an earlier one
+            *) say "$TPU_NAME has been asked for already" && return ;;
+        esac
+    fi
+    call "${queue[@]}" create "$TPU_NAME" "${where[@]}" --node-id="$TPU_NAME" \
+        --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$RUNTIME_VERSION" "${kind[@]}"
+}
+
+wait_until_active() {
+    local now before="" end=$((SECONDS + 60 * minutes))
+    if $dry_run; then call "${describe[@]}" && return; fi
+    while true; do
+        now=$(state)
+        [[ $now == "$before" ]] || say "$TPU_NAME: ${now:-state unknown}"
+        case $now in
+            ACTIVE) return ;;
+            FAILED) "${queue[@]}" describe "$TPU_NAME" "${where[@]}" "--format=value(state.failedData.error.message)" ;;&
+            FAILED | SUSPEND*) echo "error: the TPU $TPU_NAME is $now" >&2 && return 1 ;;
+        esac
+        if ((SECONDS >= end)); then
+            echo "error: the TPU $TPU_NAME is not there after $minutes minutes (${now:-state unknown}); --wait waits longer" >&2
+            return 1
+        fi
+        before=$now
+        sleep "${POLL_SECONDS:-30}"
+    done
+}
+
+delete() {
+    say "deleting the TPU"
+    call "${queue[@]}" delete "$TPU_NAME" "${where[@]}" --force
+}
+
+# In the background, since a shell heeds no signal while it waits for a command in the foreground.
+on_all_workers() {
+    local run=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker=all --command="$1" "${@:2}")
+    if $dry_run; then call "${run[@]}" && return; fi
+    local code=0
+    "${run[@]}" &
+    child=$!
+    wait "$child" || code=$?
+    child=
+    return "$code"
+}
+
+collect() {
+    say "the workers' logs: $logs"
+    call mkdir -p "$logs"
+    on_all_workers "cat ivt_jax/runs/worker/log" --output-directory="$logs" || say "they could not be fetched"
+}
+
+stop() {
+    say "stopping the training"
+    on_all_workers "test ! -d ivt_jax || ivt_jax/launch/worker.sh stop" || say "not all workers could be reached"
+}
+
+clone() {
+    say "the repository at $revision"
+    on_all_workers "test -d ivt_jax || git clone --quiet $(quote "$repository") ivt_jax; cd ivt_jax && git fetch --quiet && git checkout --quiet --detach $(quote "$revision")"
+}
+
+install() {
+    say "the environment"
+    on_all_workers "cd ivt_jax && make install PYTHON=$(quote "${REMOTE_PYTHON:-python3}") && .venv/bin/pip install --quiet --requirement=requirements.txt 'jax[tpu]'"
+}
+
+# A connection that is silent for two minutes is lost, and made again by gcloud, ten times; the training does not depend
+# on it. Where the TPU is gone that ends within minutes.
+train() {
+    say "the training"
+    training=true
+    on_all_workers "cd ivt_jax && launch/worker.sh run $(quote "$@") --distributed" \
+        -- -o ConnectTimeout=20 -o ServerAliveInterval=30 -o ServerAliveCountMax=4
+}
+
+attempt() {
+    $existing || { create && wait_until_active; } || return
+    clone && install && train "$@"
+}
+
+# Whether another attempt may end better than with this exit code: 255 is ssh's own.
+lost() {
+    resumable "$1" || [[ $1 == 255 ]] || { ! $existing && [[ $(state) == SUSPEND* ]]; }
+}
+
+run() {
+    local code tries
+    for ((tries = 0; ; tries++)); do
+        code=0
+        attempt "$@" || code=$?
+        if $training; then collect; fi
+        training=false
+        if ((code == 0)) || $dry_run; then return; fi
+        if ! lost "$code"; then
+            echo "error: ended with exit code $code" >&2
+            return "$code"
+        fi
+        if ((tries == retries)); then
+            echo "error: ended with exit code $code, after $retries retries; the same command resumes" >&2
+            return "$code"
+        fi
+        say "lost, with exit code $code: retry $((tries + 1)) of $retries"
+        $existing || delete
+    done
+}
+
+# However the run ends; a second interrupt does not leave a TPU behind.
+finish() {
+    local code=$?
+    trap - EXIT
+    trap '' INT TERM
+    [[ -z $child ]] || kill "$child" 2>/dev/null || true
+    if $training; then
+        stop
+        collect
+    fi
+    if ! $keep && ! $existing && ! delete; then
+        echo "error: $TPU_NAME may still exist and cost money: launch/cloud_tpu.sh delete" >&2
+        ((code)) || code=1
+    fi
+    exit "$code"
+}
+
+training=false child=
+case $verb in
+    logs) collect ;;
+    stop) stop ;;
+    delete) delete ;;
+    run)
+        trap finish EXIT
+        trap 'exit 130' INT
+        trap 'exit 143' TERM
+        run "$@"
+        ;;
+esac

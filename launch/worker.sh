@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Runs on a worker of a Cloud TPU, started there by launch/cloud_tpu.sh: a training that outlives its connection.
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+usage() {
+    cat <<'TEXT'
+usage: launch/worker.sh run ARGUMENTS | stop
+
+  run    starts `python -m ivt_jax.main ARGUMENTS` unless a training runs here already, shows its log (runs/worker/log)
+         until it ends, and returns its exit code; after a lost connection, the same command shows it again
+  stop   SIGTERM: the training saves its step and ends; SIGKILL after STOP_SECONDS (120)
+TEXT
+}
+
+state=runs/worker
+
+# By the command line, since another process may have the number after a reboot.
+alive() {
+    [[ -s $state/pid ]] && grep --quiet --text --no-messages ivt_jax.main "/proc/$(cat "$state/pid")/cmdline"
+}
+
+# In a session of its own, so that a hangup of the connection does not reach it. "$@" is the command.
+start() {
+    rm -f "$state/pid" "$state/code"
+    # shellcheck disable=SC2016 # expanded by that shell
+    setsid bash -c '"${@:2}" >>"$1/log" 2>&1 & echo $! >"$1/pid"; wait $!; echo $? >"$1/code"' \
+        worker "$state" "$@" </dev/null >/dev/null 2>&1 &
+    until [[ -s $state/pid ]]; do sleep 0.1; done
+}
+
+follow() {
+    tail --lines="$1" --follow --sleep-interval=0.5 --pid="$(cat "$state/pid")" "$state/log"
+    for _ in {1..50}; do
+        [[ -s $state/code ]] && return "$(cat "$state/code")"
+        sleep 0.1
+    done
+    return 137 # ended with whatever watched it: the machine is going down
+}
+
+case ${1:-} in
+    run)
+        mkdir -p "$state" && touch "$state/log"
+        if alive; then
+            echo "a training runs here already; its log goes on" >&2
+            follow 20
+            exit
+        fi
+        seen=$(wc -l <"$state/log")
+        start launch/environment.sh tpu "${PYTHON:-.venv/bin/python}" -m ivt_jax.main "${@:2}"
+        follow "+$((seen + 1))"
+        ;;
+    stop)
+        alive || exit 0
+        kill -TERM "$(cat "$state/pid")"
+        timeout "${STOP_SECONDS:-120}" tail --follow --pid="$(cat "$state/pid")" /dev/null && exit
+        kill -KILL "$(cat "$state/pid")"
+        ;;
+    --help) usage ;;
+    *) fail "say run ARGUMENTS or stop; launch/worker.sh --help tells more" ;;
+esac
