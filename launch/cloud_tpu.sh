@@ -27,8 +27,8 @@ asked for again, and the same command goes on. A queued resource that exists alr
   REMOTE_PYTHON                       the workers' interpreter, Python 3.11 or later (python3)
   LOGS                                where each worker's log is put, as 0.log, 1.log, ... (runs/logs/TPU_NAME)
 
-The workdir must be a folder that all workers share, such as a mounted Filestore. The same command resumes the run. Where
-it is given while the training runs, it shows the training's log. `stop` saves the step and ends the training.
+The workdir must be a folder that all workers share, such as a mounted Filestore. The same command resumes the run; where
+the training still runs, its launcher lost, the command takes it over. `stop` saves the step and ends the training.
 TEXT
 }
 
