@@ -5,13 +5,14 @@ source "$(dirname "$0")/common.sh"
 
 usage() {
     cat <<'TEXT'
-usage: TPU_NAME=... ZONE=... PROJECT=... ACCELERATOR_TYPE=... RUNTIME_VERSION=... launch/cloud_tpu.sh [OPTIONS] -- ARGUMENTS
+usage: TPU_NAME=... ZONE=... PROJECT=... ACCELERATOR_TYPE=... RUNTIME_VERSION=... SHARE=... \
+           launch/cloud_tpu.sh [OPTIONS] -- ARGUMENTS
        TPU_NAME=... ZONE=... PROJECT=... launch/cloud_tpu.sh [--dry-run] logs | stop | delete
 
 Runs `python -m ivt_jax.main ARGUMENTS --distributed` on every worker of a TPU: creates a queued resource, waits until it
-is active, clones the repository at a revision, installs, trains, collects the logs, and deletes the TPU, also when
-interrupted (the step is saved first). A TPU that was taken away, and one whose training lost a process, is deleted and
-asked for again, and the same command goes on. A queued resource that exists already is used.
+is active, mounts the shared disk, clones the repository at a revision, installs, trains, collects the logs, and deletes
+the TPU, also when interrupted (the step is saved first). A TPU that was taken away, and one whose training lost a process,
+is deleted and asked for again, and the same command goes on. A queued resource that exists already is used.
 
   --spot, --reserved   kind of the TPU, where not on demand
   --retries=N          how many times a lost TPU is asked for again (10)
@@ -22,13 +23,15 @@ asked for again, and the same command goes on. A queued resource that exists alr
 
   TPU_NAME, ZONE, PROJECT             the TPU (and its queued resource), its zone, its Google Cloud project
   ACCELERATOR_TYPE, RUNTIME_VERSION   as in v5litepod-16, v2-alpha-tpuv5-lite; not with --existing
+  SHARE                               an NFS share, HOST:/PATH, such as a Filestore; mounted at /mnt/shared, where the
+                                      workdir must be, since the TPU's own disks go with it; may be left out with --existing
   REPOSITORY                          where the workers clone from (this clone's remote "origin")
   REVISION                            what they check out (this clone's HEAD, which must be pushed)
   REMOTE_PYTHON                       the workers' interpreter, Python 3.11 or later (python3)
   LOGS                                where each worker's log is put, as 0.log, 1.log, ... (runs/logs/TPU_NAME)
 
-The workdir must be a folder that all workers share, such as a mounted Filestore. The same command resumes the run; where
-the training still runs, its launcher lost, the command takes it over. `stop` saves the step and ends the training.
+The same command resumes the run; where the training still runs, its launcher lost, the command takes it over. `stop`
+saves the step and ends the training.
 TEXT
 }
 
@@ -54,10 +57,12 @@ need PROJECT "$a_word" my-project
 if [[ $verb == run ]]; then
     $existing || need ACCELERATOR_TYPE "$a_word" v5litepod-16
     $existing || need RUNTIME_VERSION "$a_word" v2-alpha-tpuv5-lite
+    $existing && [[ -z ${SHARE:-} ]] || need SHARE "$a_word:/[A-Za-z0-9_./-]*" 10.0.0.2:/runs
     ((${#kind[@]} < 2)) || fail "--spot or --reserved, not both"
     [[ $retries =~ ^[0-9]+$ ]] || fail "--retries must be a number, not $retries"
     [[ $minutes =~ ^[0-9]+$ ]] || fail "--wait must be a number of minutes, not $minutes"
-    (($#)) || fail "say what to run: launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/runs/cuhk"
+    (($#)) || fail "say what to run: launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/shared/cuhk"
+    [[ -z ${SHARE:-} || " $*" == *" --workdir=/mnt/shared/"* ]] || fail "say where on the shared disk the run lies: --workdir=/mnt/shared/$TPU_NAME, after --"
     repository=${REPOSITORY:-$(git remote get-url origin 2>/dev/null)} || fail "this clone has no remote: set REPOSITORY"
     revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null)} || fail "no commit to check out: set REVISION"
 fi
@@ -140,6 +145,11 @@ stop() {
     on_all_workers "test ! -d ivt_jax || ivt_jax/launch/worker.sh stop" || say "not all workers could be reached"
 }
 
+share() {
+    say "the shared disk"
+    on_all_workers "mountpoint --quiet /mnt/shared || { sudo apt-get install --quiet --yes nfs-common && sudo mkdir --parents /mnt/shared && sudo mount --types nfs $SHARE /mnt/shared; }"
+}
+
 clone() {
     say "the repository at $revision"
     on_all_workers "test -d ivt_jax || git clone --quiet $(quote "$repository") ivt_jax; cd ivt_jax && git fetch --quiet && git checkout --quiet --detach $(quote "$revision")"
@@ -161,6 +171,7 @@ train() {
 
 attempt() {
     $existing || { create && wait_until_active; } || return
+    [[ -z ${SHARE:-} ]] || share || return
     clone && install && train "$@"
 }
 

@@ -8,9 +8,14 @@ import pytest
 
 TPU = {
     "TPU_NAME": "pod", "ZONE": "us-east5-a", "PROJECT": "mine", "ACCELERATOR_TYPE": "v5litepod-16",
-    "RUNTIME_VERSION": "v2-alpha-tpuv5-lite", "REPOSITORY": "https://host/ivt.git", "REVISION": "abc",
+    "RUNTIME_VERSION": "v2-alpha-tpuv5-lite", "SHARE": "10.0.0.2:/runs",
+    "REPOSITORY": "https://host/ivt.git", "REVISION": "abc",
 }  # fmt: skip
-ARGUMENTS = ["--config=configs/cuhk.py", "--workdir=/mnt/my runs/cuhk", "--config.mla.levels=('sentence','word')"]
+ARGUMENTS = [
+    "--config=configs/cuhk.py",
+    "--workdir=/mnt/shared/my runs/cuhk",
+    "--config.mla.levels=('sentence','word')",
+]
 WHERE = ["--zone=us-east5-a", "--project=mine", "--quiet"]
 QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 SSH = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", *WHERE, "--worker=all"]
@@ -19,18 +24,20 @@ DESCRIBE = [*QUEUE, "describe", "pod", *WHERE, "--format=value(state.state)"]
 CREATE = [*QUEUE, "create", "pod", *WHERE, "--node-id=pod", "--accelerator-type=v5litepod-16",
           "--runtime-version=v2-alpha-tpuv5-lite"]  # fmt: skip
 DELETE = [*QUEUE, "delete", "pod", *WHERE, "--force"]
+SHARE = [*SSH, "--command=mountpoint --quiet /mnt/shared || { sudo apt-get install --quiet --yes nfs-common && "
+         "sudo mkdir --parents /mnt/shared && sudo mount --types nfs 10.0.0.2:/runs /mnt/shared; }"]  # fmt: skip
 CLONE = [*SSH, "--command=test -d ivt_jax || git clone --quiet https://host/ivt.git ivt_jax; "
          "cd ivt_jax && git fetch --quiet && git checkout --quiet --detach abc"]  # fmt: skip
 INSTALL = [*SSH, "--command=cd ivt_jax && make install PYTHON=python3 && "
            ".venv/bin/pip install --quiet --requirement=requirements.txt 'jax[tpu]'"]  # fmt: skip
-TRAIN = [*SSH, "--command=cd ivt_jax && launch/worker.sh run --config=configs/cuhk.py '--workdir=/mnt/my runs/cuhk' "
-         r"'--config.mla.levels=('\''sentence'\'','\''word'\'')' --distributed",
+TRAIN = [*SSH, "--command=cd ivt_jax && launch/worker.sh run --config=configs/cuhk.py "
+         r"'--workdir=/mnt/shared/my runs/cuhk' '--config.mla.levels=('\''sentence'\'','\''word'\'')' --distributed",
          "--", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4"]  # fmt: skip
 STOP = [*SSH, "--command=test ! -d ivt_jax || ivt_jax/launch/worker.sh stop"]
 LOGS = [*SSH, "--command=cat ivt_jax/runs/worker/log", "--output-directory=runs/logs/pod"]
 NAMES = {
-    "describe": DESCRIBE, "create": CREATE, "delete": DELETE, "clone": CLONE, "install": INSTALL, "train": TRAIN,
-    "stop": STOP, "logs": LOGS,
+    "describe": DESCRIBE, "create": CREATE, "delete": DELETE, "share": SHARE, "clone": CLONE, "install": INSTALL,
+    "train": TRAIN, "stop": STOP, "logs": LOGS,
 }  # fmt: skip
 
 
@@ -67,7 +74,7 @@ def named(calls, *, describe=False):
     return [name for name in names if describe or name != "describe"]
 
 
-TRAINED = ["clone", "install", "train", "logs"]
+TRAINED = ["share", "clone", "install", "train", "logs"]
 
 
 def test_it_creates_waits_trains_collects_and_deletes(tpu, bench):
@@ -100,8 +107,8 @@ def test_it_asks_for_the_kind_that_is_named(kind, tpu, bench):
 
 
 def test_existing_neither_creates_nor_deletes(tpu, bench):
-    assert tpu("--existing", ACCELERATOR_TYPE="", RUNTIME_VERSION="").returncode == 0
-    assert named(bench.calls(), describe=True) == TRAINED
+    assert tpu("--existing", ACCELERATOR_TYPE="", RUNTIME_VERSION="", SHARE="").returncode == 0
+    assert named(bench.calls(), describe=True) == ["clone", "install", "train", "logs"]
 
 
 def test_a_queued_resource_that_exists_is_used(tpu, bench):
@@ -161,7 +168,7 @@ def test_what_would_fail_again_is_not_tried_again(code, tpu, bench):
     "failing, code, names",
     [
         ({"CREATE_CODE": "1"}, 1, ["create", "delete"]),
-        ({"INSTALL_CODE": "7"}, 7, ["create", "clone", "install", "delete"]),
+        ({"INSTALL_CODE": "7"}, 7, ["create", "share", "clone", "install", "delete"]),
         ({"LOGS_CODE": "1"}, 0, ["create", *TRAINED, "delete"]),
         ({"DELETE_CODE": "1"}, 1, ["create", *TRAINED, "delete"]),
     ],
@@ -196,10 +203,10 @@ def heed_interrupts():
 @pytest.mark.parametrize(
     "number, options, names",
     [
-        (signal.SIGINT, [], ["create", "clone", "install", "train", "stop", "logs", "delete"]),
-        (signal.SIGTERM, [], ["create", "clone", "install", "train", "stop", "logs", "delete"]),
-        (signal.SIGINT, ["--keep"], ["create", "clone", "install", "train", "stop", "logs"]),
-        (signal.SIGINT, ["--existing"], ["clone", "install", "train", "stop", "logs"]),
+        (signal.SIGINT, [], ["create", "share", "clone", "install", "train", "stop", "logs", "delete"]),
+        (signal.SIGTERM, [], ["create", "share", "clone", "install", "train", "stop", "logs", "delete"]),
+        (signal.SIGINT, ["--keep"], ["create", "share", "clone", "install", "train", "stop", "logs"]),
+        (signal.SIGINT, ["--existing"], ["share", "clone", "install", "train", "stop", "logs"]),
     ],
 )
 def test_an_interrupt_stops_the_training_collects_and_deletes(number, options, names, tpu, bench):
@@ -222,7 +229,7 @@ def test_each_end_by_itself(verb, bench, tpu):
     assert named(bench.calls()) == [verb]
 
 
-@pytest.mark.parametrize("variable", ["TPU_NAME", "ZONE", "PROJECT", "ACCELERATOR_TYPE", "RUNTIME_VERSION"])
+@pytest.mark.parametrize("variable", ["TPU_NAME", "ZONE", "PROJECT", "ACCELERATOR_TYPE", "RUNTIME_VERSION", "SHARE"])
 @pytest.mark.parametrize("value", ["", "a b", "-x"])
 def test_it_names_the_variable_that_is_missing_or_wrong(variable, value, tpu, bench):
     result = tpu(**{variable: value})
@@ -239,6 +246,7 @@ def test_it_names_the_variable_that_is_missing_or_wrong(variable, value, tpu, be
         (["--worker=1"], "unknown option --worker=1; "),
         (["--retries=many"], "--retries must be a number, not many"),
         (["--wait=long"], "--wait must be a number of minutes, not long"),
+        (["--", "--workdir=runs/cuhk"], "say where on the shared disk the run lies: --workdir=/mnt/shared/pod, "),
         (["--spot", "--reserved"], "--spot or --reserved, not both"),
     ],
 )
