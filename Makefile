@@ -15,7 +15,7 @@ STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test lint ablation clean
+.PHONY: help install data demo test faults lint ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -38,8 +38,11 @@ demo: data $(GALLERY) ## generate data, train, evaluate, search, in minutes; aga
 	@echo "   runs/demo/report.html   curves, retrieval strips, failures"
 	@echo "   runs/demo/search.html   the search above"
 
-test: $(DEVELOPED) ## run all tests
+test: $(DEVELOPED) ## run all tests but those of `make faults`
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
+
+faults: $(DEVELOPED) ## kill, stop, starve and damage real runs (20 minutes)
+	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --tb=short
 
 lint: $(DEVELOPED) ## check style, types and shell scripts
 	@$(BIN)/ruff check

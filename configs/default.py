@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
     config.train.select_on = "val"  # split that chooses the best checkpoint; "test" is seen in the report, in red
     config.train.init_from = ""  # a run, an export or converted weights to start from; "" = random parameters
     config.train.max_bad_steps = 1  # non-finite steps in a row that end the run
+    config.train.spike_factor = 0.0  # a gradient norm above this times its running median is no step; 0 = all are
 
     # What is told of a trained model, which a later --mode=evaluate may choose anew.
     config.evaluation = ConfigDict()
@@ -106,6 +107,8 @@ def get_config() -> ConfigDict:
     config.runtime.checkpoint_every = 1000  # steps between checkpoints, besides those at validations
     config.runtime.eval_batch_size = 128
     config.runtime.deterministic = False  # on GPU: deterministic kernels, slower
+    config.runtime.heartbeat = 100  # seconds after which a silent process counts as gone, where there are several
+    config.runtime.watchdog = 1800  # seconds without a step that end the run as hung; 0 = never
     return config
 
 

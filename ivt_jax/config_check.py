@@ -26,10 +26,11 @@ CHOICES = {
 COUNTS = (
     "data.batch_size", "data.instances", "model.patch_size", "model.stride", "model.width", "model.depth",
     "model.num_heads", "model.unroll", "mla.views", "mla.groups", "bmm.patch_block", "train.max_bad_steps",
-    "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size",
+    "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size", "runtime.heartbeat",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "optimizer.clip_norm",
+    "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "train.spike_factor",
+    "optimizer.clip_norm", "runtime.watchdog",
 )  # fmt: skip
 SHARES = (
     "data.max_damaged", "data.label_noise", "augment.flip", "augment.erase", "bmm.align_ratio", "bmm.word_ratio",

@@ -3,16 +3,19 @@
 python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.data.root=DATA/CUHK-PEDES
 """
 
+import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from input_pipeline.errors import UserError
+from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
@@ -35,10 +38,13 @@ PLAN = flags.DEFINE_bool(
     "plan", False, "with --dry_run: memory and FLOPs of ViT-B and L, batch 64 to 16,384, 1 to 256 devices, by formula; "
     "then what XLA says of the config as given, compiled for this machine",
 )  # fmt: skip
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, Slurm")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no platform tells it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, whose addresses the platform tells")
+
+# Of a disk, to be mended by hand; whoever met them says so in these words: Python, TensorFlow, Orbax, array_record.
+DISK = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)))
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +61,7 @@ def main(argv: list[str]) -> None:
         for text in dry_run.dry_run_plan(config) if PLAN.value else [dry_run.dry_run(config, DEVICES.value)]:
             print(text, flush=True)
         return
-    start_distributed()
+    start_distributed(config)
     if MODE.value == "train":
         from ivt_jax import train
 
@@ -73,18 +79,27 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(workdir: Path, config: Any) -> None:
-    """Scores the run on its own dataset, or it and the other --runs on --datasets; prints it and renews the report."""
+    """Scores the run on its own dataset, or it and the other --runs on --datasets; prints it and renews the report.
+
+    With several processes all score, for all read the checkpoint; the first alone writes and prints.
+    """
+    import jax
+
     from ivt_jax.evaluation import cross_domain, run
     from ivt_jax.report import write_report
 
+    first = jax.process_index() == 0
     if DATASETS.value:
         datasets = cross_domain.parse_datasets(DATASETS.value)
         cells = cross_domain.cross_domain([workdir, *map(Path, RUNS.value)], datasets, config)
-        cross_domain.write_matrix(workdir, cells)
-        print(cross_domain.matrix(cells))
+        told = cross_domain.matrix(cells)
+        if first:
+            cross_domain.write_matrix(workdir, cells)
     else:
-        print(json.dumps(run.evaluate(workdir, config), indent=2))
-    print(f"report: {write_report(workdir)}", file=sys.stderr)
+        told = json.dumps(run.evaluate(workdir, config, write=first), indent=2)
+    if first:
+        print(told)
+        print(f"report: {write_report(workdir)}", file=sys.stderr)
 
 
 def check_flags() -> None:
@@ -117,7 +132,7 @@ def set_environment(config: Any) -> None:
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
-def start_distributed() -> None:
+def start_distributed(config: Any) -> None:
     """Joins the other processes, before JAX touches a device."""
     together = [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
     if None in together and together != [None] * 3:
@@ -125,7 +140,11 @@ def start_distributed() -> None:
     if COORDINATOR.value or DISTRIBUTED.value:
         import jax
 
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        watchdog.answer_abort()
+        jax.distributed.initialize(
+            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, heartbeat_timeout_seconds=config.runtime.heartbeat
+        )
+        preemption.share()
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -137,14 +156,35 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-    """Runs `main`; a user's mistake becomes one line and exit code 2."""
+    """Runs `main`. Exit codes: 0 complete; 1 an unexpected error; 2 a user's mistake, or a disk that is full or cannot
+    be written, in one line; 75 preempted; 76 another process is gone, or the run hangs.
+    """
+    preemption.listen()
     flags.mark_flag_as_required("config")
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         app.run(main, flags_parser=parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        fail(error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Says what went wrong and exits, without waiting for threads of a save or for processes that wait for this one.
+
+    A user's mistake alone lets a checkpoint under way end, where there is one process.
+    """
+    together = flags.FLAGS.is_parsed() and (COORDINATOR.value or DISTRIBUTED.value)
+    disk = next((line for line in str(error).splitlines() if any(reason in line for reason in DISK)), None)
+    if isinstance(error, UserError) or disk:
+        print(f"error: {disk or error}", file=sys.stderr)
+    elif together and watchdog.is_lost_process(error):
+        watchdog.lost_process(error)
+    else:
+        traceback.print_exception(error)
+    code = 2 if isinstance(error, UserError) or disk else 1
+    if isinstance(error, UserError) and not together:
+        sys.exit(code)
+    watchdog.leave(code)
 
 
 if __name__ == "__main__":

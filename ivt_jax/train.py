@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer
+from ivt_jax import preemption
 from ivt_jax.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.config_check import check_config
 from ivt_jax.evaluation.protocols import standard
@@ -32,7 +34,15 @@ from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.report import write_report
 from ivt_jax.sharding import global_batch, local_copy, make_mesh, sharding_table, state_sharding
 from ivt_jax.train_step import TrainState, init_state, train_step
-from ivt_jax.workdir import folder_tokenizer, make_workdir, record_config, refuse_other_config, refuse_other_data
+from ivt_jax.watchdog import Watchdog
+from ivt_jax.workdir import (
+    folder_tokenizer,
+    hold_workdir,
+    make_workdir,
+    record_config,
+    refuse_other_config,
+    refuse_other_data,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +85,7 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     """Trains (or resumes) the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
 
-    A run that is complete is left as it is.
+    A run that is complete is left as it is; one that is preempted saves its step and exits with 75.
     """
     check_config(config, jax.device_count())
     if holds_params_alone(workdir):
@@ -93,7 +103,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     total_steps = config.train.steps or int(epoch_starts[-1])
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
 
-    checkpoints = Checkpoints(make_workdir(workdir), config.train.select_on)
+    make_workdir(workdir)
+    if first:
+        hold_workdir(workdir)
+    checkpoints = Checkpoints(workdir, config.train.select_on)
     start = checkpoints.latest_step() or 0
     progress = Progress(total_steps, config.data.batch_size)
     if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
@@ -117,18 +130,21 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     run_step = None
     # Metrics are read one step late, so that the device never waits for the host.
     pending: collections.deque[tuple[int, Any]] = collections.deque()
-    with contextlib.closing(rows):  # before Python ends: TensorFlow's threads could not be stopped any more
+    # `rows` end before Python does: TensorFlow's threads could not be stopped any more.
+    with contextlib.closing(rows), Watchdog(config.runtime.watchdog) as watchdog:
         for step, batch in zip(range(start + 1, total_steps + 1), rows, strict=False):
             batch = global_batch(program.mesh, batch)
             run_step = run_step or compile_step(program.step, state, batch, step, progress)
             state, metrics = run_step(state, batch)
+            watchdog.feed()
             pending.append((step, metrics))
-            validates = due(step)
-            saves = validates or step % config.runtime.checkpoint_every == 0
+            validates, preempted = due(step), preemption.reached(step)
+            saves = validates or preempted or step % config.runtime.checkpoint_every == 0
             while len(pending) > (0 if saves else 1):  # what precedes a checkpoint is logged before it
                 report_step(pending.popleft(), config, log, progress)
             if saves:
-                scores = validate(state) if validates else {}
+                with watchdog.resting():
+                    scores = validate(state) if validates else {}
                 if scores:
                     log.write(step, scores)
                     split = config.train.select_on
@@ -136,7 +152,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                     progress.say(f"step {step}: {split} {shown}")
                 checkpoints.save(step, state, scores or None)
                 progress.resume(step)
-    checkpoints.close()
+            if preempted:
+                checkpoints.close()
+                progress.say(f"preempted: step {step} is saved; the same command resumes")
+                sys.exit(preemption.EXIT_CODE)
+        checkpoints.close()
+    preemption.over()
 
     test = evaluate(workdir, config, write=first)["test"]
     progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))

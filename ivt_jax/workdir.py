@@ -1,13 +1,15 @@
 """The folder of a run: which config it belongs to, and with what code and hardware it was made."""
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 # Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
 PLACES = ("runtime.", "data.root", "evaluation.")
+_held: dict[Path, IO[str]] = {}  # the locks of this process, which it keeps as long as it lives
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 
@@ -33,6 +36,24 @@ def make_workdir(workdir: Path) -> Path:
     if not os.access(workdir, os.W_OK):
         raise UserError(f"the workdir {workdir} cannot be written")
     return workdir
+
+
+def hold_workdir(workdir: Path) -> None:
+    """Makes the workdir this process's until it ends, in whatever way. Raises UserError where another run holds it."""
+    path = (workdir / "lock").resolve()
+    if path in _held:
+        return
+    try:
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _held[path] = file
+    except BlockingIOError:
+        raise UserError(f"another run is at work in {workdir}: wait for its end, or choose another --workdir") from None
+    except PermissionError:
+        raise UserError(f"{path} cannot be written: the workdir {workdir} is somebody else's") from None
+    except OSError as error:
+        told = f"{workdir} has no locks ({error.strerror}): see to it that no second run writes there"
+        print(f"warning: {told}", file=sys.stderr)
 
 
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:

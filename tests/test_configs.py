@@ -236,6 +236,34 @@ def flags(config):
         return os.environ["XLA_FLAGS"]
 
 
+def heartbeat(config):
+    """What the processes of a run agree on when they join."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.distributed, "initialize", lambda *args, **more: seen.append(more))
+        patch.setattr(main.watchdog, "answer_abort", lambda: None)
+        patch.setattr(main.preemption, "share", lambda: None)
+        for name, value in (("COORDINATOR", "host:1"), ("NUM_PROCESSES", 2), ("PROCESS_ID", 0)):
+            patch.setattr(main, name, SimpleNamespace(value=value))
+        main.start_distributed(config)
+    return str(seen)
+
+
+def watched(config):
+    """After how long the loop counts as hung."""
+    seen = []
+
+    class Watching(train.Watchdog):
+        def __init__(self, limit):
+            seen.append(limit)
+            super().__init__(limit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Watchdog", Watching)
+        run(config)
+    return seen
+
+
 def run(config):
     """What the loop does and when, with a device that computes nothing; the loss is not finite from step 3 on."""
     events = []
@@ -271,7 +299,8 @@ def run(config):
             ("record_config", lambda *args: None), ("global_batch", lambda mesh, batch: batch),
             ("make_validation", lambda *args: lambda state: {"val": 1.0}), ("write_report", lambda workdir: None),
             ("evaluate", lambda *args, write: {"test": {"step": 0, "t2i": {}}}),
-            ("make_workdir", lambda workdir: workdir), ("write_text", lambda *args: None),
+            ("make_workdir", lambda workdir: workdir), ("hold_workdir", lambda workdir: None),
+            ("write_text", lambda *args: None),
         ):  # fmt: skip
             patch.setattr(train, name, value)
         patch.setattr(pipeline, "train_batches", lambda *args: ({} for _ in itertools.count()))
@@ -354,6 +383,7 @@ KEYS = {
     "train.select_on": (selection, "test"),
     "train.init_from": (start, "WEIGHTS"),
     "train.max_bad_steps": (run, 2),
+    "train.spike_factor": (start_state, 5.0),
     "evaluation.robustness": (told, False),
     "evaluation.rerank": (told, True),
     "runtime.mesh.data": (mesh, 1, {"runtime.mesh.fsdp": 2}),
@@ -363,6 +393,8 @@ KEYS = {
     "runtime.checkpoint_every": (run, 2),
     "runtime.eval_batch_size": (evaluation_batches, 4),
     "runtime.deterministic": (flags, True),
+    "runtime.heartbeat": (heartbeat, 33),
+    "runtime.watchdog": (watched, 33),
 }
 
 

@@ -90,7 +90,7 @@ def test_a_run_says_what_it_does_and_nothing_else(trained):
 def test_a_run_leaves_its_files(trained):
     workdir = trained[0]
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    texts = {"config.json", "parameters.txt", "sharding.txt", "metrics.jsonl", "report.html"}
+    texts = {"config.json", "parameters.txt", "sharding.txt", "metrics.jsonl", "report.html", "lock"}
     assert names == texts | {"checkpoints", "val", "test"}
     assert re.search(r"\| blocks/attn/qkv/kernel .*\(1, 8, 24\)", (workdir / "parameters.txt").read_text())
     assert (workdir / "sharding.txt").read_text().startswith("mesh: data 1 x fsdp 1, ")
@@ -308,16 +308,23 @@ class Flag:
     ("flags", "expected"),
     [
         ({}, None),
-        ({"COORDINATOR": "host:1", "NUM_PROCESSES": 4, "PROCESS_ID": 2}, ("host:1", 4, 2)),
-        ({"DISTRIBUTED": True}, (None, None, None)),
+        (
+            {"COORDINATOR": "host:1", "NUM_PROCESSES": 4, "PROCESS_ID": 2},
+            ("host:1", 4, 2, {"heartbeat_timeout_seconds": 33}),
+        ),
+        ({"DISTRIBUTED": True}, (None, None, None, {"heartbeat_timeout_seconds": 33})),
     ],
 )
 def test_processes_join_as_the_flags_say(monkeypatch, flags, expected):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **more: calls.append((*args, more)))
     for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
         monkeypatch.setattr(main, name, Flag(flags.get(name)))
-    main.start_distributed()
+    monkeypatch.setattr(main.watchdog, "answer_abort", lambda: None)
+    monkeypatch.setattr(main.preemption, "share", lambda: None)
+    config = synth.get_config()
+    config.runtime.heartbeat = 33
+    main.start_distributed(config)
     assert calls == ([expected] if expected else [])
 
 
@@ -326,7 +333,7 @@ def test_flags_of_a_process_go_together(monkeypatch, given):
     for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED"):
         monkeypatch.setattr(main, name, Flag(0 if name in given else None))
     with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
-        main.start_distributed()
+        main.start_distributed(synth.get_config())
 
 
 @pytest.mark.parametrize(

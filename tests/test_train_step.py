@@ -15,7 +15,7 @@ from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules
 from ivt_jax.sharding import global_batch, state_sharding
 from ivt_jax.train import build_program
-from ivt_jax.train_step import init_state, train_step
+from ivt_jax.train_step import HISTORY, find_spike, init_state, train_step
 
 BATCH_SIZE = 8
 LENGTHS = {"sentence": 10, "phrase": 8, "word": 6}
@@ -221,3 +221,37 @@ def test_the_step_lowers_for_gpu_and_tpu(changes):
     assert exported.nr_devices == 8
     leaves = jax.tree.leaves(state)
     assert [(x.shape, x.dtype) for x in exported.out_avals[: len(leaves)]] == [(x.shape, x.dtype) for x in leaves]
+
+
+# ---- spikes
+
+
+def test_a_spike_is_a_norm_far_above_the_median_of_the_last_finite_ones():
+    spikes = {"norms": jnp.zeros(HISTORY), "count": jnp.int32(0)}
+    norms = [2.0, 7.0, np.nan, 3.0, 100.0, np.inf, 3.1, 14.1, *[50.0] * 120, 151.0, 50.0]
+    find, seen, finite = jax.jit(find_spike), [], []
+    for norm in norms:
+        spike, spikes = find(spikes, jnp.float32(norm), 3.0)
+        seen.append(bool(spike))
+        # By hand: finite, and above three times the median of at most a hundred finite norms before it.
+        expected = bool(finite) and np.isfinite(norm) and norm > 3.0 * np.median(np.float32(finite[-100:]))
+        assert seen[-1] == expected, norm
+        finite += [norm] if np.isfinite(norm) else []
+    assert seen[1] and seen[4] and seen[-2] and not seen[-1] and sum(seen) == spikes["count"]
+    np.testing.assert_array_equal(spikes["norms"], np.float32(finite[-HISTORY:]))
+
+
+def test_a_spike_changes_nothing_and_is_no_bad_step():
+    config = tiny()
+    config.train.spike_factor = 4.0
+    init, step = program(config)
+    state, step = jax.jit(init)(), jax.jit(step)
+    state, metrics = step(state, make_batch())
+    assert metrics["spikes"] == 0
+    calm = {"norms": jnp.full(HISTORY, metrics["grad_norm"] / 100), "count": jnp.int32(0)}
+    after, metrics = step(state.replace(spikes=calm), make_batch())
+    assert (metrics["spikes"], after.bad_steps, after.step) == (1, 0, 2)
+    assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
+    taken, metrics = step(state, make_batch())  # by its own history the same step is none
+    assert metrics["spikes"] == 0
+    assert (np.asarray(taken.params["blocks"]["norm"]["scale"]) != state.params["blocks"]["norm"]["scale"]).any()

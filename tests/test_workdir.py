@@ -1,4 +1,10 @@
+import errno
+import fcntl
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -9,11 +15,14 @@ from ivt_jax.workdir import (
     FORMAT,
     config_of_run,
     folder_tokenizer,
+    hold_workdir,
     load_config,
     record_config,
     refuse_other_config,
     refuse_other_data,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 def config(**changes):
@@ -192,3 +201,24 @@ def test_without_git_there_is_no_revision(tmp_path, record, monkeypatch):
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"config.json not found: .* is not the workdir of a run$"):
         load_config(tmp_path)
+
+
+def test_a_workdir_is_one_process_s_until_it_ends(tmp_path, capsys):
+    code = "import sys, pathlib; from ivt_jax.workdir import hold_workdir; hold_workdir(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+    hold_workdir(tmp_path)
+    hold_workdir(tmp_path)  # it is ours already
+    refused = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert f"another run is at work in {tmp_path}: wait for its end, or choose another --workdir" in refused.stderr
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    def without_locks(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    hold_workdir(tmp_path)
+    told = f"warning: {tmp_path} has no locks (No locks available): see to it that no second run writes there\n"
+    assert capsys.readouterr().err == told

@@ -1,0 +1,360 @@
+"""A run that is killed, preempted, stopped, starved or run twice: its words, its exit code, and nothing is lost."""
+
+import ctypes
+import json
+import re
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import synth
+from input_pipeline import pipeline
+from input_pipeline.sampling import EpochPlans
+from input_pipeline.tokenizer import load_tokenizer
+
+RUN = [
+    "--config.train.steps=20", "--config.train.eval_every=10", "--config.runtime.checkpoint_every=4",
+    "--config.optimizer.ema=0.9", "--config.train.spike_factor=1.1",
+]  # fmt: skip
+LOST = r"error: another process of the run is gone \(.*\); the same command resumes"
+SAVED = r"preempted: step (\d+) is saved; the same command resumes"
+UNHARMED = "preempted: nothing is lost; the same command goes on"
+
+
+def history(workdir):
+    """The lines of metrics.jsonl without what the clock wrote."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+
+
+def last_state(workdir):
+    """Everything that the last checkpoint holds, as NumPy arrays."""
+    path = workdir / "checkpoints/20/state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(path, restore_args=how)
+
+
+def summary_of_test(workdir):
+    return json.loads((workdir / "test/summary.json").read_text())
+
+
+def saved_step(process):
+    """The step that a preempted process says is saved, in the one line that it adds to those of the steps."""
+    *before, last = process.lines()
+    assert not [line for line in before if not re.match(r"step|training|resuming|compil|\(embeds|\[Gloo|W|\d", line)]
+    return int(re.fullmatch(SAVED, last)[1])
+
+
+@pytest.fixture(scope="module")
+def reference(start, tmp_path_factory):
+    """The workdir of a run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("reference")
+    process = start(workdir, *RUN)
+    assert process.finish() == 0, process.said()
+    state = last_state(workdir)
+    assert state["spikes"]["count"] > 2  # steps were skipped, and their number has to be kept
+    moved = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (state["params"], state["ema"])), strict=True)]
+    assert max(moved) > 1e-4
+    return workdir
+
+
+@pytest.fixture
+def assert_as_uninterrupted(reference):
+    def check(workdir):
+        jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(reference))
+        assert history(workdir) == history(reference)
+        assert summary_of_test(workdir) == summary_of_test(reference)
+
+    return check
+
+
+# ---- one process
+
+
+@pytest.mark.faults
+def test_a_run_that_is_killed_twice_ends_as_if_it_were_not(start, tmp_path, assert_as_uninterrupted):
+    workdir = tmp_path / "läufe, mit Raum/第一 run"
+    for step in sorted(np.random.default_rng(4).choice(np.arange(3, 18), 2, replace=False)):
+        process = start(workdir, *RUN, pause=0.3)
+        process.wait_for_step(step)
+        process.send(signal.SIGKILL)
+        assert process.finish() == -signal.SIGKILL
+    last = start(workdir, *RUN)
+    assert last.finish() == 0, last.said()
+    assert re.search(r"^resuming at step (\d+) of 20", last.said(), re.M)[1] in ("8", "10", "12", "16")
+    assert_as_uninterrupted(workdir)
+
+
+def test_a_signal_saves_the_step_and_nothing_is_lost(start, tmp_path, assert_as_uninterrupted):
+    for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 13)):
+        process = start(tmp_path, *RUN, pause=0.3)
+        process.wait_for_step(step)
+        process.send(number)
+        assert process.finish() == 75, process.said()
+        assert step < saved_step(process) <= step + 3
+        assert (tmp_path / f"checkpoints/{saved_step(process)}/state").is_dir()
+    last = start(tmp_path, *RUN)
+    assert last.finish() == 0, last.said()
+    assert f"resuming at step {saved_step(process)} of 20" in last.said()
+    assert_as_uninterrupted(tmp_path)
+
+
+@pytest.mark.faults
+def test_a_signal_at_work_that_is_no_step(start, tmp_path, assert_as_uninterrupted):
+    """Compiling and the last test end at once, for nothing would be lost; a validation is finished."""
+    process = start(tmp_path, *RUN)
+    process.wait_for("compiling the training step")
+    process.send(signal.SIGTERM)
+    assert process.finish(10) == 75
+    assert process.lines()[-1] == UNHARMED
+
+    process = start(tmp_path, *RUN, "--config.runtime.watchdog=3", pause=0.3, embedding=5)
+    process.wait_for("(embeds)")  # at step 10, to choose
+    process.send(signal.SIGTERM)
+    assert process.finish(30) == 75
+    assert saved_step(process) == 11
+    assert [line["step"] for line in history(tmp_path)] == [*range(1, 11), 10, 11]
+
+    process = start(tmp_path, *RUN, "--config.runtime.watchdog=3", embedding=4)
+    process.wait_for("step 20: val")
+    process.wait_for("(embeds)")
+    process.send(signal.SIGTERM)
+    assert process.finish(2) == 75
+    assert process.lines()[-1] == UNHARMED
+
+    process = start(tmp_path, *RUN)
+    assert process.finish() == 0
+    assert_as_uninterrupted(tmp_path)
+
+
+@pytest.mark.faults
+def test_a_second_run_in_the_workdir_is_refused_until_the_first_is_gone(start, tmp_path):
+    first = start(tmp_path, *RUN, pause=5)
+    first.wait_for_step(1)
+    second = start(tmp_path, *RUN)
+    assert second.finish() == 2
+    refused = f"error: another run is at work in {tmp_path}: wait for its end, or choose another --workdir"
+    assert second.lines() == [refused]
+    for _ in range(2):  # the second time it does not wait for the step
+        first.send(signal.SIGINT)
+        time.sleep(0.2)
+    assert first.finish(3) == 130
+    third = start(tmp_path, *RUN)
+    third.wait_for("training from step 0 of 20")
+    third.kill()
+    fourth = start(tmp_path, *RUN)
+    fourth.wait_for("training from step 0 of 20")  # the lock went with the process
+    assert fourth.finish() == 0
+
+
+# ---- several processes
+
+
+def stop_at(processes, step, number, victim):
+    """Sends a signal to one of the processes once it is past the step; when, by the monotonic clock."""
+    processes[victim].wait_for_step(step)
+    processes[victim].send(number)
+    return time.monotonic()
+
+
+@pytest.mark.faults
+def test_a_run_goes_from_one_process_to_two_and_to_four(start, tmp_path, reference):
+    """Preempted where it was, each time: a signal to one process, and all save the same step."""
+    process = start(tmp_path, *RUN, pause=0.3)
+    stop_at([process], 4, signal.SIGTERM, 0)
+    assert process.finish() == 75
+    two = start(tmp_path, *RUN, count=2, pause=0.3)
+    stop_at(two, 9, signal.SIGTERM, 1)
+    assert [process.finish() for process in two] == [75, 75], [process.said() for process in two]
+    assert saved_step(two[0]) == saved_step(two[1]) > 9
+    four = start(tmp_path, *RUN, count=4)
+    assert [process.finish() for process in four] == [0] * 4, [process.said() for process in four]
+
+    states = [last_state(workdir) for workdir in (tmp_path, reference)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), *(s["params"] for s in states))
+    told, expected = history(tmp_path), history(reference)
+    assert [line["step"] for line in told] == [line["step"] for line in expected]
+    for line, other in zip(told, expected, strict=True):
+        assert line.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=1e-4)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("victim", "pause"),
+    [(1, 0.3), (1, 60), (0, 60)],
+    ids=["a sum over both fails", "no heartbeat of the other", "no coordinator any more"],
+)
+def test_a_process_whose_neighbour_is_killed_ends(start, tmp_path, victim, pause):
+    processes = start(tmp_path, *RUN, "--config.runtime.heartbeat=10", count=2, pause=pause)
+    if pause == 60:  # both wait for their second batch, none for the other
+        for process in processes:
+            process.wait_for("compiled in")
+        time.sleep(1)
+        processes[victim].send(signal.SIGKILL)
+        then = time.monotonic()
+    else:
+        then = stop_at(processes, 3, signal.SIGKILL, victim)
+    other = processes[1 - victim]
+    assert other.finish(60) == 76, other.said()
+    assert time.monotonic() - then < 20
+    assert len(re.findall(f"^{LOST}$", other.said(), re.M)) == 1
+    assert "Traceback" not in other.said()
+
+
+@pytest.mark.faults
+def test_the_watchdog_ends_a_run_whose_neighbour_is_stopped(start, tmp_path):
+    processes = start(tmp_path, *RUN, "--config.runtime.watchdog=6", count=2, pause=0.3)
+    then = stop_at(processes, 3, signal.SIGSTOP, 1)
+    assert processes[0].finish(60) == 76
+    assert 5 < time.monotonic() - then < 12
+    said = processes[0].said()
+    line = "error: no step in 6 s (runtime.watchdog): the run hangs; the same command resumes. What every thread was"
+    _, stacks = said.split(f"{line} doing:\n")
+    assert re.search(r"ivt_jax/train.py\", line \d+ in train_and_evaluate", stacks)
+    assert stacks.count("Thread 0x") > 1
+    processes[1].send(signal.SIGCONT)
+    assert processes[1].finish(60) == 76
+
+
+@pytest.mark.faults
+def test_a_process_that_fails_alone_does_not_keep_the_others(start, tmp_path):
+    """The first process finds its metrics.jsonl unreadable: a fault of its own, with a traceback."""
+    (tmp_path / "metrics.jsonl").mkdir()
+    processes = start(tmp_path, *RUN, "--config.runtime.heartbeat=20", count=2)
+    assert [process.finish(60) for process in processes] == [1, 76]
+    assert "IsADirectoryError" in processes[0].said()
+    assert re.search(f"^{LOST}$", processes[1].said(), re.M)
+
+
+@pytest.mark.faults
+def test_what_all_processes_find_at_fault_each_of_them_says(start, tmp_path):
+    processes = start(tmp_path, *RUN, "--config.data.batch_size=9", count=2)
+    assert [process.finish(60) for process in processes] == [2, 2]
+    for process in processes:
+        assert process.lines()[-1] == "error: data.batch_size 9 is not a multiple of the 2 devices"
+
+
+@pytest.mark.faults
+def test_evaluate_on_two_processes_writes_once(start, tmp_path, reference):
+    arguments = ["--mode=evaluate"]
+    processes = start(reference, *RUN, *arguments, count=2)
+    before = summary_of_test(reference)
+    assert [process.finish() for process in processes] == [0, 0], [process.said() for process in processes]
+    assert summary_of_test(reference) == before
+    assert '"test": {' in processes[0].said() and f"report: {reference}/report.html" in processes[0].said()
+    assert not [line for line in processes[1].lines() if not line.startswith("[Gloo]")]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_read_their_own_rows_and_together_the_same_batches(pedes_root, hosts):
+    config = synth.get_config()
+    config.update_from_flattened_dict(
+        {"data.name": "cuhk_pedes", "data.root": str(pedes_root), "data.batch_size": 8, "data.sampling": "uniform",
+         "model.image_size": (12, 12), "mla.levels": ("sentence",), "mla.views": 1}
+    )  # fmt: skip
+    source = pipeline.open_split(config, "train")
+    plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "uniform", 4, config.seed)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    read, rows = {}, [[] for _ in range(5)]
+    for host in range(hosts):
+        own = pipeline.open_split(config, "train")
+        original, read[host] = own.read, []
+        own.read = lambda indices, original=original, host=host: read[host].append(list(indices)) or original(indices)
+        batches = pipeline.train_batches(config, own, tokenizer, plans, 3, host, hosts)
+        for step in range(5):
+            rows[step].append(next(batches)["pair_ids"])
+        batches.close()
+    for step, parts in enumerate(rows):
+        assert [len(part) for part in parts] == [8 // hosts] * hosts
+        ids = np.concatenate(parts)
+        np.testing.assert_array_equal(ids, plans.rows(3 + step)[2])  # the order of the epochs, whatever the hosts
+        for host, part in enumerate(parts):
+            np.testing.assert_array_equal(read[host][step], source.pairs[0][part])
+
+
+# ---- places that cannot be written
+
+
+def without_privilege():
+    """Makes the permissions of files bind root as well: gives up CAP_DAC_OVERRIDE, which the process cannot regain."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("run/inner", r"error: the workdir \S*/run/inner cannot be made: Permission denied"),
+        ("run", r"error: the workdir \S*/run cannot be written"),
+    ],
+)
+def test_a_workdir_without_permission_is_one_line(start, tmp_path, folder, told):
+    (tmp_path / "run").mkdir(mode=0o555)
+    process = start(tmp_path / folder, *RUN, preexec_fn=without_privilege)
+    assert process.finish() == 2
+    assert len(process.lines()) == 1 and re.fullmatch(told, process.lines()[0])
+
+
+@pytest.mark.faults
+def test_checkpoints_without_permission_end_the_run_at_once(start, tmp_path):
+    (tmp_path / "checkpoints").mkdir(mode=0o555)
+    process = start(tmp_path, *RUN, preexec_fn=without_privilege)
+    assert process.finish(60) == 2, process.said()
+    last = process.lines()[-1]  # Orbax's own thread has said its part before
+    assert last.startswith("error: ") and f"{tmp_path}/checkpoints" in last and "Permission denied" in last
+
+
+@pytest.mark.faults
+def test_a_compilation_cache_without_permission_costs_time_alone(start, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o555)
+    process = start(
+        tmp_path / "run", *RUN, preexec_fn=without_privilege,
+        environment={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert process.finish() == 0, process.said()
+
+
+MOUNT = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
+
+
+def mounted(options, folder):
+    """Before a command: gives it a file system of its own in `folder`, which nobody else sees."""
+    command = ("unshare", "-m", "sh", "-c", MOUNT, "sh", options, str(folder))
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("file systems may not be mounted here")
+    return command
+
+
+@pytest.mark.faults
+def test_a_workdir_that_can_only_be_read_is_one_line(start, tmp_path):
+    process = start(tmp_path, *RUN, before=mounted("ro", tmp_path))
+    assert process.finish() == 2
+    assert process.lines() == [f"error: the workdir {tmp_path} cannot be written"]
+
+
+@pytest.mark.faults
+def test_no_space_for_the_prepared_data_is_one_line(start, tmp_path):
+    process = start(
+        tmp_path / "run", *RUN, f"--config.runtime.prepared={tmp_path}/small/prepared",
+        before=mounted("size=8k", (tmp_path / "small").mkdir() or tmp_path / "small"),
+    )  # fmt: skip
+    assert process.finish() == 2, process.said()
+    assert process.lines()[-1].startswith("error: ") and "No space left on device" in process.lines()[-1]
+    assert "Traceback" not in process.said()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.faults
+def test_no_space_in_the_workdir_is_one_line(start, tmp_path):
+    (tmp_path / "run").mkdir()
+    process = start(tmp_path / "run", *RUN, before=mounted("size=8k", tmp_path / "run"))
+    assert process.finish() == 2, process.said()
+    assert process.lines()[-1].startswith("error: ") and "No space left on device" in process.lines()[-1]
+    assert "Traceback" not in process.said()
