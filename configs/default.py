@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     config.runtime.eval_batch_size = 128
     config.runtime.deterministic = False  # on GPU: deterministic kernels, slower
     config.runtime.heartbeat = 100  # seconds after which a silent process counts as gone, where there are several
+    config.runtime.on_damage = "previous"  # a damaged checkpoint: resume from the previous valid one, or "stop"
     config.runtime.watchdog = 1800  # seconds without a step that end the run as hung; 0 = never
     return config
 

@@ -1,5 +1,11 @@
 """The exceptions for a user's mistake: commands print its single line and exit with 2, without a traceback."""
 
+import errno
+import os
+
+# Of a disk, to be mended by hand; whoever met them says so in these words: Python, TensorFlow, Orbax, array_record.
+DISK = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)))
+
 
 class UserError(ValueError):
     """A mistake the user can mend. The message is one line: the file, the record, the remedy."""

@@ -1,10 +1,11 @@
 """Checkpoints by Orbax: the latest two and the best by validation, the run's config beside them.
 
-What is restored is compared with what the config describes, and must be finite.
+What is restored must have the bytes that were written and the arrays that the config describes, and be finite.
 """
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DISK, UserError
+from ivt_jax import digests
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.export.tensors import FILE as SAFETENSORS
 from ivt_jax.export.tensors import read_safetensors
@@ -25,16 +27,24 @@ from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.workdir import load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
+# Orbax logs, with a traceback, what it raises as well.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 
 
 class Checkpoints:
     """The checkpoints of a workdir; `metrics`, where given at a save, make it a candidate for the best.
 
     select_on: the split whose scores choose. Of equally good ones the latest is the best. With several processes all
-    must call every method.
+    must call every method. Raises UserError where a step that is to be read is damaged, or the scores of any are.
     """
 
     def __init__(self, workdir: Path, select_on: str = "val"):
+        self._folder = workdir
+        self._saving: int | None = None
+        for path in (workdir / "checkpoints").glob("*"):
+            if path.name.isdecimal():
+                self._refuse_damaged(int(path.name), "metrics/")
+
         def score(metrics: dict[str, float]) -> float:
             return metrics[f"{select_on}/{SELECTION}"]
 
@@ -42,8 +52,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
             best_fn=score,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
         )
-        self._folder = workdir
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / "checkpoints",
             options=options,
@@ -58,16 +68,23 @@ class Checkpoints:
         return self._manager.best_step() or self.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves asynchronously."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), metrics=metrics)
+        """Saves asynchronously. Raises UserError where the disk does not take this step, or did not the one before."""
+        with self._disk_told():
+            self._manager.wait_until_finished()
+        self._saving = step
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
+        with self._disk_told():
+            self._manager.save(step, args=args, metrics=metrics, custom_metadata=digests.MARK)
 
     def restore(self, step: int, target: Any) -> Any:
         """`target`: a tree of jax.ShapeDtypeStruct with shardings, on whatever mesh.
 
         Raises UserError, naming folder, step and parameter, where the checkpoint has other arrays, before any is read,
-        or values that are not finite.
+        or values that are not finite. The first process compares the digests.
         """
         where = self.describe(step)
+        if jax.process_index() == 0:
+            self._refuse_damaged(step)
         refuse_other_shapes(where, shapes_of(self._manager.item_metadata(step)["state"].tree), shapes_of(target))
         how = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(target, restore_args=how)
@@ -89,6 +106,7 @@ class Checkpoints:
 
     def _learned(self, step: int) -> tuple[str, Any]:
         """Which part of the state holds the parameters to use, and its shapes."""
+        self._refuse_damaged(step)
         tree = self._manager.item_metadata(step)["state"].tree
         name = "ema" if tree.get("ema") else "params"
         return name, tree[name]
@@ -99,8 +117,32 @@ class Checkpoints:
         return Where(f"{self._folder}, step {step}", f"remove {path} to use the checkpoint before it")
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.close()
+        """Waits for the save under way. Raises UserError where the disk does not take it."""
+        with self._disk_told():
+            self._manager.close()
+
+    def _write_digests(self) -> None:
+        """Called in Orbax's thread, in the first process, when all files are written and the folder is not renamed."""
+        digests.write_digests(self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}")
+
+    def _refuse_damaged(self, step: int, within: str = "") -> None:
+        where, fault = self.describe(step), digests.find_damage(self._folder / "checkpoints" / str(step), within)
+        if fault:
+            raise UserError(f"{where.name} is damaged: {fault}; {where.remedy}")
+
+    @contextlib.contextmanager
+    def _disk_told(self) -> Iterator[None]:
+        """One line for what the disk says, however Orbax wraps it."""
+        try:
+            yield
+        except Exception as error:
+            reason = next((reason for reason in DISK if reason in str(error)), None)
+            if reason is None:
+                raise
+            where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
+            raise UserError(
+                f"{where}: {reason}. Those before it are whole; mend it, and the same command resumes"
+            ) from None
 
 
 class Where(NamedTuple):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.errors import UserError
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
+from ivt_jax.digests import ON_DAMAGE
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
 from ivt_jax.models.blocks import ACTIVATIONS
 from ivt_jax.workdir import flatten
@@ -22,6 +23,7 @@ CHOICES = {
     "bmm.align": ("off", "exact", "fast"),
     "optimizer.name": tuple(OPTIMIZER_SLOTS),
     "optimizer.schedule": ("released", "smooth"),
+    "runtime.on_damage": ON_DAMAGE,
 }
 COUNTS = (
     "data.batch_size", "data.instances", "model.patch_size", "model.stride", "model.width", "model.depth",

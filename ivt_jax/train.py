@@ -24,6 +24,7 @@ from input_pipeline.tokenizer import Tokenizer
 from ivt_jax import preemption
 from ivt_jax.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.config_check import check_config
+from ivt_jax.digests import set_damaged_aside
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
@@ -103,12 +104,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     total_steps = config.train.steps or int(epoch_starts[-1])
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
 
+    progress = Progress(total_steps, config.data.batch_size)
     make_workdir(workdir)
     if first:
         hold_workdir(workdir)
+    set_damaged_aside(workdir, config.runtime.on_damage, progress.say)
     checkpoints = Checkpoints(workdir, config.train.select_on)
     start = checkpoints.latest_step() or 0
-    progress = Progress(total_steps, config.data.batch_size)
     if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
         return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
@@ -117,6 +119,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     given = NOTHING if start else given_params(config)
     if given.told:
         progress.say(given.told)
+    state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     if first:
         record_config(workdir, config, source.annotations, tokenizer)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
@@ -124,8 +127,6 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     log = ScalarLog(workdir, start, enabled=first)
     validate = make_validation(config, program, tokenizer)
     due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
-
-    state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     rows = pipeline.train_batches(config, source, tokenizer, plans, start, jax.process_index(), jax.process_count())
     run_step = None
     # Metrics are read one step late, so that the device never waits for the host.

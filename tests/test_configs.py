@@ -264,6 +264,15 @@ def watched(config):
     return seen
 
 
+def damage(config):
+    """What a run is to do about a damaged checkpoint."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "set_damaged_aside", lambda workdir, on_damage, say: seen.append(on_damage))
+        run(config)
+    return str(seen)
+
+
 def run(config):
     """What the loop does and when, with a device that computes nothing; the loss is not finite from step 3 on."""
     events = []
@@ -394,6 +403,7 @@ KEYS = {
     "runtime.eval_batch_size": (evaluation_batches, 4),
     "runtime.deterministic": (flags, True),
     "runtime.heartbeat": (heartbeat, 33),
+    "runtime.on_damage": (damage, "stop"),
     "runtime.watchdog": (watched, 33),
 }
 
