@@ -14,6 +14,7 @@ from typing import IO, Any
 import jax
 from ml_collections import ConfigDict
 
+from configs import default
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
@@ -59,7 +60,7 @@ def hold_workdir(workdir: Path) -> None:
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the workdir is another config's, naming the keys that differ; those of PLACES may."""
     if (workdir / "config.json").exists():
-        _refuse(workdir, _differences(load_config(workdir), config))
+        _refuse(workdir, _differences(_with_later_keys(load_config(workdir), config), config))
 
 
 def refuse_other_data(workdir: Path, annotations: Path) -> None:
@@ -140,7 +141,7 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
     config: the command's; given: the keys that its flags set. Raises UserError where another key was given another
     value than the run has, or where the config is one of another dataset.
     """
-    recorded, flat = load_config(workdir), flatten(config.to_dict())
+    recorded, flat = _with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
     recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(PLACES)})
     differences = _differences(recorded, config)
@@ -174,6 +175,25 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """A recorded config with the keys that it lacks and `config` has, at their defaults.
+
+    They came after the run began: the default of a new key leaves a run what it was.
+    """
+    known, defaults = flatten(recorded.to_dict()), flatten(default.get_config().to_dict())
+    whole = recorded.copy_and_resolve_references()
+    for key in flatten(config.to_dict()):
+        if key not in known and key in defaults:
+            *sections, name = key.split(".")
+            place = whole
+            for section in sections:
+                if section not in place:
+                    place[section] = ConfigDict()
+                place = place[section]
+            place[name] = defaults[key]
+    return whole
 
 
 def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs import default
 from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.workdir import (
@@ -85,6 +86,24 @@ def test_a_key_that_one_config_lacks_counts_as_different(tmp_path, record):
     record(tmp_path, ConfigDict({"seed": 1, "old": {"key": 3}}))
     with pytest.raises(UserError, match=r"new was None, is 4; old.key was 3, is None\."):
         refuse_other_config(tmp_path, ConfigDict({"seed": 1, "new": 4}))
+
+
+def test_a_key_that_came_after_the_run_began_counts_as_its_default(tmp_path, record):
+    """A run without train.spike_factor, optimizer.ema, and the whole of augment; their defaults are 0, 0 and pad 10."""
+    whole, begun = default.get_config(), default.get_config()
+    del begun.train.spike_factor, begun.optimizer.ema, begun.augment, begun.runtime.on_damage
+    record(tmp_path, begun)
+    refuse_other_config(tmp_path, whole)
+    whole.runtime.on_damage = "stop"
+    refuse_other_config(tmp_path, whole)
+    evaluated = config_of_run(tmp_path, whole, ["runtime.on_damage"])
+    assert (evaluated.runtime.on_damage, evaluated.augment.pad, evaluated.optimizer.ema) == ("stop", 10, 0.0)
+    whole.augment.pad, whole.train.spike_factor = 9, 1.5
+    with pytest.raises(UserError) as error:
+        refuse_other_config(tmp_path, whole)
+    difference = "augment.pad was 10, is 9; train.spike_factor was 0.0, is 1.5."
+    assert str(error.value) == f"{tmp_path} belongs to another config: {difference} Choose another --workdir"
+    assert load_config(tmp_path).to_dict() == json.loads(json.dumps(begun.to_dict()))  # nothing was written
 
 
 def test_where_a_run_computes_and_where_the_data_lie_may_differ(tmp_path, record):
