@@ -89,7 +89,7 @@ def start(pedes_root, tmp_path_factory):
     """start(workdir, *flags): the process of a run, or with count=N the list of them; what is compiled is kept.
 
     pause, embedding: seconds after a batch. before: a command that is given this one, such as ("unshare", "-m").
-    environment: variables; the rest goes to Popen.
+    environment: variables; code: a program that runs instead of `python -m ivt_jax.main`; the rest goes to Popen.
     """
     logs, cache, started = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("compiled"), []
     common = {
@@ -98,8 +98,9 @@ def start(pedes_root, tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
 
-    def start(workdir, *flags, count=1, pause=0, embedding=0, before=(), environment=None, **options):
-        program = ["-c", SLOWLY] if pause or embedding else ["-m", "ivt_jax.main"]
+    def start(workdir, *flags, count=1, pause=0, embedding=0, before=(), environment=None, code=None, **options):
+        code = code or (SLOWLY if pause or embedding else None)
+        program = ["-c", code] if code else ["-m", "ivt_jax.main"]
         command = [*before, sys.executable, *program, *CONFIG, f"--config.data.root={pedes_root}"]
         command += [f"--workdir={workdir}", *flags]
         if count > 1:
