@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import synth
 from input_pipeline.errors import UserError
+from ivt_jax import train
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
@@ -95,6 +96,36 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
     assert state.params["block"]["kernel"].addressable_shards[0].data.shape == (2, 2)
     assert jax.tree.structure(state) == jax.tree.structure(make_state(1))
     jax.tree.map(np.testing.assert_array_equal, state, make_state(1))
+
+
+def on_mesh(config, devices, fsdp):
+    """The state's shapes and shardings of a run of so many devices, as training restores into them."""
+    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_mesh", lambda axes: mesh)
+        return train.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+
+
+def test_a_run_goes_from_eight_devices_to_one_to_four_and_keeps_every_bit(tmp_path):
+    """Parameters, Adam's memory, the average and the counts, in the places that the rules of sharding give them."""
+    config, rng = tiny_config(), np.random.default_rng(8)
+    config.optimizer.update({"name": "adamw", "ema": 0.9})
+    meshes = [on_mesh(config, devices, fsdp) for devices, fsdp in ((8, 4), (1, 1), (4, 2))]
+
+    def draw(x):
+        return rng.normal(size=x.shape).astype(x.dtype) if x.dtype == np.float32 else np.full(x.shape, 7, x.dtype)
+
+    written = jax.tree.map(draw, meshes[0])
+    state = jax.tree.map(lambda x, target: jax.device_put(x, target.sharding), written, meshes[0])
+    for step, target in enumerate([*meshes[1:], meshes[0]], start=1):
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(step, state)
+        checkpoints.close()
+        state = Checkpoints(tmp_path).restore(step, target)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), written)
+        assert jax.tree.leaves(state.params)[0].sharding.mesh.size == (1, 4, 8)[step - 1]
+        halves = [x for x in jax.tree.leaves((state.params, state.opt_state, state.ema)) if not x.is_fully_replicated]
+        assert bool(halves) == (step > 1)
 
 
 def test_parameters_are_restored_alone_from_the_best(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ mount -o remount,size=100m "$folder" && "$@" && cp -r "$folder/." "$out"
 
 @pytest.mark.faults
 def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
-    """Room for two checkpoints and a half: the third, of step 9, fails. Then there is more room."""
+    """Room for two checkpoints and a half, which are also what is written beside: the second or third save fails."""
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("file systems may not be mounted here")
     blocks = sum(-(-len(content) // 4096) for content in files_of(reference / "checkpoints/12").values())
@@ -158,12 +158,16 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
     process = start(inner, *RUN, "--config.runtime.log_every=100", before=before)
     assert process.finish() == 0, process.said()
     first, second = process.said().split("code 2\n")
-    assert first.splitlines()[-1] == (
-        f"error: {inner}/checkpoints: step 9 could not be saved: No space left on device. Those before it are whole; "
-        "mend it, and the same command resumes"
+    told = re.fullmatch(
+        rf"error: {inner}/checkpoints: step ([69]) could not be saved: No space left on device. Those before it are "
+        "whole; mend it, and the same command resumes",
+        first.splitlines()[-1],
     )
-    assert "Traceback" not in first
-    assert "step 9: a save that was cut short is removed" in second and "resuming at step 6 of 12" in second
+    assert told, first
+    assert "ivt_jax/" not in first  # no traceback of ours; a thread of TensorStore's may say its part
+    step = int(told[1])
+    assert f"step {step}: a save that was cut short is removed" in second
+    assert f"resuming at step {step - 3} of 12" in second
     jax.tree.map(np.testing.assert_array_equal, state_of(out), state_of(reference))
 
 
