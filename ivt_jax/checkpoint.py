@@ -27,8 +27,9 @@ from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.workdir import load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
-# Orbax logs, with a traceback, what it raises as well.
+# Orbax logs what it raises, with a traceback, and drops further errors of the same save, of which asyncio tells.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 class Checkpoints:

@@ -163,8 +163,8 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
         "whole; mend it, and the same command resumes",
         first.splitlines()[-1],
     )
-    assert told, first
-    assert "ivt_jax/" not in first  # no traceback of ours; a thread of TensorStore's may say its part
+    assert told and first.count("No space left") == 1, first
+    assert "ivt_jax/" not in first  # no traceback of ours; TensorStore's threads may find their event loop closed
     step = int(told[1])
     assert f"step {step}: a save that was cut short is removed" in second
     assert f"resuming at step {step - 3} of 12" in second
