@@ -3,7 +3,6 @@
 python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.data.root=DATA/CUHK-PEDES
 """
 
-import errno
 import json
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import DISK, UserError
 from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
 
@@ -42,9 +41,6 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, 
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, whose addresses the platform tells")
-
-# Of a disk, to be mended by hand; whoever met them says so in these words: Python, TensorFlow, Orbax, array_record.
-DISK = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)))
 
 
 def main(argv: list[str]) -> None:
