@@ -64,15 +64,14 @@ def normalise(images: jax.Array | np.ndarray) -> jax.Array:
     return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
 
 
-def erase(images: jax.Array, boxes: jax.Array, key: jax.Array) -> jax.Array:
-    """Fills a box of each image with standard normal noise, a draw for every pixel and channel, as released.
+def erase(key: jax.Array, image: jax.Array, box: jax.Array) -> jax.Array:
+    """Fills a box of one image with standard normal noise, a draw for every pixel and channel, as released.
 
-    images (B, V, H, W, 3) float, normalised; boxes (B, V, 4) int32: top, left, height, width, zeros for none. The noise
-    is a function of (key, shape) alone, so the result does not depend on how the batch is sharded.
+    image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width, zeros for none.
     """
-    top, left, height, width = jnp.moveaxis(boxes, -1, 0)[..., None]
-    rows, columns = jnp.arange(images.shape[-3]), jnp.arange(images.shape[-2])
+    top, left, height, width = box
+    rows, columns = jnp.arange(image.shape[0]), jnp.arange(image.shape[1])
     in_rows = (rows >= top) & (rows < top + height)
     in_columns = (columns >= left) & (columns < left + width)
-    inside = in_rows[..., :, None, None] & in_columns[..., None, :, None]
-    return jnp.where(inside, jax.random.normal(key, images.shape, images.dtype), images)
+    inside = in_rows[:, None, None] & in_columns[None, :, None]
+    return jnp.where(inside, jax.random.normal(key, image.shape, image.dtype), image)

@@ -1,9 +1,13 @@
 """The objective of a batch: the forward passes of the tower and the weighted sum of its losses.
 
 total = mla.weight * CMPM(levels, views, after masked alignment) + bmm.word_weight * words + bmm.patch_weight * patches
+
+What is drawn for a row follows from the step's key and the row's number in the global batch: any part of the batch,
+encoded by itself, is encoded as within the whole.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,17 @@ from ivt_jax.models.embeddings import extract_patches
 from ivt_jax.models.ivt import IVT, PAD_ID, Selection
 
 
+class Keys(NamedTuple):
+    """What the draws of a step follow from: noise, kept tokens, hidden words and patches, and each pass's dropout."""
+
+    erase: jax.Array
+    align: jax.Array
+    hide: jax.Array
+    image: jax.Array
+    text: jax.Array
+    joint: jax.Array
+
+
 def objective(
     model: IVT, params: Any, batch: dict[str, Any], key: jax.Array, config: Any, mask_id: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -22,126 +37,159 @@ def objective(
 
     A term whose weight is 0 is not computed. The negatives of the matching are the global batch, however it is sharded.
     """
-    erase_key, align_key, word_key, image_key, text_key, joint_key = jax.random.split(key, 6)
-    clean = normalise(batch["images"])
-    views = erase(clean, batch["erase"], erase_key) if config.augment.erase else clean  # the noise costs a little
+    keys = Keys(*jax.random.split(key, len(Keys._fields)))
+    images, boxes, text = batch["images"], batch["erase"], batch["text"]
+    rows = jnp.arange(len(images))
     terms = {}
     if config.mla.weight:
-        images = encode_views(model, params, views, image_key, align_key, config.bmm)
-        levels = [batch["text"][level] for level in config.mla.levels]
-        texts = encode_levels(model, params, levels, text_key, align_key, config.bmm)
-        terms["mla"] = mla_loss(images, texts, batch["person_ids"], config.mla.groups)
+        levels = [text[level] for level in config.mla.levels]
+        of_images, of_texts = exact_patterns(model, levels, keys.align, config.bmm)
+        views = encode_views(model, params, rows, images, boxes, keys, of_images, config)
+        texts = encode_levels(model, params, rows, levels, keys, of_texts, config)
+        terms["mla"] = mla_loss(views, texts, batch["person_ids"], config.mla.groups)
     if config.bmm.word_weight or config.bmm.patch_weight:
-        rows = config.bmm.rows or len(views)
         # Evenly spaced: more persons. A reshape, not a gather of indices: rows stay on the device that holds them.
-        seen, whole, ids, words = (
-            x.reshape(rows, -1, *x.shape[1:])[:, 0]
-            for x in (views[:, 0], clean[:, 0], batch["text"]["sentence"], batch["words"])
-        )
-        terms |= reconstruction(model, params, seen, whole, ids, words, word_key, joint_key, config.bmm, mask_id)
+        chosen = [
+            x.reshape(config.bmm.rows or len(x), -1, *x.shape[1:])[:, 0]
+            for x in (rows, images[:, 0], boxes[:, 0], text["sentence"], batch["words"])
+        ]
+        sums = reconstruction(model, params, *chosen, keys, config, mask_id)
+        terms |= {name: bmm.mean_loss(*of_rows) for name, of_rows in sums.items()}
     weights = {"mla": config.mla.weight, "words": config.bmm.word_weight, "patches": config.bmm.patch_weight}
     total = sum(weights[name] * value for name, value in terms.items())
     return total, {"loss": total, **terms}
 
 
+def row_keys(key: jax.Array, rows: jax.Array, count: int = 1) -> jax.Array:
+    """A key for each of the `count` views or levels of each row, row by row: rows (b,) int32 -> (b * count,)."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold, (0, None))(fold(key, rows), jnp.arange(count)).reshape(-1)
+
+
+def exact_patterns(
+    model: IVT, levels: list[jax.Array], key: jax.Array, config: Any
+) -> tuple[Selection | None, Selection | None]:
+    """The tokens of all images and of all texts of the batch that `exact` alignment keeps; otherwise none is given."""
+    if config.align != "exact":
+        return None, None
+    size, longest = 1 + model.config.num_patches, max(ids.shape[1] for ids in levels)
+    length = jnp.stack([(ids != PAD_ID).sum(1).max() for ids in levels]).max()
+    return (
+        bmm.exact_selection(jax.random.fold_in(key, 0), size, size, config.align_ratio),
+        bmm.exact_selection(jax.random.fold_in(key, 1), length, longest, config.align_ratio),
+    )
+
+
+def fast_patterns(keys: jax.Array, mask: jax.Array, ratio: float) -> Selection:
+    """The tokens that `fast` alignment keeps of each row of the mask (N, L)."""
+    return jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio))(keys, mask)
+
+
+def pixels(images: jax.Array, boxes: jax.Array, keys: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:
+    """Images (N, H, W, 3) uint8 as the tower sees them, after random erasing, and as they are, both normalised."""
+    clean = normalise(images)
+    return jax.vmap(erase)(keys, clean, boxes) if config.augment.erase else clean, clean  # the noise costs a little
+
+
 def encode_views(
-    model: IVT, params: Any, views: jax.Array, dropout: jax.Array, align: jax.Array, config: Any
+    model: IVT,
+    params: Any,
+    rows: jax.Array,
+    images: jax.Array,
+    boxes: jax.Array,
+    keys: Keys,
+    pattern: Selection | None,
+    config: Any,
 ) -> list[jax.Array]:
-    """Embeddings of the views (B, V, H, W, 3) after masked alignment -> V arrays (B, D), from one pass over all."""
-    batch, count = views.shape[:2]
-    stacked = views.reshape(batch * count, *views.shape[2:])  # pair by pair: rows stay on the device that holds them
-    size = 1 + model.config.num_patches
-    mask = jnp.ones((count * batch, size), bool)
-    keep = select(jax.random.fold_in(align, 0), mask, size, config)
-    if config.align == "fast" and keep is not None:
-        keep = keep[0], None  # all images have the same number of tokens: nothing is padding
-    tokens = _apply(model, params, stacked, keep=keep, dropout=dropout, method="encode_image")
+    """Embeddings of images (b, V, H, W, 3) after masked alignment -> V arrays (b, D), from one pass over all.
+
+    rows (b,) are their numbers in the global batch, `pattern` is that of exact_patterns.
+    """
+    batch, count = images.shape[:2]
+    each = functools.partial(row_keys, rows=rows, count=count)
+    # Pair by pair: rows stay on the device that holds them.
+    seen, _ = pixels(*(x.reshape(-1, *x.shape[2:]) for x in (images, boxes)), each(keys.erase), config)
+    if config.bmm.align == "fast":
+        whole = jnp.ones((batch * count, 1 + model.config.num_patches), bool)
+        kept, _ = fast_patterns(each(jax.random.fold_in(keys.align, 0)), whole, config.bmm.align_ratio)
+        pattern = kept, None  # all images have the same number of tokens: nothing is padding
+    tokens = model.apply({"params": params}, seen, keep=pattern, keys=each(keys.image), method="encode_image")
     return list(tokens[:, 0].reshape(batch, count, -1).swapaxes(0, 1))
 
 
 def encode_levels(
-    model: IVT, params: Any, levels: list[jax.Array], dropout: jax.Array, align: jax.Array, config: Any
+    model: IVT,
+    params: Any,
+    rows: jax.Array,
+    levels: list[jax.Array],
+    keys: Keys,
+    pattern: Selection | None,
+    config: Any,
 ) -> list[jax.Array]:
-    """Embeddings of the text levels, ids (B, L) each, after masked alignment -> one (B, D) array per level.
+    """Embeddings of the text levels, ids (b, L) each, after masked alignment -> one (b, D) array per level.
 
     `exact` needs one pattern for all levels, hence one padded array of them; else each level keeps its own length.
     """
-    if config.align == "exact":
+    if pattern is not None:
         longest = max(ids.shape[1] for ids in levels)
         padded = [jnp.pad(ids, ((0, 0), (0, longest - ids.shape[1])), constant_values=PAD_ID) for ids in levels]
-        batches = [jnp.stack(padded, axis=1).reshape(-1, longest)]  # pair by pair, as the views
+        batches, count = [jnp.stack(padded, axis=1).reshape(-1, longest)], len(levels)  # pair by pair, as the views
     else:
-        batches = levels
+        batches, count = levels, 1
     embeddings = []
     for index, ids in enumerate(batches):
-        mask = ids != PAD_ID
-        keep = select(jax.random.fold_in(align, 1 + index), mask, mask.sum(1).max(), config)
-        dropout_key = jax.random.fold_in(dropout, index)
-        tokens = _apply(model, params, ids, mask, keep=keep, dropout=dropout_key, method="encode_text")
-        embeddings.append(tokens[:, 0])
-    if config.align == "exact":
-        return list(embeddings[0].reshape(-1, len(levels), model.config.width).swapaxes(0, 1))
+        mask, keep = ids != PAD_ID, pattern
+        if config.bmm.align == "fast":
+            align = row_keys(jax.random.fold_in(keys.align, 1 + index), rows)
+            keep = fast_patterns(align, mask, config.bmm.align_ratio)
+        dropout = row_keys(jax.random.fold_in(keys.text, index), rows, count)
+        tokens = model.apply({"params": params}, ids, mask, keep=keep, keys=dropout, method="encode_text")
+        embeddings += list(tokens[:, 0].reshape(-1, count, model.config.width).swapaxes(0, 1))
     return embeddings
-
-
-def select(key: jax.Array, mask: jax.Array, longest: jax.Array | int, config: Any) -> Selection | None:
-    """The tokens that masked alignment keeps, by `bmm.align`: off, exact (as released), fast."""
-    if config.align == "exact":
-        return bmm.exact_selection(key, longest, mask.shape[1], config.align_ratio)
-    if config.align == "fast":
-        return bmm.fast_selection(key, mask, config.align_ratio)
-    return None
 
 
 def reconstruction(
     model: IVT,
     params: Any,
+    rows: jax.Array,
     images: jax.Array,
-    clean: jax.Array,
+    boxes: jax.Array,
     ids: jax.Array,
     words: jax.Array,
-    key: jax.Array,
-    dropout: jax.Array,
+    keys: Keys,
     config: Any,
     mask_id: int,
-) -> dict[str, jax.Array]:
-    """Masked words and masked patches of each pair, from one joint pass: first view and sentence level.
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Masked words and masked patches of each pair, from one joint pass: first view (r, H, W, 3) and sentence (r, L).
 
-    images (R, H, W, 3) enter the tower; `clean`, the same before random erasing, gives the targets.
+    The tower sees the erased images, the targets are the clean ones. Returns for each term its sums and weights (r,).
     """
-    c = model.config
-    id_key, patch_key = jax.random.split(key)
+    c, b = model.config, config.bmm
+    id_key, patch_key = jax.random.split(keys.hide)
+    seen, clean = pixels(images, boxes, row_keys(keys.erase, rows), config)
     hidden_ids, hidden_patches = ids, None
-    if config.word_weight:
-        hidden_ids, positions, word_weights = bmm.mask_words(
-            id_key, ids, words, ratio=config.word_ratio, mask_id=mask_id, vocab_size=c.vocab_size
-        )
-    if config.patch_weight:
-        hidden_patches = bmm.mask_patches(patch_key, len(ids), c.grid, config.patch_ratio, config.patch_block)
-    image_tokens, text_tokens = _apply(
-        model, params, images, hidden_ids, ids != PAD_ID, patch_mask=hidden_patches, dropout=dropout,
-        method="encode_joint",
+    if b.word_weight:
+        hide = functools.partial(bmm.mask_words, ratio=b.word_ratio, mask_id=mask_id, vocab_size=c.vocab_size)
+        hidden_ids, positions, word_weights = jax.vmap(hide)(row_keys(id_key, rows), ids, words)
+    if b.patch_weight:
+        cover = functools.partial(bmm.mask_patches, grid=c.grid, ratio=b.patch_ratio, block=b.patch_block)
+        hidden_patches = jax.vmap(cover)(row_keys(patch_key, rows))
+    image_tokens, text_tokens = model.apply(
+        {"params": params}, seen, hidden_ids, ids != PAD_ID, patch_mask=hidden_patches,
+        keys=row_keys(keys.joint, rows), method="encode_joint",
     )  # fmt: skip
-    terms = {}
-    if config.word_weight:
+    sums = {}
+    if b.word_weight:
         logits: Any = model.apply({"params": params}, _gather(text_tokens, positions), method="word_logits")
-        terms["words"] = bmm.word_loss(logits, jnp.take_along_axis(ids, positions, axis=1), word_weights)
+        sums["words"] = bmm.word_loss(logits, jnp.take_along_axis(ids, positions, axis=1), word_weights)
     if hidden_patches is not None:
-        where = jnp.argsort(~hidden_patches, axis=1, stable=True)[
-            :, : bmm.hidden_count(config.patch_ratio, c.num_patches)
-        ]
+        where = jnp.argsort(~hidden_patches, axis=1, stable=True)[:, : bmm.hidden_count(b.patch_ratio, c.num_patches)]
         predicted: Any = model.apply({"params": params}, _gather(image_tokens[:, 1:], where), method="patch_pixels")
         targets = bmm.patch_targets(extract_patches(clean, c.patch_size, c.stride))
         hidden = bmm.hidden_pixels(hidden_patches, c.image_size, c.patch_size, c.stride)[..., None]
         counted = extract_patches(jnp.broadcast_to(hidden, clean.shape), c.patch_size, c.stride)
-        terms["patches"] = bmm.patch_loss(predicted, _gather(targets, where), _gather(counted, where))
-    return terms
-
-
-def _apply(model: IVT, params: Any, *args, dropout: jax.Array, method: str, **kwargs):
-    return model.apply(
-        {"params": params}, *args, **kwargs, deterministic=False, rngs={"dropout": dropout}, method=method
-    )
+        sums["patches"] = bmm.patch_loss(predicted, _gather(targets, where), _gather(counted, where))
+    return sums
 
 
 def _gather(tokens: jax.Array, positions: jax.Array) -> jax.Array:

@@ -80,9 +80,14 @@ LENGTHS = np.array([40, 31, 11, 3, 2])
 MASK = np.arange(40) < LENGTHS[:, None]
 
 
+def draw_fast(keys, mask, ratio):
+    """A pattern for each row of the mask."""
+    return jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio))(keys, mask)
+
+
 def test_fast_drops_half_the_ratio_of_each_row():
-    for key in keys(20):
-        indices, valid = (np.asarray(x) for x in bmm.fast_selection(key, MASK, 0.2))
+    for seed in range(20):
+        indices, valid = (np.asarray(x) for x in draw_fast(keys(5, seed), MASK, 0.2))
         assert indices.shape == valid.shape == (5, 40 - 3)  # floor(0.1 * 39) = 3
         # floor(0.1 * (n - 1)): 3.9, 3.0, 1.0, 0.2, 0.1
         assert valid.sum(1).tolist() == [37, 28, 10, 3, 2]
@@ -95,14 +100,14 @@ def test_fast_drops_half_the_ratio_of_each_row():
 
 def test_fast_draws_a_pattern_per_row():
     mask = np.ones((8, 50), bool)
-    indices, _ = bmm.fast_selection(jax.random.key(0), mask, 0.4)
+    indices, _ = draw_fast(keys(8), mask, 0.4)
     kept = {frozenset(row.tolist()) for row in np.asarray(indices)}
     assert len(kept) == 8
 
 
 def test_fast_drops_each_position_equally_often():
     mask = np.ones((3000, 11), bool)
-    indices, _ = bmm.fast_selection(jax.random.key(1), mask, 0.4)  # 2 of 10
+    indices, _ = draw_fast(keys(3000, 1), mask, 0.4)  # 2 of 10
     kept = np.bincount(np.asarray(indices).ravel(), minlength=11)
     assert kept[0] == 3000
     assert np.abs(kept[1:] - 2400).max() < 5 * np.sqrt(3000 * 0.2 * 0.8)
@@ -159,8 +164,9 @@ IDS[:, 0], IDS[0, 11], IDS[1, 4], IDS[2, 1] = 2, 3, 3, 3
 
 @functools.cache
 def word_draws(ratio=0.3, count=2000):
-    mask = functools.partial(bmm.mask_words, ratio=ratio, mask_id=MASK_ID, vocab_size=VOCAB)
-    corrupted, positions, weights = jax.jit(jax.vmap(lambda key: mask(key, IDS, WORDS)))(keys(count))
+    mask = jax.vmap(functools.partial(bmm.mask_words, ratio=ratio, mask_id=MASK_ID, vocab_size=VOCAB))
+    several = keys(3 * count).reshape(count, 3)
+    corrupted, positions, weights = jax.jit(jax.vmap(lambda row_keys: mask(row_keys, IDS, WORDS)))(several)
     hidden = np.zeros((count, *IDS.shape), bool)
     draw, row, slot = np.nonzero(weights)
     hidden[draw, row, np.asarray(positions)[draw, row, slot]] = True
@@ -211,48 +217,55 @@ def test_fillers_have_no_weight_and_positions_do_not_repeat():
 
 
 def test_words_beyond_half_the_row_are_hidden_and_not_predicted():
-    words = np.arange(8, dtype=np.int32)[None]
+    words = np.arange(8, dtype=np.int32)
     corrupted, positions, weights = bmm.mask_words(
         jax.random.key(0), words + 100, words, ratio=1.0, mask_id=MASK_ID, vocab_size=VOCAB
     )
-    assert positions.tolist() == [[1, 2, 3, 4]]
-    assert weights.tolist() == [[1, 1, 1, 1]]
-    assert (np.asarray(corrupted)[0, 5:] != words[0, 5:] + 100).any()
+    assert positions.tolist() == [1, 2, 3, 4]
+    assert weights.tolist() == [1, 1, 1, 1]
+    assert (np.asarray(corrupted)[5:] != words[5:] + 100).any()
 
 
 def test_word_loss_by_hand():
     # Softmaxes (3/4, 1/4), (1/2, 1/2), (1/5, 4/5) and a filler; targets 0, 1, 1.
     logits = np.log(np.array([[[3, 1], [1, 1]], [[1, 4], [1e6, 1]]], np.float32))
-    loss = bmm.word_loss(logits, np.array([[0, 1], [1, 1]]), np.array([[1, 1], [1, 0]], np.float32))
-    np.testing.assert_allclose(loss, -(np.log(3 / 4) + np.log(1 / 2) + np.log(4 / 5)) / 3, rtol=1e-6)
+    sums, weights = bmm.word_loss(logits, np.array([[0, 1], [1, 1]]), np.array([[1, 1], [1, 0]], np.float32))
+    np.testing.assert_allclose(sums, [-np.log(3 / 4) - np.log(1 / 2), -np.log(4 / 5)], rtol=1e-6)
+    np.testing.assert_array_equal(weights, [2, 1])
 
 
-def test_losses_of_nothing_are_zero():
-    assert bmm.word_loss(np.ones((2, 2, 3)), np.zeros((2, 2), int), np.zeros((2, 2))) == 0
-    assert bmm.patch_loss(np.ones((1, 2, 3)), np.zeros((1, 2, 3)), np.zeros((1, 2, 3))) == 0
+def test_the_mean_is_of_all_rows_together():
+    # Not the mean of the rows' means, which would be (2 + 8) / 2.
+    np.testing.assert_allclose(bmm.mean_loss(np.array([6.0, 8.0]), np.array([3.0, 1.0])), 14 / 4)
+    assert bmm.mean_loss(np.zeros(2), np.zeros(2)) == 0
 
 
 # ---- reconstruction of patches
 
 
+def draw_patches(keys, grid, ratio, block):
+    """The patches hidden of an image for each key."""
+    return np.asarray(jax.vmap(lambda key: bmm.mask_patches(key, grid, ratio, block))(keys))
+
+
 @pytest.mark.parametrize("grid, ratio, count", [((4, 3), 0.5, 6), ((5, 3), 0.5, 7), ((4, 5), 0.3, 6), ((2, 2), 0.2, 0)])
 @pytest.mark.parametrize("block", [1, 2])
 def test_the_share_of_hidden_patches_is_exact(grid, ratio, count, block):
-    mask = np.asarray(bmm.mask_patches(jax.random.key(0), 16, grid, ratio, block))
+    mask = draw_patches(keys(16), grid, ratio, block)
     assert mask.shape == (16, grid[0] * grid[1])
     assert (mask.sum(1) == count).all()
     assert count == 0 or len({row.tobytes() for row in mask}) > 5  # a pattern per row
 
 
 def test_patches_are_hidden_in_blocks():
-    mask = np.asarray(bmm.mask_patches(jax.random.key(0), 64, (6, 5), 0.5, 2)).reshape(64, 6, 5)
+    mask = draw_patches(keys(64), (6, 5), 0.5, 2).reshape(64, 6, 5)
     for row in mask:
         blocks = [row[i : i + 2, j : j + 2] for i in (0, 2, 4) for j in (0, 2, 4)]
         assert sum(b.any() and not b.all() for b in blocks) <= 1  # the last block makes the count exact
 
 
 def test_each_patch_is_hidden_equally_often():
-    mask = np.asarray(bmm.mask_patches(jax.random.key(2), 3000, (4, 4), 0.5, 2))
+    mask = draw_patches(keys(3000, 2), (4, 4), 0.5, 2)
     assert np.abs(mask.mean(0) - 0.5).max() < 5 * np.sqrt(0.25 / 3000)
 
 
@@ -283,7 +296,7 @@ def test_patch_loss_by_hand():
     predicted = np.array([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [1.0, 1.0]]])
     targets = np.array([[[0.0, 2.0], [1.0, 9.0]], [[5.0, 3.0], [1.0, 1.0]]])
     weights = np.array([[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
-    np.testing.assert_allclose(bmm.patch_loss(predicted, targets, weights), (1 + 0 + 4 + 9) / 4)
+    np.testing.assert_allclose(bmm.patch_loss(predicted, targets, weights), [[1 + 0 + 4, 9], [3, 1]])
 
 
 def test_hidden_pixels_do_not_leak_into_the_input():
@@ -291,7 +304,7 @@ def test_hidden_pixels_do_not_leak_into_the_input():
     model = IVT(config)
     params = jax.jit(model.init)(jax.random.key(0))["params"]
     encode = jax.jit(functools.partial(model.apply, {"params": params}, method="encode_joint"))
-    mask = bmm.mask_patches(jax.random.key(1), 2, config.grid, 0.5, 2)
+    mask = draw_patches(keys(2, 1), config.grid, 0.5, 2)
     hidden = np.asarray(bmm.hidden_pixels(mask, config.image_size, 6, 4))[..., None] == 1
     assert hidden[:, :22, :10].any()
     rng = np.random.default_rng(0)

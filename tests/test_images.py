@@ -61,12 +61,13 @@ def test_normalise():
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_erase_fills_the_box_and_nothing_else(compiled):
-    key, shape = jax.random.key(3), (2, 2, 4, 6, 3)
-    batch = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + 100
-    boxes = jnp.zeros((2, 2, 4), jnp.int32).at[1, 0].set(jnp.array([1, 2, 2, 3]))
-    erased = np.asarray((jax.jit(images.erase) if compiled else images.erase)(batch, boxes, key))
+    key, shape = jax.random.key(3), (4, 6, 3)
+    image = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + 100
+    erase = jax.jit(images.erase) if compiled else images.erase
+    erased = np.asarray(erase(key, image, jnp.array([1, 2, 2, 3])))
 
-    expected = np.array(batch)
-    expected[1, 0, 1:3, 2:5] = np.asarray(jax.random.normal(key, shape))[1, 0, 1:3, 2:5]
+    expected = np.array(image)
+    expected[1:3, 2:5] = np.asarray(jax.random.normal(key, shape))[1:3, 2:5]
     np.testing.assert_array_equal(erased, expected)
-    assert np.abs(erased[1, 0, 1:3, 2:5]).max() < 6  # noise of unit variance, where there was 100 and more
+    assert np.abs(erased[1:3, 2:5]).max() < 6  # noise of unit variance, where there was 100 and more
+    np.testing.assert_array_equal(erase(key, image, jnp.zeros(4, jnp.int32)), image)  # no box

@@ -12,7 +12,16 @@ from ivt_jax.images import normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.objective import encode_levels, encode_views, objective
+from ivt_jax.objective import (
+    Keys,
+    encode_levels,
+    encode_views,
+    exact_patterns,
+    objective,
+    pixels,
+    reconstruction,
+    row_keys,
+)
 
 MASK_ID = 4
 LEVELS = {"sentence": 12, "phrase": 8, "word": 6}
@@ -52,8 +61,8 @@ KEY = jax.random.key(7)
 
 
 @functools.cache
-def params_of(stride=6):
-    model = IVT(IVTConfig.from_config(tiny(model={"stride": stride}).model))
+def params_of(stride=6, depth=1):
+    model = IVT(IVTConfig.from_config(tiny(model={"stride": stride, "depth": depth}).model))
     params = jax.jit(model.init)(jax.random.key(0))["params"]
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
@@ -78,7 +87,8 @@ def test_the_total_is_the_weighted_sum(monkeypatch):
     monkeypatch.setattr(module, "encode_views", lambda *args: [])
     monkeypatch.setattr(module, "encode_levels", lambda *args: [])
     monkeypatch.setattr(module, "mla_loss", lambda *args: -1.5)
-    monkeypatch.setattr(module, "reconstruction", lambda *args: {"words": 4.0, "patches": 8.0})
+    sums = {"words": (np.array([3.0, 5.0]), np.ones(2)), "patches": (np.array([16.0]), np.array([2.0]))}
+    monkeypatch.setattr(module, "reconstruction", lambda *args: sums)
     total, metrics = objective(
         None, None, BATCH, KEY, tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5}), MASK_ID
     )
@@ -124,12 +134,17 @@ def test_the_ablation_has_the_terms_of_its_names(variant, levels, reconstructs):
 # ---- alignment
 
 
-def encoded(config, batch=BATCH):
-    model, params = IVT(IVTConfig.from_config(config.model)), params_of()
+def encoded(config, batch=BATCH, rows=(0, 1, 2, 3)):
+    """Embeddings of the batch's rows of these numbers, views without erasing and levels."""
+    model, params, rows = IVT(IVTConfig.from_config(config.model)), params_of(depth=config.model.depth), np.array(rows)
+    images, levels = batch["images"], list(batch["text"].values())
 
     def encode(key):
-        views = encode_views(model, params, normalise(batch["images"]), key, key, config.bmm)
-        return views, encode_levels(model, params, list(batch["text"].values()), key, key, config.bmm)
+        keys = Keys(*jax.random.split(key, 6))
+        of_images, of_texts = exact_patterns(model, levels, keys.align, config.bmm)
+        boxes, part = np.zeros((len(rows), 3, 4), np.int32), [ids[rows] for ids in levels]
+        views = encode_views(model, params, rows, images[rows], boxes, keys, of_images, config)
+        return views, encode_levels(model, params, rows, part, keys, of_texts, config)
 
     return jax.jit(encode)(KEY)
 
@@ -169,6 +184,36 @@ def test_exact_alignment_has_one_pattern_per_modality_and_fast_one_per_row():
             assert spread < 1e-5 if align == "exact" else spread > 1e-3
 
 
+@pytest.mark.parametrize("align", ["exact", "fast"])
+def test_a_part_of_the_batch_is_encoded_as_within_the_whole(align):
+    config = tiny(model={"dropout": 0.3, "drop_path": 0.5, "depth": 2}, bmm={"align": align, "align_ratio": 0.6})
+    whole, part = encoded(config), encoded(config, rows=(3, 1))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[np.array([3, 1])], atol=1e-5), part, whole)
+
+
+def test_a_part_of_the_batch_is_reconstructed_and_erased_as_within_the_whole(monkeypatch):
+    config = tiny(model={"dropout": 0.3, "drop_path": 0.5, "depth": 2})
+    arrays = [BATCH["images"][:, 0], BATCH["erase"][:, 0], BATCH["text"]["sentence"], BATCH["words"]]
+    model = IVT(IVTConfig.from_config(config.model))
+
+    @jax.jit
+    def rebuild(rows, *arrays):
+        keys = Keys(*jax.random.split(KEY, 6))
+        seen, _ = pixels(*arrays[:2], row_keys(keys.erase, rows), config)
+        return seen, reconstruction(model, params_of(depth=2), rows, *arrays, keys, config, MASK_ID)
+
+    whole, part = (rebuild(rows, *(x[rows] for x in arrays)) for rows in (np.arange(4), np.array([3, 1])))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[np.array([3, 1])], rtol=1e-5), part, whole)
+    erased = whole[0][:, 2:10, 3:9].reshape(4, -1)
+    assert len(np.unique(erased)) == erased.size  # no two rows have the same noise
+
+
+def test_views_and_levels_have_draws_of_their_own():
+    of_views = jax.random.key_data(row_keys(KEY, np.array([5, 2]), 3)).reshape(2, 3, -1)
+    assert len({tuple(key) for row in of_views.tolist() for key in row}) == 6
+    np.testing.assert_array_equal(of_views[:, 0], jax.random.key_data(row_keys(KEY, np.array([5, 2]))))
+
+
 def test_the_matching_is_mla_of_the_embeddings(separately):
     batch = {**BATCH, "erase": np.zeros_like(BATCH["erase"])}
     _, metrics = evaluate(tiny(bmm={"word_weight": 0.0, "patch_weight": 0.0}), batch)
@@ -183,31 +228,34 @@ def reconstructed():
     """Metrics of overlapping patches (5 x 2) with all views erased, and what reached the losses."""
     config = tiny(mla={"weight": 0.0}, bmm={"patch_block": 2}, model={"stride": 4})
     batch = {**BATCH, "erase": np.tile(np.array([0, 0, 24, 12], np.int32), (4, 3, 1))}
-    model, params, seen = IVT(IVTConfig.from_config(config.model)), params_of(4), {}
+    model, params, calls = IVT(IVTConfig.from_config(config.model)), params_of(4), {}
 
-    def spy(name, function):
+    def spy(owner, name):
+        function = getattr(owner, name)
+
         def wrapped(*args, **kwargs):
-            result = function(*args, **kwargs)
-            seen[name] = (args, result)
-            return result
+            calls.setdefault(name, []).append((args, kwargs))
+            return function(*args, **kwargs)
 
-        return wrapped
+        patch.setattr(owner, name, wrapped)
 
     def run(params):
         metrics = objective(model, params, batch, KEY, config, MASK_ID)[1]
-        (logits, targets, _), _ = seen["word_loss"]
-        return metrics, {"words": (seen["mask_words"][1], logits, targets),
-                         "patches": (seen["mask_patches"][1], *seen["patch_loss"][0])}  # fmt: skip
+        (*_, corrupted, _), joint = calls["apply"][0]
+        (_, positions), _ = calls["_gather"][0]
+        seen = {"words": (corrupted, positions, *calls["word_loss"][0][0]),
+                "patches": (joint["patch_mask"], *calls["patch_loss"][0][0])}  # fmt: skip
+        return metrics, seen
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("mask_words", "word_loss", "mask_patches", "patch_loss"):
-            patch.setattr(bmm, name, spy(name, getattr(bmm, name)))
+        for owner, name in ((IVT, "apply"), (module, "_gather"), (bmm, "word_loss"), (bmm, "patch_loss")):
+            spy(owner, name)
         return jax.tree.map(np.asarray, jax.jit(run)(params))
 
 
 def test_words_are_predicted_as_they_were_before_masking(reconstructed):
     metrics, seen = reconstructed
-    (corrupted, positions, weights), logits, targets = seen["words"]
+    corrupted, positions, logits, targets, weights = seen["words"]
     assert (corrupted == MASK_ID).any()
     losses = []
     for row, slot in np.argwhere(weights):
@@ -241,19 +289,18 @@ def test_patches_are_predicted_as_in_the_clean_first_view(reconstructed):
 
 @pytest.mark.parametrize("rows, expected", [(0, [0, 1, 2, 3, 4, 5]), (1, [0]), (2, [0, 3]), (3, [0, 2, 4])])
 def test_rows_picks_evenly_spaced_pairs(monkeypatch, rows, expected):
-    def look(model, params, images, clean, ids, words, *rest):
-        seen.update(images=images, clean=clean, ids=ids, words=words)
-        return {"words": 0.0}
+    def look(model, params, rows, images, boxes, ids, words, *rest):
+        seen.update(rows=rows, images=images, boxes=boxes, ids=ids, words=words)
+        return {"words": (np.zeros(1), np.zeros(1))}
 
     seen, batch = {}, make_batch(6)
     monkeypatch.setattr(module, "reconstruction", look)
     objective(None, None, batch, KEY, tiny(mla={"weight": 0.0}, bmm={"rows": rows}), MASK_ID)
-    np.testing.assert_array_equal(seen["clean"], normalise(batch["images"][expected, 0]))
+    np.testing.assert_array_equal(seen["rows"], expected)
+    np.testing.assert_array_equal(seen["images"], batch["images"][expected, 0])
+    np.testing.assert_array_equal(seen["boxes"], batch["erase"][expected, 0])
     np.testing.assert_array_equal(seen["ids"], batch["text"]["sentence"][expected])
     np.testing.assert_array_equal(seen["words"], batch["words"][expected])
-    erased = (seen["images"] != seen["clean"]).any(-1)
-    assert erased[:, 2:10, 3:9].all()
-    assert erased.sum() == len(expected) * 8 * 6
 
 
 @pytest.mark.parametrize("term, mlp", [("words", "mlp_txt"), ("patches", "mlp_vis")])

@@ -4,6 +4,9 @@
 masked as a key are the same to all others, for nothing but attention mixes tokens, so dropping is a gather of the kept
 tokens (`fast`), or a permutation with the kept ones in front and a length (`exact`), both at static shapes.
 *Masked reconstruction* hides words and patches of a pair and predicts them from the other modality and from the rest.
+
+Draws are those of one row, from its key, and `jax.vmap` serves many: a row's draw does not depend on the others.
+`exact` alone draws for a whole batch.
 """
 
 import jax
@@ -27,61 +30,58 @@ def exact_selection(key: jax.Array, length: jax.Array | int, size: int, ratio: f
 
 
 def fast_selection(key: jax.Array, mask: jax.Array, ratio: float) -> tuple[jax.Array, jax.Array]:
-    """A pattern per row with the mean of the released draw: floor(ratio / 2 * (n - 1)) of its n tokens dropped.
+    """A pattern for one row, with the mean of the released draw: floor(ratio / 2 * (n - 1)) of its n tokens dropped.
 
-    mask (B, N) bool, True at tokens, which come first in each row. Returns indices (B, K) int32 and valid (B, K) bool
-    with K = N - floor(ratio / 2 * (N - 1)): the sequence is shorter, and so is the time.
+    mask (N,) bool, True at tokens, which come first. Returns indices (K,) int32 and valid (K,) bool with
+    K = N - floor(ratio / 2 * (N - 1)): the sequence is shorter, and so is the time.
     """
-    batch, size = mask.shape
+    (size,) = mask.shape
     kept_size = size - int(ratio / 2 * (size - 1) + 1e-4)
-    lengths = mask.sum(1)
-    dropped = jnp.floor(ratio / 2 * (lengths - 1) + 1e-4).astype(jnp.int32)
-    scores = jnp.where(mask, jax.random.uniform(key, (batch, size)), 2.0).at[:, 0].set(-1.0)
-    order = jnp.argsort(scores, axis=1).astype(jnp.int32)
-    return order[:, :kept_size], jnp.arange(kept_size) < (lengths - dropped)[:, None]
+    length = mask.sum()
+    dropped = jnp.floor(ratio / 2 * (length - 1) + 1e-4).astype(jnp.int32)
+    scores = jnp.where(mask, jax.random.uniform(key, (size,)), 2.0).at[0].set(-1.0)
+    order = jnp.argsort(scores).astype(jnp.int32)
+    return order[:kept_size], jnp.arange(kept_size) < length - dropped
 
 
 def mask_words(
     key: jax.Array, ids: jax.Array, words: jax.Array, *, ratio: float, mask_id: int, vocab_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Hides whole words: max(1, round(ratio * words)) of each row, 80% as [MASK], 10% as a random token, 10% unchanged.
+    """Hides whole words of one row: max(1, round(ratio * words)), 80% as [MASK], 10% as a random token, 10% unchanged.
 
-    ids (B, L) int32; words (B, L) int32 is the 1-based index of each token's word, 0 at special tokens and padding.
-    Returns the corrupted ids (B, L), the positions (B, M) of the hidden tokens, and their weights (B, M): 1 at hidden
+    ids (L,) int32; words (L,) int32 is the 1-based index of each token's word, 0 at special tokens and padding.
+    Returns the corrupted ids (L,), the positions (M,) of the hidden tokens, and their weights (M,): 1 at hidden
     tokens, 0 at fillers. M = L // 2; hidden tokens beyond it stay hidden and are not predicted.
     """
-    batch, length = ids.shape
+    (length,) = ids.shape
     word_key, kind_key, random_key = jax.random.split(key, 3)
-    count = words.max(1)
+    count = words.max()
     quota = jnp.where(count > 0, jnp.maximum(1, jnp.round(ratio * count)), 0).astype(jnp.int32)
     # The scores of the words that exist, ranked: word w is hidden where its rank is below the quota.
-    scores = jax.random.uniform(word_key, (batch, length + 1))
-    exists = (jnp.arange(length + 1) >= 1) & (jnp.arange(length + 1) <= count[:, None])
-    ranks = jnp.argsort(jnp.argsort(jnp.where(exists, scores, 2.0), axis=1), axis=1)
-    hidden = (jnp.take_along_axis(ranks, words, axis=1) < quota[:, None]) & (words > 0)
+    scores = jax.random.uniform(word_key, (length + 1,))
+    exists = (jnp.arange(length + 1) >= 1) & (jnp.arange(length + 1) <= count)
+    ranks = jnp.argsort(jnp.argsort(jnp.where(exists, scores, 2.0)))
+    hidden = (ranks[words] < quota) & (words > 0)
 
     kind = jax.random.uniform(kind_key, ids.shape)
     random_ids = jax.random.randint(random_key, ids.shape, 0, vocab_size, jnp.int32)
     replacement = jnp.where(kind < 0.8, mask_id, jnp.where(kind < 0.9, random_ids, ids))
-    positions = jnp.argsort(~hidden, axis=1, stable=True)[:, : length // 2]
-    weights = jnp.take_along_axis(hidden, positions, axis=1).astype(jnp.float32)
-    return jnp.where(hidden, replacement, ids), positions, weights
+    positions = jnp.argsort(~hidden, stable=True)[: length // 2]
+    return jnp.where(hidden, replacement, ids), positions, hidden[positions].astype(jnp.float32)
 
 
-def mask_patches(key: jax.Array, batch: int, grid: tuple[int, int], ratio: float, block: int) -> jax.Array:
-    """Hides floor(ratio * P) patches of each row, in blocks of block x block -> (B, P) bool.
+def mask_patches(key: jax.Array, grid: tuple[int, int], ratio: float, block: int) -> jax.Array:
+    """Hides floor(ratio * P) patches of one image, in blocks of block x block -> (P,) bool.
 
     Blocks serve overlapping patches, whose neighbours would give a single hidden patch away.
     """
     rows, columns = grid
     coarse = (-(-rows // block), -(-columns // block))
     block_key, patch_key = jax.random.split(key)
-    scores = jnp.argsort(jax.random.uniform(block_key, (batch, coarse[0] * coarse[1])), axis=1)
-    scores = scores.reshape(batch, *coarse)
-    scores = jnp.repeat(jnp.repeat(scores, block, 1), block, 2)[:, :rows, :columns].reshape(batch, -1)
+    scores = jnp.argsort(jax.random.uniform(block_key, (coarse[0] * coarse[1],))).reshape(coarse)
+    scores = jnp.repeat(jnp.repeat(scores, block, 0), block, 1)[:rows, :columns].ravel()
     scores = scores + jax.random.uniform(patch_key, scores.shape)  # decides within the last, partly hidden block
-    ranks = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
-    return ranks < hidden_count(ratio, rows * columns)
+    return jnp.argsort(jnp.argsort(scores)) < hidden_count(ratio, rows * columns)
 
 
 def hidden_count(ratio: float, patches: int) -> int:
@@ -112,13 +112,18 @@ def patch_targets(patches: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
 
 
-def word_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Cross-entropy of logits (B, M, V) at targets (B, M): the mean over all weights (B, M) of the global batch."""
+def word_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of logits (B, M, V) at targets (B, M), times weights (B, M) -> sum and weight of each row, (B,)."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-    return (losses * weights).sum() / jnp.maximum(weights.sum(), 1)
+    return (losses * weights).sum(1), weights.sum(1)
 
 
-def patch_loss(predicted: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Squared error over (B, M, p * p * 3): the mean over all weights (same shape) of the global batch."""
-    return (jnp.square(predicted - targets) * weights).sum() / jnp.maximum(weights.sum(), 1)
+def patch_loss(predicted: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Squared error over (B, M, p * p * 3), times weights of that shape -> sum and weight of each row, (B,)."""
+    return (jnp.square(predicted - targets) * weights).sum((1, 2)), weights.sum((1, 2))
+
+
+def mean_loss(sums: jax.Array, weights: jax.Array) -> jax.Array:
+    """The mean over the global batch, of each row's sum and weight; 0 where nothing has weight."""
+    return sums.sum() / jnp.maximum(weights.sum(), 1)

@@ -75,19 +75,18 @@ def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Stochastic depth: each row of (B, N, D) loses this residual branch with probability `rate`."""
-    if key is None:
+def drop_path(x: jax.Array, rate: jax.Array, draw: jax.Array | None) -> jax.Array:
+    """Stochastic depth: a row of (B, N, D) loses this residual branch where its draw (B,), in 0..1, is below `rate`."""
+    if draw is None:
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where((draw >= rate)[:, None, None], x / (1 - rate), 0).astype(x.dtype)
 
 
 def block(
     p: Params,
     x: jax.Array,
     rate: jax.Array,
-    key: jax.Array | None,
+    draws: jax.Array | None,
     *,
     key_bias: jax.Array | None,
     num_image: int,
@@ -95,12 +94,12 @@ def block(
     image_activation: str,
     epsilon: float,
 ) -> jax.Array:
-    """One pre-norm block over (B, N, D), the image tokens first."""
-    attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+    """One pre-norm block over (B, N, D), the image tokens first; `draws` (2, B) are those of its two branches."""
+    of_attention, of_mlp = (None, None) if draws is None else draws
     normed = layer_norm(p["norm1"], x, epsilon).astype(x.dtype)
-    x = x + drop_path(attention(p["attn"], normed, key_bias, num_heads), rate, attention_key)
+    x = x + drop_path(attention(p["attn"], normed, key_bias, num_heads), rate, of_attention)
     normed = layer_norm(p["norm2"], x, epsilon).astype(x.dtype)
-    return x + drop_path(modality_mlp(p, normed, num_image, image_activation), rate, mlp_key)
+    return x + drop_path(modality_mlp(p, normed, num_image, image_activation), rate, of_mlp)
 
 
 class Blocks(nn.Module):
@@ -130,12 +129,18 @@ class Blocks(nn.Module):
         self.layers = {name: self.param(name, init) for name, init in layers.items()}
         self.final = self.param("norm", lambda key: jax.tree.map(lambda x: x[0], _norm_params(1, self.width)))
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None, num_image: int, deterministic: bool) -> jax.Array:
-        """(B, N, D) -> (B, N, D) float32 after the final norm. `mask` (B, N) is False at padding, None = no padding."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, num_image: int, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, N, D) -> (B, N, D) float32 after the final norm.
+
+        mask (B, N) is False at padding, None = no padding; keys (B,) for stochastic depth, None = all are kept.
+        """
         key_bias = None if mask is None else jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
-        random = not deterministic and self.drop_path > 0
-        keys = jax.random.split(self.make_rng("dropout"), self.depth) if random else None
+        draws = None
+        if keys is not None and self.drop_path > 0:
+            draws = jax.vmap(lambda key: jax.random.uniform(key, (self.depth, 2)), out_axes=-1)(keys)
         run: Any = functools.partial(
             block,
             key_bias=key_bias,
@@ -151,7 +156,7 @@ class Blocks(nn.Module):
         def step(carry, layer):
             return run(layer[0], carry, layer[1], layer[2]), None
 
-        x, _ = jax.lax.scan(step, x, (self.layers, rates, keys), unroll=self.unroll)
+        x, _ = jax.lax.scan(step, x, (self.layers, rates, draws), unroll=self.unroll)
         return layer_norm(self.final, x, self.norm_epsilon)
 
 

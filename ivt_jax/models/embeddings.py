@@ -71,6 +71,14 @@ class ImageEmbedding(nn.Module):
         return tokens
 
 
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Zeros with probability `rate`, the others scaled: a row of x (B, ...) by its own one of keys (B,)."""
+    if keys is None or rate == 0:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
 class TextEmbedding(nn.Module):
     """BERT's embeddings: word + position + token type (always 0), layer norm, dropout."""
 
@@ -87,13 +95,12 @@ class TextEmbedding(nn.Module):
         self.token_type = self.param("token_type", small, (2, self.width))
         self.scale = self.param("scale", nn.initializers.ones, (self.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        self.drop = nn.Dropout(self.dropout)
 
-    def __call__(self, ids: jax.Array, dtype: jnp.dtype, deterministic: bool) -> jax.Array:
-        """(B, L) int32 -> (B, L, width) in `dtype`."""
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype, keys: jax.Array | None = None) -> jax.Array:
+        """(B, L) int32 -> (B, L, width) in `dtype`; keys (B,) for dropout, None = no dropout."""
         length = ids.shape[1]
         if length > self.max_length:
             raise ValueError(f"texts of {length} tokens, the model has {self.max_length} text positions")
         tokens = self.word[ids] + self.position[:length] + self.token_type[0]
         tokens = layer_norm({"scale": self.scale, "bias": self.bias}, tokens, TEXT_NORM_EPSILON)
-        return self.drop(tokens, deterministic=deterministic).astype(dtype)
+        return dropout(tokens, self.dropout, keys).astype(dtype)

@@ -88,7 +88,8 @@ class IVTConfig:
 class IVT(nn.Module):
     """The tower and its heads. Every `encode_*` returns float32 tokens after the final norm; token 0 is the embedding.
 
-    Training passes `deterministic=False` and a "dropout" key.
+    Training passes `keys` (B,): a row's dropout and stochastic depth follow from its key, whatever other rows it stands
+    among. Without keys there is neither.
     """
 
     config: IVTConfig
@@ -119,23 +120,24 @@ class IVT(nn.Module):
         return self.word_logits(text_tokens), self.patch_pixels(image_tokens)
 
     def encode_image(
-        self, images: jax.Array, *, keep: Selection | None = None, deterministic: bool = True
+        self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """(B, H, W, 3) normalised -> (B, 1 + P, D), or (B, K, D) of the tokens that `keep` selects."""
         tokens, mask = self.image_embedding(images, None, self.dtype), None
         if keep is not None:
             tokens, mask = _select(tokens, mask, keep)
-        return self.blocks(tokens, mask, tokens.shape[1], deterministic)
+        return self.blocks(tokens, mask, tokens.shape[1], keys)
 
     def encode_text(
-        self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, deterministic: bool = True
+        self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """ids (B, L) int32, mask (B, L) bool (False at padding) -> (B, L, D), or (B, K, D) of what `keep` selects."""
-        tokens = self.text_embedding(ids, self.dtype, deterministic)
+        embedding_keys, block_keys = _two(keys)
+        tokens = self.text_embedding(ids, self.dtype, embedding_keys)
         kept: jax.Array | None = mask
         if keep is not None:
             tokens, kept = _select(tokens, mask, keep)
-        return self.blocks(tokens, kept, 0, deterministic)
+        return self.blocks(tokens, kept, 0, block_keys)
 
     def encode_joint(
         self,
@@ -144,17 +146,18 @@ class IVT(nn.Module):
         mask: jax.Array,
         *,
         patch_mask: jax.Array | None = None,
-        deterministic: bool = True,
+        keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Both token sequences as one: attention over both, each token through its modality's MLP.
 
         `patch_mask` (B, P) bool hides patches behind the mask token. Returns (B, 1 + P, D) and (B, L, D).
         """
         image = self.image_embedding(images, patch_mask, self.dtype)
-        text = self.text_embedding(ids, self.dtype, deterministic)
+        embedding_keys, block_keys = _two(keys)
+        text = self.text_embedding(ids, self.dtype, embedding_keys)
         num_image = image.shape[1]
         mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
-        tokens = self.blocks(jnp.concatenate([image, text], axis=1), mask, num_image, deterministic)
+        tokens = self.blocks(jnp.concatenate([image, text], axis=1), mask, num_image, block_keys)
         return tokens[:, :num_image], tokens[:, num_image:]
 
     def word_logits(self, tokens: jax.Array) -> jax.Array:
@@ -164,6 +167,11 @@ class IVT(nn.Module):
     def patch_pixels(self, tokens: jax.Array) -> jax.Array:
         """(..., D) -> (..., patch_size * patch_size * 3) float32."""
         return self.patch_head(tokens, self.dtype)
+
+
+def _two(keys: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """Two keys of each row's one."""
+    return (None, None) if keys is None else tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
 
 
 def _select(tokens: jax.Array, mask: jax.Array | None, keep: Selection) -> tuple[jax.Array, jax.Array | None]:
