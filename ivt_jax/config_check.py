@@ -24,11 +24,13 @@ CHOICES = {
     "optimizer.name": tuple(OPTIMIZER_SLOTS),
     "optimizer.schedule": ("released", "smooth"),
     "runtime.on_damage": ON_DAMAGE,
+    "runtime.matching": ("global", "sharded"),
 }
 COUNTS = (
     "data.batch_size", "data.instances", "model.patch_size", "model.stride", "model.width", "model.depth",
     "model.num_heads", "model.unroll", "mla.views", "mla.groups", "bmm.patch_block", "train.max_bad_steps",
     "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size", "runtime.heartbeat",
+    "runtime.microbatches",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "augment.pad", "bmm.rows", "train.steps", "train.eval_every", "train.first_epoch", "train.spike_factor",
@@ -116,3 +118,12 @@ def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     for name, divisor in divisors.items():
         if batch_size % divisor:
             yield f"data.batch_size {batch_size} is not a multiple of {name}"
+    parts = config.runtime.microbatches
+    for name, rows in (("data.batch_size", batch_size), ("bmm.rows", config.bmm.rows)):
+        if parts > 1 and rows % (parts * devices):
+            yield f"{name} {rows} is not a multiple of runtime.microbatches {parts} times {devices}, the devices"
+    if config.runtime.matching == "sharded" and config.mla.groups % devices and devices % config.mla.groups:
+        yield (
+            f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: it must "
+            "divide them or be a multiple of them"
+        )

@@ -7,6 +7,7 @@ encoded by itself, is encoded as within the whole.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,31 +31,87 @@ class Keys(NamedTuple):
     joint: jax.Array
 
 
+class Encoded(NamedTuple):
+    """What rows of the batch give to the objective, and nothing but they: b of them, of which r are reconstructed.
+
+    views, texts: embeddings (b, D) for each view and level, none where nothing is matched; sums: for each term of the
+    reconstruction its sums and weights (r,).
+    """
+
+    views: list[jax.Array]
+    texts: list[jax.Array]
+    sums: dict[str, tuple[jax.Array, jax.Array]]
+
+
+# Embeddings of views and of levels, the rows' persons (B,), groups -> a loss; see ivt_jax/losses/mla.py.
+Matching = Callable[[list[jax.Array], list[jax.Array], jax.Array, int], jax.Array]
+
+
 def objective(
-    model: IVT, params: Any, batch: dict[str, Any], key: jax.Array, config: Any, mask_id: int
+    model: IVT,
+    params: Any,
+    batch: dict[str, Any],
+    key: jax.Array,
+    config: Any,
+    mask_id: int,
+    matching: Matching = mla_loss,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of one global batch (see input_pipeline/pipeline.py for its arrays) -> (total, every term by itself).
 
     A term whose weight is 0 is not computed. The negatives of the matching are the global batch, however it is sharded.
     """
+    encode = make_encode(model, batch, key, config, mask_id)
+    return combine(encode(params, *numbered(batch, config)), batch["person_ids"], config, matching)
+
+
+def numbered(batch: dict[str, Any], config: Any) -> tuple[Any, Any]:
+    """The batch's arrays with the rows' numbers, and those of the rows to reconstruct: what an `encode` is given."""
+    pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": jnp.arange(len(batch["images"]))}
+    chosen = {
+        "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
+        "ids": batch["text"]["sentence"], "words": batch["words"],
+    }  # fmt: skip
+    # Evenly spaced: more persons. A reshape, not a gather of indices: rows stay on the device that holds them.
+    return pairs, {name: x.reshape(config.bmm.rows or len(x), -1, *x.shape[1:])[:, 0] for name, x in chosen.items()}
+
+
+def make_encode(
+    model: IVT, batch: dict[str, Any], key: jax.Array, config: Any, mask_id: int
+) -> Callable[[Any, Any, Any], Encoded]:
+    """encode(params, pairs, chosen) -> Encoded, of any rows of the two that `numbered` gives of this batch.
+
+    What is drawn once for the whole batch is drawn here.
+    """
     keys = Keys(*jax.random.split(key, len(Keys._fields)))
-    images, boxes, text = batch["images"], batch["erase"], batch["text"]
-    rows = jnp.arange(len(images))
-    terms = {}
+    of_images = of_texts = None
     if config.mla.weight:
-        levels = [text[level] for level in config.mla.levels]
-        of_images, of_texts = exact_patterns(model, levels, keys.align, config.bmm)
-        views = encode_views(model, params, rows, images, boxes, keys, of_images, config)
-        texts = encode_levels(model, params, rows, levels, keys, of_texts, config)
-        terms["mla"] = mla_loss(views, texts, batch["person_ids"], config.mla.groups)
-    if config.bmm.word_weight or config.bmm.patch_weight:
-        # Evenly spaced: more persons. A reshape, not a gather of indices: rows stay on the device that holds them.
-        chosen = [
-            x.reshape(config.bmm.rows or len(x), -1, *x.shape[1:])[:, 0]
-            for x in (rows, images[:, 0], boxes[:, 0], text["sentence"], batch["words"])
-        ]
-        sums = reconstruction(model, params, *chosen, keys, config, mask_id)
-        terms |= {name: bmm.mean_loss(*of_rows) for name, of_rows in sums.items()}
+        of_images, of_texts = exact_patterns(
+            model, [batch["text"][name] for name in config.mla.levels], keys.align, config.bmm
+        )
+
+    def encode(params: Any, pairs: Any, chosen: Any) -> Encoded:
+        views, texts, sums = [], [], {}
+        if config.mla.weight:
+            levels = [pairs["text"][name] for name in config.mla.levels]
+            views = encode_views(model, params, pairs["rows"], pairs["images"], pairs["erase"], keys, of_images, config)
+            texts = encode_levels(model, params, pairs["rows"], levels, keys, of_texts, config)
+        if config.bmm.word_weight or config.bmm.patch_weight:
+            sums = reconstruction(
+                model, params, chosen["rows"], chosen["images"], chosen["erase"], chosen["ids"], chosen["words"], keys,
+                config, mask_id,
+            )  # fmt: skip
+        return Encoded(views, texts, sums)
+
+    return encode
+
+
+def combine(
+    encoded: Encoded, person_ids: jax.Array, config: Any, matching: Matching
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of the whole batch from what its rows gave -> (total, every term by itself)."""
+    terms = {name: bmm.mean_loss(*of_rows) for name, of_rows in encoded.sums.items()}
+    if encoded.views:
+        terms = {"mla": matching(encoded.views, encoded.texts, person_ids, config.mla.groups)} | terms
     weights = {"mla": config.mla.weight, "words": config.bmm.word_weight, "patches": config.bmm.patch_weight}
     total = sum(weights[name] * value for name, value in terms.items())
     return total, {"loss": total, **terms}
@@ -108,12 +165,13 @@ def encode_views(
     batch, count = images.shape[:2]
     each = functools.partial(row_keys, rows=rows, count=count)
     # Pair by pair: rows stay on the device that holds them.
-    seen, _ = pixels(*(x.reshape(-1, *x.shape[2:]) for x in (images, boxes)), each(keys.erase), config)
+    stacked, boxes = (x.reshape(-1, *x.shape[2:]) for x in (images, boxes))
+    seen, _ = pixels(stacked, boxes, each(keys.erase), config)
     if config.bmm.align == "fast":
         whole = jnp.ones((batch * count, 1 + model.config.num_patches), bool)
         kept, _ = fast_patterns(each(jax.random.fold_in(keys.align, 0)), whole, config.bmm.align_ratio)
         pattern = kept, None  # all images have the same number of tokens: nothing is padding
-    tokens = model.apply({"params": params}, seen, keep=pattern, keys=each(keys.image), method="encode_image")
+    tokens: Any = model.apply({"params": params}, seen, keep=pattern, keys=each(keys.image), method="encode_image")
     return list(tokens[:, 0].reshape(batch, count, -1).swapaxes(0, 1))
 
 
@@ -143,7 +201,7 @@ def encode_levels(
             align = row_keys(jax.random.fold_in(keys.align, 1 + index), rows)
             keep = fast_patterns(align, mask, config.bmm.align_ratio)
         dropout = row_keys(jax.random.fold_in(keys.text, index), rows, count)
-        tokens = model.apply({"params": params}, ids, mask, keep=keep, keys=dropout, method="encode_text")
+        tokens: Any = model.apply({"params": params}, ids, mask, keep=keep, keys=dropout, method="encode_text")
         embeddings += list(tokens[:, 0].reshape(-1, count, model.config.width).swapaxes(0, 1))
     return embeddings
 
@@ -174,10 +232,11 @@ def reconstruction(
     if b.patch_weight:
         cover = functools.partial(bmm.mask_patches, grid=c.grid, ratio=b.patch_ratio, block=b.patch_block)
         hidden_patches = jax.vmap(cover)(row_keys(patch_key, rows))
-    image_tokens, text_tokens = model.apply(
+    both: Any = model.apply(
         {"params": params}, seen, hidden_ids, ids != PAD_ID, patch_mask=hidden_patches,
         keys=row_keys(keys.joint, rows), method="encode_joint",
     )  # fmt: skip
+    image_tokens, text_tokens = both
     sums = {}
     if b.word_weight:
         logits: Any = model.apply({"params": params}, _gather(text_tokens, positions), method="word_logits")

@@ -29,7 +29,8 @@ MODELS = {
 BATCHES = (64, 256, 1024, 4096, 16384)
 DEVICES = (1, 8, 64, 256)
 MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have
-MATRICES = 6  # of similarities, float32, that CMPM keeps for both directions and the backward pass
+# Of similarities, float32, that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
+MATRICES = {"global": 8, "sharded": 7}
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,12 @@ class Memory:
         return f"memory per device, by formula: {self.total / 1e9:.2f} GB ({told}, and what a block works with)"
 
 
-def device_memory(
-    config: Mapping[str, Any],
-    sizes: Mapping[str, int],
-    *,
-    microbatches: int = 1,
-    matching: str = "global",
-    widened: bool = False,
-) -> Memory:
+def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widened: bool = False) -> Memory:
     """The memory of a run on a mesh of these sizes.
 
-    microbatches: parts of the batch whose activations are held one after another. matching: global, or sharded, where
-    each device holds its own rows of the similarities alone. widened: as XLA's CPU backend has it, which computes and
-    keeps bfloat16 as float32.
+    widened: as XLA's CPU backend has it, which computes and keeps bfloat16 as float32.
     """
-    model, optimizer = config["model"], config["optimizer"]
+    model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices = math.prod(sizes.values())
     shapes = parameter_shapes(model)
     held = {name: 4 * math.prod(shape) // place(name, shape, sizes).parts for name, shape in shapes.items()}
@@ -109,31 +101,31 @@ def device_memory(
         turned=mlp + 2 * others,
         activations=kept + embeddings + cached,
         working=max((working_bytes(p, model, size) for p in passes), default=0),
-        matching=MATRICES
+        matching=MATRICES[config["runtime"]["matching"]]
         * 4
         * matching_side(config) ** 2
         // config["mla"]["groups"]
-        // spread(config, devices, matching),
+        // spread(config, devices),
         logits=4 * predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + others + embeddings,
     )
 
 
-def device_flops(config: Mapping[str, Any], devices: int, *, microbatches: int = 1, matching: str = "global") -> int:
+def device_flops(config: Mapping[str, Any], devices: int) -> int:
     """Matrix products of one device in a step; micro-batches encode images and texts once more (gradient caching)."""
     cost = step_cost(config)
-    again = cost.image + cost.text if microbatches > 1 else 0
+    again = cost.image + cost.text if config["runtime"]["microbatches"] > 1 else 0
     split = cost.training - 3 * cost.matching + again
-    return split // devices + 3 * cost.matching // spread(config, devices, matching)
+    return split // devices + 3 * cost.matching // spread(config, devices)
 
 
-def spread(config: Mapping[str, Any], devices: int, matching: str) -> int:
+def spread(config: Mapping[str, Any], devices: int) -> int:
     """Over how many devices the similarities are split.
 
     XLA splits them by rows where the rows lie as the batch does; the stack of several levels or views does not, and
-    every device computes the whole.
+    every device computes the whole. Sharded matching splits them always.
     """
-    mla = config["mla"]
+    mla, matching = config["mla"], config["runtime"]["matching"]
     return devices if matching == "sharded" or max(mla["views"], len(mla["levels"])) == 1 else 1
 
 
@@ -192,7 +184,7 @@ def plan_rows(config: Any) -> Iterator[tuple[str, int, int, dict[str, int], Any]
                 changed["model"].update(tower)
                 changed["data"]["batch_size"] = batch
                 changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
-                if batch % devices == 0:
+                if batch % (devices * config["runtime"]["microbatches"]) == 0:
                     fsdp = config["runtime"]["mesh"]["fsdp"]
                     sizes = mesh_sizes(
                         {"data": -1, "fsdp": devices if fsdp == -1 else math.gcd(fsdp, devices)}, devices
@@ -200,16 +192,14 @@ def plan_rows(config: Any) -> Iterator[tuple[str, int, int, dict[str, int], Any]
                     yield name, batch, devices, sizes, changed
 
 
-def plan_table(config: Any, microbatches: int = 1, matching: str = "global") -> str:
+def plan_table(config: Any) -> str:
     """A Markdown table of memory and FLOPs, all by formula, for ViT-B and ViT-L under the other keys of `config`."""
     columns = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch", "total")
     header = ["model", "batch", "devices", "data x fsdp", *columns, "fits", "TFLOPs"]
     lines = [header, ["---"] * len(header)]
     for name, batch, devices, sizes, changed in plan_rows(config):
-        if batch // devices % microbatches:
-            continue
-        memory = device_memory(changed, sizes, microbatches=microbatches, matching=matching)
-        tera = device_flops(changed, devices, microbatches=microbatches, matching=matching) / 1e12
+        memory = device_memory(changed, sizes)
+        tera = device_flops(changed, devices) / 1e12
         fits = next((f"{mark} GB" for mark in MARKS if memory.total <= mark * 1e9), "none")
         numbers = [f"{getattr(memory, column) / 1e9:,.2f}" for column in columns]
         mesh = f"{sizes['data']} x {sizes['fsdp']}"
@@ -218,7 +208,7 @@ def plan_table(config: Any, microbatches: int = 1, matching: str = "global") -> 
     told = (
         "Every figure of this table is by formula: GB (1e9 bytes) and TFLOPs of a step, for each device. "
         f"{model['dtype']}, remat {'on' if model['remat'] else 'off'}, {config['mla']['views']} views, "
-        f"micro-batches {microbatches}, matching {matching}. "
+        f"micro-batches {config['runtime']['microbatches']}, matching {config['runtime']['matching']}. "
         "Beside the columns, the total has what a block works with while it is computed back."
     )
     return "\n".join([told, "", *("| " + " | ".join(line) + " |" for line in lines)])

@@ -29,6 +29,7 @@ from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.init_from import NOTHING, given_params
+from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
@@ -68,9 +69,11 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     sharding = state_sharding(mesh, shapes)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
 
+    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
+
     def step(state, batch):
         rate = schedules["weight"](state.step)
-        state, metrics = train_step(state, batch, model=model, tx=tx, config=config, mask_id=mask_id)
+        state, metrics = train_step(state, batch, model=model, tx=tx, config=config, mask_id=mask_id, matching=matching)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())

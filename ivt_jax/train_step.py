@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from ivt_jax.gradient_cache import cached_gradients
+from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT
-from ivt_jax.objective import objective
+from ivt_jax.objective import Matching, objective
 
 HISTORY = 100  # finite gradient norms whose median tells what is a spike
 
@@ -65,7 +67,14 @@ def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
 
 
 def train_step(
-    state: TrainState, batch: dict[str, Any], *, model: IVT, tx: optax.GradientTransformation, config: Any, mask_id: int
+    state: TrainState,
+    batch: dict[str, Any],
+    *,
+    model: IVT,
+    tx: optax.GradientTransformation,
+    config: Any,
+    mask_id: int,
+    matching: Matching = mla_loss,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, losses, gradients, update. Returns the next state and scalar metrics.
 
@@ -74,11 +83,11 @@ def train_step(
     the norm (train.spike_factor) changes nothing either; it counts among `spikes`, and is no bad step.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
-    def loss(params):
-        return objective(model, params, batch, key, config, mask_id)
-
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    arguments = model, state.params, batch, key, config, mask_id, matching
+    if config.runtime.microbatches > 1:
+        gradients, metrics = cached_gradients(*arguments)
+    else:
+        gradients, metrics = jax.grad(objective, argnums=1, has_aux=True)(*arguments)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes

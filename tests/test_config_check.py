@@ -44,6 +44,14 @@ def test_our_configs_have_no_fault():
         ({"bmm__rows": 3}, "bmm.rows is 3; expected 0 (all) or a divisor of data.batch_size 28"),
         ({"bmm__rows": 29}, "bmm.rows is 29; expected 0 (all) or a divisor of data.batch_size 28"),
         ({"devices": 8}, "data.batch_size 28 is not a multiple of the 8 devices"),
+        ({"runtime__matching": "local"}, 'runtime.matching is "local"; expected one of global, sharded'),
+        ({"runtime__matching": "sharded", "mla__groups": 2, "devices": 7, "data__batch_size": 28},
+         "mla.groups 2 does not go with runtime.matching sharded on 7 devices: it must divide them or be a multiple of "
+         "them"),
+        ({"runtime__microbatches": 8},
+         "data.batch_size 28 is not a multiple of runtime.microbatches 8 times 1, the devices"),
+        ({"runtime__microbatches": 4, "bmm__rows": 14},
+         "bmm.rows 14 is not a multiple of runtime.microbatches 4 times 1, the devices"),
         ({"data__instances": 5}, "data.batch_size 28 is not a multiple of data.instances 5"),
         ({"text__length__phrase": 2}, "text.length.phrase is 2; expected 3 to model.max_text_length 512 tokens, "
                                       "[CLS] and [SEP] included"),

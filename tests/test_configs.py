@@ -19,6 +19,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import main, train
 from ivt_jax.checkpoint import export_params
+from ivt_jax.compiled import batch_shapes
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
@@ -141,6 +142,12 @@ def start(config):
 def start_state(config):
     """What a training keeps from step to step."""
     return train.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+
+
+def step(config):
+    """The training step on all devices as a program, traced."""
+    program = train.build_program(config, np.array([0, 10]), 10, mask_id=4)
+    return str(program.step.trace(program.target, batch_shapes(config, program.mesh)).jaxpr)
 
 
 STEPS = (0, 3, 10, 25, 39)  # of an optimiser with ten steps per epoch
@@ -397,6 +404,8 @@ KEYS = {
     "evaluation.rerank": (told, True),
     "runtime.mesh.data": (mesh, 1, {"runtime.mesh.fsdp": 2}),
     "runtime.mesh.fsdp": (mesh, 4),
+    "runtime.matching": (step, "sharded", {"data.batch_size": 16}),
+    "runtime.microbatches": (step, 2),
     "runtime.prepared": (prepared, "ELSEWHERE"),
     "runtime.log_every": (run, 2),
     "runtime.checkpoint_every": (run, 2),

@@ -1,10 +1,15 @@
 """Multi-level alignment: what is stacked into one CMPM."""
 
+import functools
+import re
+
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivt_jax.losses.contrastive import cmpm_loss
-from ivt_jax.losses.mla import mla_loss
+from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 
 BATCH, WIDTH = 6, 5
 IDS = np.array([3, 3, 8, 1, 8, 2])
@@ -58,3 +63,42 @@ def test_one_view_and_one_level_are_plain_cmpm(sides):
 def test_counts_that_do_not_fit_are_refused(sides, views, levels):
     with pytest.raises(ValueError, match=f"{views} views cannot be matched with {levels} text levels"):
         mla_loss(sides[0][:views], sides[1][:levels], IDS)
+
+
+# ---- on many devices
+
+
+PAIRS = 16
+MANY_IDS = np.random.default_rng(1).integers(0, 5, PAIRS)  # persons whose pairs lie on several devices
+
+
+@pytest.mark.parametrize("views, levels", [(3, 3), (1, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize("devices, groups", [(1, 1), (1, 2), (2, 1), (4, 1), (8, 1), (2, 4), (8, 2), (8, 4), (4, 4)])
+def test_rows_split_over_devices_give_the_same_loss_and_gradients(views, levels, devices, groups):
+    rng = np.random.default_rng(2)
+    sides = [list(2 * rng.standard_normal((count, PAIRS, WIDTH)).astype(np.float32)) for count in (views, levels)]
+    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, 2 if devices > 2 else 1), ("data", "fsdp"))
+
+    def run(loss):
+        return jax.jit(jax.value_and_grad(lambda v, t: loss(v, t, MANY_IDS, groups), argnums=(0, 1)))(*sides)
+
+    expected, (of_views, of_levels) = run(mla_loss)
+    actual, gradients = run(functools.partial(sharded_mla_loss, mesh=mesh))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), gradients, (of_views, of_levels))
+
+
+def test_no_device_holds_more_than_its_rows_of_the_similarities():
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
+    side = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    embeddings = [jax.ShapeDtypeStruct((64, WIDTH), np.float32, sharding=side)] * 3
+
+    def shapes(loss):
+        run = jax.jit(jax.grad(lambda v, t, ids: loss(v, t, ids), argnums=(0, 1)))
+        text = run.lower(embeddings, embeddings, jax.ShapeDtypeStruct((64,), np.int32, sharding=side)).compile()
+        return set(re.findall(r"f32\[([\d,]+)\]", text.as_text()))
+
+    whole, split = "192,192", "24,192"
+    here = {shape.removeprefix("1,") for shape in shapes(functools.partial(sharded_mla_loss, mesh=mesh))}
+    assert split in here and whole not in here
+    assert whole in {shape.removeprefix("1,") for shape in shapes(mla_loss)}

@@ -84,14 +84,12 @@ def terms_of(config, batch=BATCH):
 
 
 def test_the_total_is_the_weighted_sum(monkeypatch):
-    monkeypatch.setattr(module, "encode_views", lambda *args: [])
+    monkeypatch.setattr(module, "encode_views", lambda *args: ["embeddings"])
     monkeypatch.setattr(module, "encode_levels", lambda *args: [])
-    monkeypatch.setattr(module, "mla_loss", lambda *args: -1.5)
     sums = {"words": (np.array([3.0, 5.0]), np.ones(2)), "patches": (np.array([16.0]), np.array([2.0]))}
     monkeypatch.setattr(module, "reconstruction", lambda *args: sums)
-    total, metrics = objective(
-        None, None, BATCH, KEY, tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5}), MASK_ID
-    )
+    config = tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5})
+    total, metrics = objective(None, None, BATCH, KEY, config, MASK_ID, matching=lambda *args: -1.5)
     assert total == 2 * -1.5 + 3 * 4 + 0.5 * 8
     assert metrics == {"loss": total, "mla": -1.5, "words": 4.0, "patches": 8.0}
 
@@ -99,7 +97,7 @@ def test_the_total_is_the_weighted_sum(monkeypatch):
 @pytest.mark.parametrize(
     "changes, terms, unused",
     [
-        ({"mla": {"weight": 0.0}}, {"words", "patches"}, ["mla_loss", "encode_views", "encode_levels"]),
+        ({"mla": {"weight": 0.0}}, {"words", "patches"}, ["encode_views", "encode_levels"]),
         ({"bmm": {"word_weight": 0.0}}, {"mla", "patches"}, ["bmm.mask_words", "bmm.word_loss"]),
         ({"bmm": {"patch_weight": 0.0}}, {"mla", "words"}, ["bmm.mask_patches", "bmm.hidden_pixels", "bmm.patch_loss"]),
         ({"bmm": {"word_weight": 0.0, "patch_weight": 0.0}}, {"mla"}, ["reconstruction"]),

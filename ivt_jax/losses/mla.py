@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from ivt_jax.losses.contrastive import cmpm_loss
+from ivt_jax.losses.contrastive import cmpm_loss, projection_losses
 
 
 def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1) -> jax.Array:
@@ -16,13 +17,53 @@ def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.A
     groups: the loss is computed within this many equal slices of the batch and averaged (a per-GPU loss, on any number
     of devices); 1 matches the whole global batch.
     """
+    return jax.vmap(cmpm_loss)(*_matched(views, levels, ids, groups)).mean()
+
+
+def sharded_mla_loss(
+    views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1, *, mesh: Mesh
+) -> jax.Array:
+    """`mla_loss` of rows that are split over all axes of a mesh, to rounding, in memory linear in a device's rows.
+
+    Each device holds the similarities of its own rows as queries, against the gathered rows of their group as keys.
+    The number of groups divides the number of devices, or is a multiple of it.
+    """
+    axes, devices = mesh.axis_names, mesh.size
+    together, groups_here = max(devices // groups, 1), max(groups // devices, 1)
+
+    def gather(x: jax.Array) -> jax.Array:
+        """(groups here, n, ...) -> (groups here, together * n, ...): the rows of all devices that share the group."""
+        if together == 1:
+            return x
+        rows = jax.lax.all_gather(x[0], axes)
+        first = jax.lax.axis_index(axes) // together * together
+        return jax.lax.dynamic_slice_in_dim(rows, first, together).reshape(1, -1, *x.shape[2:])
+
+    def own(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
+        v, t, own_ids = _matched(views, levels, ids, groups_here)
+        keys_v, keys_t, all_ids = map(gather, (v, t, own_ids))
+        losses = jax.vmap(projection_losses)
+        total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
+        return jax.lax.psum(total, axes) / (own_ids.size * devices)
+
+    split = PartitionSpec(axes)
+    return jax.shard_map(own, mesh=mesh, in_specs=(split, split, split), out_specs=PartitionSpec())(
+        list(views), list(levels), ids
+    )
+
+
+def _matched(
+    views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Views and levels paired (groups, n, D) each and their ids (groups, n), with n = levels * B / groups."""
     count = max(len(views), len(levels))
     if len(views) not in (1, count) or len(levels) not in (1, count):
         raise ValueError(f"{len(views)} views cannot be matched with {len(levels)} text levels")
-    v = _stack(views, count, groups)
-    t = _stack(levels, count, groups)
-    ids = _stack([ids[:, None]], count, groups)[..., 0]
-    return jax.vmap(cmpm_loss)(v, t, ids).mean()
+    return (
+        _stack(views, count, groups),
+        _stack(levels, count, groups),
+        _stack([ids[:, None]], count, groups)[..., 0],
+    )
 
 
 def _stack(parts: Sequence[jax.Array], count: int, groups: int) -> jax.Array:
