@@ -65,8 +65,10 @@ def objective(
 
 
 def numbered(batch: dict[str, Any], config: Any) -> tuple[Any, Any]:
-    """The batch's arrays with the rows' numbers, and those of the rows to reconstruct: what an `encode` is given."""
+    """The batch's arrays with the rows' numbers, and those to reconstruct, if any: what `encode` is given."""
     pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": jnp.arange(len(batch["images"]))}
+    if not (config.bmm.word_weight or config.bmm.patch_weight):
+        return pairs, {}
     chosen = {
         "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
         "ids": batch["text"]["sentence"], "words": batch["words"],
@@ -95,7 +97,7 @@ def make_encode(
             levels = [pairs["text"][name] for name in config.mla.levels]
             views = encode_views(model, params, pairs["rows"], pairs["images"], pairs["erase"], keys, of_images, config)
             texts = encode_levels(model, params, pairs["rows"], levels, keys, of_texts, config)
-        if config.bmm.word_weight or config.bmm.patch_weight:
+        if chosen:
             sums = reconstruction(
                 model, params, chosen["rows"], chosen["images"], chosen["erase"], chosen["ids"], chosen["words"], keys,
                 config, mask_id,

@@ -192,13 +192,13 @@ def test_a_part_of_the_batch_is_encoded_as_within_the_whole(align):
 def test_a_part_of_the_batch_is_reconstructed_and_erased_as_within_the_whole(monkeypatch):
     config = tiny(model={"dropout": 0.3, "drop_path": 0.5, "depth": 2})
     arrays = [BATCH["images"][:, 0], BATCH["erase"][:, 0], BATCH["text"]["sentence"], BATCH["words"]]
-    model = IVT(IVTConfig.from_config(config.model))
+    model, params = IVT(IVTConfig.from_config(config.model)), params_of(depth=2)
 
     @jax.jit
     def rebuild(rows, *arrays):
         keys = Keys(*jax.random.split(KEY, 6))
         seen, _ = pixels(*arrays[:2], row_keys(keys.erase, rows), config)
-        return seen, reconstruction(model, params_of(depth=2), rows, *arrays, keys, config, MASK_ID)
+        return seen, reconstruction(model, params, rows, *arrays, keys, config, MASK_ID)
 
     whole, part = (rebuild(rows, *(x[rows] for x in arrays)) for rows in (np.arange(4), np.array([3, 1])))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[np.array([3, 1])], rtol=1e-5), part, whole)

@@ -79,7 +79,7 @@ def steps():
     tx = make_optimizer(config, {name: lambda step, rate=rate: rate for name, rate in rates.items()})
     model = IVT(CONFIG)
 
-    def loss(model, params, batch, key, config, mask_id):
+    def loss(model, params, *rest):
         value = cmpm_loss(embed_images(params)[:, 0], embed_texts(params)[:, 0], RELEASE["person_ids"])
         return value, {"loss": value}
 
