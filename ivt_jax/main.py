@@ -167,7 +167,7 @@ def run() -> None:
 def fail(error: Exception) -> NoReturn:
     """Says what went wrong and exits, without waiting for threads of a save or for processes that wait for this one.
 
-    A user's mistake alone lets a checkpoint under way end, where there is one process.
+    A user's mistake alone lets a checkpoint under way end, where there is one process and the disk takes it.
     """
     together = flags.FLAGS.is_parsed() and (COORDINATOR.value or DISTRIBUTED.value)
     disk = next((line for line in str(error).splitlines() if any(reason in line for reason in DISK)), None)
@@ -178,7 +178,7 @@ def fail(error: Exception) -> NoReturn:
     else:
         traceback.print_exception(error)
     code = 2 if isinstance(error, UserError) or disk else 1
-    if isinstance(error, UserError) and not together:
+    if isinstance(error, UserError) and not (together or disk):
         sys.exit(code)
     watchdog.leave(code)
 

@@ -36,8 +36,9 @@ TINY = [
 
 
 def start(*arguments):
-    """`python -m ivt_jax.main` on one CPU device."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    """`python -m ivt_jax.main` on one CPU device, which compiles without optimisation, as the tests themselves."""
+    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quickly}
     environment.pop("TF_CPP_MIN_LOG_LEVEL")  # users have not set it
     command = [sys.executable, "-m", "ivt_jax.main", *arguments]
     return subprocess.Popen(
