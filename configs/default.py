@@ -102,9 +102,7 @@ def get_config() -> ConfigDict:
     # What may differ when a run is resumed: where and on what it runs, not what it computes.
     config.runtime = ConfigDict()
     config.runtime.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices along each axis; -1 = the rest
-    config.runtime.matching = (
-        "global"  # sharded: a device holds the similarities of its own rows alone; for large batches
-    )
+    config.runtime.matching = "global"  # sharded: each device has the similarities of its own rows; for large batches
     config.runtime.microbatches = 1  # parts of the batch, encoded one after another: less memory, more time
     config.runtime.prepared = ""  # folder of the prepared dataset; "" = `prepared` in data.root
     config.runtime.log_every = 50  # steps between log lines

@@ -1,5 +1,6 @@
 """Tiny runs in processes of their own, for tests to stop, kill and starve."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -122,3 +126,18 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def history(workdir):
+    """The lines of metrics.jsonl without what the clock wrote."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+
+
+def state_of(workdir, step):
+    """Everything that a checkpoint holds, as NumPy arrays."""
+    path = workdir / f"checkpoints/{step}/state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(path, restore_args=how)

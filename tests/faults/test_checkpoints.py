@@ -10,7 +10,6 @@ import subprocess
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.workdir import load_config
+from tests.faults.conftest import history, state_of
 
 RUN = [
     "--config.train.steps=12", "--config.train.eval_every=6", "--config.runtime.checkpoint_every=3",
@@ -46,21 +46,6 @@ def stop(*arguments):
 {function} = stop
 main.run()
 """
-
-
-def history(workdir):
-    """The lines of metrics.jsonl without what the clock wrote."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
-
-
-def state_of(workdir, step=12):
-    """Everything that a checkpoint holds, as NumPy arrays."""
-    path = workdir / f"checkpoints/{step}/state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return checkpointer.restore(path, restore_args=how)
 
 
 def files_of(folder):
@@ -100,7 +85,7 @@ def workdir(reference, tmp_path):
 @pytest.fixture
 def assert_as_uninterrupted(reference):
     def check(workdir):
-        jax.tree.map(np.testing.assert_array_equal, state_of(workdir), state_of(reference))
+        jax.tree.map(np.testing.assert_array_equal, state_of(workdir, 12), state_of(reference, 12))
         assert history(workdir) == history(reference)
         summaries = [json.loads((folder / "test/summary.json").read_text()) for folder in (workdir, reference)]
         assert summaries[0] == summaries[1]
@@ -169,7 +154,7 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
     step = int(told[1])
     assert f"step {step}: a save that was cut short is removed" in second
     assert f"resuming at step {step - 3} of 12" in second
-    jax.tree.map(np.testing.assert_array_equal, state_of(out), state_of(reference))
+    jax.tree.map(np.testing.assert_array_equal, state_of(out, 12), state_of(reference, 12))
 
 
 # ---- damage

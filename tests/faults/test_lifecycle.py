@@ -9,13 +9,13 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from configs import synth
 from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
+from tests.faults.conftest import history, state_of
 
 RUN = [
     "--config.train.steps=20", "--config.train.eval_every=10", "--config.runtime.checkpoint_every=4",
@@ -24,21 +24,6 @@ RUN = [
 LOST = r"error: another process of the run is gone \(.*\); the same command resumes"
 SAVED = r"preempted: step (\d+) is saved; the same command resumes"
 UNHARMED = "preempted: nothing is lost; the same command goes on"
-
-
-def history(workdir):
-    """The lines of metrics.jsonl without what the clock wrote."""
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
-
-
-def last_state(workdir):
-    """Everything that the last checkpoint holds, as NumPy arrays."""
-    path = workdir / "checkpoints/20/state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return checkpointer.restore(path, restore_args=how)
 
 
 def summary_of_test(workdir):
@@ -58,7 +43,7 @@ def reference(start, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reference")
     process = start(workdir, *RUN)
     assert process.finish() == 0, process.said()
-    state = last_state(workdir)
+    state = state_of(workdir, 20)
     assert state["spikes"]["count"] > 2  # steps were skipped, and their number has to be kept
     moved = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (state["params"], state["ema"])), strict=True)]
     assert max(moved) > 1e-4
@@ -68,7 +53,7 @@ def reference(start, tmp_path_factory):
 @pytest.fixture
 def assert_as_uninterrupted(reference):
     def check(workdir):
-        jax.tree.map(np.testing.assert_array_equal, last_state(workdir), last_state(reference))
+        jax.tree.map(np.testing.assert_array_equal, state_of(workdir, 20), state_of(reference, 20))
         assert history(workdir) == history(reference)
         assert summary_of_test(workdir) == summary_of_test(reference)
 
@@ -177,7 +162,7 @@ def test_a_run_goes_from_one_process_to_two_and_to_four(start, tmp_path, referen
     four = start(tmp_path, *RUN, count=4)
     assert [process.finish() for process in four] == [0] * 4, [process.said() for process in four]
 
-    states = [last_state(workdir) for workdir in (tmp_path, reference)]
+    states = [state_of(workdir, 20) for workdir in (tmp_path, reference)]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), *(s["params"] for s in states))
     told, expected = history(tmp_path), history(reference)
     assert [line["step"] for line in told] == [line["step"] for line in expected]
