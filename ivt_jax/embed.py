@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.errors import DataError, UserError
+from ivt_jax.arguments import positive
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.
 
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the vectors, a file for each shard")
     parser.add_argument("--task", type=_task, default=(0, 1), help="I/N: every N-th shard from number I, from 0 (0/1)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors (float32)")
-    parser.add_argument("--batch", type=_positive, default=64, help="crops that a device takes at once (64)")
+    parser.add_argument("--batch", type=positive, default=64, help="crops that a device takes at once (64)")
     parser.add_argument("--beam", action="store_true", help="run as a pipeline of Apache Beam; takes its flags as well")
     args, flags = parser.parse_known_args(argv)
     if flags and not args.beam:
@@ -108,12 +109,6 @@ def _task(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
     return int(index), int(count)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

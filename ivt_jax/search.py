@@ -16,6 +16,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import SUFFIXES
 from input_pipeline.progress import progress
+from ivt_jax.arguments import positive
 
 BATCH = 64
 
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("query", help='the description, such as "a woman in a red coat with a black backpack"')
     parser.add_argument("--workdir", required=True, type=Path, help="folder of a trained run")
     parser.add_argument("--images", required=True, type=Path, help="folder of crops, searched with its subfolders")
-    parser.add_argument("--top", type=_positive, default=10, help="how many to show (default 10)")
+    parser.add_argument("--top", type=positive, default=10, help="how many to show (default 10)")
     parser.add_argument("--html", type=Path, help="write a page with the pictures found, self-contained")
     args = parser.parse_args(argv)
     try:
@@ -126,12 +127,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":
