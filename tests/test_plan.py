@@ -32,9 +32,7 @@ def config_of(
 
 # name: devices, config, how far the formula may be from the compiled step's memory
 STEPS = {
-    "float32": (1, config_of(64), 0.1),
-    "bfloat16, longer": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.1),
-    "remat, longer": (1, config_of(64, image_size=(96, 48), remat=True), 0.1),
+    "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.1),
     "all terms, exact": (1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact"), 0.1),
     "all terms, fast, remat": (
         1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="fast", remat=True, ema=0.9), 0.1,
@@ -75,7 +73,7 @@ def test_the_formula_is_near_what_xla_says(name, monkeypatch):
     assert memory.state <= actual.arguments + 16 and actual.arguments <= memory.state + memory.batch + 64
     # The pixels need no gradient, so the first product has one of its two.
     assert plan.device_flops(config, devices) == pytest.approx(actual.products, rel=0.05)
-    if name == "float32":  # XLA counts the body of the loop over the blocks once, so less than half in all
+    if name == "bfloat16, one text":  # XLA counts the body of the loop over the blocks once, so less than half in all
         assert actual.counted < actual.products / 2
 
 

@@ -345,7 +345,7 @@ def tiny(dataset, root, **changes):
             "model.num_heads": 2, "model.remat": False, "bmm.rows": 8, "bmm.patch_weight": 0.0,
             "optimizer.warmup_epochs": 0.0, "mla.levels": ("sentence", "word"),
             "train.steps": 2, "train.eval_every": 2, "runtime.log_every": 1, "runtime.eval_batch_size": 2,
-            **changes,
+            "evaluation.robustness": False, **changes,
         }
     )  # fmt: skip
     return config
