@@ -5,8 +5,10 @@ similarity ranks first. So no figure depends on the order of the gallery or on a
 inputs to one point scores worst instead of by luck.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -36,22 +38,47 @@ def rank_queries(
         raise UserError(f'average_precision is "standard" or "trapezoid", not {average_precision!r}')
     by_person = np.argsort(gallery_ids, kind="stable")
     starts, ends = (np.searchsorted(gallery_ids[by_person], query_ids, side) for side in ("left", "right"))
-    ranks = np.full((3, len(query_ids)), np.nan)
-    for query in np.flatnonzero(ends > starts):
-        row = np.sort(similarity[query])
-        right = np.sort(similarity[query, by_person[starts[query] : ends[query]]])
-        if np.isnan(row[-1]):
-            raise UserError("a similarity is not a number: the parameters are not finite")
-        found = np.arange(1, len(right) + 1)
-        # 1-based ranks, best first: the wrong items that are as similar or more, then the right ones up to this.
-        at_least = len(row) - np.searchsorted(row, right, "left") - (len(right) - np.searchsorted(right, right, "left"))
-        rank = at_least[::-1] + found
-        precision = found / rank
-        if average_precision == "trapezoid":
-            before = np.where(rank == 1, 1.0, (found - 1) / np.maximum(rank - 1, 1))
-            precision = (precision + before) / 2
-        ranks[:, query] = rank[0], precision.mean(), len(right) / rank[-1]
+    counts = ends - starts
+    matched, last = counts > 0, np.cumsum(counts) - 1
+    # The right items of all queries in one array, query by query, the best first.
+    query = np.repeat(np.arange(len(counts)), counts)
+    found = np.arange(1, len(query) + 1) - np.repeat(last + 1 - counts, counts)  # 1, 2, ... of each query
+    score = similarity[query, by_person[np.repeat(starts, counts) + found - 1]]
+    score = score[np.lexsort((-score, query))]
+    rows = _sorted_rows(similarity)
+    if np.isnan(rows[matched][:, -1:]).any():
+        raise UserError("a similarity is not a number: the parameters are not finite")
+    # 1-based ranks: the wrong items that are as similar or more, then the right ones up to this.
+    ends_tie = np.flatnonzero(np.append((score[1:] != score[:-1]) | (query[1:] != query[:-1]), True))
+    right = found[ends_tie[np.searchsorted(ends_tie, np.arange(len(query)))]]  # right items as similar or more
+    rank = rows.shape[1] - _count_below(rows, query, score) - right + found
+    precision = found / rank
+    if average_precision == "trapezoid":
+        before = np.where(rank == 1, 1.0, (found - 1) / np.maximum(rank - 1, 1))
+        precision = (precision + before) / 2
+    ranks = np.full((3, len(counts)), np.nan)
+    ranks[0, matched] = rank[(last + 1 - counts)[matched]]
+    ranks[1, matched] = np.bincount(query, precision, len(counts))[matched] / counts[matched]
+    ranks[2, matched] = counts[matched] / rank[last[matched]]
     return Ranks(*ranks)
+
+
+def _sorted_rows(similarity: np.ndarray) -> np.ndarray:
+    """A copy with each row in ascending order, sorted by all cores."""
+    rows = similarity.copy()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(rows, os.cpu_count() or 1)))
+    return rows
+
+
+def _count_below(rows: np.ndarray, query: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """How many items of the sorted row rows[query[i]] are below score[i], which is one of them: a binary search."""
+    low, high = np.zeros_like(query), np.full_like(query, rows.shape[1] - 1)
+    for _ in range(rows.shape[1].bit_length()):
+        middle = (low + high) // 2
+        below = rows[query, middle] < score
+        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+    return low
 
 
 def rank_chunks(
