@@ -5,6 +5,7 @@ the optimiser are left out. `ivt_jax/plan.py` tells the memory.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,9 @@ def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
     if mla["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
         passes.append(Pass("image", batch * mla["views"], kept_tokens(image, bmm)))
-        if bmm["align"] == "exact":  # one pattern for all levels, hence one length and one pass
-            passes.append(Pass("text", batch * len(lengths), max(lengths)))
-        else:
-            passes += [Pass("text", batch, kept_tokens(length, bmm)) for length in lengths]
+        if bmm["align"] == "exact":  # one pattern for all levels, hence one length
+            lengths = [max(lengths)] * len(lengths)
+        passes += [Pass("text", batch * n, kept_tokens(length, bmm)) for length, n in Counter(lengths).items()]
     if bmm["word_weight"] or bmm["patch_weight"]:
         passes.append(Pass("joint", reconstructed_rows(config), image + text_length["sentence"]))
     return passes

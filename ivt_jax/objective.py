@@ -188,24 +188,31 @@ def encode_levels(
 ) -> list[jax.Array]:
     """Embeddings of the text levels, ids (b, L) each, after masked alignment -> one (b, D) array per level.
 
-    `exact` needs one pattern for all levels, hence one padded array of them; else each level keeps its own length.
+    Levels of one length share a pass. `exact` needs one pattern for all levels, so all are padded to the longest; else
+    each keeps its own length.
     """
-    if pattern is not None:
-        longest = max(ids.shape[1] for ids in levels)
-        padded = [jnp.pad(ids, ((0, 0), (0, longest - ids.shape[1])), constant_values=PAD_ID) for ids in levels]
-        batches, count = [jnp.stack(padded, axis=1).reshape(-1, longest)], len(levels)  # pair by pair, as the views
-    else:
-        batches, count = levels, 1
-    embeddings = []
-    for index, ids in enumerate(batches):
+    longest = max(ids.shape[1] for ids in levels)
+    passes: dict[int, list[int]] = {}
+    for level, ids in enumerate(levels):
+        passes.setdefault(ids.shape[1] if pattern is None else longest, []).append(level)
+    embeddings: dict[int, jax.Array] = {}
+    for length, members in passes.items():
+        padding = [((0, 0), (0, length - levels[level].shape[1])) for level in members]
+        ids = _pairwise([jnp.pad(levels[i], p, constant_values=PAD_ID) for i, p in zip(members, padding, strict=True)])
         mask, keep = ids != PAD_ID, pattern
         if config.bmm.align == "fast":
-            align = row_keys(jax.random.fold_in(keys.align, 1 + index), rows)
+            align = _pairwise([row_keys(jax.random.fold_in(keys.align, 1 + level), rows) for level in members])
             keep = fast_patterns(align, mask, config.bmm.align_ratio)
-        dropout = row_keys(jax.random.fold_in(keys.text, index), rows, count)
+        dropout = _pairwise([row_keys(jax.random.fold_in(keys.text, level), rows) for level in members])
         tokens: Any = model.apply({"params": params}, ids, mask, keep=keep, keys=dropout, method="encode_text")
-        embeddings += list(tokens[:, 0].reshape(-1, count, model.config.width).swapaxes(0, 1))
-    return embeddings
+        of_pairs = tokens[:, 0].reshape(-1, len(members), model.config.width)
+        embeddings |= {level: of_pairs[:, n] for n, level in enumerate(members)}
+    return [embeddings[level] for level in range(len(levels))]
+
+
+def _pairwise(parts: list[jax.Array]) -> jax.Array:
+    """n arrays (b, ...) -> (b * n, ...), pair by pair: rows stay on the device that holds them."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def reconstruction(
