@@ -6,11 +6,13 @@ clu is imported where it is used: its writers import TensorFlow, which takes sec
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from input_pipeline.files import write_text
+
+Batch = TypeVar("Batch")
 
 
 class ScalarLog:
@@ -69,29 +71,47 @@ class Progress:
     def __init__(self, total_steps: int, pairs_per_step: int, stream: TextIO | None = None):
         self._total, self._pairs, self._stream = total_steps, pairs_per_step, stream or sys.stderr
         self._began = self._resumed = (0.0, 0)
+        self._waited = 0.0
 
     def start(self, step: int) -> None:
         """Starts the clocks at `step`, once everything is compiled."""
-        self._began = self._resumed = (time.perf_counter(), step)
+        self.resume(step)
+        self._began = self._resumed
 
     def resume(self, step: int) -> None:
         """After something that is not a step, such as a validation: its time does not count as throughput."""
-        self._resumed = (time.perf_counter(), step)
+        self._resumed, self._waited = (time.perf_counter(), step), 0.0
 
-    def pairs_per_second(self, step: int) -> float:
-        """(image, caption) pairs a second since the last call, start or resume; waiting for input included."""
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, as they come; `measure` tells how long was waited for them."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def measure(self, step: int) -> dict[str, float]:
+        """What the clocks tell since the last call, start or resume.
+
+        pairs_per_second: (image, caption) pairs, waiting for input included. input_wait: the share of the time, 0 to 1,
+        in which the loop waited for a batch; the device may still have been at the step before, so it is at most that.
+        """
         then, last = self._resumed
+        waited = self._waited
         self.resume(step)
-        return (step - last) * self._pairs / max(self._resumed[0] - then, 1e-9)
+        seconds = max(self._resumed[0] - then, 1e-9)
+        return {"pairs_per_second": (step - last) * self._pairs / seconds, "input_wait": waited / seconds}
 
-    def show(self, step: int, scalars: Mapping[str, float], rate: float) -> None:
-        """One line with the step, the scalars, the throughput and the time left."""
+    def show(self, step: int, scalars: Mapping[str, float], rate: float, input_wait: float) -> None:
+        """One line with the step, the scalars, the throughput, the share of waiting and the time left."""
         then, first = self._began
         left = (time.perf_counter() - then) / (step - first) * (self._total - step)
         terms = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items())
         digits = 0 if rate >= 10 else 2
-        line = f"step {step}/{self._total}  {terms}  {rate:.{digits}f} pairs/s  {format_seconds(left)} left"
-        self.say(line, transient=True)
+        speed = f"{rate:.{digits}f} pairs/s  input {input_wait:.0%}"
+        self.say(f"step {step}/{self._total}  {terms}  {speed}  {format_seconds(left)} left", transient=True)
 
     def say(self, line: str, transient: bool = False) -> None:
         """Writes a line; on a terminal, the next one takes the place of a transient one."""

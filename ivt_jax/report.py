@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +204,15 @@ def confusion(name: str, true: list[str], found: list[str]) -> dict[str, Any]:
     return {"name": name.replace("_", " "), "values": values, "rows": rows}
 
 
-def environment_rows(run: dict[str, Any], training: Iterable[dict[str, float]]) -> dict[str, str]:
+def environment_rows(run: dict[str, Any], training: Sequence[dict[str, float]]) -> dict[str, str]:
     """Where and with what the run was made, and how fast it was."""
     rows = {"device": run.get("device", ""), "git revision": run.get("revision", "")} | run.get("versions", {})
     rates = [line["pairs_per_second"] for line in training if "pairs_per_second" in line]
     if rates:
         rows["throughput"] = f"{np.median(rates):.0f} (image, caption) pairs per second, median"
+    waits = [line["input_wait"] for line in training if "input_wait" in line]
+    if waits:
+        rows["waiting for input"] = f"at most {np.mean(waits):.1%} of the time"
     return {name: value for name, value in rows.items() if value}
 
 

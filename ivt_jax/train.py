@@ -136,7 +136,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     # `rows` end before Python does: TensorFlow's threads could not be stopped any more.
     with contextlib.closing(rows), Watchdog(config.runtime.watchdog) as watchdog:
-        for step, batch in zip(range(start + 1, total_steps + 1), rows, strict=False):
+        for step, batch in zip(range(start + 1, total_steps + 1), progress.timed(rows), strict=False):
             batch = global_batch(program.mesh, batch)
             run_step = run_step or compile_step(program.step, state, batch, step, progress)
             state, metrics = run_step(state, batch)
@@ -207,10 +207,10 @@ def report_step(numbered: tuple[int, Any], config: ConfigDict, log: ScalarLog, p
             "withheld. In another --workdir, lower the learning rate or use model.dtype float32"
         )
     if step % config.runtime.log_every == 0:
-        rate = progress.pairs_per_second(step)
-        log.write(step, {**scalars, "pairs_per_second": rate})
+        clocked = progress.measure(step)
+        log.write(step, {**scalars, **clocked})
         scalars.pop("learning_rate")
-        progress.show(step, scalars, rate)
+        progress.show(step, scalars, clocked["pairs_per_second"], clocked["input_wait"])
 
 
 def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:

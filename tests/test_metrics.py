@@ -70,14 +70,32 @@ def test_throughput_leaves_out_validations_and_the_time_left_does_not(clock):
     clock.now += 1000  # compiling
     progress.start(10)  # resumed at step 10
     clock.now += 5
-    assert progress.pairs_per_second(20) == 16  # 10 steps of 8 pairs in 5 s
+    assert progress.measure(20)["pairs_per_second"] == 16  # 10 steps of 8 pairs in 5 s
     clock.now += 20  # a validation
     progress.resume(20)
     clock.now += 5
-    assert progress.pairs_per_second(30) == 16
-    progress.show(30, {"loss": 1.23456, "mla": 2.0}, 16)
+    assert progress.measure(30)["pairs_per_second"] == 16
+    progress.show(30, {"loss": 1.23456, "mla": 2.0}, 16, 0.124)
     # 20 steps took 30 s in all, so 20 more take as long.
-    assert stream.getvalue() == "step 30/50  loss 1.235  mla 2.000  16 pairs/s  0:30 left\n"
+    assert stream.getvalue() == "step 30/50  loss 1.235  mla 2.000  16 pairs/s  input 12%  0:30 left\n"
+
+
+def test_waiting_for_input_is_told_as_a_share_of_the_time(clock):
+    def batches():
+        for wait in (100.0, 1.0, 2.0):
+            clock.now += wait
+            yield wait
+
+    progress, seen = Progress(3, 8, io.StringIO()), []
+    for batch in progress.timed(batches()):
+        seen.append(batch)
+        if batch == 100.0:  # the first wait, and compiling, come before the clocks start
+            progress.start(0)
+        clock.now += 4.5
+    assert seen == [100.0, 1.0, 2.0]
+    assert progress.measure(3)["input_wait"] == 3 / 16.5
+    clock.now += 1
+    assert progress.measure(4)["input_wait"] == 0
 
 
 class Terminal(io.StringIO):

@@ -12,7 +12,8 @@ from ivt_jax.evaluation.protocols import Embeddings, standard
 from ivt_jax.evaluation.split import summarise, write_results
 
 LOSSES = [
-    {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s} for s in (100, 200, 300)
+    {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s, "input_wait": s / 2e4}
+    for s in (100, 200, 300)
 ]
 MEASURES = ("R1", "R5", "R10", "mAP", "mINP")
 SCORES = {"step": 300, "val/t2i/R1": 31.2, "val/t2i/R5": 60.0, "val/t2i/mAP": 30.0, "val/i2t/R1": 33.0}
@@ -78,6 +79,7 @@ def test_page_tells_curves_config_and_environment(page):
     for name, value in {"model.width": "128", "git revision": "abc123", "jax": "0.10.2"}.items():
         assert f"<dt>{name}</dt><dd>{value}</dd>" in page
     assert "300 (image, caption) pairs per second" in page
+    assert "at most 1.0% of the time" in page
 
 
 def test_page_is_self_contained(page):

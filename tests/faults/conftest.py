@@ -131,7 +131,9 @@ def free_port():
 def history(workdir):
     """The lines of metrics.jsonl without what the clock wrote."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("pairs_per_second", "input_wait")} for line in lines
+    ]
 
 
 def state_of(workdir, step):
