@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def start(pedes_root, tmp_path_factory):
     pause, embedding: seconds after a batch. before: a command that is given this one, such as ("unshare", "-m").
     environment: variables; code: a program that runs instead of `python -m ivt_jax.main`; the rest goes to Popen.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and then by the runs as well
     logs, cache, started = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("compiled"), []
     common = {
         "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_COMPILATION_CACHE_DIR": str(cache),
