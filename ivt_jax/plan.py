@@ -132,8 +132,8 @@ def spread(config: Mapping[str, Any], devices: int) -> int:
 def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     """What JAX keeps of a pass's blocks for their gradient; `size` is that of a number in the activations' dtype.
 
-    For each block and token: three widths of each norm and the softmax in float32; in the activations' dtype the norms'
-    outputs, q, k, v, the heads' mix, the softmax again and four hidden widths of the MLP; stochastic depth's two masks.
+    For each block and token: the softmax in float32; in the activations' dtype the norms' inputs and outputs, q, k, v,
+    the heads' mix, the softmax again, the activation and its slope; stochastic depth's two masks.
     With remat, the block's input and the outputs of qkv, proj and fc1 alone.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
@@ -142,7 +142,7 @@ def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     else:
         softmax = model["num_heads"] * p.tokens * (4 + size)
         masks = 2 * width if model["drop_path"] else 0
-        per_token = 24 * width + size * (6 * width + 4 * hidden) + softmax + masks
+        per_token = size * (8 * width + 2 * hidden) + softmax + masks
     return p.rows * p.tokens * model["depth"] * per_token
 
 
@@ -152,10 +152,12 @@ def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     With remat the block is first computed again.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
-    widths, softmaxes = (14, 3) if model["remat"] else (7, 1)
+    widths, hiddens, softmaxes = (10, 2, 3) if model["remat"] else (7, 4, 1)
     softmax = softmaxes * model["num_heads"] * p.tokens * 4
     return (
-        p.rows * p.tokens * (size * (widths * width + 4 * hidden) + softmax + (2 * width if model["drop_path"] else 0))
+        p.rows
+        * p.tokens
+        * (size * (widths * width + hiddens * hidden) + softmax + (2 * width if model["drop_path"] else 0))
     )
 
 

@@ -132,6 +132,36 @@ def test_layer_norm_is_the_float64_one(mean):
     assert blocks.layer_norm(p, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
 
 
+def test_the_gradients_of_layer_norm_are_those_of_differences():
+    rng = np.random.default_rng(0)
+    x, scale, bias, weights = rng.standard_normal((3, 6)), *rng.standard_normal((2, 6)), rng.standard_normal((3, 6))
+
+    def total(scale, bias, x):
+        return (slow_norm({"scale": scale, "bias": bias}, x) * weights).sum()
+
+    arguments = [scale, bias, x]
+    norm = lambda s, b, x: (blocks.layer_norm({"scale": s, "bias": b}, x) * weights).sum()  # noqa: E731
+    gradients = jax.grad(norm, argnums=(0, 1, 2))(*map(jnp.float32, arguments))
+    for number, gradient in enumerate(gradients):
+        for index in np.ndindex(gradient.shape):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = [np.array(a) for a in arguments]
+                moved[number][index] += step
+                ends.append(total(*moved))
+            assert gradient[index] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=2e-5)
+    assert jax.grad(lambda x: norm(scale, bias, x))(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name, slow", [("gelu", slow_gelu), ("quick_gelu", slow_quick_gelu)])
+def test_the_slope_of_an_activation_is_that_of_differences(name, slow):
+    x = np.linspace(-8, 8, 81)
+    np.testing.assert_allclose(blocks.activate(jnp.float32(x), name), slow(x), atol=2e-6)
+    slope = jax.vmap(jax.grad(lambda x: blocks.activate(x, name)))(jnp.float32(x))
+    np.testing.assert_allclose(slope, (slow(x + 1e-5) - slow(x - 1e-5)) / 2e-5, atol=2e-6)
+    assert blocks.activate(jnp.asarray(x, jnp.bfloat16), name).dtype == jnp.bfloat16
+
+
 def test_attention_is_the_literal_one_with_padding(tower):
     p = jax.tree.map(lambda x: x[0], tower[1]["blocks"]["attn"])
     x = np.random.default_rng(2).standard_normal((4, 10, 32)).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import cuhk, default
-from ivt_jax import compiled, plan, train
+from ivt_jax import compiled, plan, program
 from ivt_jax.flops import Pass, parameter_counts
 from ivt_jax.models.ivt import IVT, IVTConfig
 
@@ -65,7 +65,7 @@ def test_the_formula_is_near_what_xla_says(name, monkeypatch):
     devices, config, tolerance = STEPS[name]
     sizes = sizes_of(config, devices)
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(*sizes.values()), tuple(sizes))
-    monkeypatch.setattr(train, "make_mesh", lambda axes: mesh)
+    monkeypatch.setattr(program, "make_mesh", lambda axes: mesh)
     actual = compiled.compile_config(config)
     memory = plan.device_memory(config, sizes, widened=True)  # XLA's CPU backend keeps bfloat16 as float32
     assert memory.total == pytest.approx(actual.total, rel=tolerance)
@@ -93,8 +93,8 @@ def test_memory_by_hand():
     halved = 2 * (4 * 12 + 4 * 4 + 4 * 4 * 8) + 300 * 4 + 108 * 4 + 4 * 4 + 4 * 108
     assert memory.parameters == 4 * (sum(counts.values()) - halved // 2)
     assert (memory.optimizer, memory.average) == (memory.parameters, memory.parameters)
-    # 4 images of 5 tokens and 4 texts of 24 on each device: per block and token 24*4 + 4*(6*4 + 4*8) + 2*n*8 + 2*4.
-    kept = 2 * sum(4 * n * (96 + 224 + 16 * n + 8) for n in (5, 24))
+    # 4 images of 5 tokens and 4 texts of 24 on each device: per block and token 4*(8*4 + 2*8) + 2*n*8 + 2*4.
+    kept = 2 * sum(4 * n * (192 + 16 * n + 8) for n in (5, 24))
     # Outside the blocks: patches of 108 numbers and the tokens; a text's tokens and three times more for its norm.
     assert memory.activations == kept + 4 * 4 * (4 * 108 + 4 * 5) + 4 * 4 * 4 * 4 * 24
     assert memory.working == 4 * 24 * (4 * (7 * 4 + 4 * 8) + 2 * 24 * 4 + 8)

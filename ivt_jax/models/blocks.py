@@ -20,10 +20,32 @@ Params = Mapping[str, Any]
 
 def layer_norm(p: Params, x: jax.Array, epsilon: float = NORM_EPSILON) -> jax.Array:
     """Layer norm in float32 with the two-pass variance; returns float32."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + epsilon) * p["scale"] + p["bias"]
+    return _layer_norm(p["scale"], p["bias"], x, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(scale: jax.Array, bias: jax.Array, x: jax.Array, epsilon: float) -> jax.Array:
+    return _norm_forward(scale, bias, x, epsilon)[0]
+
+
+# Written by hand, so that x alone is kept, in its own dtype: JAX would keep three arrays of its size in float32.
+def _norm_forward(scale: jax.Array, bias: jax.Array, x: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    return (wide - mean) * inverse * scale + bias, (scale, x, mean, inverse)
+
+
+def _norm_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    scale, x, mean, inverse = kept
+    normed, of_normed = (x.astype(jnp.float32) - mean) * inverse, gradient * scale
+    along = (of_normed * normed).mean(-1, keepdims=True)
+    of_x = inverse * (of_normed - of_normed.mean(-1, keepdims=True) - normed * along)
+    rows = tuple(range(x.ndim - 1))
+    return (gradient * normed).sum(rows), gradient.sum(rows), of_x.astype(x.dtype)
+
+
+_layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
 def dense(p: Params, x: jax.Array) -> jax.Array:
@@ -47,22 +69,36 @@ def attention(p: Params, x: jax.Array, key_bias: jax.Array | None, num_heads: in
     return dense(p["proj"], mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU."""
-    return jax.nn.gelu(x, approximate=False)
+def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The exact (erf) GELU and its slope."""
+    cumulative = 0.5 * jax.lax.erfc(-x * 0.5**0.5)  # erf becomes an operation that TensorFlow does not know yet
+    return x * cumulative, cumulative + x * jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """CLIP's approximation of it."""
-    return x * jax.nn.sigmoid(1.702 * x)
+def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """CLIP's approximation of it, and its slope."""
+    gate = jax.nn.sigmoid(1.702 * x)
+    return x * gate, gate * (1 + 1.702 * x * (1 - gate))
 
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def activate(x: jax.Array, activation: str = "gelu") -> jax.Array:
+    """The activation of x, computed in float32, in the dtype of x. The slope alone is kept for the gradient."""
+    return ACTIVATIONS[activation](x.astype(jnp.float32))[0].astype(x.dtype)
+
+
+@activate.defjvp
+def _activate_jvp(activation: str, x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value, slope = ACTIVATIONS[activation](x[0].astype(jnp.float32))
+    return value.astype(x[0].dtype), slope.astype(x[0].dtype) * tangent[0]
+
+
 def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
     """fc2(activation(fc1(x)))."""
-    return dense(p["fc2"], ACTIVATIONS[activation](dense(p["fc1"], x)))
+    return dense(p["fc2"], activate(dense(p["fc1"], x), activation))
 
 
 def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str) -> jax.Array:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.models.blocks import dense, layer_norm
+from ivt_jax.models.blocks import activate, dense, layer_norm
 
 
 class WordHead(nn.Module):
@@ -22,7 +22,7 @@ class WordHead(nn.Module):
         norm = self.param("norm", lambda _: {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)})
         output_bias = self.param("output", lambda _: {"bias": jnp.zeros(self.vocab_size)})["bias"]
         hidden = dense({"kernel": kernel, "bias": bias}, tokens.astype(dtype))
-        hidden = layer_norm(norm, jax.nn.gelu(hidden, approximate=False)).astype(dtype)
+        hidden = layer_norm(norm, activate(hidden)).astype(dtype)
         logits = jnp.einsum("...d,vd->...v", hidden, word_embedding.astype(dtype), preferred_element_type=jnp.float32)
         return logits + output_bias
 
