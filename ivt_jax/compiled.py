@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from ivt_jax.program import build_program
 from ivt_jax.sharding import BATCH
 
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
@@ -41,10 +42,12 @@ class Compiled:
 
 def compile_config(config: Any) -> Compiled:
     """Compiles the step for all devices of this machine; allocates nothing on them. ViT-B takes a minute or two."""
-    from ivt_jax.train import build_program
-
     program = build_program(config, np.arange(3), 2, mask_id=0)
-    compiled = program.step.lower(program.target, batch_shapes(config, program.mesh)).compile()
+    return analyse(program.step.lower(program.target, batch_shapes(config, program.mesh)).compile())
+
+
+def analyse(compiled: Any) -> Compiled:
+    """What XLA says of a `jax.stages.Compiled`."""
     memory = compiled.memory_analysis()
     grown = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the metrics: all else takes an argument's place
     return Compiled(

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
@@ -29,13 +27,11 @@ from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.init_from import NOTHING, given_params
-from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
-from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.program import Program, build_program
 from ivt_jax.report import write_report
-from ivt_jax.sharding import global_batch, local_copy, make_mesh, sharding_table, state_sharding
-from ivt_jax.train_step import TrainState, init_state, train_step
+from ivt_jax.sharding import global_batch, local_copy, sharding_table
+from ivt_jax.train_step import TrainState
 from ivt_jax.watchdog import Watchdog
 from ivt_jax.workdir import (
     folder_tokenizer,
@@ -45,45 +41,6 @@ from ivt_jax.workdir import (
     refuse_other_config,
     refuse_other_data,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a config compiles to: the model, its place on the mesh, and the jitted step."""
-
-    model: IVT
-    mesh: jax.sharding.Mesh
-    init: Any  # () -> TrainState, sharded
-    step: Any  # jitted: (state, global batch) -> (state, scalar metrics); the state is donated
-    target: Any  # the state's shapes and shardings, to restore a checkpoint into
-
-
-def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
-    """Nothing is computed or allocated here; `epoch_starts` and `total_steps` shape the learning rates."""
-    model = IVT(IVTConfig.from_config(config.model))
-    mesh = make_mesh(config.runtime.mesh)
-    schedules = make_schedules(config, epoch_starts, total_steps)
-    tx = make_optimizer(config, schedules)
-    init = functools.partial(init_state, model, tx, config)
-    shapes = jax.eval_shape(init)
-    sharding = state_sharding(mesh, shapes)
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
-
-    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
-
-    def step(state, batch):
-        rate = schedules["weight"](state.step)
-        state, metrics = train_step(state, batch, model=model, tx=tx, config=config, mask_id=mask_id, matching=matching)
-        return state, {**metrics, "learning_rate": rate}
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return Program(
-        model=model,
-        mesh=mesh,
-        init=jax.jit(init, out_shardings=sharding),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
-        target=target,
-    )
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import synth
 from input_pipeline.errors import UserError
-from ivt_jax import train
+from ivt_jax import program
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
@@ -102,8 +102,8 @@ def on_mesh(config, devices, fsdp):
     """The state's shapes and shardings of a run of so many devices, as training restores into them."""
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_mesh", lambda axes: mesh)
-        return train.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+        patch.setattr(program, "make_mesh", lambda axes: mesh)
+        return program.build_program(config, np.array([0, 10]), 10, mask_id=4).target
 
 
 def test_a_run_goes_from_eight_devices_to_one_to_four_and_keeps_every_bit(tmp_path):

@@ -26,6 +26,7 @@ from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.program import build_program
 from ivt_jax.sharding import make_mesh
 
 
@@ -135,18 +136,18 @@ def loss(config):
 
 def start(config):
     """The parameters of the state at step 0."""
-    program = train.build_program(config, np.array([0, 10]), 10, mask_id=4)
+    program = build_program(config, np.array([0, 10]), 10, mask_id=4)
     return jax.tree.map(np.asarray, train.start_state(program, train.given_params(config).params).params)
 
 
 def start_state(config):
     """What a training keeps from step to step."""
-    return train.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+    return build_program(config, np.array([0, 10]), 10, mask_id=4).target
 
 
 def step(config):
     """The training step on all devices as a program, traced."""
-    program = train.build_program(config, np.array([0, 10]), 10, mask_id=4)
+    program = build_program(config, np.array([0, 10]), 10, mask_id=4)
     return str(program.step.trace(program.target, batch_shapes(config, program.mesh)).jaxpr)
 
 

@@ -16,6 +16,7 @@ from ivt_jax.checkpoint import Checkpoints, export_params
 from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.init_from import given_params, plan
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.program import build_program
 from ivt_jax.train_step import TrainState
 
 POSITIONS, TYPES = "image_embedding/pos_embed", "image_embedding/type_embed"
@@ -159,7 +160,7 @@ def test_the_state_holds_what_is_given_on_its_mesh(folder):
     config = tiny_config(runtime__mesh__fsdp=2)
     flat = {path: value for path, value in random_params(config).items() if not path.startswith("patch_head/")}
     config.train.init_from = folder(flat, config)
-    program = train.build_program(config, np.array([0, 10]), 10, mask_id=4)
+    program = build_program(config, np.array([0, 10]), 10, mask_id=4)
     state = train.start_state(program, given_params(config).params)
     random = program.init()
     expected = {**flatten_dict(random.params, sep="/"), **flat}

@@ -1,5 +1,6 @@
 """The loop with a stand-in for the device, and a real tiny run that is killed and resumed."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -261,7 +262,7 @@ def runs(pedes_root, tmp_path_factory):
                 programs.setdefault("step", original.lower(*arguments).compile())
                 return programs["step"]
 
-            programs["program"] = train.dataclasses.replace(program, step=step)
+            programs["program"] = dataclasses.replace(program, step=step)
         return programs["program"]
 
     def killed(*args):

@@ -13,8 +13,8 @@ from configs import default
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.objective import objective
 from ivt_jax.optimizer import make_optimizer, make_schedules
+from ivt_jax.program import build_program
 from ivt_jax.sharding import global_batch, state_sharding
-from ivt_jax.train import build_program
 from ivt_jax.train_step import HISTORY, find_spike, init_state, train_step
 
 BATCH_SIZE = 8

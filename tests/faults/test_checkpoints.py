@@ -20,6 +20,7 @@ from ivt_jax.digests import UNFINISHED
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
 from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.program import build_program
 from ivt_jax.workdir import load_config
 from tests.faults.conftest import history, state_of
 
@@ -232,7 +233,7 @@ def refusal(workdir, action, *arguments):
 
 def saved_again(workdir, change):
     """Writes step 12 anew, with the parameters that `change` makes of its own, as the best."""
-    program = train.build_program(config_of(workdir), np.array([0, 10]), 10, mask_id=4)
+    program = build_program(config_of(workdir), np.array([0, 10]), 10, mask_id=4)
     checkpoints = Checkpoints(workdir)
     state = checkpoints.restore(12, program.target)
     checkpoints.close()

@@ -136,8 +136,8 @@ def trajectory(config: ConfigDict, steps: int) -> dict[str, Any]:
     from input_pipeline.pipeline import open_split, train_batches
     from input_pipeline.sampling import EpochPlans
     from input_pipeline.tokenizer import load_tokenizer
+    from ivt_jax.program import build_program
     from ivt_jax.sharding import global_batch
-    from ivt_jax.train import build_program
 
     source, test = open_split(config, "train"), open_split(config, "test")
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
