@@ -4,7 +4,6 @@ python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.dat
 """
 
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 from input_pipeline.errors import DISK, UserError
 from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
+from ivt_jax.startup import set_environment
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
@@ -116,16 +116,6 @@ def default_workdir(config_file: str) -> str:
     """configs/cuhk.py -> runs/cuhk, configs/cuhk.py:release -> runs/cuhk-release."""
     path, _, variant = config_file.partition(":")
     return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
-
-
-def set_environment(config: Any) -> None:
-    """What XLA and JAX read when they start; flags that the user set come last and win."""
-    xla = ["--xla_cpu_prefer_vector_width=512"]  # a quarter more speed where the CPU has AVX-512, no change elsewhere
-    if config.runtime.deterministic:
-        xla.append("--xla_gpu_deterministic_ops=true")
-    os.environ["XLA_FLAGS"] = " ".join([*xla, os.environ.get("XLA_FLAGS", "")])
-    if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
-        os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 
 def start_distributed(config: Any) -> None:

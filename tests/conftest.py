@@ -12,11 +12,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import json
 import subprocess
 import sys
+import tempfile
 import types
 
+import jax  # before the variable below: it is for the programs that tests start
 import numpy as np
 import pytest
 from PIL import Image
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
+    COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +53,6 @@ OVERLAPPING = {"stride": 4, "image_norm": True, "image_activation": "quick_gelu"
 @pytest.fixture(scope="session", params=[SIDE_BY_SIDE, OVERLAPPING], ids=["side by side", "overlapping, as CLIP"])
 def given_away(request):
     """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""
-    import jax
-
     from configs import default
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.evaluation.embedding import embed_images, embed_texts

