@@ -38,7 +38,8 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.plan", "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.run",
     "ivt_jax.export.stablehlo", "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
-    "ivt_jax.embed", "ivt_jax.gallery.shard",
+    "ivt_jax.embed", "ivt_jax.gallery.shard", "ivt_jax.gallery.nearest", "ivt_jax.program", "ivt_jax.compiled",
+    "ivt_jax.bench", "ivt_jax.startup",
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Comparisons with other implementations; nothing of the project needs them."""

@@ -1,0 +1,101 @@
+"""The benchmark on a tower that compiles in seconds: what its rows say, and what it says of mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ivt_jax import bench
+from ivt_jax.flops import step_cost
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--config.model.width=32", "--config.model.depth=2", "--config.model.num_heads=2", "--config.model.remat=False",
+    "--config.model.image_size=(48,24)",
+]  # fmt: skip
+
+
+def test_rows_of_programs(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    flags = ["--models=demo", "--variants=release", "--batches=8", "--dtypes=float32", "--seconds=0.05"]
+    assert bench.main([*flags, f"--json={file}", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    written = json.loads(file.read_text())
+    rows = {row["piece"]: row for row in written["rows"]}
+    assert list(rows) == ["train", "images", "texts"] and rows["train"]["name"] == "demo, release"
+    assert written["environment"]["device"].startswith("8 x cpu")
+    config = bench.make_config("demo", "release", 8, "float32", SMALL)
+    assert rows["train"]["tflops"] == pytest.approx(step_cost(config).training / 8e12, rel=0.05)  # of one device
+    for row in rows.values():
+        assert row["compiled_tflops"] == pytest.approx(row["tflops"], rel=0.05)
+        assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= bench.LEAST
+        assert row["items"] == 8 and row["memory"] > 0 and row["compile_seconds"] > 0
+    header, dashes, *lines = out.splitlines()
+    assert header == bench.HEADER and len(lines) == 3
+    assert {line.count("|") for line in (header, dashes, *lines)} == {13}
+    assert "float32: " in err and "TFLOP/s a device" in err
+    rate = float(err.split("float32: ")[1].split()[0])
+    row = rows["images"]
+    assert row["mfu"] == pytest.approx(row["tflops"] / row["seconds"] / rate, rel=0.02)
+
+
+def test_rows_of_the_host(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SPLITS", {"CUHK-PEDES": (60, 30)})
+    monkeypatch.setattr(bench, "GALLERIES", (1000,))
+    assert bench.main(["--pieces=evaluation,search", "--seconds=0.01"]) == 0
+    _, _, evaluation, search = capsys.readouterr().out.splitlines()
+    assert evaluation.startswith("| evaluation | CUHK-PEDES: 60 captions, 30 images | float32 | 60 |")
+    assert search.startswith("| search | 1,000 vectors of 768 | float32 | 1,000 |")
+
+
+def test_a_config_of_each_model_and_variant():
+    for model, width in (("base", 768), ("small", 384), ("demo", 128)):
+        for variant in bench.VARIANTS:
+            config = bench.make_config(model, variant, 64, "bfloat16")
+            assert (config.model.width, config.data.batch_size, config.model.dtype) == (width, 64, "bfloat16")
+            matched = config.mla.levels == ("sentence",)
+            assert matched == (variant in ("baseline", "bmm_align", "bmm_reconstruct"))
+            assert bool(config.bmm.word_weight) == (variant in ("full", "bmm_reconstruct"))
+    assert bench.make_config("demo", "full", 64, "float32").bmm.rows == 32  # half of the pairs, as in its config
+    assert bench.make_config("demo", "full", 0, "float32").data.batch_size == 32
+
+
+def test_the_median_is_of_the_calls_after_the_warm_up(monkeypatch):
+    clock, left = SimpleNamespace(now=0.0), [1.0, 1.0, 50.0, 5.0, 1.0, 4.0, 2.0, 3.0]  # three warm up
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
+
+    def call():
+        clock.now += left.pop(0)
+
+    assert bench.time_calls(call, 15) == (3.0, 2.0, 4.0, 5)
+    clock.now, left[:] = 0.0, [8.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0]  # a call of half the time is warm-up enough
+    assert bench.time_calls(call, 15) == (6.0, 6.0, 6.0, 5) and left == [6.0]
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--models=large"], "argument --models: 'large' is not one of base, small, demo"),
+        (["--batches=0"], "argument --batches: '0' is not a whole number above 0"),
+    ],
+)
+def test_a_mistaken_flag_is_one_line(flags, line, capsys):
+    with pytest.raises(SystemExit) as error:
+        bench.main(flags)
+    assert error.value.code == 2 and line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, part", [("--config.model.widht=3", "no key 'widht'"), ("--sise=3", "sise")])
+def test_a_mistaken_key_is_one_line(flag, part, capsys):
+    assert bench.main(["--seconds=0.01", "--dtypes=float32", "--batches=8", flag]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and part in last
+
+
+def test_it_needs_no_tensorflow():
+    code = "import sys; sys.modules['tensorflow'] = None; from ivt_jax import bench; bench.main(['--help'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr
