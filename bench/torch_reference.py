@@ -49,30 +49,17 @@ def make_config(options: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def make_batch(config: ConfigDict) -> dict[str, Any]:
-    """Noise, as the input pipeline would have it: two pairs a person, texts without padding."""
-    rng, batch, length = np.random.default_rng(0), config.data.batch_size, config.text.length["sentence"]
-    texts = {level: rng.integers(5, config.model.vocab_size, (batch, length), np.int32) for level in config.mla.levels}
-    return {
-        "images": rng.integers(0, 256, (batch, config.mla.views, *config.model.image_size, 3), np.uint8),
-        "erase": np.zeros((batch, config.mla.views, 4), np.int32),
-        "text": texts,
-        "words": np.zeros((batch, length), np.int32),
-        "person_ids": np.arange(batch, dtype=np.int32) // 2,
-        "pair_ids": np.arange(batch, dtype=np.int32),
-    }
-
-
 def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
     """This project's step; writes its first parameters for the others, under the release's names."""
     set_environment(config)
     import jax
 
+    from ivt_jax.bench import random_batch
     from ivt_jax.conversion import release_from_params
     from ivt_jax.program import build_program
 
     program = build_program(config, np.array([0, 10**6]), 10**6, mask_id=4)
-    state, batch = program.init(), jax.device_put(make_batch(config))
+    state, batch = program.init(), jax.device_put(random_batch(config))
     np.savez(weights, **release_from_params(jax.device_get(state.params)))
     step = program.step.lower(state, batch).compile()
 
@@ -89,6 +76,7 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
     import torch
     from torch.nn import functional
 
+    from ivt_jax.bench import random_batch
     from ivt_jax.images import DEVIATION, MEAN
     from tests.reference.ivt_torch import IVT, cmpm, sgd, stacked_loss
 
@@ -107,9 +95,9 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
         group["lr"] = config.optimizer.start
     if not plain:
         tower.patch_embed.to(memory_format=torch.channels_last)
-    batch = make_batch(config)
+    batch = random_batch(config)
     pixels = torch.from_numpy(batch["images"]).to(device)
-    ids = torch.cat([torch.from_numpy(x) for x in batch["text"].values()]).to(device).long()
+    ids = torch.cat([torch.from_numpy(x) for x in map(batch["text"].get, config.mla.levels)]).to(device).long()
     persons = torch.from_numpy(batch["person_ids"]).to(device).repeat(config.mla.views)
 
     def attention(layer: Any, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -185,6 +173,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]
             pipes[side].send(options.steps)
             taken = pipes[side].recv()
             seconds[side] += taken if turn >= 0 else []
+    for pipe in pipes.values():
+        pipe.send(0)  # no more steps
     return seconds
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import configs
@@ -31,7 +30,7 @@ from configs import default, synth
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from ivt_jax.arguments import positive
-from ivt_jax.compiled import analyse, batch_shapes
+from ivt_jax.compiled import analyse
 from ivt_jax.config_check import check_config
 from ivt_jax.config_flag import read_config
 from ivt_jax.evaluation.benchmark import draw_split
@@ -42,6 +41,7 @@ from ivt_jax.gallery.nearest import nearest
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.plan import device_flops
 from ivt_jax.program import build_program
+from ivt_jax.sharding import global_batch
 from ivt_jax.workdir import environment
 
 PROGRAMS = ("train", "images", "texts")
@@ -117,7 +117,7 @@ def rows_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator[Row
 def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds: float) -> Row:
     """A training step of all devices, or an encoder's batch on the first one."""
     start = time.perf_counter()
-    call, compiled, formula = (train_program if piece == "train" else encoder_program)(config, piece)
+    call, compiled, formula = train_program(config) if piece == "train" else encoder_program(config, piece)
     compile_seconds = time.perf_counter() - start
     told = analyse(compiled)
     median, low, high, calls = time_calls(call, seconds)
@@ -128,10 +128,10 @@ def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds:
     )  # fmt: skip
 
 
-def train_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], Any, int]:
+def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
     """A step on random data: a call that takes it, the compiled program, FLOPs of a device by formula."""
     program = build_program(config, np.array([0, 10**6]), 10**6, mask_id=4)
-    state, batch = program.init(), random_batch(config, program.mesh)
+    state, batch = program.init(), global_batch(program.mesh, random_batch(config))
     step = program.step.lower(state, batch).compile()
 
     def call() -> Any:
@@ -159,26 +159,18 @@ def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], 
     return lambda: compiled(params, given), compiled, flops
 
 
-def random_batch(config: ConfigDict, mesh: Mesh) -> Any:
-    """A global batch of noise, two pairs a person, on the mesh."""
-    rng = np.random.default_rng(0)
-
-    def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[0].key
-        if name == "images":
-            return rng.integers(0, 256, shape.shape, np.uint8)
-        if name == "text":
-            return rng.integers(5, config.model.vocab_size, shape.shape, np.int32)
-        if name == "words":
-            return np.broadcast_to(np.arange(shape.shape[1], dtype=np.int32), shape.shape)
-        if name == "person_ids":
-            return np.arange(shape.shape[0], dtype=np.int32) // 2
-        return np.zeros(shape.shape, np.int32)
-
-    shapes = batch_shapes(config, mesh)
-    return jax.tree.map(
-        lambda x, s: jax.device_put(x, s.sharding), jax.tree_util.tree_map_with_path(draw, shapes), shapes
-    )
+def random_batch(config: ConfigDict) -> dict[str, Any]:
+    """A global batch of noise, as input_pipeline/pipeline.py has it: two pairs a person, texts without padding."""
+    rng, batch, length = np.random.default_rng(0), config.data.batch_size, config.text.length
+    levels = dict.fromkeys((*config.mla.levels, "sentence"))
+    return {
+        "images": rng.integers(0, 256, (batch, config.mla.views, *config.model.image_size, 3), np.uint8),
+        "erase": np.zeros((batch, config.mla.views, 4), np.int32),
+        "text": {level: rng.integers(5, config.model.vocab_size, (batch, length[level]), np.int32) for level in levels},
+        "words": np.tile(np.arange(length["sentence"], dtype=np.int32), (batch, 1)),
+        "person_ids": np.arange(batch, dtype=np.int32) // 2,
+        "pair_ids": np.arange(batch, dtype=np.int32),
+    }
 
 
 def evaluation_row(dataset: str, seconds: float) -> Row:

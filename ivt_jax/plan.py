@@ -154,11 +154,8 @@ def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
     widths, hiddens, softmaxes = (10, 2, 3) if model["remat"] else (7, 4, 1)
     softmax = softmaxes * model["num_heads"] * p.tokens * 4
-    return (
-        p.rows
-        * p.tokens
-        * (size * (widths * width + hiddens * hidden) + softmax + (2 * width if model["drop_path"] else 0))
-    )
+    masks = 2 * width if model["drop_path"] else 0
+    return p.rows * p.tokens * (size * (widths * width + hiddens * hidden) + softmax + masks)
 
 
 def embedding_bytes(p: Pass, config: Mapping[str, Any], size: int) -> int:
