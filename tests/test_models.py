@@ -170,6 +170,13 @@ def test_attention_is_the_literal_one_with_padding(tower):
     np.testing.assert_allclose(actual, slow_attention(p, x, MASK, 4), atol=2e-5)
 
 
+def test_erf_is_that_of_float64_between_and_beyond_its_fit():
+    x = np.append(np.linspace(-6, 6, 20001), [-1e30, 1e30]).astype(np.float32)
+    np.testing.assert_allclose(blocks.erf(x), erf(x), atol=4e-7)
+    small = np.logspace(-30, -1, 300).astype(np.float32)
+    np.testing.assert_allclose(blocks.erf(small), erf(small), rtol=4e-7)
+
+
 def test_gelu_is_exact():
     p = {"fc1": {"kernel": np.eye(1, dtype=np.float32), "bias": np.zeros(1)},
          "fc2": {"kernel": np.eye(1, dtype=np.float32), "bias": np.zeros(1)}}  # fmt: skip

@@ -69,9 +69,23 @@ def attention(p: Params, x: jax.Array, key_bias: jax.Array | None, num_heads: in
     return dense(p["proj"], mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
 
 
+# erf(x) = x p(x^2) / q(x^2) where |x| <= 4, and 1 beyond; coefficients from x^0 up, fitted to within 2.5e-8 of erf.
+# JAX's erf becomes an operation that TensorFlow does not know yet, and its erfc makes the demo's step a tenth slower.
+ERF_P = (1.1283791, 0.19354464, 0.05310164, 0.0038833097, 0.00028456259, 1.986755e-06)
+ERF_Q = (1.0, 0.504857, 0.11534978, 0.015207187, 0.0011855579, 3.741971e-05)
+
+
+def erf(x: jax.Array) -> jax.Array:
+    """The error function of x float32, to within 4e-7."""
+    x = jnp.clip(x, -4.0, 4.0)
+    square = jnp.square(x)
+    p, q = (functools.reduce(lambda y, c: y * square + c, reversed(terms)) for terms in (ERF_P, ERF_Q))
+    return x * p / q
+
+
 def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The exact (erf) GELU and its slope."""
-    cumulative = 0.5 * jax.lax.erfc(-x * 0.5**0.5)  # erf becomes an operation that TensorFlow does not know yet
+    cumulative = 0.5 + 0.5 * erf(x * 0.5**0.5)
     return x * cumulative, cumulative + x * jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5
 
 
