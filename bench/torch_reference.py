@@ -54,8 +54,8 @@ def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
     set_environment(config)
     import jax
 
-    from ivt_jax.bench import random_batch
     from ivt_jax.conversion import release_from_params
+    from ivt_jax.measure import random_batch
     from ivt_jax.program import build_program
 
     program = build_program(config, np.array([0, 10**6]), 10**6, mask_id=4)
@@ -76,8 +76,8 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
     import torch
     from torch.nn import functional
 
-    from ivt_jax.bench import random_batch
     from ivt_jax.images import DEVIATION, MEAN
+    from ivt_jax.measure import random_batch
     from tests.reference.ivt_torch import IVT, cmpm, sgd, stacked_loss
 
     device, m = "cuda" if torch.cuda.is_available() else "cpu", config.model

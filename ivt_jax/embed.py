@@ -20,6 +20,7 @@ from pathlib import Path
 
 from input_pipeline.errors import DataError, UserError
 from ivt_jax.arguments import positive
+from ivt_jax.startup import keep_compiled
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.
 
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     args, flags = parser.parse_known_args(argv)
     if flags and not args.beam:
         parser.error(f"unknown: {' '.join(flags[:3])}; the pattern of --shards stands in quotes")
+    keep_compiled()
     try:
         return run(args, flags)
     except UserError as error:

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from input_pipeline.errors import DISK, UserError
 from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
-from ivt_jax.startup import set_environment
+from ivt_jax.startup import keep_compiled, set_environment
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     set_environment(config)
+    keep_compiled()
     if DRY_RUN.value:
         from ivt_jax import dry_run
 

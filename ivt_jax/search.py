@@ -17,6 +17,7 @@ from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import SUFFIXES
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
+from ivt_jax.startup import keep_compiled
 
 BATCH = 64
 
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top", type=positive, default=10, help="how many to show (default 10)")
     parser.add_argument("--html", type=Path, help="write a page with the pictures found, self-contained")
     args = parser.parse_args(argv)
+    keep_compiled()
     try:
         return run(args)
     except UserError as error:

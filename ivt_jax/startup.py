@@ -15,7 +15,6 @@ def set_environment(config: Any) -> None:
     os.environ["XLA_FLAGS"] = " ".join([*xla, os.environ.get("XLA_FLAGS", "")])
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-    keep_compiled()
 
 
 def keep_compiled() -> None:

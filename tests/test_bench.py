@@ -1,14 +1,16 @@
 """The benchmark on a tower that compiles in seconds: what its rows say, and what it says of mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from ivt_jax import bench
+from ivt_jax import bench, measure, startup
 from ivt_jax.flops import step_cost
 
 ROOT = Path(__file__).parent.parent
@@ -18,9 +20,17 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """The benchmark settles its process's environment and keeps no compiled programs: other tests must not see it."""
+    monkeypatch.setattr(startup.os, "environ", dict(os.environ))
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 def test_rows_of_programs(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    flags = ["--models=demo", "--variants=release", "--batches=8", "--dtypes=float32", "--seconds=0.05"]
+    flags = ["--models=demo", "--variants=release", "--batches=8", "--dtype=float32", "--seconds=0.05"]
     assert bench.main([*flags, f"--json={file}", *SMALL]) == 0
     out, err = capsys.readouterr()
     written = json.loads(file.read_text())
@@ -31,7 +41,7 @@ def test_rows_of_programs(tmp_path, capsys):
     assert rows["train"]["tflops"] == pytest.approx(step_cost(config).training / 8e12, rel=0.05)  # of one device
     for row in rows.values():
         assert row["compiled_tflops"] == pytest.approx(row["tflops"], rel=0.05)
-        assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= bench.LEAST
+        assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= measure.LEAST
         assert row["items"] == 8 and row["memory"] > 0 and row["compile_seconds"] > 0
     header, dashes, *lines = out.splitlines()
     assert header == bench.HEADER and len(lines) == 3
@@ -43,8 +53,8 @@ def test_rows_of_programs(tmp_path, capsys):
 
 
 def test_rows_of_the_host(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "SPLITS", {"CUHK-PEDES": (60, 30)})
-    monkeypatch.setattr(bench, "GALLERIES", (1000,))
+    monkeypatch.setattr(measure, "SPLITS", {"CUHK-PEDES": (60, 30)})
+    monkeypatch.setattr(measure, "GALLERIES", (1000,))
     assert bench.main(["--pieces=evaluation,search", "--seconds=0.01"]) == 0
     _, _, evaluation, search = capsys.readouterr().out.splitlines()
     assert evaluation.startswith("| evaluation | CUHK-PEDES: 60 captions, 30 images | float32 | 60 |")
@@ -65,14 +75,14 @@ def test_a_config_of_each_model_and_variant():
 
 def test_the_median_is_of_the_calls_after_the_warm_up(monkeypatch):
     clock, left = SimpleNamespace(now=0.0), [1.0, 1.0, 50.0, 5.0, 1.0, 4.0, 2.0, 3.0]  # three warm up
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock.now)
 
     def call():
         clock.now += left.pop(0)
 
-    assert bench.time_calls(call, 15) == (3.0, 2.0, 4.0, 5)
+    assert measure.time_calls(call, 15) == (3.0, 2.0, 4.0, 5)
     clock.now, left[:] = 0.0, [8.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0]  # a call of half the time is warm-up enough
-    assert bench.time_calls(call, 15) == (6.0, 6.0, 6.0, 5) and left == [6.0]
+    assert measure.time_calls(call, 15) == (6.0, 6.0, 6.0, 5) and left == [6.0]
 
 
 @pytest.mark.parametrize(
@@ -90,12 +100,18 @@ def test_a_mistaken_flag_is_one_line(flags, line, capsys):
 
 @pytest.mark.parametrize("flag, part", [("--config.model.widht=3", "no key 'widht'"), ("--sise=3", "sise")])
 def test_a_mistaken_key_is_one_line(flag, part, capsys):
-    assert bench.main(["--seconds=0.01", "--dtypes=float32", "--batches=8", flag]) == 2
+    assert bench.main(["--seconds=0.01", "--dtype=float32", "--batches=8", flag]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and part in last
 
 
+def test_help_answers_before_jax_is_there():
+    code = "import sys; sys.modules['jax'] = None; from ivt_jax import bench; bench.main(['--help'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr
+
+
 def test_it_needs_no_tensorflow():
-    code = "import sys; sys.modules['tensorflow'] = None; from ivt_jax import bench; bench.main(['--help'])"
+    code = "import sys; sys.modules['tensorflow'] = None; from ivt_jax import bench, measure; bench.main(['--help'])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr

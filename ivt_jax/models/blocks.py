@@ -78,8 +78,9 @@ ERF_Q = (1.0, 0.504857, 0.11534978, 0.015207187, 0.0011855579, 3.741971e-05)
 def erf(x: jax.Array) -> jax.Array:
     """The error function of x float32, to within 4e-7."""
     x = jnp.clip(x, -4.0, 4.0)
-    square = jnp.square(x)
-    p, q = (functools.reduce(lambda y, c: y * square + c, reversed(terms)) for terms in (ERF_P, ERF_Q))
+    square, p, q = jnp.square(x), jnp.float32(ERF_P[-1]), jnp.float32(ERF_Q[-1])
+    for of_p, of_q in zip(ERF_P[-2::-1], ERF_Q[-2::-1], strict=True):
+        p, q = p * square + of_p, q * square + of_q
     return x * p / q
 
 
