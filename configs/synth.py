@@ -2,7 +2,7 @@
 
 python -m input_pipeline.synthetic --out=data/pedes-synth --size=96x48
 python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
-python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS or OPTIMIZERS, below
+python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS, OPTIMIZERS or CHOICES, below
 """
 
 from ml_collections import ConfigDict
@@ -11,11 +11,21 @@ from configs import default
 
 TERMS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 OPTIMIZERS = ("sgd", "adamw", "layer_decay", "ema")
-VARIANTS = ("", *TERMS, *OPTIMIZERS)
+# What costs time, one by one; the demo has one view, `fast` alignment, three levels and reconstruction.
+CHOICES = {
+    "align_off": {"bmm.align": "off"},
+    "align_exact": {"bmm.align": "exact"},
+    "align_fast": {"bmm.align": "fast"},
+    "one_view": {"mla.views": 1},
+    "three_views": {"mla.views": 3},
+    "sentence_level": {"mla.levels": ("sentence",)},
+    "no_reconstruction": {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0},
+}
+VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo; the others are its ablations, with equal images per step and equal steps."""
+    """variant: "" is the demo; the others are its ablations, with equal steps."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"
@@ -44,7 +54,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.eval_every = 900
     if variant in OPTIMIZERS:
         return other_optimizer(config, variant)
-    return without_terms(config, variant) if variant else config
+    return changed(config, variant) if variant else config
+
+
+def changed(config: ConfigDict, variant: str) -> ConfigDict:
+    """Any config with one of TERMS or of CHOICES."""
+    if variant in TERMS:
+        return without_terms(config, variant)
+    config.update_from_flattened_dict(CHOICES[variant])
+    return config
 
 
 def without_terms(config: ConfigDict, variant: str) -> ConfigDict:

@@ -1,7 +1,8 @@
-"""The ablations: variants of configs/synth.py, some seeds each, at equal images per step and equal steps.
+"""The ablations: variants of configs/synth.py, some seeds each, at equal steps.
 
     python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few
     python -m ivt_jax.ablation --study=optimizers --out=runs/optimizers --root=data/pedes-synth-few
+    python -m ivt_jax.ablation --study=choices --out=runs/choices --root=data/pedes-synth-few
 
 Each run is `ivt_jax.main` in a workdir of its own, so that a second call resumes where the first one ended; the table
 (ablation.md) and the plot (ablation.png) are made from what the runs wrote. Several run at a time, each on its own
@@ -24,7 +25,9 @@ from configs import synth
 from input_pipeline.errors import UserError
 from ivt_jax.metrics import format_seconds
 
-STUDIES = {"terms": synth.TERMS, "optimizers": synth.OPTIMIZERS}
+# The demo is one of the choices: `align_fast` and `one_view` are what it has.
+CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))
+STUDIES = {"terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES}
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 

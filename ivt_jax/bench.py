@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PROGRAMS = ("train", "images", "texts")
 PIECES = (*PROGRAMS, "evaluation", "search")
 MODELS: dict[str, dict[str, int]] = {"base": {}, "small": {"width": 384, "num_heads": 6}, "demo": {}}
-VARIANTS = ("full", "release", *synth.TERMS[:-1])
+VARIANTS = ("full", "release", *synth.TERMS[:-1], *synth.CHOICES)
 
 
 def make_config(model: str, variant: str, batch: int, dtype: str, changes: Sequence[str] = ()) -> ConfigDict:
@@ -51,7 +51,7 @@ def make_config(model: str, variant: str, batch: int, dtype: str, changes: Seque
     if variant == "release":
         config = default.released(config)
     elif variant != "full":
-        config = synth.without_terms(config, variant)
+        config = synth.changed(config, variant)
     share = config.bmm.rows / config.data.batch_size
     config.data.batch_size = batch or config.data.batch_size
     config.bmm.rows = int(share * config.data.batch_size)

@@ -67,8 +67,9 @@ def test_a_config_of_each_model_and_variant():
             config = bench.make_config(model, variant, 64, "bfloat16")
             assert (config.model.width, config.data.batch_size, config.model.dtype) == (width, 64, "bfloat16")
             matched = config.mla.levels == ("sentence",)
-            assert matched == (variant in ("baseline", "bmm_align", "bmm_reconstruct"))
-            assert bool(config.bmm.word_weight) == (variant in ("full", "bmm_reconstruct"))
+            assert matched == (variant in ("baseline", "bmm_align", "bmm_reconstruct", "sentence_level"))
+            without = ("release", "baseline", "mla", "bmm_align", "no_reconstruction")
+            assert bool(config.bmm.word_weight) == (variant not in without)
     assert bench.make_config("demo", "full", 64, "float32").bmm.rows == 32  # half of the pairs, as in its config
     assert bench.make_config("demo", "full", 0, "float32").data.batch_size == 32
 

@@ -17,7 +17,7 @@ from input_pipeline import pipeline
 from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
-from ivt_jax import main, train
+from ivt_jax import ablation, main, train
 from ivt_jax.checkpoint import export_params
 from ivt_jax.compiled import batch_shapes
 from ivt_jax.evaluation import run as evaluation_of_run
@@ -75,11 +75,25 @@ def test_the_optimisers_differ_in_nothing_else():
         assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "adamw")
 
 
+def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
+    demo = flatten(synth.get_config())
+    changed = {
+        name: {key for key, value in flatten(synth.get_config(name)).items() if value != demo[key]}
+        for name in synth.CHOICES
+    }
+    assert changed == {
+        "align_off": {"bmm.align"}, "align_exact": {"bmm.align"}, "align_fast": set(), "one_view": set(),
+        "three_views": {"mla.views"}, "sentence_level": {"mla.levels"},
+        "no_reconstruction": {"bmm.word_weight", "bmm.patch_weight"},
+    }  # fmt: skip
+    assert set(ablation.CHOICES) == {"full"} | {name for name, keys in changed.items() if keys}
+
+
 @pytest.mark.parametrize(
     ("module", "known"),
     [
         (cuhk, "(none), :release"),
-        (synth, "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema"),
+        (synth, "(none), " + ", ".join(f":{name}" for name in synth.VARIANTS[1:])),
     ],
 )
 def test_an_unknown_variant_is_one_line(module, known):
