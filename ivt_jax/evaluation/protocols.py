@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, rank_embeddings, rank_queries
+from ivt_jax.evaluation.ranking import (
+    Ranks,
+    mean_scores,
+    query_scores,
+    rank_both_ways,
+    rank_embeddings,
+    rank_queries,
+    with_trapezoid,
+)
 from ivt_jax.evaluation.reranking import rerank
 
 
@@ -47,7 +55,7 @@ def standard_dedup(e: Embeddings) -> dict[str, Ranks]:
 def release(e: Embeddings, dataset: str) -> Ranks:
     """Text to image as the release's evaluator has it; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
     rows = image_records(e) if dataset == "icfg_pedes" else e.text_image[::2]
-    return _text_to_image(e, rows, "trapezoid")
+    return with_trapezoid(_text_to_image(e, rows))
 
 
 def reranked(e: Embeddings) -> Ranks:
@@ -62,18 +70,20 @@ def reranked(e: Embeddings) -> Ranks:
 
 def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[str, dict[str, float]]:
     """Text-to-image scores in percent by every protocol; `standard_t2i`, the ranks of the first, are known already."""
-    released = {name: np.nan_to_num(values) for name, values in query_scores(release(e, dataset)).items()}
+    # Where the gallery is that of the first, nothing is ranked again.
+    once = standard_t2i if (e.image_copies == 1).all() else _text_to_image(e, np.arange(len(e.image)))
+    released = with_trapezoid(standard_t2i) if dataset == "icfg_pedes" else release(e, dataset)
     return {
         "standard": mean_scores(query_scores(standard_t2i)),
-        "standard-dedup": mean_scores(query_scores(_text_to_image(e, np.arange(len(e.image))))),
-        "release": mean_scores(released),
+        "standard-dedup": mean_scores(query_scores(once)),
+        "release": mean_scores({name: np.nan_to_num(values) for name, values in query_scores(released).items()}),
     }
 
 
 def _both_ways(e: Embeddings, rows: np.ndarray) -> dict[str, Ranks]:
-    i2t = rank_embeddings(e.image[rows], e.text, e.image_person[rows], e.text_person)
-    return {"t2i": _text_to_image(e, rows), "i2t": i2t}
+    t2i, i2t = rank_both_ways(e.text, e.image[rows], e.text_person, e.image_person[rows])
+    return {"t2i": t2i, "i2t": i2t}
 
 
-def _text_to_image(e: Embeddings, rows: np.ndarray, average_precision: str = "standard") -> Ranks:
-    return rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows], average_precision)
+def _text_to_image(e: Embeddings, rows: np.ndarray) -> Ranks:
+    return rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows])

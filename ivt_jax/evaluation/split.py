@@ -117,7 +117,8 @@ def query_lines(embeddings: Embeddings, paths: list[str], captions: list[str]) -
         for row, query in enumerate(range(len(text))[chunk]):
             right = image_person == text_person[query]
             order = first_found(similarity[row], right, TOP)
-            figures = [float(values[row]) if right.any() else None for values in ranks]
+            how = (ranks.first, ranks.average_precision, ranks.inverse_penalty)
+            figures = [float(values[row]) if right.any() else None for values in how]
             scores = similarity[row, order].round(6).tolist()
             yield {
                 "caption": captions[query], "image": paths[text_image[query]], "person": int(text_person[query]),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, release, standard, standard_dedup
+from ivt_jax.evaluation.ranking import mean_scores, query_scores
 
 # Person 1 has images 0 (two records) and 2, person 2 has image 1. Captions: two of image 0, one of 1, one of 2, and one
 # more of image 1. Similarities with the images:
@@ -54,3 +55,12 @@ def test_a_query_without_a_match_is_left_out_or_a_miss():
     assert set(scores) == {"standard", "standard-dedup", "release"}
     assert scores["standard-dedup"]["R1"] == 50  # of four queries
     assert scores["release"]["R1"] == 20  # of five
+
+
+@pytest.mark.parametrize("dataset", ["cuhk_pedes", "icfg_pedes"])
+@pytest.mark.parametrize("copies", [[2, 1, 1], [1, 1, 1]])
+def test_scores_by_every_protocol_are_those_of_the_protocol_ranked_on_its_own(dataset, copies):
+    split = SPLIT._replace(image_copies=np.array(copies))
+    scores = protocol_scores(split, dataset, standard(split)["t2i"])
+    for name, ranks in (("standard-dedup", standard_dedup(split)["t2i"]), ("release", release(split, dataset))):
+        assert scores[name] == pytest.approx(mean_scores(query_scores(ranks)), abs=1e-10)

@@ -4,7 +4,17 @@ import pytest
 from input_pipeline.errors import UserError
 from ivt_jax import evaluation
 from ivt_jax.evaluation import ranking
-from ivt_jax.evaluation.ranking import bootstrap_interval, first_found, rank_embeddings, rank_queries, retrieval_metrics
+from ivt_jax.evaluation.ranking import (
+    bootstrap_interval,
+    first_found,
+    mean_scores,
+    query_scores,
+    rank_both_ways,
+    rank_embeddings,
+    rank_queries,
+    retrieval_metrics,
+    with_trapezoid,
+)
 
 # Two queries, five items. The first query finds its person at ranks 1 and 4, the second at ranks 2, 3 and 5.
 SIMILARITY = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]] * 2)
@@ -100,6 +110,46 @@ def test_ranking_in_chunks_equals_ranking_at_once(monkeypatch):
     query_ids, gallery_ids = rng.integers(0, 3, 10), rng.integers(0, 3, 7)
     chunked = rank_embeddings(queries, gallery, query_ids, gallery_ids)
     np.testing.assert_array_equal(chunked, rank_queries(queries @ gallery.T, query_ids, gallery_ids))
+
+
+@pytest.mark.filterwarnings("ignore:.*no match")
+@pytest.mark.parametrize("part", [1, 3, 7, 100])
+@pytest.mark.parametrize("seed", range(4))
+def test_both_ways_equal_the_slow_definition_wherever_the_parts_end(monkeypatch, seed, part):
+    # Small whole numbers: their products are exact and tie often, also across parts. Some persons are on one side only,
+    # some have more queries than a part.
+    monkeypatch.setattr(ranking, "_PART", part)
+    rng = np.random.default_rng(seed)
+    queries, gallery = (rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in (29, 23))
+    query_ids, gallery_ids = rng.integers(0, 7, 29), rng.integers(-2, 5, 23)
+    there, back = rank_both_ways(queries, gallery, query_ids, gallery_ids)
+    for ranks, similarity, ids in (
+        (there, queries @ gallery.T, (query_ids, gallery_ids)),
+        (back, gallery @ queries.T, (gallery_ids, query_ids)),
+    ):
+        np.testing.assert_array_equal(ranks, rank_queries(similarity, *ids))  # in the order of the queries
+        for rule, given in (("standard", ranks), ("trapezoid", with_trapezoid(ranks))):
+            expected = slow_metrics(similarity, *ids, rule)
+            assert mean_scores(query_scores(given)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_both_ways_an_encoder_that_maps_all_to_one_point_scores_worst(monkeypatch):
+    monkeypatch.setattr(ranking, "_PART", 64)
+    # Exact in float32: otherwise products of equal vectors may differ in the last bit, even within one BLAS call.
+    point = np.repeat(np.float32([0.5, 0]), [4, 764])
+    queries, gallery = np.tile(point, (333, 1)), np.tile(point, (217, 1))
+    query_ids, gallery_ids = np.arange(333) % 50, np.arange(217) % 50
+    there, back = rank_both_ways(queries, gallery, query_ids, gallery_ids)
+    np.testing.assert_array_equal(there.first, 218 - np.bincount(gallery_ids)[query_ids])
+    np.testing.assert_array_equal(back.first, 334 - np.bincount(query_ids)[gallery_ids])
+
+
+def test_both_ways_refuse_what_is_no_number(monkeypatch):
+    monkeypatch.setattr(ranking, "_PART", 2)
+    gallery, ids = np.eye(4, dtype=np.float32), np.arange(4)
+    gallery[3, 0] = np.nan
+    with pytest.raises(UserError, match="not a number"):
+        rank_both_ways(np.eye(4, dtype=np.float32), gallery, ids, ids)
 
 
 def test_bootstrap_of_a_perfect_model_has_no_width():
