@@ -58,17 +58,21 @@ def make_config(model: str, variant: str, batch: int, dtype: str, changes: Seque
     return config
 
 
+def programs_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator[tuple[str, str, ConfigDict]]:
+    """Piece, name and config of every compiled program that the command line asks for."""
+    for model in options.models:
+        for batch in options.batches:
+            for piece in filter(options.pieces.__contains__, PROGRAMS):
+                for variant in options.variants if piece == "train" else ["full"]:
+                    name = f"{model}, {variant}" if piece == "train" else model
+                    yield piece, name, make_config(model, variant, batch, options.dtype, changes)
+
+
 def rows_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator["Row"]:
     """All rows that the command line asks for, as they are measured."""
-    programs = [piece for piece in PROGRAMS if piece in options.pieces]
-    wanted = [
-        (piece, f"{model}, {variant}" if piece == "train" else model,
-         make_config(model, variant, batch, options.dtype, changes))
-        for model in options.models for batch in options.batches for piece in programs
-        for variant in (options.variants if piece == "train" else ["full"])
-    ]  # fmt: skip
-    for _, _, config in wanted[:1]:
-        set_environment(config)
+    wanted = list(programs_of(options, changes))
+    if wanted:
+        set_environment(wanted[0][-1])  # which asks for nothing in which they differ
     import jax
 
     from ivt_jax import measure

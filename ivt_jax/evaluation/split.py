@@ -114,10 +114,10 @@ def query_lines(embeddings: Embeddings, paths: list[str], captions: list[str]) -
     """
     image, text, image_person, text_person, text_image, _ = embeddings
     for chunk, similarity, ranks in rank_chunks(text, image, text_person, image_person):
+        how = (ranks.first, ranks.average_precision, ranks.inverse_penalty)
         for row, query in enumerate(range(len(text))[chunk]):
             right = image_person == text_person[query]
             order = first_found(similarity[row], right, TOP)
-            how = (ranks.first, ranks.average_precision, ranks.inverse_penalty)
             figures = [float(values[row]) if right.any() else None for values in how]
             scores = similarity[row, order].round(6).tolist()
             yield {
