@@ -7,9 +7,9 @@ if [[ $# -eq 0 || $1 == -* ]]; then
     cat <<'TEXT'
 usage: bench/gpu.sh OUT [FLAGS]
 
-Measures training steps and encoders of ViT-B in bfloat16 by `python -m ivt_jax.bench`, and the step beside PyTorch's
-where PyTorch is installed; the most telling first. What does not fit into the time is left out, and said so. FLAGS
-such as --config.model.depth=2 go to every measurement of ours. TensorFlow is not needed.
+Measures training steps and encoders of ViT-B in bfloat16 and search by `python -m ivt_jax.bench`, and the step beside
+PyTorch's where PyTorch is installed; the most telling first. What does not fit into the time is left out, and said so.
+FLAGS such as --config.model.depth=2 go to every measurement of ours. TensorFlow is not needed.
 
 Environment: PYTHON names the interpreter (python3), SECONDS_IN_ALL the time (570).
 
@@ -41,6 +41,7 @@ bench() { measure "$1" "$python" -m ivt_jax.bench --seconds=4 "${@:2}" "${flags[
 
 bench recipe --pieces=train,images,texts --variants=full,release --batches=64
 bench choices --pieces=train --variants=one_view,align_fast,align_off,no_reconstruction --batches=64
+bench cudnn --pieces=train,images --variants=full --batches=64 --config.model.attention=cudnn
 bench small_batch --pieces=train --variants=full --batches=28
 bench unrolled --pieces=train --variants=full --batches=64 --config.model.unroll=12
 if "$python" -c "import torch" 2>/dev/null; then
@@ -49,5 +50,6 @@ else
     echo "PyTorch is not installed: the step is not compared"
 fi
 bench remat --pieces=train --variants=full --batches=128 --config.model.remat=True
+bench search --pieces=search
 bench encoders --pieces=images,texts --batches=256
 exit "$failed"

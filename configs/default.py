@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     config.model.norm_epsilon = 1e-6  # of the tower's norms, ViT's; CLIP has 1e-5
     config.model.dtype = "bfloat16"  # of activations; parameters, norms, softmax and losses are float32
     config.model.remat = False  # recompute cheap activations in the backward pass
+    config.model.attention = "xla"  # cudnn: NVIDIA's kernel on a GPU, in bfloat16 alone; elsewhere the same as xla
     config.model.unroll = 1  # blocks in the body of the compiled loop; depth = unrolled
 
     config.mla = ConfigDict()

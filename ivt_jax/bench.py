@@ -3,7 +3,7 @@
     python -m ivt_jax.bench                                       # ViT-B, ours and as released: minutes on a GPU
     python -m ivt_jax.bench --models=demo --pieces=train,images,texts --variants=full,baseline --dtype=float32
     python -m ivt_jax.bench --pieces=train --batches=28,56,112 --config.model.unroll=12 --json=bench.json
-    python -m ivt_jax.bench --pieces=evaluation,search            # on the host
+    python -m ivt_jax.bench --pieces=evaluation,search            # on the host; search on accelerators as well
 
 A row of a step or an encoder is one compiled program: the median of many calls after a warm-up and their quartiles, the
 rate, matrix products by formula and as compiled, their share of the machine's own rate (MFU), memory, time to compile.
@@ -92,6 +92,9 @@ def rows_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator["Ro
     if "search" in options.pieces:
         for count in measure.GALLERIES:
             yield measure.search_row(count, options.seconds)
+            if jax.default_backend() != "cpu":
+                for recall in measure.RECALLS:
+                    yield measure.device_search_row(count, recall, options.seconds)
 
 
 HEADER = (

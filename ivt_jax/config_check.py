@@ -9,7 +9,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.digests import ON_DAMAGE
 from ivt_jax.flops import BYTES, OPTIMIZER_SLOTS, num_patches
-from ivt_jax.models.blocks import ACTIVATIONS
+from ivt_jax.models.blocks import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.workdir import flatten
 
 CHOICES = {
@@ -20,6 +20,7 @@ CHOICES = {
     "train.select_on": ("val", "test"),
     "model.image_activation": tuple(ACTIVATIONS),
     "model.dtype": tuple(BYTES),
+    "model.attention": tuple(ATTENTION_KERNELS),
     "bmm.align": ("off", "exact", "fast"),
     "optimizer.name": tuple(OPTIMIZER_SLOTS),
     "optimizer.schedule": ("released", "smooth"),
@@ -96,6 +97,8 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     model = config.model
     if model.width % model.num_heads:
         yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
+    if model.attention == "cudnn" and model.dtype == "float32":
+        yield "model.attention cudnn needs model.dtype bfloat16"
     if model.norm_epsilon <= 0:
         yield f"model.norm_epsilon is {model.norm_epsilon}; expected more than 0"
     if len(model.image_size) != 2:

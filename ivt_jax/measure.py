@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ivt_jax.compiled import analyse
@@ -16,7 +17,7 @@ from ivt_jax.evaluation.benchmark import draw_split
 from ivt_jax.evaluation.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.flops import num_patches, tower_flops
-from ivt_jax.gallery.nearest import nearest
+from ivt_jax.gallery.nearest import nearest, nearest_on_devices, place_rows
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.plan import device_flops
 from ivt_jax.program import build_program
@@ -24,6 +25,7 @@ from ivt_jax.sharding import global_batch
 
 SPLITS = {"CUHK-PEDES": (6156, 3074), "ICFG-PEDES": (19848, 19848)}  # captions and images of test
 GALLERIES = (100_000, 1_000_000)  # vectors of 768 numbers
+RECALLS = (1.0, 0.95)  # of the search on devices: exact, and what approx_max_k is asked for
 WARM_UP, LEAST = 3, 5  # calls
 
 
@@ -125,6 +127,18 @@ def search_row(count: int, seconds: float) -> Row:
     vectors, query = (rng.standard_normal((n, 768), np.float32) for n in (count, 1))
     median, low, high, calls = time_calls(lambda: nearest(query, vectors, 10), seconds)
     return Row("search", f"{count:,} vectors of 768", "float32", count, median, low, high, calls)
+
+
+def device_search_row(count: int, recall: float, seconds: float) -> Row:
+    """`search_row` by `nearest_on_devices`, all devices sharing the vectors; the name has the recall of 64 queries."""
+    rng, mesh = np.random.default_rng(0), Mesh(np.array(jax.devices()), ("data",))
+    vectors, queries = (rng.standard_normal((n, 768), np.float32) for n in (count - count % mesh.size, 64))
+    search = functools.partial(nearest_on_devices, placed=place_rows(vectors, mesh), k=10, mesh=mesh)
+    exact, found = (np.asarray(search(queries, recall=wanted)[1]) for wanted in (1.0, recall))
+    share = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(exact, found, strict=True)])
+    median, low, high, calls = time_calls(functools.partial(search, queries[:1], recall=recall), seconds)
+    method = "exact" if recall == 1.0 else f"approx_max_k {recall}, recall {share:.3f}"
+    return Row("search", f"{count:,} vectors of 768, {method}", "float32", count, median, low, high, calls)
 
 
 def matmul_rate(dtype: str, seconds: float) -> float:

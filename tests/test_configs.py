@@ -385,6 +385,7 @@ KEYS = {
     "model.dtype": (loss, "bfloat16"),
     "model.remat": (loss, True),
     "model.unroll": (loss, 2),
+    "model.attention": (run, "cudnn"),  # refused in float32
     "mla.weight": (loss, 0.5),
     "mla.levels": (loss, ("sentence",)),
     "mla.views": (batch, 1),

@@ -165,9 +165,34 @@ def test_the_slope_of_an_activation_is_that_of_differences(name, slow):
 def test_attention_is_the_literal_one_with_padding(tower):
     p = jax.tree.map(lambda x: x[0], tower[1]["blocks"]["attn"])
     x = np.random.default_rng(2).standard_normal((4, 10, 32)).astype(np.float32)
-    bias = np.where(MASK, 0.0, blocks.MASKED)[:, None, None, :].astype(np.float32)
-    actual = blocks.attention(p, x, bias, 4)
+    actual = blocks.attention(p, x, jnp.asarray(MASK), 4)
     np.testing.assert_allclose(actual, slow_attention(p, x, MASK, 4), atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", [MASK, None])
+def test_what_cudnn_is_given_makes_the_literal_attention(tower, monkeypatch, mask):
+    """JAX's own form of the same call stands in for cuDNN, which is not here."""
+    asked, call = [], jax.nn.dot_product_attention
+
+    def stand_in(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return call(*args, **kwargs, implementation="xla")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    p = jax.tree.map(lambda x: x[0], tower[1]["blocks"]["attn"])
+    x = np.random.default_rng(2).standard_normal((4, 10, 32)).astype(np.float32)
+    actual = blocks.attention(p, x, None if mask is None else jnp.asarray(mask), 4, "cudnn")
+    assert asked == ["cudnn"]
+    valid = np.ones((4, 10), bool) if mask is None else mask
+    np.testing.assert_allclose(actual, slow_attention(p, x, valid, 4), atol=2e-5)
+
+
+def test_without_a_gpu_cudnn_is_the_same_as_xla(tower):
+    model, params = tower
+    other = IVT(IVTConfig(**{**TINY, "attention": "cudnn"}))
+    expected = encoder(model, "encode_text")(params, IDS, MASK)
+    np.testing.assert_array_equal(encoder(other, "encode_text")(params, IDS, MASK), expected)
 
 
 def test_erf_is_that_of_float64_between_and_beyond_its_fit():

@@ -1,5 +1,6 @@
 """The export: WORKDIR/export, a folder that can be taken elsewhere, written whole or not at all."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
     tokenizer = folder_tokenizer(workdir, config)
     record = {**load_record(workdir), "step": step}
     record["scores"] = scores(workdir, step) or record.get("scores", {})
-    trained = Trained(IVT(IVTConfig.from_config(config.model)), params, config, tokenizer)
+    model = dataclasses.replace(IVTConfig.from_config(config.model), attention="xla")  # what all platforms have
+    trained = Trained(IVT(model), params, config, tokenizer)
     with whole_folder(workdir / "export") as folder:
         write_record(folder, record, tokenizer)
         tokenizer.save(folder)

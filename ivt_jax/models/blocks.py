@@ -1,7 +1,8 @@
 """The tower's blocks: attention and norms shared by both modalities, one MLP for each (IVT section 3.1).
 
 The parameters of all blocks are stacked along a leading depth axis and a `lax.scan` walks them, so that their layout
-does not depend on how the loop is compiled: `unroll` and `remat` change speed and memory, never names or numbers.
+does not depend on how the loop is compiled: `unroll`, `remat` and the kernel of attention change speed and memory,
+never names, and numbers by no more than rounding.
 """
 
 import functools
@@ -53,20 +54,41 @@ def dense(p: Params, x: jax.Array) -> jax.Array:
     return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
 
 
-def attention(p: Params, x: jax.Array, key_bias: jax.Array | None, num_heads: int) -> jax.Array:
-    """Multi-head self-attention over (B, N, D); `key_bias` (B, 1, 1, N) float32 is added to the scores.
+def attention(p: Params, x: jax.Array, mask: jax.Array | None, num_heads: int, kernel: str = "xla") -> jax.Array:
+    """Multi-head self-attention over (B, N, D); mask (B, N) is False at padding, which comes last, None = no padding.
 
-    Written as batched (N, d) matrix products: on CPU three times as fast as `jax.nn.dot_product_attention`.
+    kernel: one of ATTENTION_KERNELS.
     """
-    batch, tokens, width = x.shape
-    q, k, v = dense(p["qkv"], x).reshape(batch, tokens, 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
-    scale = (width // num_heads) ** -0.5
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
-    if key_bias is not None:
-        scores = scores + key_bias
-    weights = jax.nn.softmax(scores).astype(x.dtype)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-    return dense(p["proj"], mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, width))
+    qkv = dense(p["qkv"], x).reshape(*x.shape[:2], 3, num_heads, -1)
+    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask).reshape(x.shape))
+
+
+def products(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Attention as batched (N, d) products: on CPU three times as fast as `jax.nn.dot_product_attention`.
+
+    qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H, d).
+    """
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None, :]
+    weights = jax.nn.softmax(scores).astype(qkv.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
+
+
+def cudnn(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`products` by cuDNN's fused kernel where there is a GPU (bfloat16 alone); elsewhere `products` itself.
+
+    Padding is told by lengths, for cuDNN takes no mask at an odd number of tokens in training.
+    """
+    if jax.default_backend() != "gpu":
+        return products(qkv, mask)
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    lengths = None if mask is None else mask.sum(-1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+
+
+ATTENTION_KERNELS = {"xla": products, "cudnn": cudnn}
 
 
 # erf(x) = x p(x^2) / q(x^2) where |x| <= 4, and 1 beyond; coefficients from x^0 up, fitted to within 2.5e-8 of erf.
@@ -139,16 +161,17 @@ def block(
     rate: jax.Array,
     draws: jax.Array | None,
     *,
-    key_bias: jax.Array | None,
+    mask: jax.Array | None,
     num_image: int,
     num_heads: int,
+    kernel: str,
     image_activation: str,
     epsilon: float,
 ) -> jax.Array:
     """One pre-norm block over (B, N, D), the image tokens first; `draws` (2, B) are those of its two branches."""
     of_attention, of_mlp = (None, None) if draws is None else draws
     normed = layer_norm(p["norm1"], x, epsilon).astype(x.dtype)
-    x = x + drop_path(attention(p["attn"], normed, key_bias, num_heads), rate, of_attention)
+    x = x + drop_path(attention(p["attn"], normed, mask, num_heads, kernel), rate, of_attention)
     normed = layer_norm(p["norm2"], x, epsilon).astype(x.dtype)
     return x + drop_path(modality_mlp(p, normed, num_image, image_activation), rate, of_mlp)
 
@@ -166,6 +189,7 @@ class Blocks(nn.Module):
     init_std: float
     image_activation: str
     norm_epsilon: float
+    attention: str
 
     def setup(self):
         hidden = int(self.width * self.mlp_ratio)
@@ -185,18 +209,19 @@ class Blocks(nn.Module):
     ) -> jax.Array:
         """(B, N, D) -> (B, N, D) float32 after the final norm.
 
-        mask (B, N) is False at padding, None = no padding; keys (B,) for stochastic depth, None = all are kept.
+        mask (B, N) is False at padding, which comes last, None = no padding; keys (B,) for stochastic depth, None = all
+        are kept.
         """
-        key_bias = None if mask is None else jnp.where(mask, 0.0, MASKED)[:, None, None, :]
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         draws = None
         if keys is not None and self.drop_path > 0:
             draws = jax.vmap(lambda key: jax.random.uniform(key, (self.depth, 2)), out_axes=-1)(keys)
         run: Any = functools.partial(
             block,
-            key_bias=key_bias,
+            mask=mask,
             num_image=num_image,
             num_heads=self.num_heads,
+            kernel=self.attention,
             image_activation=self.image_activation,
             epsilon=self.norm_epsilon,
         )

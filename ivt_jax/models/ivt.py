@@ -32,6 +32,7 @@ class IVTConfig:
     1e-5): a layer norm on the image tokens before the blocks, the activation of `mlp_vis`, and the epsilon of that norm
     and of the blocks'; those of the text embedding and of the heads are fixed.
     unroll: how many blocks the compiled loop holds (`depth` = fully unrolled). remat: recompute cheap activations.
+    attention: "xla", or "cudnn" for cuDNN's kernel where there is a GPU.
     """
 
     image_size: tuple[int, int] = (384, 128)
@@ -52,6 +53,7 @@ class IVTConfig:
     image_norm: bool = False
     image_activation: str = "gelu"
     norm_epsilon: float = NORM_EPSILON
+    attention: str = "xla"
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any]) -> "IVTConfig":
@@ -102,7 +104,7 @@ class IVT(nn.Module):
         self.text_embedding = TextEmbedding(c.vocab_size, c.max_text_length, c.width, c.dropout)
         self.blocks = Blocks(
             c.depth, c.width, c.num_heads, c.mlp_ratio, c.drop_path, c.remat, c.unroll, c.init_std, c.image_activation,
-            c.norm_epsilon,
+            c.norm_epsilon, c.attention,
         )  # fmt: skip
         self.word_head = WordHead(c.width, c.vocab_size)
         self.patch_head = PatchHead(c.patch_size)
@@ -131,7 +133,7 @@ class IVT(nn.Module):
     def encode_text(
         self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
-        """ids (B, L) int32, mask (B, L) bool (False at padding) -> (B, L, D), or (B, K, D) of what `keep` selects."""
+        """ids (B, L) int32, mask (B, L) False at padding, which comes last -> (B, L, D), or (B, K, D) of `keep`."""
         embedding_keys, block_keys = _two(keys)
         tokens = self.text_embedding(ids, self.dtype, embedding_keys)
         kept: jax.Array | None = mask
