@@ -1,6 +1,7 @@
 """The run: set up, train, select on validation, report test once. Readable from top to bottom."""
 
 import collections
+import concurrent.futures
 import contextlib
 import functools
 import sys
@@ -21,6 +22,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax import preemption
 from ivt_jax.checkpoint import Checkpoints, holds_params_alone
+from ivt_jax.compiled import batch_shapes
 from ivt_jax.config_check import check_config
 from ivt_jax.digests import set_damaged_aside
 from ivt_jax.evaluation.protocols import standard
@@ -79,6 +81,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     given = NOTHING if start else given_params(config)
     if given.told:
         progress.say(given.told)
+    compiling: Any = None
+    if start < total_steps:  # the step's program is made while the state and the first batch are
+        compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_step, program, config, progress)
     state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     if first:
         record_config(workdir, config, source.annotations, tokenizer)
@@ -95,7 +100,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     with contextlib.closing(rows), Watchdog(config.runtime.watchdog) as watchdog:
         for step, batch in zip(range(start + 1, total_steps + 1), progress.timed(rows), strict=False):
             batch = global_batch(program.mesh, batch)
-            run_step = run_step or compile_step(program.step, state, batch, step, progress)
+            if not run_step:
+                run_step = compiling.result()
+                progress.start(step - 1)
             state, metrics = run_step(state, batch)
             watchdog.feed()
             pending.append((step, metrics))
@@ -142,13 +149,12 @@ def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainStat
     return state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
 
 
-def compile_step(program_step: Any, state: TrainState, batch: Any, step: int, progress: Progress) -> Callable:
-    """The step's program for these arrays; says so, for it takes a while. The clocks of `progress` start after it."""
+def compile_step(program: Program, config: ConfigDict, progress: Progress) -> Callable:
+    """The step's compiled program; says so, for it takes a while."""
     progress.say("compiling the training step")
     began = time.perf_counter()
-    compiled = program_step.lower(state, batch).compile()
+    compiled = program.step.lower(program.target, batch_shapes(config, program.mesh)).compile()
     progress.say(f"compiled in {format_seconds(time.perf_counter() - began)}")
-    progress.start(step - 1)
     return compiled
 
 

@@ -93,7 +93,8 @@ def loop(monkeypatch, tmp_path):
     for owner, name, value in (
         (train, "Checkpoints", Saved), (train, "build_program", build),
         (train, "folder_tokenizer", lambda workdir, config: tokenizer),
-        (train, "global_batch", lambda mesh, batch: batch), (train.jax, "device_get", device_get),
+        (train, "global_batch", lambda mesh, batch: batch), (train, "batch_shapes", lambda config, mesh: {}),
+        (train.jax, "device_get", device_get),
         (train.ScalarLog, "__init__", lambda *args, **kwargs: None), (train.ScalarLog, "write", write),
         (pipeline, "open_split", lambda config, split: source),
         (pipeline, "train_batches", empty_batches),
