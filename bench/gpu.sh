@@ -43,7 +43,7 @@ bench recipe --pieces=train,images,texts --variants=full,release --batches=64
 bench choices --pieces=train --variants=one_view,align_fast,align_off,no_reconstruction --batches=64
 bench cudnn --pieces=train,images --variants=full --batches=64 --config.model.attention=cudnn
 bench small_batch --pieces=train --variants=full --batches=28
-bench unrolled --pieces=train --variants=full --batches=64 --config.model.unroll=12
+bench unrolled --pieces=train --variants=full --batches=64 --config.model.unroll=True
 if "$python" -c "import torch" 2>/dev/null; then
     measure beside_torch "$python" -m bench.torch_reference --batch=64 --views=3 --dtype=bfloat16 --compile --turns=5
 else

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"  # of activations; parameters, norms, softmax and losses are float32
     config.model.remat = False  # recompute cheap activations in the backward pass
     config.model.attention = "xla"  # cudnn: NVIDIA's kernel on a GPU, in bfloat16 alone; elsewhere the same as xla
-    config.model.unroll = 1  # blocks in the body of the compiled loop; depth = unrolled
+    config.model.unroll = False  # every block compiled by itself, not one loop: faster steps, longer compiling
 
     config.mla = ConfigDict()
     config.mla.weight = 1.0

@@ -2,7 +2,7 @@
 
     python -m ivt_jax.bench                                       # ViT-B, ours and as released: minutes on a GPU
     python -m ivt_jax.bench --models=demo --pieces=train,images,texts --variants=full,baseline --dtype=float32
-    python -m ivt_jax.bench --pieces=train --batches=28,56,112 --config.model.unroll=12 --json=bench.json
+    python -m ivt_jax.bench --pieces=train --batches=28,56,112 --config.model.unroll=True --json=bench.json
     python -m ivt_jax.bench --pieces=evaluation,search            # on the host; search on accelerators as well
 
 A row of a step or an encoder is one compiled program: the median of many calls after a warm-up and their quartiles, the
@@ -41,7 +41,7 @@ VARIANTS = ("full", "release", *synth.TERMS[:-1], *synth.CHOICES)
 
 
 def make_config(model: str, variant: str, batch: int, dtype: str, changes: Sequence[str] = ()) -> ConfigDict:
-    """The config of a row; batch 0 is the config's own, `changes` are flags such as --config.model.unroll=12.
+    """The config of a row; batch 0 is the config's own, `changes` are flags such as --config.model.unroll=True.
 
     Raises UserError where there is none such.
     """
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.bench",
         description=__doc__.splitlines()[0],
-        epilog="flags such as --config.model.unroll=12 change the config of every row",
+        epilog="flags such as --config.model.unroll=True change the config of every row",
         allow_abbrev=False,
     )
 

@@ -29,7 +29,7 @@ CHOICES = {
 }
 COUNTS = (
     "data.batch_size", "data.instances", "model.patch_size", "model.stride", "model.width", "model.depth",
-    "model.num_heads", "model.unroll", "mla.views", "mla.groups", "bmm.patch_block", "train.max_bad_steps",
+    "model.num_heads", "mla.views", "mla.groups", "bmm.patch_block", "train.max_bad_steps",
     "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size", "runtime.heartbeat",
     "runtime.microbatches",
 )  # fmt: skip

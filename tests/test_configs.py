@@ -385,7 +385,7 @@ KEYS = {
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),
     "model.remat": (loss, True),
-    "model.unroll": (loss, 2),
+    "model.unroll": (loss, True),
     "model.attention": (run, "cudnn"),  # refused in float32
     "mla.weight": (loss, 0.5),
     "mla.levels": (loss, ("sentence",)),

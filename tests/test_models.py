@@ -377,7 +377,7 @@ def plain_gradient(tower):
     return joint_gradient(*tower)
 
 
-@pytest.mark.parametrize("changes", [{"unroll": 2}, {"remat": True}])
+@pytest.mark.parametrize("changes", [{"unroll": True}, {"remat": True}, {"unroll": True, "remat": True}])
 def test_unroll_and_remat_keep_parameters_values_and_gradients(tower, plain_gradient, changes):
     other = IVT(IVTConfig(**{**TINY, **changes}))
     shapes = jax.eval_shape(other.init, jax.random.key(0))["params"]

@@ -210,7 +210,7 @@ def test_negatives_are_the_global_batch(single):
 # ---- accelerators
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16", "remat": True, "unroll": 2, "stride": 4}])
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16", "remat": True, "unroll": True, "stride": 4}])
 def test_the_step_lowers_for_gpu_and_tpu(changes):
     config = tiny(**changes)
     config.runtime.mesh.update({"data": 4, "fsdp": 2})

@@ -176,6 +176,15 @@ def block(
     return x + drop_path(modality_mlp(p, normed, num_image, image_activation), rate, of_mlp)
 
 
+@jax.custom_vjp
+def unstack(x: jax.Array) -> tuple[jax.Array, ...]:
+    """The rows of x; their gradients are stacked once, where JAX would sum arrays as large as x, zero but for a row."""
+    return tuple(x)
+
+
+unstack.defvjp(lambda x: (tuple(x), None), lambda _, gradients: (jnp.stack(gradients),))
+
+
 class Blocks(nn.Module):
     """`depth` blocks and the final norm."""
 
@@ -185,7 +194,7 @@ class Blocks(nn.Module):
     mlp_ratio: float
     drop_path: float
     remat: bool
-    unroll: int
+    unroll: bool
     init_std: float
     image_activation: str
     norm_epsilon: float
@@ -232,7 +241,13 @@ class Blocks(nn.Module):
         def step(carry, layer):
             return run(layer[0], carry, layer[1], layer[2]), None
 
-        x, _ = jax.lax.scan(step, x, (self.layers, rates, draws), unroll=self.unroll)
+        if self.unroll:
+            leaves, tree = jax.tree.flatten((self.layers, rates, draws))
+            for layer in zip(*map(unstack, leaves), strict=True):
+                # Behind the barrier XLA does not sum up the gradients of all later blocks anew for every product.
+                x = jax.lax.optimization_barrier(step(x, jax.tree.unflatten(tree, layer))[0])
+        else:
+            x, _ = jax.lax.scan(step, x, (self.layers, rates, draws))
         return layer_norm(self.final, x, self.norm_epsilon)
 
 

@@ -31,7 +31,7 @@ class IVTConfig:
     image_norm, image_activation, norm_epsilon: what CLIP's image tower has otherwise than a ViT (True, "quick_gelu",
     1e-5): a layer norm on the image tokens before the blocks, the activation of `mlp_vis`, and the epsilon of that norm
     and of the blocks'; those of the text embedding and of the heads are fixed.
-    unroll: how many blocks the compiled loop holds (`depth` = fully unrolled). remat: recompute cheap activations.
+    unroll: compile every block by itself instead of one loop over them. remat: recompute cheap activations.
     attention: "xla", or "cudnn" for cuDNN's kernel where there is a GPU.
     """
 
@@ -48,7 +48,7 @@ class IVTConfig:
     drop_path: float = 0.1
     dtype: str = "float32"
     remat: bool = False
-    unroll: int = 1
+    unroll: bool = False
     init_std: float = 0.02
     image_norm: bool = False
     image_activation: str = "gelu"
