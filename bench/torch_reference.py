@@ -44,6 +44,7 @@ def make_config(options: argparse.Namespace) -> ConfigDict:
     config.data.batch_size, config.model.dtype = options.batch, options.dtype
     config.mla.views, config.mla.levels = options.views, LEVELS[: options.views]
     config.model.update({"stride": options.stride, "dropout": 0.0, "drop_path": 0.0, "depth": options.depth})
+    config.model.unroll = options.unroll
     config.text.length.update(dict.fromkeys(LEVELS, options.length))
     config.bmm.align, config.augment.erase = "off", 0.0
     return config
@@ -188,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--depth", type=positive, default=12, help="blocks of ViT-B's width (12)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the side torch")
+    parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax")
     parser.add_argument("--turns", type=positive, default=7, help="turns of each side (7)")
     parser.add_argument("--steps", type=positive, default=1, help="steps in a turn (1)")
     parser.add_argument("--json", type=Path, help="write all times")
