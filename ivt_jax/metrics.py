@@ -6,7 +6,7 @@ clu is imported where it is used: its writers import TensorFlow, which takes sec
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -82,12 +82,16 @@ class Progress:
         """After something that is not a step, such as a validation: its time does not count as throughput."""
         self._resumed, self._waited = (time.perf_counter(), step), 0.0
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, as they come; `measure` tells how long was waited for them."""
+    def timed(self, batches: Iterator[Batch], computes: Callable[[], bool]) -> Iterator[Batch]:
+        """The batches, as they come; `measure` tells how long the device had to wait for them.
+
+        computes: whether the step before is still at work. Where it is, when a batch has come, nobody waited for it.
+        """
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
-            self._waited += time.perf_counter() - start
+            if not computes():
+                self._waited += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
@@ -96,7 +100,7 @@ class Progress:
         """What the clocks tell since the last call, start or resume.
 
         pairs_per_second: (image, caption) pairs, waiting for input included. input_wait: the share of the time, 0 to 1,
-        in which the loop waited for a batch; the device may still have been at the step before, so it is at most that.
+        in which the device waited for a batch: at most that, for the step before may have ended meanwhile.
         """
         then, last = self._resumed
         waited = self._waited

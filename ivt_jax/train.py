@@ -98,7 +98,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     # `rows` end before Python does: TensorFlow's threads could not be stopped any more.
     with contextlib.closing(rows), Watchdog(config.runtime.watchdog) as watchdog:
-        for step, batch in zip(range(start + 1, total_steps + 1), progress.timed(rows), strict=False):
+        timed = progress.timed(rows, lambda: bool(pending) and not pending[-1][1]["loss"].is_ready())
+        for step, batch in zip(range(start + 1, total_steps + 1), timed, strict=False):
             batch = global_batch(program.mesh, batch)
             if not run_step:
                 run_step = compiling.result()

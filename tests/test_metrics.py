@@ -80,22 +80,23 @@ def test_throughput_leaves_out_validations_and_the_time_left_does_not(clock):
     assert stream.getvalue() == "step 30/50  loss 1.235  mla 2.000  16 pairs/s  input 12%  0:30 left\n"
 
 
-def test_waiting_for_input_is_told_as_a_share_of_the_time(clock):
+def test_what_the_device_waits_for_input_is_told_as_a_share_of_the_time(clock):
     def batches():
-        for wait in (100.0, 1.0, 2.0):
+        for wait in (100.0, 1.0, 2.0, 0.5):
             clock.now += wait
             yield wait
 
-    progress, seen = Progress(3, 8, io.StringIO()), []
-    for batch in progress.timed(batches()):
+    progress, seen = Progress(4, 8, io.StringIO()), []
+    # The step before is still at work when the third batch has come: nothing waited for that one.
+    for batch in progress.timed(batches(), lambda: len(seen) == 2):
         seen.append(batch)
         if batch == 100.0:  # the first wait, and compiling, come before the clocks start
             progress.start(0)
-        clock.now += 4.5
-    assert seen == [100.0, 1.0, 2.0]
-    assert progress.measure(3)["input_wait"] == 3 / 16.5
+        clock.now += 4
+    assert seen == [100.0, 1.0, 2.0, 0.5]
+    assert progress.measure(4)["input_wait"] == (1 + 0.5) / (4 * 4 + 1 + 2 + 0.5)
     clock.now += 1
-    assert progress.measure(4)["input_wait"] == 0
+    assert progress.measure(5)["input_wait"] == 0
 
 
 class Terminal(io.StringIO):

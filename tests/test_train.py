@@ -45,6 +45,9 @@ def loop(monkeypatch, tmp_path):
         def __init__(self, step, bad_steps):
             self.step, self.bad_steps = step, bad_steps
 
+        def __getitem__(self, name):
+            return jax.numpy.zeros(())  # of which the loop asks no more than whether it is there
+
     def run_step(state, batch):
         step = state["step"] + 1
         events.append(f"step {step}")
