@@ -10,18 +10,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _CHUNK = 65536  # rows whose similarities are held at once
 
 
-def nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, vectors: np.ndarray, k: int, chosen: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of vectors (N, D) with the largest products with queries (Q, D): scores (Q, k) float32, rows (Q, k).
 
-    Best first, ties by row; k is at most N. Every row is read once, so the time is that of reading memory; `vectors`
-    may be mapped from a file, and float16 as well as float32.
+    Best first, ties by row; fewer than k where there are no more. Every row is read once, so the time is that of
+    reading memory; `vectors` may be mapped from a file, and float16 as well as float32. chosen (N,) bool: the rows in
+    question, None for all.
     """
     best_scores, best_rows = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
     for start in range(0, len(vectors), _CHUNK):
+        chunk, rows = vectors[start : start + _CHUNK], np.arange(start, min(start + _CHUNK, len(vectors)))
+        if chosen is not None:
+            chunk, rows = chunk[chosen[rows]], rows[chosen[rows]]
         # The large matrix first: BLAS reads it once, whatever the number of queries.
-        scores = (vectors[start : start + _CHUNK].astype(np.float32, copy=False) @ queries.T).T
-        rows = np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)
-        best_scores, best_rows = _first(np.hstack([best_scores, scores]), np.hstack([best_rows, rows]), k)
+        scores = (chunk.astype(np.float32, copy=False) @ queries.T).T
+        found = np.hstack([best_scores, scores]), np.hstack([best_rows, np.broadcast_to(rows, scores.shape)])
+        best_scores, best_rows = _first(*found, k)
     return best_scores, best_rows
 
 

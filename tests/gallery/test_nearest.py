@@ -56,3 +56,16 @@ def test_an_approximate_search_finds_nearly_all():
     mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
     scores, _ = nearest_on_devices(QUERIES, place_rows(VECTORS, mesh), k=10, mesh=mesh, recall=0.9)
     assert np.isin(np.asarray(scores), full_sort(10)[0]).mean() >= 0.9
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_only_the_chosen_rows_count(monkeypatch, chunk):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    chosen = np.arange(64) % 16 >= 13  # in chunks of 7 several hold none
+    scores, rows = nearest(QUERIES, VECTORS, 20, chosen)
+    expected = full_sort(64)
+    for query in range(3):
+        kept = [i for i in expected[1][query] if i % 16 >= 13]
+        assert rows[query].tolist() == kept and len(kept) == 12
+        np.testing.assert_array_equal(scores[query], np.sort(expected[0][query][chosen[expected[1][query]]])[::-1])
+    assert nearest(QUERIES, VECTORS, 5, np.zeros(64, bool))[1].shape == (3, 0)

@@ -1,0 +1,1 @@
+"""Find a person: an index over any gallery, queries of several sentences, and why a picture was found."""

@@ -1,0 +1,280 @@
+"""An index in LanceDB: one table in a folder, or in a bucket, and no server.
+
+    id, path, digest, size, changed     as `store.Row` has them; what all rows have in common is JSON beside `id`
+    m_NAME                              a field of metadata (`store.column`)
+    vector, thumbnail
+
+Every addition and deletion is a version of the table, there whole or not at all, so whoever reads is not disturbed by
+who writes. Vectors are held in memory from the first search on, and read anew when another version has come; above
+EXACT_ROWS rows LanceDB's own index over them is asked instead.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import IvfPq
+
+from input_pipeline.errors import UserError
+from ivt_jax.gallery.nearest import nearest
+from ivt_jax.retrieval.store import About, NoIndexError, Row, column
+from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
+
+EXACT_ROWS = 2_000_000  # the most that are searched one by one
+TABLE = "pictures"
+_ABOUT = "ivt_jax"
+_TYPES = {
+    "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "text": pa.string(),
+    "time": pa.timestamp("us", "UTC"),
+}  # fmt: skip
+_OWN = ["id", "path", "digest", "size", "changed"]
+_AT_ONCE = 4096  # rows that are read together
+_PARTS = 96  # bytes to which a vector is quantised, or fewer where its dimension is no multiple
+_PROBED = 0.05  # of the partitions of LanceDB's index
+_REFINED = 20  # candidates for each one wanted, of which the exact products are taken
+
+
+class LanceStore:
+    """As `store.VectorStore`. Threads may share one."""
+
+    def __init__(self, place: str, table: Any):
+        self._place, self._table, self._lock = place, table, threading.Lock()
+        self._held: tuple[int, np.ndarray, np.ndarray] | None = None  # version, ids in ascending order, their vectors
+        try:
+            self.about = About(**json.loads(table.schema.field("id").metadata[_ABOUT.encode()]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{place} is not what ivt_jax.index wrote: name another --index") from None
+
+    @classmethod
+    def open(cls, place: str) -> "LanceStore":
+        if "://" not in place and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
+            raise NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
+        with _one_line(place):
+            connection = lancedb.connect(place)
+            try:
+                table = connection.open_table(TABLE)
+            except ValueError as error:
+                if "was not found" not in str(error):
+                    raise
+                raise NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index") from None
+        return cls(place, table)
+
+    @classmethod
+    def create(cls, place: str, about: About) -> "LanceStore":
+        schema = pa.schema(
+            [
+                pa.field("id", pa.int64(), metadata={_ABOUT: _dump(about)}),
+                *[(name, pa.int64() if name in ("size", "changed") else pa.string()) for name in _OWN[1:]],
+                *[(column(name), _TYPES[kind]) for name, kind in about.fields.items()],
+                ("vector", pa.list_(pa.from_numpy_dtype(np.dtype(about.dtype)), about.dimension)),
+                ("thumbnail", pa.binary()),
+            ]
+        )
+        with _one_line(place):
+            return cls(place, lancedb.connect(place).create_table(TABLE, schema=schema))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        vectors = np.array([row.vector for row in rows], self.about.dtype)
+        columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _OWN}
+        columns |= {column(name): [row.metadata.get(name) for row in rows] for name in self.about.fields}
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.about.dimension)
+        columns["thumbnail"] = [row.thumbnail for row in rows]
+        with _one_line(self._place):
+            schema = self._table.schema
+            fields = [pa.field(field.name, field.type) for field in schema if field.name in columns]
+            self._table.add(pa.table(columns, schema=pa.schema(fields)))
+
+    def delete(self, ids: Sequence[int]) -> None:
+        with _one_line(self._place):
+            for start in range(0, len(ids), _AT_ONCE):
+                self._table.delete(_among(ids[start : start + _AT_ONCE]))
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if exact is None:
+            exact = self.count() <= EXACT_ROWS
+        if exact or not self._table.list_indices():
+            ids, vectors = self._vectors()
+            chosen = None if where is None else np.isin(ids, self._ids(where))
+            scores, rows = nearest(queries, vectors, k, chosen)
+            return scores, ids[rows]
+        return self._search_index(queries, k, where)
+
+    def count(self, where: Condition | None = None) -> int:
+        with _one_line(self._place):
+            self._table.checkout_latest()
+            return int(self._table.count_rows(None if where is None else to_sql(where)))
+
+    def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
+        with _one_line(self._place):
+            table = lancedb.connect(self._place).open_table(TABLE)
+            table.checkout(table.version)  # later ones do not matter to it
+        ids = self._ids(None, table)
+        for start in range(0, len(ids), _AT_ONCE):
+            first, last = ids[start], ids[min(start + _AT_ONCE, len(ids)) - 1]
+            yield from self._rows(table, f"id >= {first} AND id <= {last}", vectors, thumbnails)
+
+    def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
+        with _one_line(self._place):
+            self._table.checkout_latest()
+        found: dict[int, Row] = {}
+        for start in range(0, len(ids), _AT_ONCE):
+            rows = self._rows(self._table, _among(ids[start : start + _AT_ONCE]), vectors, thumbnails)
+            found |= {row.id: row for row in rows}
+        return [found[id] for id in ids if id in found]
+
+    def set_about(self, about: About) -> None:
+        """Only fields that have their columns are ever stated, so a crash between leaves an index that works."""
+        kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
+        with _one_line(self._place):
+            self._state(dataclasses.replace(about, fields=kept))
+            columns = {*map(column, kept), *_OWN, "vector", "thumbnail"}
+            if gone := [name for name in self._table.schema.names if name not in columns]:
+                self._table.drop_columns(gone)
+            if new := [(column(name), _TYPES[kind]) for name, kind in about.fields.items() if name not in kept]:
+                self._table.add_columns(pa.schema(new))
+            self._state(about)
+
+    def optimize(self) -> None:
+        with _one_line(self._place):
+            self._table.optimize(
+                cleanup_older_than=datetime.timedelta(hours=1)
+            )  # somebody may read the last ones still
+            if self.count() > EXACT_ROWS and not self._table.list_indices():
+                self.build_index()
+
+    def build_index(self) -> None:
+        """Makes LanceDB's index over the vectors: an inverted file of product-quantised ones."""
+        partitions, parts = max(1, round(math.sqrt(self.count()))), math.gcd(self.about.dimension, _PARTS)
+        config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=parts)
+        with _one_line(self._place):
+            self._table.create_index("vector", config=config)
+
+    def recall(self, queries: np.ndarray, k: int) -> float:
+        """The share of the k nearest of (Q, D) float32 that LanceDB's index finds, 0 to 1."""
+        found, true = (self.search(queries, k, exact=exact)[1] for exact in (False, True))
+        return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
+
+    def _state(self, about: About) -> None:
+        self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: _dump(about)}})
+        self.about = about
+
+    def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """All ids (N,) in ascending order, and their vectors (N, D), in memory."""
+        with self._lock, _one_line(self._place):
+            self._table.checkout_latest()
+            version = self._table.version
+            if self._held is None or self._held[0] != version:
+                self._held = None  # before the next, lest there be two in memory
+                self._held = version, *self._read_vectors()
+            return self._held[1:]
+
+    def _read_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        count = self._table.count_rows()
+        ids, vectors = np.empty(count, np.int64), np.empty((count, self.about.dimension), self.about.dtype)
+        done = 0
+        for batch in self._table.search().select(["id", "vector"]).to_batches(_AT_ONCE):
+            rows = slice(done, done + batch.num_rows)
+            ids[rows], vectors[rows] = batch["id"].to_numpy(), _matrix(batch["vector"], self.about.dimension)
+            done += batch.num_rows
+        if np.any(ids[1:] < ids[:-1]):
+            order = np.argsort(ids)
+            ids, vectors = ids[order], vectors[order]
+        return ids, vectors
+
+    def _ids(self, where: Condition | None, table: Any = None) -> np.ndarray:
+        """Those of the rows that meet the condition, ascending."""
+        with _one_line(self._place):
+            query = (table or self._table).search().select(["id"])
+            found = (query if where is None else query.where(to_sql(where))).to_arrow()
+        return np.sort(found["id"].to_numpy())
+
+    def _rows(self, table: Any, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
+        """In the order of their ids."""
+        fields = {name: column(name) for name in self.about.fields}
+        extra = ["vector"] * vectors + ["thumbnail"] * thumbnails
+        with _one_line(self._place):
+            found = table.search().where(sql).select([*_OWN, *fields.values(), *extra]).to_arrow().sort_by("id")
+        if not found.num_rows:
+            return []
+        columns = [found[name].to_pylist() for name in _OWN]
+        metadata = zip(*(found[name].to_pylist() for name in fields.values()), strict=True) if fields else ()
+        named = [dict(zip(fields, values, strict=True)) for values in metadata] or [{} for _ in range(found.num_rows)]
+        nothing = [None] * found.num_rows
+        matrix = _matrix(found["vector"].combine_chunks(), self.about.dimension) if vectors else nothing
+        pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
+        return list(map(Row, *columns, named, matrix, pictures))
+
+    def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`; fewer than k where the partitions that are looked through hold fewer."""
+        probes = max(20, round(_PROBED * math.sqrt(self.count())))
+        scores, ids = [], []
+        for query in queries:
+            with _one_line(self._place):
+                asked = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
+                asked = asked if where is None else asked.where(to_sql(where), prefilter=True)
+                found = asked.select(["id", "_distance"]).to_arrow()
+            own, own_ids = 1 - found["_distance"].to_numpy(), found["id"].to_numpy()  # Lance's distance is 1 - product
+            order = np.lexsort((own_ids, -own))
+            scores.append(own[order])
+            ids.append(own_ids[order])
+        least = min(map(len, ids))
+        return np.stack([own[:least] for own in scores]), np.stack([own[:least] for own in ids])
+
+
+def to_sql(condition: Condition) -> str:
+    """The condition in Lance's SQL, of two truths: what has no value is false."""
+    match condition:
+        case Comparison(field, symbol, value):
+            return f"COALESCE({column(field)} {symbol} {_literal(value)}, FALSE)"
+        case OneOf(field, values):
+            return f"COALESCE({column(field)} IN ({', '.join(map(_literal, values))}), FALSE)"
+        case Missing(field):
+            return f"({column(field)} IS NULL)"
+        case Not(part):
+            return f"(NOT {to_sql(part)})"
+        case All(parts):
+            return f"({' AND '.join(map(to_sql, parts))})"
+        case Some(parts):
+            return f"({' OR '.join(map(to_sql, parts))})"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, datetime.datetime):
+        return f"TIMESTAMP '{value.astimezone(datetime.UTC).isoformat()}'"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(value).upper()
+
+
+def _among(ids: Sequence[int]) -> str:
+    return f"id IN ({', '.join(str(int(id)) for id in ids)})" if len(ids) else "FALSE"
+
+
+def _matrix(column: Any, dimension: int) -> np.ndarray:
+    return column.flatten().to_numpy().reshape(-1, dimension)
+
+
+def _dump(about: About) -> str:
+    return json.dumps(dataclasses.asdict(about))
+
+
+@contextlib.contextmanager
+def _one_line(place: str) -> Iterator[None]:
+    """LanceDB's errors, of many kinds, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,224 @@
+"""An index in Qdrant: a collection of a server, for what one machine cannot hold. Shards and replicas are the server's.
+
+The place is its address and the collection's name, `http://HOST:6333/NAME`; QDRANT_API_KEY in the environment is the
+key, where the server demands one. A point is a row: its id, its vector, and in its payload the rest, with the fields of
+metadata as `store.column` calls them and the thumbnail in base64. What all have in common is the collection's metadata.
+
+Two things differ from LanceDB: text cannot be compared by < and its like, and where rows with equal scores compete for
+the last place, the server chooses.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.store import About, NoIndexError, Row, column
+from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
+
+_ABOUT = "ivt_jax"
+_PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
+_OWN = ("path", "digest", "size", "changed")
+_AT_ONCE = 1000  # rows that are read together
+_SECONDS = 60  # that the server has for an answer
+_BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+
+class QdrantStore:
+    """As `store.VectorStore`, over a client that is connected, and the name of its collection."""
+
+    def __init__(self, client: QdrantClient, name: str):
+        self._client, self._name = client, name
+        with self._one_line():
+            if not client.collection_exists(name):
+                raise NoIndexError(f"{name} is not a collection of the server: make it with python -m ivt_jax.index")
+            told = client.get_collection(name).config.metadata or {}
+        try:
+            self.about = About(**json.loads(told[_ABOUT]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"the collection {name} is not what ivt_jax.index wrote: name another --index") from None
+
+    @classmethod
+    def open(cls, place: str) -> "QdrantStore":
+        return cls(*_connect(place))
+
+    @classmethod
+    def create(cls, place: str, about: About) -> "QdrantStore":
+        return cls.create_in(*_connect(place), about)
+
+    @classmethod
+    def create_in(cls, client: QdrantClient, name: str, about: About) -> "QdrantStore":
+        """The new collection, through a client that is connected."""
+        datatype = {"float32": models.Datatype.FLOAT32, "float16": models.Datatype.FLOAT16}[about.dtype]
+        vectors = models.VectorParams(size=about.dimension, distance=models.Distance.DOT, datatype=datatype)
+        with _one_line(name):
+            client.create_collection(name, vectors_config=vectors, metadata={_ABOUT: _dump(about)})
+        return cls(client, name)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        with self._one_line():
+            self._client.upsert(self._name, [self._point(row) for row in rows], wait=True)
+
+    def delete(self, ids: Sequence[int]) -> None:
+        with self._one_line():
+            self._client.delete(self._name, models.PointIdsList(points=[*map(int, ids)]), wait=True)
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        k = min(k, self.count(where))
+        scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        if not k:
+            return scores, ids
+        for row, query in enumerate(queries):
+            with self._one_line():
+                points = self._client.query_points(
+                    self._name,
+                    query=query.tolist(),
+                    limit=k,
+                    query_filter=_filter(where),
+                    search_params=models.SearchParams(exact=True) if exact else None,
+                    with_payload=False,
+                ).points
+            points.sort(key=lambda point: (-point.score, point.id))
+            scores[row], ids[row] = [point.score for point in points], [point.id for point in points]
+        return scores, ids
+
+    def count(self, where: Condition | None = None) -> int:
+        with self._one_line():
+            return self._client.count(self._name, count_filter=_filter(where), exact=True).count
+
+    def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
+        start: Any = 0
+        while start is not None:
+            with self._one_line():
+                points, start = self._client.scroll(
+                    self._name, limit=_AT_ONCE, offset=start, with_vectors=vectors, with_payload=_payload(thumbnails)
+                )
+            yield from map(self._row, points)
+
+    def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
+        with self._one_line():
+            points = self._client.retrieve(
+                self._name, [*map(int, ids)], with_vectors=vectors, with_payload=_payload(thumbnails)
+            )
+        found = {point.id: self._row(point) for point in points}
+        return [found[id] for id in ids if id in found]
+
+    def set_about(self, about: About) -> None:
+        gone = [column(name) for name, kind in self.about.fields.items() if about.fields.get(name) != kind]
+        with self._one_line():
+            if gone:
+                self._client.delete_payload(self._name, keys=gone, points=models.Filter(), wait=True)
+            self._client.update_collection(self._name, metadata={_ABOUT: _dump(about)})
+        self.about = about
+
+    def optimize(self) -> None:
+        """The fields get indexes, so that filters need not look at every row; the rest the server does by itself."""
+        kinds = {"integer": "integer", "number": "float", "boolean": "bool", "text": "keyword", "time": "datetime"}
+        with self._one_line():
+            for name, kind in self.about.fields.items():
+                schema = models.PayloadSchemaType(kinds[kind])
+                self._client.create_payload_index(self._name, column(name), field_schema=schema, wait=True)
+
+    def _point(self, row: Row) -> models.PointStruct:
+        assert row.vector is not None and row.thumbnail is not None
+        payload: dict[str, Any] = {name: getattr(row, name) for name in _OWN}
+        for name in self.about.fields:
+            value = row.metadata.get(name)
+            payload[column(name)] = value.isoformat() if isinstance(value, datetime.datetime) else value
+        payload["thumbnail"] = base64.b64encode(row.thumbnail).decode()
+        return models.PointStruct(id=row.id, vector=row.vector.astype(np.float32).tolist(), payload=payload)
+
+    def _row(self, point: Any) -> Row:
+        payload, metadata = point.payload, dict[str, Value | None]()
+        for name, kind in self.about.fields.items():
+            value = payload.get(column(name))
+            known_time = kind == "time" and value is not None
+            metadata[name] = datetime.datetime.fromisoformat(value) if known_time else value
+        vector = None if point.vector is None else np.array(point.vector, self.about.dtype)
+        thumbnail = base64.b64decode(payload["thumbnail"]) if "thumbnail" in payload else None
+        own = {name: payload[name] for name in _OWN}
+        return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, **own)
+
+    def _one_line(self) -> contextlib.AbstractContextManager[None]:
+        return _one_line(self._name)
+
+
+def _filter(where: Condition | None) -> models.Filter | None:
+    return None if where is None else models.Filter(must=[to_filter(where)])
+
+
+def to_filter(condition: Condition) -> Any:
+    """The condition as Qdrant's, of two truths. Raises UserError where text is compared by < and its like."""
+    match condition:
+        case Comparison(field, "=", value):
+            return _equals(field, value)
+        case Comparison(field, "!=", value):
+            return models.Filter(must_not=[_empty(field), _equals(field, value)])
+        case Comparison(field, symbol, datetime.datetime() as value):
+            return models.FieldCondition(key=column(field), range=models.DatetimeRange(**{_BOUNDS[symbol]: value}))
+        case Comparison(field, symbol, str()):
+            raise UserError(f"{field} {symbol}: Qdrant compares numbers and times so, no text: use =, != or in")
+        case Comparison(field, symbol, int() | float() as value):
+            return models.FieldCondition(key=column(field), range=models.Range(**{_BOUNDS[symbol]: value}))
+        case OneOf(field, values):
+            return models.Filter(should=[_equals(field, value) for value in values])
+        case Missing(field):
+            return _empty(field)
+        case Not(part):
+            return models.Filter(must_not=[to_filter(part)])
+        case All(parts):
+            return models.Filter(must=[*map(to_filter, parts)])
+        case Some(parts):
+            return models.Filter(should=[*map(to_filter, parts)])
+
+
+def _equals(field: str, value: Value) -> models.FieldCondition:
+    if isinstance(value, datetime.datetime):
+        return models.FieldCondition(key=column(field), range=models.DatetimeRange(gte=value, lte=value))
+    if isinstance(value, float):
+        return models.FieldCondition(key=column(field), range=models.Range(gte=value, lte=value))
+    return models.FieldCondition(key=column(field), match=models.MatchValue(value=value))
+
+
+def _empty(field: str) -> models.IsEmptyCondition:
+    return models.IsEmptyCondition(is_empty=models.PayloadField(key=column(field)))
+
+
+def _payload(thumbnails: bool) -> Any:
+    return True if thumbnails else models.PayloadSelectorExclude(exclude=["thumbnail"])
+
+
+def _connect(place: str) -> tuple[QdrantClient, str]:
+    match = _PLACE.fullmatch(place)
+    if not match:
+        raise UserError(f"{place} is no collection of Qdrant: expected http://HOST:6333/NAME")
+    key = os.environ.get("QDRANT_API_KEY") or None
+    return QdrantClient(url=match[1], api_key=key, timeout=_SECONDS, check_compatibility=False), match[2]
+
+
+def _dump(about: About) -> str:
+    return json.dumps(dataclasses.asdict(about))
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """The client's errors, of many kinds, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ApiException, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"Qdrant, collection {name}: {reason}") from error

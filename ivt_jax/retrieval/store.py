@@ -1,0 +1,95 @@
+"""What an index holds, and what it can be asked: the small protocol behind which LanceDB and Qdrant stand.
+
+An index has a row for each picture. `ivt_jax.retrieval.places` opens one.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.where import Condition, Value
+
+FORMAT = 1  # raise it where an older ivt_jax would misread what is written now
+
+
+class NoIndexError(UserError):
+    """There is no index in the place; one can be made there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What all rows have in common, and what a query must have in common with them.
+
+    model: digest of parameters and `config.model`; tokenizer: its digest; images: what is done to a picture
+    (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
+    `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute.
+    """
+
+    model: str
+    tokenizer: str
+    dimension: int
+    dtype: str
+    images: Mapping[str, Any]
+    fields: Mapping[str, str]
+    workdir: str
+    root: str
+    format: int = FORMAT
+
+
+class Row(NamedTuple):
+    """A picture. Those who read rows without vectors or thumbnails find None there."""
+
+    id: int  # 0, 1, 2, ... in the order of adding
+    path: str  # relative to the root, with "/" between folders
+    digest: str  # SHA-256 of the file's content, in hexadecimal digits
+    size: int  # of the file, in bytes
+    changed: int  # the file's time of change, in ns
+    metadata: Mapping[str, Value | None]  # a value for each of the index's fields, None where none is known
+    vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
+    thumbnail: bytes | None = None  # a small JPEG, without EXIF
+
+
+class VectorStore(Protocol):
+    """An index, open. What is added or deleted is there at once, for this store and for those opened later."""
+
+    about: About
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Adds rows, all or none, with vectors and thumbnails, of ids above all that the index has."""
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Deletes the rows of these ids; those that are not there are passed over."""
+
+    def search(
+        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k rows that meet the condition with the largest products with queries (Q, D) float32.
+
+        Returns scores (Q, K) float32 and ids (Q, K) int64, best first, ties by id; K is k or the number of such rows.
+        exact: False for the store's approximate index, True for all rows one by one, None for what suits their number.
+        Raises UserError where the condition cannot be asked of this store.
+        """
+
+    def count(self, where: Condition | None = None) -> int:
+        """How many rows meet the condition."""
+
+    def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
+        """All rows in the order of their ids, as they are at the first one."""
+
+    def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
+        """The rows of these ids, in this order; those that are not there are left out."""
+
+    def set_about(self, about: About) -> None:
+        """States another `about`; where its fields differ, columns are dropped, or added with None in each row."""
+
+    def optimize(self) -> None:
+        """Puts in order what many additions and deletions left, once a build is done."""
+
+
+def column(field: str) -> str:
+    """What a store calls a field: m_NAME, or x_HEX where the name has more than small letters, digits and _."""
+    return f"m_{field}" if re.fullmatch("[a-z0-9_]+", field) else f"x_{field.encode().hex()}"

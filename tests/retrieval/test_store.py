@@ -1,0 +1,334 @@
+"""The contract of `VectorStore`, for LanceDB and for Qdrant.
+
+Qdrant is its client's local mode, or the server that IVT_QDRANT names:
+
+    IVT_QDRANT=http://localhost:6333 python -m pytest tests/retrieval/test_store.py
+"""
+
+import dataclasses
+import datetime
+import os
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+from qdrant_client import QdrantClient
+
+from input_pipeline.errors import UserError
+from ivt_jax.evaluation.ranking import rank_both_ways
+from ivt_jax.retrieval import places
+from ivt_jax.retrieval.lance import LanceStore
+from ivt_jax.retrieval.places import create_store, open_store, snapshot
+from ivt_jax.retrieval.qdrant import QdrantStore
+from ivt_jax.retrieval.store import About, NoIndexError, Row
+from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+
+FIELDS = {
+    "camera": "integer", "speed": "number", "indoors": "boolean", "track": "text", "time": "time",
+    'id`s "best".x': "text", "id": "integer",
+}  # fmt: skip
+TEXTS = ["a", "it's", 'say "no"\n', "back\\slash", "`;--", "\N{ROCKET}", "", "%_*"]
+MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+DIMENSION = 8
+
+
+def about(**changes):
+    stated = {"model": "m", "tokenizer": "t", "dimension": DIMENSION, "dtype": "float32", "images": {"height": 24},
+              "fields": FIELDS, "workdir": "/run", "root": "/crops"}  # fmt: skip
+    return About(**{**stated, **changes})
+
+
+def make_rows(count, first=0, dtype="float32", fields=FIELDS):
+    """Vectors of few distinct directions, so that scores tie; every fifth value of metadata is missing."""
+    rng = np.random.default_rng(first)
+    vectors = rng.choice([-1.0, 1.0], (count, DIMENSION)).astype(dtype) / np.sqrt(DIMENSION).astype(dtype)
+    draw = {
+        "integer": lambda: int(rng.integers(-2, 3)),
+        "number": lambda: float(rng.integers(-4, 5)) / 4,
+        "boolean": lambda: bool(rng.integers(2)),
+        "text": lambda: TEXTS[rng.integers(len(TEXTS))],
+        "time": lambda: MAY + datetime.timedelta(days=int(rng.integers(-3, 4)), microseconds=int(rng.integers(2))),
+    }
+    rows = []
+    for i in range(count):
+        metadata = {name: None if rng.random() < 0.2 else draw[kind]() for name, kind in fields.items()}
+        path = f'cam\'s {i % 3}/"{first + i}"\n\N{ROCKET}.jpg'
+        rows.append(Row(first + i, path, f"{i:064x}", i * 2**33, i + 2**60, metadata, vectors[i], bytes([i % 256, 0])))
+    return rows
+
+
+@pytest.fixture(params=["lance", "qdrant"])
+def create(request, tmp_path):
+    """create(about) -> an empty store, and what opens it once more."""
+    places, server = [], os.environ.get("IVT_QDRANT")
+    local = QdrantClient(server or ":memory:") if request.param == "qdrant" else None
+
+    def make(stated):
+        places.append(f"test-{uuid.uuid4().hex}")
+        name = places[-1]
+        if local is None:
+            return create_store(tmp_path / name, stated), lambda: open_store(tmp_path / name)
+        return QdrantStore.create_in(local, name, stated), lambda: QdrantStore(local, name)
+
+    yield make
+    for name in places if local else ():
+        local.delete_collection(name)
+
+
+def same(found, expected, vectors=True, thumbnails=True):
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        assert row[:6] == wanted[:6]
+        assert (row.thumbnail == wanted.thumbnail) if thumbnails else row.thumbnail is None
+        if vectors:
+            assert row.vector.dtype == wanted.vector.dtype
+            np.testing.assert_array_equal(row.vector, wanted.vector)
+        else:
+            assert row.vector is None
+    return True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_added_is_found_to_the_bit(create, dtype):
+    store, reopen = create(about(dtype=dtype))
+    rows = make_rows(30, dtype=dtype) + make_rows(20, first=100, dtype=dtype)
+    store.add(rows[:30])
+    store.add(rows[30:])
+    for opened in (store, reopen()):
+        assert opened.about == about(dtype=dtype)
+        assert opened.count() == 50
+        assert same([*opened.scan(vectors=True, thumbnails=True)], rows)
+        assert same([*opened.scan()], rows, vectors=False, thumbnails=False)
+        assert same(opened.get([105, 3, 99, 0], thumbnails=True), [rows[35], rows[3], rows[0]], vectors=False)
+
+
+def test_an_empty_index_answers(create):
+    store, _ = create(about())
+    scores, ids = store.search(np.ones((2, DIMENSION), np.float32), 5)
+    assert scores.shape == ids.shape == (2, 0)
+    assert store.count() == 0 and [*store.scan()] == [] and store.get([1]) == []
+
+
+def test_what_is_deleted_is_gone_and_the_rest_stays(create):
+    store, reopen = create(about())
+    rows = make_rows(40)
+    store.add(rows)
+    query = rows[7].vector[None]
+    store.search(query, 3)
+    store.delete([7, 0, 39, 1234])
+    left = [row for row in rows if row.id not in (7, 0, 39)]
+    for opened in (store, reopen()):
+        assert same([*opened.scan(vectors=True, thumbnails=True)], left)
+        assert 7 not in opened.search(query, 40)[1] and opened.search(query, 40)[1].shape == (1, 37)
+    store.add(make_rows(1, first=40))
+    assert [row.id for row in reopen().scan()][-1] == 40
+
+
+def holds(condition, metadata):
+    """What a condition means, of two truths."""
+    match condition:
+        case Comparison(field, symbol, value):
+            return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
+        case OneOf(field, values):
+            return metadata[field] in values
+        case Missing(field):
+            return metadata[field] is None
+        case Not(part):
+            return not holds(part, metadata)
+        case All(parts):
+            return all(holds(part, metadata) for part in parts)
+        case Some(parts):
+            return any(holds(part, metadata) for part in parts)
+
+
+def draw_condition(rng, rows, depth=0):
+    kind = rng.integers(6) if depth < 3 else rng.integers(3)
+    name = list(FIELDS)[rng.integers(len(FIELDS))]
+    known = [row.metadata[name] for row in rows if row.metadata[name] is not None]
+    values = [known[i] for i in rng.integers(len(known), size=3)]
+    symbols = ["=", "!="] if FIELDS[name] in ("text", "boolean") else list(OPERATORS)
+    parts = [draw_condition(rng, rows, depth + 1) for _ in range(2)] if kind > 2 else []
+    return [
+        lambda: Comparison(name, symbols[rng.integers(len(symbols))], values[0]),
+        lambda: OneOf(name, tuple(values)),
+        lambda: Missing(name),
+        lambda: Not(parts[0]),
+        lambda: All(tuple(parts)),
+        lambda: Some(tuple(parts)),
+    ][kind]()
+
+
+def test_search_is_the_brute_force_one_under_any_filter(create):
+    store, _ = create(about())
+    rows, rng = make_rows(150), np.random.default_rng(1)
+    store.add(rows)
+    queries = rng.normal(size=(2, DIMENSION)).astype(np.float32)
+    products = queries.astype(float) @ np.array([row.vector for row in rows], float).T
+    sizes = set()
+    for condition in [None, *(draw_condition(rng, rows) for _ in range(60))]:
+        chosen = [row.id for row in rows if condition is None or holds(condition, row.metadata)]
+        assert store.count(condition) == len(chosen), condition
+        scores, ids = store.search(queries, 200, condition, exact=True)
+        assert scores.dtype == np.float32 and ids.dtype == np.int64
+        for query in range(2):
+            assert sorted(ids[query]) == chosen
+            np.testing.assert_allclose(scores[query], products[query][ids[query]], atol=1e-6)
+            assert np.all(scores[query][1:] <= scores[query][:-1])
+        sizes.add(len(chosen))
+    assert len(sizes) > 20
+
+
+def test_of_equal_scores_the_smaller_id_is_first(create):
+    store, _ = create(about())
+    rows = make_rows(60)
+    store.add(rows[30:])
+    store.add(rows[:30])
+    query = rows[0].vector
+    _, ids = store.search(query[None], 60)
+    products = np.array([row.vector for row in rows], float) @ query.astype(float)
+    assert ids[0].tolist() == sorted(range(60), key=lambda i: (-round(products[i], 5), i))
+
+
+def test_fields_come_and_go(create):
+    store, reopen = create(about())
+    rows = make_rows(10)
+    store.add(rows)
+    fields = {
+        "track": "text",
+        "camera": "text",
+        "new": "time",
+        "id": "integer",
+    }  # camera is of another type than before
+    store.set_about(about(fields=fields, root="/moved"))
+    for opened in (store, reopen()):
+        assert opened.about == about(fields=fields, root="/moved")
+        kept = [{"track": row.metadata["track"], "camera": None, "new": None, "id": row.metadata["id"]} for row in rows]
+        assert [row.metadata for row in opened.scan()] == kept
+    later = make_rows(5, first=20, fields=fields)
+    store.add(later)
+    assert same(reopen().get(range(20, 25), vectors=True, thumbnails=True), later)
+    assert store.count(Missing("new")) == 10 + sum(row.metadata["new"] is None for row in later)
+
+
+def test_an_optimised_index_holds_the_same(create):
+    store, reopen = create(about())
+    rows = make_rows(60)
+    for start in range(0, 60, 6):
+        store.add(rows[start : start + 6])
+    store.delete(range(0, 60, 7))
+    store.optimize()
+    left = [row for row in rows if row.id % 7]
+    for opened in (store, reopen()):
+        assert same([*opened.scan(vectors=True, thumbnails=True)], left)
+    assert store.count(Comparison("camera", "=", 1)) == sum(row.metadata["camera"] == 1 for row in left)
+
+
+def test_a_snapshot_goes_from_either_store_to_the_other_and_back(create, tmp_path, monkeypatch):
+    store, _ = create(about())
+    rows = make_rows(25)
+    store.add(rows)
+    first = snapshot(store, tmp_path / "copy", rows_at_once=10)
+    client = QdrantClient(":memory:")
+    monkeypatch.setattr(places, "create_store", lambda place, stated: QdrantStore.create_in(client, place, stated))
+    second = snapshot(first, "again")
+    store.delete([0])
+    for copy in (first, second):
+        assert copy.about == about() and same([*copy.scan(vectors=True, thumbnails=True)], rows)
+
+
+def test_a_ranking_equals_that_of_the_evaluation(create):
+    rng = np.random.default_rng(3)
+    gallery, texts = (rng.normal(size=(n, DIMENSION)).astype(np.float32) for n in (40, 12))
+    gallery, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (gallery, texts))
+    store, _ = create(about(fields={}))
+    store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(gallery)])
+    _, ids = store.search(texts, 40)
+    persons = np.arange(40)  # each query looks for the picture of its own number
+    first = rank_both_ways(texts, gallery, np.arange(12), persons)[0].first
+    assert [1 + ids[q].tolist().index(q) for q in range(12)] == first.tolist()
+
+
+def test_qdrant_compares_no_text_by_order():
+    store = QdrantStore.create_in(QdrantClient(":memory:"), "x", about())
+    with pytest.raises(UserError, match="Qdrant compares numbers and times so, no text"):
+        store.count(Comparison("track", "<", "b"))
+
+
+def clustered(count, dimension=32):
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(count // 20, dimension))
+    vectors = centres[rng.integers(len(centres), size=count)] + 0.4 * rng.normal(size=(count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path):
+    vectors = clustered(3000)
+    store = create_store(tmp_path / "index", about(dimension=32, fields={"camera": "integer"}))
+    assert isinstance(store, LanceStore)
+    store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % 2}, vector, b"") for i, vector in enumerate(vectors)])
+    store.build_index()
+    queries = vectors[::300]
+    assert store.recall(queries, 10) >= 0.9
+    scores, ids = store.search(queries, 10, Comparison("camera", "=", 1), exact=False)
+    assert np.all(ids % 2 == 1)
+    for query, own, found in zip(queries, scores, ids, strict=True):
+        np.testing.assert_allclose(own, vectors[found].astype(float) @ query.astype(float), atol=1e-5)
+
+
+def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
+    store = create_store(tmp_path / "index", about(dimension=32, fields={}))
+    store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(1000))])
+    monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
+    store.optimize()
+    assert store.search(clustered(1000)[:1], 1)[1] == [[0]]
+
+
+def test_what_another_process_adds_is_seen(tmp_path):
+    store = create_store(tmp_path / "index", about(dimension=2, fields={}))
+    store.add([Row(0, "a", "", 0, 0, {}, np.float32([1, 0]), b"")])
+    query = np.float32([[0, 1]])
+    assert store.search(query, 1)[1] == [[0]]
+    code = (
+        "import sys, numpy as np\n"
+        "from ivt_jax.retrieval.places import open_store\nfrom ivt_jax.retrieval.store import Row\n"
+        "open_store(sys.argv[1]).add([Row(1, 'b', '', 0, 0, {}, np.float32([0, 1]), b'')])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "index")], check=True)
+    assert store.search(query, 1)[1] == [[1]] and store.count() == 2 and [row.id for row in store.scan()] == [0, 1]
+
+
+def test_a_place_that_holds_no_index_is_told(tmp_path):
+    with pytest.raises(NoIndexError, match=r"nowhere is not an index: make it with python -m ivt_jax\.index"):
+        open_store(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "empty/pictures.lance").mkdir(parents=True)
+    with pytest.raises(NoIndexError, match="empty is not an index"):
+        open_store(tmp_path / "empty")
+    create_store(tmp_path / "empty", about())
+    with pytest.raises(UserError, match="already exists"):
+        create_store(tmp_path / "empty", about())
+    with pytest.raises(NoIndexError, match="x is not a collection of the server"):
+        QdrantStore(QdrantClient(":memory:"), "x")
+    with pytest.raises(UserError, match="is no collection of Qdrant: expected http://HOST:6333/NAME"):
+        open_store("http://localhost:6333")
+    with pytest.raises(UserError, match="Qdrant, collection x: "):
+        open_store("http://127.0.0.1:1/x")
+
+
+def test_a_later_format_is_refused(tmp_path):
+    create_store(tmp_path / "index", dataclasses.replace(about(), format=2))
+    with pytest.raises(UserError, match="has format 2, this ivt_jax reads format 1 and older: update ivt_jax"):
+        open_store(tmp_path / "index")
+
+
+def test_a_file_that_is_damaged_is_one_line(tmp_path):
+    store = create_store(tmp_path / "index", about())
+    store.add(make_rows(20))
+    for file in (tmp_path / "index/pictures.lance/data").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(UserError) as error:
+        open_store(tmp_path / "index").search(np.ones((1, DIMENSION), np.float32), 1)
+    assert str(error.value).startswith(f"{tmp_path / 'index'}: ") and "\n" not in str(error.value)

@@ -1,0 +1,92 @@
+import datetime
+
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.where import All, Comparison, Missing, Not, OneOf, Some, parse
+
+FIELDS = {"camera": "integer", "speed": "number", "time": "time", "track": "text", "indoors": "boolean", "in": "text"}
+MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [
+        ("camera = 3", Comparison("camera", "=", 3)),
+        (" camera!=-3 ", Comparison("camera", "!=", -3)),
+        ("speed >= 1e-3", Comparison("speed", ">=", 0.001)),
+        ("speed < 2", Comparison("speed", "<", 2.0)),
+        ("indoors = TRUE", Comparison("indoors", "=", True)),
+        ("time > '2024-05-01'", Comparison("time", ">", MAY)),
+        ("time > '2024-05-01T02:00+02:00'", Comparison("time", ">", MAY)),
+        ("""track = 'it''s "here"'""", Comparison("track", "=", 'it\'s "here"')),
+        ('track = "a ""b"""', Comparison("track", "=", 'a "b"')),
+        ("track = '\\'", Comparison("track", "=", "\\")),
+        ("track = '; DROP TABLE pictures --\n'", Comparison("track", "=", "; DROP TABLE pictures --\n")),
+        ("`in` in ('a', 'b')", OneOf("in", ("a", "b"))),
+        ("note is missing".replace("note", "track"), Missing("track")),
+        ("track IS NOT MISSING", Not(Missing("track"))),
+        ("not not camera = 1", Not(Not(Comparison("camera", "=", 1)))),
+        (
+            "camera = 1 or camera = 2 and not indoors = false",
+            Some(
+                (
+                    Comparison("camera", "=", 1),
+                    All((Comparison("camera", "=", 2), Not(Comparison("indoors", "=", False)))),
+                )
+            ),
+        ),
+        (
+            "(camera = 1 or camera = 2) and track is missing",
+            All((Some((Comparison("camera", "=", 1), Comparison("camera", "=", 2))), Missing("track"))),
+        ),
+    ],
+)
+def test_reads_a_filter(text, condition):
+    assert parse(text, FIELDS) == condition
+
+
+def test_a_field_may_have_any_name_in_backticks():
+    name = "the `best\" 'shot'.x"
+    assert parse("`the ``best\" 'shot'.x` = 1", {name: "integer"}) == Comparison(name, "=", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "character 1, '': expected a field"),
+        ("camera", "character 7, '': expected one of = != < <= > >= in, is"),
+        ("kamera = 3", "character 1, 'kamera = 3': the index has no such field; it has: camera, speed, time"),
+        ("camera = 3 camera = 4", "character 12, 'camera = 4': expected and, or, or the end"),
+        ("camera = 3; camera = 4", "character 11, '; camera = 4': cannot be read"),
+        ("camera = '3'", "character 10, \"'3'\": camera is compared with a whole number"),
+        ("camera = 3.5", "camera is compared with a whole number"),
+        ("camera = 9223372036854775808", "camera is compared with a whole number"),
+        ("speed = 1e999", "speed is compared with a number"),
+        ("speed = track", "speed is compared with a number"),
+        ("time > '1 May'", "time is compared with a time in quotes, such as '2024-05-01'"),
+        ("indoors > false", "indoors is true or false, and compares by = and != alone"),
+        ('track = "a', "character 9, '\"a': cannot be read"),
+        ("track = 'a\0'", "track is compared with text in quotes"),
+        ("track in ()", "character 11, ')': track is compared with text in quotes"),
+        ("(camera = 1", "character 12, '': expected )"),
+        ("camera = 1 and", "character 15, '': expected a field"),
+        ("not", "character 4, '': expected a field"),
+        ("track is", "character 9, '': expected missing"),
+    ],
+)
+def test_what_is_malformed_is_told_with_its_place(text, told):
+    with pytest.raises(UserError) as error:
+        parse(text, FIELDS)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_filter_has_bounds():
+    with pytest.raises(UserError, match="2,001 characters"):
+        parse("camera = 1".ljust(2001), FIELDS)
+    deep = "(" * 19 + "camera = 1" + ")" * 19
+    assert parse(deep, FIELDS) == Comparison("camera", "=", 1)
+    with pytest.raises(UserError, match="more than 20"):
+        parse(f"(({deep}))", FIELDS)
+    with pytest.raises(UserError, match="more than 20"):
+        parse("not " * 100 + "camera = 1", FIELDS)
