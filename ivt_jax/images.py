@@ -39,12 +39,17 @@ def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.I
 
 
 def load_image(path: Path | str, size: tuple[int, int], content: Path | bytes | None = None) -> np.ndarray:
-    """Reads an image and resizes it to `size` (height, width): bilinear, antialiased -> (H, W, 3) uint8.
+    """Reads an image and resizes it to `size` (height, width), as `fit` -> (H, W, 3) uint8.
 
     content, UserError: as `open_image`.
     """
+    return fit(open_image(path, content), size)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """An RGB image resized to `size` (height, width): bilinear, antialiased -> (H, W, 3) uint8."""
     height, width = size
-    return np.asarray(open_image(path, content).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def preprocessing(size: tuple[int, int]) -> dict[str, Any]:

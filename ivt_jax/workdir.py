@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 # Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
 PLACES = ("runtime.", "data.root", "evaluation.")
-_held: dict[Path, IO[str]] = {}  # the locks of this process, which it keeps as long as it lives
+_held: dict[Path, AbstractContextManager[Any]] = {}  # the locks of this process, which it keeps as long as it lives
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 
@@ -41,20 +42,29 @@ def make_workdir(workdir: Path) -> Path:
 
 def hold_workdir(workdir: Path) -> None:
     """Makes the workdir this process's until it ends, in whatever way. Raises UserError where another run holds it."""
-    path = (workdir / "lock").resolve()
-    if path in _held:
-        return
+    path = workdir.resolve()
+    if path not in _held:
+        _held[path] = lock_folder(workdir, "run", "--workdir")
+
+
+def lock_folder(folder: Path, who: str, flag: str) -> AbstractContextManager[Any]:
+    """Makes a folder the caller's until what is returned is left, or the process ends, in whatever way.
+
+    who: what has such a folder for itself; flag: what names another folder. Raises UserError where another holds it.
+    """
+    path = folder / "lock"
     try:
         file = path.open("a")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _held[path] = file
+        return file
     except BlockingIOError:
-        raise UserError(f"another run is at work in {workdir}: wait for its end, or choose another --workdir") from None
+        raise UserError(f"another {who} is at work in {folder}: wait for its end, or choose another {flag}") from None
     except PermissionError:
-        raise UserError(f"{path} cannot be written: the workdir {workdir} is somebody else's") from None
+        raise UserError(f"{path} cannot be written: {folder} is somebody else's") from None
     except OSError as error:
-        told = f"{workdir} has no locks ({error.strerror}): see to it that no second run writes there"
+        told = f"{folder} has no locks ({error.strerror}): see to it that no second {who} writes there"
         print(f"warning: {told}", file=sys.stderr)
+        return nullcontext()
 
 
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:

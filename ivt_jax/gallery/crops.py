@@ -17,15 +17,18 @@ import glob
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.inspection import SUFFIXES
 from ivt_jax.images import load_image
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_BYTES = 200_000_000  # of a crop in an archive, which is read whole: what MAX_PIXELS take as a bitmap, and more
 _BLOCK = 512  # of a tar
@@ -148,7 +151,7 @@ def load_batches(
     Appends every name to `readable`, in the order of the rows, or with the reason to `unreadable`.
     """
     rows = []
-    for name, pixels in _decoded_ahead(crops, size, 2 * batch_size):
+    for (name, _), pixels in done_ahead(lambda crop: _load(crop[0], size, crop[1]), crops, 2 * batch_size):
         try:
             rows.append(pixels.result())
             readable.append(name)
@@ -161,14 +164,14 @@ def load_batches(
         yield np.stack(rows)
 
 
-def _decoded_ahead(
-    crops: Iterable[tuple[Any, Path | Slice]], size: tuple[int, int], ahead: int
-) -> Iterator[tuple[Any, concurrent.futures.Future[np.ndarray]]]:
-    """Names and pixels to come, in order; as many as `ahead` are decoded while the one before is in use."""
-    waiting: collections.deque[tuple[Any, concurrent.futures.Future[np.ndarray]]] = collections.deque()
+def done_ahead(
+    work: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[tuple[T, concurrent.futures.Future[R]]]:
+    """Items and what becomes of them, in order; threads work on as many as `ahead` while the one before is in use."""
+    waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for name, content in crops:
-            waiting.append((name, pool.submit(_load, name, size, content)))
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting

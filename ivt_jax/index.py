@@ -1,0 +1,99 @@
+"""Make an index of a gallery, for `ivt_jax.search` and `ivt_jax.serve`, and keep it up to date.
+
+    python -m ivt_jax.index --workdir=RUN --images=FOLDER --index=DIR
+    python -m ivt_jax.index --list=CAMERAS.csv --index=DIR
+
+A folder is walked; a list, CSV or JSONL, names the pictures and tells more of them, such as camera and time
+(`ivt_jax.retrieval.sources`). The index then holds what the folder or the list does, and nothing else. Given again, the
+command goes on where it was, whatever stopped it, and does no more than has changed: what is unchanged is not embedded
+again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
+lists it.
+
+In a folder of this machine one indexer is at work at a time. The other places that `ivt_jax.retrieval.places` knows,
+buckets and servers, have no such lock: see to it that no two are at work there at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import printable, write_bytes
+from ivt_jax.arguments import positive
+from ivt_jax.startup import keep_compiled
+
+_SHOWN = 20  # unreadable pictures that are told one by one
+
+# JAX, Flax and the stores are imported where they are used: `--help` and a mistyped folder answer at once.
+
+
+def run(args: argparse.Namespace) -> int:
+    """Indexes, copies, prints the counts; the exit code is 1 where pictures cannot be read."""
+    from ivt_jax.retrieval.sources import read_folder, read_list
+
+    source = read_list(args.list, args.images) if args.list else read_folder(args.images)
+
+    from ivt_jax.retrieval.build import build, is_remote
+    from ivt_jax.retrieval.places import open_store, snapshot
+
+    built = build(args.index, source, args.workdir, args.dtype, args.batch, args.moved)
+    _tell_unreadable(built.unreadable, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
+    if args.snapshot:
+        snapshot(open_store(args.index), args.snapshot)
+        print(f"{args.snapshot}: a copy")
+    print(f"{args.index}: {built}")
+    return 1 if built.unreadable else 0
+
+
+def _tell_unreadable(problems: Sequence[str], listed: Path | None) -> None:
+    """A line for each, of many for the first, on stderr; all of them in the file `listed`."""
+    lines = [printable(problem) for problem in problems]
+    for line in lines[:_SHOWN]:
+        print(f"skipped {line}", file=sys.stderr)
+    if len(lines) > _SHOWN:
+        where = f", which {listed} lists" if listed else ""
+        print(f"skipped {len(lines) - _SHOWN:,} more{where}", file=sys.stderr)
+    if listed:
+        write_bytes(listed, "".join(f"{line}\n" for line in lines).encode())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.index",
+        description="Make an index of a folder or a list of pictures, or bring it up to date.",
+        epilog="exit code: 0; 1 where pictures cannot be read, which DIR/unreadable.txt lists; 2 on a mistake",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--index", required=True, metavar="DIR", help="the index: a folder, s3://..., gs://..., http://..."
+    )
+    parser.add_argument(
+        "--images", type=Path, help="folder of pictures, with its subfolders; with --list, of its paths"
+    )
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help=".csv or .jsonl of pictures and what is known of each"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, help="folder of a trained run, or of an export; later the index knows it"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
+    parser.add_argument("--batch", type=positive, default=64, help="pictures that a device takes at once (64)")
+    parser.add_argument("--moved", action="store_true", help="the pictures of the index are in another folder now")
+    parser.add_argument(
+        "--snapshot", metavar="PLACE", help="copy the index there when it is done, to a place of any kind"
+    )
+    args = parser.parse_args(argv)
+    if not (args.images or args.list):
+        parser.error("name the pictures with --images or --list")
+    keep_compiled()
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,357 @@
+"""An index is made to hold what a folder or a list holds, and no more is done for it than has changed.
+
+What the index knows of a file tells what has become of it, the cheap questions first:
+
+    the row of its path has its size, time of change and metadata     the row stays
+    ... but other metadata                                            a new row, with the old vector
+    a row has its content, for which it is read                       a new row, with the vector of that one: the file
+                                                                      was renamed, copied or touched
+    none of these                                                     it is embedded
+    a row has a path that is not there any more                       the row goes, when all others are done: until then
+                                                                      its vector may be wanted for another path
+
+Rows are added some at a time, all of them or none, and those of the same paths are deleted just before. So whenever the
+process is killed, no path has two rows, and the next build adds what lacks.
+"""
+
+import collections
+import contextlib
+import hashlib
+import io
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from input_pipeline.progress import progress
+from ivt_jax.gallery.crops import MAX_BYTES, done_ahead
+from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.gallery.vectors import DTYPES
+from ivt_jax.images import fit, open_image
+from ivt_jax.retrieval.places import create_store, open_store
+from ivt_jax.retrieval.sources import Picture, Source
+from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
+from ivt_jax.workdir import folder_tokenizer, lock_folder
+
+BATCH = 64  # pictures that a device takes at once
+ROWS = 1024  # that are written at once: what a kill costs at most
+THUMBNAIL = (160, 192)  # width and height at most
+
+
+class Built(NamedTuple):
+    """What became of the pictures: counts, and "path: reason" of each that cannot be read.
+
+    changed: of another content or other metadata; unchanged: with those that were but touched; gone: without those that
+    were renamed. All pictures are new, changed, renamed or unchanged. seconds: for reading, embedding and writing.
+    """
+
+    new: int
+    changed: int
+    renamed: int
+    unchanged: int
+    gone: int
+    embedded: int
+    seconds: float
+    unreadable: list[str]
+
+    def __str__(self) -> str:
+        pictures = self.new + self.changed + self.renamed + self.unchanged
+        told = f"{pictures:,} pictures: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
+        told += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
+        pace = f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
+        return told + (pace if self.embedded else "")
+
+
+def build(
+    place: Path | str,
+    source: Source,
+    workdir: Path | str | None = None,
+    dtype: str | None = None,
+    batch: int = BATCH,
+    moved: bool = False,
+    encoder: ImageEncoder | None = None,
+) -> Built:
+    """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
+
+    workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
+    `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
+    another folder now; encoder: the model, where it is open already.
+    Raises UserError where no picture can be read, another process is at work there, or the index is of another model,
+    type or folder than is named: it keeps its rows then.
+    """
+    exists, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
+    with _held(place):
+        store = open_store(place) if exists else create_store(place, about)
+        if store.about != about:
+            store.set_about(about)
+        plan = plan_build(source, store.scan())
+        work = _Work(store, encoder, source.root, plan, batch)
+        start = time.monotonic()
+        work.run()
+        seconds = time.monotonic() - start
+        unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
+        if not plan.kept + work.counts.total():
+            raise UserError(f"none of the {len(unreadable):,} pictures can be read; the first: {unreadable[0]}")
+        store.delete([*plan.gone, *plan.surplus, *work.lost])
+        store.optimize()
+    counts = work.counts
+    gone = len(plan.gone) + len(work.lost) - counts["renamed"]
+    unchanged = plan.kept + counts["touched"]
+    return Built(
+        counts["new"], counts["changed"], counts["renamed"], unchanged, gone, work.embedded, seconds, unreadable
+    )
+
+
+# ---- the index
+
+
+def _held(place: Path | str) -> contextlib.AbstractContextManager[Any]:
+    """Keeps other builders out, where the place is a folder of this machine."""
+    if is_remote(place):
+        return contextlib.nullcontext()
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{place} cannot be made: {error.strerror}") from None
+    return lock_folder(Path(place), "indexer", "--index")
+
+
+def is_remote(place: Path | str) -> bool:
+    """Whether it is a bucket or a server, not a folder of this machine."""
+    return "://" in str(place)
+
+
+def _compare(
+    place: Path | str,
+    source: Source,
+    workdir: Path | str | None,
+    dtype: str | None,
+    moved: bool,
+    encoder: ImageEncoder | None,
+) -> tuple[bool, About, ImageEncoder]:
+    """Whether there is an index; what it is to state, and its model. Nothing is written."""
+    try:
+        found = open_store(place).about
+    except NoIndexError as error:
+        if workdir is None:
+            raise UserError(f"{error}; that needs the folder of a model, --workdir") from None
+        encoder = encoder or ImageEncoder(workdir)
+        return False, state(encoder, workdir, dtype or "float32", source.fields, source.root), encoder
+    _refuse_other_folder(place, found, source.root, dtype, moved)
+    workdir = workdir or found.workdir
+    encoder = encoder or ImageEncoder(workdir)
+    about = state(encoder, workdir, found.dtype, source.fields, source.root)
+    _refuse_other_model(place, found, about)
+    return True, about, encoder
+
+
+def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path) -> About:
+    """What an index of this model and these pictures states."""
+    folder = Path(workdir).absolute()
+    return About(
+        model=encoder.about["model"],
+        tokenizer=folder_tokenizer(folder, encoder.config).digest,
+        dimension=encoder.about["dimension"],
+        dtype=dtype,
+        images=encoder.about["images"],
+        fields=fields,
+        workdir=str(folder),
+        root=str(root),
+    )
+
+
+def _refuse_other_folder(place: Path | str, about: About, root: Path, dtype: str | None, moved: bool) -> None:
+    if str(root) != about.root and not moved:
+        told = f"{place} is of the pictures in {about.root}, not of those in {root}"
+        raise UserError(f"{told}: where they are the same, but moved, add --moved; else name another --index")
+    if dtype not in (None, about.dtype):
+        raise UserError(f"{place} holds vectors of {about.dtype}, not {dtype}: leave it so, or name another --index")
+
+
+def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
+    for key in ("model", "tokenizer", "dimension", "images"):
+        found, wanted = getattr(about, key), getattr(other, key)
+        if found != wanted:
+            told = (
+                f"{place} was made with {key} {_short(found)} ({about.workdir}), {other.workdir} has {_short(wanted)}"
+            )
+            raise UserError(f"{told}: name the folder of the first with --workdir, or another --index")
+
+
+def _short(value: object) -> str:
+    """Digests are told by their first digits."""
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+# ---- what is to be done
+
+
+class Plan(NamedTuple):
+    """What has become of an index's pictures."""
+
+    todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
+    kept: int  # rows that stay
+    gone: set[int]  # rows whose pictures are not there any more
+    surplus: list[int]  # second rows of a path, left by two who were at work at once
+    known: dict[str, int]  # digest -> a row with the vector of that content
+    next_id: int
+
+
+def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
+    """Compares what is to be there with the rows that are, in the order of their ids."""
+    changed, kept, gone, surplus = list[tuple[Picture, Row | None]](), 0, set[int](), []
+    known: dict[str, int] = {}
+    seen, next_id = set(), 0
+    for row in rows:
+        known[row.digest], next_id = row.id, row.id + 1
+        picture = source.pictures.get(row.path)
+        if row.path in seen:
+            surplus.append(row.id)
+        elif picture is None and not row.path.startswith(source.closed):
+            gone.add(row.id)
+        elif picture is None or (row.size, row.changed, row.metadata) == picture[1:]:
+            kept += 1
+        else:
+            changed.append((picture, row))
+        seen.add(row.path)
+    # New ones first: until then changed ones have their old rows, whose vectors may be wanted. These in the order of
+    # ids: of each content the last row is known, and so is there for the others.
+    new = [(picture, None) for path, picture in source.pictures.items() if path not in seen]
+    return Plan(new + changed, kept, gone, surplus, known, next_id)
+
+
+# ---- doing it
+
+
+class _Entry(NamedTuple):
+    """A picture that is to have a row. With pixels it has to be embedded; else, where the index has its vector, not."""
+
+    picture: Picture
+    old: Row | None
+    digest: str
+    pixels: np.ndarray | None = None  # (H, W, 3) uint8, as the model takes them
+    vector: np.ndarray | None = None
+    thumbnail: bytes | None = None
+
+
+class _Work:
+    """The pictures of a plan, on their way into the index.
+
+    Attributes: counts of what was written; embedded, how many had to be; unreadable, "path: reason"; lost, the
+    rows whose pictures cannot be read any more.
+    """
+
+    def __init__(self, store: VectorStore, encoder: ImageEncoder, root: Path, plan: Plan, batch: int):
+        self._store, self._encoder, self._root, self._plan = store, encoder, root, plan
+        self._batch = batch * encoder.devices
+        self._known, self._next_id = plan.known, plan.next_id
+        self._taken = set[int]()  # rows of pictures that are gone, whose vectors a new path has
+        self.counts, self.embedded = collections.Counter[str](), 0
+        self.unreadable: list[str] = []
+        self.lost: list[int] = []
+
+    def run(self) -> None:
+        """Reads, embeds and writes all; of the old rows, deletes those that are replaced."""
+        entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
+        while some := list(itertools.islice(entries, ROWS)):
+            self._write(some)
+
+    def _entries(self) -> Iterator[_Entry]:
+        """All that can be read; those that have to be embedded come a batch at a time."""
+        waiting: list[_Entry] = []
+        for (picture, old), read in done_ahead(self._read, self._plan.todo, 2 * self._batch):
+            try:
+                entry = read.result()
+                if entry.pixels is None and entry.digest not in self._known:  # it was replaced since
+                    entry = self._read((picture, old))
+            except UserError as error:
+                self.unreadable.append(str(error))
+                self.lost += [old.id] if old else []
+                continue
+            if entry.pixels is None:
+                yield entry
+                continue
+            waiting.append(entry)
+            if len(waiting) == self._batch:
+                yield from self._embed(waiting)
+                waiting = []
+        if waiting:
+            yield from self._embed(waiting)
+
+    def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
+        """Runs in threads. Digest and pixels are of the same bytes, whatever is done to the file meanwhile."""
+        picture, old = item
+        if old and (old.size, old.changed) == (picture.size, picture.changed):
+            return _Entry(picture, old, old.digest)  # other metadata alone
+        content = _read_file(self._root, picture)
+        digest = hashlib.sha256(content).hexdigest()
+        if digest in self._known:
+            return _Entry(picture, old, digest)
+        image = open_image(picture.path, content)
+        pixels = fit(image, self._encoder.size)
+        return _Entry(picture, old, digest, pixels, thumbnail=_thumbnail(image))
+
+    def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
+        pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
+        vectors = self._encoder.embed(iter([pixels]), self._batch).astype(DTYPES[self._store.about.dtype])
+        self.embedded += len(entries)
+        for entry, vector in zip(entries, vectors, strict=True):
+            yield entry._replace(pixels=None, vector=vector)
+
+    def _write(self, entries: list[_Entry]) -> None:
+        """Adds a row for each, all or none, and before it deletes those that they replace."""
+        donors = [self._known[entry.digest] if entry.vector is None else None for entry in entries]
+        wanted = sorted({donor for donor in donors if donor is not None})
+        found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
+        rows: list[Row] = []
+        for entry, donor in zip(entries, donors, strict=True):
+            path, size, changed, metadata = entry.picture
+            has = entry if donor is None else found[donor]
+            number = self._next_id + len(rows)
+            rows.append(Row(number, path, entry.digest, size, changed, metadata, has.vector, has.thumbnail))
+            self._count(entry, donor)
+        replaced = [entry.old for entry in entries if entry.old]
+        self._store.delete([row.id for row in replaced])
+        self._store.add(rows)
+        self._next_id += len(rows)
+        for row in replaced:
+            if self._known.get(row.digest) == row.id:
+                del self._known[row.digest]
+        self._known.update({row.digest: row.id for row in rows})
+
+    def _count(self, entry: _Entry, donor: int | None) -> None:
+        if entry.old:
+            same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
+            self.counts["touched" if same else "changed"] += 1
+        elif donor in self._plan.gone and donor not in self._taken:
+            self._taken.add(donor)
+            self.counts["renamed"] += 1
+        else:
+            self.counts["new"] += 1
+
+
+def _read_file(root: Path, picture: Picture) -> bytes:
+    """The content of a file. Raises UserError, naming its path, where it cannot be that of a picture."""
+    if picture.size > MAX_BYTES:
+        raise UserError(f"{picture.path}: {picture.size:,} bytes are too many for a picture of a person")
+    try:
+        with (root / picture.path).open("rb") as file:
+            content = file.read(MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{picture.path}: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{picture.path}: an empty file")
+    return content
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of the picture alone; what else the file told, such as where it was taken, is left out."""
+    image.thumbnail(THUMBNAIL)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82, comment=b"")
+    return file.getvalue()

@@ -1,0 +1,600 @@
+"""An index follows its folder: what changed is embedded, the rest keeps its vector, and no stop is seen in it."""
+
+import datetime
+import hashlib
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval import build as builder
+from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.sources import read_folder, read_list
+from tests.gallery.conftest import picture
+from tests.retrieval.conftest import GALLERY, put
+
+PLACE = "memory://index"
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    """Batches and writes are so small that a gallery of six takes several."""
+    monkeypatch.setattr(builder, "ROWS", 4)
+
+
+@pytest.fixture
+def index(workdir, encoder, gallery, stores):
+    """index(...): builds the index of the gallery, and returns the counts as text."""
+
+    def index(source=None, **options):
+        options = {"workdir": workdir, "encoder": encoder, "batch": 1, **options}
+        return str(build(PLACE, source or read_folder(gallery), **options)).partition(";")[0]
+
+    return index
+
+
+@pytest.fixture
+def rows(stores):
+    """rows(): path -> row, with vectors and thumbnails; no path is there twice."""
+
+    def rows():
+        found = list(stores[PLACE].scan(vectors=True, thumbnails=True))
+        assert len({row.path for row in found}) == len(found)
+        return {row.path: row for row in found}
+
+    return rows
+
+
+@pytest.fixture
+def embedded(monkeypatch, encoder):
+    """The number of pictures in each call of the encoder."""
+    calls, embed = [], encoder.embed
+
+    def spy(batches, batch_size):
+        batches = list(batches)
+        calls.extend(map(len, batches))
+        return embed(iter(batches), batch_size)
+
+    monkeypatch.setattr(encoder, "embed", spy)
+    return calls
+
+
+@pytest.fixture
+def assert_holds(rows, vector_of):
+    """check(path=seed, ...): the index holds these pictures and no others, each with its vector."""
+
+    def check(seeds):
+        found = rows()
+        assert {*found} == {*seeds}
+        for path, seed in seeds.items():
+            np.testing.assert_allclose(found[path].vector, vector_of[seed], atol=1e-5)
+
+    return check
+
+
+SEEDS = {name: seed for seed, name in enumerate(GALLERY)}
+
+
+def later(path):
+    """Gives a file another time of change."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+# ---- a first build
+
+
+def test_every_picture_has_the_vector_that_evaluation_gives_it(index, embedded, assert_holds, stores, rows, vector_of):
+    assert np.abs(vector_of @ vector_of.T - np.eye(40)).max() < 0.9999  # they are not all alike
+    assert index() == "6 pictures: 6 new, 0 changed, 0 renamed, 0 gone, 0 unchanged"
+    assert sum(embedded) == 6
+    assert_holds(SEEDS)
+    assert stores[PLACE].written == [4, 2]
+    assert sorted(row.id for row in rows().values()) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_row_tells_its_file(index, gallery, rows):
+    index()
+    row, path = rows()["cam 1/c.png"], gallery / "cam 1/c.png"
+    assert row.digest == hashlib.sha256(picture(2)).hexdigest()
+    assert (row.size, row.changed, row.metadata) == (len(picture(2)), path.stat().st_mtime_ns, {})
+    thumbnail = Image.open(io.BytesIO(row.thumbnail))
+    assert (thumbnail.format, thumbnail.mode, thumbnail.size) == ("JPEG", "RGB", (20, 30))
+
+
+def test_a_thumbnail_is_small_and_tells_nothing_but_the_picture(index, gallery, rows):
+    exif = Image.Exif()
+    exif[0x010E] = "secret"
+    Image.new("RGB", (500, 400), "red").save(gallery / "a.jpg", exif=exif, comment=b"secret")
+    assert b"secret" in (gallery / "a.jpg").read_bytes()
+    index()
+    content = rows()["a.jpg"].thumbnail
+    thumbnail = Image.open(io.BytesIO(content))
+    assert thumbnail.size == (160, 128) and not thumbnail.getexif() and b"secret" not in content
+    np.testing.assert_allclose(thumbnail.getpixel((80, 64)), (255, 0, 0), atol=3)
+
+
+def test_float16_vectors_are_those_of_float32_rounded(index, rows, stores, vector_of):
+    index(dtype="float16")
+    assert stores[PLACE].about.dtype == "float16"
+    for path, row in rows().items():
+        assert row.vector.dtype == np.float16
+        np.testing.assert_allclose(row.vector, vector_of[SEEDS[path]], atol=1e-3)
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"  # the type stays
+
+
+def test_the_index_states_what_a_query_must_know(index, stores, workdir, encoder, gallery):
+    index()
+    about = stores[PLACE].about
+    assert (about.model, about.dimension, about.dtype) == (encoder.about["model"], 12, "float32")
+    assert about.images["height"] == 14 and len(about.tokenizer) == 64 and about.fields == {}
+    assert (about.workdir, about.root) == (str(workdir), str(gallery))
+
+
+# ---- what changed since
+
+
+def test_nothing_is_done_where_nothing_changed(index, embedded, stores, rows):
+    index()
+    before = rows()
+    embedded.clear()
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert embedded == [] and stores[PLACE].written == [4, 2]
+    assert [row.id for row in rows().values()] == [row.id for row in before.values()]
+
+
+def test_new_pictures_alone_are_embedded(index, embedded, gallery, assert_holds):
+    index()
+    embedded.clear()
+    put(gallery / "aa/new.png", 20)
+    put(gallery / "zz.png", 21)
+    assert index() == "8 pictures: 2 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert sum(embedded) == 2
+    assert_holds({**SEEDS, "aa/new.png": 20, "zz.png": 21})
+
+
+def test_a_changed_picture_is_embedded_again(index, embedded, gallery, assert_holds, rows):
+    index()
+    embedded.clear()
+    put(gallery / "b.png", 20)
+    later(gallery / "b.png")
+    assert index() == "6 pictures: 0 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
+    assert sum(embedded) == 1
+    assert_holds({**SEEDS, "b.png": 20})
+    assert rows()["b.png"].id == 6
+
+
+def test_a_deleted_picture_goes(index, embedded, gallery, assert_holds):
+    index()
+    embedded.clear()
+    shutil.rmtree(gallery / "cam 1")
+    assert index() == "4 pictures: 0 new, 0 changed, 0 renamed, 2 gone, 4 unchanged"
+    assert not embedded
+    assert_holds({path: seed for path, seed in SEEDS.items() if not path.startswith("cam 1")})
+
+
+def test_a_renamed_picture_keeps_its_vector(index, embedded, gallery, rows):
+    index()
+    before = rows()
+    embedded.clear()
+    (gallery / "a.png").rename(gallery / "z.png")
+    (gallery / "cam 1").rename(gallery / "cam 9")
+    assert index() == "6 pictures: 0 new, 0 changed, 3 renamed, 0 gone, 3 unchanged"
+    assert not embedded
+    after = rows()
+    for old, new in (("a.png", "z.png"), ("cam 1/c.png", "cam 9/c.png"), ("cam 1/d.png", "cam 9/d.png")):
+        np.testing.assert_array_equal(after[new].vector, before[old].vector)
+        assert after[new].thumbnail == before[old].thumbnail and after[new].digest == before[old].digest
+        assert old not in after
+
+
+def test_a_copy_of_a_picture_is_not_embedded(index, embedded, gallery, assert_holds):
+    index()
+    embedded.clear()
+    shutil.copy(gallery / "a.png", gallery / "copy.png")
+    (gallery / "b.png").rename(gallery / "y.png")
+    shutil.copy(gallery / "y.png", gallery / "z.png")
+    assert index() == "8 pictures: 2 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
+    assert not embedded
+    (gallery / "a.png").unlink()
+    assert index() == "7 pictures: 0 new, 0 changed, 0 renamed, 1 gone, 7 unchanged"
+    seeds = {**SEEDS, "copy.png": 0, "y.png": 1, "z.png": 1}
+    assert_holds({path: seed for path, seed in seeds.items() if path not in ("a.png", "b.png")})
+
+
+def test_a_touched_picture_is_read_and_not_embedded(index, embedded, gallery, assert_holds, rows):
+    index()
+    embedded.clear()
+    later(gallery / "a.png")
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert not embedded and rows()["a.png"].changed == (gallery / "a.png").stat().st_mtime_ns
+    assert_holds(SEEDS)
+
+
+def test_two_pictures_that_change_places_are_not_embedded(index, embedded, gallery, assert_holds):
+    index()
+    embedded.clear()
+    (gallery / "a.png").rename(gallery / "x")
+    (gallery / "b.png").rename(gallery / "a.png")
+    (gallery / "x").rename(gallery / "b.png")
+    later(gallery / "a.png")
+    later(gallery / "b.png")
+    assert index() == "6 pictures: 0 new, 2 changed, 0 renamed, 0 gone, 4 unchanged"
+    assert not embedded
+    assert_holds({**SEEDS, "a.png": 1, "b.png": 0})
+
+
+def test_a_picture_that_makes_room_for_another_keeps_its_vector(index, embedded, gallery, assert_holds, monkeypatch):
+    """As logs are rotated: the old one has a new name, and its name the content of another."""
+    monkeypatch.setattr(builder, "ROWS", 1)
+    index()
+    embedded.clear()
+    (gallery / "a.png").rename(gallery / "z.png")
+    put(gallery / "a.png", 1)
+    later(gallery / "a.png")
+    assert index() == "7 pictures: 1 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
+    assert not embedded
+    assert_holds({**SEEDS, "a.png": 1, "z.png": 0})
+
+
+def test_what_is_embedded_is_known_at_once(index, embedded, gallery, assert_holds, monkeypatch):
+    """Of many copies of a new picture those are embedded that were read before the first was written, and no more."""
+    monkeypatch.setattr(builder, "ROWS", 1)
+    for number in range(80):
+        put(gallery / f"x{number:02}.png", 20)
+    index()
+    assert sum(embedded) < 60
+    assert_holds({**SEEDS, **{f"x{number:02}.png": 20 for number in range(80)}})
+
+
+def test_copies_of_a_picture_all_keep_its_vector(index, embedded, gallery, assert_holds, monkeypatch):
+    """Also where one of them becomes another picture meanwhile, and the others are touched."""
+    monkeypatch.setattr(builder, "ROWS", 1)
+    for name in ("a.png", "f.png", "cam 1/c.png"):
+        put(gallery / name, 20)
+    index()
+    embedded.clear()
+    put(gallery / "f.png", 1)
+    for name in GALLERY:
+        later(gallery / name)
+    index()
+    assert not embedded
+    assert_holds({**SEEDS, "a.png": 20, "cam 1/c.png": 20, "f.png": 1})
+
+
+def test_pictures_that_all_move_on_by_one_are_right(index, gallery, assert_holds, monkeypatch):
+    """Each takes the name of the next; where the row of its content has been replaced already, it is embedded."""
+    monkeypatch.setattr(builder, "ROWS", 1)
+    index()
+    for name, seed in SEEDS.items():
+        put(gallery / name, (seed + 5) % 6)
+        later(gallery / name)
+    assert index() == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
+    assert_holds({path: (seed + 5) % 6 for path, seed in SEEDS.items()})
+
+
+def test_a_file_that_changes_after_it_is_found_is_looked_at_again(
+    index, gallery, embedded, monkeypatch, rows, assert_holds
+):
+    read, source = builder._read_file, read_folder(gallery)
+    put(gallery / "a.png", 20)
+    later(gallery / "a.png")
+    index(source)
+    assert_holds({**SEEDS, "a.png": 20})
+    assert rows()["a.png"].digest == hashlib.sha256(picture(20)).hexdigest()
+    embedded.clear()
+    looked = []
+    monkeypatch.setattr(builder, "_read_file", lambda root, found: looked.append(found.path) or read(root, found))
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert looked == ["a.png"] and not embedded
+
+
+def test_digest_and_vector_are_of_the_same_bytes(index, gallery, monkeypatch, rows, assert_holds):
+    """The file is another one as soon as it has been read."""
+    read = builder._read_file
+
+    def overtaken(root, found):
+        content = read(root, found)
+        put(root / found.path, 30)
+        return content
+
+    monkeypatch.setattr(builder, "_read_file", overtaken)
+    index()
+    assert_holds(SEEDS)
+    assert {row.digest for row in rows().values()} == {hashlib.sha256(picture(seed)).hexdigest() for seed in range(6)}
+
+
+def test_many_random_changes_leave_what_a_new_index_would_hold(index, gallery, assert_holds):
+    rng = np.random.default_rng(0)
+    seeds = dict(SEEDS)
+    for _ in range(12):
+        for _ in range(rng.integers(1, 6)):
+            paths = sorted(seeds)
+            path, other = rng.choice(paths), f"{rng.integers(30)}.png"
+            kind = rng.integers(4)
+            if kind == 0:
+                seeds[other] = int(rng.integers(40))
+                put(gallery / other, seeds[other])
+            elif kind == 1 and len(seeds) > 2:
+                (gallery / path).unlink()
+                del seeds[path]
+            elif kind == 2:
+                (gallery / path).replace(gallery / other)
+                seeds[other] = seeds.pop(path)
+            else:
+                shutil.copy(gallery / path, gallery / other) if path != other else None
+                seeds[other] = seeds[path]
+            if (gallery / other).exists():
+                later(gallery / other)
+        index()
+        assert_holds(seeds)
+
+
+# ---- metadata
+
+
+@pytest.fixture
+def listed(gallery):
+    """listed(columns, values): the source of a list that gives each picture of the gallery, in order, these values."""
+
+    def listed(columns, values):
+        lines = [f"{name},{value}" for name, value in zip(GALLERY, values, strict=True)]
+        path = gallery / "list.csv"
+        path.write_text("\n".join([f"path,{columns}", *lines]))
+        return read_list(path)
+
+    return listed
+
+
+def test_metadata_of_a_list_are_in_the_rows(index, listed, rows, stores):
+    index(listed("camera,time", [f"{n},2024-05-0{n + 1}" for n in range(6)]))
+    assert stores[PLACE].about.fields == {"camera": "integer", "time": "time"}
+    assert rows()["cam 1/d.png"].metadata == {"camera": 3, "time": datetime.datetime(2024, 5, 4, tzinfo=datetime.UTC)}
+
+
+def test_other_metadata_are_written_without_reading_the_picture(
+    index, listed, rows, embedded, assert_holds, monkeypatch
+):
+    index(listed("camera", range(6)))
+    embedded.clear()
+    monkeypatch.setattr(builder, "_read_file", None)
+    told = index(listed("camera", [0, 1, 2, 3, 4, 50]))
+    assert told == "6 pictures: 0 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
+    assert not embedded and rows()["f.png"].metadata == {"camera": 50}
+    assert_holds(SEEDS)
+
+
+def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded, gallery):
+    index(listed("camera", range(6)))
+    embedded.clear()
+    told = index(listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)]))
+    assert told == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
+    assert rows()["b.png"].metadata == {"camera": "1b", "track": 1}
+    assert index(read_folder(gallery)) == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert rows()["b.png"].metadata == {} and not embedded
+
+
+# ---- what cannot be read
+
+
+def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vector_of, workdir, encoder, monkeypatch):
+    monkeypatch.setattr(builder, "MAX_BYTES", 5000)
+    names = ['b"quoted".png', "it's.png", "two\nlines.png", "🧥.png", "-rf.png"]
+    for seed, name in enumerate(names, start=6):
+        put(gallery / name, seed)
+    bad = {
+        "aa_empty.png": b"", "ab_text.png": b"hello", "ac_cut.png": picture(9)[:60], "ad_large.png": b"x" * 5001,
+        "ae_svg.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    }  # fmt: skip
+    for name, content in bad.items():
+        (gallery / name).write_bytes(content)
+    (gallery / "af_gone.png").symlink_to("nowhere.png")
+    built = build(PLACE, read_folder(gallery), workdir, batch=1, encoder=encoder)
+    told = dict(line.split(": ", 1) for line in built.unreadable)
+    assert {*told} == {*bad, "af_gone.png"}
+    assert told["aa_empty.png"] == "an empty file" and told["ab_text.png"] == "not a readable image"
+    assert told["ad_large.png"] == "5,001 bytes are too many for a picture of a person"
+    assert told["af_gone.png"] == "missing"
+    for path, row in rows().items():
+        seed = {**SEEDS, **{name: seed for seed, name in enumerate(names, start=6)}}[path]
+        np.testing.assert_allclose(row.vector, vector_of[seed], atol=1e-5)
+    assert len(rows()) == 11 and str(built).startswith("11 pictures: 11 new")
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(index, gallery, monkeypatch, rows):
+    monkeypatch.setattr("ivt_jax.images.MAX_PIXELS", 20 * 30)
+    Image.new("1", (20, 31)).save(gallery / "bomb.png")
+    assert index() == "6 pictures: 6 new, 0 changed, 0 renamed, 0 gone, 0 unchanged"
+    assert "bomb.png" not in rows()
+
+
+def test_a_picture_that_is_damaged_since_loses_its_row(index, gallery, assert_holds):
+    index()
+    (gallery / "a.png").write_bytes(b"damaged")
+    assert index() == "5 pictures: 0 new, 0 changed, 0 renamed, 1 gone, 5 unchanged"
+    assert_holds({path: seed for path, seed in SEEDS.items() if path != "a.png"})
+
+
+def test_what_lies_in_a_folder_that_cannot_be_listed_keeps_its_rows(index, gallery, monkeypatch, assert_holds):
+    index()
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("cam 1"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert_holds(SEEDS)
+
+
+def test_an_index_is_never_emptied_because_nothing_can_be_read(index, gallery, assert_holds):
+    index()
+    for name in GALLERY:
+        (gallery / name).write_bytes(b"damaged")
+    with pytest.raises(
+        UserError, match=r"^none of the 6 pictures can be read; the first: a.png: not a readable image$"
+    ):
+        index()
+    assert_holds(SEEDS)
+
+
+# ---- what is refused
+
+
+def refusal(index, rows, **options):
+    before = rows()
+    with pytest.raises(UserError) as raised:
+        index(**options)
+    assert rows().keys() == before.keys() and "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_another_folder_is_refused_unless_the_pictures_have_moved(
+    index, gallery, tmp_path, rows, embedded, assert_holds
+):
+    index()
+    embedded.clear()
+    put(tmp_path / "other/x.png", 30)
+    told = refusal(index, rows, source=read_folder(tmp_path / "other"))
+    assert told == (
+        f"{PLACE} is of the pictures in {gallery}, not of those in {tmp_path}/other: where they are the same, but "
+        "moved, add --moved; else name another --index"
+    )
+    shutil.copytree(gallery, tmp_path / "copied", copy_function=shutil.copyfile)
+    (tmp_path / "copied/a.png").rename(tmp_path / "copied/aa.png")
+    told = index(read_folder(tmp_path / "copied"), moved=True)
+    assert told == "6 pictures: 0 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
+    assert not embedded
+    assert_holds({"aa.png": 0, **{path: seed for path, seed in SEEDS.items() if path != "a.png"}})
+    assert index(read_folder(tmp_path / "copied")).endswith("6 unchanged")  # it is stated now
+
+
+def test_another_model_is_refused(index, rows, other_workdir, workdir):
+    index()
+    told = refusal(index, rows, workdir=other_workdir, encoder=None)
+    assert told.startswith(f"{PLACE} was made with model ") and f"({workdir}), {other_workdir} has " in told
+    assert told.endswith("name the folder of the first with --workdir, or another --index")
+
+
+def test_another_type_of_number_is_refused(index, rows):
+    index()
+    told = refusal(index, rows, dtype="float16")
+    assert told == f"{PLACE} holds vectors of float32, not float16: leave it so, or name another --index"
+
+
+def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, gallery):
+    with pytest.raises(UserError, match="holds no index"):
+        index(workdir=None)
+    index()
+    assert index(workdir=None, encoder=None).endswith("6 unchanged")
+    shutil.copytree(workdir, tmp_path / "moved")
+    assert index(workdir=tmp_path / "moved", encoder=None).endswith("6 unchanged")
+    assert stores[PLACE].about.workdir == str(tmp_path / "moved")
+
+
+def test_a_workdir_without_a_model_leaves_nothing(gallery, tmp_path):
+    with pytest.raises(UserError, match="is not the workdir of a run"):
+        build(tmp_path / "index", read_folder(gallery), tmp_path)
+    assert not (tmp_path / "index").exists()
+
+
+# ---- interruptions
+
+
+class StopError(Exception):
+    pass
+
+
+def stopping(store, after):
+    """A copy of the store that fails at the `after`-th call that writes: before it, or, at .5, when it is done."""
+    store, calls = store.copy(), [0]
+
+    def wrap(method):
+        def call(*arguments):
+            calls[0] += 1
+            if calls[0] - 1 == after:
+                raise StopError
+            method(*arguments)
+            if calls[0] - 0.5 == after:
+                raise StopError
+
+        return call
+
+    for name in ("add", "delete", "set_about", "optimize"):
+        setattr(store, name, wrap(getattr(store, name)))
+    return store
+
+
+def test_whenever_it_is_stopped_the_next_build_ends_as_if_it_were_not(
+    index, gallery, stores, assert_holds, rows, embedded, monkeypatch
+):
+    """Before and after each call that writes; one of all kinds of change is under way."""
+    monkeypatch.setattr(builder, "ROWS", 2)
+    index()
+    first, expected = stores[PLACE], {**SEEDS}
+    (gallery / "b.png").rename(gallery / "z.png")
+    expected["z.png"] = expected.pop("b.png")
+    (gallery / "f.png").unlink()
+    del expected["f.png"]
+    for name, seed in (("a.png", 20), ("cam 1/c.png", 21), ("cam 1/d.png", 22), ("new.png", 23), ("newer.png", 24)):
+        put(gallery / name, seed)
+        later(gallery / name)
+        expected[name] = seed
+    reached = 0
+    for after in np.arange(0, 40, 0.5):
+        stores[PLACE] = stopping(first, after)
+        try:
+            index()
+            break
+        except StopError:
+            reached += 1
+        store = stores[PLACE].copy()
+        left = {row.path for row in store.scan()}
+        assert "cam 2/e.png" in left and len(left) == store.count()
+        stores[PLACE] = store
+        embedded.clear()
+        index()
+        assert_holds(expected)
+        assert sum(embedded) <= 5  # what is new or changed, and never what was renamed or is as it was
+    assert reached >= 10
+
+
+def test_a_path_with_two_rows_is_mended(index, stores, rows, assert_holds, embedded):
+    """As two leave it that indexed at once in a place without locks."""
+    index()
+    row = stores[PLACE].get([1], vectors=True, thumbnails=True)[0]
+    stores[PLACE]._rows[50] = row._replace(id=50)
+    embedded.clear()
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert_holds(SEEDS)
+    assert not embedded and 50 not in stores[PLACE]._rows
+
+
+def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stores, monkeypatch):
+    """An index of any size needs the memory of a few batches."""
+    for number in range(90):
+        (gallery / f"x{number:02}.png").write_bytes(picture(number % 40) + bytes([number]))
+    read, waiting, most = builder._read_file, set(), []
+
+    def count(root, found):
+        waiting.add(found.path)
+        most.append(len(waiting))
+        return read(root, found)
+
+    add = builder._Work._write
+
+    def write(work, entries):
+        waiting.difference_update(entry.picture.path for entry in entries)
+        add(work, entries)
+
+    monkeypatch.setattr(builder, "_read_file", count)
+    monkeypatch.setattr(builder._Work, "_write", write)
+    index()
+    assert len(stores[PLACE]._rows) == 96
+    assert max(most) <= 4 + 3 * encoder.devices + 1  # a write, a batch in hand, and two ahead

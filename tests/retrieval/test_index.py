@@ -1,0 +1,195 @@
+"""The command that makes an index and keeps it up to date, on LanceDB."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivt_jax import index
+from ivt_jax.retrieval.places import open_store
+from ivt_jax.workdir import lock_folder
+from tests.retrieval.conftest import put
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def call(workdir, gallery, place):
+    """call(flags): the command on the gallery; a flag given again takes the place of the usual one."""
+
+    def call(*flags):
+        return index.main([f"--workdir={workdir}", f"--images={gallery}", f"--index={place}", "--batch=1", *flags])
+
+    return call
+
+
+def rows(place):
+    found = list(open_store(place).scan(vectors=True, thumbnails=True))
+    assert len({row.id for row in found}) == len({row.path for row in found}) == len(found)
+    return {row.path: row for row in found}
+
+
+def error_of(capsys):
+    """The line of the refusal, which is all that was said."""
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
+    return output.err.removeprefix("error: ").rstrip("\n")
+
+
+def test_the_last_line_counts_what_was_done(call, place, gallery, capsys, vector_of):
+    assert call() == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        rf"{place}: 6 pictures: 6 new, 0 changed, 0 renamed, 0 gone, 0 unchanged; 6 embedded at [\d,]+ a second", last
+    )
+    put(gallery / "g.png", 6)
+    put(gallery / "f.png", 7)
+    (gallery / "a.png").rename(gallery / "z.png")
+    (gallery / "cam 2/e.png").unlink()
+    assert call() == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{place}: 6 pictures: 1 new, 1 changed, 1 renamed, 1 gone, 3 unchanged; 2 embedded at ")
+    seeds = {"b.png": 1, "cam 1/c.png": 2, "cam 1/d.png": 3, "f.png": 7, "g.png": 6, "z.png": 0}
+    found = rows(place)
+    assert {*found} == {*seeds}
+    for path, seed in seeds.items():
+        np.testing.assert_allclose(found[path].vector, vector_of[seed], atol=1e-5)
+    assert call() == 0
+    assert capsys.readouterr().out == f"{place}: 6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged\n"
+
+
+def test_a_list_tells_more_of_the_pictures(gallery, place, workdir, capsys):
+    listed = gallery / "list.jsonl"
+    listed.write_text(
+        '{"path": "a.png", "camera": 3}\n{"path": "cam 1/c.png", "camera": 4, "Ort, genau": "Tür \\"5\\""}\n'
+    )
+    assert index.main([f"--list={listed}", f"--index={place}", f"--workdir={workdir}"]) == 0
+    assert open_store(place).about.fields == {"camera": "integer", "Ort, genau": "text"}
+    assert {path: dict(row.metadata) for path, row in rows(place).items()} == {
+        "a.png": {"camera": 3, "Ort, genau": None},
+        "cam 1/c.png": {"camera": 4, "Ort, genau": 'Tür "5"'},
+    }
+    listed.write_text('{"path": "a.png", "time": "2024-05-01T14:30:00.123456+02:00", "camera": 3}\n')
+    capsys.readouterr()
+    assert index.main([f"--list={listed}", f"--index={place}"]) == 0  # the index knows its model
+    assert capsys.readouterr().out == f"{place}: 1 pictures: 0 new, 1 changed, 0 renamed, 1 gone, 0 unchanged\n"
+    assert str(rows(place)["a.png"].metadata["time"]) == "2024-05-01 12:30:00.123456+00:00"
+    assert index.main([f"--list={listed}", f"--index={place}"]) == 0
+    assert capsys.readouterr().out.endswith("0 gone, 1 unchanged\n")
+
+
+def test_unreadable_pictures_are_told_on_lines_of_their_own(call, gallery, place, capsys):
+    for number in range(25):
+        (gallery / f"bad\n{number:02}.jpg").write_bytes(b"no picture")
+    put(gallery / 'good "quoted"\n🧥.png', 8)
+    assert call() == 1
+    output = capsys.readouterr()
+    skipped = [line for line in output.err.splitlines() if line.startswith("skipped ")]
+    assert len(skipped) == 21 and skipped[0] == r"skipped bad\n00.jpg: not a readable image"
+    assert skipped[-1] == f"skipped 5 more, which {place}/unreadable.txt lists"
+    listed = (place / "unreadable.txt").read_text().splitlines()
+    assert len(listed) == 25 and listed[24] == r"bad\n24.jpg: not a readable image"
+    assert output.out.startswith(f"{place}: 7 pictures: 7 new") and len(rows(place)) == 7
+    for path in gallery.glob("bad*"):
+        path.unlink()
+    assert call() == 0
+    assert (place / "unreadable.txt").read_text() == ""
+
+
+def test_the_second_indexer_is_refused_in_one_line(call, place, capsys):
+    assert call() == 0
+    capsys.readouterr()
+    with lock_folder(place, "indexer", "--index"):
+        assert call() == 2
+        assert error_of(capsys) == f"another indexer is at work in {place}: wait for its end, or choose another --index"
+    assert call() == 0
+
+
+def test_an_index_of_another_model_is_refused_in_one_line(call, place, workdir, other_workdir, capsys):
+    call()
+    before = rows(place)
+    capsys.readouterr()
+    assert call(f"--workdir={other_workdir}") == 2
+    assert re.fullmatch(
+        rf"{place} was made with model \w{{12}} \({workdir}\), {other_workdir} has \w{{12}}: name the folder of the "
+        "first with --workdir, or another --index",
+        error_of(capsys),
+    )
+    assert rows(place).keys() == before.keys()
+
+
+def test_another_folder_needs_a_word(call, place, gallery, tmp_path, capsys):
+    call()
+    shutil.copytree(gallery, tmp_path / "moved")
+    capsys.readouterr()
+    assert call(f"--images={tmp_path}/moved") == 2
+    assert "where they are the same, but moved, add --moved" in error_of(capsys)
+    assert call(f"--images={tmp_path}/moved", "--moved") == 0
+    assert capsys.readouterr().out.endswith("0 gone, 6 unchanged\n")
+
+
+def test_a_folder_that_is_missing_or_empty_takes_nothing_away(call, place, gallery, capsys):
+    call()
+    shutil.rmtree(gallery)
+    for message in (f"{gallery} is not a folder", f"{gallery} has no pictures"):
+        capsys.readouterr()
+        assert call() == 2
+        assert message in error_of(capsys)
+        gallery.mkdir(exist_ok=True)
+    assert len(rows(place)) == 6
+
+
+def test_a_snapshot_is_an_index_like_it(call, place, tmp_path, capsys):
+    assert call(f"--snapshot={tmp_path}/copy") == 0
+    first, second = rows(place), rows(tmp_path / "copy")
+    assert first.keys() == second.keys() and open_store(place).about == open_store(tmp_path / "copy").about
+    for path, row in first.items():
+        assert row[:6] == second[path][:6] and row.thumbnail == second[path].thumbnail
+        np.testing.assert_array_equal(row.vector, second[path].vector)
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}/copy: a copy"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images=nowhere"], "nowhere is not a folder; name the folder of pictures with --images"),
+        (["--list=nowhere.csv"], "--list: nowhere.csv cannot be read: No such file or directory"),
+        (["--workdir=nowhere"], "nowhere is not the workdir of a run"),
+        (["--index=GALLERY/a.png/index"], "a.png/index cannot be made: Not a directory"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(call, place, gallery, capsys, flags, message):
+    assert call(*(flag.replace("GALLERY", str(gallery)) for flag in flags)) == 2
+    assert message in error_of(capsys)
+    assert not place.exists()
+
+
+def test_a_first_index_needs_a_model(gallery, place, capsys):
+    assert index.main([f"--images={gallery}", f"--index={place}"]) == 2
+    assert "--workdir" in error_of(capsys) and not place.exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--images=x", "--dtype=int8"], ["--images=x", "--batch=0"], ["--image=x"]])
+def test_flags_that_make_no_sense_are_refused(place, flags):
+    with pytest.raises(SystemExit, match="2"):
+        index.main([f"--index={place}", *flags])
+
+
+@pytest.mark.parametrize("flags", ["'--help'", "'--index=x', '--images=nowhere'", "'--index=x', '--list=nowhere.csv'"])
+def test_help_and_a_mistyped_folder_answer_without_jax(flags):
+    code = (
+        "import sys; from ivt_jax import index\n"
+        f"try: index.main([{flags}])\n"
+        "finally: print([m for m in ('jax', 'flax', 'orbax', 'lancedb', 'pyarrow') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert output.endswith("[]\n")

@@ -1,0 +1,264 @@
+"""What is to be indexed: the files of a folder, or of a list with all that it tells of them."""
+
+import datetime
+import json
+import os
+
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.sources import Picture, read_folder, read_list
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five files of a few bytes; whether they are pictures is not asked here."""
+    for number, name in enumerate(["b.jpg", "a.PNG", "cam 2/z.webp", "cam 2/deep/y.gif", "notes.txt"]):
+        path = tmp_path / "crops" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * (number + 1))
+        os.utime(path, ns=(0, 1_700_000_000_000_000_000 + number))
+    return tmp_path / "crops"
+
+
+def written(path, text):
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+# ---- folders
+
+
+def test_a_folder_is_walked_and_sorted(folder):
+    source = read_folder(folder)
+    assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/deep/y.gif", "cam 2/z.webp"]
+    assert source.pictures["cam 2/z.webp"] == Picture("cam 2/z.webp", 3, 1_700_000_000_000_000_002, {})
+    assert (source.root, source.fields, source.unreadable, source.closed) == (folder, {}, [], ())
+
+
+def test_the_root_is_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert str(read_folder(folder.relative_to(folder.parent)).root) == str(folder)
+
+
+def test_names_of_any_kind_are_paths(folder):
+    names = ['it\'s "quoted".jpg', "two\nlines.jpg", "🧥.jpg", "-rf.jpg", "a,b;c.jpg", "$(x).jpg"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    assert {*names} < {*read_folder(folder).pictures}
+
+
+def test_a_name_that_is_no_text_is_told_and_left_out(folder):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (folder / name).write_bytes(b"x")
+    source = read_folder(folder)
+    assert source.unreadable == [(name, "its name is not UTF-8, which an index cannot hold: rename it")]
+    assert len(source.pictures) == 4
+
+
+def test_links_are_followed_within_the_folder_alone(folder, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/s.jpg").write_bytes(b"secret")
+    (folder / "in.jpg").symlink_to(folder / "cam 2/z.webp")
+    (folder / "out.jpg").symlink_to(tmp_path / "secret/s.jpg")
+    (folder / "broken.jpg").symlink_to("nowhere.jpg")
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (folder / "latest").symlink_to(folder / "cam 2")
+    (folder / "other").symlink_to(tmp_path / "secret")
+    source = read_folder(folder)
+    assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/deep/y.gif", "cam 2/z.webp", "in.jpg"]
+    assert source.pictures["in.jpg"].size == 3
+    assert dict(source.unreadable) == {
+        "out.jpg": "a link that leads out of the folder of pictures",
+        "broken.jpg": "missing",
+        "circle.jpg": "Too many levels of symbolic links",
+        "other": "a link that leads out of the folder of pictures",
+    }
+
+
+def test_what_is_no_file_is_not_opened(folder):
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    source = read_folder(folder)
+    assert source.unreadable == [("pipe.jpg", "not a file")] and len(source.pictures) == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_remembered(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    source = read_folder(folder)
+    assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/z.webp"]
+    assert source.unreadable == [("cam 2/deep", "Permission denied")] and source.closed == ("cam 2/deep/",)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nowhere", "nowhere is not a folder; name the folder of pictures with --images"),
+        ("crops/notes.txt", "notes.txt is not a folder"),
+        ("empty", r"empty has no pictures \(.jpg "),
+    ],
+)
+def test_a_folder_without_pictures_is_an_error(folder, tmp_path, place, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        read_folder(tmp_path / place)
+
+
+# ---- lists
+
+CSV = """\
+path,camera,height,seen,time,track,note
+a.PNG,3,1.5,true,2024-05-01,0007,
+./cam 2//z.webp,-12,,FALSE,2024-05-01T14:30:00+02:00,12,"two
+lines, ""blue"" coat"
+b.jpg,,2e-3,,,,3
+"""
+UTC = datetime.UTC
+TOLD = {
+    "a.PNG": {"camera": 3, "height": 1.5, "seen": True, "time": datetime.datetime(2024, 5, 1, tzinfo=UTC),
+              "track": "0007", "note": None},
+    "cam 2/z.webp": {"camera": -12, "height": None, "seen": False,
+                     "time": datetime.datetime(2024, 5, 1, 12, 30, tzinfo=UTC), "track": "12",
+                     "note": 'two\nlines, "blue" coat'},
+    "b.jpg": {"camera": None, "height": 0.002, "seen": None, "time": None, "track": None, "note": "3"},
+}  # fmt: skip
+TYPES = {
+    "camera": "integer", "height": "number", "seen": "boolean", "time": "time", "track": "text", "note": "text",
+}  # fmt: skip
+
+
+def told(source):
+    return {path: dict(picture.metadata) for path, picture in source.pictures.items()}
+
+
+@pytest.mark.parametrize("change", [str, lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n")])
+def test_a_csv_tells_each_column_in_its_type(folder, change):
+    source = read_list(written(folder / "list.csv", change(CSV)))
+    expected = {path: dict(known) for path, known in TOLD.items()}
+    if "\r" in change(CSV):
+        expected["cam 2/z.webp"]["note"] = 'two\r\nlines, "blue" coat'
+    assert told(source) == expected and list(source.pictures) == list(TOLD)
+    assert source.fields == TYPES and source.root == folder and not source.unreadable
+    assert source.pictures["b.jpg"][:3] == ("b.jpg", 1, 1_700_000_000_000_000_000)
+    assert {type(known["camera"]) for known in told(source).values()} == {int, type(None)}
+
+
+def test_a_jsonl_tells_the_same(folder):
+    lines = [
+        {"path": "a.PNG", "camera": 3, "height": 1.5, "seen": True, "time": "2024-05-01", "track": "0007"},
+        {"path": "cam 2/z.webp", "camera": -12, "height": None, "seen": False, "time": "2024-05-01T12:30:00Z",
+         "track": "12", "note": 'two\nlines, "blue" coat'},
+        {"path": "b.jpg", "height": 0.002, "note": 3},
+    ]  # fmt: skip
+    text = "\n\n".join(map(json.dumps, lines)) + "\n"
+    source = read_list(written(folder / "list.JSONL", text))
+    assert told(source) == TOLD and source.fields == TYPES
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["1", "-0", "999999999999999999"], "integer"),
+        (["1", "1000000000000000000"], "text"),  # not exact in 64 bits of either kind
+        (["1", "2.5"], "number"),
+        (["1", "007"], "text"),
+        (["1", "1e999"], "text"),
+        (["0.5", "nan"], "text"),
+        (["1", "true"], "text"),
+        (["True", "FALSE"], "boolean"),
+        (["2024-05-01", "2024-05-01 08:00"], "time"),
+        (["2024-05-01", "2024-13-01"], "text"),
+        (["0001-01-01T00:00+14:00"], "text"),  # before all time
+        (["2024-05-01", "1"], "text"),
+        ([" 1"], "text"),
+        (["", ""], "text"),
+    ],
+)
+def test_a_field_has_the_first_type_that_fits_all_its_values(folder, texts, kind):
+    for number in range(len(texts)):
+        (folder / f"{number}.jpg").write_bytes(b"x")
+    lines = [f"{number}.jpg,{text}" for number, text in enumerate(texts)]
+    source = read_list(written(folder / "list.csv", "\n".join(["path,x", *lines])))
+    assert source.fields == {"x": kind}
+    if kind == "text":
+        assert [known["x"] for known in told(source).values()] == [text or None for text in texts]
+
+
+def test_a_number_that_python_wrote_and_json_does_not_know_is_missing(folder):
+    text = '{"path": "a.PNG", "x": NaN}\n{"path": "b.jpg", "x": 1e-200}\n'
+    source = read_list(written(folder / "list.jsonl", text))
+    assert source.fields == {"x": "number"} and told(source) == {"a.PNG": {"x": None}, "b.jpg": {"x": 1e-200}}
+
+
+def test_a_list_of_paths_alone_is_enough(folder):
+    source = read_list(written(folder / "list.csv", "path\nb.jpg\n"))
+    assert source.fields == {} and told(source) == {"b.jpg": {}}
+
+
+def test_paths_are_those_of_the_folder_that_is_named(folder, tmp_path):
+    listed = written(tmp_path / "list.csv", f"path\nz.webp\ndeep/../deep/y.gif\n{folder}/cam 2/deep/../none.jpg\n")
+    source = read_list(listed, folder / "cam 2")
+    assert list(source.pictures) == ["z.webp", "deep/y.gif"] and source.root == folder / "cam 2"
+    assert source.unreadable == [("none.jpg", "missing")]
+
+
+def test_a_listed_link_out_of_the_folder_is_told(folder, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/s.jpg").write_bytes(b"secret")
+    (folder / "other").symlink_to(tmp_path / "secret")
+    source = read_list(written(folder / "list.csv", "path\nother/s.jpg\na.PNG\n"))
+    assert source.unreadable == [("other/s.jpg", "a link that leads out of the folder of pictures")]
+    assert list(source.pictures) == ["a.PNG"]
+
+
+def test_every_listed_file_counts_whatever_its_suffix(folder):
+    source = read_list(written(folder / "list.csv", "path\nnotes.txt\nnul\0.jpg\n" + "x" * 300 + "\n"))
+    assert list(source.pictures) == ["notes.txt"]
+    assert [reason for _, reason in source.unreadable] == ["embedded null byte", "File name too long"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", "", "l.csv: the first line names no column path, but nothing"),
+        ("l.csv", "file;camera\na;1\n", "l.csv: the first line names no column path, but file;camera"),
+        ("l.csv", "path,,x\na,1,2\n", "l.csv: the first line gives a column no name, or two the same"),
+        ("l.csv", "path,x,x\na,1,2\n", "l.csv: the first line gives a column no name, or two the same"),
+        ("l.csv", "path,x\na.PNG\n", "l.csv: line 2 has 1 values for 2 columns"),
+        ("l.csv", 'path,x\na.PNG,"1\n2"\nb.jpg,1,2\n', "l.csv: line 4 has 3 values for 2 columns"),
+        ("l.csv", 'path,x\na.PNG,"1"2\n', "l.csv: line 2 is malformed: "),
+        ("l.csv", 'path,x\na.PNG,"1\n', "l.csv: line 2 is malformed: "),
+        ("l.csv", "path,x\n,1\n", "l.csv: line 2 has no path"),
+        ("l.csv", "path\n", "l.csv names no pictures"),
+        ("l.csv", "path\na.PNG\n\n./a.PNG\n", "l.csv: line 4 names a.PNG again, after line 2: remove one of them"),
+        ("l.csv", "path\n../a.PNG\n", r"l.csv: line 2: ../a.PNG is not in \S+/crops; name the folder of all with --im"),
+        ("l.csv", "path\n/etc/passwd\n", "l.csv: line 2: /etc/passwd is not in "),
+        ("l.csv", "path\n.\n", "l.csv: line 2: . is not in "),
+        ("l.csv", b"path\na.PNG\nb\xe9.jpg\n", "l.csv: line 3 is not UTF-8 text: save the file as UTF-8"),
+        ("l.jsonl", '{"path": "a.PNG"}\n{"path": \n', "l.jsonl: line 2 is malformed: "),
+        ("l.jsonl", '["a.PNG"]\n', "l.jsonl: line 1 is malformed: expected an object"),
+        ("l.jsonl", '{"path": "a.PNG", "x": [1]}', "l.jsonl: line 1 is malformed: x is no single value"),
+        ("l.jsonl", '{"path": "a.PNG", "x": "\\ud800"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
+        ("l.jsonl", '{"path": "a.PNG", "": 1}', "l.jsonl: line 1 is malformed: a value has no name"),
+        ("l.jsonl", "[" * 100_000, "l.jsonl: line 1 is malformed: "),
+        ("l.jsonl", '{"camera": 1}', "l.jsonl: line 1 has no path"),
+        ("l.jsonl", '{"path": null}', "l.jsonl: line 1 has no path"),
+        ("l.txt", "a.PNG\n", "l.txt is neither .csv nor .jsonl"),
+    ],
+)
+def test_mistakes_in_a_list_name_file_and_line(folder, name, content, message):
+    with pytest.raises(UserError, match=message) as raised:
+        read_list(written(folder / name, content))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_list_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"--list: \S+/none.csv cannot be read: No such file or directory"):
+        read_list(tmp_path / "none.csv")
