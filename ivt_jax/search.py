@@ -1,134 +1,299 @@
-"""Search a folder of pictures by a sentence, with the model of a run.
+"""Search an index of pictures by sentences, by an image, or by both.
 
+    python -m ivt_jax.search --index=INDEX "a man in a red hoodie" --and "2: blue backpack" --not "glasses"
+    python -m ivt_jax.search --index=INDEX --image=crop.jpg --where "camera = 3 and time > '2024-05-01'" --group=track
     python -m ivt_jax.search --workdir=runs/demo --images=FOLDER "a woman in a red coat with a black backpack"
 
-It prints rank, cosine similarity and path of the best; `--html` writes them as a page of pictures.
+`ivt_jax.index` makes an index; of a folder (--images) one is made for the time of the search. It prints rank, score,
+the score of each phrase of the query, and path, for the best; then what the model's validation says of the best score:
+how likely the first is right, or "no good match". `ivt_jax.retrieval.searcher` tells what the scores are, and is the
+way to search from Python.
 """
 
 import argparse
+import base64
+import contextlib
+import csv
+import datetime
+import functools
+import io
+import json
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import printable, write_text
-from input_pipeline.inspection import SUFFIXES
+from input_pipeline.files import printable, whole_folder, write_bytes
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
+from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
+from ivt_jax.retrieval.sources import read_folder
 from ivt_jax.startup import keep_compiled
 
-BATCH = 64
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-# JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped folder answer at once.
+    from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
 
+_SHOWN = (208, 416)  # width and height of a picture on the page, at most
 
-def search(workdir: Path | str, folder: Path | str, query: str) -> tuple[list[tuple[float, Path]], list[str]]:
-    """Ranks all pictures below `folder` by the cosine similarity of their embedding with that of the sentence.
-
-    Returns (score, path) from the best to the worst, ties by path, and one line for each picture that cannot be read.
-    Raises UserError where the sentence is empty, the folder has no readable picture, or the workdir no checkpoint.
-    """
-    if not query.strip():
-        raise UserError("the sentence is empty: describe a person")
-    if any("\ud800" <= character <= "\udfff" for character in query):  # bytes of the command line that are no UTF-8
-        raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
-    paths = find_images(Path(folder))
-
-    from ivt_jax.evaluation.embedding import embed_texts
-    from ivt_jax.gallery.crops import load_batches
-    from ivt_jax.gallery.encoder import ImageEncoder
-    from ivt_jax.workdir import folder_tokenizer
-
-    encoder = ImageEncoder(workdir)
-    config = encoder.config
-    ids = folder_tokenizer(Path(workdir), config).encode([query], config.text.length["sentence"])
-    if np.count_nonzero(ids) <= 2:  # [CLS] and [SEP]
-        raise UserError("the sentence has no word that can be read: describe a person")
-    readable: list[Path] = []
-    unreadable: list[tuple[Path, str]] = []
-    told = progress(((path, path) for path in paths), len(paths), noun="pictures", brief=True)
-    images = encoder.embed(load_batches(told, encoder.size, BATCH, readable, unreadable))
-    problems = [f"{path}: {reason}" for path, reason in unreadable]
-    if not readable:
-        raise UserError(f"none of the {len(paths)} pictures can be read; the first: {problems[0]}")
-    scores = images @ embed_texts(encoder.model, encoder.params, ids, batch_size=1)[0]
-    order = np.argsort(-scores, kind="stable")
-    return [(float(scores[i]), readable[i]) for i in order], problems
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All picture files in `folder` and below, sorted; UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name a folder of pictures with --images")
-    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
-    if not paths:
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
-    return paths
-
-
-def verdict(workdir: Path | str, best: float) -> str:
-    """What the run's validation says of a best score; empty where there was no validation."""
-    from ivt_jax.evaluation.calibration import Calibration, probability
-    from ivt_jax.report import read_json
-
-    # A run has what validation told in a file of its own, an export in config.json.
-    exported = read_json(Path(workdir) / "config.json").get("scores", {})
-    summary = read_json(Path(workdir) / "val/summary.json") or exported.get("val", {})
-    if "calibration" not in summary:
-        return ""
-    calibration = Calibration(**summary["calibration"])
-    learned = f"from validation, with {calibration.gallery:,} pictures"
-    if best < calibration.threshold:
-        return f"probably not in this folder: the best score lies below {calibration.threshold:.4f} ({learned})"
-    return f"if the person is in this folder, the first is right with {probability(calibration, best):.0%} ({learned})"
-
-
-def write_strip(path: Path, query: str, folder: Path | str, results: list[tuple[float, Path]], searched: int) -> None:
-    """Writes one self-contained HTML page: the sentence and the pictures found, in order."""
-    from ivt_jax.report import crop, render
-
-    crops = [crop(image, score) for score, image in results]
-    page = render(strips=[{"caption": query, "crops": crops}], folder=printable(folder), searched=searched)
-    write_text(path, page)
+# JAX, Flax and Orbax are imported where they are used: `--help` and a mistake in the query answer at once.
 
 
 def run(args: argparse.Namespace) -> int:
-    """Searches, prints, writes the strip; the exit code is 1 where pictures had to be skipped."""
-    if args.html and (args.html.is_dir() or not os.access(args.html.absolute().parent, os.W_OK)):
-        raise UserError(f"--html: {args.html} cannot be written: it is a folder, or its folder is closed or missing")
-    results, problems = search(args.workdir, args.images, args.query)
-    for rank, (score, path) in enumerate(results[: args.top], start=1):
-        print(f"{rank:3}  {score:+.4f}  {printable(path)}")
-    if told := verdict(args.workdir, results[0][0]):
-        print(told)
-    if args.html:
-        write_strip(args.html, args.query, args.images, results[: args.top], len(results))
-    for problem in problems:
+    """Searches and writes what is asked for; the exit code is 1 where pictures were skipped, or are gone."""
+    _refuse_places(args)
+    query = read_query(args)
+    with open_searcher(args, query) as (searcher, problems):
+        answer = searcher.search(query, args.top, args.group, args.distinct, args.exact)
+        args.form(searcher, query, answer)
+        files = dict(enumerate((searcher.file(result.path) for result in answer.results), start=1))
+        readable = {rank: file for rank, file in files.items() if os.access(file, os.R_OK)}
+        if args.html:
+            page = render_page(searcher, query, answer, args.images or args.index, args.explain)
+            write_bytes(args.html, page.encode())
+        if args.copy_to:
+            copy_files(readable, args.copy_to)
+    gone = [f"{file}: cannot be read any more" for rank, file in files.items() if rank not in readable]
+    for problem in (*problems, *gone):
         print(f"skipped {printable(problem)}", file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if problems or gone else 0
+
+
+def read_query(args: argparse.Namespace) -> Query:
+    """The query that the command line tells."""
+    sentence = [] if args.sentence is None else [args.sentence]
+    wanted = [parse_term(text) for text in (*sentence, *args.wanted)]
+    unwanted = [Term(text, -weight) for text, weight in map(parse_term, args.unwanted)]
+    return Query((*wanted, *unwanted), args.image, where=args.where)
+
+
+def open_searcher(
+    args: argparse.Namespace, query: Query
+) -> "contextlib.AbstractContextManager[tuple[Searcher, list[str]]]":
+    """The index, or one of the folder, with a line for each picture that could not be read.
+
+    Raises UserError where the query cannot be asked of it, before the model is read, which takes seconds.
+    """
+    if args.images:
+        check(query, {}, args.group, args.distinct)
+        return index_folder(args.images, args.workdir)
+    store = open_store(args.index)
+    check(query, store.about.fields, args.group, args.distinct)
+    from ivt_jax.retrieval.searcher import Searcher
+
+    return contextlib.nullcontext((Searcher(store, args.workdir), []))
+
+
+@contextlib.contextmanager
+def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[str]]]":
+    """An index of all pictures in a folder and below, as long as it is in use, and a line for each that is unreadable.
+
+    Raises UserError where none can be read, or the workdir holds no model.
+    """
+    source = read_folder(folder)
+    from ivt_jax.gallery.encoder import ImageEncoder
+    from ivt_jax.retrieval.build import build
+    from ivt_jax.retrieval.searcher import Searcher
+
+    encoder = ImageEncoder(workdir)
+    with tempfile.TemporaryDirectory(prefix="ivt_jax-search-") as temporary:
+        place = Path(temporary) / "index"
+        built = build(place, source, workdir, encoder=encoder)
+        unreadable = [f"{folder}/{problem}" for problem in built.unreadable]
+        yield Searcher(open_store(place), workdir, encoder), unreadable
+
+
+def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
+    """A line for each result; the phrases come before the path, so that their scores stand below each other."""
+    for rank, result in enumerate(answer.results, start=1):
+        cells = [f"{rank:3}", f"{result.score:+.4f}", describe(result.phrases), str(searcher.file(result.path))]
+        print("  ".join(printable(cell) for cell in cells if cell))
+    if answer.verdict:
+        print(answer.verdict)
+
+
+def describe(phrases: "Sequence[Phrase]") -> str:
+    """red hoodie 0.91 · blue backpack 0.34"""
+    return " · ".join(f"{text} {score:.2f}" for text, score in phrases)
+
+
+def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
+    """One object: the query, and the answer, each result with its rank and its file."""
+    results = [
+        {
+            "rank": rank,
+            "file": str(searcher.file(result.path)),
+            **result._asdict(),
+            "phrases": [phrase._asdict() for phrase in result.phrases],
+        }
+        for rank, result in enumerate(answer.results, start=1)
+    ]
+    asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
+    known = {"searched": answer.searched, "verdict": answer.verdict, "good": answer.good}
+    print(json.dumps({"query": asked, **known, "results": results}, indent=2, default=_plain))
+
+
+def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
+    """A header, and a row for each result, with a column for each phrase and each field of metadata."""
+    writer, phrases, fields = csv.writer(sys.stdout), phrases_of(query), [*searcher.about.fields]
+    columns = [f"phrase.{text}" for text in phrases] + [f"metadata.{name}" for name in fields]
+    writer.writerow(["rank", "id", "score", "probability", "path", "file", *columns])
+    for rank, result in enumerate(answer.results, start=1):
+        row = [rank, result.id, result.score, result.probability, result.path, searcher.file(result.path)]
+        values = [_plain(result.metadata[name]) for name in fields]
+        writer.writerow([*row, *(phrase.score for phrase in result.phrases), *values])
+    _tell(answer)
+
+
+def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str = "\n") -> None:
+    """The file of each result and nothing else."""
+    for result in answer.results:
+        print(searcher.file(result.path), end=end)
+    _tell(answer)
+
+
+def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Path | str, explained: bool) -> str:
+    """One self-contained HTML page: the query and the pictures found, in order, with heat-maps where `explained`."""
+    import jinja2
+
+    from ivt_jax.images import open_image
+
+    results = list(enumerate(answer.results, start=1))
+    counted = progress(results, len(results), "explaining: ", "pictures", brief=True) if explained else results
+    template = Path(__file__).with_name("search.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        terms=query.terms,
+        image=_data_uri(open_image("the image", query.image)) if query.image else None,
+        where=query.where,
+        verdict=answer.verdict,
+        good=answer.good,
+        searched=answer.searched,
+        folder=printable(place),
+        explained=explained,
+        results=[draw(searcher, result, rank, explained) for rank, result in counted],
+    )
+
+
+def draw(searcher: "Searcher", result: "Result", rank: int, explained: bool) -> dict[str, Any]:
+    """A result as the page has it. The picture is the index's thumbnail, which is there though the file be gone."""
+    from ivt_jax.retrieval.explain import overlay
+
+    phrases: list[dict[str, Any]] = [phrase._asdict() for phrase in result.phrases]
+    if explained and phrases:
+        image, heats = searcher.heat_maps(result.id, [phrase.text for phrase in result.phrases])
+        image.thumbnail(_SHOWN)
+        for phrase, heat in zip(phrases, heats, strict=True):
+            phrase["heat"] = _data_uri(overlay(image, heat))
+    return {
+        "rank": rank,
+        "score": result.score,
+        "image": _data_uri(searcher.thumbnail(result.id)),
+        "name": printable(result.path),
+        "phrases": phrases,
+    }
+
+
+def copy_files(files: Mapping[int, Path], folder: Path) -> None:
+    """Copies the file of each rank as 01_NAME, 02_NAME ..., all or none, into a new folder."""
+    with whole_folder(folder) as partial:
+        for rank, file in files.items():
+            shutil.copyfile(file, partial / f"{rank:02}_{file.name}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ivt_jax.search",
-        description="Rank a folder of pictures by a sentence. Prints rank, cosine similarity and path.",
-        epilog="exit code: 0; 1 where pictures were skipped as unreadable; 2 on a mistake in the call",
-    )
-    parser.add_argument("query", help='the description, such as "a woman in a red coat with a black backpack"')
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of a trained run")
-    parser.add_argument("--images", required=True, type=Path, help="folder of crops, searched with its subfolders")
-    parser.add_argument("--top", type=positive, default=10, help="how many to show (default 10)")
-    parser.add_argument("--html", type=Path, help="write a page with the pictures found, self-contained")
-    args = parser.parse_args(argv)
+    args = _parse(argv)
     keep_compiled()
     try:
         return run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.search",
+        description="Search an index, or a folder, by sentences, by an image, or by both. Prints rank, score, the "
+        "score of each phrase (the share of the pictures that fit it less well), and path.",
+        epilog='exit code: 0, also where it says "no good match"; 1 where a picture could not be read, or is gone '
+        "since it was indexed; 2 on a mistake in the call",
+        allow_abbrev=False,
+    )
+    parser.add_argument("sentence", nargs="?", help='the description, such as "a woman with a black backpack"')
+    add = parser.add_argument_group("the query").add_argument
+    add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='one more; "2: TEXT" counts twice')
+    add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="what it should not look like")
+    add("--image", type=Path, help="a picture of the person, alone or with sentences")
+    add("--where", default="", help="a filter by the index's fields: \"camera = 3 and time > '2024-05-01'\"")
+    place = parser.add_argument_group("where to search").add_mutually_exclusive_group(required=True)
+    place.add_argument("--index", help="what ivt_jax.index made: a folder, or the http://HOST:6333/NAME of Qdrant")
+    place.add_argument("--images", type=Path, help="folder of crops, searched with its subfolders")
+    parser.add_argument("--workdir", type=Path, help="folder of a trained run or an export; an index knows its own")
+    add = parser.add_argument_group("what to show").add_argument
+    add("--top", type=positive, default=10, help="how many (default 10)")
+    add("--group", default="", metavar="FIELD", help="the best picture alone of each value, such as of each track")
+    add("--distinct", type=float, metavar="COSINE", help="no picture more similar to a better one than this: 0.98")
+    add("--exact", action="store_const", const=True, help="all pictures one by one, though the index be approximate")
+    output = parser.add_argument_group("how to show it (a table, where nothing else is chosen)")
+    form = output.add_mutually_exclusive_group()
+    choice = functools.partial(form.add_argument, dest="form", action="store_const", default=print_table)
+    choice("--json", const=print_json, help="one object")
+    choice("--csv", const=print_csv, help="a header, and a row for each")
+    choice("--paths", const=print_paths, help="the files alone, a line for each")
+    output.add_argument("-0", "--null", action="store_true", help="with --paths: NUL ends each, as for xargs -0")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures, self-contained")
+    output.add_argument("--explain", action="store_true", help="with --html: draw where each phrase is seen")
+    output.add_argument("--copy-to", type=Path, metavar="DIR", help="copy the files into a new folder, by rank")
+    args = parser.parse_args(argv)
+    if args.images and not args.workdir:
+        parser.error("--images needs --workdir, the folder of a model")
+    if args.explain and not args.html:
+        parser.error("--explain needs --html, the page to draw on")
+    if args.null:
+        if args.form is not print_paths:
+            parser.error("--null needs --paths")
+        args.form = functools.partial(print_paths, end="\0")
+    return args
+
+
+def _refuse_places(args: argparse.Namespace) -> None:
+    """What cannot be written is told before the search."""
+    for flag, path in (("--html", args.html), ("--copy-to", args.copy_to)):
+        if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise UserError(f"{flag}: {path} cannot be written: it is a folder, or its folder is closed or missing")
+
+
+def _tell(answer: "Answer") -> None:
+    """The verdict, where stdout is for programs."""
+    if answer.verdict:
+        print(answer.verdict, file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and CSV have no form for, as text: a time by ISO 8601, a path. All else as it is."""
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def _data_uri(picture: "Image | bytes | None") -> str | None:
+    """A JPEG, or a picture made small, for the page to hold."""
+    if picture is None:
+        return None
+    if not isinstance(picture, bytes):
+        picture.thumbnail(_SHOWN)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=82)
+        picture = buffer.getvalue()
+    return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def test_another_tokenizer_is_refused_wherever_a_run_is_used(trained, pedes_root
         "train": lambda: train.train_and_evaluate(config, workdir),
         "evaluate": lambda: evaluate(workdir, config),
         "cross_domain": lambda: cross_domain([workdir], {"cuhk_pedes": str(pedes_root)}, config),
-        "search": lambda: search.search(workdir, pedes_root / "imgs", "a red coat"),
+        "search": lambda: search.index_folder(pedes_root / "imgs", workdir).__enter__(),
         "export": lambda: export(workdir, ["orbax"]),
     }
     told = (

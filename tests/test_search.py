@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import re
 import subprocess
@@ -11,8 +13,10 @@ from PIL import Image
 
 import ivt_jax.checkpoint
 import ivt_jax.gallery.encoder
-import ivt_jax.workdir
 from ivt_jax import search
+from ivt_jax.retrieval import build, searcher
+from ivt_jax.retrieval.sources import read_folder, read_list
+from tests.gallery.conftest import picture, write_model
 
 COLOURS = {"red": (255, 0, 0), "dim": (200, 100, 100), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -29,14 +33,19 @@ class MeanColour:
         return variables["params"]["colours"][inputs]
 
 
-class FirstWord:
+class FirstColour:
+    """Stands for the tokenizer: every token is the first colour that the text names."""
+
+    digest = "colours"
+
     def encode(self, texts, length):
-        return np.array([[1 + list(COLOURS).index(text.split()[0])] * length for text in texts], np.int32)
+        words = [next((word for word in text.split() if word in COLOURS), "red") for text in texts]
+        return np.array([[1 + list(COLOURS).index(word)] * length for word in words], np.int32)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with one picture of each colour, and a model that knows colours."""
+def workdir(tmp_path, monkeypatch):
+    """The folder of a model that knows colours."""
     config = ConfigDict(
         {
             "model": {"image_size": (4, 2), "width": 3, "vocab_size": 9, "dtype": "bfloat16"},
@@ -48,7 +57,16 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(ivt_jax.gallery.encoder, "restore_params", lambda workdir: restored)
     monkeypatch.setattr(ivt_jax.gallery.encoder, "IVT", MeanColour)
     monkeypatch.setattr(ivt_jax.gallery.encoder.IVTConfig, "from_config", lambda model: None)
-    monkeypatch.setattr(ivt_jax.workdir, "folder_tokenizer", lambda workdir, config: FirstWord())
+    for module in (build, searcher):
+        monkeypatch.setattr(module, "folder_tokenizer", lambda workdir, config: FirstColour())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"config": {}}')
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one picture of each colour."""
     folder = tmp_path / "crops"
     for index, (name, colour) in enumerate(COLOURS.items()):
         path = folder / ("cam_a" if index % 2 else ".") / f"{name}.{('png', 'BMP', 'webp', 'jpg')[index]}"
@@ -58,40 +76,282 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def call(folder, *arguments):
-    return search.main(["--workdir=run", f"--images={folder}", *arguments])
+@pytest.fixture
+def call(workdir, folder):
+    """call(...): searches the folder; returns the exit code."""
+    return lambda *arguments: search.main([f"--workdir={workdir}", f"--images={folder}", *arguments])
 
 
-def test_ranks_the_folder_and_its_subfolders(folder, capsys, monkeypatch):
-    monkeypatch.setattr(search, "BATCH", 3)  # the last batch is short
-    assert call(folder, "red coat") == 0
+EVIL = {"red": 'a "b", =1\n.png', "dim": "<b>&.png", "green": "grün 🧢.png", "blue": "d.png"}  # names of the files
+METADATA = [
+    "path,camera,seen,track",
+    '"a ""b"", =1\n.png",1,2024-05-01T14:30,"x, ""y"""',
+    "<b>&.png,1,2024-05-02,",
+    "grün 🧢.png,2,,z",
+    "d.png,2,2024-05-03,z",
+]
+
+
+@pytest.fixture
+def index(workdir, tmp_path):
+    """An index of one picture of each colour, named to break what can be broken, with metadata."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (10, 20), colour).save(pictures / EVIL[name])
+    (tmp_path / "list.csv").write_text("\n".join(METADATA), encoding="utf-8")
+    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", pictures), workdir)
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def ask(index):
+    """ask(...): searches the index; returns the exit code."""
+    return lambda *arguments: search.main([f"--index={index}", *arguments])
+
+
+def paths_of(capsys):
+    return [path.rpartition("/")[2] for path in capsys.readouterr().out.split("\0")[:-1]]
+
+
+# ---- a folder
+
+
+def test_ranks_the_folder_and_its_subfolders(call, folder, capsys):
+    assert call("red coat") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["1", "2", "3", "4"]
-    assert [line[2] for line in lines[:2]] == [str(folder / "red.png"), str(folder / "cam_a/dim.BMP")]
     # The colours, centred: red (1,-1,-1), dim (.569,-.216,-.216), blue and green share one channel of red's three.
     assert [float(line[1]) for line in lines] == pytest.approx([1, 0.8951, -1 / 3, -1 / 3], abs=5e-3)
+    # Of four pictures 3, 2, 0 and 0 fit less well, and one, one, two and two as well, which count half.
+    assert [line[2:5] for line in lines[:2]] == [["red", "coat", "0.88"], ["red", "coat", "0.62"]]
+    assert [line[5] for line in lines[:2]] == [str(folder / "red.png"), str(folder / "cam_a/dim.BMP")]
 
 
-def test_top_limits_what_is_shown(folder, capsys):
-    assert call(folder, "--top=1", "green shirt") == 0
-    assert re.fullmatch(r" *1  \+\d\.\d{4}  \S*green\.webp\n", capsys.readouterr().out)
+def test_top_limits_what_is_shown(call, capsys):
+    assert call("--top=1", "green shirt") == 0
+    assert re.fullmatch(r"  1  \+\d\.\d{4}  green shirt 0\.88  \S*green\.webp\n", capsys.readouterr().out)
 
 
-def test_unreadable_pictures_are_named_and_skipped(folder, capsys):
+def test_unreadable_pictures_are_named_and_skipped(call, folder, capsys):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
-    assert call(folder, "blue") == 1
+    assert call("blue") == 1
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 4 and "blue.jpg" in output.out.splitlines()[0]
     assert output.err == f"skipped {folder / 'broken.jpg'}: not a readable image\n"
 
 
-def test_html_is_a_self_contained_strip(folder, tmp_path):
-    page = tmp_path / "strip.html"
-    assert call(folder, "--top=3", f"--html={page}", "red <b>coat</b>") == 0
+def test_nothing_is_left_of_the_index_of_a_folder(call, folder, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(search.tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = sorted(folder.rglob("*"))
+    assert call("blue") == 0
+    assert sorted(folder.rglob("*")) == before and not list((tmp_path / "temporary").iterdir())
+
+
+# ---- queries
+
+
+def test_sentences_have_weights_and_signs(ask, capsys):
+    # Centred, red is (1,-1,-1), dim (.57,-.22,-.22), green (-1,1,-1), blue (-1,-1,1).
+    assert ask("red coat", "--and", "3: blue bag", "--not", "green shoes", "--paths", "--null") == 0
+    assert paths_of(capsys) == [EVIL[name] for name in ("blue", "red", "dim", "green")]
+    assert ask("--not", "red coat", "--paths", "-0", "--top=2") == 0
+    assert paths_of(capsys) == [EVIL["green"], EVIL["blue"]]
+
+
+def test_an_image_finds_its_like(ask, tmp_path, capsys):
+    Image.new("RGB", (30, 50), (10, 240, 20)).save(tmp_path / "crop.png")
+    assert ask(f"--image={tmp_path}/crop.png", "--top=1") == 0
+    assert re.fullmatch(r"  1  \+0\.99\d\d  .*grün 🧢\.png\n", capsys.readouterr().out)
+    assert ask(f"--image={tmp_path}/crop.png", "5: blue", "--paths", "-0", "--top=1") == 0
+    assert paths_of(capsys) == [EVIL["blue"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--where", "camera = 2"], ["green", "blue"]),
+        (["--where", "seen > '2024-05-01' and not camera = 2"], ["red", "dim"]),
+        (["--where", "track is missing or seen = '2024-05-03'"], ["dim", "blue"]),
+        (["--where", "camera = 3"], []),
+        (["--group=camera"], ["red", "green"]),
+        (["--group=track"], ["red", "dim", "green"]),
+        (["--distinct=0.85"], ["red", "green", "blue"]),  # dim is like red
+        (["--distinct=0.95", "--exact", "--top=2"], ["red", "dim"]),
+    ],
+)
+def test_filters_groups_and_distinct_ones(ask, capsys, arguments, found):
+    assert ask("red", "--paths", "--null", *arguments) == 0
+    assert paths_of(capsys) == [EVIL[name] for name in found]
+
+
+def test_another_model_is_refused_with_the_remedy(ask, monkeypatch, capsys):
+    monkeypatch.setattr(FirstColour, "digest", "others")
+    assert ask("red") == 2
+    error = capsys.readouterr().err
+    assert "the index was made with tokenizer colours, " in error and "--workdir" in error and error.count("\n") == 1
+
+
+# ---- what validation says
+
+
+@pytest.fixture
+def calibrated(workdir):
+    """Red has a score of 1 with red, dim one of 0.8951."""
+    learned = {"slope": 10.0, "offset": -9.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+    (workdir / "val").mkdir()
+    (workdir / "val/summary.json").write_text(json.dumps({"calibration": learned}))
+    return workdir / "val/summary.json"
+
+
+def test_the_table_ends_with_what_validation_says(ask, call, calibrated, capsys):
+    # sigmoid(10 - 9) = 1 / (1 + 1/e) = 73.1 %
+    told = "if the person is among them, the first is right with 73% (from validation, with 1,200 pictures)"
+    for action in (ask, call):
+        assert action("red") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == told
+    calibrated.write_text(calibrated.read_text().replace("0.3,", "1.1,"))
+    assert ask("red") == 0
+    told = "no good match: the best score lies below 1.1000 (from validation, with 1,200 pictures)"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert ask("red", "--csv") == 0
+    assert capsys.readouterr().err == f"{told}\n"
+    assert ask("red", "--and", "blue", "--paths") == 0
+    assert capsys.readouterr().err.startswith("validation says what a score means for one sentence")
+
+
+# ---- forms
+
+
+def test_json_is_one_object(ask, calibrated, tmp_path, capsys):
+    assert ask("red coat", "--not", "0.25: blue bag", "--top=1", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["query"] == {
+        "terms": [{"text": "red coat", "weight": 1.0}, {"text": "blue bag", "weight": -0.25}],
+        "image": None, "like": None, "image_weight": 1.0, "where": "",
+    }  # fmt: skip
+    assert (told["searched"], told["good"], told["verdict"][:15]) == (4, None, "validation says")
+    (result,) = told["results"]
+    assert result.pop("score") > 0.5
+    assert result == {
+        "rank": 1, "id": 0, "path": EVIL["red"], "file": f"{tmp_path}/pictures/{EVIL['red']}", "probability": None,
+        "phrases": [{"text": "red coat", "score": 0.875}, {"text": "blue bag", "score": 0.5}],
+        "metadata": {"camera": 1, "seen": "2024-05-01T14:30:00+00:00", "track": 'x, "y"'},
+    }  # fmt: skip
+
+
+def test_json_has_the_image_and_no_results_where_there_are_none(ask, tmp_path, capsys):
+    Image.new("RGB", (30, 50)).save(tmp_path / "crop.png")
+    assert ask(f"--image={tmp_path}/crop.png", "--where=camera = 3", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["query"]["image"] == f"{tmp_path}/crop.png" and told["query"]["where"] == "camera = 3"
+    assert (told["results"], told["searched"], told["good"]) == ([], 0, False)
+
+
+def test_csv_bears_any_name(ask, tmp_path, capsys):
+    assert ask("red coat and a blue bag", "--csv") == 0
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert header == [
+        "rank", "id", "score", "probability", "path", "file", "phrase.red coat", "phrase.blue bag", "metadata.camera",
+        "metadata.seen", "metadata.track",
+    ]  # fmt: skip
+    assert [row[:2] + row[3:5] for row in rows[:2]] == [["1", "0", "", EVIL["red"]], ["2", "1", "", EVIL["dim"]]]
+    assert rows[0][5] == f"{tmp_path}/pictures/{EVIL['red']}" and float(rows[0][2]) == pytest.approx(1, abs=1e-3)
+    assert rows[0][6:] == ["0.875", "0.5", "1", "2024-05-01T14:30:00+00:00", 'x, "y"']
+    assert {row[4]: row[9:] for row in rows}[EVIL["green"]] == ["", "z"]
+
+
+def test_paths_are_lines_or_end_with_nul(ask, tmp_path, capsys):
+    assert ask("blue", "--paths", "--top=1") == 0
+    assert capsys.readouterr() == (f"{tmp_path}/pictures/d.png\n", "")
+    assert ask("red", "--paths", "--null", "--top=2") == 0
+    assert capsys.readouterr().out == f"{tmp_path}/pictures/{EVIL['red']}\0{tmp_path}/pictures/<b>&.png\0"
+
+
+def test_a_name_with_a_line_break_is_one_line_of_the_table(ask, capsys):
+    assert ask("red") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].endswith(r'pictures/a "b", =1\n.png')
+
+
+def test_html_is_a_self_contained_page(call, tmp_path):
+    page = tmp_path / "found.html"
+    assert call("--top=3", f"--html={page}", "red <b>coat</b>", "--not", "0.25: blue bag") == 0
     text = page.read_text()
     assert text.count("data:image/jpeg;base64,") == 3 and "red &lt;b&gt;coat&lt;/b&gt;" in text
     assert text.index("red.png") < text.index("dim.BMP") and "4 pictures in" in text
-    assert not re.search(r'(src|href)="https?:', text) and 'class="crop hit' not in text
+    assert not re.search(r'(src|href)="https?:', text) and "<script" not in text
+    assert re.findall(r"<small>\W*(.*?)</small>", text) == ["not", "0.25"]
+    shares = re.findall(r'<dt dir="auto">(.*?)</dt><dd>(.*?)</dd>', text)
+    assert shares[0] == ("red", "0.88") and text.count("width:88%") == 2
+    assert [name for name, _ in shares] == ["red", "coat", "blue bag"] * 3
+
+
+def test_the_page_bears_any_name_and_shows_the_image_asked_for(ask, calibrated, tmp_path):
+    page = tmp_path / "found.html"
+    Image.new("RGB", (30, 50), (250, 0, 10)).save(tmp_path / "crop.png")
+    assert ask(f"--image={tmp_path}/crop.png", "--where=camera <= 1", f"--html={page}") == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg;base64,") == 3 and "Pictures like this one" in text
+    assert "&lt;b&gt;&amp;.png" in text and r"a &#34;b&#34;, =1\n.png" in text and "<b>&" not in text
+    assert "<code>camera &lt;= 1</code>" in text and "2 pictures in" in text
+    assert ask("red", "--where=camera = 3", f"--html={page}") == 0
+    assert 'class="verdict bad">no good match: there is no such picture<' in page.read_text(encoding="utf-8")
+
+
+def test_explained_each_phrase_has_its_heat_map(tmp_path, capsys):
+    """With the model itself, of random parameters."""
+    workdir = write_model(tmp_path / "model")
+    for seed in range(3):
+        (tmp_path / "crops").mkdir(exist_ok=True)
+        (tmp_path / "crops" / f"{seed}.png").write_bytes(picture(seed))
+    build.build(tmp_path / "index", read_folder(tmp_path / "crops"), workdir)
+    (tmp_path / "crops/1.png").unlink()
+    page = tmp_path / "found.html"
+    arguments = [f"--index={tmp_path}/index", f"--html={page}", "--explain", "a man in a red coat with a black bag"]
+    assert search.main(arguments) == 1
+    assert capsys.readouterr().err == f"skipped {tmp_path}/crops/1.png: cannot be read any more\n"
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page.read_text())
+    assert len(pictures) == 12 == len({*pictures})  # three crops, and of each man, red coat and black bag
+    assert page.read_text().count('alt="where black bag is seen"') == 3
+
+
+# ---- files
+
+
+def test_copies_are_named_by_rank(ask, tmp_path):
+    assert ask("red", "--top=2", f"--copy-to={tmp_path}/found") == 0
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "found").iterdir()}
+    originals = [(tmp_path / "pictures" / EVIL[name]).read_bytes() for name in ("red", "dim")]
+    assert copied == {f"01_{EVIL['red']}": originals[0], f"02_{EVIL['dim']}": originals[1]}
+
+
+def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
+    (tmp_path / "pictures" / EVIL["red"]).unlink()
+    page = tmp_path / "found.html"
+    assert ask("red", "--top=3", f"--copy-to={tmp_path}/found", f"--html={page}") == 1
+    assert [path.name[:2] for path in sorted((tmp_path / "found").iterdir())] == ["02", "03"]
+    told = capsys.readouterr()
+    assert told.err == rf'skipped {tmp_path}/pictures/a "b", =1\n.png: cannot be read any more' + "\n"
+    assert len(told.out.splitlines()) == 3 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
+
+
+def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
+    copied = []
+
+    def copy(source, target):
+        copied.append(target.write_bytes(b"x"))
+        if len(copied) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(search.shutil, "copyfile", copy)
+    assert ask("red", f"--copy-to={tmp_path}/found") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/found cannot be written: No space left on device\n"
+    assert not [path for path in tmp_path.iterdir() if "found" in path.name]
+
+
+# ---- mistakes
 
 
 @pytest.mark.parametrize(
@@ -101,48 +361,65 @@ def test_html_is_a_self_contained_strip(folder, tmp_path):
         (["--images=EMPTY", "red"], "has no pictures"),
         (["--images=BROKEN", "red"], "none of the 1 pictures can be read"),
         (["--images=CROPS", "  "], "the sentence is empty"),
+        (["--images=CROPS"], "the query is empty"),
         (["--images=CROPS", "--html=nowhere/x.html", "red"], "nowhere/x.html cannot be written"),
+        (["--images=CROPS", "--copy-to=EMPTY", "red"], "cannot be written: it is a folder"),
+        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no such field"),
+        (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
+        (["--index=EMPTY", "red"], "is not an index"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(folder, tmp_path, capsys, arguments, message):
+def test_mistakes_are_one_line_and_exit_code_2(workdir, folder, tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/x.png").write_text("no picture")
     places = {"EMPTY": tmp_path / "empty", "BROKEN": tmp_path / "broken", "CROPS": folder}
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
-    assert search.main(["--workdir=run", *arguments]) == 2
+    assert search.main([f"--workdir={workdir}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_top_must_be_positive(folder, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--where=colour = 1"], "colour"),
+        (["--group=colour"], 'no field "colour"'),
+        (["--distinct=2"], "at most 1"),
+        (["--and", "0: hat"], "out of bounds"),
+    ],
+)
+def test_a_query_that_cannot_be_asked_is_told_before_the_model_is_read(ask, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(searcher, "ImageEncoder", None)
+    assert ask("red", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images=crops", "red"], "--images needs --workdir"),
+        (["--index=x", "--images=crops", "red"], "not allowed with"),
+        (["red"], "one of the arguments --index --images is required"),
+        (["--index=x", "--json", "--csv", "red"], "not allowed with"),
+        (["--index=x", "--null", "red"], "--null needs --paths"),
+        (["--index=x", "--explain", "red"], "--explain needs --html"),
+        (["--index=x", "--top=0", "red"], "whole number above 0"),
+        (["--index=x", "red", "blue"], "unrecognized arguments: blue"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
-        call(folder, "--top=0", "red")
-    assert "whole number above 0" in capsys.readouterr().err
+        search.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from ivt_jax import search\n"
         "try: search.main(['--help'])\n"
-        "finally: print([m for m in ('jax', 'flax', 'tensorflow', 'orbax') if m in sys.modules])"
+        "finally: print([m for m in ('jax', 'flax', 'tensorflow', 'orbax', 'lancedb') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.startswith("usage: python -m ivt_jax.search") and output.endswith("[]\n")
-
-
-@pytest.mark.parametrize(
-    ("best", "told"),
-    [
-        (0.29, "probably not in this folder: the best score lies below 0.3000 (from validation, with 1,200 pictures)"),
-        # sigmoid(10 * 0.5 - 4) = 1 / (1 + 1/e) = 73.1 %
-        (0.5, "if the person is in this folder, the first is right with 73% (from validation, with 1,200 pictures)"),
-    ],
-)
-def test_validation_says_what_a_best_score_means(tmp_path, best, told):
-    assert search.verdict(tmp_path, best) == ""
-    learned = {"slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val/summary.json").write_text(json.dumps({"calibration": learned}))
-    assert search.verdict(tmp_path, best) == told

@@ -21,10 +21,12 @@ from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert, search
 from ivt_jax.checkpoint import restore_params
+from ivt_jax.evaluation.calibration import Calibration
 from ivt_jax.evaluation.embedding import embed_images, embed_texts
 from ivt_jax.export import run as export_run
 from ivt_jax.export.run import export
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.retrieval.searcher import read_calibration
 
 ROOT = Path(__file__).parent.parent.parent
 BOTH = ["orbax", "safetensors"]
@@ -184,7 +186,7 @@ def test_compiled_forms_lie_in_folders_of_their_own(run, write_summary):
 def test_the_export_of_a_run_says_what_a_best_score_means(run, write_summary):
     learned = {"slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
     write_summary(run, "val", 20, calibration=learned)
-    assert search.verdict(export(run, ["orbax"]), 0.5).startswith("if the person is in this folder, the first is right")
+    assert read_calibration(export(run, ["orbax"])) == Calibration(**learned)
 
 
 # ---- the way back

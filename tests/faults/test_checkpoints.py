@@ -304,7 +304,7 @@ def doors(workdir, crops):
         "resume": (train.train_and_evaluate, config, workdir),
         "evaluate": (evaluate, workdir, config),
         "export": (export, workdir, ["orbax", "safetensors"]),
-        "search": (search.search, workdir, crops, "a woman in red"),
+        "search": (search.index_folder(crops, workdir).__enter__,),
         "embed": (ImageEncoder, workdir),
         "init_from": (train.given_params, config_of(workdir, train__init_from=str(workdir))),
     }

@@ -87,10 +87,11 @@ def test_rows_are_those_of_search(workdir, encoder, gallery, tmp_path):
     rows = {name: row for shard in read_gallery(tmp_path / "out") for name, row in zip(*shard[1::-1], strict=True)}
     ids = folder_tokenizer(workdir, encoder.config).encode(["a red coat"], 24)
     query = embed_texts(encoder.model, encoder.params, ids, 1)[0]
-    found, problems = search.search(workdir, crops, "a red coat")
+    with search.index_folder(crops, workdir) as (searcher, problems):
+        found = searcher.search("a red coat", top=20).results
     assert len(found) == 9 and not problems
-    for score, path in found:
-        assert score == pytest.approx(rows[path.name] @ query, abs=1e-6)
+    for result in found:
+        assert result.score == pytest.approx(rows[result.path] @ query, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["folder", "list"])

@@ -1,0 +1,298 @@
+"""An index, open for questions: what the command, the page and programs in Python search with.
+
+    searcher = Searcher.open("INDEX")
+    answer = searcher.search("a man in a red hoodie")
+    answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
+
+*The score of a picture* is the product of its vector with the query's. The model makes a vector e_i, of length 1, of
+each term and of the image; with the weights w_i, the query's is
+
+    q = sum_i (w_i / s_i) e_i  /  sum_i |w_i| / s_i
+
+where s_i is the standard deviation of the products of e_i with a sample of the index. Images differ more in their
+products with an image than in those with a sentence, and would else outvote it. Of one sentence alone q is its vector,
+and the score the cosine similarity, of which validation says what it means.
+
+*The score of a phrase* with a picture is the share of the same sample that fits the phrase less well, equals counting
+half: 1 for the best of the index, 0.5 for one like any other. So the scores of two phrases compare, which their cosine
+similarities do not.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.evaluation.calibration import Calibration, probability
+from ivt_jax.evaluation.embedding import encode_texts
+from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.images import fit, load_image, open_image
+from ivt_jax.models.ivt import PAD_ID
+from ivt_jax.retrieval import explain
+from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.query import Query, Term, check, phrases_of
+from ivt_jax.retrieval.store import Row, VectorStore
+from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
+from ivt_jax.workdir import folder_tokenizer, load_record
+
+SAMPLE = 10_000  # rows at most
+_LOOKED_THROUGH = 10_000  # rows at most, before a search for distinct pictures is content with fewer
+_EQUAL = 1e-6  # products that differ by less are equal, the rest is rounding
+_LEAST_SPREAD = 1e-6  # of an index whose pictures are all alike, where no term has more to say than another
+
+
+class Phrase(NamedTuple):
+    """A phrase of the query, and how well a picture fits it: the share of the sample that fits less well, 0 to 1."""
+
+    text: str
+    score: float
+
+
+class Result(NamedTuple):
+    """A picture found.
+
+    path: relative to the index's root. probability: that it is of the person described, provided that the person is in
+    the index; validation knows it of the first result alone, and for one sentence without a filter.
+    """
+
+    id: int
+    path: str
+    score: float
+    probability: float | None
+    phrases: tuple[Phrase, ...]
+    metadata: Mapping[str, Value | None]
+
+
+class Answer(NamedTuple):
+    """Results from the best to the worst, of how many pictures, and what the best score means, in words.
+
+    good: False where validation says that nobody here fits; None where it says nothing of such a query.
+    """
+
+    results: list[Result]
+    searched: int
+    verdict: str
+    good: bool | None
+
+
+class Searcher:
+    """An index and the model that made it. Threads may share one.
+
+    Attributes: store; about, the store's; encoder; tokenizer; calibration, what the model's validation says of scores,
+    or None.
+    """
+
+    def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: ImageEncoder | None = None):
+        """workdir: of the model, where it is not the one that the index states; encoder: its, where it is open already.
+
+        Raises UserError where the folder holds no model, or another one than the index was made with, or the index is
+        empty.
+        """
+        self.store, self.about = store, store.about
+        folder = Path(workdir or self.about.workdir)
+        if not (folder / "config.json").is_file() and workdir is None:
+            raise UserError(f"the model of the index is not in {folder} any more: name its folder with --workdir")
+        self.encoder = encoder or ImageEncoder(folder)
+        self.tokenizer = folder_tokenizer(folder, self.encoder.config)
+        found = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
+        for name, digest in found.items():
+            wanted = getattr(self.about, name)
+            if digest != wanted:
+                told = f"the index was made with {name} {wanted[:12]}, {folder} has {digest[:12]}"
+                raise UserError(f"{told}: name the folder of the first with --workdir, or make the index anew")
+        self.calibration = read_calibration(folder)
+        self._sample = _read_sample(store)
+
+    @classmethod
+    def open(cls, place: Path | str, workdir: Path | str | None = None) -> "Searcher":
+        """An index by its place, as `open_store`; UserError as there and in the constructor."""
+        return cls(open_store(place), workdir)
+
+    def search(
+        self,
+        query: Query | str,
+        top: int = 10,
+        group: str = "",
+        distinct: float | None = None,
+        exact: bool | None = None,
+    ) -> Answer:
+        """The `top` pictures that fit best; a text is a query of one sentence.
+
+        group: a field, of each value of which the best picture alone is shown; one without a value stands for itself.
+        distinct: leaves out a picture whose cosine similarity with a better one that is shown lies above it.
+        exact: as `VectorStore.search`. Raises UserError where this cannot be asked.
+        """
+        query = Query((Term(query),)) if isinstance(query, str) else query
+        condition = check(query, self.about.fields, group, distinct)
+        vector, phrases = self._embed_query(query), phrases_of(query)
+        found = self._find(vector, condition, top, group, distinct, exact, query.like)
+        fits = self._fit([row for row, _ in found], phrases)
+        results = [
+            Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit)), row.metadata)
+            for (row, score), fit in zip(found, fits, strict=True)
+        ]
+        return self._judge(query, results, self.store.count(condition))
+
+    def phrases(self, text: str) -> list[str]:
+        """The phrases of a sentence, which `heat_maps` takes."""
+        return phrases_of(Query((Term(text),)))
+
+    def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
+        """A picture, and where in it each phrase is seen: (P, rows, columns) float32 from 0 to 1, as `explain`.
+
+        The picture is the file, or its thumbnail where it is gone. Raises UserError where there is neither.
+        """
+        row = self._row(id, thumbnails=True)
+        path = self.file(row.path)
+        try:
+            image = open_image(path)
+        except UserError:
+            image = open_image(path, row.thumbnail)
+        pixels = fit(image, self.encoder.size)
+        return image, explain.heat_maps(self.encoder, pixels, self._embed_texts(phrases))
+
+    def thumbnail(self, id: int) -> bytes | None:
+        """The small JPEG of a row; None where there is no such row."""
+        return next((row.thumbnail for row in self.store.get([id], thumbnails=True)), None)
+
+    def file(self, path: str) -> Path:
+        """Where a result's picture lies, or lay."""
+        return Path(self.about.root) / path
+
+    def _embed_query(self, query: Query) -> np.ndarray:
+        """(D,) float32."""
+        parts, weights = self._embed_texts([term.text for term in query.terms]), [term.weight for term in query.terms]
+        if query.image is not None:
+            parts, weights = np.vstack([parts, self._embed_image(query.image)]), [*weights, query.image_weight]
+        if query.like is not None:
+            row = self._row(query.like, vectors=True)
+            parts, weights = np.vstack([parts, _vectors([row])]), [*weights, query.image_weight]
+        spread = np.maximum((self._sample @ parts.T).std(0), _LEAST_SPREAD)
+        shares = np.array(weights) / spread
+        return (shares / np.abs(shares).sum() @ parts).astype(np.float32)
+
+    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, D) float32 of length 1. Rows and tokens are padded to powers of two: so few programs are compiled."""
+        if not texts:
+            return np.empty((0, self.about.dimension), np.float32)
+        ids = self.tokenizer.encode(texts, self.encoder.config.text.length["sentence"])
+        lengths = (ids != PAD_ID).sum(1)
+        if lengths.min() <= 2:  # [CLS] and [SEP]
+            raise UserError("the sentence has no word that can be read: describe a person")
+        ids = ids[:, : _power_of_two(lengths.max())]
+        padded = np.pad(ids, [(0, _power_of_two(len(ids)) - len(ids)), (0, 0)])
+        return np.asarray(encode_texts(self.encoder.model, self.encoder.params, padded))[: len(ids)]
+
+    def _embed_image(self, image: Path | bytes) -> np.ndarray:
+        """(1, D) float32 of length 1."""
+        name = image if isinstance(image, Path) else "the image"
+        pixels = load_image(name, self.encoder.size, image)
+        return self.encoder.embed(iter([pixels[None]]))
+
+    def _find(
+        self,
+        vector: np.ndarray,
+        where: Condition | None,
+        top: int,
+        group: str,
+        distinct: float | None,
+        exact: bool | None,
+        like: int | None,
+    ) -> list[tuple[Row, float]]:
+        """The rows to show, with vectors, and their scores; `like` is not among them.
+
+        Where some have to be left out, more than `top` are asked for, and again, without the groups that are shown.
+        """
+        shown: list[tuple[Row, float]] = []
+        kept: list[np.ndarray] = []  # their vectors
+        values: list[Value] = []  # of the group's field, in those shown
+        seen, condition = {like}, where
+        k = top if not group and distinct is None and like is None else 2 * top
+        while True:
+            before = len(shown)
+            scores, ids = (found[0].tolist() for found in self.store.search(vector[None], k, condition, exact))
+            score, rows = dict(zip(ids, scores, strict=True)), self.store.get(ids, vectors=True)
+            for row, own in zip(rows, _vectors(rows), strict=True):
+                value = row.metadata.get(group)
+                if len(shown) == top or row.id in seen or value in values:
+                    continue
+                if distinct is not None and kept and np.max(kept @ own) > distinct:
+                    continue
+                shown.append((row, score[row.id]))
+                kept.append(own)
+                seen.add(row.id)
+                values += [] if value is None else [value]
+            stuck = len(shown) == before and k >= _LOOKED_THROUGH
+            if len(shown) == top or len(ids) < k or stuck:
+                return shown
+            k *= 2
+            if values:
+                others = Not(OneOf(group, tuple(values)))
+                condition = others if where is None else All((where, others))
+
+    def _fit(self, rows: Sequence[Row], phrases: Sequence[str]) -> list[list[float]]:
+        """For each row the score of each phrase."""
+        if not rows or not phrases:
+            return [[] for _ in rows]
+        vectors = self._embed_texts(phrases)
+        products, sample = vectors @ _vectors(rows).T, np.sort(vectors @ self._sample.T)
+        less = [np.searchsorted(all, own - _EQUAL, "left") for all, own in zip(sample, products, strict=True)]
+        up_to = [np.searchsorted(all, own + _EQUAL, "right") for all, own in zip(sample, products, strict=True)]
+        return (np.add(less, up_to).T / (2 * len(self._sample))).tolist()
+
+    def _judge(self, query: Query, results: list[Result], searched: int) -> Answer:
+        """The answer, with what validation says of it."""
+        if not results:
+            return Answer([], searched, "no good match: there is no such picture", False)
+        if self.calibration is None:
+            return Answer(results, searched, "", None)
+        alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
+        if not alone or query.where.strip():
+            told = "validation says what a score means for one sentence and all pictures, not for such a query"
+            return Answer(results, searched, told, None)
+        learned = f"from validation, with {self.calibration.gallery:,} pictures"
+        right = float(probability(self.calibration, results[0].score))
+        results[0] = results[0]._replace(probability=right)
+        if results[0].score < self.calibration.threshold:
+            told = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
+            return Answer(results, searched, told, False)
+        told = f"if the person is among them, the first is right with {right:.0%} ({learned})"
+        return Answer(results, searched, told, True)
+
+    def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
+        rows = self.store.get([id], vectors, thumbnails)
+        if not rows:
+            raise UserError(f"the index has no picture with the id {id}")
+        return rows[0]
+
+
+def read_calibration(workdir: Path) -> Calibration | None:
+    """What validation says of scores: in a file of a run, in config.json of an export; None where neither tells."""
+    path = workdir / "val/summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary = summary or load_record(workdir).get("scores", {}).get("val", {})
+    return Calibration(**summary["calibration"]) if "calibration" in summary else None
+
+
+def _read_sample(store: VectorStore) -> np.ndarray:
+    """(S, D) float32: SAMPLE of the rows or fewer, evenly spaced. Raises UserError where there is none."""
+    step = max(1, -(-store.count() // SAMPLE))
+    ids = [row.id for row in itertools.islice(store.scan(), 0, None, step)]
+    if not ids:
+        raise UserError("the index has no pictures: add some with python -m ivt_jax.index")
+    return _vectors(store.get(ids, vectors=True))
+
+
+def _vectors(rows: Sequence[Row]) -> np.ndarray:
+    """(n, D) float32."""
+    return np.array([row.vector for row in rows], np.float32)
+
+
+def _power_of_two(count: int) -> int:
+    """The first that is not below the count."""
+    return 1 << (int(count) - 1).bit_length()

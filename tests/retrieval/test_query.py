@@ -1,0 +1,89 @@
+"""What can be asked of an index, and what is refused before a model is read."""
+
+import math
+
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS, Query, Term, check, parse_term, phrases_of
+from ivt_jax.retrieval.where import Comparison
+
+FIELDS = {"camera": "integer", "track": "text"}
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        ("blue backpack", ("blue backpack", 1.0)),
+        ("2: blue backpack", ("blue backpack", 2.0)),
+        (" 0.5 :blue backpack ", ("blue backpack", 0.5)),
+        (".25: hat", ("hat", 0.25)),
+        ("-2: glasses", ("glasses", -2.0)),
+        ("2:", ("", 2.0)),
+        ("2: hat: red", ("hat: red", 2.0)),
+        ("man: 2 bags", ("man: 2 bags", 1.0)),
+        ("12:30 on the clock", ("12:30 on the clock", 1.0)),
+        ("1.2.3: hat", ("1.2.3: hat", 1.0)),
+        ("\u0662: hat", ("\u0662: hat", 1.0)),  # an Arabic 2
+    ],
+)
+def test_a_weight_stands_before_a_colon(text, term):
+    assert parse_term(text) == term
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        (Query(), "the query is empty"),
+        (Query(where="camera = 3"), "the query is empty"),
+        (Query((Term(" \n"),)), "the sentence is empty: describe a person"),
+        (Query((Term("red"), Term(""))), "the sentence is empty: describe a person"),
+        (Query((Term("caf\udce9"),)), "not UTF-8 text"),
+        (Query((Term("red", 0.0),)), "a weight of 0 is out of bounds: from 0.001 to 1000"),
+        (Query((Term("red", math.nan),)), "a weight of nan is out of bounds"),
+        (Query((Term("red", -math.inf),)), "a weight of -inf is out of bounds"),
+        (Query((Term("red", 1e-4),)), "a weight of 0.0001 is out of bounds"),
+        (Query(like=3, image_weight=0.0), "a weight of 0 is out of bounds"),
+        (Query(image=b"", like=3), "not both"),
+        (Query((Term("red"),) * (MAX_TERMS + 1)), "the query has 17 sentences, at most 16"),
+        (Query((Term("red"),), where="colour = 1"), "colour"),
+        (Query((Term("red"),), where="camera = 'x'"), "a whole number"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_one_line(query, told):
+    with pytest.raises(UserError) as refused:
+        check(query, FIELDS)
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_missing_image_a_field_and_a_similarity_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"crop\.jpg is not a file"):
+        check(Query(image=tmp_path / "crop.jpg"), FIELDS)
+    with pytest.raises(UserError, match='no field "colour" to group by; it has: camera, track'):
+        check(Query(like=0), FIELDS, "colour")
+    for distinct in (0.0, 1.5, math.nan):
+        with pytest.raises(UserError, match="above 0 and at most 1"):
+            check(Query(like=0), FIELDS, "", distinct)
+
+
+def test_what_can_be_asked_gives_the_filter(tmp_path):
+    (tmp_path / "crop.jpg").touch()
+    image = tmp_path / "crop.jpg"
+    assert check(Query((Term("red"),), image, where=" camera = 3"), FIELDS, "track", 0.98) == Comparison(
+        "camera", "=", 3
+    )
+    assert check(Query((Term("red", -2.0),), where=" "), FIELDS) is None
+    assert check(Query(image=b"x", image_weight=-1.0), {}) is None
+
+
+def test_phrases_are_those_of_all_terms_and_none_comes_twice():
+    terms = (Term("A man in a red hoodie, with a blue backpack."), Term("Red Hoodie"), Term("glasses", -2.0))
+    assert phrases_of(Query(terms)) == ["man", "red hoodie", "blue backpack", "glasses"]
+    assert phrases_of(Query(image=b"")) == []
+
+
+def test_phrases_of_a_sentence_without_end_are_bounded():
+    colours = ("red", "blue", "green", "black", "white")
+    things = ("hat", "coat", "bag", "shirt", "shoes", "skirt", "scarf", "jacket")
+    every = [f"{colour} {thing}" for colour in colours for thing in things]
+    assert phrases_of(Query((Term(", ".join(every) + ". " + "x" * 1_000_000),))) == every[:MAX_PHRASES]

@@ -1,0 +1,450 @@
+"""What is found, in what order and with what scores, beside the formulas in float64 and figures worked out by hand."""
+
+import hashlib
+import io
+import json
+import math
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.images import load_image
+from ivt_jax.retrieval import explain, searcher
+from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval.searcher import Phrase, Searcher
+from ivt_jax.retrieval.store import About, Row
+from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+from ivt_jax.workdir import folder_tokenizer
+from tests.gallery.conftest import picture
+
+DIMENSION = 6
+FIELDS = {"camera": "integer", "track": "text"}
+COLOURS = ["red", "blue", "green", "black", "white", "brown"]  # each is an axis; other words say nothing
+CLS, SEP, OTHER, FIRST = 1, 2, 3, 4
+
+
+class Words:
+    """Stands for the tokenizer."""
+
+    digest = "words"
+
+    def encode(self, texts, length):
+        rows = np.zeros((len(texts), length), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            words = text.lower().replace(",", " ").split()
+            ids = [FIRST + COLOURS.index(word) if word in COLOURS else OTHER for word in words][: length - 2]
+            row[: len(ids) + 2] = [CLS, *ids, SEP]
+        return rows
+
+
+class SumOfColours:
+    """Stands for the model: a text's embedding is the sum of its colours."""
+
+    def apply(self, variables, ids, mask, *, method):
+        assert method == "encode_text"
+        return (variables["params"]["words"][ids] * mask[..., None]).sum(1)[:, None]
+
+
+class Encoder:
+    """Stands for `ImageEncoder`: an image's embedding is its mean colour, on the first three axes and the last."""
+
+    about = {"model": "colours", "dimension": DIMENSION, "images": {}}  # noqa: RUF012
+    config = types.SimpleNamespace(text=types.SimpleNamespace(length={"sentence": 24}))
+    size = (4, 2)
+
+    def __init__(self):
+        self.model = SumOfColours()
+        self.params = {"words": jnp.concatenate([jnp.zeros((FIRST, DIMENSION)), jnp.eye(DIMENSION)])}
+
+    def embed(self, batches):
+        means = np.concatenate([batch.mean((1, 2)) for batch in batches])
+        vectors = np.hstack([means, means]).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def meets(condition, metadata):
+    match condition:
+        case None:
+            return True
+        case Comparison(field, symbol, value):
+            return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
+        case OneOf(field, values):
+            return metadata[field] in values
+        case Missing(field):
+            return metadata[field] is None
+        case All(parts):
+            return all(meets(part, metadata) for part in parts)
+        case Some(parts):
+            return any(meets(part, metadata) for part in parts)
+        case Not(part):
+            return not meets(part, metadata)
+
+
+class MemoryStore:
+    """An index in memory, slow and plain; asked: the k and exact of each search."""
+
+    def __init__(self, vectors, metadata=None, **about):
+        known = {"model": "colours", "tokenizer": "words", "dtype": "float32", "root": "/pictures", "workdir": "gone"}
+        metadata = metadata or [{}] * len(vectors)
+        fields = {name: FIELDS[name] for name in (metadata[0] if metadata else {})}
+        self.about = About(dimension=DIMENSION, images={}, fields=fields, **{**known, **about})
+        self.rows = {
+            i: Row(i, f"{i}.jpg", "", 0, 0, known, np.asarray(vector, self.about.dtype), b"a small one")
+            for i, (vector, known) in enumerate(zip(vectors, metadata, strict=True))
+        }
+        self.asked = []
+
+    def search(self, queries, k, where=None, exact=None):
+        assert queries.dtype == np.float32 and queries.shape == (1, DIMENSION)
+        self.asked.append((k, exact))
+        scores = {i: float(queries[0] @ row.vector) for i, row in self.rows.items() if meets(where, row.metadata)}
+        ids = sorted(scores, key=lambda i: (-scores[i], i))[:k]
+        return np.float32([[scores[i] for i in ids]]), np.array([ids], np.int64)
+
+    def count(self, where=None):
+        return sum(meets(where, row.metadata) for row in self.rows.values())
+
+    def scan(self):
+        return iter(self.get(list(self.rows)))
+
+    def get(self, ids, vectors=False, thumbnails=False):
+        hidden = {} if vectors else {"vector": None}
+        hidden |= {} if thumbnails else {"thumbnail": None}
+        return [self.rows[i]._replace(**hidden) for i in ids if i in self.rows]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of the model."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"config": {}}')
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def opened(folder, monkeypatch):
+    """opened(vectors, metadata, ...): a searcher of such an index."""
+    monkeypatch.setattr(searcher, "folder_tokenizer", lambda workdir, config: Words())
+    return lambda *args, **about: Searcher(MemoryStore(*args, **about), folder, Encoder())
+
+
+def draw(count, seed=0):
+    """Random unit vectors, as float32."""
+    vectors = np.random.default_rng(seed).normal(size=(count, DIMENSION))
+    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def text_vector(*colours):
+    vector = np.zeros(DIMENSION)
+    for colour in colours:
+        vector[COLOURS.index(colour)] += 1
+    return vector / np.linalg.norm(vector)
+
+
+def by_formula(vectors, parts, weights, sample=None):
+    """The scores of all rows, in float64."""
+    sample, total, shares = vectors if sample is None else sample, np.zeros(DIMENSION), 0.0
+    for part, weight in zip(parts, weights, strict=True):
+        products = [math.fsum(row.astype(float) * part) for row in sample]
+        mean = math.fsum(products) / len(products)
+        spread = math.sqrt(math.fsum((x - mean) ** 2 for x in products) / len(products))
+        total += weight / spread * part
+        shares += abs(weight) / spread
+    return vectors.astype(float) @ total / shares
+
+
+def assert_found(answer, scores, count=10):
+    expected = np.argsort(-scores, kind="stable")[:count]
+    assert [result.id for result in answer.results] == expected.tolist()
+    np.testing.assert_allclose([result.score for result in answer.results], scores[expected], atol=1e-6)
+
+
+def ids_of(answer):
+    return [result.id for result in answer.results]
+
+
+# ---- scores
+
+
+def test_the_score_of_a_sentence_is_its_cosine_similarity(opened):
+    vectors = draw(200)
+    answer = opened(vectors).search("a man in a red hat, with a blue bag")
+    assert_found(answer, vectors.astype(float) @ text_vector("red", "blue"))
+    assert answer.searched == 200
+    first = answer.results[0]
+    assert (first.path, first.probability, first.metadata) == (f"{first.id}.jpg", None, {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_several_sentences_and_an_image_count_by_weight_and_spread(opened, tmp_path, dtype):
+    vectors = draw(200) * [3, 1, 1, 0.2, 1, 1]  # so that spreads differ
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(dtype)
+    Image.new("RGB", (8, 16), (200, 30, 60)).save(tmp_path / "crop.png")
+    parts = [text_vector("red"), text_vector("blue", "green"), text_vector("black")]
+    terms = (Term("red hat"), Term("blue and green bag", 2.0), Term("black shoes", -0.5))
+    image = np.array([200, 30, 60] * 2) / math.sqrt(2 * (200**2 + 30**2 + 60**2))
+    found = opened(vectors, dtype=dtype)
+    assert_found(found.search(Query(terms)), by_formula(vectors, parts, [1, 2, -0.5]))
+    both = by_formula(vectors, [*parts, image], [1, 2, -0.5, 0.7])
+    assert_found(found.search(Query(terms, tmp_path / "crop.png", image_weight=0.7)), both)
+    content = (tmp_path / "crop.png").read_bytes()
+    assert_found(found.search(Query(image=content, image_weight=3.0), top=200), vectors.astype(float) @ image, 200)
+    assert_found(found.search(Query((Term("red", -2.0),))), -vectors.astype(float) @ text_vector("red"))
+
+
+def test_more_like_a_row_leaves_that_row_out(opened):
+    vectors = draw(50)
+    found = opened(vectors)
+    scores = vectors.astype(float) @ vectors[17].astype(float)
+    scores[17] = -2
+    assert_found(found.search(Query(like=17), top=49), scores, 49)
+    assert len(found.search(Query(like=17), top=50).results) == 49
+    mixed = by_formula(vectors, [text_vector("red"), vectors[17].astype(float)], [1, 0.5])
+    mixed[17] = -2
+    assert_found(found.search(Query((Term("red hat"),), like=17, image_weight=0.5)), mixed)
+    with pytest.raises(UserError, match="no picture with the id 50"):
+        found.search(Query(like=50))
+
+
+def test_the_sample_is_evenly_spaced_and_small(opened, monkeypatch):
+    monkeypatch.setattr(searcher, "SAMPLE", 4)
+    vectors = draw(10)
+    parts = [text_vector("red"), text_vector("blue")]
+    answer = opened(vectors).search(Query((Term("red hat"), Term("blue bag"))))
+    assert_found(answer, by_formula(vectors, parts, [1, 1], vectors[[0, 3, 6, 9]]))
+    shares = {phrase.score * 8 for result in answer.results for phrase in result.phrases}
+    assert shares <= set(range(9)) and len(shares) > 2
+
+
+def test_pictures_that_are_all_alike_have_scores_too(opened):
+    same = text_vector("red", "blue")
+    answer = opened([same] * 3).search(Query((Term("red hat"), Term("blue bag"), Term("green shoes"))))
+    assert ids_of(answer) == [0, 1, 2]
+    assert answer.results[0].score == pytest.approx(2 / 3 * math.sqrt(0.5))
+    assert answer.results[2].phrases == (Phrase("red hat", 0.5), Phrase("blue bag", 0.5), Phrase("green shoes", 0.5))
+
+
+def test_a_phrase_has_the_share_of_pictures_that_fit_it_less_well(opened):
+    # Red: 1, 0.6, 0.6, 0. Blue: 0, 0.8, -0.8, 1. One that is equal, as each is to itself, counts half.
+    vectors = np.array([(1, 0), (0.6, 0.8), (0.6, -0.8), (0, 1)]) @ np.eye(2, DIMENSION)
+    answer = opened(vectors).search(Query((Term("A red hat and a blue bag."), Term("blue bag", -1.0))))
+    phrases = {result.id: result.phrases for result in answer.results}
+    red, blue = [0.875, 0.5, 0.5, 0.125], [0.375, 0.625, 0.125, 0.875]
+    expected = {i: (Phrase("red hat", red[i]), Phrase("blue bag", blue[i])) for i in range(4)}
+    assert phrases == expected
+
+
+def test_few_shapes_of_texts_are_compiled(opened, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        searcher, "encode_texts", lambda model, params, ids: shapes.append(ids.shape) or np.ones((len(ids), DIMENSION))
+    )
+    found = opened(draw(5))
+    for count in range(1, 8):
+        found.search(", ".join(f"{colour} hat" for colour in COLOURS[:count]) + " on a man" * count)
+    # A sentence has up to 24 tokens, the length of the model's; phrases are "red hat", "man" and the like.
+    assert {rows for rows, _ in shapes} == {1, 2, 4, 8} and {tokens for _, tokens in shapes} == {4, 8, 16, 24}
+
+
+# ---- which are shown
+
+
+ANGLES = np.arange(150) * 0.01
+FAN = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1) @ np.eye(2, DIMENSION)  # the less red, the larger the id
+TRACKS = ["a"] * 50 + ["b"] * 50 + [None] * 2 + ["c"] * 48
+FANNED = [{"camera": i % 2, "track": track} for i, track in enumerate(TRACKS)]
+
+
+def test_a_filter_holds_for_what_is_found_and_counted(opened):
+    answer = opened(FAN, FANNED).search(Query((Term("red hat"),), where="track = 'b' and camera = 1"), top=3)
+    assert (ids_of(answer), answer.searched) == ([51, 53, 55], 25)
+    assert answer.results[0].metadata == {"camera": 1, "track": "b"}
+
+
+def test_of_a_group_the_best_is_shown_and_what_has_none_stands_alone(opened):
+    found = opened(FAN, FANNED)
+    assert ids_of(found.search("red hat", top=10, group="track")) == [0, 50, 100, 101, 102]
+    assert len(found.store.asked) <= 4
+    assert ids_of(found.search("red hat", top=2, group="track")) == [0, 50]
+    asked = Query((Term("red hat"),), where="not track = 'a'")
+    assert ids_of(found.search(asked, top=3, group="track")) == [50, 100, 101]
+    assert ids_of(found.search(asked, top=3, group="camera")) == [50, 51]
+    asked = Query((Term("red hat"),), where="not track in ('a', 'b')")
+    assert ids_of(found.search(asked, top=10, group="track")) == [100, 101, 102]  # found again, and not shown again
+
+
+def test_near_duplicates_of_what_is_shown_are_left_out(opened):
+    found = opened(FAN, FANNED)
+    tenth = math.cos(0.105)  # of two whose ids differ by eleven, the cosine similarity is lower
+    assert ids_of(found.search("red hat", top=4, distinct=tenth)) == [0, 11, 22, 33]
+    assert ids_of(found.search("red hat", top=100, distinct=tenth)) == list(range(0, 150, 11))
+    assert ids_of(found.search(Query(like=0), top=3, distinct=tenth)) == [1, 12, 23]
+    # 0 of a, 60 of b, which is 0.6 away from it, then those of no track and of c.
+    assert ids_of(found.search("red hat", top=9, group="track", distinct=math.cos(0.595))) == [0, 60, 120]
+
+
+def test_the_search_for_distinct_pictures_ends(opened, monkeypatch):
+    monkeypatch.setattr(searcher, "_LOOKED_THROUGH", 40)
+    found = opened(FAN, FANNED)
+    assert ids_of(found.search("red hat", top=5, distinct=0.01)) == [0]
+    assert found.store.asked == [(10, None), (20, None), (40, None)]
+
+
+def test_without_such_wishes_the_store_is_asked_once(opened):
+    found = opened(FAN, FANNED)
+    assert ids_of(found.search("red hat", top=3, exact=True)) == [0, 1, 2]
+    assert found.store.asked == [(3, True)]
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "told"),
+    [
+        ("  ", {}, "the sentence is empty"),
+        ("\u200b", {}, ""),
+        (Query((Term("red"),), where="colour = 1"), {}, "colour"),
+        ("red", {"group": "person"}, 'no field "person"'),
+        ("red", {"distinct": 2.0}, "at most 1"),
+        (Query(image=b"no picture"), {}, "the image: not a readable image"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(opened, query, options, told):
+    found = opened(FAN, FANNED)
+    found.tokenizer = types.SimpleNamespace(encode=lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts)))
+    with pytest.raises(UserError, match=told or "the sentence has no word that can be read: describe a person"):
+        found.search(query, **options)
+
+
+# ---- what validation says
+
+LEARNED = {"slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+HALF_RED = [np.array([0.5, math.sqrt(0.75)]) @ np.eye(2, DIMENSION), text_vector("green")]  # of red 0.5 and 0
+
+
+def calibrate(folder, **changes):
+    (folder / "val").mkdir()
+    (folder / "val/summary.json").write_text(json.dumps({"calibration": {**LEARNED, **changes}}))
+
+
+def test_validation_says_how_likely_the_first_is_right(opened, folder):
+    calibrate(folder)
+    answer = opened(HALF_RED).search("red hat")
+    # sigmoid(10 * 0.5 - 4) = 1 / (1 + 1/e) = 73.1 %
+    assert answer.results[0].probability == pytest.approx(0.731059, abs=1e-6)
+    assert answer.results[1].probability is None
+    told = "if the person is among them, the first is right with 73% (from validation, with 1,200 pictures)"
+    assert (answer.verdict, answer.good) == (told, True)
+
+
+def test_below_the_threshold_there_is_no_good_match(opened, folder):
+    calibrate(folder, threshold=0.51)
+    answer = opened(HALF_RED).search("red hat")
+    told = "no good match: the best score lies below 0.5100 (from validation, with 1,200 pictures)"
+    assert (answer.verdict, answer.good, ids_of(answer)) == (told, False, [0, 1])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query((Term("red hat"), Term("blue bag"))),
+        Query((Term("red hat", -1.0),)),
+        Query((Term("red hat"),), like=1),
+        Query(like=1),
+        Query((Term("red hat"),), where="camera = 0"),
+    ],
+)
+def test_of_other_queries_validation_says_nothing(opened, folder, query):
+    calibrate(folder)
+    answer = opened(HALF_RED, [{"camera": 0}, {"camera": 1}]).search(query)
+    told = "validation says what a score means for one sentence and all pictures, not for such a query"
+    assert (answer.verdict, answer.good) == (told, None)
+    assert answer.results[0].probability is None
+
+
+def test_an_export_carries_what_validation_said_and_others_say_nothing(opened, folder):
+    answer = opened(HALF_RED).search("red hat")
+    assert (answer.verdict, answer.good, answer.results[0].probability) == ("", None, None)
+    exported = {"config": {}, "scores": {"val": {"calibration": LEARNED}}}
+    (folder / "config.json").write_text(json.dumps(exported))
+    assert opened(HALF_RED).search("red hat").good is True
+
+
+def test_where_nothing_meets_the_filter_there_is_no_good_match(opened, folder):
+    calibrate(folder)
+    found = opened(HALF_RED, [{"camera": 0}, {"camera": 1}])
+    answer = found.search(Query((Term("red hat"),), where="camera = 2"))
+    assert answer == ([], 0, "no good match: there is no such picture", False)
+
+
+# ---- opening
+
+
+def test_another_model_or_tokenizer_is_refused_with_the_remedy(opened, folder):
+    for about in ({"model": "a" * 64}, {"tokenizer": "a" * 64}):
+        (name,) = about
+        with pytest.raises(UserError) as refused:
+            opened(HALF_RED, **about)
+        assert f"made with {name} aaaaaaaaaaaa, {folder} has" in str(refused.value)
+        assert "--workdir" in str(refused.value)
+
+
+def test_a_model_that_moved_is_asked_for(folder, monkeypatch):
+    monkeypatch.setattr(searcher, "folder_tokenizer", lambda workdir, config: Words())
+    with pytest.raises(UserError, match="the model of the index is not in gone any more: name its folder with --workd"):
+        Searcher(MemoryStore(HALF_RED), encoder=Encoder())
+    assert Searcher(MemoryStore(HALF_RED, workdir=str(folder)), encoder=Encoder()).about.dimension == DIMENSION
+
+
+def test_an_empty_index_is_refused(opened):
+    with pytest.raises(UserError, match="the index has no pictures: add some with python -m ivt_jax"):
+        opened([])
+
+
+# ---- pictures, with the model itself
+
+
+@pytest.fixture
+def shown(workdir, encoder, tmp_path):
+    """A searcher of one picture."""
+    (tmp_path / "a.png").write_bytes(picture(3))
+    small = io.BytesIO()
+    Image.open(tmp_path / "a.png").resize((10, 15)).save(small, "PNG")
+    config = encoder.config
+    store = MemoryStore(
+        [np.ones(DIMENSION)], model=encoder.about["model"], tokenizer=folder_tokenizer(workdir, config).digest,
+        root=str(tmp_path),
+    )  # fmt: skip
+    store.rows[0] = store.rows[0]._replace(path="a.png", thumbnail=small.getvalue())
+    return Searcher(store, workdir, encoder)
+
+
+def test_heat_is_that_of_the_phrase_over_the_picture(shown, encoder, tmp_path):
+    image, heat = shown.heat_maps(0, ["red hat", "long black hair"])
+    assert image.size == (20, 30)
+    rows, columns = encoder.model.config.grid
+    assert heat.shape == (2, rows, columns) and heat.dtype == np.float32 and heat.max() == 1 and heat.min() == 0
+    pixels = load_image(tmp_path / "a.png", encoder.size)
+    single = shown._embed_texts(["long black hair"])
+    np.testing.assert_allclose(heat[1:], explain.heat_maps(encoder, pixels, single), atol=1e-4)
+    assert np.abs(heat[0] - heat[1]).max() > 0.01
+
+
+def test_a_picture_that_is_gone_is_shown_by_its_thumbnail(shown, tmp_path):
+    assert hashlib.sha256(shown.thumbnail(0)).digest() == hashlib.sha256(shown.store.rows[0].thumbnail).digest()
+    assert shown.thumbnail(1) is None
+    assert shown.file("a.png") == tmp_path / "a.png"
+    (tmp_path / "a.png").unlink()
+    image, heat = shown.heat_maps(0, ["red hat"])
+    assert image.size == (10, 15) and heat.max() == 1
+    shown.store.rows[0] = shown.store.rows[0]._replace(thumbnail=None)
+    with pytest.raises(UserError, match=r"a\.png: .*No such file"):
+        shown.heat_maps(0, ["red hat"])
+    with pytest.raises(UserError, match="no picture with the id 1"):
+        shown.heat_maps(1, ["red hat"])
+
+
+def test_phrases_are_told_of_a_sentence(shown):
+    assert shown.phrases("A tall man wears a grey coat.") == ["tall man", "grey coat"]
