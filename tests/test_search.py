@@ -157,7 +157,7 @@ def test_sentences_have_weights_and_signs(ask, capsys):
     assert ask("red coat", "--and", "3: blue bag", "--not", "green shoes", "--paths", "--null") == 0
     assert paths_of(capsys) == [EVIL[name] for name in ("blue", "red", "dim", "green")]
     assert ask("--not", "red coat", "--paths", "-0", "--top=2") == 0
-    assert paths_of(capsys) == [EVIL["green"], EVIL["blue"]]
+    assert {*paths_of(capsys)} == {EVIL["green"], EVIL["blue"]}  # alike but for rounding
 
 
 def test_an_image_finds_its_like(ask, tmp_path, capsys):

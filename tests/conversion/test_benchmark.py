@@ -35,7 +35,7 @@ def test_a_conversion_is_measured_from_start_to_folder(tiny):
     size, seconds, peak = benchmark.measure(benchmark.Case("vit", "google", ".npz"), tiny)
     assert (tiny / "out/config.json").is_file()
     assert size == pytest.approx(sum((tiny / f).stat().st_size for f in ("weights.npz", "bert.safetensors")) / 1e6)
-    assert seconds > 0.5 and 0.1 < peak < 4  # Python, JAX and Orbax are in it
+    assert seconds > 0.5 and 0.1 < peak < 16  # Python, JAX and Orbax are in it, and who starts it at its start
 
 
 def test_a_conversion_that_fails_is_told(tiny, monkeypatch):
