@@ -1,12 +1,15 @@
 """A drawing surface in body units: x = 0 is the body's axis, y = 0 the top of the head, y = 1 the soles."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+
+# What a shape may be part of; the label of a part is its place here.
+PARTS = ("background", "skin", "hair", "glasses", "hat", "upper", "lower", "shoes", "bag", "held")
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -38,7 +41,10 @@ class Fabric:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Draws shapes in body units on `image`; a negative `unit_x` mirrors them, `lean` moves the head sideways."""
+    """Draws shapes in body units on `image`; a negative `unit_x` mirrors them, `lean` moves the head sideways.
+
+    `labels`, where given, is an 8-bit picture as large as `image`, on which each shape leaves the label of its `part`.
+    """
 
     image: Image.Image
     centre: float
@@ -46,6 +52,12 @@ class Canvas:
     unit_x: float
     unit_y: float
     lean: float = 0.0
+    labels: Image.Image | None = None
+    part: str = "background"
+
+    def of(self, part: str) -> "Canvas":
+        """The same canvas for shapes of this one of PARTS."""
+        return replace(self, part=part)
 
     @cached_property
     def _draw(self) -> ImageDraw.ImageDraw:
@@ -79,7 +91,8 @@ class Canvas:
 
     def line(self, points: list[Point], fill: Colour, width: float) -> None:
         """Draw a line of the given width; it never gets thinner than a pixel."""
-        self._draw.line([self.pixel(p) for p in points], fill=fill, width=max(1, round(width * self.unit_y)))
+        pixels, thick = [self.pixel(p) for p in points], max(1, round(width * self.unit_y))
+        self._paint(lambda draw, ink: draw.line(pixels, fill=ink, width=thick), fill)
 
     def limb(self, joints: list[Point], radii: list[float], fill: Colour | Fabric) -> None:
         """Fill a tapered chain of segments with round joints, such as an arm; one side lies in shadow."""
@@ -99,6 +112,8 @@ class Canvas:
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
     def _paint(self, stroke, fill: Colour | Fabric) -> None:
+        if self.labels is not None:
+            stroke(ImageDraw.Draw(self.labels), PARTS.index(self.part))
         if not isinstance(fill, Fabric):
             stroke(self._draw, fill)
         elif fill.texture is None:

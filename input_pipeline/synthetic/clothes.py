@@ -27,10 +27,10 @@ def _leg(f: Figure, joints: list[Point], light: float) -> None:
         else:
             canvas.line([hip, knee, ankle], shade(lower.colour, 0.78), 0.007)
     else:
-        canvas.limb(joints, [r * 0.74 for r in radii], shade(f.build.skin, light))
+        canvas.of("skin").limb(joints, [r * 0.74 for r in radii], shade(f.build.skin, light))
     if kind == "shorts":
         canvas.limb([hip, (knee[0], knee[1] - 0.015)], [0.066 * g, 0.062 * g], lower)
-    _shoe(f, ankle, knee, light)
+    _shoe(f.of("shoes"), ankle, knee, light)
 
 
 def _shoe(f: Figure, ankle: Point, knee: Point, light: float) -> None:
@@ -65,7 +65,7 @@ def draw_torso(f: Figure) -> None:
         shoulder, chest, waist = (0.102, 0.106 * g, 0.084 * g) if f.woman else (0.12, 0.122 * g, 0.106 * g)
     hem, bottom = _HEMS[kind], waist * 1.1 + (0.05 if kind == "coat" else 0.01)
     right = [(shoulder * 0.45, 0.15), (shoulder, 0.172), (chest, 0.27), (waist, 0.43), (bottom, hem)]
-    canvas.box((-0.028, 0.115), (0.028, 0.185), shade(f.build.skin, 0.85))
+    canvas.of("skin").box((-0.028, 0.115), (0.028, 0.185), shade(f.build.skin, 0.85))
     canvas.polygon(right + [(-x, y) for x, y in reversed(right)], f.upper)
     if f.upper.texture is None:
         inner = [(-chest * 0.62, 0.3), (-waist * 0.7, 0.45), (-bottom * 0.7, hem)]
@@ -113,12 +113,12 @@ def _front_details(f: Figure, middle: float, hem: float) -> None:
             canvas.polygon([(middle - 0.05, 0.15), (middle, 0.205), (middle + 0.05, 0.15), (middle, 0.172)], pale)
             canvas.line([(middle, 0.2), (middle, hem)], pale, 0.009)
         case "T-shirt":
-            canvas.ellipse((middle * 0.5, 0.155), (0.04, 0.022), shade(f.build.skin, 0.9))
+            canvas.of("skin").ellipse((middle * 0.5, 0.155), (0.04, 0.022), shade(f.build.skin, 0.9))
         case "sweater":
             canvas.ellipse((middle * 0.5, 0.152), (0.042, 0.018), dark)
         case "hoodie":
             canvas.ellipse((-0.04 if f.side else 0.0, 0.162), (0.062, 0.034), dark)
-            canvas.box((-0.028, 0.12), (0.028, 0.15), shade(f.build.skin, 0.85))
+            canvas.of("skin").box((-0.028, 0.12), (0.028, 0.15), shade(f.build.skin, 0.85))
             if not f.side:
                 canvas.polygon([(-0.05, 0.43), (0.05, 0.43), (0.075, 0.5), (-0.075, 0.5)], dark)
                 for x in (-0.018, 0.018):
@@ -131,11 +131,12 @@ def draw_arm(f: Figure, which: int) -> None:
     g = f.build.girth * (0.9 if f.woman else 1.0)
     light = 0.74 if (which == -1 and f.side) else 0.9
     skin, canvas = shade(f.build.skin, light), f.canvas
+    bare = canvas.of("skin")
     sleeve = f.upper.shaded(light)
     thick = 1.15 if f.who.upper_type in ("jacket", "coat", "hoodie", "sweater") else 1.0
     radii = [0.036 * g * thick, 0.03 * g * thick, 0.025 * g * thick]
-    canvas.ellipse(wrist, (0.022, 0.026), skin)
-    canvas.limb([shoulder, elbow, wrist], [r * 0.8 for r in radii], skin)
+    bare.ellipse(wrist, (0.022, 0.026), skin)
+    bare.limb([shoulder, elbow, wrist], [r * 0.8 for r in radii], skin)
     if f.who.sleeves == "long":
         canvas.limb([shoulder, elbow, wrist], radii, sleeve)
     else:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from input_pipeline.synthetic.canvas import Canvas, Colour, Fabric, Point
 from input_pipeline.synthetic.persons import Attributes
@@ -49,6 +49,10 @@ class Figure:
     scene: Scene
     upper: Fabric
     lower: Fabric
+
+    def of(self, part: str) -> "Figure":
+        """The same figure for drawing this one of `canvas.PARTS`."""
+        return replace(self, canvas=self.canvas.of(part))
 
     @property
     def side(self) -> bool:

@@ -20,14 +20,14 @@ def draw_head(f: Figure) -> None:
     else:
         _from_the_front(f)
     if f.who.glasses == "yes" and not f.back:
-        _glasses(f)
+        _glasses(f.of("glasses"))
     if f.who.hat != NONE:
-        _hat(f)
+        _hat(f.of("hat"))
 
 
 def _from_behind(f: Figure) -> None:
     canvas, skin, hair, style = f.canvas, f.build.skin, HAIR[f.who.hair_colour], f.who.hair_style
-    canvas.ellipse((0, 0.075), (0.053, 0.072), shade(skin, 0.9))
+    canvas.of("skin").ellipse((0, 0.075), (0.053, 0.072), shade(skin, 0.9))
     canvas.ellipse((0, 0.064), (0.056, 0.066), hair)
     if style == "long":
         canvas.box((-0.066, 0.05), (0.066, 0.27), hair, 0.045)
@@ -38,23 +38,25 @@ def _from_behind(f: Figure) -> None:
 
 def _from_the_side(f: Figure) -> None:
     canvas, skin, hair, style = f.canvas, f.build.skin, HAIR[f.who.hair_colour], f.who.hair_style
+    face = canvas.of("skin")
     if style == "long":
         canvas.box((-0.078, 0.04), (0.005, 0.25), hair, 0.04)
     elif style == "ponytail":
         canvas.limb([(-0.045, 0.055), (-0.09, 0.1), (-0.085, 0.2)], [0.02, 0.026, 0.01], hair)
     canvas.ellipse((0.002, 0.062), (0.058, 0.06), hair)
-    canvas.ellipse((0.012, 0.088), (0.044, 0.056), skin)
-    canvas.polygon([(0.05, 0.075), (0.068, 0.098), (0.05, 0.103)], skin)
+    face.ellipse((0.012, 0.088), (0.044, 0.056), skin)
+    face.polygon([(0.05, 0.075), (0.068, 0.098), (0.05, 0.103)], skin)
     canvas.polygon([(-0.056, 0.05), (0.004, 0.056), (-0.002, 0.085), (-0.012, 0.115), (-0.044, 0.118)], hair)
     canvas.polygon([(-0.05, 0.04), (0.046, 0.03), (0.05, 0.052), (0.0, 0.062)], hair)
-    canvas.ellipse((0.042, 0.078), (0.006, 0.006), (40, 30, 30))
-    canvas.line([(0.034, 0.122), (0.05, 0.12)], shade(skin, 0.65), 0.006)
+    face.ellipse((0.042, 0.078), (0.006, 0.006), (40, 30, 30))
+    face.line([(0.034, 0.122), (0.05, 0.12)], shade(skin, 0.65), 0.006)
 
 
 def _from_the_front(f: Figure) -> None:
     canvas, skin, hair, style = f.canvas, f.build.skin, HAIR[f.who.hair_colour], f.who.hair_style
+    face = canvas.of("skin")
     canvas.ellipse((0, 0.062), (0.057, 0.064), hair)
-    canvas.ellipse((0, 0.082), (0.047, 0.064), skin)
+    face.ellipse((0, 0.082), (0.047, 0.064), skin)
     canvas.dome((0, 0.052), (0.052, 0.05), hair)
     if style != "short":
         for which in (-1, 1):
@@ -63,8 +65,8 @@ def _from_the_front(f: Figure) -> None:
     if style == "ponytail":
         canvas.limb([(0.04, 0.12), (0.062, 0.17), (0.06, 0.23)], [0.012, 0.022, 0.01], hair)
     for x in (-0.02, 0.02):
-        canvas.ellipse((x, 0.078), (0.007, 0.006), (40, 30, 30))
-    canvas.line([(-0.014, 0.117), (0.014, 0.117)], shade(skin, 0.65), 0.006)
+        face.ellipse((x, 0.078), (0.007, 0.006), (40, 30, 30))
+    face.line([(-0.014, 0.117), (0.014, 0.117)], shade(skin, 0.65), 0.006)
 
 
 def _glasses(f: Figure) -> None:

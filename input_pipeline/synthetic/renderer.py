@@ -1,5 +1,6 @@
 """Draw a person with given attributes in a given scene, as a surveillance camera would crop it."""
 
+import copy
 import math
 import random
 
@@ -29,22 +30,50 @@ def render(who: Attributes, build: Build, scene: Scene, size: tuple[int, int], r
     Returns:
         An RGB image.
     """
+    return _render(who, build, scene, size, rng, None)
+
+
+def render_parts(
+    who: Attributes, build: Build, scene: Scene, size: tuple[int, int], rng: random.Random
+) -> tuple[Image.Image, Image.Image]:
+    """Draw the image that `render` draws, and what is seen at each of its pixels: 8 bits, a place in PARTS."""
+    labels = Image.new("L", _drawn_size(size))
+    image = _render(who, build, scene, size, rng, labels)
+    return image, labels.resize(image.size, Image.Resampling.NEAREST)
+
+
+def _render(
+    who: Attributes, build: Build, scene: Scene, size: tuple[int, int], rng: random.Random, labels: Image.Image | None
+) -> Image.Image:
+    image = paint_background(_drawn_size(size), rng)
+    _draw_person(_place(image, labels, who, build, scene))
+    if labels is not None:
+        _take_away_hidden(labels, scene.occlusion, copy.copy(rng))
+    paint_occluder(image, scene.occlusion, rng)
+    return photograph(image, size[::-1], scene.camera, rng)
+
+
+def _drawn_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image -> (width, height) at which it is drawn."""
     height, width = size
     finer = max(2, round(_DRAWN_HEIGHT / height))
-    large = (width * finer, height * finer)
-    image = paint_background(large, rng)
-    _draw_person(_place(image, who, build, scene))
-    paint_occluder(image, scene.occlusion, rng)
-    return photograph(image, (width, height), scene.camera, rng)
+    return width * finer, height * finer
 
 
-def _place(image: Image.Image, who: Attributes, build: Build, scene: Scene) -> Figure:
+def _take_away_hidden(labels: Image.Image, occlusion: str, rng: random.Random) -> None:
+    """Label as background, in place, what the occluder hides. It is never black, so it shows on black."""
+    occluder = Image.new("RGB", labels.size)
+    paint_occluder(occluder, occlusion, rng)
+    labels.paste(0, mask=occluder.convert("L").point(lambda level: 255 * (level > 0)))
+
+
+def _place(image: Image.Image, labels: Image.Image | None, who: Attributes, build: Build, scene: Scene) -> Figure:
     width, height = image.size
     unit_y = height * scene.scale * (0.9 if who.holding == "umbrella" else 1.0)
     # Crops of another shape than 36:100 are stretched half-way, as resized pedestrian crops are.
     unit_x = math.sqrt(unit_y * width * scene.scale / 0.36) * (-1 if scene.view == "left" else 1)
     room = height * (0.985 + scene.shift[1] * 0.5) - unit_y
-    canvas = Canvas(image, width * (0.5 + scene.shift[0]), room, unit_x, unit_y, scene.lean)
+    canvas = Canvas(image, width * (0.5 + scene.shift[0]), room, unit_x, unit_y, scene.lean, labels)
     upper = _patterned(PALETTE[who.upper_colour], who, canvas)
     lower = Fabric((DENIM if who.lower_type == "jeans" else PALETTE)[who.lower_colour])
     return Figure(canvas, who, build, scene, upper, lower)
@@ -83,19 +112,20 @@ def _patterned(colour: Colour, who: Attributes, canvas: Canvas) -> Fabric:
 def _draw_person(f: Figure) -> None:
     """Draw the parts from far to near."""
     f.canvas.ellipse((0, 0.985), (0.16, 0.02), (70, 70, 70))
-    draw_bag_behind(f)
-    draw_hair_behind(f)
+    hair, upper, bag = f.of("hair"), f.of("upper"), f.of("bag")
+    draw_bag_behind(bag)
+    draw_hair_behind(hair)
     if f.side:
-        draw_arm(f, -1)
-    draw_lower_body(f)
-    draw_torso(f)
-    draw_bag_on_torso(f)
+        draw_arm(upper, -1)
+    draw_lower_body(f.of("lower"))
+    draw_torso(upper)
+    draw_bag_on_torso(bag)
     if f.side:
-        draw_head(f)
-        draw_arm(f, 1)
+        draw_head(hair)
+        draw_arm(upper, 1)
     else:
-        draw_arm(f, -1)
-        draw_arm(f, 1)
-        draw_head(f)
-    draw_held(f)
-    draw_bag_in_hand(f)
+        draw_arm(upper, -1)
+        draw_arm(upper, 1)
+        draw_head(hair)
+    draw_held(f.of("held"))
+    draw_bag_in_hand(bag)

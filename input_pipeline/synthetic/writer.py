@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
@@ -16,7 +17,7 @@ from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.oracle import oracle_r1
 from input_pipeline.synthetic.persons import Attributes, draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
-from input_pipeline.synthetic.scenery import CAMERAS, draw_scene
+from input_pipeline.synthetic.scenery import CAMERAS, Scene, draw_scene
 
 VERSION = "1"
 QUALITY = 92
@@ -53,6 +54,16 @@ class Job:
     who: Attributes
 
 
+class Shot(NamedTuple):
+    """An image to draw: where it goes below imgs/, what `render` takes, and its captions with what each states."""
+
+    path: str
+    build: Build
+    scene: Scene
+    paint: random.Random
+    captions: list[tuple[str, dict[str, str]]]
+
+
 def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[int, int], None]) -> bool:
     """Write the dataset to the folder `out`; a finished folder appears at once, never half of it.
 
@@ -70,7 +81,7 @@ def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[in
     if _is_complete(out, arguments):
         return False
     partial = _clear_partial(out)
-    jobs = _jobs(partial, arguments)
+    jobs = list_jobs(partial, arguments)
     for camera in CAMERAS:
         (partial / "imgs" / camera).mkdir(parents=True)
     records, stated = [], {}
@@ -113,7 +124,8 @@ def _rng(seed: int, *path: object) -> random.Random:
     return random.Random("/".join(str(part) for part in ("pedes-synth", VERSION, seed, *path)))
 
 
-def _jobs(root: Path, arguments: Arguments) -> list[Job]:
+def list_jobs(root: Path, arguments: Arguments) -> list[Job]:
+    """All persons of the dataset, in the order of their ids."""
     crowds = draw_splits(arguments)
     ordered = [(split, index, who) for split in arguments.splits() for index, who in enumerate(crowds[split])]
     return [Job(root, arguments, split, index, i, who) for i, (split, index, who) in enumerate(ordered, start=1)]
@@ -127,18 +139,24 @@ def _run(jobs: list[Job], workers: int) -> Iterator[tuple[list[dict], dict]]:
         yield from pool.imap(_make_person, jobs, chunksize=16)
 
 
-def _make_person(job: Job) -> tuple[list[dict], dict[str, list[dict[str, str]]]]:
-    """Draw a person's images; returns their raw records and, by file path, what each caption states."""
+def shots(job: Job) -> Iterator[Shot]:
+    """A person's images, from the first to the last: each draws on from where the one before stopped."""
     rng = _rng(job.arguments.seed, job.split, job.index)
     build = Build.draw(rng)
-    records, stated = [], {}
     for number in range(job.arguments.images_per_person):
         scene = draw_scene(rng)
         path = f"{CAMERAS[scene.camera]}/{job.person_id:05d}_{number}.jpg"
         paint = _rng(job.arguments.seed, job.split, job.index, number)  # so that captions do not depend on the size
+        captions = [describe(job.who, scene, rng) for _ in range(_CAPTIONS_PER_IMAGE)]
+        yield Shot(path, build, scene, paint, captions)
+
+
+def _make_person(job: Job) -> tuple[list[dict], dict[str, list[dict[str, str]]]]:
+    """Draw a person's images; returns their raw records and, by file path, what each caption states."""
+    records, stated = [], {}
+    for path, build, scene, paint, captions in shots(job):
         image = render(job.who, build, scene, job.arguments.size, paint)
         image.save(job.root / "imgs" / path, quality=QUALITY)
-        captions = [describe(job.who, scene, rng) for _ in range(_CAPTIONS_PER_IMAGE)]
         stated[path] = [facts for _, facts in captions]
         records.append(
             {

@@ -1,12 +1,14 @@
 """Why a picture was found: where in a crop a phrase is seen.
 
-The heat of a patch is how far the similarity of crop and phrase falls when that patch is left out of the crop. A model
-trained with masked alignment has seen crops with patches left out, so the question is one that it was taught to answer.
-Of a fine grid, small squares of patches are left out, so that a crop passes through the model WINDOWS times at most.
+The heat of a patch is the similarity of the phrase with the crop seen through this patch alone: the model gets the
+class token and the patch, at its place, and makes an embedding as it does of a whole crop. Since a sequence of two
+tokens costs little, all patches together cost two or three crops.
+
+The patches' own tokens at the end of the tower do not serve: training matches the class token alone, and where theirs
+is most similar to a phrase, what it speaks of is found hardly more often than by chance (BENCHMARKS.md).
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -17,8 +19,6 @@ from PIL import Image
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.images import normalise
 
-WINDOWS = 64
-_AT_ONCE = 32  # of them: bounds the memory that a large model takes
 # The colours of heat, from 0 to 1 in equal steps, each lighter than the one before.
 _COLOURS = ((20, 11, 54), (113, 31, 110), (203, 65, 73), (248, 142, 9), (245, 249, 161))
 _OPACITY = 0.75  # of the hottest; where it is coldest the picture is as it was
@@ -30,23 +30,10 @@ def heat_maps(encoder: ImageEncoder, image: np.ndarray, phrases: np.ndarray) -> 
     image (H, W, 3) uint8 at encoder.size, phrases (P, D) float32 of length 1 -> (P, rows, columns) float32, a value for
     each patch, from 0 for the coldest of the crop to 1 for the hottest; 0 everywhere where all are equal.
     """
-    windows = divide(encoder.model.config.grid)
-    left_out = windows.ravel() == np.arange(windows.max() + 1)[:, None]
-    # The tokens that stay come first, as the model wants them; token 0, the crop's own, always stays.
-    order = np.argsort(np.pad(left_out, [(0, 0), (1, 0)]), axis=1, kind="stable").astype(np.int32)
-    vectors = _embed(encoder.model, encoder.params, image, order, 1 + (~left_out).sum(1))
-    fall = -phrases @ np.asarray(vectors).T
-    least, most = fall.min(1, keepdims=True), fall.max(1, keepdims=True)
-    return ((fall - least) / np.where(most > least, most - least, 1))[:, windows]
-
-
-def divide(grid: tuple[int, int]) -> np.ndarray:
-    """Which window each patch is in, (rows, columns): the smallest squares that are WINDOWS at most, by rows from 0."""
-    side = 1
-    while math.ceil(grid[0] / side) * math.ceil(grid[1] / side) > WINDOWS:
-        side += 1
-    rows, columns = np.indices(grid) // side
-    return rows * (columns.max() + 1) + columns
+    scores = phrases @ np.asarray(_embed_patches(encoder.model, encoder.params, image)).T
+    least, most = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
+    heat = (scores - least) / np.where(most > least, most - least, 1)
+    return heat.reshape(-1, *encoder.model.config.grid)
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -60,14 +47,13 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(model: Any, params: Any, image: jax.Array, order: jax.Array, lengths: jax.Array) -> jax.Array:
-    """A crop (H, W, 3) uint8 by some of its tokens, the first `lengths` (W,) of `order` (W, N): (W, D) of length 1."""
+def _embed_patches(model: Any, params: Any, image: jax.Array) -> jax.Array:
+    """A crop (H, W, 3) uint8 seen through each of its N patches alone: (N, D) float32 of length 1."""
     pixels = normalise(image)[None]
 
-    def embed(kept: tuple[jax.Array, jax.Array]) -> jax.Array:
-        order, length = kept
-        keep = order[None], (jnp.arange(len(order)) < length)[None]
+    def embed(patch: jax.Array) -> jax.Array:
+        keep = jnp.stack([0, 1 + patch])[None], None
         token = model.apply({"params": params}, pixels, keep=keep, method="encode_image")[0, 0]
         return token / jnp.linalg.norm(token)
 
-    return jax.lax.map(embed, (order, lengths), batch_size=_AT_ONCE)
+    return jax.vmap(embed)(jnp.arange(model.config.num_patches))
