@@ -30,6 +30,12 @@ CONFINED = {
     },
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},
+    "lancedb": {"ivt_jax.retrieval.lance"},
+    "pyarrow": {"ivt_jax.retrieval.lance"},
+    "qdrant_client": {"ivt_jax.retrieval.qdrant"},
+    "fastapi": {"ivt_jax.serve.app"},
+    "starlette": {"ivt_jax.serve.app", "ivt_jax.serve.guard"},
+    "uvicorn": {"ivt_jax.serve.app"},
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
@@ -39,7 +45,9 @@ WITHOUT_TENSORFLOW = [
     "ivt_jax.export.stablehlo", "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
     "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
     "ivt_jax.embed", "ivt_jax.gallery.shard", "ivt_jax.gallery.nearest", "ivt_jax.program", "ivt_jax.compiled",
-    "ivt_jax.bench", "ivt_jax.startup",
+    "ivt_jax.bench", "ivt_jax.startup", "ivt_jax.index", "ivt_jax.retrieval.build", "ivt_jax.retrieval.searcher",
+    "ivt_jax.retrieval.explain", "ivt_jax.retrieval.grounding", "ivt_jax.retrieval.sources",
+    "ivt_jax.retrieval.benchmark", "ivt_jax.serve.app", "ivt_jax.serve.__main__", "input_pipeline.synthetic.parts",
 ]  # fmt: skip
 
 

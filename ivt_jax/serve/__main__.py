@@ -1,0 +1,116 @@
+"""Serve an index: a page to search it with, and the same for programs.
+
+    python -m ivt_jax.serve --index=INDEX
+
+It listens to this machine alone. With another --host, or under a name that others call it by (--allow_host), it demands
+a token: that of the environment variable IVT_SERVE_TOKEN, or one that it makes and prints.
+"""
+
+import argparse
+import ipaddress
+import os
+import re
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import printable
+from ivt_jax.serve.settings import LEAST_TOKEN, Settings
+from ivt_jax.startup import keep_compiled
+
+THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
+VARIABLE = "IVT_SERVE_TOKEN"
+
+# JAX, FastAPI and uvicorn are imported where they are used: `--help` and a mistyped flag answer at once.
+
+
+def run(args: argparse.Namespace) -> None:
+    """Listens, opens the index, serves it until it is interrupted."""
+    given = os.environ.get(VARIABLE, "")
+    token = choose_token(given, alone=args.host in THIS_MACHINE and not args.allow_host)
+    with listen(args.host, args.port) as listener:
+        from ivt_jax.retrieval.searcher import Searcher
+        from ivt_jax.serve.app import create_app, make_server
+
+        searcher = Searcher.open(args.index, args.workdir)
+        hosts = THIS_MACHINE | {args.host, *args.allow_host}
+        settings = Settings(printable(Path(args.index).name or args.index), hosts, token, args.log_queries)
+        server = make_server(create_app(searcher, settings))
+        address = f"http://{[args.host, *args.allow_host][-1]}:{listener.getsockname()[1]}"
+        print(f"serving {printable(args.index)} ({searcher.store.count():,} pictures) at {address}", flush=True)
+        if token:
+            print(f"token: that of {VARIABLE}" if given else f"token: {token}", flush=True)
+        server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open socket. Raises UserError where the host is not this machine's, or the port is taken."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        told = f"port {port} of {host} cannot be opened ({reason})"
+        raise UserError(f"{told}: choose another with --port or --host") from None
+
+
+def choose_token(given: str, alone: bool) -> str:
+    """The token to demand: the one given, or else none for whoever is on this machine alone, or a new one.
+
+    Raises UserError for one that is easily guessed, or that a cookie cannot hold.
+    """
+    if given and not re.fullmatch(rf"[A-Za-z0-9._~-]{{{LEAST_TOKEN},}}", given):
+        raise UserError(f"{VARIABLE} is to have {LEAST_TOKEN} characters or more, of letters, digits and . _ ~ -")
+    return given or ("" if alone else secrets.token_urlsafe())
+
+
+def host_name(text: str) -> str:
+    """A name or address as browsers send it: in small letters, IPv6 in brackets. For argparse's `type`."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is no host; name it without http:// and port") from None
+        return text.lower()
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def port_number(text: str) -> int:
+    """0 to 65535; for argparse's `type`."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 65535")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.serve",
+        description="Serve an index: a page to search it with, and REST endpoints, described in /openapi.json.",
+        epilog="exit code: 130 after Ctrl-C; 2 on a mistake in the call",
+    )
+    parser.add_argument("--index", required=True, help="folder or address of an index (python -m ivt_jax.index)")
+    parser.add_argument("--workdir", type=Path, help="folder of the model, where it is not where the index says")
+    parser.add_argument("--host", type=host_name, default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=port_number, default=8765, help="0 for any that is free (default 8765)")
+    parser.add_argument(
+        "--allow_host", type=host_name, action="append", default=[], metavar="NAME",
+        help="a name that browsers reach the server by; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
+    args = parser.parse_args(argv)
+    keep_compiled()
+    try:
+        run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The application: the page, and the endpoints over a searcher. /openapi.json describes them."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import uvicorn
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp
+
+from input_pipeline.errors import UserError
+from input_pipeline.files import printable
+from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.serve.guard import COOKIE, Guard, is_token, log
+from ivt_jax.serve.pictures import check_upload, draw_heat
+from ivt_jax.serve.schema import (
+    AskedPhrases,
+    AskedQuery,
+    AskedText,
+    AskedToken,
+    Failure,
+    GivenAbout,
+    GivenAnswer,
+    GivenHeat,
+    GivenPhrases,
+    Id,
+)
+from ivt_jax.serve.settings import MAX_BODY, MAX_CONNECTIONS, Settings
+
+if TYPE_CHECKING:
+    from ivt_jax.retrieval.searcher import Searcher
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+READERS = 4  # threads that read thumbnails
+ABOUT = """Search an index of pictures of persons by sentences and pictures.
+
+Intended for research on data collected with consent or under a licence that allows it. A score is a similarity and no
+proof of identity. Not for the surveillance or tracking of people without a legal basis, and not for decisions about a
+person.
+
+Where the server demands a token, send it as `Authorization: Bearer TOKEN`. A mistake is answered with
+`{"error": "what is wrong, in one line"}`."""
+
+
+def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
+    """The application with its guard; a server runs it without `lifespan`."""
+    failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
+    app = FastAPI(title="ivt_jax.serve", description=ABOUT, docs_url=None, redoc_url=None, responses=failures)
+    endpoints, page = Endpoints(searcher, settings), read_page()
+    app.get("/api/about")(endpoints.about)
+    app.post("/api/search")(endpoints.search)
+    app.post("/api/phrases")(endpoints.phrases)
+    app.get("/api/thumbnails/{id}", response_class=Response)(endpoints.thumbnail)
+    app.post("/api/heat/{id}")(endpoints.heat)
+    app.post("/login", status_code=204)(endpoints.login)
+    for path, response in page.items():
+        app.get(path, include_in_schema=False)(functools.partial(_same, response))
+    app.add_exception_handler(UserError, _failure(lambda error: (422, str(error))))
+    app.add_exception_handler(RequestValidationError, _failure(_say_invalid))
+    app.add_exception_handler(StarletteHTTPException, _failure(lambda error: (error.status_code, error.detail)))
+    app.add_exception_handler(
+        Exception, _failure(lambda error: (500, "the server has failed: its terminal says where"))
+    )
+    return Guard(app, settings, open=frozenset(page) | {"/login"})
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """A server that logs nothing of a request and believes no proxy who its client is."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+class Endpoints:
+    """Methods that FastAPI calls, each with what its annotations say; the searcher works in threads."""
+
+    def __init__(self, searcher: "Searcher", settings: Settings):
+        self._searcher, self._settings = searcher, settings
+        # One at a time works with the model, which keeps all cores busy; the others wait in their order.
+        self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
+
+    async def about(self) -> GivenAbout:
+        """What is served, and with which model."""
+        about = self._searcher.about
+        return GivenAbout(
+            index=self._settings.index,
+            pictures=await to_thread.run_sync(self._searcher.store.count, limiter=self._readers),
+            model=about.model,
+            fields=dict(about.fields),
+            calibrated=self._searcher.calibration is not None,
+            max_body=MAX_BODY,
+        )
+
+    async def search(self, request: Request, asked: AskedQuery) -> GivenAnswer:
+        """The pictures that fit a query best."""
+        if asked.image is not None:
+            check_upload(asked.image)
+        terms = tuple(Term(term.text, term.weight) for term in asked.terms)
+        query = Query(terms, asked.image, asked.like, asked.image_weight, asked.where)
+        if self._settings.log_queries:
+            log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
+        chosen = asked.top, asked.group, asked.distinct
+        answer = await to_thread.run_sync(self._searcher.search, query, *chosen, limiter=self._model)
+        return GivenAnswer.model_validate(answer)
+
+    async def phrases(self, asked: AskedText) -> GivenPhrases:
+        """The phrases of a sentence, to be weighted one by one."""
+        phrases = await to_thread.run_sync(self._searcher.phrases, asked.text, limiter=self._readers)
+        return GivenPhrases(phrases=phrases)
+
+    async def thumbnail(self, id: Annotated[Id, PathParameter()]) -> Response:
+        """The small JPEG of a row, as the index has it."""
+        content = await to_thread.run_sync(self._searcher.thumbnail, id, limiter=self._readers)
+        if content is None:
+            raise HTTPException(404, "the index has no picture of this id")
+        return Response(content, media_type="image/jpeg")
+
+    async def heat(self, id: Annotated[Id, PathParameter()], asked: AskedPhrases) -> GivenHeat:
+        """Where in a picture each phrase is seen."""
+        images = await to_thread.run_sync(self._draw_heat, id, asked.phrases, limiter=self._model)
+        return GivenHeat(images=images)
+
+    async def login(self, asked: AskedToken, request: Request) -> Response:
+        """Takes the token, and gives the cookie that stands for it."""
+        if not is_token(asked.token, self._settings):
+            raise HTTPException(401, "this is not the token")
+        response = Response(status_code=204)
+        encrypted = request.headers.get("origin", "").startswith("https:")  # as seen from before a proxy
+        response.set_cookie(COOKIE, asked.token, httponly=True, samesite="strict", secure=encrypted)
+        return response
+
+    def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:
+        return draw_heat(*self._searcher.heat_maps(id, phrases))
+
+
+def read_page() -> dict[str, Response]:
+    """The page's files by the paths they are asked for with. No path that a client names touches the disk."""
+    files = sorted(file for file in PAGE.iterdir() if file.suffix in TYPES)
+    page = {f"/{file.name}": Response(file.read_bytes(), media_type=TYPES[file.suffix]) for file in files}
+    return {"/": page.pop("/index.html"), **page}
+
+
+async def _same(response: Response) -> Response:
+    return response
+
+
+def _say_invalid(error: Any) -> tuple[int, str]:
+    """The first of pydantic's complaints, without the value: it may be what somebody looks for, or ten megabytes."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return 422, printable(f"{place or 'the request'}: {first['msg']}")
+
+
+def _failure(explain: Callable[[Any], tuple[int, str]]) -> Callable[[Request, Any], JSONResponse]:
+    """An exception handler that answers with the status and the line that `explain` gives."""
+
+    def handle(request: Request, error: Any) -> JSONResponse:
+        status, line = explain(error)
+        return JSONResponse({"error": line}, status, getattr(error, "headers", None))
+
+    return handle

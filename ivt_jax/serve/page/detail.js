@@ -1,0 +1,101 @@
+// One picture: what is known of it, how well it fits each phrase, and where in it the phrase is seen.
+
+import {drawFit, percent, thumbnail} from "/results.js";
+import {ask} from "/server.js";
+
+const REST = 300; // ms on a picture before its heat-maps are asked for, which costs the server seconds
+const byId = (id) => document.getElementById(id);
+const dialog = byId("detail");
+let results = [];
+let shown = 0; // its place in the results
+let timer = 0;
+let asking = new AbortController();
+
+export function openDetail(found, index) {
+  results = found;
+  show(index);
+  if (!dialog.open) dialog.showModal();
+}
+
+function show(index) {
+  if (!results[index]) return;
+  shown = index;
+  const result = results[index];
+  byId("place").textContent = `${index + 1} of ${results.length}`;
+  byId("before").disabled = index === 0;
+  byId("after").disabled = index === results.length - 1;
+  byId("large").src = thumbnail(result.id);
+  byId("large").alt = result.path;
+  byId("name").textContent = result.path;
+  byId("facts").replaceChildren(...factsOf(result).flatMap(drawFact));
+  byId("fits").replaceChildren(...result.phrases.map(drawFit));
+  showHeat(result);
+}
+
+function factsOf(result) {
+  const right = result.probability === null ? [] : [["right", `with ${percent(result.probability)}, if the person is here`]];
+  const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
+  return [["score", result.score.toFixed(4)], ...right, ["id", result.id], ...known];
+}
+
+function drawFact([name, value]) {
+  const [term, description] = [document.createElement("dt"), document.createElement("dd")];
+  term.textContent = name;
+  description.textContent = value;
+  return [term, description];
+}
+
+function showHeat(result) {
+  stop();
+  byId("seen").hidden = !result.phrases.length;
+  byId("heat").replaceChildren();
+  byId("waiting").textContent = "looking \u2026";
+  if (result.phrases.length) timer = setTimeout(askHeat, REST, result);
+}
+
+async function askHeat(result) {
+  const phrases = result.phrases.map((phrase) => phrase.text);
+  try {
+    const {images} = await ask(`/api/heat/${result.id}`, {phrases}, asking.signal);
+    byId("heat").replaceChildren(...images.map((image, i) => drawHeat(image, result.phrases[i])));
+    byId("waiting").textContent = "";
+  } catch (error) {
+    if (error.name !== "AbortError") byId("waiting").textContent = error.message;
+  }
+}
+
+function drawHeat(image, phrase) {
+  const [figure, picture, caption] = ["figure", "img", "figcaption"].map((name) => document.createElement(name));
+  picture.src = image;
+  picture.alt = `where \u201c${phrase.text}\u201d is seen`;
+  caption.textContent = phrase.text;
+  figure.append(picture, caption);
+  return figure;
+}
+
+function stop() {
+  clearTimeout(timer);
+  asking.abort();
+  asking = new AbortController();
+}
+
+// The picture that is shown is to be liked: `search` is called with its id.
+export function onLike(search) {
+  byId("like").onclick = () => {
+    dialog.close();
+    search(results[shown].id);
+  };
+}
+
+byId("before").onclick = () => show(shown - 1);
+byId("after").onclick = () => show(shown + 1);
+byId("close").onclick = () => dialog.close();
+dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
+dialog.onkeydown = (event) => {
+  if (event.key === "ArrowLeft") show(shown - 1);
+  if (event.key === "ArrowRight") show(shown + 1);
+};
+dialog.onclose = () => {
+  stop();
+  document.querySelectorAll("#grid button")[shown]?.focus();
+};

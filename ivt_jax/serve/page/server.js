@@ -1,0 +1,36 @@
+// What the page asks of the server. Where it demands a token, whoever sits here is asked for it once.
+
+const byId = (id) => document.getElementById(id);
+let admitted = null; // a promise while the token is asked for
+
+// The answer to a GET, or with `body` to a POST, read as JSON. Throws an Error with the server's line.
+export async function ask(path, body, signal) {
+  const post = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
+  const response = await fetch(path, {...(body && post), signal});
+  if (response.status === 401 && path !== "/login") {
+    await (admitted ??= login().finally(() => { admitted = null; }));
+    return ask(path, body, signal);
+  }
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const failure = await response.json().catch(() => ({error: `the server answers ${response.status}`}));
+  throw new Error(failure.error);
+}
+
+function login() {
+  const dialog = byId("login");
+  dialog.showModal();
+  dialog.oncancel = (event) => event.preventDefault();
+  return new Promise((resolve) => {
+    dialog.querySelector("form").onsubmit = async (event) => {
+      event.preventDefault();
+      try {
+        await ask("/login", {token: byId("token").value});
+        byId("token").value = "";
+        dialog.close();
+        resolve();
+      } catch (error) {
+        byId("wrong").textContent = error.message;
+      }
+    };
+  });
+}

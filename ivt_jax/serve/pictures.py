@@ -1,0 +1,43 @@
+"""Pictures that come from a client and go to one: checked before they are decoded, and made anew."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.serve.settings import MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
+
+_SHOWN = (512, 1024)  # width and height at most of a picture with heat drawn over it
+_QUALITY = 85
+
+
+def check_upload(content: bytes) -> None:
+    """Reads the header alone. Raises UserError where this is no JPEG, PNG or WEBP, or one of too many pixels."""
+    try:
+        with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        raise UserError(f"the image has too many pixels: at most {MAX_UPLOAD_PIXELS:,} are taken") from None
+    except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
+        raise UserError(
+            f"the image cannot be read: send a {', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
+        ) from None
+    if width * height > MAX_UPLOAD_PIXELS:
+        raise UserError(f"the image has {width} x {height} pixels: at most {MAX_UPLOAD_PIXELS:,} are taken")
+
+
+def draw_heat(picture: Image.Image, maps: np.ndarray) -> list[str]:
+    """The picture with each of the maps (P, rows, columns), from 0 to 1, over it: JPEGs as data URIs."""
+    from ivt_jax.retrieval.explain import overlay
+
+    picture = picture.copy()
+    picture.thumbnail(_SHOWN)
+    return [_data_uri(overlay(picture, heat)) for heat in maps]
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,146 @@
+"""A searcher that needs no model, over a dozen drawn persons, and a server of it on a free port."""
+
+import contextlib
+import io
+import re
+import socket
+import threading
+import time
+import types
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval.query import phrases_of
+from ivt_jax.retrieval.searcher import Answer, Phrase, Result
+from ivt_jax.serve.app import create_app, make_server
+from ivt_jax.serve.settings import Settings
+
+COLOURS = {"red": "#c8322f", "green": "#2f8f5b", "blue": "#2f5fc8", "black": "#24262b"}
+TOP, LOWER = ("coat", "shirt", "jacket"), ("trousers", "jeans", "skirt")
+FIELDS = {"camera": "integer", "zone": "text", "seen": "time"}
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+def draw_person(top, lower):
+    """A crop: grey ground, head, coat and trousers in plain colours."""
+    image = Image.new("RGB", (64, 128), "#b9bec7")
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((24, 8, 40, 28), "#e0b899")
+    pen.rounded_rectangle((16, 30, 48, 74), 8, COLOURS[top])
+    pen.rectangle((20, 72, 31, 118), COLOURS[lower])
+    pen.rectangle((33, 72, 44, 118), COLOURS[lower])
+    return image
+
+
+def jpeg(image, **more):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **more)
+    return file.getvalue()
+
+
+class Person:
+    def __init__(self, id, top, lower):
+        self.id, self.top, self.lower = id, top, lower
+        self.path = f"{top}/{lower}_{id}.jpg"
+        self.metadata = {"camera": id % 3, "zone": "gate" if id % 2 else None, "seen": None}
+        self.image = draw_person(top, lower)
+
+    def fit(self, phrase):
+        """1 where colour and garment are this person's, 0.5 where the garment is not known, else 0."""
+        words = phrase.lower().split()
+        worn = {**dict.fromkeys(TOP, self.top), **dict.fromkeys(LOWER, self.lower)}
+        return next((float(worn[word] in words) for word in words if word in worn), 0.5)
+
+
+PERSONS = [
+    Person(id, top, lower)
+    for id, (top, lower) in enumerate((top, lower) for top in COLOURS for lower in COLOURS if top != lower)
+]
+
+
+class StandIn:
+    """What `ivt_jax.retrieval.searcher.Searcher` gives, of PERSONS; an image is like those with the same pixels."""
+
+    about = types.SimpleNamespace(model="3fa9c1d2e8b4" + 52 * "0", fields=FIELDS)
+    store = types.SimpleNamespace(count=lambda: len(PERSONS))
+    calibration = object()
+
+    def search(self, query, top=10, group="", distinct=None):
+        if not query.terms and query.image is None and query.like is None:
+            raise UserError("the query is empty: describe a person, or name an image")
+        phrases = phrases_of(query)
+        found = sorted(self._filter(query), key=lambda person: (-self._score(person, query), person.id))
+        results = [
+            Result(
+                person.id, person.path, self._score(person, query), 0.9 if rank == 0 else None,
+                tuple(Phrase(phrase, person.fit(phrase)) for phrase in phrases), person.metadata,
+            )
+            for rank, person in enumerate(found[:top])
+        ]  # fmt: skip
+        good = bool(results) and results[0].score > 0.4
+        told = "if the person is among them, the first is right with 90%" if good else "no good match: nobody fits"
+        return Answer(results, len(found), told, good)
+
+    def _filter(self, query):
+        asked = re.fullmatch(r"camera = (\d)", query.where)
+        if query.where and not asked:
+            raise UserError(f'the filter "{query.where}" is not understood: its fields are camera, zone, seen')
+        kept = [person for person in PERSONS if not asked or person.metadata["camera"] == int(asked[1])]
+        return [person for person in kept if person.id != query.like]
+
+    def _score(self, person, query):
+        parts = [
+            (term.weight, np.mean([person.fit(phrase) for phrase in self.phrases(term.text)])) for term in query.terms
+        ]
+        if query.like is not None:
+            parts.append((query.image_weight, float(PERSONS[query.like].top == person.top)))
+        if query.image is not None:
+            seen = Image.open(io.BytesIO(query.image)).convert("RGB").getpixel((32, 50))
+            own = person.image.getpixel((32, 50))
+            parts.append((query.image_weight, float(max(abs(a - b) for a, b in zip(seen, own, strict=True)) < 16)))
+        return float(sum(weight * fit for weight, fit in parts) / sum(abs(weight) for weight, _ in parts))
+
+    def phrases(self, text):
+        return phrases_of(types.SimpleNamespace(terms=(types.SimpleNamespace(text=text),)))
+
+    def heat_maps(self, id, phrases):
+        if id >= len(PERSONS):
+            raise UserError(f"the index has no picture with the id {id}")
+        maps = np.zeros((len(phrases), 8, 4), np.float32)
+        for phrase, heat in zip(phrases, maps, strict=True):
+            heat[slice(2, 4) if set(phrase.split()) & set(TOP) else slice(5, 7), 1:3] = 1
+        return PERSONS[id].image, maps
+
+    def thumbnail(self, id):
+        return jpeg(PERSONS[id].image) if id < len(PERSONS) else None
+
+
+@contextlib.contextmanager
+def served(searcher, **settings):
+    """A server in a thread, for as long as the block lasts; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    settings = {"index": "people.index", "hosts": LOOPBACK, **settings}
+    server = make_server(create_app(searcher, Settings(**settings)))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def address():
+    with served(StandIn()) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def client(address):
+    with httpx.Client(base_url=address) as client:
+        yield client

@@ -1,0 +1,111 @@
+import argparse
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.retrieval import searcher
+from ivt_jax.serve import __main__ as command
+from ivt_jax.serve import app
+from tests.serve.conftest import StandIn
+
+
+@pytest.fixture
+def serve(monkeypatch, capsys):
+    """serve(flags) -> the exit code, and what was printed; the server ends as soon as it has started."""
+
+    def call(*flags):
+        monkeypatch.setattr(searcher.Searcher, "open", classmethod(lambda cls, place, workdir: StandIn()))
+        make = app.make_server
+
+        async def end(counter):
+            return True
+
+        def make_short_lived(application):
+            server = make(application)
+            server.on_tick = end
+            return server
+
+        monkeypatch.setattr(app, "make_server", make_short_lived)
+        code = command.main(["--index=people.index", "--port=0", *flags])
+        return code, capsys.readouterr()
+
+    return call
+
+
+def test_it_says_what_it_serves_and_where(serve):
+    code, told = serve()
+    assert code == 0 and told.err == ""
+    assert told.out.startswith("serving people.index (12 pictures) at http://127.0.0.1:") and told.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "at"), [(["--host=0.0.0.0"], "0.0.0.0"), (["--allow_host=Search.example"], "search.example")]
+)
+def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
+    tokens = []
+    for _ in range(2):
+        code, told = serve(*flags)
+        first, second = told.out.splitlines()
+        assert code == 0 and f" at http://{at}:" in first
+        tokens.append(second.removeprefix("token: "))
+    assert tokens[0] != tokens[1] and min(map(len, tokens)) >= 32
+
+
+def test_a_token_of_ones_own_is_not_printed(serve, monkeypatch):
+    monkeypatch.setenv("IVT_SERVE_TOKEN", "0123456789abcdef")
+    _, told = serve("--host=0.0.0.0")
+    assert told.out.splitlines()[1] == "token: that of IVT_SERVE_TOKEN" and "0123456789abcdef" not in told.out
+
+
+@pytest.mark.parametrize("token", ["short", "0123456789abcde\n", "0123456789 abcdef", "0123456789;abcdef"])
+def test_a_token_that_will_not_do_is_refused(serve, monkeypatch, token):
+    monkeypatch.setenv("IVT_SERVE_TOKEN", token)
+    code, told = serve()
+    assert code == 2 and told.err.startswith("error: IVT_SERVE_TOKEN is to have 16 characters or more")
+
+
+def test_a_port_that_is_taken_is_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command.main(["--index=x", f"--port={port}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: port {port} of 127.0.0.1 cannot be opened (") and error.count("\n") == 1
+
+
+def test_an_index_that_is_none_is_one_line(tmp_path, capsys):
+    assert command.main([f"--index={tmp_path}/nowhere", "--port=0"]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere is not an index: make it with python -m ivt_jax.index" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("Example.org", "example.org"), ("::1", "[::1]"), ("[::1]", "[::1]"), ("127.0.0.1", "127.0.0.1")]
+)
+def test_hosts_are_read_as_browsers_send_them(text, name):
+    assert command.host_name(text) == name
+
+
+@pytest.mark.parametrize("text", ["http://example.org", "example.org:80", "a b", ""])
+def test_what_is_no_host_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no host"):
+        command.host_name(text)
+
+
+def test_a_token_is_needed_where_others_can_come():
+    assert command.choose_token("", alone=True) == ""
+    assert len(command.choose_token("", alone=False)) >= 32
+    with pytest.raises(UserError):
+        command.choose_token("short", alone=True)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from ivt_jax.serve import __main__ as command\n"
+        "try: command.main(['--help'])\n"
+        "finally: print([m for m in ('jax', 'fastapi', 'uvicorn', 'lancedb') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("usage: python -m ivt_jax.serve") and told.endswith("[]\n")

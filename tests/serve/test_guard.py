@@ -1,0 +1,231 @@
+"""What the server refuses, each provoked over a real connection."""
+
+import http.client
+import io
+import threading
+import zlib
+
+import httpx
+import pytest
+from PIL import Image
+
+from ivt_jax.serve import guard, settings
+from tests.serve.conftest import LOOPBACK, StandIn, served
+
+ASKED = {"terms": [{"text": "a red coat"}], "top": 2}
+
+
+def post(address, path="/api/search", **more):
+    return httpx.post(address + path, **{"json": ASKED, **more})
+
+
+def refused(response, status, told):
+    assert response.status_code == status and told in response.json()["error"]
+    assert response.headers["content-security-policy"].startswith("default-src 'self'; ")
+    return True
+
+
+def test_every_answer_is_guarded(client):
+    for path in ("/", "/app.js", "/api/about", "/api/thumbnails/0", "/nowhere"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"] == (
+            "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-store"
+        assert "server" not in headers and not [name for name in headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "evil.example:127.0.0.1", "", "[::2]"])
+def test_a_name_that_was_made_to_point_here_is_refused(address, host):
+    assert refused(httpx.get(address, headers={"host": host}), 421, "does not answer to this host name")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8765", "127.0.0.1", "[::1]:80"])
+def test_the_names_of_this_machine_are_answered(address, host):
+    assert httpx.get(address, headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
+def test_a_page_of_another_site_cannot_post(address, origin):
+    assert refused(post(address, headers={"origin": origin}), 403, "the page of another site")
+
+
+def test_the_page_itself_can_post(address):
+    assert post(address, headers={"origin": address}).status_code == 200
+    assert post(address).status_code == 200  # a program, which sends no origin
+    options = httpx.options(f"{address}/api/search", headers={"access-control-request-method": "POST"})
+    assert options.status_code == 405
+
+
+def test_a_body_that_says_to_be_too_large_is_not_read(address):
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.putrequest("POST", "/api/search")
+    connection.putheader("content-length", str(settings.MAX_BODY + 1))
+    connection.endheaders()  # and no byte of it
+    assert connection.getresponse().status == 413
+
+
+def test_a_body_without_a_length_is_cut_off(address, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_BODY", 100_000)
+    sent = []
+
+    def parts():
+        for number in range(100):
+            sent.append(number)
+            yield b"x" * 10_000
+
+    try:
+        assert refused(httpx.post(f"{address}/api/search", content=parts()), 413, "larger than 100,000 bytes")
+    except httpx.WriteError:  # the server had closed the connection
+        assert len(sent) < 100
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.putrequest("POST", "/api/search")
+    connection.putheader("content-length", "10")
+    connection.endheaders()
+    assert connection.getresponse().status == 408
+
+
+def test_a_client_that_asks_too_often_is_sent_away(monkeypatch):
+    monkeypatch.setattr(guard, "BURST", 5.0)
+    monkeypatch.setattr(guard, "RATE", 0.001)
+    with served(StandIn()) as address:
+        statuses = [httpx.get(f"{address}/api/about").status_code for _ in range(8)]
+        assert statuses == [200] * 5 + [429] * 3
+        assert httpx.get(address).headers["retry-after"] == "2"
+
+
+def test_a_bucket_fills_again():
+    rates = guard.Rates()
+    assert [rates.admits("a", 0.0) for _ in range(1001)] == [True] * 1000 + [False]
+    assert rates.admits("b", 0.0)
+    assert [rates.admits("a", 0.1) for _ in range(6)] == [True] * 5 + [False]  # 50 a second
+
+
+def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_UNDER_WAY", 2)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow(StandIn):
+        def search(self, *args, **more):
+            begun.release()
+            assert go_on.wait(10)
+            return super().search(*args, **more)
+
+    with served(Slow()) as address:
+        statuses = []
+        clients = [threading.Thread(target=lambda: statuses.append(post(address).status_code)) for _ in range(2)]
+        clients[0].start()
+        assert begun.acquire(timeout=10)
+        clients[1].start()  # waits for the model
+        for _ in range(100):
+            third = post(address, path="/api/phrases", json={"text": "a hat"})
+            if third.status_code == 503:
+                break
+        go_on.set()
+        for client in clients:
+            client.join(10)
+        assert statuses == [200, 200]
+        assert refused(third, 503, "too many requests are under way") and third.headers["retry-after"] == "2"
+
+
+def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
+    token = "0123456789abcdef"
+    with served(StandIn(), token=token, hosts=LOOPBACK | {"search.example"}) as address:
+        assert httpx.get(address).status_code == 200 and httpx.get(f"{address}/app.js").status_code == 200
+        for path in ("/api/about", "/api/thumbnails/0", "/openapi.json", "/nowhere"):
+            assert refused(httpx.get(address + path), 401, "the token is missing or wrong")
+        for wrong in ("", "Bearer", "Bearer 0123456789abcdeX", f"Basic {token}", "Bearer \N{LATIN SMALL LETTER E}"):
+            assert post(address, headers={"authorization": wrong}).status_code == 401
+        assert post(address, headers={"authorization": f"Bearer {token}"}).status_code == 200
+        with httpx.Client(base_url=address) as client:
+            assert client.post("/login", json={"token": "0123456789abcdeX"}).status_code == 401
+            assert client.get("/api/about").status_code == 401
+            given = client.post("/login", json={"token": token})
+            assert given.status_code == 204
+            cookie = given.headers["set-cookie"].lower()
+            assert "httponly" in cookie and "samesite=strict" in cookie
+            assert client.get("/api/about").status_code == 200
+
+
+def test_a_decompression_bomb_is_not_decoded(client):
+    def chunk(kind, content):
+        body = kind + content
+        return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
+
+    header = (50_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+    rows = zlib.compress(bytes(10_000_000))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert refused(upload(client, bomb), 422, "pixels: at most 16,000,000 are taken")
+
+
+def upload(client, content):
+    import base64
+
+    return client.post("/api/search", json={"image": base64.b64encode(content).decode()})
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
+def test_only_three_formats_are_taken(client, format):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 16)).save(file, format)
+    assert refused(upload(client, file.getvalue()), 422, "send a JPEG, PNG or WEBP")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_what_is_no_picture_is_refused(client, content):
+    assert refused(upload(client, content), 422, "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/thumbnails/..%2f..%2fetc%2fpasswd", "/../../etc/passwd", "/%2e%2e/app.py", "/page/../app.py", "//etc/passwd",
+     "/api/thumbnails/-1", "/api/thumbnails/0x10", "/api/thumbnails/99999999999999999999", "/api/thumbnails/12",
+     "/api/thumbnails/1;2", "/settings.py", "/index.html/../settings.py"],
+)  # fmt: skip
+def test_no_path_and_no_guess_leads_to_a_file(address, path):
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.request("GET", path)  # as it is: httpx would tidy it
+    response = connection.getresponse()
+    assert response.status in (404, 422) and response.getheader("content-type") == "application/json"
+    assert b"root:" not in response.read()
+
+
+def test_two_hundred_clients_are_served(address):
+    """For a moment; tests/faults does it for a minute."""
+    statuses = []
+
+    def ask():
+        with httpx.Client(base_url=address, timeout=30) as client:
+            statuses.extend(client.post("/api/search", json=ASKED).status_code for _ in range(2))
+
+    clients = [threading.Thread(target=ask) for _ in range(200)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(60)
+    assert statuses == [200] * 400
+
+
+def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
+    class Broken(StandIn):
+        def search(self, *args, **more):
+            raise RuntimeError("secret words")
+
+    with served(Broken()) as address:
+        assert refused(post(address, json={"terms": [{"text": "secret words"}]}), 500, "the server has failed")
+    told = capfd.readouterr()
+    assert "RuntimeError in " in told.err and "secret" not in told.err + told.out and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("log_queries", "told"), [(True, True), (False, False)])
+def test_queries_are_logged_only_if_asked_for(capfd, log_queries, told):
+    with served(StandIn(), log_queries=log_queries) as address:
+        assert post(address, json={"terms": [{"text": "a secret\nhat"}]}).status_code == 200
+    output = capfd.readouterr()
+    assert ("a secret\\nhat" in output.err) == told and output.out == "" and output.err.count("\n") == told

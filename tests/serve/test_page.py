@@ -1,0 +1,268 @@
+"""The page in a browser: the system's chromium, without one these tests are skipped."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.serve.conftest import PERSONS, StandIn, jpeg, served
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(not BROWSER, reason="there is no chromium: apt install chromium")
+SENTENCE = "a man in a red coat and blue trousers"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """open_page(fragment, ...) -> a page; at the end its console must be empty and all its requests to the server."""
+    contexts, problems = [], []
+
+    def visit(fragment="", at=address, console=True, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        if console:
+            page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "request", lambda request: request.url.startswith((at, "data:", "blob:")) or problems.append(request.url)
+        )
+        page.goto(f"{at}/{fragment}")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def ask(page, sentence=SENTENCE):
+    page.fill("#text", sentence)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=found]")
+
+
+def until(page, holds):
+    """Waits for `holds()`; wait_for_function is what the page's policy forbids."""
+    for _ in range(500):
+        if holds():
+            return
+        page.wait_for_timeout(20)
+    pytest.fail("it has not come in 10 s")
+
+
+def cards(page):
+    return [button.get_attribute("title") for button in page.query_selector_all("#grid button")]
+
+
+def test_a_sentence_shows_the_right_person_first(open_page):
+    page = open_page()
+    page.wait_for_selector("body[data-state=empty]")
+    assert "12 pictures in people.index, model 3fa9c1d2e8b4" in page.inner_text("#about")
+    assert "Intended use." in page.inner_text("footer")
+    ask(page)
+    assert cards(page)[0] == "red/blue_1.jpg" and len(cards(page)) == 12
+    first = page.query_selector("#grid li")
+    assert re.split(r"\s+", first.inner_text()) == ["1", "0.833", "90%", "man", "red", "coat", "blue", "trousers"]
+    widths = [bar.evaluate("bar => bar.style.width") for bar in first.query_selector_all(".fit i")]
+    assert widths == ["50%", "100%", "100%"]
+    assert page.inner_text("#status").startswith("12 of 12 pictures in ")
+    assert page.evaluate("document.querySelector('#grid img').naturalWidth") == 64
+
+
+def test_the_example_is_a_query(open_page):
+    page = open_page()
+    page.click("#example")
+    page.wait_for_selector("body[data-state=found]")
+    assert cards(page)[0] in [person.path for person in PERSONS if person.top == "red"]
+
+
+def test_phrases_are_chips_with_weight_and_sign(open_page):
+    page = open_page()
+    ask(page, "a red coat")
+    page.fill("#phrase", "- blue trousers")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li.chip.unwanted")
+    until(page, lambda: cards(page)[0] == "red/green_0.jpg")
+    assert page.query_selector("#grid .fit.unwanted .text").inner_text() == "blue trousers"
+    page.click("li.chip .sign")  # wanted now
+    until(page, lambda: cards(page)[0] == "red/blue_1.jpg")
+    page.fill("li.chip .weight", "3")
+    page.keyboard.press("Enter")
+    until(page, lambda: cards(page)[1] == "green/blue_4.jpg")
+    page.click("li.chip .remove")
+    until(page, lambda: cards(page)[0] == "red/green_0.jpg")
+    assert page.query_selector_all("li.chip") == []
+
+
+def test_a_sentence_is_split_into_its_phrases(open_page):
+    page = open_page()
+    ask(page)
+    page.click("#split")
+    page.wait_for_selector("li.chip >> nth=2")
+    assert [chip.inner_text() for chip in page.query_selector_all("li.chip .text")] == [
+        "man",
+        "red coat",
+        "blue trousers",
+    ]
+    assert page.input_value("#text") == ""
+
+
+def test_filters_and_their_mistakes(open_page):
+    page = open_page(console=False)  # chromium tells of the answer 422 there
+    ask(page)
+    page.click("summary")
+    page.click("#known button >> text=camera")
+    page.type("#where", "= 2")
+    page.keyboard.press("Enter")
+    until(page, lambda: len(cards(page)) == 4)
+    page.fill("#where", "camera ~ 2")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=error]")
+    assert 'the filter "camera ~ 2" is not understood' in page.text_content("#error")
+    page.fill("#where", "")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=found]")
+
+
+def test_a_picture_is_uploaded_and_is_not_in_the_address(open_page):
+    page = open_page()
+    crop = {"name": "crop.jpg", "mimeType": "image/jpeg", "buffer": jpeg(PERSONS[4].image)}
+    page.set_input_files("#file", files=[crop])
+    page.wait_for_selector("body[data-state=found]")
+    assert [path.split("/")[0] for path in cards(page)[:3]] == ["green"] * 3
+    assert page.inner_text("li.chip .text") == "crop.jpg" and "#" not in page.url
+
+
+def test_the_detail_has_heat_maps_and_more_like_this(open_page):
+    page = open_page()
+    ask(page)
+    page.click("#grid button >> nth=1")
+    page.wait_for_selector("#heat img >> nth=2")
+    shown = cards(page)[1]
+    assert page.inner_text("#name") == shown and "2 of 12" in page.inner_text("#place")
+    assert [x.inner_text() for x in page.query_selector_all("#heat figcaption")] == ["man", "red coat", "blue trousers"]
+    assert page.inner_text("#facts").split()[:2] == ["score", "0.5000"]
+    page.click("#like")
+    page.wait_for_selector("li.chip img")
+    until(page, lambda: not page.query_selector("dialog[open]"))
+    page.wait_for_selector("body[data-state=found]")
+    assert shown not in cards(page) and len(cards(page)) == 11
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page()
+    page.click("h1")
+    page.keyboard.press("/")
+    page.keyboard.type(SENTENCE)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-state=found]")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail[open]")
+    assert "2 of 12" in page.inner_text("#place")
+    page.keyboard.press("ArrowRight")
+    assert "3 of 12" in page.inner_text("#place")
+    page.keyboard.press("Escape")
+    until(page, lambda: not page.query_selector("dialog[open]"))
+    until(page, lambda: page.evaluate("document.activeElement.title") == cards(page)[2])
+
+
+def test_the_address_is_the_query(open_page):
+    page = open_page()
+    ask(page)
+    page.fill("#phrase", "white shoes")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li.chip")
+    again = open_page(page.url[page.url.index("#") :])
+    again.wait_for_selector("body[data-state=found]")
+    assert again.input_value("#text") == SENTENCE and again.inner_text("li.chip .text") == "white shoes"
+    assert cards(again) == cards(page)
+    page.go_back()
+    until(page, lambda: not page.query_selector("li.chip"))
+
+
+def test_what_is_found_is_exported(open_page):
+    page = open_page()
+    ask(page)
+    with page.expect_download() as download:
+        page.click("#csv")
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "rank,id,path,score,probability,camera,zone,seen,man,red coat,blue trousers"
+    assert lines[1] == f"1,1,red/blue_1.jpg,{2.5 / 3},0.9,1,gate,,0.5,1,1" and len(lines) == 13
+    with page.expect_download() as download:
+        page.click("#json")
+    assert json.loads(download.value.path().read_text())[0]["path"] == "red/blue_1.jpg"
+
+
+def test_nobody_fits(open_page):
+    page = open_page("#text=a+yellow+coat")
+    page.wait_for_selector("body[data-state=poor]")
+    assert page.text_content("#poor") == "no good match: nobody fits"
+
+
+def test_text_is_text(open_page):
+    page = open_page()
+    ask(page, "<img src=x onerror=alert(1)> red coat")
+    page.fill("#phrase", "<b>hat</b>")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li.chip")
+    assert page.inner_text("li.chip .text") == "<b>hat</b>" and page.query_selector("li.chip b") is None
+
+
+def test_a_phone_shows_it_whole(open_page):
+    page = open_page(viewport={"width": 360, "height": 740}, has_touch=True)
+    ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.click("#grid button >> nth=0")
+    page.wait_for_selector("#heat img")
+    assert page.evaluate("document.getElementById('detail').getBoundingClientRect().right") <= 360
+
+
+def test_it_is_dark_where_the_system_is(open_page):
+    colours = []
+    for scheme in ("light", "dark"):
+        page = open_page(color_scheme=scheme)
+        colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    light, dark = (sum(map(int, re.findall(r"\d+", colour))) for colour in colours)
+    assert light > 700 and dark < 100
+
+
+def test_a_server_that_is_gone_is_told_and_asked_again(open_page):
+    with served(StandIn()) as address:
+        page = open_page(at=address, console=False)
+        ask(page)
+        page.route("**/api/search", lambda route: route.abort())
+        page.click(".main >> nth=0")
+        page.wait_for_selector("body[data-state=error]")
+        assert "the server does not answer" in page.text_content("#error")
+        page.unroute("**/api/search")
+        page.click("#again")
+        page.wait_for_selector("body[data-state=found]")
+
+
+def test_a_token_is_asked_for_once(open_page):
+    with served(StandIn(), token="a-token-of-some-length") as address:
+        page = open_page("#text=a+red+coat", at=address, console=False)
+        page.wait_for_selector("#login[open]")
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        until(page, lambda: page.text_content("#wrong") == "this is not the token")
+        page.fill("#token", "a-token-of-some-length")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-state=found]")
+        assert "token" not in page.url and page.evaluate("document.cookie") == ""
+        page.reload()
+        page.wait_for_selector("body[data-state=found]")
