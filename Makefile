@@ -11,11 +11,12 @@ DEVELOPED := .venv/developed
 DATA := data/pedes-synth
 FEW := data/pedes-synth-few
 GALLERY := runs/demo/gallery
+INDEX := runs/demo/index
 STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test faults lint ablation clean
+.PHONY: help install data demo serve test faults lint ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -32,14 +33,20 @@ data: $(INSTALLED) ## generate PEDES-Synth
 	@$(BIN)/python -m input_pipeline.synthetic --out=$(DATA) --persons=$(DEMO_PERSONS) \
 		--images_per_person=$(DEMO_IMAGES) --size=$(DEMO_SIZE) --seed=$(DEMO_SEED)
 
-demo: data $(GALLERY) ## generate data, train, evaluate, search, in minutes; again: resume or do nothing twice
+demo: data $(GALLERY) ## generate data, train, evaluate, index, search, in minutes; again: resume or do nothing twice
 	@echo "== train, select on validation, report test once: runs/demo"
 	@$(BIN)/python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
-	@echo "== search the test gallery: $(DEMO_QUERY)"
-	@$(BIN)/python -m ivt_jax.search --workdir=runs/demo --images=$(GALLERY) --html=runs/demo/search.html "$(DEMO_QUERY)"
+	@echo "== index the test gallery: $(INDEX)"
+	@$(BIN)/python -m ivt_jax.index --workdir=runs/demo --images=$(GALLERY) --index=$(INDEX)
+	@echo "== search it: $(DEMO_QUERY)"
+	@$(BIN)/python -m ivt_jax.search --index=$(INDEX) --html=runs/demo/search.html --explain "$(DEMO_QUERY)"
 	@seconds=$$(($$(date +%s) - $(STARTED))); echo "== done in $$((seconds / 60)) min $$((seconds % 60)) s; open"
 	@echo "   runs/demo/report.html   curves, retrieval strips, failures"
 	@echo "   runs/demo/search.html   the search above"
+	@echo "   or search by hand:      make serve"
+
+serve: $(INSTALLED) ## open the page that searches the demo's index, on this machine alone
+	@$(BIN)/python -m ivt_jax.serve --index=$(INDEX)
 
 test: $(DEVELOPED) ## run all tests but those of `make faults`
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
