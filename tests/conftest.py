@@ -20,9 +20,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+FLAGS = os.environ["XLA_FLAGS"]
+
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+
+
+@pytest.fixture(autouse=True)
+def flags_as_before():
+    """Commands called in a test settle XLA's flags; programs that other tests start must not see them."""
+    yield
+    os.environ["XLA_FLAGS"] = FLAGS
+    os.environ.pop("JAX_DEFAULT_MATMUL_PRECISION", None)
 
 
 @pytest.fixture(scope="session")
