@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)
         print(f"{args.snapshot}: a copy")
+    if built.told:
+        print(f"{args.index}: {built.told}")
     print(f"{args.index}: {built}")
     return 1 if built.unreadable else 0
 

@@ -48,6 +48,7 @@ class Built(NamedTuple):
 
     changed: of another content or other metadata; unchanged: with those that were but touched; gone: without those that
     were renamed. All pictures are new, changed, renamed or unchanged. seconds: for reading, embedding and writing.
+    told: what the store says of itself, "" for nothing.
     """
 
     new: int
@@ -58,6 +59,7 @@ class Built(NamedTuple):
     embedded: int
     seconds: float
     unreadable: list[str]
+    told: str = ""
 
     def __str__(self) -> str:
         pictures = self.new + self.changed + self.renamed + self.unchanged
@@ -98,12 +100,12 @@ def build(
         if not plan.kept + work.counts.total():
             raise UserError(f"none of the {len(unreadable):,} pictures can be read; the first: {unreadable[0]}")
         store.delete([*plan.gone, *plan.surplus, *work.lost])
-        store.optimize()
+        told = store.optimize()
     counts = work.counts
     gone = len(plan.gone) + len(work.lost) - counts["renamed"]
     unchanged = plan.kept + counts["touched"]
     return Built(
-        counts["new"], counts["changed"], counts["renamed"], unchanged, gone, work.embedded, seconds, unreadable
+        counts["new"], counts["changed"], counts["renamed"], unchanged, gone, work.embedded, seconds, unreadable, told
     )
 
 

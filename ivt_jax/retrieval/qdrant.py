@@ -123,13 +123,14 @@ class QdrantStore:
             self._client.update_collection(self._name, metadata={_ABOUT: _dump(about)})
         self.about = about
 
-    def optimize(self) -> None:
+    def optimize(self) -> str:
         """The fields get indexes, so that filters need not look at every row; the rest the server does by itself."""
         kinds = {"integer": "integer", "number": "float", "boolean": "bool", "text": "keyword", "time": "datetime"}
         with self._one_line():
             for name, kind in self.about.fields.items():
                 schema = models.PayloadSchemaType(kinds[kind])
                 self._client.create_payload_index(self._name, column(name), field_schema=schema, wait=True)
+        return ""
 
     def _point(self, row: Row) -> models.PointStruct:
         assert row.vector is not None and row.thumbnail is not None

@@ -86,8 +86,8 @@ class VectorStore(Protocol):
     def set_about(self, about: About) -> None:
         """States another `about`; where its fields differ, columns are dropped, or added with None in each row."""
 
-    def optimize(self) -> None:
-        """Puts in order what many additions and deletions left, once a build is done."""
+    def optimize(self) -> str:
+        """Puts in order what many additions and deletions left, once a build is done; returns what there is to tell."""
 
 
 def column(field: str) -> str:

@@ -8,6 +8,7 @@ Qdrant is its client's local mode, or the server that IVT_QDRANT names:
 import dataclasses
 import datetime
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -281,9 +282,12 @@ def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
     store = create_store(tmp_path / "index", about(dimension=32, fields={}))
     store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(1000))])
+    assert re.fullmatch(
+        r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors", store.optimize()
+    )
+    store.add([Row(1000, "new", "", 0, 0, {}, clustered(1000)[0], b"")])
     monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
-    store.optimize()
-    assert store.search(clustered(1000)[:1], 1)[1] == [[0]]
+    assert {*store.search(clustered(1000)[:1], 2)[1][0].tolist()} == {0, 1000}  # one indexed, one not yet
 
 
 def test_what_another_process_adds_is_seen(tmp_path):
