@@ -7,7 +7,7 @@ Random vectors around the centres of clusters, 768 numbers each, in a LanceDB in
 vectors of the index with noise. Each row is the time of one query, ten rows wanted, the sides by turns: `index` is
 `VectorStore.search`, `nearest` the same without the store, `matrix product` NumPy's with a full sort, as small tools do
 it, `faiss` its flat index, left out where faiss is not installed, `ivf` LanceDB's approximate index of the largest,
-with its recall. With --workdir the last row is `Searcher.search` of sentences: their tokens, embedding and phrases are
+with its recall. With --workdir the first row is `Searcher.search` of sentences: their tokens, embedding and phrases are
 included.
 """
 
@@ -17,7 +17,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +107,11 @@ def sides(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.nd
     return {**calls, "faiss": lambda query: flat.search(query[None], TOP)}
 
 
-def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int) -> list[list[str]]:
-    """A row for each size and side, and the approximate index of the largest."""
+def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int) -> Iterator[list[str]]:
+    """A row for each size and side, and the approximate index of the largest, as they are measured."""
     from ivt_jax.retrieval.store import About
 
     about = About("", "", dimension, "float32", {}, {}, "", "")
-    rows, approximate = [], max(counts)
     for count in counts:
         vectors = draw_vectors(count, dimension)
         queries = draw_queries(vectors, WARM_UP + calls)
@@ -121,15 +120,14 @@ def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int
         times = by_turns(sides(store, vectors), list(queries))
         for name, own in times.items():
             note = f"{size / 1e6:,.0f} MB on disk" if name == "index" else ""
-            rows.append(_row(name, count, own, np.median(times["index"]), note))
-        if count == approximate:
+            yield _row(name, count, own, np.median(times["index"]), note)
+        if count == max(counts):
             start = time.perf_counter()
             store.build_index()
             note = f"made in {time.perf_counter() - start:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
             ivf = functools.partial(store.search, k=TOP, exact=False)
             spent = by_turns({"ivf": ivf}, [query[None] for query in queries])["ivf"]
-            rows.append(_row("ivf", count, spent, np.median(times["index"]), note))
-    return rows
+            yield _row("ivf", count, spent, np.median(times["index"]), note)
 
 
 def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
@@ -165,14 +163,14 @@ def main(argv: list[str] | None = None) -> int:
     keep_compiled()
     try:
         with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+            header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
             rows = search_rows(Path(scratch), args.rows, args.dimension, args.calls)
-            rows += [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
+            sentences = [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
+            for row in itertools.chain([header, ["---"] * len(header)], sentences, rows):
+                print(f"| {' | '.join(row)} |", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
-    for row in [header, ["---"] * len(header), *rows]:
-        print(f"| {' | '.join(row)} |")
     return 0
 
 

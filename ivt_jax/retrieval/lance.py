@@ -38,6 +38,7 @@ _TYPES = {
 }  # fmt: skip
 _OWN = ["id", "path", "digest", "size", "changed"]
 _SAMPLE = 100  # rows at most whose recall is told
+_KEPT = datetime.timedelta(minutes=10)  # old versions, which somebody may be reading
 _AT_ONCE = 4096  # rows that are read together
 _PARTS = 96  # bytes to which a vector is quantised, or fewer where its dimension is no multiple
 _PROBED = 0.05  # of the partitions of LanceDB's index
@@ -148,7 +149,7 @@ class LanceStore:
 
     def optimize(self) -> str:
         with _one_line(self._place):
-            self._table.optimize(cleanup_older_than=datetime.timedelta(0))  # or everything would lie there twice
+            self._table.optimize(cleanup_older_than=_KEPT)
             count = self.count()
             if count <= EXACT_ROWS:
                 return ""
