@@ -27,7 +27,7 @@ def open_page(browser, address):
     """open_page(fragment, ...) -> a page; at the end its console must be empty and all its requests to the server."""
     contexts, problems = [], []
 
-    def visit(fragment="", at=address, console=True, **options):
+    def visit(fragment="", at=address, console=True, ready="body[data-state]", **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -39,6 +39,7 @@ def open_page(browser, address):
             "request", lambda request: request.url.startswith((at, "data:", "blob:")) or problems.append(request.url)
         )
         page.goto(f"{at}/{fragment}")
+        page.wait_for_selector(ready)  # its script is there and listens
         return page
 
     yield visit
@@ -255,8 +256,7 @@ def test_a_server_that_is_gone_is_told_and_asked_again(open_page):
 
 def test_a_token_is_asked_for_once(open_page):
     with served(StandIn(), token="a-token-of-some-length") as address:
-        page = open_page("#text=a+red+coat", at=address, console=False)
-        page.wait_for_selector("#login[open]")
+        page = open_page("#text=a+red+coat", at=address, console=False, ready="#login[open]")
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
         until(page, lambda: page.text_content("#wrong") == "this is not the token")
