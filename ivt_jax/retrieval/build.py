@@ -39,7 +39,7 @@ from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
 from ivt_jax.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures that a device takes at once
-ROWS = 1024  # that are written at once: what a kill costs at most
+ROWS = 512  # that are written at once: what a kill costs at most
 THUMBNAIL = (160, 192)  # width and height at most
 
 

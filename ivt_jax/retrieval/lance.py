@@ -167,8 +167,14 @@ class LanceStore:
             self._table.create_index("vector", config=config)
 
     def recall(self, queries: np.ndarray, k: int) -> float:
-        """The share of the k nearest of (Q, D) float32 that LanceDB's index finds, 0 to 1."""
-        found, true = (self.search(queries, k, exact=exact)[1] for exact in (False, True))
+        """The share of the k nearest of (Q, D) float32 that LanceDB's index finds, 0 to 1; few vectors are held."""
+        scores, true = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
+        for batch in self._table.search().select(["id", "vector"]).to_batches(_AT_ONCE):
+            own, rows = nearest(queries, _matrix(batch["vector"], self.about.dimension), k)
+            scores, true = np.hstack([scores, own]), np.hstack([true, batch["id"].to_numpy()[rows]])
+            order = np.lexsort((true, -scores))[:, :k]
+            scores, true = (np.take_along_axis(x, order, axis=1) for x in (scores, true))
+        found = self.search(queries, k, exact=False)[1]
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
     def _state(self, about: About) -> None:
@@ -229,8 +235,10 @@ class LanceStore:
             with _one_line(self._place):
                 asked = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
                 asked = asked if where is None else asked.where(to_sql(where), prefilter=True)
-                found = asked.select(["id", "_distance"]).to_arrow()
-            own, own_ids = 1 - found["_distance"].to_numpy(), found["id"].to_numpy()  # Lance's distance is 1 - product
+                found = asked.select(["id", "vector", "_distance"]).to_arrow()
+            # Lance's own distances round the query to the type of the vectors.
+            vectors = _matrix(found["vector"].combine_chunks(), self.about.dimension)
+            own, own_ids = vectors.astype(np.float32, copy=False) @ query, found["id"].to_numpy()
             order = np.lexsort((own_ids, -own))
             scores.append(own[order])
             ids.append(own_ids[order])
@@ -257,7 +265,8 @@ def to_sql(condition: Condition) -> str:
 
 def _literal(value: Value) -> str:
     if isinstance(value, datetime.datetime):
-        return f"TIMESTAMP '{value.astimezone(datetime.UTC).isoformat()}'"
+        text = value.astimezone(datetime.UTC).isoformat()  # as TIMESTAMP it would be in ns, of the years 1678 to 2261
+        return f"arrow_cast('{text}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return repr(value).upper()

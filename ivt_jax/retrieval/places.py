@@ -41,7 +41,7 @@ def _kind(place: Path | str) -> Any:
     return QdrantStore
 
 
-def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 1000) -> VectorStore:
+def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> VectorStore:
     """Copies an index as it is now to a new place, of either kind. Raises UserError as `create_store`."""
     copy, batch = create_store(place, store.about), list[Row]()
     for row in store.scan(vectors=True, thumbnails=True):

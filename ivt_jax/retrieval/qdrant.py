@@ -2,10 +2,12 @@
 
 The place is its address and the collection's name, `http://HOST:6333/NAME`; QDRANT_API_KEY in the environment is the
 key, where the server demands one. A point is a row: its id, its vector, and in its payload the rest, with the fields of
-metadata as `store.column` calls them and the thumbnail in base64. What all have in common is the collection's metadata.
+metadata as `store.column` calls them and the thumbnail in base64. What all have in common is the collection's metadata,
+which servers have since Qdrant 1.16.
 
-Two things differ from LanceDB: text cannot be compared by < and its like, and where rows with equal scores compete for
-the last place, the server chooses.
+This differs from LanceDB: text cannot be compared by < and its like, and whole numbers beyond 2**53 only to a double's
+precision; where rows with equal scores compete for the last place, the server chooses; a scan sees what is written
+meanwhile.
 """
 
 import base64
@@ -66,21 +68,24 @@ class QdrantStore:
         return cls(client, name)
 
     def add(self, rows: Sequence[Row]) -> None:
+        if not rows:  # the server refuses a request for nothing
+            return
         with self._one_line():
             self._client.upsert(self._name, [self._point(row) for row in rows], wait=True)
 
     def delete(self, ids: Sequence[int]) -> None:
+        if not len(ids):
+            return
         with self._one_line():
             self._client.delete(self._name, models.PointIdsList(points=[*map(int, ids)]), wait=True)
 
     def search(
         self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, self.count(where))
-        scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        k, scores, ids = min(k, self.count(where)), [], []
         if not k:
-            return scores, ids
-        for row, query in enumerate(queries):
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for query in queries:
             with self._one_line():
                 points = self._client.query_points(
                     self._name,
@@ -91,8 +96,10 @@ class QdrantStore:
                     with_payload=False,
                 ).points
             points.sort(key=lambda point: (-point.score, point.id))
-            scores[row], ids[row] = [point.score for point in points], [point.id for point in points]
-        return scores, ids
+            scores.append([point.score for point in points])
+            ids.append([point.id for point in points])
+        least = min(map(len, ids))  # fewer than counted where rows went meanwhile, or the graph does not reach them
+        return np.array([own[:least] for own in scores], np.float32), np.array([own[:least] for own in ids], np.int64)
 
     def count(self, where: Condition | None = None) -> int:
         with self._one_line():

@@ -112,6 +112,15 @@ def test_an_empty_index_answers(create):
     assert store.count() == 0 and [*store.scan()] == [] and store.get([1]) == []
 
 
+def test_nothing_is_added_and_deleted_without_fault(create):
+    store, _ = create(about())
+    rows = make_rows(3)
+    store.add(rows)
+    store.add([])
+    store.delete([])
+    assert same([*store.scan(vectors=True, thumbnails=True)], rows)
+
+
 def test_what_is_deleted_is_gone_and_the_rest_stays(create):
     store, reopen = create(about())
     rows = make_rows(40)
@@ -179,6 +188,20 @@ def test_search_is_the_brute_force_one_under_any_filter(create):
             assert np.all(scores[query][1:] <= scores[query][:-1])
         sizes.add(len(chosen))
     assert len(sizes) > 20
+
+
+def test_times_of_any_year_are_compared(create):
+    store, _ = create(about(fields={"time": "time"}))
+    ends = datetime.datetime.min, datetime.datetime(1969, 12, 31, 23, 59, 59, 999999), datetime.datetime.max
+    times = [None, *(time.replace(tzinfo=datetime.UTC) for time in ends)]
+    rows = [row._replace(metadata={"time": time}) for row, time in zip(make_rows(4), times, strict=True)]
+    store.add(rows)
+    assert [row.metadata["time"] for row in store.scan()] == times
+    for symbol in OPERATORS:
+        for time in times[1:]:
+            condition = Comparison("time", symbol, time)
+            assert store.count(condition) == sum(holds(condition, row.metadata) for row in rows), condition
+    assert store.count(OneOf("time", (times[1], times[3]))) == 2
 
 
 def test_of_equal_scores_the_smaller_id_is_first(create):
@@ -257,6 +280,27 @@ def test_qdrant_compares_no_text_by_order():
         store.count(Comparison("track", "<", "b"))
 
 
+def test_lance_compares_text_by_its_code_points(tmp_path):
+    store = create_store(tmp_path / "index", about(fields={"track": "text"}))
+    texts = [*TEXTS, "\uffff", "\N{LATIN SMALL LETTER E WITH ACUTE}", "A", None]
+    rows = [row._replace(metadata={"track": text}) for row, text in zip(make_rows(12), texts, strict=True)]
+    store.add(rows)
+    for symbol in OPERATORS:
+        for text in texts[:-1]:
+            condition = Comparison("track", symbol, text)
+            assert store.count(condition) == sum(holds(condition, row.metadata) for row in rows), condition
+
+
+def test_qdrant_answers_while_rows_go(monkeypatch):
+    client = QdrantClient(":memory:")
+    store = QdrantStore.create_in(client, "x", about())
+    store.add(make_rows(6))
+    monkeypatch.setattr(store, "count", lambda where: 6)
+    store.delete([0, 3])
+    scores, ids = store.search(np.ones((2, DIMENSION), np.float32), 10)
+    assert scores.shape == (2, 4) and [sorted(line) for line in ids.tolist()] == [[1, 2, 4, 5]] * 2
+
+
 def clustered(count, dimension=32):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(count // 20, dimension))
@@ -264,30 +308,44 @@ def clustered(count, dimension=32):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path):
-    vectors = clustered(3000)
-    store = create_store(tmp_path / "index", about(dimension=32, fields={"camera": "integer"}))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, dtype):
+    vectors, queries = clustered(3000).astype(dtype), clustered(3000)[::300]
+    store = create_store(tmp_path / "index", about(dimension=32, dtype=dtype, fields={"camera": "integer"}))
     assert isinstance(store, LanceStore)
     store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % 2}, vector, b"") for i, vector in enumerate(vectors)])
     store.build_index()
-    queries = vectors[::300]
     assert store.recall(queries, 10) >= 0.9
     scores, ids = store.search(queries, 10, Comparison("camera", "=", 1), exact=False)
     assert np.all(ids % 2 == 1)
     for query, own, found in zip(queries, scores, ids, strict=True):
-        np.testing.assert_allclose(own, vectors[found].astype(float) @ query.astype(float), atol=1e-5)
+        np.testing.assert_allclose(own, vectors[found].astype(float) @ query.astype(float), atol=1e-6)
 
 
 def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
     store = create_store(tmp_path / "index", about(dimension=32, fields={}))
     store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(1000))])
+    monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
     assert re.fullmatch(
         r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors", store.optimize()
     )
     store.add([Row(1000, "new", "", 0, 0, {}, clustered(1000)[0], b"")])
-    monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
     assert {*store.search(clustered(1000)[:1], 2)[1][0].tolist()} == {0, 1000}  # one indexed, one not yet
+
+
+def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivt_jax.retrieval.lance._AT_ONCE", 10)
+    store = create_store(tmp_path / "index", about())
+    rows = make_rows(40)
+    for start in range(0, 40, 10):
+        store.add(rows[start : start + 10])
+    scan = store.scan(vectors=True, thumbnails=True)
+    begun = [next(scan)]
+    other = open_store(tmp_path / "index")
+    other.delete(range(25))
+    other.optimize()
+    assert same([*begun, *scan], rows) and store.count() == 15
 
 
 def test_what_another_process_adds_is_seen(tmp_path):
