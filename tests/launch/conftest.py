@@ -22,7 +22,7 @@ def bench(tmp_path):
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "POLL_SECONDS": "0.01"}
 
     def stub(tool, *lines):
-        record = f'cd {tmp_path}; {{ printf "%s\\0" "${{0##*/}}" "$@"; printf "\\x1e"; }} >>calls'
+        record = f"""cd {tmp_path}; printf '%s\\0' "${{0##*/}}" "$@" $'\\x1e' >>calls"""  # at once: others write, too
         (tools / tool).write_text("\n".join(["#!/usr/bin/env bash", record, *lines]) + "\n")
         (tools / tool).chmod(0o755)
         return str(tools / tool)
@@ -37,7 +37,7 @@ def bench(tmp_path):
         recorded = tmp_path / "calls"
         text = recorded.read_text() if recorded.exists() else ""
         recorded.unlink(missing_ok=True)
-        return [call.split("\0")[:-1] for call in text.split("\x1e")[:-1]]
+        return [call.split("\0")[:-1] for call in text.split("\x1e\0")[:-1]]
 
     return types.SimpleNamespace(
         stub=stub, run=run, calls=calls, folder=tmp_path, repository=repository, environment=environment

@@ -1,5 +1,6 @@
 """What the server refuses, each provoked over a real connection."""
 
+import base64
 import http.client
 import io
 import threading
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax.serve import guard, settings
+from ivt_jax.serve.pictures import check_upload
 from tests.serve.conftest import LOOPBACK, StandIn, served
 
 ASKED = {"terms": [{"text": "a red coat"}], "top": 2}
@@ -147,20 +149,26 @@ def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
             assert client.get("/api/about").status_code == 200
 
 
-def test_a_decompression_bomb_is_not_decoded(client):
+def png(width, height):
+    """A few kilobytes that say to be a picture of this size."""
+
     def chunk(kind, content):
         body = kind + content
         return len(content).to_bytes(4) + body + zlib.crc32(body).to_bytes(4)
 
-    header = (50_000).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
-    rows = zlib.compress(bytes(10_000_000))
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    assert refused(upload(client, bomb), 422, "pixels: at most 16,000,000 are taken")
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    rows = zlib.compress(bytes(1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(4_001, 4_000), (1, 16_000_001), (50_000, 50_000)])
+def test_a_decompression_bomb_is_not_decoded(client, monkeypatch, width, height):
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
+    assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are taken")
+    check_upload(png(4_000, 4_000))
 
 
 def upload(client, content):
-    import base64
-
     return client.post("/api/search", json={"image": base64.b64encode(content).decode()})
 
 
