@@ -74,7 +74,7 @@ class LanceStore:
     def create(cls, place: str, about: About) -> "LanceStore":
         schema = pa.schema(
             [
-                pa.field("id", pa.int64(), metadata={_ABOUT: _dump(about)}),
+                pa.field("id", pa.int64(), metadata={_ABOUT: about.to_json()}),
                 *[(name, pa.int64() if name in ("size", "changed") else pa.string()) for name in _OWN[1:]],
                 *[(column(name), _TYPES[kind]) for name, kind in about.fields.items()],
                 ("vector", pa.list_(pa.from_numpy_dtype(np.dtype(about.dtype)), about.dimension)),
@@ -178,7 +178,7 @@ class LanceStore:
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
     def _state(self, about: About) -> None:
-        self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: _dump(about)}})
+        self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: about.to_json()}})
         self.about = about
 
     def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -278,10 +278,6 @@ def _among(ids: Sequence[int]) -> str:
 
 def _matrix(column: Any, dimension: int) -> np.ndarray:
     return column.flatten().to_numpy().reshape(-1, dimension)
-
-
-def _dump(about: About) -> str:
-    return json.dumps(dataclasses.asdict(about))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ meanwhile.
 
 import base64
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -64,7 +63,7 @@ class QdrantStore:
         datatype = {"float32": models.Datatype.FLOAT32, "float16": models.Datatype.FLOAT16}[about.dtype]
         vectors = models.VectorParams(size=about.dimension, distance=models.Distance.DOT, datatype=datatype)
         with _one_line(name):
-            client.create_collection(name, vectors_config=vectors, metadata={_ABOUT: _dump(about)})
+            client.create_collection(name, vectors_config=vectors, metadata={_ABOUT: about.to_json()})
         return cls(client, name)
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -127,7 +126,7 @@ class QdrantStore:
         with self._one_line():
             if gone:
                 self._client.delete_payload(self._name, keys=gone, points=models.Filter(), wait=True)
-            self._client.update_collection(self._name, metadata={_ABOUT: _dump(about)})
+            self._client.update_collection(self._name, metadata={_ABOUT: about.to_json()})
         self.about = about
 
     def optimize(self) -> str:
@@ -214,10 +213,6 @@ def _connect(place: str) -> tuple[QdrantClient, str]:
         raise UserError(f"{place} is no collection of Qdrant: expected http://HOST:6333/NAME")
     key = os.environ.get("QDRANT_API_KEY") or None
     return QdrantClient(url=match[1], api_key=key, timeout=_SECONDS, check_compatibility=False), match[2]
-
-
-def _dump(about: About) -> str:
-    return json.dumps(dataclasses.asdict(about))
 
 
 @contextlib.contextmanager

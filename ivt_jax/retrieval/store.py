@@ -4,6 +4,7 @@ An index has a row for each picture. `ivt_jax.retrieval.places` opens one.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +39,10 @@ class About:
     workdir: str
     root: str
     format: int = FORMAT
+
+    def to_json(self) -> str:
+        """As the stores keep it; `About(**json.loads(...))` reads it."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 class Row(NamedTuple):
