@@ -51,10 +51,7 @@ class LanceStore:
     def __init__(self, place: str, table: Any):
         self._place, self._table, self._lock = place, table, threading.Lock()
         self._held: tuple[int, np.ndarray, np.ndarray] | None = None  # version, ids in ascending order, their vectors
-        try:
-            self.about = About(**json.loads(table.schema.field("id").metadata[_ABOUT.encode()]))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{place} is not what ivt_jax.index wrote: name another --index") from None
+        self._version, self.about = table.version, self._read_about()
 
     @classmethod
     def open(cls, place: str) -> "LanceStore":
@@ -103,32 +100,36 @@ class LanceStore:
     def search(
         self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
+        self._look()
         if exact is None:
-            exact = self.count() <= EXACT_ROWS
+            exact = self._table.count_rows() <= EXACT_ROWS
         if exact or not self._table.list_indices():
             ids, vectors = self._vectors()
-            chosen = None if where is None else np.isin(ids, self._ids(where))
+            chosen = None if where is None else np.isin(ids, self._ids(self._table, where))
             scores, rows = nearest(queries, vectors, k, chosen)
             return scores, ids[rows]
         return self._search_index(queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
+        self._look()
         with _one_line(self._place):
-            self._table.checkout_latest()
             return int(self._table.count_rows(None if where is None else to_sql(where)))
+
+    def ids(self) -> np.ndarray:
+        self._look()
+        return self._ids(self._table)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         with _one_line(self._place):
             table = lancedb.connect(self._place).open_table(TABLE)
             table.checkout(table.version)  # later ones do not matter to it
-        ids = self._ids(None, table)
+        ids = self._ids(table)
         for start in range(0, len(ids), _AT_ONCE):
             first, last = ids[start], ids[min(start + _AT_ONCE, len(ids)) - 1]
             yield from self._rows(table, f"id >= {first} AND id <= {last}", vectors, thumbnails)
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
-        with _one_line(self._place):
-            self._table.checkout_latest()
+        self._look()
         found: dict[int, Row] = {}
         for start in range(0, len(ids), _AT_ONCE):
             rows = self._rows(self._table, _among(ids[start : start + _AT_ONCE]), vectors, thumbnails)
@@ -155,7 +156,7 @@ class LanceStore:
                 return ""
             if not self._table.list_indices():
                 self.build_index()
-        ids = self._ids(None)[:: -(-count // _SAMPLE)].tolist()
+        ids = self.ids()[:: -(-count // _SAMPLE)].tolist()
         queries = np.array([row.vector for row in self.get(ids, vectors=True)], np.float32)
         return f"searched approximately: recall@10 {self.recall(queries, 10):.3f}, of {len(ids)} of its own vectors"
 
@@ -181,10 +182,22 @@ class LanceStore:
         self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: about.to_json()}})
         self.about = about
 
+    def _look(self) -> None:
+        """Goes to the latest version, which another process may have written, and what it states."""
+        with self._lock, _one_line(self._place):
+            self._table.checkout_latest()
+            if self._table.version != self._version:
+                self._version, self.about = self._table.version, self._read_about()
+
+    def _read_about(self) -> About:
+        try:
+            return About(**json.loads(self._table.schema.field("id").metadata[_ABOUT.encode()]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self._place} is not what ivt_jax.index wrote: name another --index") from None
+
     def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """All ids (N,) in ascending order, and their vectors (N, D), in memory."""
         with self._lock, _one_line(self._place):
-            self._table.checkout_latest()
             version = self._table.version
             if self._held is None or self._held[0] != version:
                 self._held = None  # before the next, lest there be two in memory
@@ -204,10 +217,10 @@ class LanceStore:
             ids, vectors = ids[order], vectors[order]
         return ids, vectors
 
-    def _ids(self, where: Condition | None, table: Any = None) -> np.ndarray:
+    def _ids(self, table: Any, where: Condition | None = None) -> np.ndarray:
         """Those of the rows that meet the condition, ascending."""
         with _one_line(self._place):
-            query = (table or self._table).search().select(["id"])
+            query = table.search().select(["id"])
             found = (query if where is None else query.where(to_sql(where))).to_arrow()
         return np.sort(found["id"].to_numpy())
 

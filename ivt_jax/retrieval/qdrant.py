@@ -104,6 +104,16 @@ class QdrantStore:
         with self._one_line():
             return self._client.count(self._name, count_filter=_filter(where), exact=True).count
 
+    def ids(self) -> np.ndarray:
+        found, start = list[int](), 0
+        while start is not None:
+            with self._one_line():
+                points, start = self._client.scroll(
+                    self._name, limit=10 * _AT_ONCE, offset=start, with_vectors=False, with_payload=False
+                )
+            found += [point.id for point in points]
+        return np.array(found, np.int64)
+
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         start: Any = 0
         while start is not None:

@@ -18,7 +18,6 @@ half: 1 for the best of the index, 0.5 for one like any other. So the scores of 
 similarities do not.
 """
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
-from ivt_jax.retrieval.store import Row, VectorStore
+from ivt_jax.retrieval.store import About, Row, VectorStore
 from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
 from ivt_jax.workdir import folder_tokenizer, load_record
 
@@ -83,7 +82,7 @@ class Answer(NamedTuple):
 class Searcher:
     """An index and the model that made it. Threads may share one.
 
-    Attributes: store; about, the store's; encoder; tokenizer; calibration, what the model's validation says of scores,
+    Attributes: store; encoder; tokenizer; calibration, what the model's validation says of scores,
     or None.
     """
 
@@ -93,7 +92,7 @@ class Searcher:
         Raises UserError where the folder holds no model, or another one than the index was made with, or the index is
         empty.
         """
-        self.store, self.about = store, store.about
+        self.store = store
         folder = Path(workdir or self.about.workdir)
         if not (folder / "config.json").is_file() and workdir is None:
             raise UserError(f"the model of the index is not in {folder} any more: name its folder with --workdir")
@@ -107,6 +106,11 @@ class Searcher:
                 raise UserError(f"{told}: name the folder of the first with --workdir, or make the index anew")
         self.calibration = read_calibration(folder)
         self._sample = _read_sample(store)
+
+    @property
+    def about(self) -> About:
+        """What the index states."""
+        return self.store.about
 
     @classmethod
     def open(cls, place: Path | str, workdir: Path | str | None = None) -> "Searcher":
@@ -281,11 +285,10 @@ def read_calibration(workdir: Path) -> Calibration | None:
 
 def _read_sample(store: VectorStore) -> np.ndarray:
     """(S, D) float32: SAMPLE of the rows or fewer, evenly spaced. Raises UserError where there is none."""
-    step = max(1, -(-store.count() // SAMPLE))
-    ids = [row.id for row in itertools.islice(store.scan(), 0, None, step)]
-    if not ids:
+    ids = store.ids()
+    if not len(ids):
         raise UserError("the index has no pictures: add some with python -m ivt_jax.index")
-    return _vectors(store.get(ids, vectors=True))
+    return _vectors(store.get(ids[:: -(-len(ids) // SAMPLE)].tolist(), vectors=True))
 
 
 def _vectors(rows: Sequence[Row]) -> np.ndarray:

@@ -59,9 +59,9 @@ class Row(NamedTuple):
 
 
 class VectorStore(Protocol):
-    """An index, open. What is added or deleted is there at once, for this store and for those opened later."""
+    """An index, open. What is added or deleted is there at once, for this store and for all that are open elsewhere."""
 
-    about: About
+    about: About  # as it was when the store was last asked
 
     def add(self, rows: Sequence[Row]) -> None:
         """Adds rows, all or none, with vectors and thumbnails, of ids above all that the index has."""
@@ -81,6 +81,9 @@ class VectorStore(Protocol):
 
     def count(self, where: Condition | None = None) -> int:
         """How many rows meet the condition."""
+
+    def ids(self) -> np.ndarray:
+        """Those of all rows, (N,) int64, ascending."""
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         """All rows in the order of their ids, as they are at the first one."""

@@ -108,8 +108,8 @@ class MemoryStore:
     def count(self, where=None):
         return sum(meets(where, row.metadata) for row in self.rows.values())
 
-    def scan(self):
-        return iter(self.get(list(self.rows)))
+    def ids(self):
+        return np.array([*self.rows], np.int64)
 
     def get(self, ids, vectors=False, thumbnails=False):
         hidden = {} if vectors else {"vector": None}
