@@ -9,6 +9,9 @@ command goes on where it was, whatever stopped it, and does no more than has cha
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
 lists it.
 
+Where one machine is too slow, many embed the gallery first, each its shards (`ivt_jax.embed`), and --vectors names what
+they made: a picture whose content is among it is read for its thumbnail, and not embedded again.
+
 In a folder of this machine one indexer is at work at a time. The other places that `ivt_jax.retrieval.places` knows,
 buckets and servers, have no such lock: see to it that no two are at work there at once.
 """
@@ -18,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.errors import UserError
+from input_pipeline.command import exit_code
 from input_pipeline.files import printable, write_bytes
 from ivt_jax.arguments import positive
 from ivt_jax.startup import keep_compiled
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from ivt_jax.retrieval.build import build, is_remote
     from ivt_jax.retrieval.places import open_store, snapshot
 
-    built = build(args.index, source, args.workdir, args.dtype, args.batch, args.moved)
+    built = build(args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors)
     _tell_unreadable(built.unreadable, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)
@@ -80,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", type=Path, help="folder of a trained run, or of an export; later the index knows it"
     )
+    parser.add_argument(
+        "--vectors", type=Path, metavar="FOLDER", help="of python -m ivt_jax.embed: what is in it is not embedded again"
+    )
     parser.add_argument("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
     parser.add_argument("--batch", type=positive, default=64, help="pictures that a device takes at once (64)")
     parser.add_argument("--moved", action="store_true", help="the pictures of the index are in another folder now")
@@ -90,11 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (args.images or args.list):
         parser.error("name the pictures with --images or --list")
     keep_compiled()
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

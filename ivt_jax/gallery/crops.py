@@ -30,7 +30,7 @@ from ivt_jax.images import load_image
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_BYTES = 200_000_000  # of a crop in an archive, which is read whole: what MAX_PIXELS take as a bitmap, and more
+MAX_BYTES = 200_000_000  # of a crop, which is read whole: what MAX_PIXELS take as a bitmap, and more
 _BLOCK = 512  # of a tar
 _THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python's lock for it
 
@@ -143,18 +143,20 @@ def load_batches(
     crops: Iterable[tuple[Any, Path | Slice]],
     size: tuple[int, int],
     batch_size: int,
-    readable: list[Any],
+    readable: list[tuple[Any, bytes]],
     unreadable: list[tuple[Any, str]],
 ) -> Iterator[np.ndarray]:
     """(name, file or slice of one) -> uint8 batches (b, H, W, 3) of those that can be read, the last one maybe short.
 
-    Appends every name to `readable`, in the order of the rows, or with the reason to `unreadable`.
+    Appends every name to `readable`, in the order of the rows, with the SHA-256 of its content, or to `unreadable` with
+    the reason.
     """
     rows = []
-    for (name, _), pixels in done_ahead(lambda crop: _load(crop[0], size, crop[1]), crops, 2 * batch_size):
+    for (name, _), loaded in done_ahead(lambda crop: _load(crop[0], size, crop[1]), crops, 2 * batch_size):
         try:
-            rows.append(pixels.result())
-            readable.append(name)
+            pixels, digest = loaded.result()
+            rows.append(pixels)
+            readable.append((name, digest))
         except UserError as error:
             unreadable.append((name, str(error).removeprefix(f"{name}: ")))
         if len(rows) == batch_size:
@@ -177,8 +179,21 @@ def done_ahead(
         yield from waiting
 
 
-def _load(name: Any, size: tuple[int, int], content: Path | Slice) -> np.ndarray:
+def read_content(name: Any, crop: Path | Slice) -> bytes:
+    """The bytes of a crop. Raises UserError, naming it, where they cannot be those of a picture."""
     try:
-        return load_image(name, size, content.read() if isinstance(content, Slice) else content)
-    except OSError as error:  # of the archive itself: a disk that fails
-        raise UserError(f"{name}: {error.strerror}") from None
+        crop = crop if isinstance(crop, Slice) else Slice(crop, 0, crop.stat().st_size)
+        content = crop.read() if crop.size <= MAX_BYTES else b""
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if crop.size > MAX_BYTES:
+        raise UserError(f"{name}: {crop.size:,} bytes are too many for a picture of a person")
+    if not content:
+        raise UserError(f"{name}: an empty file")
+    return content
+
+
+def _load(name: Any, size: tuple[int, int], crop: Path | Slice) -> tuple[np.ndarray, bytes]:
+    """Pixels and digest, of the same bytes."""
+    content = read_content(name, crop)
+    return load_image(name, size, content), hashlib.sha256(content).digest()

@@ -41,7 +41,7 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
         return Embedded(shard, before=True)
     names, contents, unreadable = read_crops(shard)
     told = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
-    readable: list[str] = []
+    readable: list[tuple[str, bytes]] = []
     batch_size = batch * encoder.devices
     vectors = encoder.embed(load_batches(told, encoder.size, batch_size, readable, unreadable), batch_size)
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}

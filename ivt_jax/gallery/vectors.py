@@ -3,7 +3,8 @@
     gallery.json            the model by digest, the dimension, the type of number, what is done to a picture
     SHARD.safetensors       vectors     (n, D) float32 or float16, of length 1, a row for each crop that could be read
                             names       UTF-8 JSON, as bytes: a list of n names, in the order of the rows
-                            unreadable  likewise: [[name, reason], ...] of the others
+                            digests     (n, 32) uint8, SHA-256 of each crop's content
+                            unreadable  as names: [[name, reason], ...] of the others
                             and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint (one,
                             for safetensors writes several in any order, and equal shards shall be equal files)
 
@@ -25,17 +26,19 @@ from input_pipeline.files import write_bytes
 from ivt_jax.conversion.files import read_header
 from ivt_jax.gallery.crops import name_of
 
-FORMAT = 1  # raise it where an older ivt_jax would misread what is written now
+FORMAT = 2  # another one where what is written now is no longer what an older ivt_jax wrote
 ABOUT = "gallery.json"
 _KEY = "ivt_jax"
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class Vectors(NamedTuple):
-    """A shard of vectors: (n, D), mapped from the file; n names; (name, reason) of the unreadable; its metadata."""
+    """A shard of vectors: (n, D), mapped from the file; n names; (n, 32) uint8, SHA-256 of each content; (name, reason)
+    of the unreadable; its metadata."""
 
     vectors: np.ndarray
     names: list[str]
+    digests: np.ndarray
     unreadable: list[tuple[str, str]]
     metadata: dict[str, Any]
 
@@ -61,15 +64,16 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What gallery.json tells. Raises UserError where it is missing, damaged, or of a later format."""
+    """What gallery.json tells. Raises UserError where it is missing, damaged, or of another format."""
     path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         version = about["format"]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is missing or damaged: {folder} is not what ivt_jax.embed wrote") from None
-    if version > FORMAT:
-        raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
+    if version != FORMAT:
+        told = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
+        raise UserError(f"{told}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
     return about
 
 
@@ -90,15 +94,23 @@ def is_done(path: Path, model: str, fingerprint: str) -> bool:
 
 
 def write_vectors(
-    path: Path, vectors: np.ndarray, names: list[str], unreadable: list[tuple[str, str]], metadata: dict[str, str]
+    path: Path,
+    vectors: np.ndarray,
+    readable: list[tuple[str, bytes]],
+    unreadable: list[tuple[str, str]],
+    metadata: dict[str, str],
 ) -> None:
-    """Writes a shard whole or not at all, whoever else writes it. Raises UserError where it cannot be written."""
+    """Writes a shard whole or not at all, whoever else writes it; readable: name and digest of each row.
+
+    Raises UserError where it cannot be written.
+    """
     from safetensors.numpy import save
 
-    lists = {"names": names, "unreadable": unreadable}
+    lists = {"names": [name for name, _ in readable], "unreadable": unreadable}
     # ASCII: JSON has an escape for what is no UTF-8 in the name of a file.
     told = {key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in lists.items()}
-    tensors = {"vectors": np.ascontiguousarray(vectors), **told}
+    digests = np.frombuffer(b"".join(digest for _, digest in readable), np.uint8).reshape(-1, 32)
+    tensors = {"vectors": np.ascontiguousarray(vectors), "digests": digests, **told}
     write_bytes(path, save(tensors, {_KEY: json.dumps({"format": FORMAT, **metadata})}))
 
 
@@ -108,15 +120,17 @@ def read_vectors(path: Path) -> Vectors:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-        lists = {}
-        for name in ("names", "unreadable"):
+        told = {}
+        for name in ("names", "digests", "unreadable"):
             start, end = header[name]["data_offsets"]
             file.seek(8 + length + start)
-            lists[name] = json.loads(file.read(end - start))
+            told[name] = file.read(end - start)
     dtype = {"F32": np.float32, "F16": np.float16}[header["vectors"]["dtype"]]
     shape, offset = tuple(header["vectors"]["shape"]), 8 + length + header["vectors"]["data_offsets"][0]
     vectors = np.memmap(path, dtype, "r", offset, shape) if shape[0] else np.empty(shape, dtype)
-    return Vectors(vectors, lists["names"], [(name, reason) for name, reason in lists["unreadable"]], metadata)
+    digests = np.frombuffer(told["digests"], np.uint8).reshape(-1, 32)
+    unreadable = [(name, reason) for name, reason in json.loads(told["unreadable"])]
+    return Vectors(vectors, json.loads(told["names"]), digests, unreadable, metadata)
 
 
 def read_gallery(folder: Path) -> Iterator[Vectors]:
@@ -129,10 +143,39 @@ def read_gallery(folder: Path) -> Iterator[Vectors]:
         yield shard
 
 
+class ByDigest:
+    """The vectors of a folder, by the content of their crops.
+
+    Attributes: about, what gallery.json tells.
+    """
+
+    def __init__(self, folder: Path):
+        """Raises UserError as `read_gallery`, and where there is no vector."""
+        self.about = read_about(folder)
+        shards = [shard for shard in read_gallery(folder) if len(shard.vectors)]
+        if not shards:
+            raise UserError(f"{folder} holds no vectors: make them with python -m ivt_jax.embed")
+        digests = np.concatenate([shard.digests for shard in shards]).view("S32").ravel()
+        self._order = np.argsort(digests)
+        self._digests = digests[self._order]
+        self._shards = [shard.vectors for shard in shards]
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+
+    def get(self, digest: bytes) -> np.ndarray | None:
+        """The vector (D,) of the crop whose content has this SHA-256; None where there is no such crop."""
+        found = np.frombuffer(digest, "S32")
+        place = int(np.searchsorted(self._digests, found)[0])
+        if place == len(self._digests) or self._digests[place] != found[0]:
+            return None
+        row = self._order[place]
+        shard = int(np.searchsorted(self._starts, row, "right")) - 1
+        return np.array(self._shards[shard][row - self._starts[shard]])
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     """Raises UserError where the file is damaged, or no shard of ours."""
     told = json.loads(read_header(path).metadata.get(_KEY, "{}"))
-    if not isinstance(told.get("format"), int) or told["format"] > FORMAT:
+    if told.get("format") != FORMAT:
         raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
     return told
 

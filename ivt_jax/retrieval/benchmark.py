@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from input_pipeline.command import exit_code
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
 from ivt_jax.startup import keep_compiled
@@ -154,6 +154,16 @@ def _row(name: str, count: int, spent: np.ndarray, ours: float, note: str) -> li
     return [name, f"{count:,}", f"{median:.2f}", f"{late:.2f}", f"{median / ours:.2f}", note]
 
 
+def run(args: argparse.Namespace) -> None:
+    """Measures, and prints each row as it comes."""
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
+        rows = search_rows(Path(scratch), args.rows, args.dimension, args.calls)
+        sentences = [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
+        for row in itertools.chain([header, ["---"] * len(header)], sentences, rows):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.retrieval.benchmark", description=__doc__.splitlines()[0])
@@ -164,17 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, help="folder of a trained run: time sentences, too")
     args = parser.parse_args(argv)
     keep_compiled()
-    try:
-        with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-            header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
-            rows = search_rows(Path(scratch), args.rows, args.dimension, args.calls)
-            sentences = [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
-            for row in itertools.chain([header, ["---"] * len(header)], sentences, rows):
-                print(f"| {' | '.join(row)} |", flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(args))
 
 
 def _counts(text: str) -> list[int]:

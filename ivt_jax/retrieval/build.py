@@ -6,6 +6,7 @@ What the index knows of a file tells what has become of it, the cheap questions 
     ... but other metadata                                            a new row, with the old vector
     a row has its content, for which it is read                       a new row, with the vector of that one: the file
                                                                       was renamed, copied or touched
+    `ivt_jax.embed` has met its content, on whatever machine          a new row, with that vector
     none of these                                                     it is embedded
     a row has a path that is not there any more                       the row goes, when all others are done: until then
                                                                       its vector may be wanted for another path
@@ -29,9 +30,9 @@ from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.progress import progress
-from ivt_jax.gallery.crops import MAX_BYTES, done_ahead
+from ivt_jax.gallery.crops import done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.gallery.vectors import DTYPES
+from ivt_jax.gallery.vectors import DTYPES, ByDigest
 from ivt_jax.images import fit, open_image
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
@@ -47,8 +48,8 @@ class Built(NamedTuple):
     """What became of the pictures: counts, and "path: reason" of each that cannot be read.
 
     changed: of another content or other metadata; unchanged: with those that were but touched; gone: without those that
-    were renamed. All pictures are new, changed, renamed or unchanged. seconds: for reading, embedding and writing.
-    told: what the store says of itself, "" for nothing.
+    were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
+    `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
     """
 
     new: int
@@ -57,6 +58,7 @@ class Built(NamedTuple):
     unchanged: int
     gone: int
     embedded: int
+    taken: int
     seconds: float
     unreadable: list[str]
     told: str = ""
@@ -65,6 +67,7 @@ class Built(NamedTuple):
         pictures = self.new + self.changed + self.renamed + self.unchanged
         told = f"{pictures:,} pictures: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
         told += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
+        told += f"; {self.taken:,} had been embedded" if self.taken else ""
         pace = f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
         return told + (pace if self.embedded else "")
 
@@ -77,22 +80,27 @@ def build(
     batch: int = BATCH,
     moved: bool = False,
     encoder: ImageEncoder | None = None,
+    vectors: Path | None = None,
 ) -> Built:
     """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
 
     workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
     `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
-    another folder now; encoder: the model, where it is open already.
+    another folder now; encoder: the model, where it is open already; vectors: a folder of `ivt_jax.embed`'s, for the
+    pictures whose content it knows.
     Raises UserError where no picture can be read, another process is at work there, or the index is of another model,
     type or folder than is named: it keeps its rows then.
     """
     exists, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
+    known = ByDigest(vectors) if vectors else None
+    if known:
+        _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
         store = open_store(place) if exists else create_store(place, about)
         if store.about != about:
             store.set_about(about)
         plan = plan_build(source, store.scan())
-        work = _Work(store, encoder, source.root, plan, batch)
+        work = _Work(store, encoder, source.root, plan, batch, known)
         start = time.monotonic()
         work.run()
         seconds = time.monotonic() - start
@@ -104,9 +112,8 @@ def build(
     counts = work.counts
     gone = len(plan.gone) + len(work.lost) - counts["renamed"]
     unchanged = plan.kept + counts["touched"]
-    return Built(
-        counts["new"], counts["changed"], counts["renamed"], unchanged, gone, work.embedded, seconds, unreadable, told
-    )
+    written = (counts["new"], counts["changed"], counts["renamed"])
+    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told)
 
 
 # ---- the index
@@ -185,6 +192,13 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
             raise UserError(f"{told}: name the folder of the first with --workdir, or another --index")
 
 
+def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:
+    for key in ("model", "images"):
+        if found.get(key) != getattr(about, key):
+            told = f"{folder} holds vectors of {key} {_short(found.get(key))}, not {_short(getattr(about, key))}"
+            raise UserError(f"{told}: embed with the index's model, {about.workdir}, or leave --vectors out")
+
+
 def _short(value: object) -> str:
     """Digests are told by their first digits."""
     return value[:12] if isinstance(value, str) else str(value)
@@ -231,7 +245,7 @@ def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
 
 
 class _Entry(NamedTuple):
-    """A picture that is to have a row. With pixels it has to be embedded; else, where the index has its vector, not."""
+    """A picture that is to have a row. With pixels it has to be embedded; with neither, the index has its vector."""
 
     picture: Picture
     old: Row | None
@@ -244,16 +258,24 @@ class _Entry(NamedTuple):
 class _Work:
     """The pictures of a plan, on their way into the index.
 
-    Attributes: counts of what was written; embedded, how many had to be; unreadable, "path: reason"; lost, the
-    rows whose pictures cannot be read any more.
+    Attributes: counts of what was written; embedded, how many had to be; taken, how many had been; unreadable,
+    "path: reason"; lost, the rows whose pictures cannot be read any more.
     """
 
-    def __init__(self, store: VectorStore, encoder: ImageEncoder, root: Path, plan: Plan, batch: int):
-        self._store, self._encoder, self._root, self._plan = store, encoder, root, plan
+    def __init__(
+        self,
+        store: VectorStore,
+        encoder: ImageEncoder,
+        root: Path,
+        plan: Plan,
+        batch: int,
+        vectors: ByDigest | None,
+    ):
+        self._store, self._encoder, self._root, self._plan, self._vectors = store, encoder, root, plan, vectors
         self._batch = batch * encoder.devices
         self._known, self._next_id = plan.known, plan.next_id
         self._taken = set[int]()  # rows of pictures that are gone, whose vectors a new path has
-        self.counts, self.embedded = collections.Counter[str](), 0
+        self.counts, self.embedded, self.taken = collections.Counter[str](), 0, 0
         self.unreadable: list[str] = []
         self.lost: list[int] = []
 
@@ -269,13 +291,14 @@ class _Work:
         for (picture, old), read in done_ahead(self._read, self._plan.todo, 2 * self._batch):
             try:
                 entry = read.result()
-                if entry.pixels is None and entry.digest not in self._known:  # it was replaced since
+                if entry.pixels is entry.vector is None and entry.digest not in self._known:  # it was replaced since
                     entry = self._read((picture, old))
             except UserError as error:
                 self.unreadable.append(str(error))
                 self.lost += [old.id] if old else []
                 continue
             if entry.pixels is None:
+                self.taken += entry.vector is not None
                 yield entry
                 continue
             waiting.append(entry)
@@ -290,13 +313,16 @@ class _Work:
         picture, old = item
         if old and (old.size, old.changed) == (picture.size, picture.changed):
             return _Entry(picture, old, old.digest)  # other metadata alone
-        content = _read_file(self._root, picture)
-        digest = hashlib.sha256(content).hexdigest()
-        if digest in self._known:
-            return _Entry(picture, old, digest)
+        content = read_content(picture.path, self._root / picture.path)
+        digest = hashlib.sha256(content)
+        if digest.hexdigest() in self._known:
+            return _Entry(picture, old, digest.hexdigest())
         image = open_image(picture.path, content)
-        pixels = fit(image, self._encoder.size)
-        return _Entry(picture, old, digest, pixels, thumbnail=_thumbnail(image))
+        vector = self._vectors.get(digest.digest()) if self._vectors else None
+        if vector is not None:
+            vector = vector.astype(DTYPES[self._store.about.dtype])
+        pixels = fit(image, self._encoder.size) if vector is None else None
+        return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image))
 
     def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
         pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
@@ -335,20 +361,6 @@ class _Work:
             self.counts["renamed"] += 1
         else:
             self.counts["new"] += 1
-
-
-def _read_file(root: Path, picture: Picture) -> bytes:
-    """The content of a file. Raises UserError, naming its path, where it cannot be that of a picture."""
-    if picture.size > MAX_BYTES:
-        raise UserError(f"{picture.path}: {picture.size:,} bytes are too many for a picture of a person")
-    try:
-        with (root / picture.path).open("rb") as file:
-            content = file.read(MAX_BYTES)
-    except OSError as error:
-        raise UserError(f"{picture.path}: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{picture.path}: an empty file")
-    return content
 
 
 def _thumbnail(image: Image.Image) -> bytes:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.errors import UserError
+from input_pipeline.command import exit_code
 from input_pipeline.progress import progress
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.parts import label_parts, list_shots
@@ -239,12 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--crops", type=positive, default=400, help="how many, evenly spaced (default 400)")
     args = parser.parse_args(argv)
     keep_compiled()
-    try:
-        print(measure(args.workdir, args.root, args.crops))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(measure(args.workdir, args.root, args.crops)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfPq
 
-from input_pipeline.errors import UserError
+from input_pipeline.errors import UserError, disk_fault
 from ivt_jax.gallery.nearest import nearest
 from ivt_jax.retrieval.store import About, NoIndexError, Row, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
@@ -41,7 +42,7 @@ _SAMPLE = 100  # rows at most whose recall is told
 _KEPT = datetime.timedelta(minutes=10)  # old versions, which somebody may be reading
 _AT_ONCE = 4096  # rows that are read together
 _PARTS = 96  # bytes to which a vector is quantised, or fewer where its dimension is no multiple
-_PROBED = 0.05  # of the partitions of LanceDB's index
+_PROBED = 0.2  # of the partitions of LanceDB's index: what is not found lies in the others
 _REFINED = 20  # candidates for each one wanted, of which the exact products are taken
 
 
@@ -120,6 +121,7 @@ class LanceStore:
         return self._ids(self._table)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
+        self._look()
         with _one_line(self._place):
             table = lancedb.connect(self._place).open_table(TABLE)
             table.checkout(table.version)  # later ones do not matter to it
@@ -301,4 +303,11 @@ def _one_line(place: str) -> Iterator[None]:
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{place}: {disk_fault(error) or _reason(str(error))}") from error
+
+
+def _reason(said: str) -> str:
+    """What an error says without the places in LanceDB's code; of errors within errors the innermost."""
+    line = said.partition("\n")[0]
+    inner = re.findall('message: "([^"]+)"', line)
+    return inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]

@@ -105,7 +105,8 @@ class QdrantStore:
             return self._client.count(self._name, count_filter=_filter(where), exact=True).count
 
     def ids(self) -> np.ndarray:
-        found, start = list[int](), 0
+        found: list[Any] = []
+        start: Any = 0
         while start is not None:
             with self._one_line():
                 points, start = self._client.scroll(

@@ -1,5 +1,6 @@
 """A gallery embedded shard by shard: whole or not at all, once, in any division of labour, as `search` embeds."""
 
+import hashlib
 import json
 import os
 import signal
@@ -56,7 +57,9 @@ def test_rows_names_and_order_are_those_of_the_archive(workdir, gallery, tmp_pat
         assert shard.vectors.dtype == np.float32 and isinstance(shard.vectors, np.memmap)
         np.testing.assert_allclose(shard.vectors, expected[seeds], atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(shard.vectors, axis=1), 1, atol=1e-6)
-        assert (shard.metadata["source"], shard.metadata["format"]) == (f"00{number}.tar", 1)
+        digests = [hashlib.sha256(picture(seed)).digest() for seed in seeds]
+        assert [row.tobytes() for row in shard.digests] == digests and shard.digests.shape == (3, 32)
+        assert (shard.metadata["source"], shard.metadata["format"]) == (f"00{number}.tar", 2)
     assert np.abs(expected @ expected.T - np.eye(9)).max() < 0.999  # they are not all alike
     about = json.loads((out / "gallery.json").read_text())
     assert about["images"]["height"] == 14 and about["dtype"] == "float32" and about["dimension"] == 12
@@ -84,7 +87,11 @@ def test_rows_are_those_of_search(workdir, encoder, gallery, tmp_path):
     for seed in range(9):
         (crops / f"crop_{seed}.png").write_bytes(picture(seed))
     call(workdir, gallery, tmp_path / "out")
-    rows = {name: row for shard in read_gallery(tmp_path / "out") for name, row in zip(*shard[1::-1], strict=True)}
+    rows = {
+        name: row
+        for shard in read_gallery(tmp_path / "out")
+        for name, row in zip(shard.names, shard.vectors, strict=True)
+    }
     ids = folder_tokenizer(workdir, encoder.config).encode(["a red coat"], 24)
     query = embed_texts(encoder.model, encoder.params, ids, 1)[0]
     with search.index_folder(crops, workdir) as (searcher, problems):
@@ -209,6 +216,7 @@ def test_an_unreadable_crop_is_named_and_its_neighbours_stay_in_line(encoder, tm
     np.testing.assert_allclose(shard.vectors, expected[:3], atol=1e-6)
     reasons = dict(shard.unreadable)
     assert set(reasons) == {"cut.png", "empty.jpg", "big.png", "text.png", "link.png"}
+    assert reasons["empty.jpg"] == "an empty file"
     assert reasons["text.png"] == "not a readable image" and "too many" in reasons["big.png"]
 
 

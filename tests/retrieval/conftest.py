@@ -1,6 +1,4 @@
-"""A tiny tower with random parameters, a folder of pictures, and a store that holds an index in memory."""
-
-import dataclasses
+"""A tiny tower with random parameters, a folder of pictures, and a builder whose indexes are in memory."""
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from ivt_jax.images import load_image
 from ivt_jax.retrieval import build
 from ivt_jax.retrieval.store import NoIndexError
 from tests.gallery.conftest import picture, write_model
+from tests.retrieval.memory import MemoryStore
 
 
 @pytest.fixture(scope="session")
@@ -50,58 +49,6 @@ GALLERY = ("a.png", "b.png", "cam 1/c.png", "cam 1/d.png", "cam 2/e.png", "f.png
 def put(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture(seed))
-
-
-class MemoryStore:
-    """An index as `VectorStore` has it, as strict as its contract; what is scanned and fetched, and no search."""
-
-    def __init__(self, about):
-        self.about, self._rows, self._had = about, {}, set()
-        self.written = []  # how many rows each call of add had
-
-    def add(self, rows):
-        ids = [row.id for row in rows]
-        assert len({*ids}) == len(ids) and not self._had & {*ids}, "an id is used twice"
-        for row in rows:
-            assert row.vector.shape == (self.about.dimension,) and row.vector.dtype == self.about.dtype
-            assert row.metadata.keys() == self.about.fields.keys() and isinstance(row.thumbnail, bytes)
-        self._rows |= {row.id: row for row in rows}
-        self._had |= {*ids}
-        self.written.append(len(rows))
-        paths = [row.path for row in self._rows.values()]
-        assert len({*paths}) == len(paths), "a path has two rows"
-
-    def delete(self, ids):
-        for number in ids:
-            self._rows.pop(number, None)
-
-    def count(self, where=None):
-        return len(self._rows)
-
-    def scan(self, vectors=False, thumbnails=False):
-        return iter(self.get(sorted(self._rows), vectors, thumbnails))
-
-    def get(self, ids, vectors=False, thumbnails=False):
-        without = {name: None for name, kept in (("vector", vectors), ("thumbnail", thumbnails)) if not kept}
-        return [self._rows[number]._replace(**without) for number in ids if number in self._rows]
-
-    def set_about(self, about):
-        for row in self.get([*self._rows], vectors=True, thumbnails=True):
-            known = {name: row.metadata[name] for name, kind in about.fields.items() if self._keeps(name, kind)}
-            self._rows[row.id] = row._replace(metadata={**dict.fromkeys(about.fields), **known})
-        self.about = about
-
-    def _keeps(self, name, kind):
-        return self.about.fields.get(name) == kind
-
-    def optimize(self):
-        return ""
-
-    def copy(self):
-        """One that goes its own way from here."""
-        other = MemoryStore(dataclasses.replace(self.about))
-        other._rows, other._had = dict(self._rows), set(self._had)
-        return other
 
 
 @pytest.fixture

@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.gallery.shard import embed_shard
+from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
 from ivt_jax.retrieval.build import build
 from ivt_jax.retrieval.sources import read_folder, read_list
-from tests.gallery.conftest import picture
+from tests.gallery.conftest import picture, write_tar
 from tests.retrieval.conftest import GALLERY, put
 
 PLACE = "memory://index"
@@ -280,7 +283,7 @@ def test_pictures_that_all_move_on_by_one_are_right(index, gallery, assert_holds
 def test_a_file_that_changes_after_it_is_found_is_looked_at_again(
     index, gallery, embedded, monkeypatch, rows, assert_holds
 ):
-    read, source = builder._read_file, read_folder(gallery)
+    read, source = builder.read_content, read_folder(gallery)
     put(gallery / "a.png", 20)
     later(gallery / "a.png")
     index(source)
@@ -288,21 +291,21 @@ def test_a_file_that_changes_after_it_is_found_is_looked_at_again(
     assert rows()["a.png"].digest == hashlib.sha256(picture(20)).hexdigest()
     embedded.clear()
     looked = []
-    monkeypatch.setattr(builder, "_read_file", lambda root, found: looked.append(found.path) or read(root, found))
+    monkeypatch.setattr(builder, "read_content", lambda name, file: looked.append(name) or read(name, file))
     assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
     assert looked == ["a.png"] and not embedded
 
 
 def test_digest_and_vector_are_of_the_same_bytes(index, gallery, monkeypatch, rows, assert_holds):
     """The file is another one as soon as it has been read."""
-    read = builder._read_file
+    read = builder.read_content
 
-    def overtaken(root, found):
-        content = read(root, found)
-        put(root / found.path, 30)
+    def overtaken(name, file):
+        content = read(name, file)
+        put(file, 30)
         return content
 
-    monkeypatch.setattr(builder, "_read_file", overtaken)
+    monkeypatch.setattr(builder, "read_content", overtaken)
     index()
     assert_holds(SEEDS)
     assert {row.digest for row in rows().values()} == {hashlib.sha256(picture(seed)).hexdigest() for seed in range(6)}
@@ -361,7 +364,7 @@ def test_other_metadata_are_written_without_reading_the_picture(
 ):
     index(listed("camera", range(6)))
     embedded.clear()
-    monkeypatch.setattr(builder, "_read_file", None)
+    monkeypatch.setattr(builder, "read_content", None)
     told = index(listed("camera", [0, 1, 2, 3, 4, 50]))
     assert told == "6 pictures: 0 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
     assert not embedded and rows()["f.png"].metadata == {"camera": 50}
@@ -382,7 +385,7 @@ def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded,
 
 
 def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vector_of, workdir, encoder, monkeypatch):
-    monkeypatch.setattr(builder, "MAX_BYTES", 5000)
+    monkeypatch.setattr("ivt_jax.gallery.crops.MAX_BYTES", 5000)
     names = ['b"quoted".png', "it's.png", "two\nlines.png", "🧥.png", "-rf.png"]
     for seed, name in enumerate(names, start=6):
         put(gallery / name, seed)
@@ -504,6 +507,53 @@ def test_a_workdir_without_a_model_leaves_nothing(gallery, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+# ---- vectors that were made elsewhere
+
+
+@pytest.fixture
+def shards(encoder, gallery, tmp_path):
+    """The vectors of four of the gallery's pictures and of another: an archive with its own names, and a folder."""
+    write_tar(tmp_path / "one.tar", {f"x/{seed}.png": picture(seed) for seed in (4, 30, 0)})
+    write_tar(tmp_path / "none.tar", {})
+    for shard in (tmp_path / "one.tar", tmp_path / "none.tar", gallery / "cam 1"):
+        embed_shard(encoder, shard, tmp_path / "vectors", batch=1)
+    return tmp_path / "vectors"
+
+
+def test_what_was_embedded_elsewhere_is_known_by_its_content(
+    shards, workdir, stores, embedded, assert_holds, rows, gallery, encoder
+):
+    embedded.clear()
+    built = build(PLACE, read_folder(gallery), workdir, encoder=encoder, batch=1, vectors=shards)
+    assert str(built).partition(";")[2].startswith(" 4 had been embedded; 2 embedded at ")
+    assert (built.new, built.taken, built.embedded, embedded) == (6, 4, 2, [2])
+    assert_holds(SEEDS)
+    assert {Image.open(io.BytesIO(row.thumbnail)).size for row in rows().values()} == {(20, 30)}
+
+
+def test_an_index_of_another_type_of_number_takes_them_rounded(index, shards, rows):
+    index(vectors=shards, dtype="float16")
+    (folder,) = (shard for shard in read_gallery(shards) if shard.names == ["c.png", "d.png"])
+    for vector, path in zip(folder.vectors, ("cam 1/c.png", "cam 1/d.png"), strict=True):
+        np.testing.assert_array_equal(rows()[path].vector, vector.astype(np.float16))
+
+
+def test_vectors_of_another_model_are_refused(index, gallery, rows, other_workdir, workdir, tmp_path):
+    index()
+    embed_shard(ImageEncoder(other_workdir), gallery / "cam 1", tmp_path / "others")
+    told = refusal(index, rows, vectors=tmp_path / "others")
+    assert told.startswith(f"{tmp_path}/others holds vectors of model ")
+    assert told.endswith(f"embed with the index's model, {workdir}, or leave --vectors out")
+
+
+def test_a_folder_without_vectors_is_refused(index, encoder, gallery, rows, tmp_path):
+    index()
+    assert "gallery.json is missing or damaged" in refusal(index, rows, vectors=gallery)
+    write_tar(tmp_path / "none.tar", {})
+    embed_shard(encoder, tmp_path / "none.tar", tmp_path / "none")
+    assert refusal(index, rows, vectors=tmp_path / "none").startswith(f"{tmp_path}/none holds no vectors")
+
+
 # ---- interruptions
 
 
@@ -569,23 +619,23 @@ def test_a_path_with_two_rows_is_mended(index, stores, rows, assert_holds, embed
     """As two leave it that indexed at once in a place without locks."""
     index()
     row = stores[PLACE].get([1], vectors=True, thumbnails=True)[0]
-    stores[PLACE]._rows[50] = row._replace(id=50)
+    stores[PLACE].rows[50] = row._replace(id=50)
     embedded.clear()
     assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
     assert_holds(SEEDS)
-    assert not embedded and 50 not in stores[PLACE]._rows
+    assert not embedded and 50 not in stores[PLACE].rows
 
 
 def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stores, monkeypatch):
     """An index of any size needs the memory of a few batches."""
     for number in range(90):
         (gallery / f"x{number:02}.png").write_bytes(picture(number % 40) + bytes([number]))
-    read, waiting, most = builder._read_file, set(), []
+    read, waiting, most = builder.read_content, set(), []
 
-    def count(root, found):
-        waiting.add(found.path)
+    def count(name, file):
+        waiting.add(name)
         most.append(len(waiting))
-        return read(root, found)
+        return read(name, file)
 
     add = builder._Work._write
 
@@ -593,8 +643,8 @@ def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stor
         waiting.difference_update(entry.picture.path for entry in entries)
         add(work, entries)
 
-    monkeypatch.setattr(builder, "_read_file", count)
+    monkeypatch.setattr(builder, "read_content", count)
     monkeypatch.setattr(builder._Work, "_write", write)
     index()
-    assert len(stores[PLACE]._rows) == 96
+    assert len(stores[PLACE].rows) == 96
     assert max(most) <= 4 + 3 * encoder.devices + 1  # a write, a batch in hand, and two ahead

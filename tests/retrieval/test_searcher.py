@@ -17,9 +17,9 @@ from ivt_jax.retrieval import explain, searcher
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.searcher import Phrase, Searcher
 from ivt_jax.retrieval.store import About, Row
-from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
 from ivt_jax.workdir import folder_tokenizer
 from tests.gallery.conftest import picture
+from tests.retrieval.memory import MemoryStore
 
 DIMENSION = 6
 FIELDS = {"camera": "integer", "track": "text"}
@@ -66,55 +66,16 @@ class Encoder:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def meets(condition, metadata):
-    match condition:
-        case None:
-            return True
-        case Comparison(field, symbol, value):
-            return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
-        case OneOf(field, values):
-            return metadata[field] in values
-        case Missing(field):
-            return metadata[field] is None
-        case All(parts):
-            return all(meets(part, metadata) for part in parts)
-        case Some(parts):
-            return any(meets(part, metadata) for part in parts)
-        case Not(part):
-            return not meets(part, metadata)
-
-
-class MemoryStore:
-    """An index in memory, slow and plain; asked: the k and exact of each search."""
-
-    def __init__(self, vectors, metadata=None, **about):
-        known = {"model": "colours", "tokenizer": "words", "dtype": "float32", "root": "/pictures", "workdir": "gone"}
-        metadata = metadata or [{}] * len(vectors)
-        fields = {name: FIELDS[name] for name in (metadata[0] if metadata else {})}
-        self.about = About(dimension=DIMENSION, images={}, fields=fields, **{**known, **about})
-        self.rows = {
-            i: Row(i, f"{i}.jpg", "", 0, 0, known, np.asarray(vector, self.about.dtype), b"a small one")
-            for i, (vector, known) in enumerate(zip(vectors, metadata, strict=True))
-        }
-        self.asked = []
-
-    def search(self, queries, k, where=None, exact=None):
-        assert queries.dtype == np.float32 and queries.shape == (1, DIMENSION)
-        self.asked.append((k, exact))
-        scores = {i: float(queries[0] @ row.vector) for i, row in self.rows.items() if meets(where, row.metadata)}
-        ids = sorted(scores, key=lambda i: (-scores[i], i))[:k]
-        return np.float32([[scores[i] for i in ids]]), np.array([ids], np.int64)
-
-    def count(self, where=None):
-        return sum(meets(where, row.metadata) for row in self.rows.values())
-
-    def ids(self):
-        return np.array([*self.rows], np.int64)
-
-    def get(self, ids, vectors=False, thumbnails=False):
-        hidden = {} if vectors else {"vector": None}
-        hidden |= {} if thumbnails else {"thumbnail": None}
-        return [self.rows[i]._replace(**hidden) for i in ids if i in self.rows]
+def make_store(vectors, metadata=None, **about):
+    """An index in memory of these vectors; about: what it states otherwise than usual."""
+    known = {"model": "colours", "tokenizer": "words", "dtype": "float32", "root": "/pictures", "workdir": "gone"}
+    metadata = metadata or [{}] * len(vectors)
+    fields = {name: FIELDS[name] for name in (metadata[0] if metadata else {})}
+    store = MemoryStore(About(dimension=DIMENSION, images={}, fields=fields, **{**known, **about}))
+    vectors = np.asarray(vectors, store.about.dtype)
+    rows = enumerate(zip(vectors, metadata, strict=True))
+    store.add([Row(i, f"{i}.jpg", "", 0, 0, known, vector, b"a small one") for i, (vector, known) in rows])
+    return store
 
 
 @pytest.fixture
@@ -129,7 +90,7 @@ def folder(tmp_path):
 def opened(folder, monkeypatch):
     """opened(vectors, metadata, ...): a searcher of such an index."""
     monkeypatch.setattr(searcher, "folder_tokenizer", lambda workdir, config: Words())
-    return lambda *args, **about: Searcher(MemoryStore(*args, **about), folder, Encoder())
+    return lambda *args, **about: Searcher(make_store(*args, **about), folder, Encoder())
 
 
 def draw(count, seed=0):
@@ -394,8 +355,8 @@ def test_another_model_or_tokenizer_is_refused_with_the_remedy(opened, folder):
 def test_a_model_that_moved_is_asked_for(folder, monkeypatch):
     monkeypatch.setattr(searcher, "folder_tokenizer", lambda workdir, config: Words())
     with pytest.raises(UserError, match="the model of the index is not in gone any more: name its folder with --workd"):
-        Searcher(MemoryStore(HALF_RED), encoder=Encoder())
-    assert Searcher(MemoryStore(HALF_RED, workdir=str(folder)), encoder=Encoder()).about.dimension == DIMENSION
+        Searcher(make_store(HALF_RED), encoder=Encoder())
+    assert Searcher(make_store(HALF_RED, workdir=str(folder)), encoder=Encoder()).about.dimension == DIMENSION
 
 
 def test_an_empty_index_is_refused(opened):
@@ -413,7 +374,7 @@ def shown(workdir, encoder, tmp_path):
     small = io.BytesIO()
     Image.open(tmp_path / "a.png").resize((10, 15)).save(small, "PNG")
     config = encoder.config
-    store = MemoryStore(
+    store = make_store(
         [np.ones(DIMENSION)], model=encoder.about["model"], tokenizer=folder_tokenizer(workdir, config).digest,
         root=str(tmp_path),
     )  # fmt: skip

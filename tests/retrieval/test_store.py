@@ -25,6 +25,7 @@ from ivt_jax.retrieval.places import create_store, open_store, snapshot
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.store import About, NoIndexError, Row
 from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+from tests.retrieval.memory import holds
 
 FIELDS = {
     "camera": "integer", "speed": "number", "indoors": "boolean", "track": "text", "time": "time",
@@ -134,23 +135,6 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(create):
         assert 7 not in opened.search(query, 40)[1] and opened.search(query, 40)[1].shape == (1, 37)
     store.add(make_rows(1, first=40))
     assert [row.id for row in reopen().scan()][-1] == 40
-
-
-def holds(condition, metadata):
-    """What a condition means, of two truths."""
-    match condition:
-        case Comparison(field, symbol, value):
-            return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
-        case OneOf(field, values):
-            return metadata[field] in values
-        case Missing(field):
-            return metadata[field] is None
-        case Not(part):
-            return not holds(part, metadata)
-        case All(parts):
-            return all(holds(part, metadata) for part in parts)
-        case Some(parts):
-            return any(holds(part, metadata) for part in parts)
 
 
 def draw_condition(rng, rows, depth=0):
@@ -360,6 +344,42 @@ def test_what_another_process_adds_is_seen(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "index")], check=True)
     assert store.search(query, 1)[1] == [[1]] and store.count() == 2 and [row.id for row in store.scan()] == [0, 1]
+
+
+def test_fields_that_another_process_drops_and_adds_are_no_fault(tmp_path):
+    store = create_store(tmp_path / "index", about())
+    store.add(make_rows(3))
+    assert len(store.get([0, 1])) == 2
+    open_store(tmp_path / "index").set_about(about(fields={"track": "text", "new": "integer"}))
+    for rows in (store.get([0, 1, 2]), list(store.scan())):
+        assert [row.metadata for row in rows] == [{"track": row.metadata["track"], "new": None} for row in make_rows(3)]
+    assert store.about.fields == {"track": "text", "new": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "lance error: LanceError(IO): No space left on device (os error 28), /builds/a.rs:1:2",
+            "No space left on device",
+        ),
+        ("lance error: no such column, /builds/lance/src/dataset.rs:12:3\nBacktrace", "lance error: no such column"),
+        ('IO { inner: Http(Os { code: 111, message: "Connection refused" }), location: x.rs }', "Connection refused"),
+    ],
+)
+def test_what_lance_says_is_told_without_its_code(tmp_path, said, told):
+    store = create_store(tmp_path / "index", about())
+
+    class Failing:
+        schema = store._table.schema
+
+        def add(self, rows):
+            raise RuntimeError(said)
+
+    store._table = Failing()
+    with pytest.raises(UserError) as error:
+        store.add(make_rows(1))
+    assert str(error.value) == f"{tmp_path}/index: {told}"
 
 
 def test_a_place_that_holds_no_index_is_told(tmp_path):

@@ -1,0 +1,90 @@
+"""What conditions mean, and an index in memory: slow, plain, and beside which stores are compared."""
+
+import dataclasses
+
+import numpy as np
+
+from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+
+
+def holds(condition, metadata):
+    """What a condition means, of two truths."""
+    match condition:
+        case Comparison(field, symbol, value):
+            return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
+        case OneOf(field, values):
+            return metadata[field] in values
+        case Missing(field):
+            return metadata[field] is None
+        case Not(part):
+            return not holds(part, metadata)
+        case All(parts):
+            return all(holds(part, metadata) for part in parts)
+        case Some(parts):
+            return any(holds(part, metadata) for part in parts)
+
+
+class MemoryStore:
+    """An index as `VectorStore` has it, slow and plain, as strict as its contract.
+
+    Attributes: rows, by id; written, how many each call of `add` had; asked, k and exact of each search.
+    """
+
+    def __init__(self, about):
+        self.about, self.rows, self._had = about, {}, set()
+        self.written, self.asked = [], []
+
+    def add(self, rows):
+        ids = [row.id for row in rows]
+        assert len({*ids}) == len(ids) and not self._had & {*ids}, "an id is used twice"
+        for row in rows:
+            assert row.vector.shape == (self.about.dimension,) and row.vector.dtype == self.about.dtype
+            assert row.metadata.keys() == self.about.fields.keys() and isinstance(row.thumbnail, bytes)
+        self.rows |= {row.id: row for row in rows}
+        self._had |= {*ids}
+        self.written.append(len(rows))
+        paths = [row.path for row in self.rows.values()]
+        assert len({*paths}) == len(paths), "a path has two rows"
+
+    def delete(self, ids):
+        for number in ids:
+            self.rows.pop(number, None)
+
+    def search(self, queries, k, where=None, exact=None):
+        assert queries.dtype == np.float32 and queries.shape == (1, self.about.dimension)
+        self.asked.append((k, exact))
+        found = [row for row in self.rows.values() if where is None or holds(where, row.metadata)]
+        scores = {row.id: float(queries[0] @ row.vector) for row in found}
+        ids = sorted(scores, key=lambda id: (-scores[id], id))[:k]
+        return np.float32([[scores[id] for id in ids]]), np.array([ids], np.int64)
+
+    def count(self, where=None):
+        return sum(where is None or holds(where, row.metadata) for row in self.rows.values())
+
+    def ids(self):
+        return np.array(sorted(self.rows), np.int64)
+
+    def scan(self, vectors=False, thumbnails=False):
+        return iter(self.get(sorted(self.rows), vectors, thumbnails))
+
+    def get(self, ids, vectors=False, thumbnails=False):
+        without = {name: None for name, kept in (("vector", vectors), ("thumbnail", thumbnails)) if not kept}
+        return [self.rows[number]._replace(**without) for number in ids if number in self.rows]
+
+    def set_about(self, about):
+        for row in self.get([*self.rows], vectors=True, thumbnails=True):
+            known = {name: row.metadata[name] for name, kind in about.fields.items() if self._keeps(name, kind)}
+            self.rows[row.id] = row._replace(metadata={**dict.fromkeys(about.fields), **known})
+        self.about = about
+
+    def _keeps(self, name, kind):
+        return self.about.fields.get(name) == kind
+
+    def optimize(self):
+        return ""
+
+    def copy(self):
+        """One that goes its own way from here."""
+        other = MemoryStore(dataclasses.replace(self.about))
+        other.rows, other._had = dict(self.rows), set(self._had)
+        return other
