@@ -18,12 +18,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable, write_text
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
 from ivt_jax.images import open_image
+from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.workdir import flatten, load_record
 
 TOP = 10
@@ -65,7 +67,7 @@ def render(**sections: Any) -> str:
     """The page with the sections given; report.html says what each consists of, and leaves out those that lack."""
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(sections)
+    return environment.from_string(template).render(intended_use=INTENDED_USE, **sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -221,12 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.report", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="folder of the run")
     args = parser.parse_args(argv)
-    try:
-        print(write_report(args.workdir))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(write_report(args.workdir)))
 
 
 if __name__ == "__main__":

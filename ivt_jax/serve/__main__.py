@@ -15,6 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
 from ivt_jax.serve.settings import LEAST_TOKEN, Settings
@@ -102,14 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
     args = parser.parse_args(argv)
     keep_compiled()
-    try:
-        run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

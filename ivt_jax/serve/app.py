@@ -1,6 +1,7 @@
 """The application: the page, and the endpoints over a searcher. /openapi.json describes them."""
 
 import functools
+import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
+from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.serve.guard import COOKIE, Guard, is_token, log
 from ivt_jax.serve.pictures import check_upload, draw_heat
@@ -39,14 +41,12 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 READERS = 4  # threads that read thumbnails
-ABOUT = """Search an index of pictures of persons by sentences and pictures.
+ABOUT = f"""Search an index of pictures of persons by sentences and pictures.
 
-Intended for research on data collected with consent or under a licence that allows it. A score is a similarity and no
-proof of identity. Not for the surveillance or tracking of people without a legal basis, and not for decisions about a
-person.
+Intended use. {INTENDED_USE}
 
 Where the server demands a token, send it as `Authorization: Bearer TOKEN`. A mistake is answered with
-`{"error": "what is wrong, in one line"}`."""
+`{{"error": "what is wrong, in one line"}}`."""
 
 
 def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
@@ -153,9 +153,10 @@ class Endpoints:
 
 def read_page() -> dict[str, Response]:
     """The page's files by the paths they are asked for with. No path that a client names touches the disk."""
-    files = sorted(file for file in PAGE.iterdir() if file.suffix in TYPES)
+    files = sorted(file for file in PAGE.iterdir() if file.suffix in TYPES and file.name != "index.html")
     page = {f"/{file.name}": Response(file.read_bytes(), media_type=TYPES[file.suffix]) for file in files}
-    return {"/": page.pop("/index.html"), **page}
+    text = (PAGE / "index.html").read_text(encoding="utf-8").replace("{{ intended_use }}", html.escape(INTENDED_USE))
+    return {**page, "/": Response(text, media_type="text/html")}
 
 
 async def _same(response: Response) -> Response:

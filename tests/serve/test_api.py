@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ivt_jax.intended_use import INTENDED_USE
 from tests.serve.conftest import PERSONS, jpeg
 
 
@@ -76,7 +77,7 @@ def test_openapi_describes_every_endpoint(client):
     assert sorted(described["paths"]) == [
         "/api/about", "/api/heat/{id}", "/api/phrases", "/api/search", "/api/thumbnails/{id}", "/login",
     ]  # fmt: skip
-    assert "Not for the surveillance" in described["info"]["description"]
+    assert INTENDED_USE in described["info"]["description"]
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
 
 

@@ -1,11 +1,20 @@
 """The page in a browser: the system's chromium, without one these tests are skipped."""
 
+import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import types
+import urllib.parse
+from pathlib import Path
 
 import pytest
 
+from ivt_jax.intended_use import INTENDED_USE
+from ivt_jax.retrieval.searcher import Searcher
 from tests.serve.conftest import PERSONS, StandIn, jpeg, served
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,7 +80,7 @@ def test_a_sentence_shows_the_right_person_first(open_page):
     page = open_page()
     page.wait_for_selector("body[data-state=empty]")
     assert "12 pictures in people.index, model 3fa9c1d2e8b4" in page.inner_text("#about")
-    assert "Intended use." in page.inner_text("footer")
+    assert page.inner_text("footer p") == f"Intended use. {INTENDED_USE}"
     ask(page)
     assert cards(page)[0] == "red/blue_1.jpg" and len(cards(page)) == 12
     first = page.query_selector("#grid li")
@@ -266,3 +275,67 @@ def test_a_token_is_asked_for_once(open_page):
         assert "token" not in page.url and page.evaluate("document.cookie") == ""
         page.reload()
         page.wait_for_selector("body[data-state=found]")
+
+
+# ---- the whole way, with nothing standing for anything
+
+LEARNER = [
+    "--config=configs/synth.py", "--config.data.batch_size=16", "--config.train.steps=600",
+    "--config.train.eval_every=600", "--config.model.image_size=(48,24)", "--config.model.width=64",
+    "--config.model.depth=2", "--config.model.num_heads=2", "--config.model.remat=False",
+    "--config.mla.levels=('sentence','phrase')", "--config.bmm.align=off", "--config.bmm.word_weight=0.0",
+    "--config.bmm.patch_weight=0.0", "--config.evaluation.robustness=False",
+]  # fmt: skip
+
+
+def run(module, *flags):
+    """A command as a user gives it: on one device, compiled as it should be."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-m", module, *flags], cwd=root, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Sixteen drawn persons whom a small tower has learned, in an index that is served: address, records."""
+    folder = tmp_path_factory.mktemp("learned")
+    persons = ["--persons=28", "--val_persons=4", "--test_persons=8", "--images_per_person=2", "--size=48x24"]
+    run("input_pipeline.synthetic", f"--out={folder}/data", *persons)
+    run("ivt_jax.main", *LEARNER, f"--config.data.root={folder}/data", f"--workdir={folder}/run")
+    records = json.loads((folder / "data/reid_raw.json").read_text())
+    records = [record for record in records if record["split"] == "train"]
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "person"), *((r["file_path"], r["id"]) for r in records)])
+    named = [f"--list={folder}/list.csv", f"--images={folder}/data/imgs", f"--index={folder}/index"]
+    run("ivt_jax.index", f"--workdir={folder}/run", *named)
+    with served(Searcher.open(folder / "index")) as address:
+        yield types.SimpleNamespace(address=address, records=records)
+
+
+def test_persons_are_found_by_their_descriptions(open_page, learned):
+    person_of = {record["file_path"]: record["id"] for record in learned.records}
+    assert len(person_of) == 32 and len({*person_of.values()}) == 16
+    found = []
+    for record in learned.records[::4]:
+        fragment = f"#text={urllib.parse.quote_plus(record['captions'][0])}"
+        page = open_page(fragment, at=learned.address, ready="body[data-state=found], body[data-state=poor]")
+        assert page.inner_text("#about").startswith("32 pictures in people.index")
+        found.append(person_of[cards(page)[0]] == record["id"])
+    assert sum(found) >= 7 and len(found) == 8  # of 64 such sentences all were right where this was written
+
+
+def test_a_learned_person_is_explained_and_leads_to_others(open_page, learned):
+    record = learned.records[0]
+    page = open_page(f"#text={urllib.parse.quote_plus(record['captions'][0])}", at=learned.address, ready="#grid li")
+    page.click("#grid button >> nth=0")
+    page.wait_for_selector("#heat img")
+    phrases = page.query_selector_all("#fits .fit")
+    assert len(page.query_selector_all("#heat img")) == len(phrases) >= 3
+    first = cards(page)[0]
+    page.click("#like")
+    until(page, lambda: cards(page) and first not in cards(page))
+    page.click("summary")
+    page.fill("#where", f"person = {record['id']}")
+    page.keyboard.press("Enter")
+    until(page, lambda: len(cards(page)) == 1)  # the other picture of this person
