@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
-from input_pipeline.errors import UserError
+from input_pipeline.command import exit_code
 from input_pipeline.synthetic.bulk import FORMATS, Counts, write
 
 _SPLITS = {"train": Counts(300, 900, 1800), "val": Counts(2, 4, 8), "test": Counts(2, 4, 8)}
@@ -123,6 +123,20 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Measures, and prints the table."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before TensorFlow counts the cores
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for format in options.formats:
+            root = Path(folder) / format
+            write(root, _SPLITS, format)
+            results.append(measure(root, format, options.batches, options.turns))
+    if options.json:
+        options.json.write_text(json.dumps([result._asdict() for result in results], indent=2) + "\n")
+    print(table(results))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.benchmark", description=__doc__.split("\n")[0])
@@ -131,21 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args(argv)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before TensorFlow counts the cores
-    results = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for format in options.formats:
-                root = Path(folder) / format
-                write(root, _SPLITS, format)
-                results.append(measure(root, format, options.batches, options.turns))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        options.json.write_text(json.dumps([result._asdict() for result in results], indent=2) + "\n")
-    print(table(results))
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

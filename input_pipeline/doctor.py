@@ -29,6 +29,7 @@ from input_pipeline.annotations import (
     quarantined,
     read_annotations,
 )
+from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
@@ -194,11 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open images")
-    try:
-        return run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

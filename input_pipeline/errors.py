@@ -7,6 +7,11 @@ import os
 DISK = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)))
 
 
+def disk_fault(error: BaseException) -> str | None:
+    """What is wrong with the disk, where that is what an error tells."""
+    return next((reason for reason in DISK if reason in str(error)), None)
+
+
 class UserError(ValueError):
     """A mistake the user can mend. The message is one line: the file, the record, the remedy."""
 

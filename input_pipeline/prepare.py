@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 
@@ -191,11 +192,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max_damaged", type=float, default=0.005, help="share of training images that may be damaged (0.005)"
     )
-    try:
-        return run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.annotations import DATASETS, Record, read_annotations
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
@@ -194,12 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
     parser.add_argument("--out", required=True, type=Path, help="the JSON file to write, which must not exist")
-    try:
-        run(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = parser.parse_args(argv)
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

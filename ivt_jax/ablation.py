@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import synth
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from ivt_jax.metrics import format_seconds
 
@@ -113,8 +114,8 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    """The command line."""
+def main() -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", choices=STUDIES, default="terms", help="which variants are compared")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
@@ -123,6 +124,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
+    return exit_code(lambda: compare(args))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Trains what lacks, writes table and plot."""
     variants = STUDIES[args.study]
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
     results = scores(args.out, variants, args.seeds)
@@ -132,8 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from input_pipeline.errors import UserError
+from input_pipeline.command import exit_code
 from input_pipeline.files import write_text
 from ivt_jax.arguments import positive
 from ivt_jax.config_flag import read_config
@@ -116,6 +116,21 @@ def line(row: "Row") -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def run(options: argparse.Namespace, changes: Sequence[str]) -> None:
+    """Measures, prints each row as it comes, and writes them where that is asked for."""
+    rows: list[Row] = []
+    for row in rows_of(options, changes):
+        if not rows:
+            print(HEADER, "|" + " --- |" * HEADER.count("|", 1), sep="\n")
+        print(line(row), flush=True)
+        rows.append(row)
+    if options.json:
+        from ivt_jax.workdir import environment
+
+        measured = {"environment": environment(), "rows": [dataclasses.asdict(row) for row in rows]}
+        write_text(options.json, json.dumps(measured, indent=2) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -143,22 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of calls for each row, at least (10)")
     parser.add_argument("--json", type=Path, help="write the rows and what they were measured on")
     options, changes = parser.parse_known_args(argv)
-    rows: list[Row] = []
-    try:
-        for row in rows_of(options, changes):
-            if not rows:
-                print(HEADER, "|" + " --- |" * HEADER.count("|", 1), sep="\n")
-            print(line(row), flush=True)
-            rows.append(row)
-        if options.json:
-            from ivt_jax.workdir import environment
-
-            measured = {"environment": environment(), "rows": [dataclasses.asdict(row) for row in rows]}
-            write_text(options.json, json.dumps(measured, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(options, changes))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from input_pipeline.errors import DISK, UserError
+from input_pipeline.errors import UserError, disk_fault
 from ivt_jax import digests
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.export.tensors import FILE as SAFETENSORS
@@ -137,7 +137,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = next((reason for reason in DISK if reason in str(error)), None)
+            reason = disk_fault(error)
             if reason is None:
                 raise
             where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"

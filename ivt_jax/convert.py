@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import whole_folder
 
@@ -188,16 +189,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run(args: argparse.Namespace, rest: list[str]) -> None:
+    """Converts, and tells what was done."""
+    print(convert(args, rest))
+    print(f"written: {args.out}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 on a mistake."""
     args, rest = make_parser().parse_known_args(argv)
-    try:
-        print(convert(args, rest))
-        print(f"written: {args.out}", file=sys.stderr)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(args, rest))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
 from ivt_jax.arguments import positive
 from ivt_jax.startup import keep_compiled
@@ -99,11 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     if flags and not args.beam:
         parser.error(f"unknown: {' '.join(flags[:3])}; the pattern of --shards stands in quotes")
     keep_compiled()
-    try:
-        return run(args, flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(args, flags))
 
 
 def _task(text: str) -> tuple[int, int]:

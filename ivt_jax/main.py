@@ -136,9 +136,12 @@ def start_distributed(config: Any) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser and the config's own checks; what they refuse becomes a UserError."""
-    with faults_in_one_line():
-        rest = flags.FLAGS(argv)
-        CONFIG.value.to_dict()  # a config that cannot be loaded says so only when it is read
+    try:
+        with faults_in_one_line():
+            rest = flags.FLAGS(argv)
+            CONFIG.value.to_dict()  # a config that cannot be loaded says so only when it is read
+    except SystemExit:  # absl has printed the help that was asked for, and would exit with 1
+        sys.exit(0)
     return rest
 
 

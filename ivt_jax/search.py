@@ -26,10 +26,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable, whole_folder, write_bytes
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
+from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.sources import read_folder
@@ -176,6 +178,7 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
         good=answer.good,
         searched=answer.searched,
         folder=printable(place),
+        intended_use=INTENDED_USE,
         explained=explained,
         results=[draw(searcher, result, rank, explained) for rank, result in counted],
     )
@@ -211,11 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = _parse(argv)
     keep_compiled()
-    try:
-        return run(args)
-    except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(args))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -113,7 +113,7 @@ def loaded_by(*command):
         [sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
-    assert lines, result.stderr
+    assert lines and not result.returncode, result.stderr
     others = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
     return {line.split("|")[-1].strip() for line in lines}, result.stdout, "\n".join(others)
 

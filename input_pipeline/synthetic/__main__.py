@@ -6,14 +6,20 @@ import sys
 import time
 from pathlib import Path
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, write the dataset, print its oracle."""
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     options = _parse(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the dataset, prints its oracle."""
     out = Path(options.out)
     arguments = Arguments(
         persons=options.persons,
@@ -34,9 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.contact_sheet:
             contact_sheet(out, count=12, seed=arguments.seed).save(options.contact_sheet, format="PNG")
             print(f"contact sheet: {options.contact_sheet}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except OSError as error:
+        raise UserError(str(error)) from error
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -81,4 +86,4 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
 from input_pipeline.progress import progress
@@ -108,6 +109,16 @@ def _counts(text: str) -> Counts:
     return counts
 
 
+def run(options: argparse.Namespace) -> None:
+    """Writes the dataset."""
+    splits = {split: getattr(options, split) for split in DEFAULT}
+    try:
+        write(options.out, splits, options.format, options.seed, options.workers)
+    except OSError as error:
+        raise UserError(str(error)) from error
+    print(f"{sum(counts.images for counts in splits.values()):,} images: {options.out}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic.bulk", description=__doc__.split("\n")[0])
@@ -119,14 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; no byte depends on it")
     options = parser.parse_args(argv)
-    try:
-        splits = {split: getattr(options, split) for split in DEFAULT}
-        write(options.out, splits, options.format, options.seed, options.workers)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{sum(counts.images for counts in splits.values()):,} images: {options.out}")
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":
