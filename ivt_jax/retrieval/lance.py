@@ -120,6 +120,16 @@ class LanceStore:
         self._look()
         return self._ids(self._table)
 
+    def values(self, field: str, most: int) -> list[Value] | None:
+        self._look()
+        found = set()
+        with _one_line(self._place):
+            for batch in self._table.search().select([column(field)]).to_batches(_AT_ONCE):
+                found.update(batch.column(0).unique().drop_null().to_pylist())
+                if len(found) > most:
+                    return None
+        return sorted(found)
+
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         self._look()
         with _one_line(self._place):

@@ -64,7 +64,9 @@ class QdrantStore:
         vectors = models.VectorParams(size=about.dimension, distance=models.Distance.DOT, datatype=datatype)
         with _one_line(name):
             client.create_collection(name, vectors_config=vectors, metadata={_ABOUT: about.to_json()})
-        return cls(client, name)
+        store = cls(client, name)
+        store._index_fields()
+        return store
 
     def add(self, rows: Sequence[Row]) -> None:
         if not rows:  # the server refuses a request for nothing
@@ -115,6 +117,11 @@ class QdrantStore:
             found += [point.id for point in points]
         return np.array(found, np.int64)
 
+    def values(self, field: str, most: int) -> list[Value] | None:
+        with self._one_line():
+            hits = self._client.facet(self._name, column(field), limit=most + 1, exact=True).hits
+        return None if len(hits) > most else sorted(hit.value for hit in hits)
+
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         start: Any = 0
         while start is not None:
@@ -139,15 +146,19 @@ class QdrantStore:
                 self._client.delete_payload(self._name, keys=gone, points=models.Filter(), wait=True)
             self._client.update_collection(self._name, metadata={_ABOUT: about.to_json()})
         self.about = about
+        self._index_fields()
 
     def optimize(self) -> str:
-        """The fields get indexes, so that filters need not look at every row; the rest the server does by itself."""
+        """The server does it by itself."""
+        return ""
+
+    def _index_fields(self) -> None:
+        """So that filters need not look at every row; and `values` needs it."""
         kinds = {"integer": "integer", "number": "float", "boolean": "bool", "text": "keyword", "time": "datetime"}
         with self._one_line():
             for name, kind in self.about.fields.items():
                 schema = models.PayloadSchemaType(kinds[kind])
                 self._client.create_payload_index(self._name, column(name), field_schema=schema, wait=True)
-        return ""
 
     def _point(self, row: Row) -> models.PointStruct:
         assert row.vector is not None and row.thumbnail is not None

@@ -85,6 +85,9 @@ class VectorStore(Protocol):
     def ids(self) -> np.ndarray:
         """Those of all rows, (N,) int64, ascending."""
 
+    def values(self, field: str, most: int) -> list[Value] | None:
+        """What a field of type integer, boolean or text holds, ascending; None for more than `most` values."""
+
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         """All rows in the order of their ids, as they are at the first one."""
 

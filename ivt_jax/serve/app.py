@@ -19,6 +19,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import printable
 from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval.where import Value
 from ivt_jax.serve.guard import COOKIE, Guard, is_token, log
 from ivt_jax.serve.pictures import check_upload, draw_heat
 from ivt_jax.serve.schema import (
@@ -33,10 +34,11 @@ from ivt_jax.serve.schema import (
     GivenPhrases,
     Id,
 )
-from ivt_jax.serve.settings import MAX_BODY, MAX_CONNECTIONS, Settings
+from ivt_jax.serve.settings import MAX_BODY, MAX_CONNECTIONS, MAX_VALUES, Settings
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
+    from ivt_jax.retrieval.store import VectorStore
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -99,12 +101,14 @@ class Endpoints:
 
     async def about(self) -> GivenAbout:
         """What is served, and with which model."""
-        about = self._searcher.about
+        store = self._searcher.store
+        pictures, values = await to_thread.run_sync(lambda: (store.count(), list_values(store)), limiter=self._readers)
         return GivenAbout(
             index=self._settings.index,
-            pictures=await to_thread.run_sync(self._searcher.store.count, limiter=self._readers),
-            model=about.model,
-            fields=dict(about.fields),
+            pictures=pictures,
+            model=store.about.model,
+            fields=dict(store.about.fields),
+            values=values,
             calibrated=self._searcher.calibration is not None,
             max_body=MAX_BODY,
         )
@@ -149,6 +153,13 @@ class Endpoints:
 
     def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:
         return draw_heat(*self._searcher.heat_maps(id, phrases))
+
+
+def list_values(store: "VectorStore") -> dict[str, list[Value]]:
+    """Those of the fields that hold few, for the page to offer."""
+    fields = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
+    values = {name: store.values(name, MAX_VALUES) for name in fields}
+    return {name: known for name, known in values.items() if known}
 
 
 def read_page() -> dict[str, Response]:

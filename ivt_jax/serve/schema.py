@@ -21,6 +21,7 @@ Filter = Annotated[
     Field(max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')"),
     AfterValidator(_encodable),
 ]
+Known = bool | int | float | datetime.datetime | str
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
 
 
@@ -91,7 +92,7 @@ class GivenResult(Given):
     score: float
     probability: float | None
     phrases: list[GivenPhrase]
-    metadata: dict[str, bool | int | float | datetime.datetime | str | None]
+    metadata: dict[str, Known | None]
 
 
 class GivenAnswer(Given):
@@ -122,6 +123,7 @@ class GivenAbout(Given):
     pictures: int
     model: str
     fields: dict[str, str] = Field(description="name and type of what is known of each picture")
+    values: dict[str, list[Known]] = Field(description="what fields hold, of those that hold few values")
     calibrated: bool = Field(description="whether validation says what scores mean")
     max_body: int = Field(description="bytes of a request")
 

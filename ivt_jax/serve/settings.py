@@ -7,6 +7,7 @@ MAX_UPLOAD_PIXELS = 16_000_000  # of an image that is sent; a crop of a person h
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_TEXT = 500  # characters of a sentence or phrase
 MAX_TOP = 200  # pictures in an answer
+MAX_VALUES = 50  # of a field, to be chosen from; of more none is offered
 BODY_SECONDS = 30.0  # in which a body must have come
 MAX_CONNECTIONS = 1000
 MAX_UNDER_WAY = 500  # requests that are answered or wait for the model; more are sent away for RETRY_SECONDS

@@ -64,6 +64,10 @@ class MemoryStore:
     def ids(self):
         return np.array(sorted(self.rows), np.int64)
 
+    def values(self, field, most):
+        found = {row.metadata[field] for row in self.rows.values()} - {None}
+        return sorted(found) if len(found) <= most else None
+
     def scan(self, vectors=False, thumbnails=False):
         return iter(self.get(sorted(self.rows), vectors, thumbnails))
 

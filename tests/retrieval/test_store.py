@@ -220,6 +220,17 @@ def test_fields_come_and_go(create):
     assert store.count(Missing("new")) == 10 + sum(row.metadata["new"] is None for row in later)
 
 
+def test_the_values_of_a_field_are_told_where_they_are_few(create):
+    store, _ = create(about())
+    assert store.values("track", 5) == []
+    rows = make_rows(150)
+    store.add(rows)
+    for field in ("camera", "indoors", "track", 'id`s "best".x'):
+        expected = sorted({row.metadata[field] for row in rows} - {None})
+        assert store.values(field, len(expected)) == expected and len(expected) > 1
+        assert store.values(field, len(expected) - 1) is None
+
+
 def test_an_optimised_index_holds_the_same(create):
     store, reopen = create(about())
     rows = make_rows(60)

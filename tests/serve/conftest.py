@@ -66,7 +66,11 @@ class StandIn:
     """What `ivt_jax.retrieval.searcher.Searcher` gives, of PERSONS; an image is like those with the same pixels."""
 
     about = types.SimpleNamespace(model="3fa9c1d2e8b4" + 52 * "0", fields=FIELDS)
-    store = types.SimpleNamespace(count=lambda: len(PERSONS))
+    store = types.SimpleNamespace(
+        about=about,
+        count=lambda: len(PERSONS),
+        values=lambda field, most: sorted({p.metadata[field] for p in PERSONS} - {None}),
+    )
     calibration = object()
 
     def search(self, query, top=10, group="", distinct=None):

@@ -69,6 +69,7 @@ def test_about_says_what_is_served(client):
     assert client.get("/api/about").json() == {
         "index": "people.index", "pictures": 12, "model": "3fa9c1d2e8b4" + 52 * "0",
         "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
+        "values": {"camera": [0, 1, 2], "zone": ["gate"]},
     }  # fmt: skip
 
 

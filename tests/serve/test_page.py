@@ -133,10 +133,22 @@ def test_filters_and_their_mistakes(open_page):
     page = open_page(console=False)  # chromium tells of the answer 422 there
     ask(page)
     page.click("summary")
-    page.click("#known button >> text=camera")
-    page.type("#where", "= 2")
-    page.keyboard.press("Enter")
+    camera = page.get_by_label("camera", exact=True)
+    assert camera.locator("option").all_inner_texts() == ["any", "0", "1", "2"]
+    camera.select_option("2")
     until(page, lambda: len(cards(page)) == 4)
+    page.get_by_label("zone", exact=True).select_option("gate")
+    until(page, lambda: "is not understood" in page.text_content("#error"))  # by the stand-in
+    assert page.input_value("#where") == "camera = 2 and zone = 'gate'"
+    camera.select_option("1")
+    assert page.input_value("#where") == "camera = 1 and zone = 'gate'"
+    page.get_by_label("zone", exact=True).select_option("any")
+    until(page, lambda: len(cards(page)) == 4)
+    page.reload()
+    until(page, lambda: page.get_by_label("camera", exact=True).input_value() == "camera = 1")
+    page.fill("#where", "")
+    page.click("#known button >> text=seen")  # of no few values
+    assert page.input_value("#where") == "seen "
     page.fill("#where", "camera ~ 2")
     page.keyboard.press("Enter")
     page.wait_for_selector("body[data-state=error]")

@@ -10,7 +10,7 @@ const byId = (id) => document.getElementById(id);
 const whole = (number) => number.toLocaleString("en");
 let query = emptyQuery();
 let results = [];
-let about = {fields: {}};
+let about = {fields: {}, values: {}};
 let asking = new AbortController();
 
 // The query with these parts changed, and the box as it stands, is asked.
@@ -66,6 +66,7 @@ function drawQuery() {
   byId("text").value = query.text;
   for (const name of ["where", "group", "top"]) byId(name).value = query[name];
   byId("distinct").checked = query.distinct;
+  for (const choice of document.querySelectorAll("#known select")) choice.value = chosen(choice);
   byId("hint").hidden = !isEmpty(query);
   byId("split").hidden = !query.text;
   const [chips, focused] = [[...document.querySelectorAll("li.chip")], document.activeElement];
@@ -147,16 +148,57 @@ function drawAbout() {
   byId("group").append(...names.map(([name]) => new Option(name)));
 }
 
+// A field of few values is a list to choose from; of another the name goes into the filter, to be completed by hand.
 function drawField([name, type]) {
+  const plain = /^[A-Za-z_]\w*$/.test(name) && !/^(and|or|not|in|is|missing|true|false)$/i.test(name);
+  const named = plain ? name : "`" + name.replaceAll("`", "``") + "`";
+  return about.values[name] ? drawChoice(name, named) : drawName(name, named, type);
+}
+
+function drawChoice(name, named) {
+  const [label, choice] = [document.createElement("label"), document.createElement("select")];
+  const conditions = about.values[name].map((value) => new Option(String(value).slice(0, 60), `${named} = ${literal(value)}`));
+  choice.setAttribute("aria-label", name);
+  choice.append(new Option("any", ""), ...conditions);
+  choice.onchange = () => {
+    filterBy(choice, choice.value);
+    change({});
+  };
+  label.append(name, choice);
+  return label;
+}
+
+function drawName(name, named, type) {
   const [field, button] = [document.createElement("span"), document.createElement("button")];
   [button.type, button.className, button.textContent] = ["button", "link", name];
-  const named = /^[A-Za-z_]\w*$/.test(name) ? name : "`" + name.replaceAll("`", "``") + "`";
   button.onclick = () => {
-    byId("where").value += byId("where").value ? ` and ${named} ` : `${named} `;
+    addCondition(`${named} `);
     byId("where").focus();
   };
   field.append(button, ` ${type}`);
   return field;
+}
+
+// That of a list's conditions which stands in the filter, or "". Longer ones first: one may begin with another.
+function chosen(choice) {
+  const conditions = [...choice.options].map((option) => option.value).sort((a, b) => b.length - a.length);
+  return conditions.find((condition) => byId("where").value.includes(condition));
+}
+
+function filterBy(choice, condition) {
+  const [where, before] = [byId("where"), chosen(choice)];
+  if (!before) return addCondition(condition);
+  const replaced = condition ? before : [` and ${before}`, `${before} and `, before].find((part) => where.value.includes(part));
+  where.value = where.value.replace(replaced, () => condition);
+}
+
+function addCondition(condition) {
+  const before = byId("where").value.trim();
+  byId("where").value = before ? `${/\bor\b/i.test(before) ? `(${before})` : before} and ${condition}` : condition;
+}
+
+function literal(value) {
+  return typeof value === "string" ? "'" + value.replaceAll("'", "''") + "'" : String(value);
 }
 
 function listen() {
@@ -204,6 +246,7 @@ async function start() {
     about = await ask("/api/about");
     drawAbout();
     query = fromFragment(location.hash);
+    byId("options").open = Boolean(query.where || query.group || query.distinct);
     search();
   } catch (error) {
     fail(error);
