@@ -152,13 +152,13 @@ class ByDigest:
     def __init__(self, folder: Path):
         """Raises UserError as `read_gallery`, and where there is no vector."""
         self.about = read_about(folder)
-        shards = [shard for shard in read_gallery(folder) if len(shard.vectors)]
-        if not shards:
+        pairs = [(shard.vectors, shard.digests) for shard in read_gallery(folder) if len(shard.vectors)]
+        if not pairs:
             raise UserError(f"{folder} holds no vectors: make them with python -m ivt_jax.embed")
-        digests = np.concatenate([shard.digests for shard in shards]).view("S32").ravel()
+        self._shards, digests = zip(*pairs, strict=True)
+        digests = np.concatenate(digests).view("S32").ravel()
         self._order = np.argsort(digests)
         self._digests = digests[self._order]
-        self._shards = [shard.vectors for shard in shards]
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
     def get(self, digest: bytes) -> np.ndarray | None:
