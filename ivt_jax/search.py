@@ -121,8 +121,8 @@ def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
 
 
 def describe(phrases: "Sequence[Phrase]") -> str:
-    """red hoodie 0.91 · blue backpack 0.34"""
-    return " · ".join(f"{text} {score:.2f}" for text, score in phrases)
+    """red hoodie 0.91 · blue backpack 0.34 · not glasses 0.20"""
+    return " · ".join(f"{'' if wanted else 'not '}{text} {score:.2f}" for text, score, wanted in phrases)
 
 
 def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
@@ -143,7 +143,7 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
 
 def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     """A header, and a row for each result, with a column for each phrase and each field of metadata."""
-    writer, phrases, fields = csv.writer(sys.stdout), phrases_of(query), [*searcher.about.fields]
+    writer, phrases, fields = csv.writer(sys.stdout), list(phrases_of(query)), [*searcher.about.fields]
     columns = [f"phrase.{text}" for text in phrases] + [f"metadata.{name}" for name in fields]
     writer.writerow(["rank", "id", "score", "probability", "path", "file", *columns])
     for rank, result in enumerate(answer.results, start=1):

@@ -236,7 +236,9 @@ def test_json_is_one_object(ask, calibrated, tmp_path, capsys):
     assert result.pop("score") > 0.5
     assert result == {
         "rank": 1, "id": 0, "path": EVIL["red"], "file": f"{tmp_path}/pictures/{EVIL['red']}", "probability": None,
-        "phrases": [{"text": "red coat", "score": 0.875}, {"text": "blue bag", "score": 0.5}],
+        "phrases": [
+            {"text": "red coat", "score": 0.875, "wanted": True}, {"text": "blue bag", "score": 0.5, "wanted": False},
+        ],
         "metadata": {"camera": 1, "seen": "2024-05-01T14:30:00+00:00", "track": 'x, "y"'},
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ from lancedb.index import IvfPq
 
 from input_pipeline.errors import UserError, disk_fault
 from ivt_jax.gallery.nearest import nearest
-from ivt_jax.retrieval.store import About, NoIndexError, Row, column
+from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
 
 EXACT_ROWS = 2_000_000  # the most that are searched one by one
@@ -313,7 +313,7 @@ def _one_line(place: str) -> Iterator[None]:
     except UserError:
         raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{place}: {disk_fault(error) or _reason(str(error))}") from error
+        raise StoreError(f"{place}: {disk_fault(error) or _reason(str(error))}") from error
 
 
 def _reason(said: str) -> str:

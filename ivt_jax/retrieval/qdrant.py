@@ -24,7 +24,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from input_pipeline.errors import UserError
-from ivt_jax.retrieval.store import About, NoIndexError, Row, column
+from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
 
 _ABOUT = "ivt_jax"
@@ -246,4 +246,4 @@ def _one_line(name: str) -> Iterator[None]:
         raise
     except (ApiException, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"Qdrant, collection {name}: {reason}") from error
+        raise StoreError(f"Qdrant, collection {name}: {reason}") from error

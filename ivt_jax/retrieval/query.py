@@ -75,13 +75,14 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     return parse(query.where, fields) if query.where.strip() else None
 
 
-def phrases_of(query: Query) -> list[str]:
-    """The attribute phrases of all terms, in their order and spelling, none twice; the first MAX_PHRASES."""
-    phrases: dict[str, str] = {}
+def phrases_of(query: Query) -> dict[str, bool]:
+    """The attribute phrases of all terms, in their order and spelling, none twice, and whether the first term that has
+    one wants it; the first MAX_PHRASES."""
+    phrases: dict[str, tuple[str, bool]] = {}
     for term in query.terms:
         for phrase in attribute_phrases(term.text[:_READ]):
-            phrases.setdefault(phrase.lower(), phrase)
-    return list(phrases.values())[:MAX_PHRASES]
+            phrases.setdefault(phrase.lower(), (phrase, term.weight > 0))
+    return dict(list(phrases.values())[:MAX_PHRASES])
 
 
 def _check_text(text: str) -> None:

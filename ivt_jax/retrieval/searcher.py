@@ -18,6 +18,7 @@ half: 1 for the best of the index, 0.5 for one like any other. So the scores of 
 similarities do not.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,10 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.inspection import leads_out
 from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.evaluation.embedding import encode_texts
+from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.images import fit, load_image, open_image
 from ivt_jax.models.ivt import PAD_ID
@@ -46,10 +49,14 @@ _LEAST_SPREAD = 1e-6  # of an index whose pictures are all alike, where no term 
 
 
 class Phrase(NamedTuple):
-    """A phrase of the query, and how well a picture fits it: the share of the sample that fits less well, 0 to 1."""
+    """A phrase of the query, and how well a picture fits it: the share of the sample that fits less well, 0 to 1.
+
+    wanted: whether the picture should fit it, or should not.
+    """
 
     text: str
     score: float
+    wanted: bool = True
 
 
 class Result(NamedTuple):
@@ -135,28 +142,24 @@ class Searcher:
         condition = check(query, self.about.fields, group, distinct)
         vector, phrases = self._embed_query(query), phrases_of(query)
         found = self._find(vector, condition, top, group, distinct, exact, query.like)
-        fits = self._fit([row for row, _ in found], phrases)
+        fits = self._fit([row for row, _ in found], list(phrases))
         results = [
-            Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit)), row.metadata)
+            Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         return self._judge(query, results, self.store.count(condition))
 
     def phrases(self, text: str) -> list[str]:
         """The phrases of a sentence, which `heat_maps` takes."""
-        return phrases_of(Query((Term(text),)))
+        return list(phrases_of(Query((Term(text),))))
 
     def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
         """A picture, and where in it each phrase is seen: (P, rows, columns) float32 from 0 to 1, as `explain`.
 
-        The picture is the file, or its thumbnail where it is gone. Raises UserError where there is neither.
+        The picture is the file, or its thumbnail where the file is gone, or another one than was indexed.
         """
         row = self._row(id, thumbnails=True)
-        path = self.file(row.path)
-        try:
-            image = open_image(path)
-        except UserError:
-            image = open_image(path, row.thumbnail)
+        image = open_image(row.path, self._content(row))
         pixels = fit(image, self.encoder.size)
         return image, explain.heat_maps(self.encoder, pixels, self._embed_texts(phrases))
 
@@ -267,6 +270,15 @@ class Searcher:
             return Answer(results, searched, told, False)
         told = f"if the person is among them, the first is right with {right:.0%} ({learned})"
         return Answer(results, searched, told, True)
+
+    def _content(self, row: Row) -> bytes | None:
+        """The file of a row, where it lies in the folder of pictures and is what was indexed; else the thumbnail."""
+        file = self.file(row.path)
+        try:
+            content = b"" if leads_out(Path(self.about.root), file) else read_content(row.path, file)
+        except UserError:
+            content = b""
+        return content if hashlib.sha256(content).hexdigest() == row.digest else row.thumbnail
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
         rows = self.store.get([id], vectors, thumbnails)

@@ -21,6 +21,10 @@ class NoIndexError(UserError):
     """There is no index in the place; one can be made there."""
 
 
+class StoreError(UserError):
+    """The index cannot be read, or written, whatever is asked of it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """What all rows have in common, and what a query must have in common with them.

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     token = choose_token(given, alone=args.host in THIS_MACHINE and not args.allow_host)
     with listen(args.host, args.port) as listener:
         from ivt_jax.retrieval.searcher import Searcher
-        from ivt_jax.serve.app import create_app, make_server
+        from ivt_jax.serve.app import create_app
+        from ivt_jax.serve.server import make_server
 
         searcher = Searcher.open(args.index, args.workdir)
         hosts = THIS_MACHINE | {args.host, *args.allow_host}

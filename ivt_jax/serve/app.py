@@ -2,11 +2,11 @@
 
 import functools
 import html
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import uvicorn
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi import Path as PathParameter
@@ -19,8 +19,9 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import printable
 from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value
-from ivt_jax.serve.guard import COOKIE, Guard, is_token, log
+from ivt_jax.serve.guard import Guard, is_token, log
 from ivt_jax.serve.pictures import check_upload, draw_heat
 from ivt_jax.serve.schema import (
     AskedPhrases,
@@ -34,7 +35,8 @@ from ivt_jax.serve.schema import (
     GivenPhrases,
     Id,
 )
-from ivt_jax.serve.settings import MAX_BODY, MAX_CONNECTIONS, MAX_VALUES, Settings
+from ivt_jax.serve.sessions import Sessions, cookie_name
+from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, Settings
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -55,7 +57,8 @@ def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
     """The application with its guard; a server runs it without `lifespan`."""
     failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
     app = FastAPI(title="ivt_jax.serve", description=ABOUT, docs_url=None, redoc_url=None, responses=failures)
-    endpoints, page = Endpoints(searcher, settings), read_page()
+    sessions, page = Sessions(), read_page()
+    endpoints = Endpoints(searcher, settings, sessions)
     app.get("/api/about")(endpoints.about)
     app.post("/api/search")(endpoints.search)
     app.post("/api/phrases")(endpoints.phrases)
@@ -64,38 +67,21 @@ def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
     app.post("/login", status_code=204)(endpoints.login)
     for path, response in page.items():
         app.get(path, include_in_schema=False)(functools.partial(_same, response))
+    app.add_exception_handler(StoreError, _failure(_say_broken))
     app.add_exception_handler(UserError, _failure(lambda error: (422, str(error))))
     app.add_exception_handler(RequestValidationError, _failure(_say_invalid))
     app.add_exception_handler(StarletteHTTPException, _failure(lambda error: (error.status_code, error.detail)))
     app.add_exception_handler(
         Exception, _failure(lambda error: (500, "the server has failed: its terminal says where"))
     )
-    return Guard(app, settings, open=frozenset(page) | {"/login"})
-
-
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that logs nothing of a request and believes no proxy who its client is."""
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=5,
-    )
-    return uvicorn.Server(config)
+    return Guard(app, settings, sessions, open=frozenset(page) | {"/login"})
 
 
 class Endpoints:
     """Methods that FastAPI calls, each with what its annotations say; the searcher works in threads."""
 
-    def __init__(self, searcher: "Searcher", settings: Settings):
-        self._searcher, self._settings = searcher, settings
+    def __init__(self, searcher: "Searcher", settings: Settings, sessions: Sessions):
+        self._searcher, self._settings, self._sessions = searcher, settings, sessions
         # One at a time works with the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
 
@@ -143,12 +129,13 @@ class Endpoints:
         return GivenHeat(images=images)
 
     async def login(self, asked: AskedToken, request: Request) -> Response:
-        """Takes the token, and gives the cookie that stands for it."""
+        """Takes the token, and gives a cookie in its place."""
         if not is_token(asked.token, self._settings):
             raise HTTPException(401, "this is not the token")
         response = Response(status_code=204)
         encrypted = request.headers.get("origin", "").startswith("https:")  # as seen from before a proxy
-        response.set_cookie(COOKIE, asked.token, httponly=True, samesite="strict", secure=encrypted)
+        name, session = cookie_name(request.headers), self._sessions.open(time.monotonic())
+        response.set_cookie(name, session, httponly=True, samesite="strict", secure=encrypted)
         return response
 
     def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:
@@ -172,6 +159,12 @@ def read_page() -> dict[str, Response]:
 
 async def _same(response: Response) -> Response:
     return response
+
+
+def _say_broken(error: StoreError) -> tuple[int, str]:
+    """To clients no path of this machine; the terminal has the rest."""
+    log(f"error: {error}")
+    return 503, "the index cannot be read: the server's terminal says why"
 
 
 def _say_invalid(error: Any) -> tuple[int, str]:

@@ -1,7 +1,8 @@
 """What a request passes before the application sees it: closed by default.
 
 In this order: the name that the server was called by (a site that has its name point to this machine is refused), the
-page that sends it, the client's rate, the token, how much is under way already, the size of the body.
+page that sends it, the client's rate, the token, the body, which has a largest size and a time to come in, and how much
+is under way already.
 """
 
 import asyncio
@@ -10,25 +11,27 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Hashable
 
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from input_pipeline.files import printable
+from ivt_jax.serve.sessions import Sessions, read_cookie
 from ivt_jax.serve.settings import (
     BODY_SECONDS,
     BURST,
     MAX_BODY,
     MAX_CLIENTS,
+    MAX_MARKS,
+    MAX_SMALL_BODY,
     MAX_UNDER_WAY,
     RATE,
     RETRY_SECONDS,
     Settings,
 )
 
-COOKIE = "ivt_serve"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d+)?")
 _POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
 _HEADERS = {
@@ -52,9 +55,9 @@ class Rates:
     """A token bucket for each client: it holds BURST, loses 1 with each request and gains RATE each second."""
 
     def __init__(self) -> None:
-        self._buckets: dict[str, tuple[float, float]] = {}  # what was left and when, those seen last at the end
+        self._buckets: dict[Hashable, tuple[float, float]] = {}  # what was left and when, those seen last at the end
 
-    def admits(self, client: str, now: float) -> bool:
+    def admits(self, client: Hashable, now: float) -> bool:
         """Whether there is one left, which is taken."""
         left, then = self._buckets.pop(client, (BURST, now))
         left = min(BURST, left + (now - then) * RATE)
@@ -67,8 +70,8 @@ class Rates:
 class Guard:
     """The middleware. Paths other than those of `open` demand the token, where there is one."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, open: frozenset[str]):
-        self._app, self._settings, self._open = app, settings, open
+    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions, open: frozenset[str]):
+        self._app, self._settings, self._sessions, self._open = app, settings, sessions, open
         self._rates = Rates()
         self._under_way = 0
 
@@ -83,9 +86,13 @@ class Guard:
 
         try:
             self._check(scope)
+            receive_again = await _receive_whole(scope, receive)
+            if self._under_way >= MAX_UNDER_WAY:
+                told = "too many requests are under way: wait a moment"
+                raise Refused(503, told, {"retry-after": str(RETRY_SECONDS)})
             self._under_way += 1
             try:
-                await self._app(scope, await _receive_whole(scope, receive), send_guarded)
+                await self._app(scope, receive_again, send_guarded)
             finally:
                 self._under_way -= 1
         except Refused as refused:
@@ -103,29 +110,34 @@ class Guard:
         origin = headers.get("origin", "").lower()
         if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != host:
             raise Refused(403, "the request comes from the page of another site")
-        if not self._rates.admits(scope["client"][0], time.monotonic()):
+        now = time.monotonic()
+        admitted = self._admitted(headers, now)
+        # Who is not admitted, behind the same proxy perhaps, takes nothing from who is.
+        if not self._rates.admits((scope["client"][0], admitted), now):
             raise Refused(429, "too many requests: wait a moment", {"retry-after": str(RETRY_SECONDS)})
-        if self._settings.token and scope["path"] not in self._open and not self._knows_token(headers):
+        if self._settings.token and scope["path"] not in self._open and not admitted:
             raise Refused(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
-        if self._under_way >= MAX_UNDER_WAY:
-            raise Refused(503, "too many requests are under way: wait a moment", {"retry-after": str(RETRY_SECONDS)})
 
-    def _knows_token(self, headers: Headers) -> bool:
+    def _admitted(self, headers: Headers, now: float) -> str:
+        """By what a request is admitted: the name of its session, or "token"; "" where it is not."""
+        session = read_cookie(headers)
+        if self._sessions.holds(session, now):
+            return session
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        return is_token(cookie, self._settings) or (scheme.lower() == "bearer" and is_token(token, self._settings))
+        return "token" if scheme.lower() == "bearer" and is_token(token, self._settings) else ""
 
 
 def is_token(text: str, settings: Settings) -> bool:
-    """Whether it is the token; the time that this takes does not tell how much of it is right."""
-    return hmac.compare_digest(text.encode(errors="replace"), settings.token.encode())
+    """Whether it is the token, where there is one; the time that this takes does not tell how much of it is right."""
+    return bool(settings.token) and hmac.compare_digest(text.encode(errors="replace"), settings.token.encode())
 
 
 async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
     """Reads the body, and gives it as one message; Refused where it is too large, or does not come."""
+    most = MAX_BODY if scope["path"] == "/api/search" else MAX_SMALL_BODY
     told = Headers(scope=scope).get("content-length", "0")
-    if not told.isdecimal() or int(told) > MAX_BODY:
-        raise Refused(413, f"the request is larger than {MAX_BODY:,} bytes")
+    if not told.isdecimal() or int(told) > most:
+        raise Refused(413, f"the request is larger than {most:,} bytes")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -134,12 +146,14 @@ async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "the request has been cut short")
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY:
-                    raise Refused(413, f"the request is larger than {MAX_BODY:,} bytes")
+                if len(body) > most:
+                    raise Refused(413, f"the request is larger than {most:,} bytes")
                 if not message.get("more_body"):
                     break
     except TimeoutError:
         raise Refused(408, f"the request has not come in {BODY_SECONDS:.0f} s") from None
+    if sum(map(body.count, (b'"', b",", b"[", b"{"))) > MAX_MARKS:  # to be parsed would take seconds
+        raise Refused(413, "the request has too many parts")
     whole = [{"type": "http.request", "body": bytes(body)}]
 
     async def receive_again() -> Message:

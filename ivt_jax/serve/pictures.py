@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
-from ivt_jax.serve.settings import MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
+from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 
 _SHOWN = (512, 1024)  # width and height at most of a picture with heat drawn over it
 _QUALITY = 85
 
 
 def check_upload(content: bytes) -> None:
-    """Reads the header alone. Raises UserError where this is no JPEG, PNG or WEBP, or one of too many pixels."""
+    """Decodes nothing. Raises UserError where this is no JPEG, PNG or WEBP, or would take too long to decode."""
     try:
         with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as image:
             width, height = image.size
@@ -24,6 +24,8 @@ def check_upload(content: bytes) -> None:
         raise UserError(
             f"the image cannot be read: send a {', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
         ) from None
+    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:  # the marker stands before each
+        raise UserError(f"the image has more than {MAX_SCANS} scans: save it anew")
     if width * height > MAX_UPLOAD_PIXELS:
         raise UserError(f"the image has {width} x {height} pixels: at most {MAX_UPLOAD_PIXELS:,} are taken")
 

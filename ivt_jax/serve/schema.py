@@ -78,10 +78,11 @@ class Given(BaseModel):
 
 
 class GivenPhrase(Given):
-    """A phrase, and the share of the index's pictures that fit it less well."""
+    """A phrase, the share of the index's pictures that fit it less well, and whether it is wanted."""
 
     text: str
     score: float
+    wanted: bool
 
 
 class GivenResult(Given):

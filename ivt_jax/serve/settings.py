@@ -2,13 +2,17 @@
 
 import dataclasses
 
-MAX_BODY = 10_000_000  # bytes of a request
+MAX_BODY = 10_000_000  # bytes of a search, which may have a picture
+MAX_SMALL_BODY = 100_000  # bytes of any other request
+MAX_MARKS = 20_000  # quotes, commas and opening brackets in a request
 MAX_UPLOAD_PIXELS = 16_000_000  # of an image that is sent; a crop of a person has far fewer
+MAX_SCANS = 100  # of a JPEG that is sent: each costs as much as the whole picture
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_TEXT = 500  # characters of a sentence or phrase
 MAX_TOP = 200  # pictures in an answer
 MAX_VALUES = 50  # of a field, to be chosen from; of more none is offered
-BODY_SECONDS = 30.0  # in which a body must have come
+HEAD_SECONDS = 10.0  # in which the head of a request must have come
+BODY_SECONDS = 30.0  # and its body
 MAX_CONNECTIONS = 1000
 MAX_UNDER_WAY = 500  # requests that are answered or wait for the model; more are sent away for RETRY_SECONDS
 RETRY_SECONDS = 2
@@ -18,6 +22,8 @@ RATE = 50.0
 BURST = 1000.0
 MAX_CLIENTS = 10_000  # whose rates are remembered; those not seen for longest are forgotten
 LEAST_TOKEN = 16  # characters
+SESSION_SECONDS = 12 * 3600.0  # for which the page need not ask for the token again
+MAX_SESSIONS = 10_000  # of which the oldest end first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -378,7 +378,8 @@ def shown(workdir, encoder, tmp_path):
         [np.ones(DIMENSION)], model=encoder.about["model"], tokenizer=folder_tokenizer(workdir, config).digest,
         root=str(tmp_path),
     )  # fmt: skip
-    store.rows[0] = store.rows[0]._replace(path="a.png", thumbnail=small.getvalue())
+    digest = hashlib.sha256(picture(3)).hexdigest()
+    store.rows[0] = store.rows[0]._replace(path="a.png", digest=digest, thumbnail=small.getvalue())
     return Searcher(store, workdir, encoder)
 
 
@@ -400,11 +401,16 @@ def test_a_picture_that_is_gone_is_shown_by_its_thumbnail(shown, tmp_path):
     (tmp_path / "a.png").unlink()
     image, heat = shown.heat_maps(0, ["red hat"])
     assert image.size == (10, 15) and heat.max() == 1
-    shown.store.rows[0] = shown.store.rows[0]._replace(thumbnail=None)
-    with pytest.raises(UserError, match=r"a\.png: .*No such file"):
-        shown.heat_maps(0, ["red hat"])
+    (tmp_path / "a.png").write_bytes(picture(1))  # another one
+    assert shown.heat_maps(0, ["red hat"])[0].size == (10, 15)
     with pytest.raises(UserError, match="no picture with the id 1"):
         shown.heat_maps(1, ["red hat"])
+
+
+def test_no_index_has_files_shown_that_lie_outside_its_folder(shown, tmp_path):
+    (tmp_path.parent / "secret.png").write_bytes(picture(3))
+    shown.store.rows[0] = shown.store.rows[0]._replace(path="../secret.png")
+    assert shown.heat_maps(0, ["red hat"])[0].size == (10, 15)
 
 
 def test_phrases_are_told_of_a_sentence(shown):

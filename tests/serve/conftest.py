@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from input_pipeline.errors import UserError
-from ivt_jax.retrieval.query import phrases_of
+from ivt_jax.retrieval.query import Query, Term, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
-from ivt_jax.serve.app import create_app, make_server
+from ivt_jax.serve.app import create_app
+from ivt_jax.serve.server import make_server
 from ivt_jax.serve.settings import Settings
 
 COLOURS = {"red": "#c8322f", "green": "#2f8f5b", "blue": "#2f5fc8", "black": "#24262b"}
@@ -81,7 +82,7 @@ class StandIn:
         results = [
             Result(
                 person.id, person.path, self._score(person, query), 0.9 if rank == 0 else None,
-                tuple(Phrase(phrase, person.fit(phrase)) for phrase in phrases), person.metadata,
+                tuple(Phrase(text, person.fit(text), wanted) for text, wanted in phrases.items()), person.metadata,
             )
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
@@ -109,7 +110,7 @@ class StandIn:
         return float(sum(weight * fit for weight, fit in parts) / sum(abs(weight) for weight, _ in parts))
 
     def phrases(self, text):
-        return phrases_of(types.SimpleNamespace(terms=(types.SimpleNamespace(text=text),)))
+        return list(phrases_of(Query((Term(text),))))
 
     def heat_maps(self, id, phrases):
         if id >= len(PERSONS):

@@ -8,7 +8,7 @@ import pytest
 from input_pipeline.errors import UserError
 from ivt_jax.retrieval import searcher
 from ivt_jax.serve import __main__ as command
-from ivt_jax.serve import app
+from ivt_jax.serve import server
 from tests.serve.conftest import StandIn
 
 
@@ -18,17 +18,17 @@ def serve(monkeypatch, capsys):
 
     def call(*flags):
         monkeypatch.setattr(searcher.Searcher, "open", classmethod(lambda cls, place, workdir: StandIn()))
-        make = app.make_server
+        make = server.make_server
 
         async def end(counter):
             return True
 
         def make_short_lived(application):
-            server = make(application)
-            server.on_tick = end
-            return server
+            made = make(application)
+            made.on_tick = end
+            return made
 
-        monkeypatch.setattr(app, "make_server", make_short_lived)
+        monkeypatch.setattr(server, "make_server", make_short_lived)
         code = command.main(["--index=people.index", "--port=0", *flags])
         return code, capsys.readouterr()
 

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import io
+import socket
 import threading
 import zlib
 
@@ -10,8 +11,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from ivt_jax.serve import guard, settings
+from ivt_jax.retrieval.store import StoreError
+from ivt_jax.serve import guard, server, settings
 from ivt_jax.serve.pictures import check_upload
+from ivt_jax.serve.sessions import Sessions
 from tests.serve.conftest import LOOPBACK, StandIn, served
 
 ASKED = {"terms": [{"text": "a red coat"}], "top": 2}
@@ -93,6 +96,57 @@ def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
     assert connection.getresponse().status == 408
 
 
+def test_what_would_take_long_to_be_parsed_is_refused(address):
+    many = b"{" + b",".join(b'"%d":0' % number for number in range(10_000)) + b"}"
+    json = {"content-type": "application/json"}
+    assert refused(httpx.post(f"{address}/api/search", content=many, headers=json), 413, "too many parts")
+    assert refused(post(address, "/login", json={"token": "x" * 100_000}), 413, "larger than 100,000 bytes")
+    wordy = {"terms": [{"text": '", ' * 160}] * 16}  # as much as is allowed, all of it quotes and commas
+    assert post(address, json=wordy).status_code == 200
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with served(StandIn()) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        for begun in (b"", b"GET / HTTP/1.1\r\nhost: "):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(begun)
+                assert connection.recv(1) == b""  # closed
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            whole = f"GET /icon.svg HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+            connection.sendall(whole)
+            assert connection.recv(100_000).startswith(b"HTTP/1.1 200")
+            connection.sendall(whole[:10])  # of the next request
+            while part := connection.recv(100_000):
+                assert not part.startswith(b"HTTP/1.1")
+
+
+def test_bodies_that_do_not_come_take_no_place(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
+    with served(StandIn()) as address:
+        slow = http.client.HTTPConnection(address.removeprefix("http://"))
+        slow.putrequest("POST", "/login")
+        slow.putheader("content-length", "10")
+        slow.endheaders()
+        assert post(address).status_code == 200
+        slow.close()
+
+
+def test_who_is_not_admitted_uses_up_nobody_elses_rate(monkeypatch):
+    monkeypatch.setattr(guard, "BURST", 3.0)
+    monkeypatch.setattr(guard, "RATE", 0.001)
+    token = "0123456789abcdef"
+    with served(StandIn(), token=token) as address:
+        statuses = [httpx.get(f"{address}/api/about").status_code for _ in range(2)]
+        with httpx.Client(base_url=address) as one, httpx.Client(base_url=address) as other:
+            statuses += [client.post("/login", json={"token": token}).status_code for client in (one, other)]
+            assert statuses == [401, 401, 204, 429]
+            assert [one.get("/api/about").status_code for _ in range(4)] == [200, 200, 200, 429]
+            known = {"authorization": f"Bearer {token}"}
+            assert other.get("/api/about", headers=known).status_code == 200
+
+
 def test_a_client_that_asks_too_often_is_sent_away(monkeypatch):
     monkeypatch.setattr(guard, "BURST", 5.0)
     monkeypatch.setattr(guard, "RATE", 0.001)
@@ -100,6 +154,14 @@ def test_a_client_that_asks_too_often_is_sent_away(monkeypatch):
         statuses = [httpx.get(f"{address}/api/about").status_code for _ in range(8)]
         assert statuses == [200] * 5 + [429] * 3
         assert httpx.get(address).headers["retry-after"] == "2"
+
+
+def test_a_session_ends():
+    known = Sessions()
+    first = known.open(0.0)
+    assert known.holds(first, 43_199.0) and not known.holds(first, 43_200.0) and not known.holds("", 0.0)
+    names = {known.open(1.0) for _ in range(settings.MAX_SESSIONS)}
+    assert len(names) == settings.MAX_SESSIONS and not known.holds(first, 1.0)
 
 
 def test_a_bucket_fills_again():
@@ -145,8 +207,13 @@ def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
             given = client.post("/login", json={"token": token})
             assert given.status_code == 204
             cookie = given.headers["set-cookie"].lower()
-            assert "httponly" in cookie and "samesite=strict" in cookie
+            assert "httponly" in cookie and "samesite=strict" in cookie and token not in cookie
+            assert cookie.startswith(f"ivt_serve_{httpx.URL(address).port}=")
             assert client.get("/api/about").status_code == 200
+
+
+def test_where_no_token_is_demanded_none_is_taken(address):
+    assert post(address, "/login", json={"token": ""}).status_code == 401
 
 
 def png(width, height):
@@ -166,6 +233,22 @@ def test_a_decompression_bomb_is_not_decoded(client, monkeypatch, width, height)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are taken")
     check_upload(png(4_000, 4_000))
+
+
+def jpeg_of_scans(count):
+    """A progressive JPEG whose last scan is repeated until there are so many."""
+    file = io.BytesIO()
+    Image.effect_noise((32, 64), 50).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * (count - content[:last].count(b"\xff\xda")) + content[-2:]
+
+
+def test_a_jpeg_of_scans_without_end_is_not_decoded(client, monkeypatch):
+    check_upload(jpeg_of_scans(100))
+    too_many = jpeg_of_scans(101)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
+    assert refused(upload(client, too_many), 422, "more than 100 scans: save it anew")
 
 
 def upload(client, content):
@@ -212,6 +295,16 @@ def test_two_hundred_clients_are_served(address):
     for client in clients:
         client.join(60)
     assert statuses == [200] * 400
+
+
+def test_a_fault_of_the_index_is_told_here_and_not_there(capfd):
+    class Gone(StandIn):
+        def search(self, *args, **more):
+            raise StoreError("/data/people: Not found")
+
+    with served(Gone()) as address:
+        assert refused(post(address), 503, "the index cannot be read: the server's terminal says why")
+    assert capfd.readouterr().err == "error: /data/people: Not found\n"
 
 
 def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
