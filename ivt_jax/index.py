@@ -38,16 +38,18 @@ def run(args: argparse.Namespace) -> int:
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
 
     from ivt_jax.retrieval.build import build, is_remote
-    from ivt_jax.retrieval.places import open_store, snapshot
+    from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
 
+    if args.snapshot:
+        refuse_taken(args.snapshot)
     built = build(args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors)
     _tell_unreadable(built.unreadable, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
+    if built.told:
+        print(f"{args.index}: {built.told}")
+    print(f"{args.index}: {built}", flush=True)
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)
         print(f"{args.snapshot}: a copy")
-    if built.told:
-        print(f"{args.index}: {built.told}")
-    print(f"{args.index}: {built}")
     return 1 if built.unreadable else 0
 
 

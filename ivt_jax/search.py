@@ -205,9 +205,10 @@ def draw(searcher: "Searcher", result: "Result", rank: int, explained: bool) -> 
 
 def copy_files(files: Mapping[int, Path], folder: Path) -> None:
     """Copies the file of each rank as 01_NAME, 02_NAME ..., all or none, into a new folder."""
+    digits = max(2, len(str(max(files, default=0))))
     with whole_folder(folder) as partial:
         for rank, file in files.items():
-            shutil.copyfile(file, partial / f"{rank:02}_{file.name}")
+            shutil.copyfile(file, partial / f"{rank:0{digits}}_{file.name}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -171,12 +171,15 @@ def done_ahead(
 ) -> Iterator[tuple[T, concurrent.futures.Future[R]]]:
     """Items and what becomes of them, in order; threads work on as many as `ahead` while the one before is in use."""
     waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
         for item in items:
             waiting.append((item, pool.submit(work, item)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
+    finally:  # after Ctrl-C, nobody waits for what nobody wants
+        pool.shutdown(cancel_futures=True)
 
 
 def read_content(name: Any, crop: Path | Slice) -> bytes:

@@ -68,7 +68,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        version = about["format"]
+        version, _, _ = int(about["format"]), about["model"], int(about["dimension"])
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is missing or damaged: {folder} is not what ivt_jax.embed wrote") from None
     if version != FORMAT:
@@ -117,6 +117,16 @@ def write_vectors(
 def read_vectors(path: Path) -> Vectors:
     """One shard; its vectors are mapped, and read where they are used. Raises UserError where it is damaged."""
     metadata = _metadata(path)
+    try:
+        found = _read(path, metadata)
+        if not len(found.vectors) == len(found.names) == len(found.digests):
+            raise ValueError("the tensors differ in length")
+    except (KeyError, TypeError, ValueError, AttributeError, struct.error):
+        raise UserError(f"{path} is damaged: remove it, and embed its shard again") from None
+    return found
+
+
+def _read(path: Path, metadata: dict[str, Any]) -> Vectors:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -135,11 +145,14 @@ def read_vectors(path: Path) -> Vectors:
 
 def read_gallery(folder: Path) -> Iterator[Vectors]:
     """All shards of a folder, by name. Raises UserError where one is damaged, or another model's."""
-    model = read_about(folder)["model"]
+    about = read_about(folder)
+    model = about["model"]
     for path in sorted(folder.glob("*.safetensors")):
         shard = read_vectors(path)
         if shard.metadata.get("model") != model:
             raise UserError(f"{path} is of model {_short(shard.metadata.get('model'))}, not {_short(model)}: remove it")
+        if shard.vectors.shape[1] != about["dimension"]:
+            raise UserError(f"{path} has vectors of {shard.vectors.shape[1]}, not of {about['dimension']}: remove it")
         yield shard
 
 
@@ -174,8 +187,12 @@ class ByDigest:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """Raises UserError where the file is damaged, or no shard of ours."""
-    told = json.loads(read_header(path).metadata.get(_KEY, "{}"))
-    if told.get("format") != FORMAT:
+    try:
+        told = json.loads(read_header(path).metadata.get(_KEY, "{}"))
+        version = told.get("format")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: remove it, and embed its shard again") from None
+    if version != FORMAT:
         raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
     return told
 

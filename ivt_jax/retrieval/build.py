@@ -17,10 +17,12 @@ process is killed, no path has two rows, and the next build adds what lacks.
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import io
 import itertools
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,10 +98,11 @@ def build(
     if known:
         _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
+        plan = plan_build(source, open_store(place).scan() if exists else ())
+        _refuse_unreadable(source, plan)
         store = open_store(place) if exists else create_store(place, about)
         if store.about != about:
             store.set_about(about)
-        plan = plan_build(source, store.scan())
         work = _Work(store, encoder, source.root, plan, batch, known)
         start = time.monotonic()
         work.run()
@@ -150,11 +153,16 @@ def _compare(
         if workdir is None:
             raise UserError(f"{error}; that needs the folder of a model, --workdir") from None
         encoder = encoder or ImageEncoder(workdir)
-        return False, state(encoder, workdir, dtype or "float32", source.fields, source.root), encoder
+        about = state(encoder, workdir, dtype or "float32", source.fields, source.root)
+        return False, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
     _refuse_other_folder(place, found, source.root, dtype, moved)
+    if found.fields and not source.listed:
+        told = f"{place} knows {', '.join(found.fields)} of its pictures, of which a folder tells nothing"
+        raise UserError(f"{told}: name the list with --list, or, to forget them, a list of paths alone")
     workdir = workdir or found.workdir
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
+    about = dataclasses.replace(about, made=found.made)
     _refuse_other_model(place, found, about)
     return True, about, encoder
 
@@ -204,6 +212,20 @@ def _short(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
+def _refuse_unreadable(source: Source, plan: "Plan") -> None:
+    """Before anything is written: an index whose pictures are all unreadable is most likely of another folder."""
+    reasons = [f"{path}: {reason}" for path, reason in source.unreadable]
+    if plan.kept:
+        return
+    for picture, _ in plan.todo:
+        try:
+            open_image(picture.path, read_content(picture.path, source.root / picture.path))
+            return
+        except UserError as error:
+            reasons.append(str(error))
+    raise UserError(f"none of the {len(reasons):,} pictures can be read; the first: {reasons[0]}")
+
+
 # ---- what is to be done
 
 
@@ -213,18 +235,23 @@ class Plan(NamedTuple):
     todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
     kept: int  # rows that stay
     gone: set[int]  # rows whose pictures are not there any more
-    surplus: list[int]  # second rows of a path, left by two who were at work at once
+    surplus: list[int]  # second rows of a path, and rows of one id, left by two who were at work at once
     known: dict[str, int]  # digest -> a row with the vector of that content
     next_id: int
 
 
 def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
     """Compares what is to be there with the rows that are, in the order of their ids."""
-    changed, kept, gone, surplus = list[tuple[Picture, Row | None]](), 0, set[int](), []
+    changed, kept, gone, surplus = list[tuple[Picture, Row | None]](), 0, set[int](), list[int]()
     known: dict[str, int] = {}
     seen, next_id = set(), 0
-    for row in rows:
-        known[row.digest], next_id = row.id, row.id + 1
+    for id, of_one_id in itertools.groupby(rows, lambda row: row.id):
+        next_id = id + 1
+        row, *others = of_one_id
+        if others:  # they cannot be told apart, so they all go, and their pictures are new
+            surplus.append(id)
+            continue
+        known[row.digest] = id
         picture = source.pictures.get(row.path)
         if row.path in seen:
             surplus.append(row.id)

@@ -4,9 +4,10 @@
     m_NAME                              a field of metadata (`store.column`)
     vector, thumbnail
 
-Every addition and deletion is a version of the table, there whole or not at all, so whoever reads is not disturbed by
-who writes. Vectors are held in memory from the first search on, and read anew when another version has come; above
-EXACT_ROWS rows LanceDB's own index over them is asked instead.
+Every addition and deletion is a version of the table, there whole or not at all: whoever reads has what was there
+before it or after it. Of pictures that are replaced, the old rows go a moment before the new ones come. Vectors are
+held in memory from the first search on, and read anew when another version has come; above EXACT_ROWS rows LanceDB's
+own index over them is asked instead, unless few rows meet a condition: it would miss many of them.
 """
 
 import contextlib
@@ -44,6 +45,8 @@ _AT_ONCE = 4096  # rows that are read together
 _PARTS = 96  # bytes to which a vector is quantised, or fewer where its dimension is no multiple
 _PROBED = 0.2  # of the partitions of LanceDB's index: what is not found lies in the others
 _REFINED = 20  # candidates for each one wanted, of which the exact products are taken
+_READ_THROUGH = 200_000  # rows that meet a condition, at most, that are read one by one
+_MOST = 10_000  # rows wanted of the index; for more all are read
 
 
 class LanceStore:
@@ -51,8 +54,8 @@ class LanceStore:
 
     def __init__(self, place: str, table: Any):
         self._place, self._table, self._lock = place, table, threading.Lock()
-        self._held: tuple[int, np.ndarray, np.ndarray] | None = None  # version, ids in ascending order, their vectors
-        self._version, self.about = table.version, self._read_about()
+        self._held: tuple[Any, np.ndarray, np.ndarray] | None = None  # of what, ids in ascending order, their vectors
+        self.about = self._read_about()
 
     @classmethod
     def open(cls, place: str) -> "LanceStore":
@@ -104,11 +107,13 @@ class LanceStore:
         self._look()
         if exact is None:
             exact = self._table.count_rows() <= EXACT_ROWS
-        if exact or not self._table.list_indices():
+        if exact or k > _MOST or not self._table.list_indices():
             ids, vectors = self._vectors()
             chosen = None if where is None else np.isin(ids, self._ids(self._table, where))
             scores, rows = nearest(queries, vectors, k, chosen)
             return scores, ids[rows]
+        if where is not None and self.count(where) <= _READ_THROUGH:
+            return self._read_through(queries, k, where)
         return self._search_index(queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
@@ -162,12 +167,16 @@ class LanceStore:
 
     def optimize(self) -> str:
         with _one_line(self._place):
+            before = self._table.list_indices()
+            changed = any(self._table.index_stats(index.name).num_unindexed_rows for index in before)
             self._table.optimize(cleanup_older_than=_KEPT)
             count = self.count()
             if count <= EXACT_ROWS:
                 return ""
-            if not self._table.list_indices():
+            if not before:
                 self.build_index()
+            elif not changed:
+                return ""
         ids = self.ids()[:: -(-count // _SAMPLE)].tolist()
         queries = np.array([row.vector for row in self.get(ids, vectors=True)], np.float32)
         return f"searched approximately: recall@10 {self.recall(queries, 10):.3f}, of {len(ids)} of its own vectors"
@@ -181,13 +190,7 @@ class LanceStore:
 
     def recall(self, queries: np.ndarray, k: int) -> float:
         """The share of the k nearest of (Q, D) float32 that LanceDB's index finds, 0 to 1; few vectors are held."""
-        scores, true = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
-        for batch in self._table.search().select(["id", "vector"]).to_batches(_AT_ONCE):
-            own, rows = nearest(queries, _matrix(batch["vector"], self.about.dimension), k)
-            scores, true = np.hstack([scores, own]), np.hstack([true, batch["id"].to_numpy()[rows]])
-            order = np.lexsort((true, -scores))[:, :k]
-            scores, true = (np.take_along_axis(x, order, axis=1) for x in (scores, true))
-        found = self.search(queries, k, exact=False)[1]
+        true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
     def _state(self, about: About) -> None:
@@ -198,8 +201,7 @@ class LanceStore:
         """Goes to the latest version, which another process may have written, and what it states."""
         with self._lock, _one_line(self._place):
             self._table.checkout_latest()
-            if self._table.version != self._version:
-                self._version, self.about = self._table.version, self._read_about()
+            self.about = self._read_about()
 
     def _read_about(self) -> About:
         try:
@@ -210,10 +212,10 @@ class LanceStore:
     def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """All ids (N,) in ascending order, and their vectors (N, D), in memory."""
         with self._lock, _one_line(self._place):
-            version = self._table.version
-            if self._held is None or self._held[0] != version:
+            now = self.about.made, self._table.version
+            if self._held is None or self._held[0] != now:
                 self._held = None  # before the next, lest there be two in memory
-                self._held = version, *self._read_vectors()
+                self._held = now, *self._read_vectors()
             return self._held[1:]
 
     def _read_vectors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -251,6 +253,19 @@ class LanceStore:
         matrix = _matrix(found["vector"].combine_chunks(), self.about.dimension) if vectors else nothing
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
         return list(map(Row, *columns, named, matrix, pictures))
+
+    def _read_through(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, exactly, with no more than the best in memory."""
+        scores, ids = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
+        with _one_line(self._place):
+            query = self._table.search().select(["id", "vector"])
+            query = query if where is None else query.where(to_sql(where))
+            for batch in query.to_batches(_AT_ONCE):
+                own, rows = nearest(queries, _matrix(batch["vector"], self.about.dimension), k)
+                scores, ids = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
+                order = np.lexsort((ids, -scores))[:, :k]
+                scores, ids = (np.take_along_axis(x, order, axis=1) for x in (scores, ids))
+        return scores, ids
 
     def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """As `search`; fewer than k where the partitions that are looked through hold fewer."""

@@ -4,11 +4,15 @@ DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    LanceDB: a folder, no server (`ivt_jax.
 http://HOST:6333/NAME, https://...       Qdrant: the collection NAME of a server (`ivt_jax.retrieval.qdrant`)
 """
 
+import dataclasses
+import uuid
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
-from ivt_jax.retrieval.store import FORMAT, About, Row, VectorStore
+from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, Row, VectorStore
+
+UNFINISHED = "of a copy that is not finished"
 
 
 def open_store(place: Path | str) -> VectorStore:
@@ -42,8 +46,12 @@ def _kind(place: Path | str) -> Any:
 
 
 def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> VectorStore:
-    """Copies an index as it is now to a new place, of either kind. Raises UserError as `create_store`."""
-    copy, batch = create_store(place, store.about), list[Row]()
+    """Copies an index as it is now to a new place, of either kind. Raises UserError as `create_store`.
+
+    Until it is whole, the copy is of a model that nobody has, so it is not taken for an index.
+    """
+    about = dataclasses.replace(store.about, made=uuid.uuid4().hex)
+    copy, batch = create_store(place, dataclasses.replace(about, model=UNFINISHED)), list[Row]()
     for row in store.scan(vectors=True, thumbnails=True):
         batch.append(row)
         if len(batch) == rows_at_once:
@@ -52,4 +60,14 @@ def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> 
     if batch:
         copy.add(batch)
     copy.optimize()
+    copy.set_about(about)
     return copy
+
+
+def refuse_taken(place: Path | str) -> None:
+    """Raises UserError where there is an index already, or none can be reached."""
+    try:
+        open_store(place)
+    except NoIndexError:
+        return
+    raise UserError(f"{place} is an index already: remove it, or name another place for the copy")

@@ -44,6 +44,7 @@ from ivt_jax.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most
 _LOOKED_THROUGH = 10_000  # rows at most, before a search for distinct pictures is content with fewer
+_GROWN = 0.1  # of the rows that the sample was of: with so many more or fewer it is read again
 _EQUAL = 1e-6  # products that differ by less are equal, the rest is rounding
 _LEAST_SPREAD = 1e-6  # of an index whose pictures are all alike, where no term has more to say than another
 
@@ -112,7 +113,7 @@ class Searcher:
                 told = f"the index was made with {name} {wanted[:12]}, {folder} has {digest[:12]}"
                 raise UserError(f"{told}: name the folder of the first with --workdir, or make the index anew")
         self.calibration = read_calibration(folder)
-        self._sample = _read_sample(store)
+        self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
     @property
     def about(self) -> About:
@@ -138,7 +139,10 @@ class Searcher:
         distinct: leaves out a picture whose cosine similarity with a better one that is shown lies above it.
         exact: as `VectorStore.search`. Raises UserError where this cannot be asked.
         """
+        self._keep_up()
         query = Query((Term(query),)) if isinstance(query, str) else query
+        if top < 1:
+            raise UserError(f"top is how many pictures are wanted, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
         vector, phrases = self._embed_query(query), phrases_of(query)
         found = self._find(vector, condition, top, group, distinct, exact, query.like)
@@ -170,6 +174,14 @@ class Searcher:
     def file(self, path: str) -> Path:
         """Where a result's picture lies, or lay."""
         return Path(self.about.root) / path
+
+    def _keep_up(self) -> None:
+        """Goes with an index that grows. Raises UserError where another one has been made in its place."""
+        count = self.store.count()
+        if self.about.made != self._made:
+            raise UserError("another index has been made in the place of the one that is open: open it again")
+        if abs(count - self._sampled) > _GROWN * self._sampled:
+            self._sample, self._sampled = _read_sample(self.store)
 
     def _embed_query(self, query: Query) -> np.ndarray:
         """(D,) float32."""
@@ -218,7 +230,11 @@ class Searcher:
         shown: list[tuple[Row, float]] = []
         kept: list[np.ndarray] = []  # their vectors
         values: list[Value] = []  # of the group's field, in those shown
-        seen, condition = {like}, where
+        seen, paths, condition = (
+            {like},
+            set[str](),
+            where,
+        )  # a path may come again, with another id, while it is replaced
         k = top if not group and distinct is None and like is None else 2 * top
         while True:
             before = len(shown)
@@ -226,17 +242,18 @@ class Searcher:
             score, rows = dict(zip(ids, scores, strict=True)), self.store.get(ids, vectors=True)
             for row, own in zip(rows, _vectors(rows), strict=True):
                 value = row.metadata.get(group)
-                if len(shown) == top or row.id in seen or value in values:
+                if len(shown) == top or row.id in seen or row.path in paths or value in values:
                     continue
                 if distinct is not None and kept and np.max(kept @ own) > distinct:
                     continue
                 shown.append((row, score[row.id]))
                 kept.append(own)
                 seen.add(row.id)
+                paths.add(row.path)
                 values += [] if value is None else [value]
             stuck = len(shown) == before and k >= _LOOKED_THROUGH
             if len(shown) == top or len(ids) < k or stuck:
-                return shown
+                return sorted(shown, key=lambda found: -found[1])  # as they are, but where rows came meanwhile
             k *= 2
             if values:
                 others = Not(OneOf(group, tuple(values)))
@@ -290,17 +307,22 @@ class Searcher:
 def read_calibration(workdir: Path) -> Calibration | None:
     """What validation says of scores: in a file of a run, in config.json of an export; None where neither tells."""
     path = workdir / "val/summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    summary = summary or load_record(workdir).get("scores", {}).get("val", {})
-    return Calibration(**summary["calibration"]) if "calibration" in summary else None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        summary = summary or load_record(workdir).get("scores", {}).get("val", {})
+        return Calibration(**summary["calibration"]) if "calibration" in summary else None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged: evaluate the run again, --mode=evaluate") from None
 
 
-def _read_sample(store: VectorStore) -> np.ndarray:
-    """(S, D) float32: SAMPLE of the rows or fewer, evenly spaced. Raises UserError where there is none."""
+def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:
+    """(S, D) float32: SAMPLE of the rows or fewer, evenly spaced, and of how many. UserError where there is none."""
     ids = store.ids()
     if not len(ids):
         raise UserError("the index has no pictures: add some with python -m ivt_jax.index")
-    return _vectors(store.get(ids[:: -(-len(ids) // SAMPLE)].tolist(), vectors=True))
+    return _vectors(store.get(ids[:: -(-len(ids) // SAMPLE)].tolist(), vectors=True)), len(ids)
 
 
 def _vectors(rows: Sequence[Row]) -> np.ndarray:

@@ -5,7 +5,7 @@ that of the picture, relative to the folder of pictures, or absolute in it. All 
 a field, of the first of these types that fits all its values, however the file writes them; "" and null are missing.
 
     integer    -7, 42                   of at most 18 digits; 007 is text, for it names something
-    number     0.25, 1e-3               as JSON writes them
+    number     0.25, 1e-3               as JSON writes them; 12e4, without sign or point, is text
     boolean    true, false              in small letters or large ones
     time       2024-05-01T14:30+02:00   ISO 8601; without a zone in UTC, and a date is its midnight
     text       whatever else
@@ -29,7 +29,7 @@ from ivt_jax.retrieval.where import Value, read_time
 
 _OUT = "a link that leads out of the folder of pictures"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?")
 
 
 class Picture(NamedTuple):
@@ -49,6 +49,7 @@ class Source(NamedTuple):
     pictures: dict[str, Picture]  # by path
     unreadable: list[tuple[str, str]]  # (path, reason) of what is no file that could be read
     closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" behind: what is in them is not known
+    listed: bool = False  # by a list, which tells all that is known of them
 
 
 def read_folder(folder: Path) -> Source:
@@ -103,7 +104,7 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
         raise DataError(f"{listed} names no pictures")
     fields, metadata = _typed(records)
     pictures, unreadable = _look(root, dict(zip(lines, metadata, strict=True)))
-    return Source(root, fields, pictures, unreadable)
+    return Source(root, fields, pictures, unreadable, listed=True)
 
 
 def _root(folder: Path) -> Path:

@@ -31,7 +31,8 @@ class About:
 
     model: digest of parameters and `config.model`; tokenizer: its digest; images: what is done to a picture
     (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
-    `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute.
+    `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made: what
+    tells the index from another that is made in its place.
     """
 
     model: str
@@ -42,6 +43,7 @@ class About:
     fields: Mapping[str, str]
     workdir: str
     root: str
+    made: str = ""
     format: int = FORMAT
 
     def to_json(self) -> str:

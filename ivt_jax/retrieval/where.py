@@ -252,6 +252,8 @@ def _time(kind: str, text: str) -> datetime.datetime:
 
 def read_time(text: str) -> datetime.datetime:
     """A time in ISO 8601, aware, in UTC. Raises ValueError where it is none."""
+    if "-" not in text[1:5]:  # 00120101 is a number of something, not the first day of the year 12
+        raise ValueError(text)
     time = datetime.datetime.fromisoformat(text)
     try:
         return time.astimezone(datetime.UTC) if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -33,6 +33,8 @@ def test_a_full_disk_is_a_mistake_and_any_other_error_is_not(capsys):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
     assert exit_code(failing(full)) == 2
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: '/data/file'\n"
+    assert exit_code(failing(FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere"))) == 2
+    assert capsys.readouterr().err == "error: [Errno 2] No such file or directory: '/nowhere'\n"
     for error in (OSError(errno.EIO, "Input/output error"), ValueError("a fault of the program")):
         with pytest.raises(type(error)) as raised:
             exit_code(failing(error))
@@ -61,6 +63,13 @@ def test_ctrl_c_is_told_without_a_traceback():
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
         assert (process.wait(60), process.stderr.read()) == (130, "interrupted\n")
+
+
+def test_who_has_no_stdout_or_no_letters_is_served():
+    with start("print('a · b')", env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
+        assert (process.wait(60), process.stdout.read()) == (0, "begun\na \\xb7 b\n")
+    command = f"{sys.executable} -c 'from input_pipeline.command import exit_code; exit(exit_code(lambda: 3))' >&-"
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 3
 
 
 @pytest.mark.parametrize("flush", [True, False])

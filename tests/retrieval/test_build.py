@@ -3,14 +3,17 @@
 import datetime
 import hashlib
 import io
+import json
 import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from input_pipeline.errors import UserError
+from ivt_jax.conversion.files import read_header
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
@@ -300,9 +303,13 @@ def test_digest_and_vector_are_of_the_same_bytes(index, gallery, monkeypatch, ro
     """The file is another one as soon as it has been read."""
     read = builder.read_content
 
+    looked = []
+
     def overtaken(name, file):
         content = read(name, file)
-        put(file, 30)
+        if looked:  # the first look only tells whether anything can be read
+            put(file, 30)
+        looked.append(name)
         return content
 
     monkeypatch.setattr(builder, "read_content", overtaken)
@@ -377,7 +384,11 @@ def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded,
     told = index(listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)]))
     assert told == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
     assert rows()["b.png"].metadata == {"camera": "1b", "track": 1}
-    assert index(read_folder(gallery)) == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    told = "memory://index knows camera, track of its pictures, of which a folder tells nothing: name the list"
+    with pytest.raises(UserError, match=told):
+        index(read_folder(gallery))
+    (gallery / "paths.csv").write_text("path\n" + "\n".join(GALLERY))
+    assert index(read_list(gallery / "paths.csv")).startswith("6 pictures: 0 new, 6 changed")
     assert rows()["b.png"].metadata == {} and not embedded
 
 
@@ -445,6 +456,17 @@ def test_an_index_is_never_emptied_because_nothing_can_be_read(index, gallery, a
     ):
         index()
     assert_holds(SEEDS)
+
+
+def test_a_build_that_is_refused_states_nothing(index, gallery, listed, stores, tmp_path):
+    index(listed("camera", range(6)))
+    before = stores[PLACE].about
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/a.png").write_bytes(b"damaged")
+    (tmp_path / "others/paths.csv").write_text("path\na.png\n")
+    with pytest.raises(UserError, match="none of the 1 pictures can be read"):
+        index(read_list(tmp_path / "others/paths.csv"), moved=True)
+    assert stores[PLACE].about == before
 
 
 # ---- what is refused
@@ -552,6 +574,30 @@ def test_a_folder_without_vectors_is_refused(index, encoder, gallery, rows, tmp_
     write_tar(tmp_path / "none.tar", {})
     embed_shard(encoder, tmp_path / "none.tar", tmp_path / "none")
     assert refusal(index, rows, vectors=tmp_path / "none").startswith(f"{tmp_path}/none holds no vectors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, tensors: tensors.pop("digests"),
+        lambda about, tensors: tensors.update(digests=tensors["digests"][:1]),
+        lambda about, tensors: tensors.update(digests=tensors["digests"][:, :31]),
+        lambda about, tensors: tensors.update(names=tensors["names"][:-1]),
+        lambda about, tensors: tensors.update(vectors=tensors["vectors"].astype(np.float64)),
+        lambda about, tensors: tensors.update(vectors=tensors["vectors"][:, :5]),
+        lambda about, tensors: about.pop("model"),
+        lambda about, tensors: about.update(format="two"),
+    ],
+)
+def test_a_damaged_folder_of_vectors_is_one_line(index, shards, rows, change):
+    index()
+    path = shards / "one.tar.safetensors"
+    about, tensors = json.loads((shards / "gallery.json").read_text()), load_file(path)
+    change(about, tensors)
+    metadata = read_header(path).metadata
+    (shards / "gallery.json").write_text(json.dumps(about))
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata)
+    assert refusal(index, rows, vectors=shards).startswith(f"{shards}/")
 
 
 # ---- interruptions

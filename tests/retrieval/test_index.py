@@ -1,5 +1,6 @@
 """The command that makes an index and keeps it up to date, on LanceDB."""
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -148,14 +149,34 @@ def test_a_folder_that_is_missing_or_empty_takes_nothing_away(call, place, galle
     assert len(rows(place)) == 6
 
 
+def test_what_two_indexers_at_once_have_left_is_mended(call, place, capsys):
+    """In a place without locks both give the same ids to the same pictures."""
+    call()
+    store = open_store(place)
+    store.add([*store.get([0, 1], vectors=True, thumbnails=True)])
+    store.add([row._replace(id=9) for row in store.get([5], vectors=True, thumbnails=True)])
+    assert store.count() == 9
+    capsys.readouterr()
+    assert call() == 0
+    assert (
+        capsys.readouterr().out.partition("6 pictures: ")[2].startswith("2 new, 0 changed, 0 renamed, 0 gone, 4 unch")
+    )
+    found = list(open_store(place).scan())
+    assert len(found) == len({row.id for row in found}) == len({row.path for row in found}) == 6
+
+
 def test_a_snapshot_is_an_index_like_it(call, place, tmp_path, capsys):
     assert call(f"--snapshot={tmp_path}/copy") == 0
     first, second = rows(place), rows(tmp_path / "copy")
-    assert first.keys() == second.keys() and open_store(place).about == open_store(tmp_path / "copy").about
+    assert first.keys() == second.keys() and len(second) == 6
+    stated, copied = open_store(place).about, open_store(tmp_path / "copy").about
+    assert stated.made != copied.made and dataclasses.replace(copied, made=stated.made) == stated
     for path, row in first.items():
         assert row[:6] == second[path][:6] and row.thumbnail == second[path].thumbnail
         np.testing.assert_array_equal(row.vector, second[path].vector)
-    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path}/copy: a copy"
+    assert capsys.readouterr().out.splitlines()[1] == f"{tmp_path}/copy: a copy"
+    assert call(f"--snapshot={tmp_path}/copy") == 2
+    assert error_of(capsys).startswith(f"{tmp_path}/copy is an index already: remove it, or name another place")
 
 
 @pytest.mark.parametrize(

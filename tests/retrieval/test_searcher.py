@@ -1,5 +1,6 @@
 """What is found, in what order and with what scores, beside the formulas in float64 and figures worked out by hand."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -357,6 +358,32 @@ def test_a_model_that_moved_is_asked_for(folder, monkeypatch):
     with pytest.raises(UserError, match="the model of the index is not in gone any more: name its folder with --workd"):
         Searcher(make_store(HALF_RED), encoder=Encoder())
     assert Searcher(make_store(HALF_RED, workdir=str(folder)), encoder=Encoder()).about.dimension == DIMENSION
+
+
+def test_a_sample_grows_with_the_index(opened):
+    found = opened([RED_AXIS, BLUE_AXIS])
+    assert found.search("red", top=1).results[0].phrases[0].score == 0.75  # one fits less well, itself counts half
+    store = found.store
+    store.add([Row(i, f"{i}.jpg", "", 0, 0, {}, np.float32(BLUE_AXIS), b"") for i in range(2, 12)])
+    fit = found.search("red coat", top=1).results[0].phrases[0]
+    assert fit.score == (11 + 0.5) / 12  # eleven fit less well, itself counts half
+
+
+def test_an_index_made_anew_has_to_be_opened_again(opened):
+    found = opened([RED_AXIS, BLUE_AXIS], made="first")
+    found.store.about = dataclasses.replace(found.store.about, made="second")
+    with pytest.raises(
+        UserError, match="another index has been made in the place of the one that is open: open it again"
+    ):
+        found.search("red")
+
+
+def test_how_many_is_one_or_more(opened):
+    with pytest.raises(UserError, match="1 or more, not -1"):
+        opened([RED_AXIS]).search("red", top=-1)
+
+
+RED_AXIS, BLUE_AXIS = np.eye(DIMENSION)[:2]
 
 
 def test_an_empty_index_is_refused(opened):

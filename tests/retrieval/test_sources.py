@@ -170,6 +170,9 @@ def test_a_jsonl_tells_the_same(folder):
         (["1", "2.5"], "number"),
         (["1", "007"], "text"),
         (["1", "1e999"], "text"),
+        (["12e4", "13e4"], "text"),  # as cameras and persons are called
+        (["1.5e3", "2e-7"], "number"),
+        (["00120101", "04101012"], "text"),
         (["0.5", "nan"], "text"),
         (["1", "true"], "text"),
         (["True", "FALSE"], "boolean"),

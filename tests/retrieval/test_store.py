@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import os
 import re
+import shutil
 import subprocess
 import sys
 import uuid
@@ -248,13 +249,19 @@ def test_a_snapshot_goes_from_either_store_to_the_other_and_back(create, tmp_pat
     store, _ = create(about())
     rows = make_rows(25)
     store.add(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(LanceStore, "optimize", lambda store: pytest.fail("it is stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            snapshot(store, tmp_path / "unfinished", rows_at_once=10)
+    assert open_store(tmp_path / "unfinished").about.model == "of a copy that is not finished"
     first = snapshot(store, tmp_path / "copy", rows_at_once=10)
     client = QdrantClient(":memory:")
     monkeypatch.setattr(places, "create_store", lambda place, stated: QdrantStore.create_in(client, place, stated))
     second = snapshot(first, "again")
     store.delete([0])
     for copy in (first, second):
-        assert copy.about == about() and same([*copy.scan(vectors=True, thumbnails=True)], rows)
+        assert copy.about.made and dataclasses.replace(copy.about, made="") == about()
+        assert same([*copy.scan(vectors=True, thumbnails=True)], rows)
 
 
 def test_a_ranking_equals_that_of_the_evaluation(create):
@@ -304,7 +311,8 @@ def clustered(count, dimension=32):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, dtype):
+def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr("ivt_jax.retrieval.lance._READ_THROUGH", 0)
     vectors, queries = clustered(3000).astype(dtype), clustered(3000)[::300]
     store = create_store(tmp_path / "index", about(dimension=32, dtype=dtype, fields={"camera": "integer"}))
     assert isinstance(store, LanceStore)
@@ -317,6 +325,20 @@ def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, dtype
         np.testing.assert_allclose(own, vectors[found].astype(float) @ query.astype(float), atol=1e-6)
 
 
+@pytest.mark.parametrize(("k", "expected"), [(10, 10), (40, 40), (100, 40)])
+def test_of_few_rows_that_meet_a_condition_an_approximate_search_misses_none(tmp_path, k, expected):
+    vectors, queries = clustered(4000), clustered(4000)[:2]
+    store = create_store(tmp_path / "index", about(dimension=32, fields={"camera": "integer"}))
+    store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % 100}, vector, b"") for i, vector in enumerate(vectors)])
+    store.build_index()
+    scores, ids = store.search(queries, k, Comparison("camera", "=", 7), exact=False)
+    products = queries.astype(float) @ vectors[7::100].T.astype(float)
+    order = np.argsort(-products, axis=1)[:, :expected]
+    np.testing.assert_array_equal(ids, 100 * order + 7)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, order, axis=1), atol=1e-6)
+    assert store.search(queries, 10**9, exact=False)[1].shape == (2, 4000)  # more than the index could be asked for
+
+
 def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
     store = create_store(tmp_path / "index", about(dimension=32, fields={}))
@@ -325,6 +347,7 @@ def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     assert re.fullmatch(
         r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors", store.optimize()
     )
+    assert store.optimize() == ""  # nothing has changed
     store.add([Row(1000, "new", "", 0, 0, {}, clustered(1000)[0], b"")])
     assert {*store.search(clustered(1000)[:1], 2)[1][0].tolist()} == {0, 1000}  # one indexed, one not yet
 
@@ -391,6 +414,17 @@ def test_what_lance_says_is_told_without_its_code(tmp_path, said, told):
     with pytest.raises(UserError) as error:
         store.add(make_rows(1))
     assert str(error.value) == f"{tmp_path}/index: {told}"
+
+
+def test_an_index_that_is_made_anew_in_the_same_place_is_another(tmp_path):
+    for made, direction in (("first", [1, 0]), ("second", [0, 1])):
+        store = create_store(tmp_path / made, about(dimension=2, fields={}, made=made))
+        store.add([Row(0, "a", "", 0, 0, {}, np.float32(direction), b"")])
+    opened, query = open_store(tmp_path / "first"), np.float32([[1, 0]])
+    assert opened.search(query, 1)[0] == [[1]]
+    shutil.rmtree(tmp_path / "first")
+    shutil.copytree(tmp_path / "second", tmp_path / "first")
+    assert opened.search(query, 1)[0] == [[0]] and opened.about.made == "second"
 
 
 def test_a_place_that_holds_no_index_is_told(tmp_path):
