@@ -214,9 +214,9 @@ def _short(value: object) -> str:
 
 def _refuse_unreadable(source: Source, plan: "Plan") -> None:
     """Before anything is written: an index whose pictures are all unreadable is most likely of another folder."""
-    reasons = [f"{path}: {reason}" for path, reason in source.unreadable]
     if plan.kept:
         return
+    reasons = [f"{path}: {reason}" for path, reason in source.unreadable]
     for picture, _ in plan.todo:
         try:
             open_image(picture.path, read_content(picture.path, source.root / picture.path))
