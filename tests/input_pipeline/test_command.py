@@ -42,8 +42,10 @@ def test_a_full_disk_is_a_mistake_and_any_other_error_is_not(capsys):
 
 
 WORK = """
-import sys
+import signal, sys
 from input_pipeline.command import exit_code
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
 
 def work():
     print("begun", flush=True)
