@@ -34,8 +34,8 @@ CONFINED = {
     "pyarrow": {"ivt_jax.retrieval.lance"},
     "qdrant_client": {"ivt_jax.retrieval.qdrant"},
     "fastapi": {"ivt_jax.serve.app"},
-    "starlette": {"ivt_jax.serve.app", "ivt_jax.serve.guard"},
-    "uvicorn": {"ivt_jax.serve.app"},
+    "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "guard", "server", "sessions")},
+    "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [
     "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",

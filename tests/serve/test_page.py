@@ -105,7 +105,7 @@ def test_phrases_are_chips_with_weight_and_sign(open_page):
     page.keyboard.press("Enter")
     page.wait_for_selector("li.chip.unwanted")
     until(page, lambda: cards(page)[0] == "red/green_0.jpg")
-    assert page.query_selector("#grid .fit.unwanted .text").inner_text() == "blue trousers"
+    assert page.query_selector("#grid .fit.unwanted .text").inner_text() == "\N{MINUS SIGN} blue trousers"
     page.click("li.chip .sign")  # wanted now
     until(page, lambda: cards(page)[0] == "red/blue_1.jpg")
     page.fill("li.chip .weight", "3")
@@ -133,29 +133,47 @@ def test_filters_and_their_mistakes(open_page):
     page = open_page(console=False)  # chromium tells of the answer 422 there
     ask(page)
     page.click("summary")
-    camera = page.get_by_label("camera", exact=True)
-    assert camera.locator("option").all_inner_texts() == ["any", "0", "1", "2"]
-    camera.select_option("2")
+    page.fill("#where", "camera = 2")
+    page.keyboard.press("Enter")
     until(page, lambda: len(cards(page)) == 4)
-    page.get_by_label("zone", exact=True).select_option("gate")
-    until(page, lambda: "is not understood" in page.text_content("#error"))  # by the stand-in
-    assert page.input_value("#where") == "camera = 2 and zone = 'gate'"
-    camera.select_option("1")
-    assert page.input_value("#where") == "camera = 1 and zone = 'gate'"
-    page.get_by_label("zone", exact=True).select_option("any")
-    until(page, lambda: len(cards(page)) == 4)
-    page.reload()
-    until(page, lambda: page.get_by_label("camera", exact=True).input_value() == "camera = 1")
-    page.fill("#where", "")
-    page.click("#known button >> text=seen")  # of no few values
-    assert page.input_value("#where") == "seen "
     page.fill("#where", "camera ~ 2")
     page.keyboard.press("Enter")
     page.wait_for_selector("body[data-state=error]")
     assert 'the filter "camera ~ 2" is not understood' in page.text_content("#error")
-    page.fill("#where", "")
-    page.keyboard.press("Enter")
+    page.click("#clear")
     page.wait_for_selector("body[data-state=found]")
+    page.click("#known button >> text=seen")  # a field of no few values
+    assert page.input_value("#where") == "seen "
+
+
+def test_lists_of_values_are_joined_with_what_is_typed(open_page):
+    page, asked = open_page(console=False), []
+    ask(page)
+    page.on("request", lambda request: "search" in request.url and asked.append(request.post_data_json["where"]))
+    page.click("summary")
+    camera, zone = (page.get_by_label(name, exact=True) for name in ("camera", "zone"))
+    assert camera.locator("option").all_inner_texts() == ["any", "0", "1", "2"]
+    camera.select_option("2")
+    until(page, lambda: len(cards(page)) == 4)
+    assert asked == ["camera = 2"] and page.input_value("#where") == ""
+    page.fill("#where", "not camera = 2 or zone = 'a'")
+    zone.select_option("gate")
+    until(page, lambda: asked and asked[-1] == "(not camera = 2 or zone = 'a') and camera = 2 and zone = 'gate'")
+    camera.select_option("any")
+    until(page, lambda: asked[-1] == "(not camera = 2 or zone = 'a') and zone = 'gate'")
+    assert page.input_value("#where") == "not camera = 2 or zone = 'a'"
+
+
+def test_a_link_with_a_filter_shows_that_it_has_one(open_page):
+    page = open_page("#text=a+red+coat&field.camera=1&group=zone&distinct=yes")
+    page.wait_for_selector("body[data-state=found]")
+    assert page.get_by_label("camera", exact=True).input_value() == "1" and len(cards(page)) == 4
+    page.click("summary")  # closes what was open
+    told = page.inner_text("#told").split(" \N{MIDDLE DOT} ")
+    assert told == ["camera = 1", "one picture for each zone", "no near-duplicates"]
+    page = open_page("#text=a+red+coat&where=camera+%3D+7")
+    page.wait_for_selector("body[data-state=poor]")
+    assert page.text_content("#poor") == "no picture meets the filter"
 
 
 def test_a_picture_is_uploaded_and_is_not_in_the_address(open_page):
@@ -233,6 +251,8 @@ def test_nobody_fits(open_page):
     page = open_page("#text=a+yellow+coat")
     page.wait_for_selector("body[data-state=poor]")
     assert page.text_content("#poor") == "no good match: nobody fits"
+    colours = [page.eval_on_selector(name, "it => getComputedStyle(it).color") for name in (".badge", ".soft")]
+    assert colours[0] == colours[1]
 
 
 def test_text_is_text(open_page):
@@ -251,6 +271,8 @@ def test_a_phone_shows_it_whole(open_page):
     page.click("#grid button >> nth=0")
     page.wait_for_selector("#heat img")
     assert page.evaluate("document.getElementById('detail').getBoundingClientRect().right") <= 360
+    narrowest = "Math.min(...[...document.querySelectorAll('#facts dd')].map((dd) => dd.getBoundingClientRect().width))"
+    assert page.evaluate(narrowest) > 120
 
 
 def test_it_is_dark_where_the_system_is(open_page):
@@ -272,6 +294,109 @@ def test_a_server_that_is_gone_is_told_and_asked_again(open_page):
         assert "the server does not answer" in page.text_content("#error")
         page.unroute("**/api/search")
         page.click("#again")
+        page.wait_for_selector("body[data-state=found]")
+
+
+def test_a_link_survives_a_server_that_fails_at_first(open_page):
+    with served(StandIn()) as address:
+        page = open_page(at=address, console=False)
+        failing = [True]
+
+        def answer(route):
+            route.fulfill(status=503, json={"error": "wait"}) if failing else route.continue_()
+
+        page.route("**/api/about", answer)
+        page.goto(f"{address}/?#text=a+red+coat&field.camera=1")
+        page.wait_for_selector("body[data-state=error]")
+        failing.clear()
+        page.click("#again")
+        page.wait_for_selector("body[data-state=found]")
+        assert page.input_value("#text") == "a red coat" and len(cards(page)) == 4
+        assert page.inner_text("#about").startswith("12 pictures in ")
+
+
+def test_a_picture_that_is_refused_takes_nothing_away(open_page):
+    page = open_page(console=False)
+    ask(page)
+    page.set_input_files("#file", files=[{"name": "a.gif", "mimeType": "image/gif", "buffer": b"GIF89a"}])
+    until(page, lambda: "none of JPEG, PNG and WEBP" in page.text_content("#refused"))
+    assert len(cards(page)) == 12 and page.query_selector_all("li.chip") == []
+    page.set_input_files("#file", files=[{"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}])
+    page.wait_for_selector("body[data-state=error]")
+    page.click("#without")
+    page.wait_for_selector("body[data-state=found]")
+    assert page.query_selector_all("li.chip") == [] and page.input_value("#text") == SENTENCE
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id || document.activeElement.className")
+
+
+def test_the_keyboard_never_loses_its_place(open_page):
+    page = open_page()
+    ask(page)
+    page.focus("#grid button >> nth=1")
+    page.keyboard.press("Enter")
+    for key, place in [("ArrowLeft", 1), ("ArrowLeft", 1), ("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)]:
+        page.keyboard.press(key)
+        assert page.inner_text("#place") == f"{place} of 12"
+    page.focus("#before")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#place") == "1 of 12" and focused(page) == "before"
+    page.focus("#like")
+    page.keyboard.press("Enter")
+    until(page, lambda: page.query_selector("li.chip img") and len(cards(page)) == 11)
+    until(page, lambda: focused(page) == "crop")
+    page.fill("#text", SENTENCE)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#split:not([hidden])")
+    page.focus("#split")
+    page.keyboard.press("Enter")
+    until(page, lambda: focused(page) == "sign")
+
+
+def test_a_weight_of_nothing_is_none_and_tab_goes_on(open_page):
+    page = open_page("#term=2:red+coat")
+    page.wait_for_selector("#grid li")
+    for typed, weight in [("0", "2"), ("", "2"), ("3", "3")]:
+        page.fill("li.chip .weight", typed)
+        page.keyboard.press("Tab")
+        assert page.input_value("li.chip .weight") == weight and focused(page) == "remove"
+    assert page.url.endswith("#term=3%3Ared+coat")
+    page.keyboard.press("Enter")
+    assert focused(page) == "phrase"
+
+
+def test_signs_are_those_of_the_terms(open_page):
+    page = open_page("#term=1:coat&term=-1:red+coat")
+    page.wait_for_selector("#grid li")
+    signs = {fit.query_selector(".text").inner_text(): "unwanted" in fit.get_attribute("class")
+             for fit in page.query_selector_all("#grid li:first-child .fit")}  # fmt: skip
+    assert signs == {"coat": False, "\N{MINUS SIGN} red coat": True}
+
+
+def test_what_is_drawn_is_also_said(open_page):
+    page = open_page()
+    ask(page)
+    first = page.query_selector("#grid button")
+    assert first.get_attribute("aria-label") == (
+        "1: red/blue_1.jpg, score 0.833, right with 90%, man 50%, red coat 100%, blue trousers 100%"
+    )
+    assert page.inner_text("#legend") == "A bar: how much of the index fits the phrase less well."
+    first.click()
+    assert [share.inner_text() for share in page.query_selector_all("#fits .share")] == ["50%", "100%", "100%"]
+
+
+def test_a_token_that_is_not_given_can_be_given_later(open_page):
+    with served(StandIn(), token="a-token-of-some-length") as address:
+        page = open_page("#text=a+red+coat", at=address, console=False, ready="#login[open]")
+        page.keyboard.press("Escape")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("body[data-state=error]")
+        assert "the server asks for a token" in page.text_content("#error")
+        page.click("#again")
+        page.fill("#token", "a-token-of-some-length")
+        page.keyboard.press("Enter")
         page.wait_for_selector("body[data-state=found]")
 
 

@@ -1,16 +1,17 @@
 // The page: what is typed and chosen becomes the query, the query is asked, the answer is shown.
 
 import {onLike, openDetail} from "/detail.js";
-import {emptyQuery, fromFragment, isEmpty, readPhrase, toBody, toFragment} from "/query.js";
+import {choose, drawFields} from "/filter.js";
+import {fromFragment, isEmpty, readPhrase, tellOptions, toBody, toFragment} from "/query.js";
 import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "/results.js";
 import {ask} from "/server.js";
 
 const TYPES = ["image/jpeg", "image/png", "image/webp"];
 const byId = (id) => document.getElementById(id);
 const whole = (number) => number.toLocaleString("en");
-let query = emptyQuery();
+let query = fromFragment(location.hash);
 let results = [];
-let about = {fields: {}, values: {}};
+let about = null; // what the server tells of its index, once it has
 let asking = new AbortController();
 
 // The query with these parts changed, and the box as it stands, is asked.
@@ -22,32 +23,56 @@ function change(parts) {
 }
 
 async function search() {
+  byId("refused").textContent = "";
   drawQuery();
   asking.abort();
   const mine = (asking = new AbortController());
-  if (isEmpty(query)) return show("empty", []);
-  show("loading", results);
-  const start = performance.now();
+  show(isEmpty(query) ? "empty" : "loading", []);
   try {
+    if (!about) await learn(mine.signal);
+    if (isEmpty(query)) return;
+    const start = performance.now();
     const answer = await ask("/api/search", toBody(query), mine.signal);
-    const seconds = ((performance.now() - start) / 1000).toFixed(2);
-    byId("status").textContent = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds} s`;
-    if (answer.good !== false && answer.verdict) byId("status").textContent += `; ${answer.verdict}`;
-    byId("poor").textContent = answer.verdict;
-    for (const phrase of answer.results.flatMap((result) => result.phrases)) phrase.unwanted = isUnwanted(phrase.text);
-    show(answer.good === false ? "poor" : "found", answer.results);
+    drawAnswer(answer, (performance.now() - start) / 1000);
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   }
 }
 
-function isUnwanted(phrase) {
-  return query.terms.some((term) => term.weight < 0 && term.text.includes(phrase)) && !query.text.includes(phrase);
+async function learn(signal) {
+  about = await ask("/api/about", null, signal);
+  byId("about").textContent = `${whole(about.pictures)} pictures in ${about.index}, model ${about.model.slice(0, 12)}`;
+  byId("group").append(...Object.keys(about.fields).map((name) => new Option(name)));
+  drawFields(about, (name, value) => {
+    const {[name]: _, ...others} = query.fields;
+    change({fields: value ? {...others, [name]: value} : others});
+  });
+  drawQuery();
+}
+
+function drawAnswer(answer, seconds) {
+  const unmet = !answer.searched && toBody(query).where;
+  const verdict = unmet ? "no picture meets the filter" : answer.verdict;
+  const poor = unmet || answer.good === false;
+  show(poor ? "poor" : "found", answer.results);
+  const count = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds.toFixed(2)} s`;
+  byId("status").textContent = verdict && !poor ? `${count}; ${verdict}` : count;
+  byId("poor").textContent = poor ? verdict : "";
 }
 
 function fail(error) {
-  byId("error").firstElementChild.textContent = error instanceof TypeError ? "the server does not answer" : error.message;
+  byId("error").firstElementChild.textContent = reason(error);
+  byId("without").hidden = !query.image;
   show("error", []);
+}
+
+// What cannot be done is told beside the phrases and the picture; what is shown stays.
+function refuse(why) {
+  byId("refused").textContent = why;
+}
+
+function reason(error) {
+  return error instanceof TypeError ? "the server does not answer" : error.message;
 }
 
 // state: empty, loading, found, poor or error; the style sheet shows what belongs to it.
@@ -58,43 +83,58 @@ function show(state, found) {
     byId("status").textContent = "searching \u2026";
     return drawWaiting(12);
   }
+  const held = byId("grid").contains(document.activeElement);
   results = found;
   drawCards(results, (index) => openDetail(results, index));
+  byId("legend").hidden = !results[0]?.phrases.length;
+  if (held) (byId("grid").querySelector("button") ?? byId(state === "error" ? "again" : "status")).focus();
 }
 
 function drawQuery() {
   byId("text").value = query.text;
   for (const name of ["where", "group", "top"]) byId(name).value = query[name];
   byId("distinct").checked = query.distinct;
-  for (const choice of document.querySelectorAll("#known select")) choice.value = chosen(choice);
+  choose(query.fields);
+  byId("told").textContent = tellOptions(query);
+  byId("clear").hidden = !tellOptions(query);
   byId("hint").hidden = !isEmpty(query);
   byId("split").hidden = !query.text;
-  const [chips, focused] = [[...document.querySelectorAll("li.chip")], document.activeElement];
-  const held = chips.findIndex((chip) => chip.contains(focused));
-  chips.forEach((chip) => chip.remove());
-  byId("add").before(...query.terms.map(drawTerm), ...drawPicture());
-  if (held >= 0) (document.querySelectorAll("li.chip")[held]?.querySelector(`.${focused.className}`) ?? byId("phrase")).focus();
+  drawChips([...query.terms.map(chipOfTerm), ...chipsOfPicture()]);
 }
 
-function drawTerm(term, index) {
-  return drawChip(term.text, term.weight, "", (weight) => {
-    change({terms: query.terms.flatMap((other, i) => (i !== index ? [other] : weight ? [{...other, weight}] : []))});
-  });
+// Chips stay where they are, and with them the focus and what the mouse is about to press.
+function drawChips(chips) {
+  const drawn = [...document.querySelectorAll("li.chip")];
+  for (const chip of drawn.splice(chips.length)) {
+    if (chip.contains(document.activeElement)) byId("phrase").focus();
+    chip.remove();
+  }
+  chips.forEach((chip, index) => drawChip(drawn[index] ?? addChip(), chip));
 }
 
-function drawPicture() {
+function addChip() {
+  byId("add").before(byId("chip").content.cloneNode(true));
+  return byId("add").previousElementSibling;
+}
+
+// What a chip shows, and `set`, which takes another weight, or 0 where the chip is to go.
+function chipOfTerm({text, weight}, index) {
+  const set = (weight) => {
+    change({terms: query.terms.flatMap((term, i) => (i !== index ? [term] : weight ? [{text, weight}] : []))});
+  };
+  return {text, weight, source: "", set};
+}
+
+function chipsOfPicture() {
   if (!query.image && query.like === null) return [];
   const [text, source] = query.image
     ? [query.image.name, query.image.data]
     : [`like picture ${query.like}`, thumbnail(query.like)];
-  return [drawChip(text, query.imageWeight, source, (weight) => {
-    change(weight ? {imageWeight: weight} : {image: null, like: null, imageWeight: 1});
-  })];
+  const set = (weight) => change(weight ? {imageWeight: weight} : {image: null, like: null, imageWeight: 1});
+  return [{text, weight: query.imageWeight, source, set}];
 }
 
-// `set` is called with another weight, or with 0 where the chip is removed.
-function drawChip(text, weight, source, set) {
-  const chip = byId("chip").content.firstElementChild.cloneNode(true);
+function drawChip(chip, {text, weight, source, set}) {
   const find = (name) => chip.querySelector(name);
   const [sign, wanted] = [find(".sign"), weight > 0];
   chip.classList.toggle("unwanted", !wanted);
@@ -107,18 +147,18 @@ function drawChip(text, weight, source, set) {
   sign.onclick = () => set(-weight);
   find(".weight").value = Math.abs(weight);
   find(".weight").setAttribute("aria-label", `weight of ${text}`);
-  find(".weight").onchange = (event) => set(Math.sign(weight) * (Math.abs(event.target.valueAsNumber) || 1));
+  find(".weight").onchange = ({target}) => set(Math.sign(weight) * Math.abs(target.valueAsNumber || weight));
   find(".remove").setAttribute("aria-label", `remove ${text}`);
   find(".remove").onclick = () => set(0);
-  return chip;
 }
 
 function upload(file) {
-  const largest = Math.floor((about.max_body - 100_000) * 0.75); // Base64 makes four bytes of three
-  if (!TYPES.includes(file.type)) return fail(new Error("the picture is none of JPEG, PNG and WEBP"));
-  if (file.size > largest) return fail(new Error(`the picture is too large: at most ${whole(largest)} bytes are taken`));
+  const largest = about ? Math.floor((about.max_body - 100_000) * 0.75) : Infinity; // Base64 makes four bytes of three
+  if (!TYPES.includes(file.type)) return refuse("the picture is none of JPEG, PNG and WEBP");
+  if (file.size > largest) return refuse(`the picture is too large: at most ${whole(largest)} bytes are taken`);
   const reader = new FileReader();
   reader.onload = () => change({image: {name: file.name, data: reader.result}, like: null});
+  reader.onerror = () => refuse("the picture cannot be read");
   reader.readAsDataURL(file);
 }
 
@@ -127,8 +167,9 @@ async function split() {
     const {phrases} = await ask("/api/phrases", {text: query.text});
     byId("text").value = "";
     change({terms: [...phrases.map(readPhrase), ...query.terms]});
+    (document.querySelector("li.chip button") ?? byId("text")).focus();
   } catch (error) {
-    fail(error);
+    refuse(reason(error));
   }
 }
 
@@ -138,67 +179,6 @@ async function share() {
   const told = copied ? "Copied" : "See the address bar";
   byId("share").textContent = query.image ? `${told}, without the picture` : told;
   setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);
-}
-
-function drawAbout() {
-  byId("about").textContent = `${whole(about.pictures)} pictures in ${about.index}, model ${about.model.slice(0, 12)}`;
-  const names = Object.entries(about.fields);
-  if (!names.length) return;
-  byId("known").replaceChildren(...names.map(drawField));
-  byId("group").append(...names.map(([name]) => new Option(name)));
-}
-
-// A field of few values is a list to choose from; of another the name goes into the filter, to be completed by hand.
-function drawField([name, type]) {
-  const plain = /^[A-Za-z_]\w*$/.test(name) && !/^(and|or|not|in|is|missing|true|false)$/i.test(name);
-  const named = plain ? name : "`" + name.replaceAll("`", "``") + "`";
-  return about.values[name] ? drawChoice(name, named) : drawName(name, named, type);
-}
-
-function drawChoice(name, named) {
-  const [label, choice] = [document.createElement("label"), document.createElement("select")];
-  const conditions = about.values[name].map((value) => new Option(String(value).slice(0, 60), `${named} = ${literal(value)}`));
-  choice.setAttribute("aria-label", name);
-  choice.append(new Option("any", ""), ...conditions);
-  choice.onchange = () => {
-    filterBy(choice, choice.value);
-    change({});
-  };
-  label.append(name, choice);
-  return label;
-}
-
-function drawName(name, named, type) {
-  const [field, button] = [document.createElement("span"), document.createElement("button")];
-  [button.type, button.className, button.textContent] = ["button", "link", name];
-  button.onclick = () => {
-    addCondition(`${named} `);
-    byId("where").focus();
-  };
-  field.append(button, ` ${type}`);
-  return field;
-}
-
-// That of a list's conditions which stands in the filter, or "". Longer ones first: one may begin with another.
-function chosen(choice) {
-  const conditions = [...choice.options].map((option) => option.value).sort((a, b) => b.length - a.length);
-  return conditions.find((condition) => byId("where").value.includes(condition));
-}
-
-function filterBy(choice, condition) {
-  const [where, before] = [byId("where"), chosen(choice)];
-  if (!before) return addCondition(condition);
-  const replaced = condition ? before : [` and ${before}`, `${before} and `, before].find((part) => where.value.includes(part));
-  where.value = where.value.replace(replaced, () => condition);
-}
-
-function addCondition(condition) {
-  const before = byId("where").value.trim();
-  byId("where").value = before ? `${/\bor\b/i.test(before) ? `(${before})` : before} and ${condition}` : condition;
-}
-
-function literal(value) {
-  return typeof value === "string" ? "'" + value.replaceAll("'", "''") + "'" : String(value);
 }
 
 function listen() {
@@ -215,7 +195,12 @@ function listen() {
   byId("group").onchange = (event) => change({group: event.target.value});
   byId("top").onchange = (event) => change({top: Number(event.target.value)});
   byId("distinct").onchange = (event) => change({distinct: event.target.checked});
+  byId("clear").onclick = () => {
+    change({where: "", fields: {}, group: "", distinct: false});
+    byId("where").focus();
+  };
   byId("again").onclick = () => change({});
+  byId("without").onclick = () => change({image: null, imageWeight: 1});
   byId("share").onclick = share;
   byId("csv").onclick = () => save("results.csv", "text/csv", toCsv(results));
   byId("json").onclick = () => save("results.json", "application/json", toJson(results));
@@ -240,17 +225,6 @@ function listen() {
   window.onpopstate = () => { query = fromFragment(location.hash); search(); };
 }
 
-async function start() {
-  listen();
-  try {
-    about = await ask("/api/about");
-    drawAbout();
-    query = fromFragment(location.hash);
-    byId("options").open = Boolean(query.where || query.group || query.distinct);
-    search();
-  } catch (error) {
-    fail(error);
-  }
-}
-
-start();
+listen();
+byId("options").open = Boolean(tellOptions(query));
+search();

@@ -1,6 +1,6 @@
 // One picture: what is known of it, how well it fits each phrase, and where in it the phrase is seen.
 
-import {drawFit, percent, thumbnail} from "/results.js";
+import {drawFit, percent, thumbnail, written} from "/results.js";
 import {ask} from "/server.js";
 
 const REST = 300; // ms on a picture before its heat-maps are asked for, which costs the server seconds
@@ -22,8 +22,8 @@ function show(index) {
   shown = index;
   const result = results[index];
   byId("place").textContent = `${index + 1} of ${results.length}`;
-  byId("before").disabled = index === 0;
-  byId("after").disabled = index === results.length - 1;
+  byId("before").setAttribute("aria-disabled", index === 0); // `disabled` would take the focus away
+  byId("after").setAttribute("aria-disabled", index === results.length - 1);
   byId("large").src = thumbnail(result.id);
   byId("large").alt = result.path;
   byId("name").textContent = result.path;
@@ -68,7 +68,7 @@ function drawHeat(image, phrase) {
   const [figure, picture, caption] = ["figure", "img", "figcaption"].map((name) => document.createElement(name));
   picture.src = image;
   picture.alt = `where \u201c${phrase.text}\u201d is seen`;
-  caption.textContent = phrase.text;
+  caption.textContent = written(phrase);
   figure.append(picture, caption);
   return figure;
 }
@@ -91,10 +91,11 @@ byId("before").onclick = () => show(shown - 1);
 byId("after").onclick = () => show(shown + 1);
 byId("close").onclick = () => dialog.close();
 dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
-dialog.onkeydown = (event) => {
+document.addEventListener("keydown", (event) => {
+  if (!dialog.open || event.target.matches("input")) return;
   if (event.key === "ArrowLeft") show(shown - 1);
   if (event.key === "ArrowRight") show(shown + 1);
-};
+});
 dialog.onclose = () => {
   stop();
   document.querySelectorAll("#grid button")[shown]?.focus();

@@ -2,9 +2,14 @@
 // the page's address it can be shared: browsers send that to no server. A picture is not part of it.
 
 const DISTINCT = 0.95; // the cosine similarity of near-duplicates
+const FIELD = "field."; // in the fragment, before the name of a field that has a list
 
+// where: the filter as it is typed; fields: what is chosen from lists, the name of a field -> the literal it equals.
 export function emptyQuery() {
-  return {text: "", terms: [], image: null, like: null, imageWeight: 1, where: "", group: "", distinct: false, top: 24};
+  return {
+    text: "", terms: [], image: null, like: null, imageWeight: 1,
+    where: "", fields: {}, group: "", distinct: false, top: 24,
+  };
 }
 
 export function isEmpty(query) {
@@ -17,6 +22,7 @@ export function toFragment(query) {
   for (const term of query.terms) parts.append("term", `${term.weight}:${term.text}`);
   if (query.like !== null) parts.append("like", `${query.imageWeight}:${query.like}`);
   for (const name of ["where", "group"]) if (query[name]) parts.append(name, query[name]);
+  for (const [name, value] of Object.entries(query.fields)) parts.append(FIELD + name, value);
   if (query.distinct) parts.append("distinct", "yes");
   if (query.top !== 24) parts.append("top", query.top);
   return parts.toString();
@@ -29,6 +35,8 @@ export function fromFragment(fragment) {
   query.terms = parts.getAll("term").map(readWeighted).filter((term) => term.text);
   const like = readWeighted(parts.get("like") ?? "");
   if (/^\d+$/.test(like.text)) [query.like, query.imageWeight] = [Number(like.text), like.weight];
+  const chosen = [...parts].filter(([name, value]) => name.startsWith(FIELD) && value);
+  query.fields = Object.fromEntries(chosen.map(([name, value]) => [name.slice(FIELD.length), value]));
   query.distinct = parts.has("distinct");
   query.top = Number(parts.get("top")) || query.top;
   return query;
@@ -42,11 +50,36 @@ export function toBody(query) {
     image: query.image && query.image.data.split(",")[1],
     like: query.like,
     image_weight: query.imageWeight,
-    where: query.where,
+    where: both(query.where, conditions(query).join(" and ")),
     top: query.top,
     group: query.group,
     distinct: query.distinct ? DISTINCT : null,
   };
+}
+
+// The filter and the options that are set, in words; "" where none is.
+export function tellOptions(query) {
+  const group = query.group && `one picture for each ${query.group}`;
+  const distinct = query.distinct && "no near-duplicates";
+  return [query.where, ...conditions(query), group, distinct].filter(Boolean).join(" \u00b7 ");
+}
+
+function conditions(query) {
+  return Object.entries(query.fields).map(([name, value]) => `${quoted(name)} = ${value}`);
+}
+
+// Filters (their language: ivt_jax/retrieval/where.py). The first may be anything, with an `or` in it too.
+export function both(first, second) {
+  return first && second ? `(${first}) and ${second}` : first || second;
+}
+
+export function quoted(name) {
+  const plain = /^[A-Za-z_]\w*$/.test(name) && !/^(and|or|not|in|is|missing|true|false)$/i.test(name);
+  return plain ? name : "`" + name.replaceAll("`", "``") + "`";
+}
+
+export function literal(value) {
+  return typeof value === "string" ? "'" + value.replaceAll("'", "''") + "'" : String(value);
 }
 
 // A phrase as it is typed; "- hat" is one that is not wanted.

@@ -5,6 +5,7 @@ const grid = document.getElementById("grid");
 
 export const percent = (share) => `${Math.round(100 * share)}%`;
 export const thumbnail = (id) => `/api/thumbnails/${id}`;
+export const written = (phrase) => (phrase.wanted ? phrase.text : `\u2212 ${phrase.text}`);
 
 export function drawCards(results, open) {
   grid.replaceChildren(...results.map((result, index) => drawCard(result, index, open)));
@@ -31,17 +32,24 @@ function drawCard(result, index, open) {
   find(".badge").title = "The probability that this is the person, if the person is in the index";
   find(".fits").append(...result.phrases.map(drawFit));
   find("button").title = result.path;
-  find("button").setAttribute("aria-label", `${index + 1}: ${result.path}, score ${result.score.toFixed(3)}`);
+  find("button").setAttribute("aria-label", inWords(result, index));
   find("button").onclick = () => open(index);
   return card;
+}
+
+function inWords(result, index) {
+  const right = result.probability === null ? [] : [`right with ${percent(result.probability)}`];
+  const fits = result.phrases.map((phrase) => `${phrase.wanted ? "" : "not "}${phrase.text} ${percent(phrase.score)}`);
+  return [`${index + 1}: ${result.path}`, `score ${result.score.toFixed(3)}`, ...right, ...fits].join(", ");
 }
 
 // A phrase and how well the picture fits it.
 export function drawFit(phrase) {
   const fit = template("fit").cloneNode(true);
-  fit.querySelector(".text").textContent = phrase.text;
+  fit.querySelector(".text").textContent = written(phrase);
+  fit.querySelector(".share").textContent = percent(phrase.score);
   fit.querySelector("i").style.width = percent(phrase.score);
-  fit.classList.toggle("unwanted", phrase.unwanted);
+  fit.classList.toggle("unwanted", !phrase.wanted);
   fit.title = `${phrase.text}: fits better than ${percent(phrase.score)} of the pictures`;
   return fit;
 }

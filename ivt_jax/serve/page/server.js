@@ -18,16 +18,17 @@ export async function ask(path, body, signal) {
 
 function login() {
   const dialog = byId("login");
+  byId("wrong").textContent = "";
   dialog.showModal();
-  dialog.oncancel = (event) => event.preventDefault();
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
+    dialog.onclose = () => reject(new Error("the server asks for a token")); // by Esc: else it is resolved already
     dialog.querySelector("form").onsubmit = async (event) => {
       event.preventDefault();
       try {
         await ask("/login", {token: byId("token").value});
         byId("token").value = "";
-        dialog.close();
         resolve();
+        dialog.close();
       } catch (error) {
         byId("wrong").textContent = error.message;
       }
