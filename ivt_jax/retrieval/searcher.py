@@ -38,7 +38,7 @@ from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
-from ivt_jax.retrieval.store import About, Row, VectorStore
+from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
 from ivt_jax.workdir import folder_tokenizer, load_record
 
@@ -176,10 +176,10 @@ class Searcher:
         return Path(self.about.root) / path
 
     def _keep_up(self) -> None:
-        """Goes with an index that grows. Raises UserError where another one has been made in its place."""
+        """Goes with an index that grows. Raises StoreError where another one has been made in its place."""
         count = self.store.count()
         if self.about.made != self._made:
-            raise UserError("another index has been made in the place of the one that is open: open it again")
+            raise StoreError("another index has been made in the place of the one that is open: open it again")
         if abs(count - self._sampled) > _GROWN * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
 
@@ -230,11 +230,8 @@ class Searcher:
         shown: list[tuple[Row, float]] = []
         kept: list[np.ndarray] = []  # their vectors
         values: list[Value] = []  # of the group's field, in those shown
-        seen, paths, condition = (
-            {like},
-            set[str](),
-            where,
-        )  # a path may come again, with another id, while it is replaced
+        seen, condition = {like}, where
+        paths = set[str]()  # one may come again with another id, while it is replaced
         k = top if not group and distinct is None and like is None else 2 * top
         while True:
             before = len(shown)
