@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.files import is_remote
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
 QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
@@ -74,11 +75,6 @@ def read_annotations(root: Path, name: str) -> Annotations:
     path = annotation_file(root, name)
     status = path.stat()
     return _read(path, status.st_mtime_ns, status.st_size, quarantined(path))
-
-
-def is_remote(root: str) -> bool:
-    """Whether it is a place such as gs://bucket/folder, not one of this machine."""
-    return "://" in root
 
 
 def local_root(root: str) -> Path:

@@ -36,6 +36,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def is_remote(place: Path | str) -> bool:
+    """Whether it is a place such as gs://bucket/folder or http://host/name, not one of this machine."""
+    return "://" in str(place)
+
+
 def printable(text: object) -> str:
     """A text, or a path, as any terminal and file bears it: what is no UTF-8, and what is not printed, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline.command import exit_code
-from input_pipeline.files import printable, write_bytes
+from input_pipeline.files import is_remote, printable, write_bytes
 from ivt_jax.arguments import positive
 from ivt_jax.startup import keep_compiled
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
 
-    from ivt_jax.retrieval.build import build, is_remote
+    from ivt_jax.retrieval.build import build
     from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
 
     if args.snapshot:

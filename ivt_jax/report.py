@@ -6,26 +6,23 @@ A training run writes it at its end; by hand, it shows how far a run has come.
 """
 
 import argparse
-import base64
 import functools
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable, write_text
+from ivt_jax import pages
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
 from ivt_jax.images import open_image
-from ivt_jax.intended_use import INTENDED_USE
 from ivt_jax.workdir import flatten, load_record
 
 TOP = 10
@@ -65,9 +62,7 @@ def write_report(workdir: Path | str) -> Path:
 
 def render(**sections: Any) -> str:
     """The page with the sections given; report.html says what each consists of, and leaves out those that lack."""
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(intended_use=INTENDED_USE, **sections)
+    return pages.render(Path(__file__).with_name("report.html"), **sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -168,9 +163,7 @@ def thumbnail(path: Path) -> str | None:
     except UserError:
         return None
     image.thumbnail(_THUMBNAIL)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return pages.data_uri(image)
 
 
 def attribute_sections(

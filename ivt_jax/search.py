@@ -11,12 +11,10 @@ way to search from Python.
 """
 
 import argparse
-import base64
 import contextlib
 import csv
 import datetime
 import functools
-import io
 import json
 import os
 import shutil
@@ -31,15 +29,13 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import printable, whole_folder, write_bytes
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
-from ivt_jax.intended_use import INTENDED_USE
+from ivt_jax.pages import data_uri, render
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.sources import read_folder
 from ivt_jax.startup import keep_compiled
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
 
 _SHOWN = (208, 416)  # width and height of a picture on the page, at most
@@ -162,23 +158,22 @@ def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str =
 
 def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Path | str, explained: bool) -> str:
     """One self-contained HTML page: the query and the pictures found, in order, with heat-maps where `explained`."""
-    import jinja2
-
     from ivt_jax.images import open_image
 
+    asked = open_image("the image", query.image) if query.image else None
+    if asked:
+        asked.thumbnail(_SHOWN)
     results = list(enumerate(answer.results, start=1))
     counted = progress(results, len(results), "explaining: ", "pictures", brief=True) if explained else results
-    template = Path(__file__).with_name("search.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return render(
+        Path(__file__).with_name("search.html"),
         terms=query.terms,
-        image=_data_uri(open_image("the image", query.image)) if query.image else None,
+        image=asked and data_uri(asked),
         where=query.where,
         verdict=answer.verdict,
         good=answer.good,
         searched=answer.searched,
         folder=printable(place),
-        intended_use=INTENDED_USE,
         explained=explained,
         results=[draw(searcher, result, rank, explained) for rank, result in counted],
     )
@@ -193,11 +188,12 @@ def draw(searcher: "Searcher", result: "Result", rank: int, explained: bool) -> 
         image, heats = searcher.heat_maps(result.id, [phrase.text for phrase in result.phrases])
         image.thumbnail(_SHOWN)
         for phrase, heat in zip(phrases, heats, strict=True):
-            phrase["heat"] = _data_uri(overlay(image, heat))
+            phrase["heat"] = data_uri(overlay(image, heat))
+    small = searcher.thumbnail(result.id)
     return {
         "rank": rank,
         "score": result.score,
-        "image": _data_uri(searcher.thumbnail(result.id)),
+        "image": small and data_uri(small),
         "name": printable(result.path),
         "phrases": phrases,
     }
@@ -282,18 +278,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Path) else value
-
-
-def _data_uri(picture: "Image | bytes | None") -> str | None:
-    """A JPEG, or a picture made small, for the page to hold."""
-    if picture is None:
-        return None
-    if not isinstance(picture, bytes):
-        picture.thumbnail(_SHOWN)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=82)
-        picture = buffer.getvalue()
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
 
 
 if __name__ == "__main__":

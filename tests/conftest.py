@@ -56,6 +56,22 @@ def pedes_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """The folder of a tiny tower with random parameters."""
+    from tests.gallery.conftest import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def other_workdir(tmp_path_factory):
+    """A model of the same sizes with other parameters."""
+    from tests.gallery.conftest import write_model
+
+    return write_model(tmp_path_factory.mktemp("other"), seed=1)
+
+
 SIDE_BY_SIDE = {"stride": 6}
 OVERLAPPING = {"stride": 4, "image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 0.01}
 

@@ -27,11 +27,11 @@ def nearest(
         # The large matrix first: BLAS reads it once, whatever the number of queries.
         scores = (chunk.astype(np.float32, copy=False) @ queries.T).T
         found = np.hstack([best_scores, scores]), np.hstack([best_rows, np.broadcast_to(rows, scores.shape)])
-        best_scores, best_rows = _first(*found, k)
+        best_scores, best_rows = best_of(*found, k)
     return best_scores, best_rows
 
 
-def _first(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best columns of each line, best first; of equal scores the smaller row."""
     if scores.shape[1] > k:
         least = np.partition(scores, -k, axis=1)[:, [-k]]

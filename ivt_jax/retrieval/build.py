@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import is_remote
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
@@ -93,14 +94,14 @@ def build(
     Raises UserError where no picture can be read, another process is at work there, or the index is of another model,
     type or folder than is named: it keeps its rows then.
     """
-    exists, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
+    store, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
     known = ByDigest(vectors) if vectors else None
     if known:
         _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
-        plan = plan_build(source, open_store(place).scan() if exists else ())
+        plan = plan_build(source, store.scan() if store else ())
         _refuse_unreadable(source, plan)
-        store = open_store(place) if exists else create_store(place, about)
+        store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
         work = _Work(store, encoder, source.root, plan, batch, known)
@@ -109,7 +110,7 @@ def build(
         seconds = time.monotonic() - start
         unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
         if not plan.kept + work.counts.total():
-            raise UserError(f"none of the {len(unreadable):,} pictures can be read; the first: {unreadable[0]}")
+            raise _nothing_readable(unreadable)
         store.delete([*plan.gone, *plan.surplus, *work.lost])
         told = store.optimize()
     counts = work.counts
@@ -133,11 +134,6 @@ def _held(place: Path | str) -> contextlib.AbstractContextManager[Any]:
     return lock_folder(Path(place), "indexer", "--index")
 
 
-def is_remote(place: Path | str) -> bool:
-    """Whether it is a bucket or a server, not a folder of this machine."""
-    return "://" in str(place)
-
-
 def _compare(
     place: Path | str,
     source: Source,
@@ -145,16 +141,17 @@ def _compare(
     dtype: str | None,
     moved: bool,
     encoder: ImageEncoder | None,
-) -> tuple[bool, About, ImageEncoder]:
-    """Whether there is an index; what it is to state, and its model. Nothing is written."""
+) -> tuple[VectorStore | None, About, ImageEncoder]:
+    """The index, None where there is none yet; what it is to state, and its model. Nothing is written."""
     try:
-        found = open_store(place).about
+        store = open_store(place)
     except NoIndexError as error:
         if workdir is None:
             raise UserError(f"{error}; that needs the folder of a model, --workdir") from None
         encoder = encoder or ImageEncoder(workdir)
         about = state(encoder, workdir, dtype or "float32", source.fields, source.root)
-        return False, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
+        return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
+    found = store.about
     _refuse_other_folder(place, found, source.root, dtype, moved)
     if found.fields and not source.listed:
         told = f"{place} knows {', '.join(found.fields)} of its pictures, of which a folder tells nothing"
@@ -164,7 +161,7 @@ def _compare(
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
     about = dataclasses.replace(about, made=found.made)
     _refuse_other_model(place, found, about)
-    return True, about, encoder
+    return store, about, encoder
 
 
 def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path) -> About:
@@ -223,7 +220,11 @@ def _refuse_unreadable(source: Source, plan: "Plan") -> None:
             return
         except UserError as error:
             reasons.append(str(error))
-    raise UserError(f"none of the {len(reasons):,} pictures can be read; the first: {reasons[0]}")
+    raise _nothing_readable(reasons)
+
+
+def _nothing_readable(reasons: list[str]) -> UserError:
+    return UserError(f"none of the {len(reasons):,} pictures can be read; the first: {reasons[0]}")
 
 
 # ---- what is to be done

@@ -27,7 +27,8 @@ import pyarrow as pa
 from lancedb.index import IvfPq
 
 from input_pipeline.errors import UserError, disk_fault
-from ivt_jax.gallery.nearest import nearest
+from input_pipeline.files import is_remote
+from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
 
@@ -59,7 +60,7 @@ class LanceStore:
 
     @classmethod
     def open(cls, place: str) -> "LanceStore":
-        if "://" not in place and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
+        if not is_remote(place) and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
             raise NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
         with _one_line(place):
             connection = lancedb.connect(place)
@@ -106,20 +107,19 @@ class LanceStore:
     ) -> tuple[np.ndarray, np.ndarray]:
         self._look()
         if exact is None:
-            exact = self._table.count_rows() <= EXACT_ROWS
+            exact = self._count() <= EXACT_ROWS
         if exact or k > _MOST or not self._table.list_indices():
             ids, vectors = self._vectors()
             chosen = None if where is None else np.isin(ids, self._ids(self._table, where))
             scores, rows = nearest(queries, vectors, k, chosen)
             return scores, ids[rows]
-        if where is not None and self.count(where) <= _READ_THROUGH:
+        if where is not None and self._count(where) <= _READ_THROUGH:
             return self._read_through(queries, k, where)
         return self._search_index(queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
         self._look()
-        with _one_line(self._place):
-            return int(self._table.count_rows(None if where is None else to_sql(where)))
+        return self._count(where)
 
     def ids(self) -> np.ndarray:
         self._look()
@@ -231,6 +231,10 @@ class LanceStore:
             ids, vectors = ids[order], vectors[order]
         return ids, vectors
 
+    def _count(self, where: Condition | None = None) -> int:
+        with _one_line(self._place):
+            return int(self._table.count_rows(None if where is None else to_sql(where)))
+
     def _ids(self, table: Any, where: Condition | None = None) -> np.ndarray:
         """Those of the rows that meet the condition, ascending."""
         with _one_line(self._place):
@@ -262,14 +266,13 @@ class LanceStore:
             query = query if where is None else query.where(to_sql(where))
             for batch in query.to_batches(_AT_ONCE):
                 own, rows = nearest(queries, _matrix(batch["vector"], self.about.dimension), k)
-                scores, ids = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
-                order = np.lexsort((ids, -scores))[:, :k]
-                scores, ids = (np.take_along_axis(x, order, axis=1) for x in (scores, ids))
+                found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
+                scores, ids = best_of(*found, k)
         return scores, ids
 
     def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
         """As `search`; fewer than k where the partitions that are looked through hold fewer."""
-        probes = max(20, round(_PROBED * math.sqrt(self.count())))
+        probes = max(20, round(_PROBED * math.sqrt(self._count())))
         scores, ids = [], []
         for query in queries:
             with _one_line(self._place):

@@ -107,15 +107,7 @@ class QdrantStore:
             return self._client.count(self._name, count_filter=_filter(where), exact=True).count
 
     def ids(self) -> np.ndarray:
-        found: list[Any] = []
-        start: Any = 0
-        while start is not None:
-            with self._one_line():
-                points, start = self._client.scroll(
-                    self._name, limit=10 * _AT_ONCE, offset=start, with_vectors=False, with_payload=False
-                )
-            found += [point.id for point in points]
-        return np.array(found, np.int64)
+        return np.array([point.id for point in self._scroll(10 * _AT_ONCE, False, False)], np.int64)
 
     def values(self, field: str, most: int) -> list[Value] | None:
         with self._one_line():
@@ -123,13 +115,7 @@ class QdrantStore:
         return None if len(hits) > most else sorted(hit.value for hit in hits)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
-        start: Any = 0
-        while start is not None:
-            with self._one_line():
-                points, start = self._client.scroll(
-                    self._name, limit=_AT_ONCE, offset=start, with_vectors=vectors, with_payload=_payload(thumbnails)
-                )
-            yield from map(self._row, points)
+        return map(self._row, self._scroll(_AT_ONCE, vectors, _payload(thumbnails)))
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
         with self._one_line():
@@ -159,6 +145,16 @@ class QdrantStore:
             for name, kind in self.about.fields.items():
                 schema = models.PayloadSchemaType(kinds[kind])
                 self._client.create_payload_index(self._name, column(name), field_schema=schema, wait=True)
+
+    def _scroll(self, at_once: int, vectors: bool, payload: Any) -> Iterator[Any]:
+        """All points in the order of their ids."""
+        start: Any = 0
+        while start is not None:
+            with self._one_line():
+                points, start = self._client.scroll(
+                    self._name, limit=at_once, offset=start, with_vectors=vectors, with_payload=payload
+                )
+            yield from points
 
     def _point(self, row: Row) -> models.PointStruct:
         assert row.vector is not None and row.thumbnail is not None

@@ -90,8 +90,7 @@ class Answer(NamedTuple):
 class Searcher:
     """An index and the model that made it. Threads may share one.
 
-    Attributes: store; encoder; tokenizer; calibration, what the model's validation says of scores,
-    or None.
+    Attributes: store; encoder; tokenizer; calibration, what the model's validation says of scores, or None.
     """
 
     def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: ImageEncoder | None = None):
@@ -139,7 +138,7 @@ class Searcher:
         distinct: leaves out a picture whose cosine similarity with a better one that is shown lies above it.
         exact: as `VectorStore.search`. Raises UserError where this cannot be asked.
         """
-        self._keep_up()
+        count = self._keep_up()
         query = Query((Term(query),)) if isinstance(query, str) else query
         if top < 1:
             raise UserError(f"top is how many pictures are wanted, 1 or more, not {top}")
@@ -151,7 +150,7 @@ class Searcher:
             Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
         ]
-        return self._judge(query, results, self.store.count(condition))
+        return self._judge(query, results, count if condition is None else self.store.count(condition))
 
     def phrases(self, text: str) -> list[str]:
         """The phrases of a sentence, which `heat_maps` takes."""
@@ -175,13 +174,14 @@ class Searcher:
         """Where a result's picture lies, or lay."""
         return Path(self.about.root) / path
 
-    def _keep_up(self) -> None:
-        """Goes with an index that grows. Raises StoreError where another one has been made in its place."""
+    def _keep_up(self) -> int:
+        """Goes with an index that grows, and counts it. Raises StoreError where another one was made in its place."""
         count = self.store.count()
         if self.about.made != self._made:
             raise StoreError("another index has been made in the place of the one that is open: open it again")
         if abs(count - self._sampled) > _GROWN * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
+        return count
 
     def _embed_query(self, query: Query) -> np.ndarray:
         """(D,) float32."""
@@ -308,9 +308,9 @@ def read_calibration(workdir: Path) -> Calibration | None:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         summary = summary or load_record(workdir).get("scores", {}).get("val", {})
         return Calibration(**summary["calibration"]) if "calibration" in summary else None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (TypeError, ValueError):
         raise UserError(f"{path} is damaged: evaluate the run again, --mode=evaluate") from None
 
 

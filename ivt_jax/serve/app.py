@@ -1,7 +1,6 @@
 """The application: the page, and the endpoints over a searcher. /openapi.json describes them."""
 
 import functools
-import html
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
-from ivt_jax.intended_use import INTENDED_USE
+from ivt_jax.pages import INTENDED_USE, render
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value
@@ -153,8 +152,7 @@ def read_page() -> dict[str, Response]:
     """The page's files by the paths they are asked for with. No path that a client names touches the disk."""
     files = sorted(file for file in PAGE.iterdir() if file.suffix in TYPES and file.name != "index.html")
     page = {f"/{file.name}": Response(file.read_bytes(), media_type=TYPES[file.suffix]) for file in files}
-    text = (PAGE / "index.html").read_text(encoding="utf-8").replace("{{ intended_use }}", html.escape(INTENDED_USE))
-    return {**page, "/": Response(text, media_type="text/html")}
+    return {**page, "/": Response(render(PAGE / "index.html"), media_type="text/html")}
 
 
 async def _same(response: Response) -> Response:

@@ -1,12 +1,12 @@
 """Pictures that come from a client and go to one: checked before they are decoded, and made anew."""
 
-import base64
 import io
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
+from ivt_jax.pages import data_uri
 from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
 
 _SHOWN = (512, 1024)  # width and height at most of a picture with heat drawn over it
@@ -36,10 +36,4 @@ def draw_heat(picture: Image.Image, maps: np.ndarray) -> list[str]:
 
     picture = picture.copy()
     picture.thumbnail(_SHOWN)
-    return [_data_uri(overlay(picture, heat)) for heat in maps]
-
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return [data_uri(overlay(picture, heat), _QUALITY) for heat in maps]

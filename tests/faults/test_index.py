@@ -9,7 +9,7 @@ import pytest
 from ivt_jax import index
 from ivt_jax.retrieval.places import open_store
 from tests.faults.conftest import Process
-from tests.gallery.conftest import picture, write_model
+from tests.gallery.conftest import picture
 
 # `python -m ivt_jax.index`, writing two rows at a time, that says so before each call that writes; it stands still at
 # the one of number {at}, and waits {pause} seconds at each.
@@ -35,11 +35,6 @@ for name in ("add", "delete", "set_about", "optimize"):
     slowly(name)
 sys.exit(index.main(sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

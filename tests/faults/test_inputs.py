@@ -33,7 +33,6 @@ from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
 from ivt_jax.images import load_image
-from tests.gallery.conftest import write_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -111,11 +110,6 @@ def dataset(tmp_path_factory):
     records.append({"id": 99, "file_path": "sound.bmp", "captions": ["Sound."], "split": "test"})
     (root / "reid_raw.json").write_text(json.dumps(records))
     return root
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

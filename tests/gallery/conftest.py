@@ -34,17 +34,6 @@ def write_model(folder, seed=0):
     return folder
 
 
-@pytest.fixture(scope="session")
-def workdir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def other_workdir(tmp_path_factory):
-    """A model of the same sizes with other parameters."""
-    return write_model(tmp_path_factory.mktemp("other"), seed=1)
-
-
 def picture(seed, format="PNG"):
     """The bytes of a crop of noise in broad squares."""
     file = io.BytesIO()

@@ -8,19 +8,8 @@ from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.images import load_image
 from ivt_jax.retrieval import build
 from ivt_jax.retrieval.store import NoIndexError
-from tests.gallery.conftest import picture, write_model
+from tests.gallery.conftest import picture
 from tests.retrieval.memory import MemoryStore
-
-
-@pytest.fixture(scope="session")
-def workdir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def other_workdir(tmp_path_factory):
-    """A model of the same sizes with other parameters."""
-    return write_model(tmp_path_factory.mktemp("other"), seed=1)
 
 
 @pytest.fixture(scope="session")

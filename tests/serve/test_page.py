@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ivt_jax.intended_use import INTENDED_USE
+from ivt_jax.pages import INTENDED_USE
 from ivt_jax.retrieval.searcher import Searcher
 from tests.serve.conftest import PERSONS, StandIn, jpeg, served
 
