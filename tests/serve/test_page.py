@@ -369,7 +369,7 @@ def test_a_weight_of_nothing_is_none_and_tab_goes_on(open_page):
 
 def test_signs_are_those_of_the_terms(open_page):
     page = open_page("#term=1:coat&term=-1:red+coat")
-    page.wait_for_selector("#grid li")
+    page.wait_for_selector("#grid .fit")  # before, there are cards that wait
     signs = {fit.query_selector(".text").inner_text(): "unwanted" in fit.get_attribute("class")
              for fit in page.query_selector_all("#grid li:first-child .fit")}  # fmt: skip
     assert signs == {"coat": False, "\N{MINUS SIGN} red coat": True}
