@@ -54,6 +54,7 @@ start() {
     if $dry_run; then
         echo "$(quote "${run[@]}") >$(quote "$log") 2>&1 &"
     else
+        : >"$log" # it may be shown before the process comes to write
         "${run[@]}" >"$log" 2>&1 &
         pids+=($!)
     fi
@@ -80,12 +81,15 @@ interrupt() {
     exit "$code"
 }
 
+interrupted=false
+trap 'interrupted=true' INT TERM # none may be left behind that is not yet in pids
 for ((i = 0; i < processes; i++)); do start "$i" "$@"; done
 if $dry_run; then
     call wait
     exit
 fi
 trap interrupt INT TERM
+$interrupted && interrupt
 tail -n +1 -s 0.2 -f --pid="${pids[0]}" "$logs/process-0.log" &
 shown=$!
 

@@ -38,6 +38,8 @@ def local(*options):
 
 
 def test_it_starts_every_process_with_its_flags(python, bench):
+    (bench.repository / "runs/logs").mkdir(parents=True)
+    (bench.repository / "runs/logs/process-0.log").write_text("of an earlier run\n")
     result = bench.run(local("--processes=3", "--devices_per_process=2"), **python())
     assert result.returncode == 0, result.stderr
     assert result.stdout == "hello from 0\n"
@@ -100,6 +102,19 @@ def test_an_interrupt_stops_all(ends_with, code, python, bench):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == code
     assert all((bench.folder / f"stopped-{i}").exists() for i in range(2))
+
+
+def test_an_interrupt_while_it_starts_leaves_none_behind(python, bench):
+    record = ["id=${!#}; id=${id#--process_id=}", "echo $$ >pid-$id"]
+    bench.stub("env", *record, 'test "$id" = 0 && kill -INT $PPID', 'exec /usr/bin/env "$@"')
+    stub = python(*until_stopped(75))
+    process = subprocess.Popen(
+        local("--processes=40"), cwd=bench.repository, env={**bench.environment, **stub},
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=heed_interrupts,
+    )  # fmt: skip
+    assert process.wait(timeout=60) in (75, 130)  # 130 where the first had not yet learned to save
+    started = [pid for path in bench.folder.glob("pid-*") if (pid := path.read_text().strip())]  # none: it died at once
+    assert started and not [pid for pid in started if Path("/proc", pid).exists()]
 
 
 @pytest.mark.parametrize(
