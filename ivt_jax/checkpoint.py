@@ -21,9 +21,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from input_pipeline.errors import UserError, disk_fault
 from ivt_jax import digests
 from ivt_jax.conversion.model import parameter_shapes
-from ivt_jax.export.tensors import FILE as SAFETENSORS
-from ivt_jax.export.tensors import read_safetensors
 from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.parameter_file import NAME as PARAMETER_FILE
+from ivt_jax.parameter_file import read_parameter_file
 from ivt_jax.workdir import load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
@@ -214,7 +214,7 @@ def refuse_not_finite(where: Where, finite: Any) -> None:
 
 def holds_params_alone(workdir: Path) -> bool:
     """Whether a folder is an export or converted weights, not the workdir of a run."""
-    has = (workdir / "params").is_dir() or (workdir / SAFETENSORS).is_file()
+    has = (workdir / "params").is_dir() or (workdir / PARAMETER_FILE).is_file()
     return has and not (workdir / "checkpoints").is_dir()
 
 
@@ -254,7 +254,7 @@ def _open(folder: Path, record: Mapping[str, Any], config: ConfigDict, best: boo
         where = Where(f"{folder}, step {step}", "export or convert again")
         read: Callable[..., Any] = functools.partial(read_params, folder / "params")
         if not (folder / "params").is_dir():
-            read = functools.partial(read_safetensors, folder / SAFETENSORS, config)
+            read = functools.partial(read_parameter_file, folder / PARAMETER_FILE, config)
         yield _Found(step, where, read(shapes_alone=True), read)
         return
     if not (folder / "checkpoints").is_dir():

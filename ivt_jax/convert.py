@@ -71,8 +71,8 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
 
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.own import convert_own
-    from ivt_jax.export.tensors import refuse_other_metadata
     from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.parameter_file import refuse_other_metadata
     from ivt_jax.workdir import load_record
 
     if rest:

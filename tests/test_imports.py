@@ -25,8 +25,8 @@ CONFINED = {
     "safetensors": {
         "ivt_jax.conversion.files",
         "ivt_jax.conversion.benchmark",
-        "ivt_jax.export.tensors",
         "ivt_jax.gallery.vectors",
+        "ivt_jax.parameter_file",
     },
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},

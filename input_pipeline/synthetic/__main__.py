@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from input_pipeline.command import exit_code
-from input_pipeline.errors import UserError
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
 
@@ -29,19 +28,16 @@ def run(options: argparse.Namespace) -> None:
         val_persons=options.val_persons,
         test_persons=options.test_persons,
     )
-    try:
-        made = generate(out, arguments, options.workers, _Progress())
-        images = arguments.persons * arguments.images_per_person
-        state = "written" if made else "already there, nothing to do"
-        size = f"{arguments.persons} persons, {images} images"
-        print(f"PEDES-Synth {VERSION}, seed {arguments.seed}: {size}: {state}: {out}")
-        oracle = ", ".join(f"{split} {r1:.1f}%" for split, r1 in read_oracle(out).items())
-        print(f"R@1 of a perfect attribute reader: {oracle}")
-        if options.contact_sheet:
-            contact_sheet(out, count=12, seed=arguments.seed).save(options.contact_sheet, format="PNG")
-            print(f"contact sheet: {options.contact_sheet}")
-    except OSError as error:
-        raise UserError(str(error)) from error
+    made = generate(out, arguments, options.workers, _Progress())
+    images = arguments.persons * arguments.images_per_person
+    state = "written" if made else "already there, nothing to do"
+    size = f"{arguments.persons} persons, {images} images"
+    print(f"PEDES-Synth {VERSION}, seed {arguments.seed}: {size}: {state}: {out}")
+    oracle = ", ".join(f"{split} {r1:.1f}%" for split, r1 in read_oracle(out).items())
+    print(f"R@1 of a perfect attribute reader: {oracle}")
+    if options.contact_sheet:
+        contact_sheet(out, count=12, seed=arguments.seed).save(options.contact_sheet, format="PNG")
+        print(f"contact sheet: {options.contact_sheet}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -112,10 +112,7 @@ def _counts(text: str) -> Counts:
 def run(options: argparse.Namespace) -> None:
     """Writes the dataset."""
     splits = {split: getattr(options, split) for split in DEFAULT}
-    try:
-        write(options.out, splits, options.format, options.seed, options.workers)
-    except OSError as error:
-        raise UserError(str(error)) from error
+    write(options.out, splits, options.format, options.seed, options.workers)
     print(f"{sum(counts.images for counts in splits.values()):,} images: {options.out}")
 
 

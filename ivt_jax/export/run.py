@@ -14,9 +14,9 @@ from ivt_jax.export.card import card
 from ivt_jax.export.onnx_graph import write_onnx
 from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
-from ivt_jax.export.tensors import write_safetensors
 from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.parameter_file import NAME, write_parameter_file
 from ivt_jax.report import read_json
 from ivt_jax.workdir import folder_tokenizer, load_record, write_record
 
@@ -24,6 +24,11 @@ from ivt_jax.workdir import folder_tokenizer, load_record, write_record
 def write_orbax(folder: Path, trained: Trained) -> None:
     """Writes params/, an Orbax checkpoint."""
     export_params(folder / "params", trained.params)
+
+
+def write_safetensors(folder: Path, trained: Trained) -> None:
+    """Writes model.safetensors."""
+    write_parameter_file(folder / NAME, trained.params, trained.config)
 
 
 # What --formats may name -> what writes it: the parameters into the folder, beside config.json and the tokenizer;

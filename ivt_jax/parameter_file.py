@@ -16,25 +16,24 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
 from ivt_jax.conversion.files import read_header
-from ivt_jax.export.trained import Trained
 from ivt_jax.workdir import FORMAT
 
-FILE = "model.safetensors"
+NAME = "model.safetensors"
 
 
-def write_safetensors(folder: Path, trained: Trained) -> None:
-    """Writes model.safetensors; its metadata tell the format of the folder and the digest of the config."""
+def write_parameter_file(path: Path, params: Any, config: ConfigDict) -> None:
+    """Writes parameters (NumPy arrays); the metadata tell the format of the folder and the digest of the config."""
     from safetensors.numpy import save
 
-    flat = flatten_dict(trained.params, sep=".")
+    flat = flatten_dict(params, sep=".")
     # In C order: safetensors writes the memory of an array as it lies.
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
-    content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(trained.config)})
-    (folder / FILE).write_bytes(content)  # `save_file` would make a file that its owner alone may read
+    content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
+    path.write_bytes(content)  # `save_file` would make a file that its owner alone may read
 
 
-def read_safetensors(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
-    """The tree of parameters that `write_safetensors` wrote, or leaves that tell their `shape`.
+def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
+    """The tree of parameters that `write_parameter_file` wrote, or leaves that tell their `shape`.
 
     Raises UserError where it cannot be read, or was written with another config.
     """
