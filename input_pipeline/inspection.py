@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import PIL.Image
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # of what this bound refuses
 MISSING = "missing"
 _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
 # Bits by which near-duplicates differ at most. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -19,6 +19,17 @@ SHIPPED = Path(__file__).with_name("vocab.txt")
 # A token is at least one character and in caption text seldom more than eight; what lies beyond this many characters
 # per token can hardly fit, and tokenising it would only cost time.
 _CHARACTERS_PER_TOKEN = 20
+
+
+class Unread(NamedTuple):
+    """What of a text `encode` gives no ids for: words that the vocabulary lacks, and the end that lies beyond `length`.
+
+    all: whether no word is left.
+    """
+
+    words: list[str]
+    end: str
+    all: bool
 
 
 class Tokenizer:
@@ -65,6 +76,18 @@ class Tokenizer:
             ids = encoding.ids[: length - 2]
             row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
         return rows
+
+    def unread(self, text: str, length: int) -> Unread:
+        """What of a text the ids of `encode` do not tell."""
+        cut = _without_halves(text[: _CHARACTERS_PER_TOKEN * length])
+        encoding = self._backend.encode(cut, add_special_tokens=False)
+        read = list(zip(encoding.ids, encoding.offsets, strict=True))
+        end = read[length - 2][1][0] if len(read) > length - 2 else len(cut)
+        known = [id != self.unk_id for id, _ in read[: length - 2]]
+        words = [cut[slice(*place)] for _, place in read[: length - 2]]
+        unknown = [word for word, is_known in zip(words, known, strict=True) if not is_known]
+        left = (word for word, is_known in zip(words, known, strict=True) if is_known and any(map(str.isalnum, word)))
+        return Unread(unknown, text[end:].strip(), next(left, None) is None)
 
     def words(self, ids: np.ndarray) -> np.ndarray:
         """The whole word that each token belongs to, counted from 1 in its row; 0 for special and padding tokens.

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     _tell_unreadable(built.unreadable, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
     if built.told:
         print(f"{args.index}: {built.told}")
+    if source.fields:
+        print(f"{args.index}: fields: {', '.join(f'{name} ({kind})' for name, kind in source.fields.items())}")
     print(f"{args.index}: {built}", flush=True)
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)
@@ -54,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_unreadable(problems: Sequence[str], listed: Path | None) -> None:
-    """A line for each, of many for the first, on stderr; all of them in the file `listed`."""
+    """A line for each, on stderr; where there is a file `listed`, all in that, and of many the first alone here."""
     lines = [printable(problem) for problem in problems]
-    for line in lines[:_SHOWN]:
+    shown = lines[:_SHOWN] if listed else lines
+    for line in shown:
         print(f"skipped {line}", file=sys.stderr)
-    if len(lines) > _SHOWN:
-        where = f", which {listed} lists" if listed else ""
-        print(f"skipped {len(lines) - _SHOWN:,} more{where}", file=sys.stderr)
+    if len(lines) > len(shown):
+        print(f"skipped {len(lines) - len(shown):,} more, which {listed} lists", file=sys.stderr)
     if listed:
         write_bytes(listed, "".join(f"{line}\n" for line in lines).encode())
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
@@ -38,6 +38,7 @@ from ivt_jax.startup import keep_compiled
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
 
+_LONGEST_NAME = 255  # bytes of a file's name
 _SHOWN = (208, 416)  # width and height of a picture on the page, at most
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistake in the query answer at once.
@@ -55,11 +56,13 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             page = render_page(searcher, query, answer, args.images or args.index, args.explain)
             write_bytes(args.html, page.encode())
-        if args.copy_to:
+        if args.copy_to and readable:
             copy_files(readable, args.copy_to)
     gone = [f"{file}: cannot be read any more" for rank, file in files.items() if rank not in readable]
     for problem in (*problems, *gone):
         print(f"skipped {printable(problem)}", file=sys.stderr)
+    if gone and not readable:
+        print("where the pictures have moved: python -m ivt_jax.index --moved --images=FOLDER", file=sys.stderr)
     return 1 if problems or gone else 0
 
 
@@ -68,7 +71,9 @@ def read_query(args: argparse.Namespace) -> Query:
     sentence = [] if args.sentence is None else [args.sentence]
     wanted = [parse_term(text) for text in (*sentence, *args.wanted)]
     unwanted = [Term(text, -weight) for text, weight in map(parse_term, args.unwanted)]
-    return Query((*wanted, *unwanted), args.image, where=args.where)
+    filters = [text for text in args.where if text.strip()]
+    where = filters[0] if len(filters) == 1 else " and ".join(f"({text})" for text in filters)
+    return Query((*wanted, *unwanted), args.image, where=where)
 
 
 def open_searcher(
@@ -112,8 +117,7 @@ def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     for rank, result in enumerate(answer.results, start=1):
         cells = [f"{rank:3}", f"{result.score:+.4f}", describe(result.phrases), str(searcher.file(result.path))]
         print("  ".join(printable(cell) for cell in cells if cell))
-    if answer.verdict:
-        print(answer.verdict)
+    _tell(answer, sys.stdout)
 
 
 def describe(phrases: "Sequence[Phrase]") -> str:
@@ -133,27 +137,28 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         for rank, result in enumerate(answer.results, start=1)
     ]
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    known = {"searched": answer.searched, "verdict": answer.verdict, "good": answer.good}
+    known = {name: getattr(answer, name) for name in ("searched", "verdict", "good", "unread")}
     print(json.dumps({"query": asked, **known, "results": results}, indent=2, default=_plain))
 
 
 def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     """A header, and a row for each result, with a column for each phrase and each field of metadata."""
-    writer, phrases, fields = csv.writer(sys.stdout), list(phrases_of(query)), [*searcher.about.fields]
-    columns = [f"phrase.{text}" for text in phrases] + [f"metadata.{name}" for name in fields]
+    writer, fields = csv.writer(sys.stdout), [*searcher.about.fields]
+    columns = [f"phrase.{'' if wanted else 'not '}{text}" for text, wanted in phrases_of(query).items()]
+    columns += [f"metadata.{name}" for name in fields]
     writer.writerow(["rank", "id", "score", "probability", "path", "file", *columns])
     for rank, result in enumerate(answer.results, start=1):
         row = [rank, result.id, result.score, result.probability, result.path, searcher.file(result.path)]
-        values = [_plain(result.metadata[name]) for name in fields]
-        writer.writerow([*row, *(phrase.score for phrase in result.phrases), *values])
-    _tell(answer)
+        values = [result.metadata[name] for name in fields]
+        writer.writerow(map(_cell, [*row, *(phrase.score for phrase in result.phrases), *values]))
+    _tell(answer, sys.stderr)
 
 
 def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str = "\n") -> None:
     """The file of each result and nothing else."""
     for result in answer.results:
         print(searcher.file(result.path), end=end)
-    _tell(answer)
+    _tell(answer, sys.stderr)
 
 
 def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Path | str, explained: bool) -> str:
@@ -172,6 +177,7 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
         where=query.where,
         verdict=answer.verdict,
         good=answer.good,
+        unread=answer.unread,
         searched=answer.searched,
         folder=printable(place),
         explained=explained,
@@ -204,7 +210,10 @@ def copy_files(files: Mapping[int, Path], folder: Path) -> None:
     digits = max(2, len(str(max(files, default=0))))
     with whole_folder(folder) as partial:
         for rank, file in files.items():
-            shutil.copyfile(file, partial / f"{rank:0{digits}}_{file.name}")
+            stem = file.stem
+            while len(os.fsencode(name := f"{rank:0{digits}}_{stem}{file.suffix}")) > _LONGEST_NAME:
+                stem = stem[:-1]
+            shutil.copyfile(file, partial / name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -227,8 +236,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("the query").add_argument
     add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='one more; "2: TEXT" counts twice')
     add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="what it should not look like")
-    add("--image", type=Path, help="a picture of the person, alone or with sentences")
-    add("--where", default="", help="a filter by the index's fields: \"camera = 3 and time > '2024-05-01'\"")
+    add("--image", type=Path, action="append", help="a picture of the person, alone or with sentences")
+    add(
+        "--where", action="append", default=[], metavar="FILTER",
+        help="by the index's fields: \"camera = 3 and time > '2024-05-01'\"; of several, all are to hold",
+    )  # fmt: skip
     place = parser.add_argument_group("where to search").add_mutually_exclusive_group(required=True)
     place.add_argument("--index", help="what ivt_jax.index made: a folder, or the http://HOST:6333/NAME of Qdrant")
     place.add_argument("--images", type=Path, help="folder of crops, searched with its subfolders")
@@ -242,7 +254,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     form = output.add_mutually_exclusive_group()
     choice = functools.partial(form.add_argument, dest="form", action="store_const", default=print_table)
     choice("--json", const=print_json, help="one object")
-    choice("--csv", const=print_csv, help="a header, and a row for each")
+    choice("--csv", const=print_csv, help="a header, and a row for each; a text like a formula gets a ' before it")
     choice("--paths", const=print_paths, help="the files alone, a line for each")
     output.add_argument("-0", "--null", action="store_true", help="with --paths: NUL ends each, as for xargs -0")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures, self-contained")
@@ -251,6 +263,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.images and not args.workdir:
         parser.error("--images needs --workdir, the folder of a model")
+    if args.image and len(args.image) > 1:
+        parser.error("--image is given twice: one picture can be asked for")
+    args.image = args.image[0] if args.image else None
     if args.explain and not args.html:
         parser.error("--explain needs --html, the page to draw on")
     if args.null:
@@ -262,15 +277,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _refuse_places(args: argparse.Namespace) -> None:
     """What cannot be written is told before the search."""
+    if args.html and args.html.is_dir():
+        raise UserError(f"--html: {args.html} is a folder: name a file")
+    if args.copy_to and args.copy_to.exists():
+        raise UserError(f"--copy-to: {args.copy_to} exists: name a new folder")
+    if args.html and args.copy_to and args.html.absolute() == args.copy_to.absolute():
+        raise UserError(f"--html and --copy-to are both {args.html}: name a file and a folder")
     for flag, path in (("--html", args.html), ("--copy-to", args.copy_to)):
-        if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            raise UserError(f"{flag}: {path} cannot be written: it is a folder, or its folder is closed or missing")
+        if path and not os.access(path.absolute().parent, os.W_OK):
+            raise UserError(f"{flag}: {path} cannot be written: its folder is closed or missing")
 
 
-def _tell(answer: "Answer") -> None:
-    """The verdict, where stdout is for programs."""
-    if answer.verdict:
-        print(answer.verdict, file=sys.stderr)
+def _tell(answer: "Answer", file: TextIO) -> None:
+    """What is to be known of an answer: on stderr where stdout is for programs."""
+    for line in (answer.verdict, answer.unread):
+        if line:
+            print(printable(line), file=file)
+
+
+def _cell(value: Any) -> Any:
+    """A value for CSV. A spreadsheet would run a text that begins like a formula."""
+    plain = _plain(value)
+    return f"'{plain}" if isinstance(plain, str) and plain.startswith(("=", "+", "-", "@", "\t", "\r")) else plain
 
 
 def _plain(value: Any) -> Any:

@@ -42,6 +42,9 @@ class FirstColour:
         words = [next((word for word in text.split() if word in COLOURS), "red") for text in texts]
         return np.array([[1 + list(COLOURS).index(word)] * length for word in words], np.int32)
 
+    def unread(self, text, length):
+        return [word for word in text.split() if not word.isascii()], "", False
+
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
@@ -175,6 +178,7 @@ def test_an_image_finds_its_like(ask, tmp_path, capsys):
         (["--where", "seen > '2024-05-01' and not camera = 2"], ["red", "dim"]),
         (["--where", "track is missing or seen = '2024-05-03'"], ["dim", "blue"]),
         (["--where", "camera = 3"], []),
+        (["--where", "camera = 1 or camera = 2", "--where", " ", "--where", "track = 'z'"], ["green", "blue"]),
         (["--group=camera"], ["red", "green"]),
         (["--group=track"], ["red", "dim", "green"]),
         (["--distinct=0.85"], ["red", "green", "blue"]),  # dim is like red
@@ -262,6 +266,31 @@ def test_csv_bears_any_name(ask, tmp_path, capsys):
     assert rows[0][5] == f"{tmp_path}/pictures/{EVIL['red']}" and float(rows[0][2]) == pytest.approx(1, abs=1e-3)
     assert rows[0][6:] == ["0.875", "0.5", "1", "2024-05-01T14:30:00+00:00", 'x, "y"']
     assert {row[4]: row[9:] for row in rows}[EVIL["green"]] == ["", "z"]
+    assert ask("red", "--not", "blue bag", "--csv") == 0
+    assert "phrase.red,phrase.not blue bag," in capsys.readouterr().out
+
+
+def test_no_cell_is_a_formula(workdir, tmp_path, capsys):
+    for name in ("=cmd|' C'!A0.png", "@red.png", "-1.png"):
+        Image.new("RGB", (10, 20), COLOURS["red"]).save(tmp_path / name)
+    paths = ["=cmd|' C'!A0.png,+1,-1.5", "@red.png,a+b,2", "-1.png,=1,0"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,note,height", *paths]))
+    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", tmp_path), workdir)
+    assert search.main([f"--index={tmp_path}/index", "red", "--csv"]) == 0
+    _, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    told = {row[4]: row[-2:] for row in rows}
+    assert told == {"'=cmd|' C'!A0.png": ["'+1", "-1.5"], "'@red.png": ["a+b", "2.0"], "'-1.png": ["'=1", "0.0"]}
+
+
+def test_what_the_model_does_not_read_is_told(ask, tmp_path, capsys):
+    told = 'not read: "grün" (unknown to the model)'
+    assert ask("red grün coat", "--top=1") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [told]
+    page = tmp_path / "found.html"
+    assert ask("red grün coat", "--paths", f"--html={page}") == 0
+    assert capsys.readouterr().err == f"{told}\n" and "<p>not read: &#34;grün&#34; (unk" in page.read_text("utf-8")
+    assert ask("red grün coat", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unread"] == told
 
 
 def test_paths_are_lines_or_end_with_nul(ask, tmp_path, capsys):
@@ -287,7 +316,7 @@ def test_html_is_a_self_contained_page(call, tmp_path):
     assert re.findall(r"<small>\W*(.*?)</small>", text) == ["not", "0.25"]
     shares = re.findall(r'<dt dir="auto">(.*?)</dt><dd>(.*?)</dd>', text)
     assert shares[0] == ("red", "0.88") and text.count("width:88%") == 2
-    assert [name for name, _ in shares] == ["red", "coat", "blue bag"] * 3
+    assert [name for name, _ in shares] == ["red", "coat", "not blue bag"] * 3
 
 
 def test_the_page_bears_any_name_and_shows_the_image_asked_for(ask, calibrated, tmp_path):
@@ -339,6 +368,21 @@ def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
     assert len(told.out.splitlines()) == 3 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
 
 
+def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    assert ask("red", "--top=2", f"--copy-to={tmp_path}/found") == 1
+    *skipped, last = capsys.readouterr().err.splitlines()
+    assert len(skipped) == 2 and "python -m ivt_jax.index --moved --images=FOLDER" in last
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_copy_has_a_name_that_a_file_can_have(call, folder, tmp_path):
+    name = "ü" * 125 + ".png"  # 254 bytes
+    Image.new("RGB", (10, 20), COLOURS["red"]).save(folder / name)
+    assert call("red", "--top=2", f"--copy-to={tmp_path}/found") == 0
+    assert f"01_{'ü' * 124}.png" in {path.name.replace("02_", "01_") for path in (tmp_path / "found").iterdir()}
+
+
 def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
     copied = []
 
@@ -365,7 +409,11 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "  "], "the sentence is empty"),
         (["--images=CROPS"], "the query is empty"),
         (["--images=CROPS", "--html=nowhere/x.html", "red"], "nowhere/x.html cannot be written"),
-        (["--images=CROPS", "--copy-to=EMPTY", "red"], "cannot be written: it is a folder"),
+        (["--images=CROPS", "--copy-to=EMPTY", "red"], "exists: name a new folder"),
+        (["--images=CROPS", "--html=EMPTY", "red"], "is a folder: name a file"),
+        (["--images=CROPS", "--html=EMPTY/x", "--copy-to=EMPTY/x", "red"], "x: name a file and a folder"),
+        (["--images=CROPS", "--copy-to=nowhere/x", "red"], "its folder is closed or missing"),
+        (["--images=CROPS", "red", "--not", "red"], "the parts of the query cancel each other out"),
         (["--images=CROPS", "--where=camera = 1", "red"], "the index has no such field"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
         (["--index=EMPTY", "red"], "is not an index"),
@@ -408,6 +456,7 @@ def test_a_query_that_cannot_be_asked_is_told_before_the_model_is_read(ask, monk
         (["--index=x", "--null", "red"], "--null needs --paths"),
         (["--index=x", "--explain", "red"], "--explain needs --html"),
         (["--index=x", "--top=0", "red"], "whole number above 0"),
+        (["--index=x", "--image=a.png", "--image=b.png"], "--image is given twice"),
         (["--index=x", "red", "blue"], "unrecognized arguments: blue"),
     ],
 )

@@ -156,7 +156,7 @@ def _compare(
     if found.fields and not source.listed:
         told = f"{place} knows {', '.join(found.fields)} of its pictures, of which a folder tells nothing"
         raise UserError(f"{told}: name the list with --list, or, to forget them, a list of paths alone")
-    workdir = workdir or found.workdir
+    workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
     about = dataclasses.replace(about, made=found.made)

@@ -88,5 +88,7 @@ def phrases_of(query: Query) -> dict[str, bool]:
 def _check_text(text: str) -> None:
     if not text.strip():
         raise UserError("the sentence is empty: describe a person")
+    if not any(map(str.isalnum, text)):
+        raise UserError("the sentence has no word: describe a person")
     if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are no UTF-8
         raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")

@@ -46,6 +46,8 @@ SAMPLE = 10_000  # rows at most
 _LOOKED_THROUGH = 10_000  # rows at most, before a search for distinct pictures is content with fewer
 _GROWN = 0.1  # of the rows that the sample was of: with so many more or fewer it is read again
 _EQUAL = 1e-6  # products that differ by less are equal, the rest is rounding
+_LARGER = 10  # times validation's gallery: among more a good score comes by chance too often for its probability
+_BRIEF = 60  # characters of a sentence in a message
 _LEAST_SPREAD = 1e-6  # of an index whose pictures are all alike, where no term has more to say than another
 
 
@@ -78,13 +80,15 @@ class Result(NamedTuple):
 class Answer(NamedTuple):
     """Results from the best to the worst, of how many pictures, and what the best score means, in words.
 
-    good: False where validation says that nobody here fits; None where it says nothing of such a query.
+    good: False where validation says that nobody here fits; None where it says nothing of such a query. unread: what of
+    the sentences the model has not read, in words, "" for nothing.
     """
 
     results: list[Result]
     searched: int
     verdict: str
     good: bool | None
+    unread: str = ""
 
 
 class Searcher:
@@ -100,9 +104,7 @@ class Searcher:
         empty.
         """
         self.store = store
-        folder = Path(workdir or self.about.workdir)
-        if not (folder / "config.json").is_file() and workdir is None:
-            raise UserError(f"the model of the index is not in {folder} any more: name its folder with --workdir")
+        folder = self.about.model_folder(workdir)
         self.encoder = encoder or ImageEncoder(folder)
         self.tokenizer = folder_tokenizer(folder, self.encoder.config)
         found = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
@@ -143,6 +145,7 @@ class Searcher:
         if top < 1:
             raise UserError(f"top is how many pictures are wanted, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
+        unread = self._unread(query.terms)
         vector, phrases = self._embed_query(query), phrases_of(query)
         found = self._find(vector, condition, top, group, distinct, exact, query.like)
         fits = self._fit([row for row, _ in found], list(phrases))
@@ -150,7 +153,8 @@ class Searcher:
             Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
         ]
-        return self._judge(query, results, count if condition is None else self.store.count(condition))
+        searched = count if condition is None else self.store.count(condition)
+        return self._judge(query, results, searched)._replace(unread=unread)
 
     def phrases(self, text: str) -> list[str]:
         """The phrases of a sentence, which `heat_maps` takes."""
@@ -183,8 +187,21 @@ class Searcher:
             self._sample, self._sampled = _read_sample(self.store)
         return count
 
+    def _unread(self, terms: Sequence[Term]) -> str:
+        """What of the sentences the model does not read, in words. Raises UserError where it reads nothing of one."""
+        length, told = self.encoder.config.text.length["sentence"], []
+        for term in terms:
+            words, end, nothing = self.tokenizer.unread(term.text, length)
+            if nothing:
+                raise UserError(f"the sentence has no word that the model knows: {_brief(term.text)}")
+            if words:
+                told.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
+            if end:
+                told.append(f"{_brief(end)} (it reads {length - 2} tokens of a sentence: ask in parts)")
+        return f"not read: {'; '.join(told)}" if told else ""
+
     def _embed_query(self, query: Query) -> np.ndarray:
-        """(D,) float32."""
+        """(D,) float32. Raises UserError where nothing is left of it."""
         parts, weights = self._embed_texts([term.text for term in query.terms]), [term.weight for term in query.terms]
         if query.image is not None:
             parts, weights = np.vstack([parts, self._embed_image(query.image)]), [*weights, query.image_weight]
@@ -193,7 +210,10 @@ class Searcher:
             parts, weights = np.vstack([parts, _vectors([row])]), [*weights, query.image_weight]
         spread = np.maximum((self._sample @ parts.T).std(0), _LEAST_SPREAD)
         shares = np.array(weights) / spread
-        return (shares / np.abs(shares).sum() @ parts).astype(np.float32)
+        vector = shares / np.abs(shares).sum() @ parts
+        if np.abs(vector).max() < _EQUAL:
+            raise UserError("the parts of the query cancel each other out: nothing is left to look for")
+        return vector.astype(np.float32)
 
     def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, D) float32 of length 1. Rows and tokens are padded to powers of two: so few programs are compiled."""
@@ -260,11 +280,11 @@ class Searcher:
         """For each row the score of each phrase."""
         if not rows or not phrases:
             return [[] for _ in rows]
-        vectors = self._embed_texts(phrases)
-        products, sample = vectors @ _vectors(rows).T, np.sort(vectors @ self._sample.T)
-        less = [np.searchsorted(all, own - _EQUAL, "left") for all, own in zip(sample, products, strict=True)]
-        up_to = [np.searchsorted(all, own + _EQUAL, "right") for all, own in zip(sample, products, strict=True)]
-        return (np.add(less, up_to).T / (2 * len(self._sample))).tolist()
+        vectors, sample = self._embed_texts(phrases), self._sample  # another thread may read a new one meanwhile
+        products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
+        less = [np.searchsorted(all, own - _EQUAL, "left") for all, own in zip(ordered, products, strict=True)]
+        up_to = [np.searchsorted(all, own + _EQUAL, "right") for all, own in zip(ordered, products, strict=True)]
+        return (np.add(less, up_to).T / (2 * len(sample))).tolist()
 
     def _judge(self, query: Query, results: list[Result], searched: int) -> Answer:
         """The answer, with what validation says of it."""
@@ -276,12 +296,18 @@ class Searcher:
         if not alone or query.where.strip():
             told = "validation says what a score means for one sentence and all pictures, not for such a query"
             return Answer(results, searched, told, None)
-        learned = f"from validation, with {self.calibration.gallery:,} pictures"
+        gallery = self.calibration.gallery
+        learned = f"from validation, with {gallery:,} pictures"
+        larger = searched > _LARGER * gallery
         right = float(probability(self.calibration, results[0].score))
-        results[0] = results[0]._replace(probability=right)
+        if not larger:
+            results[0] = results[0]._replace(probability=right)
         if results[0].score < self.calibration.threshold:
             told = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
             return Answer(results, searched, told, False)
+        if larger:
+            told = f"validation, with {gallery:,} pictures, does not say what a score means among {searched:,}"
+            return Answer(results, searched, told, None)
         told = f"if the person is among them, the first is right with {right:.0%} ({learned})"
         return Answer(results, searched, told, True)
 
@@ -325,6 +351,11 @@ def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:
 def _vectors(rows: Sequence[Row]) -> np.ndarray:
     """(n, D) float32."""
     return np.array([row.vector for row in rows], np.float32)
+
+
+def _brief(text: str) -> str:
+    """In quotes, not longer than a line bears."""
+    return f'"{text if len(text) <= _BRIEF else text[: _BRIEF - 2] + " …"}"'
 
 
 def _power_of_two(count: int) -> int:

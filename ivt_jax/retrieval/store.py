@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,6 +46,13 @@ class About:
     root: str
     made: str = ""
     format: int = FORMAT
+
+    def model_folder(self, workdir: Path | str | None) -> Path:
+        """Where the model is: in `workdir`, or else where the index says. UserError where it is not there any more."""
+        folder = Path(workdir or self.workdir)
+        if workdir is None and not (folder / "config.json").is_file():
+            raise UserError(f"the model of the index is not in {folder} any more: name its folder with --workdir")
+        return folder
 
     def to_json(self) -> str:
         """As the stores keep it; `About(**json.loads(...))` reads it."""

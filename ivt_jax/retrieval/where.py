@@ -37,7 +37,7 @@ _TOKEN = re.compile(
     |(?P<quoted>`(?:[^`]|``)+`)
     |(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?!\w))
     |(?P<name>[^\W\d]\w*)
-    |(?P<mark>!=|<=|>=|[=<>(),])
+    |(?P<mark>!=|<=|>=|==|<>|[=<>(),])
     |(?P<end>\Z))""",
     re.VERBOSE | re.IGNORECASE,
 )

@@ -22,6 +22,7 @@ from ivt_jax.serve.settings import LEAST_TOKEN, Settings
 from ivt_jax.startup import keep_compiled
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
+ANY = frozenset({"0.0.0.0", "[::]"})  # every address of this machine, which is no name to call it by
 VARIABLE = "IVT_SERVE_TOKEN"
 
 # JAX, FastAPI and uvicorn are imported where they are used: `--help` and a mistyped flag answer at once.
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"serving {printable(args.index)} ({searcher.store.count():,} pictures) at {address}", flush=True)
         if token:
             print(f"token: that of {VARIABLE}" if given else f"token: {token}", flush=True)
+        if args.host in ANY and not args.allow_host:
+            print("to be reached from other machines it needs --allow_host, the name that they call it by", flush=True)
         server.run(sockets=[listener])
 
 

@@ -97,12 +97,16 @@ class GivenResult(Given):
 
 
 class GivenAnswer(Given):
-    """The pictures, the best first, of `searched` that meet the filter; `good` is false where none fits."""
+    """The pictures, the best first, of `searched` that meet the filter.
+
+    `good` is false where none fits; `unread` says what of the sentences the model has not read.
+    """
 
     results: list[GivenResult]
     searched: int
     verdict: str
     good: bool | None
+    unread: str
 
 
 class GivenPhrases(Given):

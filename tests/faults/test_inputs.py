@@ -345,11 +345,11 @@ def test_search_takes_any_sentence_and_its_page_bears_it(workdir, crops, tmp_pat
     page = tmp_path / "found.html"
     code = search.main([f"--workdir={workdir}", f"--images={crops}", f"--html={page}", text])
     told = capfd.readouterr()
-    if code == 2:  # a megabyte of white space before the first word: nothing of it is read
-        assert told.err == "error: the sentence has no word that can be read: describe a person\n"
-        assert text.startswith(" " * 1000)
+    if code == 2:  # a megabyte of white space before the first word, or no word at all that the model can read
+        assert told.err.startswith("error: the sentence has no word") and told.err.count("\n") == 1
+        assert text.startswith((" " * 1000, "x" * 1000, "?!...", "\u202e"))
         return
-    assert code == 1 and len(told.out.splitlines()) == 3
+    assert code == 1 and len([line for line in told.out.splitlines() if not line.startswith("not read: ")]) == 3
     assert r"caf\udce9.png: its name is not UTF-8" in told.err and told.err.count("\n") == 1
     html = page.read_bytes().decode("utf-8")
     assert "\0" not in html and "<script" not in html and len(html) < 40_000

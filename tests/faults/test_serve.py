@@ -7,7 +7,11 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serve.conftest import StandIn, served
+from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.searcher import Searcher
+from ivt_jax.retrieval.sources import read_folder
+from tests.gallery.conftest import picture
+from tests.serve.conftest import served
 
 SECONDS = 60
 
@@ -19,9 +23,13 @@ def resident():
 
 
 @pytest.mark.faults
-def test_two_hundred_clients_for_a_minute(monkeypatch):
+def test_two_hundred_clients_for_a_minute(workdir, tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    for seed in range(12):
+        (tmp_path / f"pictures/{seed}.png").write_bytes(picture(seed))
+    build(tmp_path / "index", read_folder(tmp_path / "pictures"), workdir)
     monkeypatch.setattr("ivt_jax.serve.guard.RATE", 1e9)  # they come from one address, as no two hundred people do
-    with served(StandIn()) as address:
+    with served(Searcher.open(tmp_path / "index")) as address:
         end, statuses, memory = time.monotonic() + SECONDS, [], []
 
         def ask(number):

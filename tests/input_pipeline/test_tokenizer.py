@@ -40,6 +40,16 @@ def test_long_text_is_cut_and_keeps_its_separator(tiny):
     np.testing.assert_array_equal(tiny.encode(["a red coat, a red coat"], 5), [[2, 5, 6, 7, 3]])
 
 
+def test_what_is_not_read_is_told(tiny):
+    assert tiny.unread("A red coat", 5) == ([], "", False)
+    assert tiny.unread("A red coat, a RED coat ", 6) == ([], "a RED coat", False)
+    assert tiny.unread("xyz red raincoats", 5) == (["xyz"], "coats", False)  # it is cut within a word
+    assert tiny.unread("xyz , zyx", 8) == (["xyz", "zyx"], "", True)  # a comma is no word
+    assert tiny.unread("xyz red", 3) == (["xyz"], "red", True)
+    assert tiny.unread("red" + " " * 100 + "coat", 5) == ([], "coat", False)  # so far `encode` does not look
+    assert tiny.unread("", 5) == ([], "", True)
+
+
 def test_whole_words_by_hand(tiny):
     ids = tiny.encode(["a raincoats red xyz coat"], 10)  # [CLS] a rain ##coat ##s red [UNK] coat [SEP] [PAD]
     np.testing.assert_array_equal(tiny.words(ids), [[0, 1, 2, 2, 2, 3, 0, 4, 0, 0]])

@@ -41,6 +41,11 @@ class Words:
             row[: len(ids) + 2] = [CLS, *ids, SEP]
         return rows
 
+    def unread(self, text, length):
+        words = text.split()
+        unknown = [word for word in words[: length - 2] if not word.isascii()]
+        return unknown, " ".join(words[length - 2 :]), len(unknown) == min(len(words), length - 2)
+
 
 class SumOfColours:
     """Stands for the model: a text's embedding is the sum of its colours."""
@@ -266,7 +271,7 @@ def test_without_such_wishes_the_store_is_asked_once(opened):
     ("query", "options", "told"),
     [
         ("  ", {}, "the sentence is empty"),
-        ("\u200b", {}, ""),
+        ("\u200b", {}, "the sentence has no word: describe a person"),
         (Query((Term("red"),), where="colour = 1"), {}, "colour"),
         ("red", {"group": "person"}, 'no field "person"'),
         ("red", {"distinct": 2.0}, "at most 1"),
@@ -275,8 +280,7 @@ def test_without_such_wishes_the_store_is_asked_once(opened):
 )
 def test_what_cannot_be_asked_is_refused(opened, query, options, told):
     found = opened(FAN, FANNED)
-    found.tokenizer = types.SimpleNamespace(encode=lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts)))
-    with pytest.raises(UserError, match=told or "the sentence has no word that can be read: describe a person"):
+    with pytest.raises(UserError, match=told):
         found.search(query, **options)
 
 
@@ -299,6 +303,28 @@ def test_validation_says_how_likely_the_first_is_right(opened, folder):
     assert answer.results[1].probability is None
     told = "if the person is among them, the first is right with 73% (from validation, with 1,200 pictures)"
     assert (answer.verdict, answer.good) == (told, True)
+
+
+def test_of_a_far_larger_index_validation_says_no_more_than_that_nobody_fits(opened, folder):
+    calibrate(folder, gallery=2)
+    many = [*HALF_RED, *(text_vector("green") for _ in range(18))]
+    assert opened(many).search("red hat").results[0].probability is not None  # ten times as many
+    answer = opened([*many, many[-1]]).search("red hat")
+    told = "validation, with 2 pictures, does not say what a score means among 21"
+    assert (answer.verdict, answer.good, answer.results[0].probability) == (told, None, None)
+    assert opened([*many, many[-1]]).search("white hat").good is False
+
+
+def test_what_of_a_sentence_is_not_read_is_told(opened):
+    found = opened(FAN, FANNED)
+    assert found.search("red hat").unread == ""
+    assert found.search("rôt red röt rôt hat").unread == 'not read: "rôt röt" (unknown to the model)'
+    long = "green " * 22 + "blue " + "white " * 20
+    told = f'"blue {"white " * 8}white …" (it reads 22 tokens of a sentence: ask in parts)'
+    both = found.search(Query((Term("red hüt"), Term(long, -1.0))))
+    assert both.unread == f'not read: "hüt" (unknown to the model); {told}'
+    with pytest.raises(UserError, match='the sentence has no word that the model knows: "hüt"'):
+        found.search(Query((Term("red"), Term("hüt"))))
 
 
 def test_below_the_threshold_there_is_no_good_match(opened, folder):
@@ -338,7 +364,7 @@ def test_where_nothing_meets_the_filter_there_is_no_good_match(opened, folder):
     calibrate(folder)
     found = opened(HALF_RED, [{"camera": 0}, {"camera": 1}])
     answer = found.search(Query((Term("red hat"),), where="camera = 2"))
-    assert answer == ([], 0, "no good match: there is no such picture", False)
+    assert answer == ([], 0, "no good match: there is no such picture", False, "")
 
 
 # ---- opening

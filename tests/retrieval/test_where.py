@@ -59,6 +59,8 @@ def test_a_field_may_have_any_name_in_backticks():
         ("kamera = 3", "character 1, 'kamera = 3': the index has no such field; it has: camera, speed, time"),
         ("camera = 3 camera = 4", "character 12, 'camera = 4': expected and, or, or the end"),
         ("camera = 3; camera = 4", "character 11, '; camera = 4': cannot be read"),
+        ("camera == 3", "character 8, '== 3': expected one of = != < <= > >= in, is"),
+        ("camera <> 3", "character 8, '<> 3': expected one of = != < <= > >= in, is"),
         ("camera = '3'", "character 10, \"'3'\": camera is compared with a whole number"),
         ("camera = 3.5", "camera is compared with a whole number"),
         ("camera = 9223372036854775808", "camera is compared with a whole number"),

@@ -48,10 +48,18 @@ def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
     tokens = []
     for _ in range(2):
         code, told = serve(*flags)
-        first, second = told.out.splitlines()
+        first, second, *_ = told.out.splitlines()
         assert code == 0 and f" at http://{at}:" in first
         tokens.append(second.removeprefix("token: "))
     assert tokens[0] != tokens[1] and min(map(len, tokens)) >= 32
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_who_listens_to_all_is_told_that_it_needs_a_name(serve, host):
+    _, told = serve(f"--host={host}")
+    assert "--allow_host" in told.out.splitlines()[2]
+    _, told = serve(f"--host={host}", "--allow_host=search.example")
+    assert "--allow_host" not in told.out
 
 
 def test_a_token_of_ones_own_is_not_printed(serve, monkeypatch):

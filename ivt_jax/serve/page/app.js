@@ -13,6 +13,7 @@ let query = fromFragment(location.hash);
 let results = [];
 let about = null; // what the server tells of its index, once it has
 let asking = new AbortController();
+let reader = new FileReader();
 
 // The query with these parts changed, and the box as it stands, is asked.
 function change(parts) {
@@ -35,7 +36,7 @@ async function search() {
     const answer = await ask("/api/search", toBody(query), mine.signal);
     drawAnswer(answer, (performance.now() - start) / 1000);
   } catch (error) {
-    if (error.name !== "AbortError") fail(error);
+    if (!mine.signal.aborted) fail(error); // a failure whose text is cut off by a later search is no AbortError
   }
 }
 
@@ -47,7 +48,8 @@ async function learn(signal) {
     const {[name]: _, ...others} = query.fields;
     change({fields: value ? {...others, [name]: value} : others});
   });
-  drawQuery();
+  byId("group").value = query.group;
+  choose(query.fields); // and no more of the query: what has been typed meanwhile stays
 }
 
 function drawAnswer(answer, seconds) {
@@ -58,6 +60,7 @@ function drawAnswer(answer, seconds) {
   const count = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds.toFixed(2)} s`;
   byId("status").textContent = verdict && !poor ? `${count}; ${verdict}` : count;
   byId("poor").textContent = poor ? verdict : "";
+  refuse(answer.unread);
 }
 
 function fail(error) {
@@ -156,20 +159,22 @@ function upload(file) {
   const largest = about ? Math.floor((about.max_body - 100_000) * 0.75) : Infinity; // Base64 makes four bytes of three
   if (!TYPES.includes(file.type)) return refuse("the picture is none of JPEG, PNG and WEBP");
   if (file.size > largest) return refuse(`the picture is too large: at most ${whole(largest)} bytes are taken`);
-  const reader = new FileReader();
+  reader.abort(); // of two pictures the later counts, whichever is read first
+  reader = new FileReader();
   reader.onload = () => change({image: {name: file.name, data: reader.result}, like: null});
   reader.onerror = () => refuse("the picture cannot be read");
   reader.readAsDataURL(file);
 }
 
 async function split() {
+  const {signal} = asking; // a later search, of the same phrases or of others, has no use for these
   try {
-    const {phrases} = await ask("/api/phrases", {text: query.text});
+    const {phrases} = await ask("/api/phrases", {text: query.text}, signal);
     byId("text").value = "";
     change({terms: [...phrases.map(readPhrase), ...query.terms]});
     (document.querySelector("li.chip button") ?? byId("text")).focus();
   } catch (error) {
-    refuse(reason(error));
+    if (!signal.aborted) refuse(reason(error));
   }
 }
 

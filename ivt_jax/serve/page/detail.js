@@ -55,12 +55,13 @@ function showHeat(result) {
 
 async function askHeat(result) {
   const phrases = result.phrases.map((phrase) => phrase.text);
+  const {signal} = asking;
   try {
-    const {images} = await ask(`/api/heat/${result.id}`, {phrases}, asking.signal);
+    const {images} = await ask(`/api/heat/${result.id}`, {phrases}, signal);
     byId("heat").replaceChildren(...images.map((image, i) => drawHeat(image, result.phrases[i])));
     byId("waiting").textContent = "";
   } catch (error) {
-    if (error.name !== "AbortError") byId("waiting").textContent = error.message;
+    if (!signal.aborted) byId("waiting").textContent = error.message;
   }
 }
 

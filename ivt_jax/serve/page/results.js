@@ -71,7 +71,7 @@ export function toJson(results) {
 
 export function toCsv(results) {
   const fields = Object.keys(results[0]?.metadata ?? {});
-  const phrases = (results[0]?.phrases ?? []).map((phrase) => phrase.text);
+  const phrases = (results[0]?.phrases ?? []).map(written);
   const rows = results.map((result, index) => [
     index + 1, result.id, result.path, result.score, result.probability,
     ...fields.map((field) => result.metadata[field]), ...result.phrases.map((phrase) => phrase.score),
