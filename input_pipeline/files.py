@@ -10,30 +10,36 @@ from pathlib import Path
 from input_pipeline.errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, in UTF-8."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a hidden path to write to, beside `path`; at the end it becomes `path`, or is gone where that failed.
 
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, even where several processes write it at once: it is one of theirs.
-
-    Raises UserError where it cannot be written.
+    Where several processes write the file at once, it is one of theirs.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with partial.open("wb") as file:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, in UTF-8."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises UserError where it cannot be written."""
+    try:
+        with whole_file(path) as partial, partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or, after a power cut, the name may be there without the content
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def is_remote(place: Path | str) -> bool:

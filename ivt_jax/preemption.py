@@ -3,9 +3,10 @@
 import os
 import signal
 import socket
-import sys
 import threading
 from typing import NoReturn
+
+from ivt_jax import watchdog
 
 EXIT_CODE = 75  # the same command resumes
 
@@ -63,12 +64,11 @@ def _answer(reader: socket.socket, _writer: socket.socket) -> None:
             os._exit(128 + signal.SIGINT)
         if number == signal.SIGINT and _shared.is_set():
             os.kill(os.getpid(), signal.SIGTERM)  # tells all processes
-        elif _training.is_set():
-            _asked.set()
         else:
-            _end()
+            _asked.set()  # and then the look at `_training`; `over` does it the other way round, so one sees the other
+            if not _training.is_set():
+                _end()
 
 
 def _end() -> NoReturn:
-    print("preempted: nothing is lost; the same command goes on", file=sys.stderr, flush=True)
-    os._exit(EXIT_CODE)
+    watchdog.end(EXIT_CODE, "preempted: nothing is lost; the same command goes on")

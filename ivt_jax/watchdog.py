@@ -78,7 +78,9 @@ class Watchdog:
 
     def __init__(self, limit: float):
         self._limit, self._tick = limit, min(1.0, limit / 4)
-        self._idle: float | None = None  # seconds since it was fed; None while it rests
+        # Seconds since it was fed; None while it rests. Each feed has a list of its own: what the thread is just adding
+        # to an old one then neither counts for the new one nor ends a rest.
+        self._idle: list[float] | None = None
         self._closed = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -91,7 +93,7 @@ class Watchdog:
 
     def feed(self) -> None:
         """There is progress; the first call starts the clock."""
-        self._idle = 0.0
+        self._idle = [0.0]
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
@@ -106,8 +108,8 @@ class Watchdog:
             now = time.monotonic()
             idle = self._idle
             if idle is not None:
-                self._idle = idle = idle + min(now - then, 2 * self._tick)
-                if idle > self._limit:
+                idle[0] += min(now - then, 2 * self._tick)
+                if idle[0] > self._limit and idle is self._idle:
                     self._bite()
             then = now
 

@@ -20,11 +20,22 @@ alive() {
     [[ -s $state/pid ]] && grep --quiet --text --no-messages ivt_jax.main "/proc/$(cat "$state/pid")/cmdline"
 }
 
-# In a session of its own, so that a hangup of the connection does not reach it. "$@" is the command.
+# Whoever looks whether a training runs has the state for himself, until one that he starts has its number written:
+# connections come twice, and a stop may follow at once.
+lock() {
+    mkdir -p "$state"
+    exec 9>"$state/lock"
+    flock 9
+}
+unlock() {
+    exec 9>&-
+}
+
+# In a session of its own, so that a hangup of the connection does not reach it, with the lock. "$@" is the command.
 start() {
     rm -f "$state/pid" "$state/code"
     # shellcheck disable=SC2016 # expanded by that shell
-    setsid bash -c '"${@:2}" >>"$1/log" 2>&1 & echo $! >"$1/pid"; wait $!; echo $? >"$1/code"' \
+    setsid bash -c '"${@:2}" >>"$1/log" 2>&1 9>&- & echo $! >"$1/pid"; exec 9>&-; wait $!; echo $? >"$1/code"' \
         worker "$state" "$@" </dev/null >/dev/null 2>&1 &
     until [[ -s $state/pid ]]; do sleep 0.1; done
 }
@@ -40,21 +51,26 @@ follow() {
 
 case ${1:-} in
     run)
-        mkdir -p "$state" && touch "$state/log"
+        lock
+        touch "$state/log"
         if alive; then
+            unlock
             echo "a training runs here already; its log goes on" >&2
             follow 20
             exit
         fi
         seen=$(wc -l <"$state/log")
         start launch/environment.sh tpu "${PYTHON:-.venv/bin/python}" -m ivt_jax.main "${@:2}"
+        unlock
         follow "+$((seen + 1))"
         ;;
     stop)
+        lock
         alive || exit 0
-        kill -TERM "$(cat "$state/pid")"
+        unlock
+        kill -TERM "$(cat "$state/pid")" 2>/dev/null || exit 0 # it has just ended
         timeout "${STOP_SECONDS:-120}" tail --follow --pid="$(cat "$state/pid")" /dev/null && exit
-        kill -KILL "$(cat "$state/pid")"
+        kill -KILL "$(cat "$state/pid")" 2>/dev/null || true
         ;;
     --help) usage ;;
     *) fail "say run ARGUMENTS or stop; launch/worker.sh --help tells more" ;;

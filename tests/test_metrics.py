@@ -31,7 +31,7 @@ def test_a_resumed_log_drops_what_will_be_written_again_and_a_line_cut_short(tmp
         file.write('{"step": 5, "lo')
     ScalarLog(tmp_path, 3, enabled=True).write(4, {"loss": 40.0})
     assert [line["loss"] for line in lines(tmp_path)] == [1, 2, 3, 40]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):

@@ -213,7 +213,8 @@ def _clear_partial(out: Path) -> Path:
     """The folder beside `out` in which the dataset grows; what an interrupted run left there is removed."""
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
-        if not partial.is_dir() or not {path.name.removesuffix(".tmp") for path in partial.iterdir()} <= _OURS:
+        names = partial.iterdir() if partial.is_dir() else [partial]
+        if not {re.sub(r"^\.(.*)\.[0-9a-f]{32}\.partial$", r"\1", path.name) for path in names} <= _OURS:
             raise UserError(f"{partial} is in the way and not ours: remove it first")
         shutil.rmtree(partial)
     return partial

@@ -1,14 +1,13 @@
 """A prepared split as the model sees it: embedded, scored under every protocol, and written for the report."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from input_pipeline.files import write_text
+from input_pipeline.files import whole_file, write_text
 from input_pipeline.progress import progress
 from ivt_jax.evaluation.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked
@@ -94,9 +93,8 @@ def write_results(workdir: Path, summary: dict[str, Any], source: Any, embedding
     """Writes the split's folder: embeddings.npz, items.json and summary.json, which the report reads, queries.jsonl."""
     folder = Path(workdir) / source.split
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "embeddings.tmp", "wb") as file:
+    with whole_file(folder / "embeddings.npz") as partial, partial.open("wb") as file:
         np.savez(file, **embeddings._asdict())
-    os.replace(folder / "embeddings.tmp", folder / "embeddings.npz")
     items = {
         "root": str(source.root.absolute()), "images": str(source.images.absolute()), "paths": source.paths,
         "captions": split_captions(source),

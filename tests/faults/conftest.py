@@ -1,7 +1,9 @@
 """Tiny runs in processes of their own, for tests to stop, kill and starve."""
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -125,9 +127,12 @@ def start(pedes_root, tmp_path_factory):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that Linux hands out by itself: it is seconds until the first process of the run takes it."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def history(workdir):

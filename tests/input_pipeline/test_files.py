@@ -3,7 +3,7 @@
 import pytest
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import whole_folder, write_text
+from input_pipeline.files import whole_file, whole_folder, write_text
 
 
 def test_a_file_takes_the_place_of_another(tmp_path):
@@ -38,3 +38,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         whole_folder(tmp_path / "nowhere/a"),
     ):
         pass
+
+
+def test_of_two_who_write_a_file_at_once_the_later_one_stays(tmp_path):
+    with whole_file(tmp_path / "x") as later, whole_file(tmp_path / "x") as sooner:
+        later.write_text("later")
+        sooner.write_text("sooner, and longer")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "later"
+
+
+def test_a_file_that_fails_leaves_the_old_one(tmp_path):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"

@@ -303,6 +303,35 @@ def test_a_training_outlives_its_connection_and_the_same_command_shows_it_again(
     assert len(bench.calls()) == 1
 
 
+@pytest.fixture
+def starting(bench):
+    """A file that is there once a training begins to start, which takes half a second from then on."""
+    bench.stub("setsid", 'touch starting; sleep 0.5; cd repository; exec /usr/bin/setsid "$@"')
+    return bench.folder / "starting"
+
+
+def test_a_connection_that_comes_while_a_training_starts_waits_for_it(worker, bench, starting):
+    environment = worker("touch begun; until test -e end; do sleep 0.05; done; exit 75")
+    lost = start(bench, environment)
+    wait_for(starting)
+    both = [start(bench, environment)]
+    lost.kill()
+    lost.wait(timeout=20)
+    both.append(start(bench, environment))
+    for process in both:
+        assert process.stdout.readline() == "hello\n"
+    (bench.folder / "end").touch()
+    assert [process.wait(timeout=20) for process in both] == [75, 75]
+    assert [call[0] for call in bench.calls()] == ["setsid", "python"]
+
+
+def test_stop_while_a_training_starts_waits_for_it(worker, bench, starting):
+    process = start(bench, worker("trap 'exit 75' TERM; for _ in {1..600}; do sleep 0.05; done"))
+    wait_for(starting)
+    assert bench.run(["launch/worker.sh", "stop"]).returncode == 0
+    assert process.wait(timeout=20) in (75, 143)  # 143 where it had not yet learned to save
+
+
 def test_stop_lets_the_training_save_and_end(worker, bench):
     environment = worker("trap 'touch saved; exit 75' TERM; touch begun; for _ in {1..600}; do sleep 0.05; done")
     process = start(bench, environment)
