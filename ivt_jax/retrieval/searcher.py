@@ -355,7 +355,7 @@ def _vectors(rows: Sequence[Row]) -> np.ndarray:
 
 def _brief(text: str) -> str:
     """In quotes, not longer than a line bears."""
-    return f'"{text if len(text) <= _BRIEF else text[: _BRIEF - 2] + " …"}"'
+    return f'"{text if len(text) <= _BRIEF else text[: _BRIEF - 2].rstrip() + " …"}"'
 
 
 def _power_of_two(count: int) -> int:
