@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
-        print(f"{args.index}: fields: {', '.join(f'{name} ({kind})' for name, kind in source.fields.items())}")
+        fields = ", ".join(f"{name} ({kind})" for name, kind in source.fields.items())
+        print(f"{args.index}: fields: {printable(fields)}")
     print(f"{args.index}: {built}", flush=True)
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)

@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     gone = [f"{file}: cannot be read any more" for rank, file in files.items() if rank not in readable]
     for problem in (*problems, *gone):
         print(f"skipped {printable(problem)}", file=sys.stderr)
-    if gone and not readable:
-        print("where the pictures have moved: python -m ivt_jax.index --moved --images=FOLDER", file=sys.stderr)
+    if args.index and gone and not readable:
+        remedy = f"python -m ivt_jax.index --index={args.index} --moved --images=FOLDER"
+        print(f"where the pictures have moved: {printable(remedy)}", file=sys.stderr)
     return 1 if problems or gone else 0
 
 

@@ -372,7 +372,9 @@ def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     assert ask("red", "--top=2", f"--copy-to={tmp_path}/found") == 1
     *skipped, last = capsys.readouterr().err.splitlines()
-    assert len(skipped) == 2 and "python -m ivt_jax.index --moved --images=FOLDER" in last
+    assert len(skipped) == 2 and last.endswith(
+        f"python -m ivt_jax.index --index={tmp_path}/index --moved --images=FOLDER"
+    )
     assert not (tmp_path / "found").exists()
 
 
