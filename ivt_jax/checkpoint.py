@@ -6,6 +6,7 @@ What is restored must have the bytes that were written and the arrays that the c
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,10 @@ from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.parameter_file import NAME as PARAMETER_FILE
 from ivt_jax.parameter_file import read_parameter_file
-from ivt_jax.workdir import load_record
+from ivt_jax.workdir import is_at_work, load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
+_TRIES, _MOMENT = 10, 1.0  # how often parameters are read that a run at work deletes, and seconds in between
 # Orbax logs what it raises, with a traceback, and drops further errors of the same save, of which asyncio tells.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
@@ -171,7 +173,27 @@ def restore_params(
     Raises UserError where the folder holds no run, or no checkpoint yet; and, naming folder, step and parameter, where
     the parameters are not those of the model that the folder's config describes, or not finite.
     """
-    record, folder = load_record(workdir), Path(workdir)
+    folder, tried = Path(workdir), 0
+    while True:
+        steps = _steps(folder)
+        try:
+            return _restore_params(folder, best, shapes_alone, may_lack)
+        except Exception:  # of many kinds, where a run at work deletes the step that is just being read
+            tried += 1
+            if tried == _TRIES or not is_at_work(folder):
+                raise
+            time.sleep(_MOMENT)
+            if _steps(folder) == steps:
+                raise
+
+
+def _steps(folder: Path) -> set[str]:
+    """The names of what lies there as checkpoints, whole or not."""
+    return {path.name for path in (folder / "checkpoints").glob("*")}
+
+
+def _restore_params(folder: Path, best: bool, shapes_alone: bool, may_lack: tuple[str, ...]) -> Restored:
+    record = load_record(folder)
     config = ConfigDict(record["config"])
     with _open(folder, record, config, best) as found:
         wanted = parameter_shapes(IVTConfig.from_config(config.model))

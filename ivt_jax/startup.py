@@ -24,10 +24,10 @@ def keep_compiled() -> None:
     """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "compiled"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "compiled"
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs are executed as they lie there
-    except OSError:  # no home, or one that cannot be written: everything is compiled each time
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: everything is compiled each time
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))

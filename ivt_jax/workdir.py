@@ -67,6 +67,18 @@ def lock_folder(folder: Path, who: str, flag: str) -> AbstractContextManager[Any
         return nullcontext()
 
 
+def is_at_work(workdir: Path) -> bool:
+    """Whether a run holds the workdir, this process's own among them; False where that cannot be told."""
+    try:
+        with (workdir / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the workdir is another config's, naming the keys that differ; those of PLACES may."""
     if (workdir / "config.json").exists():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from configs import synth
 from input_pipeline.errors import UserError
-from ivt_jax import program
+from ivt_jax import checkpoint, program
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.train_step import TrainState
+from ivt_jax.workdir import lock_folder
 
 
 def make_state(step):
@@ -153,6 +155,37 @@ def test_where_a_run_keeps_an_average_that_is_what_is_restored(tmp_path):
     assert jax.tree.map(lambda leaf: tuple(leaf.shape), shapes) == jax.tree.map(jnp.shape, state.params)
     params = restore_params(tmp_path).params
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y / 2), params, state.params)
+
+
+def test_a_step_that_a_run_at_work_deletes_gives_way_to_another(tmp_path, monkeypatch):
+    write_config(tmp_path)
+    save_all(tmp_path, [10.0, 20.0, 15.0], make_state=run_state)[0].close()
+    monkeypatch.setattr(checkpoint, "_MOMENT", 0.01)
+    read = Checkpoints.restore_params
+
+    def restore(self, step):
+        if step == 2:
+            shutil.rmtree(tmp_path / "checkpoints/2")
+        return read(self, step)
+
+    monkeypatch.setattr(Checkpoints, "restore_params", restore)
+    with lock_folder(tmp_path, "run", "--workdir"):
+        assert restore_params(tmp_path).step == 3
+        for path in (tmp_path / "checkpoints/3").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+        with pytest.raises(UserError, match="step 3 is damaged"):  # that nobody has deleted
+            restore_params(tmp_path)
+
+
+def test_where_no_run_is_at_work_a_step_that_is_gone_is_told(tmp_path, monkeypatch):
+    write_config(tmp_path)
+    save_all(tmp_path, [10.0, 20.0], make_state=run_state)[0].close()
+    monkeypatch.setattr(checkpoint.time, "sleep", None)
+    remove = lambda self, step: shutil.rmtree(tmp_path / f"checkpoints/{step}") or self.params_shapes(step)  # noqa: E731
+    monkeypatch.setattr(Checkpoints, "restore_params", remove)
+    with pytest.raises(UserError, match="step 2 is damaged"):
+        restore_params(tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_one_line(tmp_path):

@@ -15,7 +15,8 @@ NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
 def without(monkeypatch):
     """The variables as a user's shell has them: not at all."""
     for name in (*NAMES, "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is undone even where there was none
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
@@ -41,5 +42,14 @@ def test_the_folder_that_the_user_names_stays(without, tmp_path):
 def test_without_a_place_to_write_nothing_is_kept(without, tmp_path):
     (tmp_path / "file").write_text("")
     without.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+def test_who_has_no_home_keeps_nothing(without):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    without.setattr(startup.Path, "home", nobody)
     keep_compiled()
     assert NAMES[0] not in os.environ

@@ -64,9 +64,9 @@ class Process:
     def lines(self):
         return self.said().splitlines()
 
-    def wait_for(self, text, seconds=120):
-        """Until it has said `text`."""
-        self._wait(lambda: text in self.said(), seconds, f"to say {text!r}")
+    def wait_for(self, text, seconds=120, after=""):
+        """Until it has said `text`, since it first said `after`."""
+        self._wait(lambda: text in self.said()[self.said().find(after) :], seconds, f"to say {text!r}")
 
     def wait_for_step(self, step, seconds=120):
         """Until it has logged `step`; the next ones are under way then."""

@@ -109,7 +109,7 @@ def test_a_signal_at_work_that_is_no_step(start, tmp_path, assert_as_uninterrupt
 
     process = start(tmp_path, *RUN, "--config.runtime.watchdog=3", embedding=4)
     process.wait_for("step 20: val")
-    process.wait_for("(embeds)")
+    process.wait_for("(embeds)", after="step 20: val")  # to test; to choose it has done so before
     process.send(signal.SIGTERM)
     assert process.finish(2) == 75
     assert process.lines()[-1] == UNHARMED
@@ -121,7 +121,7 @@ def test_a_signal_at_work_that_is_no_step(start, tmp_path, assert_as_uninterrupt
 
 @pytest.mark.faults
 def test_a_second_run_in_the_workdir_is_refused_until_the_first_is_gone(start, tmp_path):
-    first = start(tmp_path, *RUN, pause=5)
+    first = start(tmp_path, *RUN, "--config.runtime.checkpoint_every=100", pause=5)  # no step is saved meanwhile
     first.wait_for_step(1)
     second = start(tmp_path, *RUN)
     assert second.finish() == 2
