@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def whole_name(name: str) -> str:
+    """What a file is called that `whole_file` was writing under this name when it was killed; any other as it is."""
+    return re.sub(r"^\.(.*)\.[0-9a-f]{32}\.partial$", r"\1", name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -81,13 +81,12 @@ class Tokenizer:
         """What of a text the ids of `encode` do not tell."""
         cut = _without_halves(text[: _CHARACTERS_PER_TOKEN * length])
         encoding = self._backend.encode(cut, add_special_tokens=False)
-        read = list(zip(encoding.ids, encoding.offsets, strict=True))
-        end = read[length - 2][1][0] if len(read) > length - 2 else len(cut)
-        known = [id != self.unk_id for id, _ in read[: length - 2]]
-        words = [cut[slice(*place)] for _, place in read[: length - 2]]
-        unknown = [word for word, is_known in zip(words, known, strict=True) if not is_known]
-        left = (word for word, is_known in zip(words, known, strict=True) if is_known and any(map(str.isalnum, word)))
-        return Unread(unknown, text[end:].strip(), next(left, None) is None)
+        tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+        end = tokens[length - 2][1][0] if len(tokens) > length - 2 else len(cut)
+        words = [(cut[start:stop], id != self.unk_id) for id, (start, stop) in tokens[: length - 2]]
+        unknown = [word for word, known in words if not known]
+        some = any(known and any(map(str.isalnum, word)) for word, known in words)
+        return Unread(unknown, text[end:].strip(), not some)
 
     def words(self, ids: np.ndarray) -> np.ndarray:
         """The whole word that each token belongs to, counted from 1 in its row; 0 for special and padding tokens.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
+from input_pipeline.files import whole_name, write_text
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.oracle import oracle_r1
 from input_pipeline.synthetic.persons import Attributes, draw_crowd
@@ -214,7 +214,7 @@ def _clear_partial(out: Path) -> Path:
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         names = partial.iterdir() if partial.is_dir() else [partial]
-        if not {re.sub(r"^\.(.*)\.[0-9a-f]{32}\.partial$", r"\1", path.name) for path in names} <= _OURS:
+        if not {whole_name(path.name) for path in names} <= _OURS:
             raise UserError(f"{partial} is in the way and not ours: remove it first")
         shutil.rmtree(partial)
     return partial

@@ -165,10 +165,9 @@ class Searcher:
 
         The picture is the file, or its thumbnail where the file is gone, or another one than was indexed.
         """
-        row = self._row(id, thumbnails=True)
+        row, vectors = self._row(id, thumbnails=True), self._embed_texts(phrases)
         image = open_image(row.path, self._content(row))
-        pixels = fit(image, self.encoder.size)
-        return image, explain.heat_maps(self.encoder, pixels, self._embed_texts(phrases))
+        return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
     def thumbnail(self, id: int) -> bytes | None:
         """The small JPEG of a row; None where there is no such row."""

@@ -48,7 +48,8 @@ def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
     tokens = []
     for _ in range(2):
         code, told = serve(*flags)
-        first, second, *_ = told.out.splitlines()
+        first, second, *hint = told.out.splitlines()
+        assert len(hint) == (at == "0.0.0.0")
         assert code == 0 and f" at http://{at}:" in first
         tokens.append(second.removeprefix("token: "))
     assert tokens[0] != tokens[1] and min(map(len, tokens)) >= 32
