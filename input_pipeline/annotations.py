@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_remote
+from input_pipeline.files import is_remote, lines_of
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
 QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
@@ -114,7 +114,7 @@ def quarantined(path: Path) -> frozenset[str]:
     if not listed.exists():
         return frozenset()
     try:
-        return frozenset(listed.read_text(encoding="utf-8-sig").split("\n")) - {""}
+        return frozenset(lines_of(listed.read_bytes().decode("utf-8-sig"))) - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed} cannot be read as UTF-8 text ({error}); write it anew, or remove it") from None
 

@@ -31,7 +31,7 @@ from input_pipeline.annotations import (
 )
 from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import printable, write_text
+from input_pipeline.files import lines_of, printable, write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
@@ -138,10 +138,16 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
 
 
 def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> Path:
-    """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out."""
+    """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out.
+
+    Raises DataError where a name holds a line break.
+    """
     path = annotations.path.parent / QUARANTINE
     paths = sorted({*quarantined(annotations.path), *(image.path for image in images if image.fault)})
-    write_text(path, "".join(f"{line}\n" for line in paths))
+    for name in paths:
+        if lines_of(f"{name}\n") != [name]:
+            raise DataError(f"{path} cannot list {printable(name)}, whose name holds a line break: rename the image")
+    write_text(path, "".join(f"{name}\n" for name in paths))
     return path
 
 

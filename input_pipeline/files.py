@@ -48,6 +48,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text file, each ended by a line feed, alone or after a carriage return.
+
+    str.splitlines and Python's reading of text files also break at U+2028, U+0085, a lone carriage return and others,
+    which vocabularies, names of files and JSON strings may hold.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def is_remote(place: Path | str) -> bool:
     """Whether it is a place such as gs://bucket/folder or http://host/name, not one of this machine."""
     return "://" in str(place)

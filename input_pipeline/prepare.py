@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
+from input_pipeline.files import lines_of
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 
 SUMS = "SHA256SUMS"
@@ -104,7 +105,7 @@ def _fetch(url: str, sums: bytes, partial: Path) -> None:
     """Fetches the files that SHA256SUMS names, but those already in `partial`, of a fetch that was cut off."""
     from tensorflow.io import gfile
 
-    entries = [line.partition("  ") for line in sums.decode("utf-8", "replace").splitlines()]
+    entries = [line.partition("  ") for line in lines_of(sums.decode("utf-8", "replace"))]
     for number, (digest, _, name) in enumerate(entries, 1):
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from input_pipeline.errors import DataError
-from input_pipeline.files import write_text
+from input_pipeline.files import lines_of, write_text
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 
@@ -48,7 +48,10 @@ class Tokenizer:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         missing = [token for token in special if token not in vocab]
         if missing:
-            raise DataError(f"tokenizer {name} has no {', '.join(missing)}; a BERT WordPiece vocabulary is expected")
+            raise DataError(
+                f"tokenizer {name} has no {', '.join(missing)}; a BERT WordPiece vocabulary is expected, "
+                "an entry on each line"
+            )
         if vocab["[PAD]"] != self.pad_id:
             raise DataError(f"tokenizer {name} has [PAD] at id {vocab['[PAD]']}; it must be the first entry, id 0")
         backend.no_padding()
@@ -105,7 +108,7 @@ class Tokenizer:
         """Writes tokenizer.json, tokenizer_config.json and vocab.txt, which give the same ids to other programs.
 
         `load_tokenizer(folder)` gives the same digest; `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer
-        read it as well. vocab.txt has an empty line for an id that no token has.
+        read it as well. vocab.txt has an empty line for an id that no token has, and for a token with a line break.
         """
         cls, sep = "[CLS]", "[SEP]"
         numbered = [(cls, self.cls_id), (sep, self.sep_id)]
@@ -119,7 +122,8 @@ class Tokenizer:
         }  # fmt: skip
         write_text(folder / "tokenizer.json", whole.to_str(pretty=True) + "\n")
         write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
-        write_text(folder / "vocab.txt", "\n".join(self._tokens) + "\n")
+        lines = ["" if "\n" in token or "\r" in token else token for token in self._tokens]
+        write_text(folder / "vocab.txt", "\n".join(lines) + "\n")
 
     def _rules(self) -> dict[str, Any]:
         """The serialised form without what does not decide the ids of a text, for files of one tokenizer differ there.
@@ -138,12 +142,16 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
     lower case); anything else is a name on the hub, read through transformers.
 
     vocab_size: the model's, where there is one. Raises DataError, in one line, also where it is not the tokenizer's.
+    Another size usually means another vocabulary, whose ids stand for other words; to change the model's size instead
+    is right only for a model without weights.
     """
     tokenizer = Tokenizer(_backend(name), name or "(shipped)")
     if vocab_size and tokenizer.vocab_size != vocab_size:
+        blank = "" if tokenizer._tokens[-1] else "; the last entry is an empty line: remove it"
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {vocab_size}; "
-            f"set --config.model.vocab_size={tokenizer.vocab_size} or another --config.text.tokenizer"
+            "set --config.text.tokenizer to the vocabulary of the model's weights; for a training from random "
+            f"parameters, --config.model.vocab_size={tokenizer.vocab_size} is the other way{blank}"
         )
     return tokenizer
 
@@ -166,13 +174,17 @@ def _without_halves(text: str) -> str:
 
 
 def _wordpiece(path: Path) -> tokenizers.Tokenizer:
+    """An entry on each line, read as the tokenizers library reads the file: blanks at the end of a line do not count.
+
+    Entries that are nothing but blanks stay as they are. Of equal entries the last one has the id.
+    """
     try:
-        entries = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; expected one vocabulary entry per line") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    vocab = {token: id for id, token in enumerate(entries)}
+    vocab = {line.rstrip() or line: id for id, line in enumerate(lines)}
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from input_pipeline.files import write_text
+from input_pipeline.files import lines_of, write_text
 
 Batch = TypeVar("Batch")
 
@@ -46,7 +46,7 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in lines_of(path.read_bytes().decode()):
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")

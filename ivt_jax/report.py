@@ -17,7 +17,7 @@ import numpy as np
 
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
-from input_pipeline.files import printable, write_text
+from input_pipeline.files import lines_of, printable, write_text
 from ivt_jax import pages
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """The training lines and the validation lines of metrics.jsonl; a last line cut short by a crash is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in lines_of(path.read_bytes().decode()) if path.exists() else ():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -34,6 +34,13 @@ def test_a_resumed_log_drops_what_will_be_written_again_and_a_line_cut_short(tmp
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_resumed_log_keeps_lines_that_hold_other_line_breaks(tmp_path):
+    kept = '{"step": 1, "note": "a\u2028b\x85c"}\n{"step": 2}\n'.encode()
+    (tmp_path / "metrics.jsonl").write_bytes(kept + b'{"step": 3}\n')
+    ScalarLog(tmp_path, 2, enabled=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == kept
+
+
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
     ScalarLog(tmp_path, 0, enabled=False).write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())

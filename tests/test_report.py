@@ -115,6 +115,13 @@ def test_metrics_cut_short_by_a_crash(tmp_path):
     assert report.read_metrics(path) == ([LOSSES[0]], [SCORES])
 
 
+def test_a_line_of_metrics_may_hold_other_line_breaks(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{**LOSSES[0], "note": "a\u2028b\x85c"}, SCORES]
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", encoding="utf-8")
+    assert report.read_metrics(path) == (lines[:1], [SCORES])
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
     assert report.main([f"--workdir={tmp_path / 'none'}"]) == 2
     error = capsys.readouterr().err

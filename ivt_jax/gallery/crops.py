@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.files import lines_of
 from input_pipeline.inspection import SUFFIXES
 from ivt_jax.images import load_image
 
@@ -107,7 +108,8 @@ def read_crops(shard: Path) -> Crops:
             paths = sorted(path for path in shard.rglob("*") if _is_picture(path.name) and not path.is_dir())
             return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [])
         if shard.suffix == ".txt":
-            names = [os.fsdecode(line) for line in shard.read_bytes().splitlines() if line.strip()]
+            names = lines_of(os.fsdecode(shard.read_bytes()).removeprefix("\ufeff"))
+            names = [line for line in names if line.strip(" \t")]
             return Crops(names, map(Path, names), [])
         return _read_tar(shard)
     except (OSError, tarfile.TarError) as error:

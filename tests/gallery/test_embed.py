@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from ivt_jax import embed, search
 from ivt_jax.evaluation.embedding import embed_texts
 from ivt_jax.export.run import export
-from ivt_jax.gallery.crops import load_batches
+from ivt_jax.gallery.crops import load_batches, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery, read_vectors
@@ -121,6 +121,12 @@ def test_a_folder_and_a_list_give_the_same_rows_as_the_archive(workdir, tmp_path
     (shard,) = read_gallery(tmp_path / "out")
     assert shard.names == listed
     np.testing.assert_allclose(shard.vectors, expected[order], atol=1e-6)
+
+
+def test_names_in_a_list_may_hold_other_line_breaks(tmp_path):
+    names = ["a\u2028b.png", "c\x85d.png", "e\rf.png", "\u3000", " g.png "]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join([*names, "  ", ""]).encode())
+    assert read_crops(tmp_path / "list.txt").names == names
 
 
 def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery, tmp_path, capsys):

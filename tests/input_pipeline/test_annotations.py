@@ -298,6 +298,14 @@ def test_a_quarantine_that_is_no_text_is_one_line_and_a_byte_order_mark_is_none_
         read_annotations(tmp_path, "cuhk_pedes")
 
 
+def test_a_quarantine_leaves_out_names_that_hold_other_line_breaks(tmp_path):
+    names = ("a\u2028.jpg", "b\r.jpg", "c.jpg", "d.jpg")
+    records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    (tmp_path / "quarantine.txt").write_bytes("a\u2028.jpg\nb\r.jpg\nc.jpg\r\n".encode())
+    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["d.jpg"]
+
+
 def test_few_persons_lend_at_least_one_to_validation():
     records = [Record(f"{i}.jpg", i, ("A man.",), "train", ((),)) for i in range(7)]
     assert sum(record.split == "val" for record in hold_out_persons(records, 0.05)) == 1

@@ -212,6 +212,16 @@ def test_a_longer_fix_list_keeps_what_was_listed(tmp_path):
     assert call(tmp_path) == 0
 
 
+def test_a_name_that_no_list_can_hold_is_one_line_and_nothing_is_written(tmp_path, capsys):
+    records = make(tmp_path)
+    write(tmp_path, [{**records[2], "file_path": "a/gone\n2.jpg"}, *records[:2], *records[3:]])
+    assert call(tmp_path, "--fix-list") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    where = f"{tmp_path}/quarantine.txt cannot list a/gone\\n2.jpg"
+    assert err == f"error: {where}, whose name holds a line break: rename the image"
+    assert not (tmp_path / "quarantine.txt").exists()
+
+
 # ---- images that two datasets share
 
 

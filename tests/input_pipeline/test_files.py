@@ -3,7 +3,21 @@
 import pytest
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import whole_file, whole_folder, write_text
+from input_pipeline.files import lines_of, whole_file, whole_folder, write_text
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a\u2028b\x85c\x1cd\x0be\rf\ng", ["a\u2028b\x85c\x1cd\x0be\rf", "g"]),
+        ("a\r\n\r\nb\r\n", ["a", "", "b"]),
+        ("a\n\n", ["a", ""]),
+        ("\n", [""]),
+        ("", []),
+    ],
+)
+def test_a_line_ends_with_a_line_feed_alone(text, lines):
+    assert lines_of(text) == lines
 
 
 def test_a_file_takes_the_place_of_another(tmp_path):

@@ -1,5 +1,6 @@
 """Datasets prepared ahead, and carried: TensorFlow's file system in memory, ram://, stands in for a bucket."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -260,6 +261,15 @@ def test_a_bucket_writes_nowhere_else(bucket, cache, name):
     gfile.makedirs(bucket)
     overwrite(f"{bucket}/{SUMS}", f"{'0' * 64}  {name}\n".encode())
     assert f"{bucket}/{SUMS} names {name!r}; expected the path of a file in its folder" in refused(bucket)
+
+
+def test_names_that_hold_other_line_breaks_are_fetched(bucket, cache):
+    name = "all\u2028of\x85them\r.json"
+    gfile.makedirs(bucket)
+    overwrite(f"{bucket}/{name}", b"[]")
+    overwrite(f"{bucket}/{SUMS}", f"{hashlib.sha256(b'[]').hexdigest()}  {name}\n".encode())
+    local_copy.cache_clear()
+    assert (local_copy(bucket) / name).read_bytes() == b"[]"
 
 
 def test_what_another_process_fetched_meanwhile_is_used(raw, bucket, cache, monkeypatch, capsys):

@@ -69,6 +69,71 @@ def test_special_ids_are_found_by_name(tmp_path):
     np.testing.assert_array_equal(tokenizer.encode(["a red thing"], 6), [[3, 1, 5, 6, 2, 0]])
 
 
+# Vocabularies as text, with characters that some readers take for line breaks, and the ids of "red", "coat" and ",".
+LINES = {
+    **{
+        name: ("\n".join([*TINY[:6], blank, *TINY[6:]]) + "\n", [7, 8, 12])
+        for name, blank in {
+            "line separator": "\u2028", "paragraph separator": "\u2029", "next line": "\x85", "file separator": "\x1c",
+            "record separator": "\x1e", "vertical tab": "\x0b", "form feed": "\x0c", "carriage return": "\r",
+            "no-break space": "\xa0", "empty": "",
+        }.items()
+    },
+    "two of them": ("\n".join([*TINY[:6], "\u2028", "\u2028", *TINY[6:]]) + "\n", [8, 9, 13]),
+    "twice": ("\n".join([*TINY, "red"]) + "\n", [12, 7, 11]),
+    "empty last line": ("\n".join(TINY) + "\n\n", [6, 7, 11]),
+    "no line feed at the end": ("\n".join(TINY), [6, 7, 11]),
+    "Windows": ("\r\n".join(TINY) + "\r\n", [6, 7, 11]),
+    "byte order mark": ("\ufeff" + "\n".join(TINY) + "\n", [6, 7, 11]),
+    "blank behind": ("\n".join(TINY).replace("red", "red ") + "\n", [6, 7, 11]),
+    "separator behind": ("\n".join(TINY).replace("red", "red\u2028") + "\n", [6, 7, 11]),
+    "carriage return within": ("\n".join(TINY).replace("rain", "ra\rin") + "\n", [6, 7, 11]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_ends_with_a_line_feed_alone(name, tmp_path):
+    """As in the tokenizers library, which transformers' BertTokenizer reads with."""
+    from tokenizers.models import WordPiece
+    from transformers import BertTokenizer
+
+    text, expected = LINES[name]
+    (tmp_path / "vocab.txt").write_bytes(text.encode())
+    ours = load_tokenizer(str(tmp_path))
+    (ids,) = ours.encode(["red coat,"], 5)
+    assert ids.tolist() == [2, *expected, 3]
+    theirs = WordPiece.read_file(str(tmp_path / "vocab.txt"))
+    assert ours.vocab_size == max(theirs.values()) + 1 == len(text.removesuffix("\n").split("\n"))
+    assert [theirs[token] for token in ("red", "coat", ",")] == expected
+    sentence = "A red raincoat, coats xyz"
+    encoded = BertTokenizer.from_pretrained(str(tmp_path))(sentence)["input_ids"]
+    assert ours.encode([sentence], len(encoded))[0].tolist() == encoded
+
+
+def test_a_vocabulary_of_another_size_is_not_made_to_fit_weights(tmp_path, tiny_folder):
+    with pytest.raises(DataError, match=r"has 12 entries, config.model.vocab_size is 11; ") as error:
+        load_tokenizer(str(tiny_folder), 11)
+    first, second = str(error.value).split("; ")[1:]
+    assert first == "set --config.text.tokenizer to the vocabulary of the model's weights"
+    assert second == "for a training from random parameters, --config.model.vocab_size=12 is the other way"
+    (tmp_path / "vocab.txt").write_text("\n".join(TINY) + "\n\n")
+    with pytest.raises(DataError, match=r"has 13 entries.*; the last entry is an empty line: remove it$"):
+        load_tokenizer(str(tmp_path), 12)
+
+
+def test_a_token_with_a_line_break_moves_no_id_of_a_saved_vocabulary(tmp_path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    entries = {token: id for id, token in enumerate([*TINY[:6], "\n", "a\r", "\u2028", *TINY[6:]])}
+    backend = Tokenizer(models.WordPiece(entries, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    load_tokenizer(str(tmp_path)).save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert (tmp_path / "vocab.txt").read_bytes().split(b"\n")[5:10] == [b"a", b"", b"", "\u2028".encode(), b"red"]
+    assert load_tokenizer(str(tmp_path)).encode(["red coat"], 4)[0].tolist() == [2, 9, 10, 3]
+
+
 def test_json_and_vocabulary_give_the_same_ids(tiny, tiny_folder, tmp_path):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
