@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import UserError
-from ivt_jax.conversion.files import read_header
+from ivt_jax.conversion.files import SAFETENSORS_FLOATS, other_dtype, read_header
 from ivt_jax.workdir import FORMAT
 
 NAME = "model.safetensors"
@@ -33,17 +33,23 @@ def write_parameter_file(path: Path, params: Any, config: ConfigDict) -> None:
 
 
 def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
-    """The tree of parameters that `write_parameter_file` wrote, or leaves that tell their `shape`.
+    """The tree of parameters that `write_parameter_file` wrote, float32, or leaves with their `shape` alone.
 
-    Raises UserError where it cannot be read, or was written with another config.
+    Raises UserError where it cannot be read, was written with another config, or has a tensor of a dtype that weights
+    do not have.
     """
     refuse_other_metadata(path, config)
+    header = read_header(path)
+    for name, dtype in header.dtypes.items():
+        if dtype not in SAFETENSORS_FLOATS:
+            raise other_dtype(path, name, dtype)
     if shapes_alone:
-        shapes = read_header(path).shapes
-        return unflatten_dict({name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}, sep=".")
+        leaves = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in header.shapes.items()}
+        return unflatten_dict(leaves, sep=".")
     from safetensors.numpy import load_file
 
-    return unflatten_dict(load_file(path), sep=".")
+    with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, which is refused where it is used
+        return unflatten_dict({name: np.asarray(x, np.float32) for name, x in load_file(path).items()}, sep=".")
 
 
 def refuse_other_metadata(path: Path, config: ConfigDict) -> None:

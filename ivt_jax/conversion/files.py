@@ -5,6 +5,7 @@ last is a pickle, so it is left to `torch.load(weights_only=True)`, which builds
 """
 
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +14,21 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 
+# The dtypes that weights may have, as NumPy and PyTorch name them, and as safetensors does.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
+SAFETENSORS_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 WRAPPERS = ("state_dict", "model")  # where a training script's checkpoint keeps its tensors
 # What a NumPy number beside the tensors (the best score, say) is made with; the second is NumPy 2's.
 NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file by its name; those of whatever floating-point type as float32.
+    """Every tensor of a file by its name, those with a dtype of FLOATS as float32.
 
-    Raises UserError, naming the file, where it cannot be read, and the tensor, where a value is not finite.
+    Integers and booleans stay as they are: files hold indices, which namings ignore, and `tensors.read` makes no weight
+    of them. float64 is rounded, with a line on stderr. Raises UserError, naming the file, where it cannot be read, and
+    the tensor, where it has another dtype, or a value that is not finite or beyond float32.
     """
     try:
         with path.open("rb") as file:
@@ -41,16 +48,33 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = _read_torch(path)
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    tensors = {name: _as_float32(array) for name, array in tensors.items()}
-    for name, array in tensors.items():
-        if not np.isfinite(array).all():
-            raise UserError(f'{path}: tensor "{name}" has values that are not finite; fetch the file again')
-    return tensors
+    if rounded := sum(array.dtype == np.float64 for array in tensors.values()):
+        print(f"{path}: float64 tensors that are rounded to float32: {rounded}", file=sys.stderr)
+    return {name: _as_float32(path, name, array) for name, array in tensors.items()}
 
 
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    """Whole numbers and booleans as they are; bfloat16, which NumPy does not count as floating, as float32, too."""
-    return array if array.dtype.kind in "biu" else np.asarray(array, np.float32)
+def other_dtype(file: Path | str, name: str, dtype: object) -> UserError:
+    """The error for a tensor that cannot be a weight."""
+    return UserError(
+        f'{file}: tensor "{name}" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+        "fetch the weights as they were before they were quantised or converted"
+    )
+
+
+def _as_float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind in "biu":
+        return array
+    if array.dtype.name not in FLOATS:
+        raise other_dtype(path, name, array.dtype)
+    if not np.isfinite(array).all():
+        raise UserError(f'{path}: tensor "{name}" has values that are not finite; fetch the file again')
+    with np.errstate(over="ignore"):
+        narrow = np.asarray(array, np.float32)
+    if array.dtype.itemsize > narrow.dtype.itemsize and not np.isfinite(narrow).all():
+        raise UserError(
+            f'{path}: tensor "{name}" has values beyond 3.4e38, the largest of float32; fetch the file again'
+        )
+    return narrow
 
 
 def _is_npz(path: Path) -> bool:
@@ -73,16 +97,19 @@ class Header(NamedTuple):
 
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]  # as safetensors names them
 
 
 def read_header(path: Path) -> Header:
-    """Metadata and shapes of a safetensors file; no tensor is read. Raises UserError, naming the file."""
+    """Metadata, shapes and dtypes of a safetensors file; no tensor is read. Raises UserError, naming the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return Header(file.metadata() or {}, shapes)
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+            dtypes = {name: tensor.get_dtype() for name, tensor in found.items()}
+            return Header(file.metadata() or {}, shapes, dtypes)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
 
@@ -91,9 +118,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    for name, dtype in read_header(path).dtypes.items():
+        if dtype not in SAFETENSORS_FLOATS + SAFETENSORS_INTEGERS:  # some of these no NumPy array can have
+            raise other_dtype(path, name, dtype)
     try:
         return load_file(path)
-    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that NumPy has no name for
+    except SafetensorError as error:
         raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
 
 
@@ -144,8 +174,13 @@ def _state_dict(path: Path, content: Any) -> dict[str, Any]:
 def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
     if not hasattr(value, "is_floating_point"):
         raise UserError(f'{path}: "{name}" is a {type(value).__name__}, not a tensor')
-    value = value.detach()
-    return (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.is_floating_point() and dtype not in FLOATS:
+        raise other_dtype(path, name, dtype)
+    try:
+        return (value.detach().float() if dtype == "bfloat16" else value.detach()).numpy()  # NumPy has no bfloat16
+    except (TypeError, RuntimeError) as error:  # quantised or sparse
+        raise UserError(f'{path}: tensor "{name}" ({dtype}) cannot be read as an array: {_line(error)}') from None
 
 
 def _line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline.errors import UserError
+from ivt_jax.conversion.files import FLOATS, other_dtype
 
 Sizes = Mapping[str, int]
 Flat = dict[str, np.ndarray]
@@ -106,7 +107,7 @@ def read(naming: Naming, tensors: Mapping[str, np.ndarray], file: str, known: Si
     """The parameters that the rules make of a file's tensors, none of which may be left over.
 
     known: letters whose number is given from outside. Raises UserError, naming file and tensor, where one is missing,
-    unexpected or of another shape.
+    unexpected, empty, of another shape, or of a dtype that is not in `files.FLOATS`.
     """
     own = _clean_names(naming, tensors, file)
     depth = _depth(naming.rules, own)
@@ -117,6 +118,11 @@ def read(naming: Naming, tensors: Mapping[str, np.ndarray], file: str, known: Si
             raise UserError(f'{file}: tensor "{name}" is missing')
     rows = _leave_out(naming, {name: own[name] for name in own if name not in wanted}, tensors, file)
     shapes = {name: tensors[own[name]].shape for name in wanted}
+    for name in wanted:
+        if (dtype := tensors[own[name]].dtype).name not in FLOATS:
+            raise other_dtype(file, own[name], dtype)
+        if 0 in shapes[name]:
+            raise UserError(f'{file}: tensor "{own[name]}" is empty, of shape {shapes[name]}; fetch the file again')
     sizes = {**_sizes(wanted, shapes), **known}
     for name, rule in wanted.items():
         expected = tuple(_number(part, sizes) for part in rule.shape)

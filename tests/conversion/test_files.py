@@ -1,7 +1,9 @@
 """Files of weights: what is read, and that nothing in them runs."""
 
 import contextlib
+import json
 import pickle
+import struct
 import sys
 import zipfile
 from pathlib import Path
@@ -58,6 +60,73 @@ def test_npz_is_read(tmp_path):
     np.testing.assert_array_equal(read_tensors(tmp_path / "weights.npz")["Transformer/a"], SAMPLE)
 
 
+# Dtypes of safetensors that no weight may have, with the bits of a number. `tensors.read` refuses integers.
+REFUSED = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "C64": 64,
+}  # fmt: skip
+
+
+def write_safetensors(path, dtype, shape, bits):
+    """By hand, for NumPy has not all of the dtypes."""
+    size = int(np.prod(shape)) * bits // 8
+    header = {"bad": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+    content = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(size))
+
+
+@pytest.mark.parametrize("dtype", REFUSED)
+@pytest.mark.parametrize("shape", [(4, 2), (), (0, 3)])
+def test_other_numbers_are_refused_in_one_line(tmp_path, dtype, shape):
+    if np.prod(shape) == 1 and REFUSED[dtype] < 8:
+        shape = (*shape, 8)  # a file has whole bytes
+    write_safetensors(tmp_path / "weights", dtype, shape, REFUSED[dtype])
+    with pytest.raises(UserError) as error:
+        read_tensors(tmp_path / "weights")
+    assert str(error.value) == (
+        f'{tmp_path}/weights: tensor "bad" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+        "fetch the weights as they were before they were quantised or converted"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "U3", "S3", "M8[s]", "V2", "longdouble"])
+@pytest.mark.parametrize("shape", [(4, 2), (), (0, 3)])
+def test_other_arrays_are_refused_in_one_line(tmp_path, dtype, shape):
+    """V2 is what NumPy stores bfloat16 as."""
+    array = np.zeros(shape, dtype)
+    np.savez(tmp_path / "weights.npz", bad=array)
+    with pytest.raises(UserError) as error:
+        read_tensors(tmp_path / "weights.npz")
+    assert f'tensor "bad" has dtype {array.dtype}, and weights have float16' in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3)])
+def test_scalars_and_empty_tensors_are_read(tmp_path, shape):
+    save_file({"a": np.zeros(shape, ml_dtypes.bfloat16), "b": SAMPLE}, tmp_path / "weights")
+    found = read_tensors(tmp_path / "weights")["a"]
+    assert (found.dtype, found.shape) == (np.float32, shape)
+
+
+def test_float64_is_rounded_and_said(tmp_path, capsys):
+    third = np.array([1 / 3, -(2.0**-149), 3.4e38])
+    save_file({"a": third, "b": third, "c": SAMPLE}, tmp_path / "weights")
+    found = read_tensors(tmp_path / "weights")["a"]
+    assert found.tolist() == [11184811 / 2**25, -(2.0**-149), np.float32(3.4e38)]  # 1/3 with 24 bits
+    assert capsys.readouterr().err == f"{tmp_path}/weights: float64 tensors that are rounded to float32: 2\n"
+    save_file({"a": SAMPLE}, tmp_path / "weights")
+    read_tensors(tmp_path / "weights")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_float32_cannot_hold_is_refused(tmp_path, recwarn):
+    save_file({"bad": np.array([1, -3.5e38])}, tmp_path / "weights")
+    with pytest.raises(
+        UserError, match=r'weights: tensor "bad" has values beyond 3.4e38, the largest of float32; fetch'
+    ):
+        read_tensors(tmp_path / "weights")
+    assert not list(recwarn)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_named(tmp_path, value):
     save_file({"good": SAMPLE, "bad": np.array([0, value], np.float16)}, tmp_path / "weights.safetensors")
@@ -107,8 +176,8 @@ def test_torchscript_is_refused_unread(tmp_path, canary):
 class Tensor:
     """What is used of torch.Tensor."""
 
-    def __init__(self, array):
-        self.array = array
+    def __init__(self, array, dtype=""):
+        self.array, self.dtype = array, f"torch.{dtype or array.dtype}"
 
     def is_floating_point(self):
         return self.array.dtype.kind == "f"
@@ -120,6 +189,8 @@ class Tensor:
         return Tensor(self.array.astype(np.float32))
 
     def numpy(self):
+        if self.dtype in ("torch.bfloat16", "torch.qint8"):
+            raise TypeError("Got unsupported ScalarType\nmore")
         return self.array
 
 
@@ -148,6 +219,21 @@ def test_pytorch_loads_weights_only(tmp_path, canary, torch, wrap):
     np.testing.assert_array_equal(tensors["a"], SAMPLE)
     assert tensors["a"].dtype == np.float32 and tensors["n"].tolist() == [2]
     assert torch.calls == [{"map_location": "cpu", "weights_only": True}] and not canary.exists()
+
+
+def test_pytorch_tensors_are_read_or_refused_by_their_dtype(tmp_path, torch, capsys):
+    (tmp_path / "weights.bin").write_bytes(b"\x80\x02...")
+    torch.content = {"a": Tensor(SAMPLE, "bfloat16"), "b": Tensor(SAMPLE.astype(np.float64))}
+    tensors = read_tensors(tmp_path / "weights.bin")
+    assert [tensors[name].dtype for name in "ab"] == [np.float32] * 2
+    assert capsys.readouterr().err.endswith("weights.bin: float64 tensors that are rounded to float32: 1\n")
+    for dtype, array in (("float8_e4m3fn", SAMPLE), ("complex64", SAMPLE.astype(np.complex64))):
+        torch.content = {"bad": Tensor(array, dtype)}
+        with pytest.raises(UserError, match=f'weights.bin: tensor "bad" has dtype {dtype}, and weights have float16'):
+            read_tensors(tmp_path / "weights.bin")
+    torch.content = {"bad": Tensor(SAMPLE.astype(np.int8), "qint8")}
+    with pytest.raises(UserError, match=r'"bad" \(qint8\) cannot be read as an array: Got unsupported ScalarType$'):
+        read_tensors(tmp_path / "weights.bin")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -217,6 +218,12 @@ CONVERT_FAULTS = {
     "unexpected": ({"fusion.bias": np.ones(3, np.float32)}, 'unexpected tensor "fusion.bias" of shape (3,)'),
     "shape": ({"blocks.norm.bias": np.ones(13, np.float32)}, '"blocks.norm.bias" has shape (13,), expected (12)'),
     "nan": ({"blocks.norm.bias": np.full(12, np.nan, np.float32)}, '"blocks.norm.bias" has values that are not finite'),
+    "integer": ({"blocks.norm.bias": np.ones(12, np.int32)}, 'tensor "blocks.norm.bias" has dtype int32, and weights'),
+    "boolean": ({"blocks.norm.bias": np.ones(12, bool)}, 'tensor "blocks.norm.bias" has dtype bool, and weights have'),
+    "float8": (
+        {"blocks.norm.bias": np.ones(12, ml_dtypes.float8_e4m3fn)}, 'tensor "blocks.norm.bias" has dtype F8_E4M3, and'
+    ),
+    "complex": ({"blocks.norm.bias": np.ones(12, np.complex64)}, 'tensor "blocks.norm.bias" has dtype C64, and weight'),
     "format": ({}, "has format 2, this ivt_jax reads format 1 and older: update ivt_jax"),
     "config": ({}, "was written with another config than config.json beside it holds"),
     "flags": ({}, "--config does not go with --source=export"),
@@ -238,6 +245,28 @@ def test_the_way_back_refuses_in_one_line(converted, tmp_path, capsys, name):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not [name for name in names(tmp_path) if "new" in name]
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(np.int32, "I32"), (bool, "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")])
+@pytest.mark.parametrize("shapes_alone", [False, True])
+def test_an_export_with_other_numbers_is_not_searched(converted, dtype, told, shapes_alone):
+    file = export(converted, ["safetensors"]) / "model.safetensors"
+    rewrite(file, {"blocks.norm.bias": np.ones(12, dtype)}, safe_open(file, "numpy").metadata())
+    with pytest.raises(UserError) as error:
+        restore_params(file.parent, shapes_alone=shapes_alone)
+    line = (
+        f'{file}: tensor "blocks.norm.bias" has dtype {told}, and weights have float16, bfloat16, float32 or float64; '
+    )
+    assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_an_export_in_another_floating_point_dtype_is_read_as_float32(converted, params, dtype):
+    file = export(converted, ["safetensors"]) / "model.safetensors"
+    changes = {name: value.astype(dtype) for name, value in load_file(file).items()}
+    rewrite(file, changes, safe_open(file, "numpy").metadata())
+    expected = {path: value.astype(dtype).astype(np.float32) for path, value in params.items()}
+    same_bits(flatten_dict(restore_params(file.parent).params, sep="/"), expected)
 
 
 # ---- whole or not at all

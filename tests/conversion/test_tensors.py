@@ -1,0 +1,73 @@
+"""The rules followed to the letter: what numbers a tensor may have, in every naming."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from input_pipeline.errors import UserError
+from ivt_jax.conversion import bert, clip, release, vit
+from ivt_jax.conversion.own import convert_own
+from ivt_jax.conversion.tensors import read, shapes
+
+NAMINGS = {
+    "release": release.NAMING, "bert": bert.NAMING,
+    **{f"vit, {name}": naming for name, naming in vit.NAMINGS.items()},
+    **{f"clip, {name}": naming for name, naming in clip.NAMINGS.items()},
+}  # fmt: skip
+SIZES = {"D": 8, "F": 12, "H": 2, "E": 4, "P": 4, "N": 10, "V": 30, "L": 14, "depth": 2}
+
+
+def zeros(naming):
+    """A file of the naming, float32."""
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes(naming, SIZES).items()}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool", "complex64"])
+@pytest.mark.parametrize("name", NAMINGS)
+def test_a_weight_of_another_dtype_is_refused(name, dtype):
+    tensors = zeros(NAMINGS[name])
+    read(NAMINGS[name], tensors, "weights.bin", {})
+    for bad in (next(iter(tensors)), list(tensors)[-1]):
+        with pytest.raises(UserError) as error:
+            read(NAMINGS[name], tensors | {bad: tensors[bad].astype(dtype)}, "weights.bin", {})
+        assert str(error.value) == (
+            f'weights.bin: tensor "{bad}" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+            "fetch the weights as they were before they were quantised or converted"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+def test_a_parameter_of_our_own_of_another_dtype_is_refused(model, params, dtype):
+    tensors = {path.replace("/", "."): value for path, value in params.items()}
+    convert_own(tensors, "model.safetensors", model)
+    with pytest.raises(UserError, match=f'tensor "blocks.norm.bias" has dtype {dtype}, and weights have'):
+        convert_own(tensors | {"blocks.norm.bias": np.ones(12, dtype)}, "model.safetensors", model)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("name", NAMINGS)
+def test_floating_point_weights_are_taken(name, dtype):
+    tensors = {key: value.astype(dtype) for key, value in zeros(NAMINGS[name]).items()}
+    read(NAMINGS[name], tensors, "weights.bin", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("release", "encoder_vl.embeddings.position_ids"),
+        ("bert", "bert.embeddings.position_ids"),
+        ("clip, openai", "context_length"),
+        ("clip, transformers", "vision_model.embeddings.position_ids"),
+    ],
+)
+def test_indices_stay_ignored(name, index):
+    tensors = zeros(NAMINGS[name]) | {index: np.arange(14)[None]}
+    rows = read(NAMINGS[name], tensors, "weights.bin", {}).rows
+    assert [(row.name, row.shape) for row in rows if row.action == "ignored"] == [(index, (1, 14))]
+
+
+def test_empty_weights_are_refused():
+    naming = vit.NAMINGS["timm"]
+    tensors = {name: value[..., :0] for name, value in zeros(naming).items()}
+    with pytest.raises(UserError, match=r'weights.bin: tensor "cls_token" is empty, of shape \(1, 1, 0\); fetch'):
+        read(naming, tensors, "weights.bin", {})
