@@ -1,7 +1,7 @@
 """The encoders as a TensorFlow SavedModel, which loads where there is TensorFlow and neither JAX nor this package.
 
     encode = tf.saved_model.load(folder).signatures
-    encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D)
+    encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D), b from 0
     encode["encode_texts"](ids=ids)["embeddings"]  # int32 (b, L) -> float32 (b, D)
 
 It lies in this package because this alone may import TensorFlow.
@@ -41,8 +41,12 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
         )
         sizes = [int(size) if size.isdecimal() else None for size in encoder.shape.split(", ")]
         given = tf.TensorSpec(sizes, encoder.dtype, name=encoder.name)
-        function = tf.function(lambda x: {"embeddings": call(parameters, x)}, autograph=False, input_signature=[given])
-        return function.get_concrete_function()
+
+        def embed(x: Any) -> dict[str, Any]:  # JAX's open sizes are 1 or more
+            none = tf.equal(tf.shape(x)[0], 0)
+            return {"embeddings": tf.cond(none, lambda: tf.zeros((0, encoder.width)), lambda: call(parameters, x))}
+
+        return tf.function(embed, autograph=False, input_signature=[given]).get_concrete_function()
 
     signatures = {name: signature(encoder) for name, encoder in encoders.items()}
     module = tf.Module()

@@ -98,23 +98,31 @@ def given_away(request):
     images = rng.integers(0, 256, (64, 4, 2, 3), np.uint8).repeat(6, 1).repeat(6, 2)
     ids = rng.integers(5, 2726, (64, 16), np.int32)
     ids[np.arange(16) >= np.r_[3, rng.integers(3, 17, 63)][:, None]] = 0
+    others = ids.copy()  # the first six are no texts; the seventh has the last id of the vocabulary
+    others[[0, 1, 2, 3, 6], 1] = [2726, -1, 99999, np.iinfo(np.int32).min, 2725]
+    others[4], others[5] = 0, np.roll(others[5], 1) * (np.arange(16) > 0)  # padding alone, and padding at the left
     return types.SimpleNamespace(
         trained=Trained(model, params, config, load_tokenizer()),
         images=images,
         ids=ids,
+        others=others,
         image_embeddings=embed_images(model, params, [images]),
         text_embeddings=embed_texts(model, params, ids, 64),
+        other_embeddings=np.concatenate([np.full((6, 16), np.nan), embed_texts(model, params, others[6:], 64)]),
     )
 
 
 LOADED_ELSEWHERE = """
-import sys
+import json, sys
 import numpy as np
 {load}
 given = np.load("given.npz")
 images, ids = given["images"], given["ids"]
 got = {{f"images_{{n}}": np.asarray(encode_images(images[:n])) for n in (1, 3, 64)}}
 got |= {{f"ids_{{n}}": np.asarray(encode_texts(ids[:n, :l])) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
+got["others"] = np.asarray(encode_texts(given["others"]))
+if json.load(open("manifest.json"))["smallest_batch"] == 0:
+    got |= {{"images_0": np.asarray(encode_images(images[:0])), "ids_0": np.asarray(encode_texts(ids[:0]))}}
 np.savez("got.npz", **got)
 print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 """
@@ -124,11 +132,12 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 def assert_same_elsewhere(tmp_path, given_away):
     """check(load): a fresh process, where the code `load` defines encode_images and encode_texts, embeds as the model.
 
-    It runs in tmp_path, where this project is not to be found. Returns the top-level modules that it loaded.
+    It runs in tmp_path, beside a manifest.json, where this project is not to be found. Returns the top-level modules
+    that it loaded. Token ids that are no text must be NaN, and no other row with them.
     """
 
     def check(load):
-        np.savez(tmp_path / "given.npz", images=given_away.images, ids=given_away.ids)
+        np.savez(tmp_path / "given.npz", images=given_away.images, ids=given_away.ids, others=given_away.others)
         environment = {**os.environ, "PYTHONPATH": "", "TF_ENABLE_ONEDNN_OPTS": "0"}
         code = LOADED_ELSEWHERE.format(load=load)
         command = [sys.executable, "-c", code]
@@ -140,6 +149,9 @@ def assert_same_elsewhere(tmp_path, given_away):
             for n in (1, 3, 64):  # to 1e-5, which a cosine below 0.9999 would exceed by far
                 np.testing.assert_allclose(got[f"images_{n}"], given_away.image_embeddings[:n], atol=1e-5)
                 np.testing.assert_allclose(got[f"ids_{n}"], given_away.text_embeddings[:n], atol=1e-5)
+            np.testing.assert_allclose(got["others"], given_away.other_embeddings, atol=1e-5)
+            for name in {"images_0", "ids_0"} & {*got}:
+                assert (got[name].shape, got[name].dtype) == ((0, 16), np.float32)
             scores = got["ids_64"] @ got["images_64"].T
         expected = given_away.text_embeddings @ given_away.image_embeddings.T
         assert expected.std() > 0.05  # they are not all alike

@@ -31,11 +31,14 @@ def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.n
 
 
 def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, L2-normalised.
+    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, as `encode_texts`; N may be 0.
 
     Texts of like length go together, and most of their padding is cut off: a caption is short, and few are long.
     """
-    encode, lengths = functools.partial(encode_texts, model, jax.device_put(params)), (ids != PAD_ID).sum(1)
+    if not len(ids):
+        return np.empty((0, model.config.width), np.float32)
+    encode = functools.partial(encode_texts, model, jax.device_put(params))
+    lengths = np.where(ids != PAD_ID, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=1)
     order = np.argsort(lengths, kind="stable")
     widths = np.minimum(-(-lengths[order] // _MULTIPLE) * _MULTIPLE, ids.shape[1])
     batches = []
@@ -49,14 +52,32 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.
 @functools.partial(jax.jit, static_argnums=0)
 def encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
-    """uint8 (b, H, W, 3) -> (b, D) float32, L2-normalised."""
+    """uint8 (b, H, W, 3) -> (b, D) float32, L2-normalised; b may be 0.
+
+    Raises ValueError for another dtype, whose values would be read on a wrong scale, or another size.
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are {images.dtype}; expected uint8, pixels from 0 to 255")
+    if images.shape[0] == 0:
+        return jnp.zeros((0, model.config.width))
     return _unit(model.apply({"params": params}, normalise(images), method="encode_image")[:, 0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
-    """Token ids (b, L) int32, padded with 0 -> (b, D) float32, L2-normalised."""
-    return _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])
+    """Token ids (b, L) int32, padded with 0 -> (b, D) float32, L2-normalised; b may be 0.
+
+    A row that is no text is NaN: one with an id outside of the vocabulary, whose embedding JAX would take from another
+    id, or one that begins with padding. Raises ValueError where L is 0 or exceeds the model's text positions.
+    """
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length), of at least 1 token")
+    if ids.shape[0] == 0:
+        return jnp.zeros((0, model.config.width))
+    embedded = _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])
+    known = (ids >= 0) & (ids < model.config.vocab_size)
+    is_text = known.all(axis=1) & (ids[:, 0] != PAD_ID)
+    return jnp.where(is_text[:, None], embedded, jnp.nan)
 
 
 def _unit(x: jax.Array) -> jax.Array:

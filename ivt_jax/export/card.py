@@ -41,8 +41,10 @@ params = ocp.StandardCheckpointer().restore("FOLDER/params")
 model = IVT(IVTConfig.from_config(load_config("FOLDER").model))
 ```
 
-`model.apply({{"params": params}}, images, method="encode_image")[:, 0]` embeds images (B, {height}, {width}, 3) in
--1..1, `model.apply({{"params": params}}, ids, ids != 0, method="encode_text")[:, 0]` token ids (B, L), padded with 0.
+Then, from `ivt_jax.evaluation.embedding`, `encode_images(model, params, images)` embeds images
+(B, {height}, {width}, 3), uint8, and `encode_texts(model, params, ids)` token ids (B, L), int32, padded with 0. Both
+return unit vectors. A row of ids that is no text gives NaN: one with an id outside of the vocabulary, or one that
+begins with padding.
 """
 TENSORS = """With safetensors alone, without JAX or ivt_jax:
 
@@ -57,7 +59,8 @@ ids = Tokenizer.from_file("FOLDER/tokenizer.json").encode("a woman in a red coat
 Kernels are laid out for `x @ kernel + bias`, patches as (row, column, channel), the blocks stacked along the first
 axis. `python -m ivt_jax.convert --source=export --weights=FOLDER/model.safetensors --out=NEW` makes `params/` of it.
 """
-COMPILED = """Without ivt_jax, by {program}, from `{form}/`: its `manifest.json` tells what goes in and what comes out.
+COMPILED = """Without ivt_jax, by {program}, from `{form}/`: its `manifest.json` has the inputs and outputs. A row of
+ids that is no text gives NaN: one with an id outside of the vocabulary, or one that begins with padding.
 """
 LOADING = {
     "orbax": JAX,

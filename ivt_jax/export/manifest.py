@@ -12,10 +12,13 @@ from ivt_jax.workdir import digest, write_json
 FORMAT_VERSION = 1
 
 
-def write_manifest(folder: Path, form: str, encoders: tuple[str, str], trained: Trained, **more: Any) -> None:
+def write_manifest(
+    folder: Path, form: str, encoders: tuple[str, str], trained: Trained, smallest_batch: int, **more: Any
+) -> None:
     """Writes the tokenizer's files and manifest.json; `more` is said of the form alone.
 
-    form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already.
+    form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already;
+    smallest_batch: 0 where the encoders return (0, D) for a batch of no rows, 1 where they refuse it.
     """
     model, config, tokenizer = trained.model.config, trained.config, trained.tokenizer
     tokenizer.save(folder)
@@ -31,6 +34,7 @@ def write_manifest(folder: Path, form: str, encoders: tuple[str, str], trained: 
             "image": {"file": encoders[0], "inputs": [images], "outputs": [output]},
             "text": {"file": encoders[1], "inputs": [ids], "outputs": [output]},
         },
+        "smallest_batch": smallest_batch,
         "embedding": {"dimension": model.width, "normalised": "L2", "compared_by": "inner product"},
         "images": {
             **preprocessing(model.image_size),
@@ -44,6 +48,7 @@ def write_manifest(folder: Path, form: str, encoders: tuple[str, str], trained: 
             "pad_id": PAD_ID,
             "unk_id": tokenizer.unk_id,
             "vocab_size": model.vocab_size,
+            "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or that begins with pad_id",
             "length": config.text.length["sentence"],
             "max_length": model.max_text_length,
             "lower_cased": bool((tokenizer.encode(["A RED coat"], 16) == tokenizer.encode(["a red Coat"], 16)).all()),

@@ -1,7 +1,8 @@
 """The encoders as ONNX graphs, written out by hand, for ONNX Runtime and what else reads ONNX.
 
 Each has an input `images`, uint8 (batch, H, W, 3), or `ids`, int32 (batch, length), padded with 0; its output
-`embeddings`, float32 (batch, D), are unit vectors. They compute in float32, whatever the model's dtype.
+`embeddings`, float32 (batch, D), are unit vectors, NaN for a row of ids that is no text (`is_text`). They compute in
+float32, whatever the model's dtype.
 
 By hand, because the converter jax2onnx pins an Orbax older than ours and cannot be installed beside it. The functions
 below follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of what they compute.
@@ -86,8 +87,9 @@ def write_onnx(folder: Path, trained: Trained) -> None:
     image.save(folder / FILES[0], ("images", np.uint8, ["batch", *c.image_size, 3]), embedded, c.width)
     tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
     embedded = encode(text, params["blocks"], tokens, key_bias, "mlp_txt", c)
+    embedded = text("Where", is_text(text, "ids", c), embedded, np.float32(np.nan))
     text.save(folder / FILES[1], ("ids", np.int32, ["batch", "length"]), embedded, c.width)
-    write_manifest(folder, "onnx", FILES, trained, opset=OPSET, dtype="float32")
+    write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
 
 
 def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:
@@ -96,7 +98,7 @@ def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:
     pixels = g("Div", g("Sub", pixels, np.float32(MEAN)), np.float32(DEVIATION))
     pixels = g("Transpose", pixels, perm=[0, 3, 1, 2])
     grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[c.stride, c.stride])
-    patches = g("Transpose", g("Reshape", grid, [0, c.width, -1]), perm=[0, 2, 1])
+    patches = g("Transpose", g("Reshape", grid, [0, c.width, c.num_patches]), perm=[0, 2, 1])
     batch = g("Shape", images, start=0, end=1)
     cls = g("Expand", p["cls"], g("Concat", batch, [1, c.width], axis=0))
     tokens = g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
@@ -107,9 +109,24 @@ def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
     """int32 (B, L) -> (B, L, D), and what is added to the scores of the keys, (B, 1, 1, L)."""
     length = g("Shape", ids, start=1, end=2)
     positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
-    tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], ids), positions), TEXT_NORM_EPSILON)
+    found = g(
+        "Where", known(g, ids, len(p["word"])), ids, np.int32(PAD_ID)
+    )  # Gather would refuse, or count from the end
+    tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
     key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
     return tokens, g("Unsqueeze", key_bias, [1, 2])
+
+
+def known(g: Graph, ids: str, vocab_size: int) -> str:
+    """(B, L) int32 -> (B, L) bool: whether the vocabulary has the id."""
+    return g("And", g("GreaterOrEqual", ids, np.int32(0)), g("Less", ids, np.int32(vocab_size)))
+
+
+def is_text(g: Graph, ids: str, c: IVTConfig) -> str:
+    """(B, L) int32 -> (B, 1) bool: whether all ids are known and the first is not padding."""
+    integers = g("Cast", known(g, ids, c.vocab_size), to=g.onnx.TensorProto.INT32)
+    all_known = g("Cast", g("ReduceMin", integers, [1], keepdims=1), to=g.onnx.TensorProto.BOOL)
+    return g("And", all_known, g("Not", g("Equal", g("Gather", ids, [0], axis=1), np.int32(PAD_ID))))
 
 
 def encode(g: Graph, blocks: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:

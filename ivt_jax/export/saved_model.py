@@ -18,4 +18,5 @@ def write_saved_model(folder: Path, trained: Trained) -> None:
     sides = dict(zip(SIGNATURES, encoders(trained.model, trained.params), strict=True))
     input_pipeline.saved_model.write_saved_model(folder, sides)
     files = "saved_model.pb", "saved_model.pb"
-    write_manifest(folder, "saved_model", files, trained, signatures=SIGNATURES, dtype=trained.model.config.dtype)
+    about = {"signatures": SIGNATURES, "dtype": trained.model.config.dtype}
+    write_manifest(folder, "saved_model", files, trained, smallest_batch=0, **about)

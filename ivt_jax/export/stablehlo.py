@@ -1,9 +1,11 @@
 """The encoders as compiled programs that need JAX alone, not this package: StableHLO, serialised by jax.export.
 
     encode = jax.export.deserialize(Path("image_encoder.stablehlo").read_bytes()).call
-    encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b, on CPU, GPU and TPU
+    encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
-`text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions.
+`text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions; a row
+that is no text is NaN, as in ivt_jax/evaluation/embedding.py. b = 0 is a ValueError: sizes that jax.export leaves open
+are 1 or more.
 
 The parameters lie in the programs as constants, so that a file is all there is to hand on; the price is that the
 attention, which both sides share, is in both files. What a side does not use (the other side's MLP and embeddings, the
@@ -35,6 +37,7 @@ class Encoder(NamedTuple):
     """One side of a model, `function(parameters, argument)`, with the parameters that have an effect on it alone.
 
     name, dtype and shape are the argument's; the shape is one for `jax.export.symbolic_shape`, under `constraints`.
+    width: D of the embeddings.
     """
 
     function: Callable[[Sequence[Any], jax.Array], jax.Array]
@@ -42,6 +45,7 @@ class Encoder(NamedTuple):
     name: str
     dtype: Any
     shape: str
+    width: int
     constraints: tuple[str, ...] = ()
 
     @property
@@ -51,10 +55,10 @@ class Encoder(NamedTuple):
 
 def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
     """The image's and the text's."""
-    height, width = model.config.image_size
+    shape, width = "batch, {}, {}, 3".format(*model.config.image_size), model.config.width
     constraint = f"length <= {model.config.max_text_length}"
-    image = Encoder(functools.partial(encode_images, model), [], "images", np.uint8, f"batch, {height}, {width}, 3")
-    text = Encoder(functools.partial(encode_texts, model), [], "ids", np.int32, "batch, length", (constraint,))
+    image = Encoder(functools.partial(encode_images, model), [], "images", np.uint8, shape, width)
+    text = Encoder(functools.partial(encode_texts, model), [], "ids", np.int32, "batch, length", width, (constraint,))
     # As in search: by default accelerators round the factors of a float32 product.
     precision = "highest" if model.dtype == jnp.float32 else "default"
     return _pruned(image, params, precision), _pruned(text, params, precision)
@@ -72,7 +76,8 @@ def write_stablehlo(folder: Path, trained: Trained) -> None:
             raise UserError(f"stablehlo: {size / 1e9:.1f} GB of parameters do not fit into one file of at most 2 GB")
         alone = jax.jit(functools.partial(encoder.function, encoder.parameters))
         (folder / file).write_bytes(export.export(alone, platforms=PLATFORMS)(encoder.argument).serialize())
-    write_manifest(folder, "stablehlo", FILES, trained, platforms=PLATFORMS, dtype=trained.model.config.dtype)
+    about = {"platforms": PLATFORMS, "dtype": trained.model.config.dtype}
+    write_manifest(folder, "stablehlo", FILES, trained, smallest_batch=1, **about)
 
 
 def _pruned(encoder: Encoder, params: Any, precision: str) -> Encoder:

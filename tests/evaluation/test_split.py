@@ -15,6 +15,8 @@ from ivt_jax.evaluation.protocols import standard
 class Colours:
     """Stands for the model: an image's embedding is twice its mean colour, a text's the sum of its tokens' rows."""
 
+    config = SimpleNamespace(vocab_size=4, width=3)
+
     def __init__(self):
         self.traces = []
 

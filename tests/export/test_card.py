@@ -90,3 +90,8 @@ def test_only_what_was_written_is_explained(record):
     for formats in (["orbax"], ["safetensors"], ["orbax", "safetensors"]):
         assert card(record, formats).count("```python") == len(formats)
         assert "python -m ivt_jax.search --workdir=FOLDER" in card(record, formats)
+
+
+@pytest.mark.parametrize("form", ["orbax", "stablehlo", "saved_model", "onnx"])
+def test_what_is_no_text_is_said(record, form):
+    assert "A row of ids that is no text gives NaN: one with an id" in " ".join(card(record, [form]).split())

@@ -53,6 +53,7 @@ def test_graphs_are_valid_and_say_what_they_take(onnx, written):
 def test_the_manifest_tells_the_form_and_the_digests(written):
     manifest = json.loads((written / "manifest.json").read_text())
     assert (manifest["format"], manifest["opset"], manifest["dtype"]) == ("onnx", 20, "float32")
+    assert manifest["smallest_batch"] == 0
     assert manifest["encoders"]["image"]["file"] == "image_encoder.onnx"
     assert manifest["encoders"]["text"]["file"] == "text_encoder.onnx"
     files = {path.name: path for path in written.iterdir() if path.name != "manifest.json"}
@@ -70,6 +71,20 @@ def test_texts_beyond_the_text_positions_are_refused(written):
     session = onnxruntime.InferenceSession(written / "text_encoder.onnx")
     with pytest.raises(Exception, match=r"20 by 21|21 by 20"):
         session.run(None, {"ids": np.ones((1, 21), np.int32)})
+
+
+def test_what_the_graphs_refuse(written):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    image, text = (onnxruntime.InferenceSession(written / f"{side}_encoder.onnx") for side in ("image", "text"))
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        text.run(None, {"ids": np.ones((1, 4), np.int64)})
+    with pytest.raises(Exception, match="indices element out of data bounds"):
+        text.run(None, {"ids": np.ones((1, 0), np.int32)})
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        image.run(None, {"images": np.zeros((1, 24, 12, 3), np.float32)})
+    for shape in ((1, 24, 13, 3), (1, 24, 12, 4), (24, 12, 3)):
+        with pytest.raises(Exception, match=r"Got invalid dimensions|Invalid rank"):
+            image.run(None, {"images": np.zeros(shape, np.uint8)})
 
 
 def test_without_onnx_one_line_says_what_to_install(tmp_path, given_away, monkeypatch):

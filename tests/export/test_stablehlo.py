@@ -36,6 +36,27 @@ def test_the_programs_are_for_every_platform_and_any_batch(written, given_away):
         program.call(np.zeros((1, 21), np.int32))
 
 
+def test_what_the_programs_refuse(written):
+    encode_images, encode_texts = (
+        jax.export.deserialize((written / f"{side}_encoder.stablehlo").read_bytes()).call for side in ("image", "text")
+    )
+    for encode, given in (
+        (encode_images, np.zeros((0, 24, 12, 3), np.uint8)),
+        (encode_texts, np.zeros((0, 4), np.int32)),
+    ):
+        with pytest.raises(ValueError, match="Expected value >= 1 for dimension variable 'batch'"):
+            encode(given)
+    with pytest.raises(ValueError, match="Expected value >= 1 for dimension variable 'length'"):
+        encode_texts(np.zeros((1, 0), np.int32))
+    with pytest.raises(ValueError, match="expected int32 and called with float32"):
+        encode_texts(np.ones((1, 4), np.float32))
+    with pytest.raises(ValueError, match="expected uint8 and called with float32"):
+        encode_images(np.zeros((1, 24, 12, 3), np.float32))
+    for shape in ((1, 24, 13, 3), (1, 24, 12, 4), (24, 12, 3)):
+        with pytest.raises(ValueError, match=r"mismatch for args\[0\]"):
+            encode_images(np.zeros(shape, np.uint8))
+
+
 def test_each_program_holds_its_own_parameters_alone(written, given_away):
     """The sizes, counted by hand: 16 wide, 2 blocks, an MLP of 64, 2,726 words and 20 text positions."""
     block = (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 4 * 16
@@ -56,6 +77,8 @@ def test_the_manifest_tells_what_a_user_needs(written):
     assert text["inputs"] == [{"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}]
     output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", 16]}
     assert image["outputs"] == text["outputs"] == [output]
+    assert manifest["smallest_batch"] == 1 and manifest["text"]["vocab_size"] == 2726
+    assert manifest["text"]["embedded_as_nan"].startswith("a row with an id outside of 0 to vocab_size - 1")
     assert (manifest["embedding"]["dimension"], manifest["embedding"]["normalised"]) == (16, "L2")
     assert (manifest["images"]["height"], manifest["images"]["width"]) == (24, 12)
     assert manifest["images"]["mean"] == manifest["images"]["deviation"] == [0.5, 0.5, 0.5]
