@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,8 @@ COLOURS = {"red": (255, 0, 0), "dim": (200, 100, 100), "green": (0, 255, 0), "bl
 
 class MeanColour:
     """Stands for the model: an image's embedding is its mean colour, a text's the colour of its first token."""
+
+    config = SimpleNamespace(vocab_size=1 + len(COLOURS))
 
     def __init__(self, config):
         pass

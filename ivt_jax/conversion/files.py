@@ -180,7 +180,9 @@ def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
     try:
         return (value.detach().float() if dtype == "bfloat16" else value.detach()).numpy()  # NumPy has no bfloat16
     except (TypeError, RuntimeError) as error:  # quantised or sparse
-        raise UserError(f'{path}: tensor "{name}" ({dtype}) cannot be read as an array: {_line(error)}') from None
+        raise UserError(
+            f'{path}: tensor "{name}" ({dtype}) is no dense array ({_line(error)}); save it as float32'
+        ) from None
 
 
 def _line(error: Exception) -> str:

@@ -50,6 +50,8 @@ class Words:
 class SumOfColours:
     """Stands for the model: a text's embedding is the sum of its colours."""
 
+    config = types.SimpleNamespace(vocab_size=FIRST + DIMENSION)
+
     def apply(self, variables, ids, mask, *, method):
         assert method == "encode_text"
         return (variables["params"]["words"][ids] * mask[..., None]).sum(1)[:, None]
