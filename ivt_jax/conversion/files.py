@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = _read_torch(path)
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    if rounded := sum(array.dtype == np.float64 for array in tensors.values()):
+    if rounded := sum(array.dtype.name == "float64" for array in tensors.values()):
         print(f"{path}: float64 tensors that are rounded to float32: {rounded}", file=sys.stderr)
     return {name: _as_float32(path, name, array) for name, array in tensors.items()}
 
@@ -181,7 +181,7 @@ def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
         return (value.detach().float() if dtype == "bfloat16" else value.detach()).numpy()  # NumPy has no bfloat16
     except (TypeError, RuntimeError) as error:  # quantised or sparse
         raise UserError(
-            f'{path}: tensor "{name}" ({dtype}) is no dense array ({_line(error)}); save it as float32'
+            f'{path}: tensor "{name}" ({dtype}) cannot be read as a dense array ({_line(error)}); save it as float32'
         ) from None
 
 

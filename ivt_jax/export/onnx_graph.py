@@ -109,9 +109,8 @@ def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
     """int32 (B, L) -> (B, L, D), and what is added to the scores of the keys, (B, 1, 1, L)."""
     length = g("Shape", ids, start=1, end=2)
     positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
-    found = g(
-        "Where", known(g, ids, len(p["word"])), ids, np.int32(PAD_ID)
-    )  # Gather would refuse, or count from the end
+    # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_text` makes their row NaN.
+    found = g("Where", known(g, ids, len(p["word"])), ids, np.int32(PAD_ID))
     tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
     key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
     return tokens, g("Unsqueeze", key_bias, [1, 2])

@@ -109,6 +109,9 @@ def test_scalars_and_empty_tensors_are_read(tmp_path, shape):
 
 def test_float64_is_rounded_and_said(tmp_path, capsys):
     third = np.array([1 / 3, -(2.0**-149), 3.4e38])
+    np.savez(tmp_path / "big.npz", a=third.astype(">f8"))
+    assert read_tensors(tmp_path / "big.npz")["a"].tolist() == np.float32(third).tolist()
+    assert capsys.readouterr().err.endswith("big.npz: float64 tensors that are rounded to float32: 1\n")
     save_file({"a": third, "b": third, "c": SAMPLE}, tmp_path / "weights")
     found = read_tensors(tmp_path / "weights")["a"]
     assert found.tolist() == [11184811 / 2**25, -(2.0**-149), np.float32(3.4e38)]  # 1/3 with 24 bits
@@ -233,7 +236,8 @@ def test_pytorch_tensors_are_read_or_refused_by_their_dtype(tmp_path, torch, cap
             read_tensors(tmp_path / "weights.bin")
     torch.content = {"bad": Tensor(SAMPLE.astype(np.int8), "qint8")}
     with pytest.raises(
-        UserError, match=r'"bad" \(qint8\) is no dense array \(Got unsupported ScalarType\); save it as float32$'
+        UserError,
+        match=r'"bad" \(qint8\) cannot be read as a dense array \(Got unsupported ScalarType\); save it as float32$',
     ):
         read_tensors(tmp_path / "weights.bin")
 
