@@ -9,6 +9,10 @@ command goes on where it was, whatever stopped it, and does no more than has cha
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
 lists it.
 
+A picture that cannot be reached is not deleted: where its folder is missing, empty or unreadable, as after a share was
+dropped, or where the file itself cannot be read, its row stays, and the folder is named. So do all rows that would go
+where these are more than a tenth of an index of 100 rows or more. --prune deletes them.
+
 Where one machine is too slow, many embed the gallery first, each its shards (`ivt_jax.embed`), and --vectors names what
 they made: a picture whose content is among it is read for its thumbnail, and not embedded again.
 
@@ -26,13 +30,13 @@ from input_pipeline.files import is_remote, printable, write_bytes
 from ivt_jax.arguments import positive
 from ivt_jax.startup import keep_compiled
 
-_SHOWN = 20  # unreadable pictures that are told one by one
+_SHOWN = 20  # lines that are shown of many
 
 # JAX, Flax and the stores are imported where they are used: `--help` and a mistyped folder answer at once.
 
 
 def run(args: argparse.Namespace) -> int:
-    """Indexes, copies, prints the counts; the exit code is 1 where pictures cannot be read."""
+    """Indexes, copies, prints the counts; returns 1 where pictures cannot be read, or rows stay without them."""
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
@@ -42,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.snapshot:
         refuse_taken(args.snapshot)
-    built = build(args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors)
-    _tell_unreadable(built.unreadable, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
+    built = build(
+        args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors, prune=args.prune
+    )
+    problems = [f"skipped {problem}" for problem in built.unreadable], [f"kept {some}" for some in built.kept]
+    _print_problems(*problems, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
@@ -53,19 +60,20 @@ def run(args: argparse.Namespace) -> int:
     if args.snapshot:
         snapshot(open_store(args.index), args.snapshot)
         print(f"{args.snapshot}: a copy")
-    return 1 if built.unreadable else 0
+    return 1 if built.unreadable or built.kept else 0
 
 
-def _tell_unreadable(problems: Sequence[str], listed: Path | None) -> None:
-    """A line for each, on stderr; where there is a file `listed`, all in that, and of many the first alone here."""
-    lines = [printable(problem) for problem in problems]
-    shown = lines[:_SHOWN] if listed else lines
-    for line in shown:
-        print(f"skipped {line}", file=sys.stderr)
-    if len(lines) > len(shown):
-        print(f"skipped {len(lines) - len(shown):,} more, which {listed} lists", file=sys.stderr)
-    if listed:
-        write_bytes(listed, "".join(f"{line}\n" for line in lines).encode())
+def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | None) -> None:
+    """Prints the lines on stderr; where there is a file, writes all into it, and prints the first of many alone."""
+    for kind, lines in (("skipped", skipped), ("kept", kept)):
+        shown = lines[:_SHOWN] if file else lines
+        for line in shown:
+            print(printable(line), file=sys.stderr)
+        if len(lines) > len(shown):
+            print(f"{kind} {len(lines) - len(shown):,} more, which {file} lists", file=sys.stderr)
+    if file:
+        lines = [line.removeprefix("skipped ") for line in skipped] + [*kept]
+        write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.index",
         description="Make an index of a folder or a list of pictures, or bring it up to date.",
-        epilog="exit code: 0; 1 where pictures cannot be read, which DIR/unreadable.txt lists; 2 on a mistake",
+        epilog="exit code: 0; 1 where pictures cannot be read, or rows stay without their pictures, both listed in "
+        "DIR/unreadable.txt; 2 on a mistake",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -94,6 +103,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
     parser.add_argument("--batch", type=positive, default=64, help="pictures that a device takes at once (64)")
     parser.add_argument("--moved", action="store_true", help="the pictures of the index are in another folder now")
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="delete the rows of all pictures that are missing or cannot be read, however many; without it those stay "
+        "whose folder is missing, empty or unreadable, and all, where more than a tenth of the index would go",
+    )
     parser.add_argument(
         "--snapshot", metavar="PLACE", help="copy the index there when it is done, to a place of any kind"
     )

@@ -36,6 +36,10 @@ _BLOCK = 512  # of a tar
 _THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python's lock for it
 
 
+class UnreachableError(UserError):
+    """A file that the system cannot read; the picture in it may be as it was."""
+
+
 class Crops(NamedTuple):
     """What a shard holds: the names, for each the file or its slice of the archive in the same order, and (name,
     reason) of what cannot be read whatever its pixels are."""
@@ -185,12 +189,16 @@ def done_ahead(
 
 
 def read_content(name: Any, crop: Path | Slice) -> bytes:
-    """The bytes of a crop. Raises UserError, naming it, where they cannot be those of a picture."""
+    """The bytes of a crop.
+
+    Raises UserError, naming it, where they cannot be those of a picture, and UnreachableError where the system cannot
+    read them.
+    """
     try:
         crop = crop if isinstance(crop, Slice) else Slice(crop, 0, crop.stat().st_size)
         content = crop.read() if crop.size <= MAX_BYTES else b""
     except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+        raise UnreachableError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     if crop.size > MAX_BYTES:
         raise UserError(f"{name}: {crop.size:,} bytes are too many for a picture of a person")
     if not content:

@@ -8,11 +8,13 @@ What the index knows of a file tells what has become of it, the cheap questions 
                                                                       was renamed, copied or touched
     `ivt_jax.embed` has met its content, on whatever machine          a new row, with that vector
     none of these                                                     it is embedded
-    a row has a path that is not there any more                       the row goes, when all others are done: until then
+    a row has a path that was deleted                                 the row goes, when all others are done: until then
                                                                       its vector may be wanted for another path
+    ... that cannot be reached                                        the row stays (`ivt_jax.retrieval.missing`)
 
-Rows are added some at a time, all of them or none, and those of the same paths are deleted just before. So whenever the
-process is killed, no path has two rows, and the next build adds what lacks.
+Rows are added some at a time, all of them or none; the rows that they replace are deleted after that, by their ids. So
+whatever fails, at any moment, every path keeps a row. A path may have two rows for a moment, or until the next build,
+which deletes the surplus; a search shows such a path once.
 """
 
 import collections
@@ -23,7 +25,7 @@ import io
 import itertools
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +35,11 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from input_pipeline.files import is_remote
 from input_pipeline.progress import progress
-from ivt_jax.gallery.crops import done_ahead, read_content
+from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, ByDigest
 from ivt_jax.images import fit, open_image
+from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, grouped
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
@@ -45,6 +48,9 @@ from ivt_jax.workdir import folder_tokenizer, lock_folder
 BATCH = 64  # pictures that a device takes at once
 ROWS = 512  # that are written at once: what a kill costs at most
 THUMBNAIL = (160, 192)  # width and height at most
+SHARE = 10  # more than one row in so many are deleted only if the user confirms it,
+FEW = 100  # in an index of so many rows or more
+MANY = "their pictures are gone, but they are more than a tenth of the index"
 
 
 class Built(NamedTuple):
@@ -53,6 +59,7 @@ class Built(NamedTuple):
     changed: of another content or other metadata; unchanged: with those that were but touched; gone: without those that
     were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
     `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
+    kept: rows that stay although their pictures are missing or cannot be read, by folder; they count as unchanged.
     """
 
     new: int
@@ -65,11 +72,14 @@ class Built(NamedTuple):
     seconds: float
     unreadable: list[str]
     told: str = ""
+    kept: Sequence[Kept] = ()
 
     def __str__(self) -> str:
         pictures = self.new + self.changed + self.renamed + self.unchanged
         told = f"{pictures:,} pictures: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
         told += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
+        kept = sum(some.rows for some in self.kept)
+        told += f"; {kept:,} of them kept without their pictures (--prune deletes them)" if kept else ""
         told += f"; {self.taken:,} had been embedded" if self.taken else ""
         pace = f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
         return told + (pace if self.embedded else "")
@@ -84,8 +94,12 @@ def build(
     moved: bool = False,
     encoder: ImageEncoder | None = None,
     vectors: Path | None = None,
+    prune: bool = False,
 ) -> Built:
     """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
+
+    Rows whose pictures are out of reach stay, and so do all rows that would go where these are more than a tenth of an
+    index of 100 rows or more; prune: deletes them.
 
     workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
     `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
@@ -104,20 +118,21 @@ def build(
         store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
-        work = _Work(store, encoder, source.root, plan, batch, known)
+        work = _Work(store, encoder, source, plan, batch, known)
         start = time.monotonic()
         work.run()
         seconds = time.monotonic() - start
         unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
         if not plan.kept + work.counts.total():
             raise _nothing_readable(unreadable)
-        store.delete([*plan.gone, *plan.surplus, *work.lost])
+        goes, kept = work.sort_out(prune)
+        store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
         told = store.optimize()
     counts = work.counts
-    gone = len(plan.gone) + len(work.lost) - counts["renamed"]
-    unchanged = plan.kept + counts["touched"]
+    gone = len(goes) + work.overwritten
+    unchanged = plan.kept + counts["touched"] + len(kept)
     written = (counts["new"], counts["changed"], counts["renamed"])
-    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told)
+    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept))
 
 
 # ---- the index
@@ -234,39 +249,44 @@ class Plan(NamedTuple):
     """What has become of an index's pictures."""
 
     todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
-    kept: int  # rows that stay
-    gone: set[int]  # rows whose pictures are not there any more
-    surplus: list[int]  # second rows of a path, and rows of one id, left by two who were at work at once
+    kept: int  # rows that stay, for they agree with their pictures
+    missing: list[Missing]  # rows whose pictures the source does not have
+    surplus: list[int]  # second rows of a path, left by a build that was stopped, or by two at once
+    shared: list[Missing]  # rows whose id another row has too, left by two at once: they can only be deleted together
     known: dict[str, int]  # digest -> a row with the vector of that content
+    rows: int  # in the index
     next_id: int
 
 
 def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
     """Compares what is to be there with the rows that are, in the order of their ids."""
-    changed, kept, gone, surplus = list[tuple[Picture, Row | None]](), 0, set[int](), list[int]()
-    known: dict[str, int] = {}
-    seen, next_id = set(), 0
+    found: dict[str, Row | None] = {}  # path -> its row, None where that agrees with the picture
+    known, surplus, shared = dict[str, int](), list[int](), list[Missing]()
+    count, next_id = 0, 0
     for id, of_one_id in itertools.groupby(rows, lambda row: row.id):
-        next_id = id + 1
         row, *others = of_one_id
-        if others:  # they cannot be told apart, so they all go, and their pictures are new
+        count, next_id = count + 1 + len(others), id + 1
+        if others:  # their pictures are new
             surplus.append(id)
+            shared += [Missing(id, each.path, each.digest) for each in (row, *others)]
             continue
         known[row.digest] = id
         picture = source.pictures.get(row.path)
-        if row.path in seen:
-            surplus.append(row.id)
-        elif picture is None and not row.path.startswith(source.closed):
-            gone.add(row.id)
-        elif picture is None or (row.size, row.changed, row.metadata) == picture[1:]:
-            kept += 1
-        else:
-            changed.append((picture, row))
-        seen.add(row.path)
+        agrees = picture is not None and (row.size, row.changed, row.metadata) == picture[1:]
+        if row.path in found:
+            before = found[row.path]
+            surplus.append(id if before is None else before.id)  # a later row is of a later state of the file
+            if before is None:
+                continue
+            del found[row.path]  # so that they stay in the order of ids
+        found[row.path] = None if agrees else row
     # New ones first: until then changed ones have their old rows, whose vectors may be wanted. These in the order of
     # ids: of each content the last row is known, and so is there for the others.
-    new = [(picture, None) for path, picture in source.pictures.items() if path not in seen]
-    return Plan(new + changed, kept, gone, surplus, known, next_id)
+    new = [(picture, None) for path, picture in source.pictures.items() if path not in found]
+    changed = [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
+    missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
+    kept = sum(row is None for row in found.values())
+    return Plan(new + changed, kept, missing, surplus, shared, known, count, next_id)
 
 
 # ---- doing it
@@ -286,32 +306,52 @@ class _Entry(NamedTuple):
 class _Work:
     """The pictures of a plan, on their way into the index.
 
-    Attributes: counts of what was written; embedded, how many had to be; taken, how many had been; unreadable,
-    "path: reason"; lost, the rows whose pictures cannot be read any more.
+    Attributes: counts of what was written; embedded, how many had to be; taken, how many had been; overwritten, how
+    many pictures took the place of another that was indexed too; unreadable, "path: reason".
     """
 
     def __init__(
         self,
         store: VectorStore,
         encoder: ImageEncoder,
-        root: Path,
+        source: Source,
         plan: Plan,
         batch: int,
         vectors: ByDigest | None,
     ):
-        self._store, self._encoder, self._root, self._plan, self._vectors = store, encoder, root, plan, vectors
+        self._store, self._encoder, self._plan, self._vectors = store, encoder, plan, vectors
+        self._root, self._pictures = source.root, source.pictures
         self._batch = batch * encoder.devices
         self._known, self._next_id = plan.known, plan.next_id
-        self._taken = set[int]()  # rows of pictures that are gone, whose vectors a new path has
-        self.counts, self.embedded, self.taken = collections.Counter[str](), 0, 0
+        self._reach = Reach(source)
+        self._missing = {row.id: row for row in plan.missing}  # without those that were moved
+        self._movable = collections.defaultdict[str, list[Missing]](list)  # by digest
+        for row in plan.missing:
+            self._movable[row.digest].append(row)
+        self._unread = dict[str, str]()  # path -> why the system cannot read it
+        self._unread_rows: list[Missing] = []  # the rows of such paths
+        self._damaged: list[int] = []  # rows whose files can be read, and are no pictures any more
+        self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
         self.unreadable: list[str] = []
-        self.lost: list[int] = []
 
     def run(self) -> None:
-        """Reads, embeds and writes all; of the old rows, deletes those that are replaced."""
+        """Reads, embeds and writes all; of the old rows, deletes those that are replaced or moved."""
         entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
+
+    def sort_out(self, prune: bool) -> tuple[set[int], Reasons]:
+        """Returns the rows to delete, besides the surplus, and those that stay without their pictures, by id."""
+        plan, unsure = self._plan, [*self._missing.values(), *self._unread_rows]
+        for row in plan.shared:
+            if row.path in self._unread or row.path not in self._pictures:
+                unsure.append(row._replace(reason=self._unread.get(row.path, "")))
+        kept = {} if prune else self._reach.reasons_to_keep(unsure)
+        goes = {*self._damaged, *(row.id for row in unsure)} - kept.keys()
+        if not prune and plan.rows >= FEW and SHARE * len(goes) > plan.rows:
+            kept |= dict.fromkeys(goes, ("", MANY))
+            goes = set()
+        return goes, kept
 
     def _entries(self) -> Iterator[_Entry]:
         """All that can be read; those that have to be embedded come a batch at a time."""
@@ -322,8 +362,7 @@ class _Work:
                 if entry.pixels is entry.vector is None and entry.digest not in self._known:  # it was replaced since
                     entry = self._read((picture, old))
             except UserError as error:
-                self.unreadable.append(str(error))
-                self.lost += [old.id] if old else []
+                self._skip(picture.path, old, error)
                 continue
             if entry.pixels is None:
                 self.taken += entry.vector is not None
@@ -335,6 +374,15 @@ class _Work:
                 waiting = []
         if waiting:
             yield from self._embed(waiting)
+
+    def _skip(self, path: str, old: Row | None, error: UserError) -> None:
+        self.unreadable.append(str(error))
+        if not isinstance(error, UnreachableError):
+            self._damaged += [old.id] if old else []
+            return
+        reason = str(error).removeprefix(f"{path}: ")
+        self._unread[path] = reason
+        self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Runs in threads. Digest and pixels are of the same bytes, whatever is done to the file meanwhile."""
@@ -360,7 +408,7 @@ class _Work:
             yield entry._replace(pixels=None, vector=vector)
 
     def _write(self, entries: list[_Entry]) -> None:
-        """Adds a row for each, all or none, and before it deletes those that they replace."""
+        """Adds a row for each, all or none; then deletes the rows that they replace, or whose pictures they are now."""
         donors = [self._known[entry.digest] if entry.vector is None else None for entry in entries]
         wanted = sorted({donor for donor in donors if donor is not None})
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
@@ -370,25 +418,37 @@ class _Work:
             has = entry if donor is None else found[donor]
             number = self._next_id + len(rows)
             rows.append(Row(number, path, entry.digest, size, changed, metadata, has.vector, has.thumbnail))
-            self._count(entry, donor)
+        moved = [self._moved_from(entry) for entry in entries]
         replaced = [entry.old for entry in entries if entry.old]
-        self._store.delete([row.id for row in replaced])
         self._store.add(rows)
+        self._store.delete([row.id for row in (*replaced, *moved) if row])
         self._next_id += len(rows)
+        for entry, row in zip(entries, moved, strict=True):
+            self._count(entry, row)
         for row in replaced:
             if self._known.get(row.digest) == row.id:
                 del self._known[row.digest]
         self._known.update({row.digest: row.id for row in rows})
 
-    def _count(self, entry: _Entry, donor: int | None) -> None:
+    def _moved_from(self, entry: _Entry) -> Missing | None:
+        """The row of another path that had this content and does not have its file any more, once for each such row."""
+        if entry.old and entry.old.digest == entry.digest:
+            return None
+        movable = self._movable.get(entry.digest, [])
+        while movable:
+            row = movable.pop()
+            if self._reach.was_moved(row):
+                del self._missing[row.id]
+                return row
+        return None
+
+    def _count(self, entry: _Entry, moved: Missing | None) -> None:
         if entry.old:
             same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
             self.counts["touched" if same else "changed"] += 1
-        elif donor in self._plan.gone and donor not in self._taken:
-            self._taken.add(donor)
-            self.counts["renamed"] += 1
+            self.overwritten += moved is not None
         else:
-            self.counts["new"] += 1
+            self.counts["renamed" if moved else "new"] += 1
 
 
 def _thumbnail(image: Image.Image) -> bytes:

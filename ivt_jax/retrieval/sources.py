@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 
     path: str  # relative to the root, with "/" between folders
     size: int  # in bytes
-    changed: int  # the file's time of change, in ns
+    changed: int  # the file's time of change, in ns; times beyond 64 bits (before 1677, after 2262) wrap around
     metadata: Mapping[str, Value | None]
 
 
@@ -67,6 +67,8 @@ def read_folder(folder: Path) -> Source:
                 unreadable.append(((here / name).as_posix(), _OUT))
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
     pictures, unseen = _look(root, {path: {} for path in sorted(paths)})
+    if not pictures and not unseen and closed:
+        raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not unseen:
         raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
     return Source(root, {}, pictures, closed + unreadable + unseen, tuple(f"{path}/" for path, _ in closed))
@@ -131,10 +133,15 @@ def _look(
     for path, metadata in listed.items():
         try:
             status = _status(root / path, outside)
-            pictures[path] = Picture(path, status.st_size, status.st_mtime_ns, metadata)
+            pictures[path] = Picture(path, status.st_size, _within_int64(status.st_mtime_ns), metadata)
         except DataError as error:
             unreadable.append((path, str(error)))
     return pictures, unreadable
+
+
+def _within_int64(time: int) -> int:
+    """Wraps a time into the 64 bits that stores have for it. It is only compared for being equal."""
+    return (time + 2**63) % 2**64 - 2**63
 
 
 def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:

@@ -66,7 +66,7 @@ class Row(NamedTuple):
     path: str  # relative to the root, with "/" between folders
     digest: str  # SHA-256 of the file's content, in hexadecimal digits
     size: int  # of the file, in bytes
-    changed: int  # the file's time of change, in ns
+    changed: int  # the file's time of change, in ns, as `sources.Picture` has it
     metadata: Mapping[str, Value | None]  # a value for each of the index's fields, None where none is known
     vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
     thumbnail: bytes | None = None  # a small JPEG, without EXIF
@@ -78,7 +78,10 @@ class VectorStore(Protocol):
     about: About  # as it was when the store was last asked
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Adds rows, all or none, with vectors and thumbnails, of ids above all that the index has."""
+        """Adds rows, all or none, with vectors and thumbnails, of ids above all that the index has.
+
+        No row is replaced: the index may have others of the same paths, which are deleted afterwards by their ids.
+        """
 
     def delete(self, ids: Sequence[int]) -> None:
         """Deletes the rows of these ids; those that are not there are passed over."""

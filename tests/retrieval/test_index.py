@@ -1,6 +1,7 @@
 """The command that makes an index and keeps it up to date, on LanceDB."""
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -56,7 +57,7 @@ def test_the_last_line_counts_what_was_done(call, place, gallery, capsys, vector
     put(gallery / "f.png", 7)
     (gallery / "a.png").rename(gallery / "z.png")
     (gallery / "cam 2/e.png").unlink()
-    assert call() == 0
+    assert call("--prune") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"{place}: 6 pictures: 1 new, 1 changed, 1 renamed, 1 gone, 3 unchanged; 2 embedded at ")
     seeds = {"b.png": 1, "cam 1/c.png": 2, "cam 1/d.png": 3, "f.png": 7, "g.png": 6, "z.png": 0}
@@ -148,6 +149,94 @@ def test_a_folder_that_is_missing_or_empty_takes_nothing_away(call, place, galle
         assert call() == 2
         assert message in error_of(capsys)
         gallery.mkdir(exist_ok=True)
+    assert len(rows(place)) == 6
+
+
+SECONDS = {
+    "2300-01-01": 10_413_792_000, "1800-01-01": -5_364_662_400, "1969-12-31": -1, "epoch": 0,
+    "2262-04-12": 9_223_372_800, "2400-01-01": 13_569_465_600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("date", SECONDS)
+def test_a_file_of_any_date_is_indexed_once(call, place, gallery, capsys, date):
+    """Its time of change in ns may need more than 64 bits."""
+    assert call() == 0
+    for name in ("a.png", "cam 1/c.png"):
+        os.utime(gallery / name, (SECONDS[date], SECONDS[date]))
+    if (gallery / "a.png").stat().st_mtime != SECONDS[date]:
+        pytest.skip("this file system has no such dates")
+    put(gallery / "new.png", 7)
+    os.utime(gallery / "new.png", (SECONDS[date], SECONDS[date]))
+    capsys.readouterr()
+    assert call() == 0
+    assert (
+        capsys.readouterr()
+        .out.partition("; ")[0]
+        .endswith("7 pictures: 1 new, 0 changed, 0 renamed, 0 gone, 6 unchanged")
+    )
+    assert len(rows(place)) == 7
+    assert call() == 0
+    assert capsys.readouterr().out == f"{place}: 7 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 7 unchanged\n"
+    put(gallery / "a.png", 8)
+    os.utime(gallery / "a.png", (SECONDS[date] + 1, SECONDS[date] + 1))
+    assert call() == 0
+    assert "0 new, 1 changed, 0 renamed, 0 gone, 6 unchanged; 1 embedded" in capsys.readouterr().out
+
+
+def test_folders_that_cannot_be_reached_are_named_and_need_a_word(call, place, gallery, capsys):
+    assert call() == 0
+    shutil.rmtree(gallery / "cam 1")
+    (gallery / "cam 2/e.png").unlink()
+    capsys.readouterr()
+    for _ in range(2):
+        assert call() == 1
+        output = capsys.readouterr()
+        told = [
+            f"kept 2 rows in {gallery}/cam 1: the folder is missing",
+            f"kept 1 row in {gallery}/cam 2: the folder holds no pictures",
+        ]
+        assert output.err.splitlines() == told
+        assert (place / "unreadable.txt").read_text().splitlines() == told
+        assert output.out == (
+            f"{place}: 6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged; 3 of them kept without their "
+            "pictures (--prune deletes them)\n"
+        )
+        assert len(rows(place)) == 6
+    assert call("--prune") == 0
+    output = capsys.readouterr()
+    assert output.err == "" and (place / "unreadable.txt").read_text() == ""
+    assert output.out == f"{place}: 3 pictures: 0 new, 0 changed, 0 renamed, 3 gone, 3 unchanged\n"
+    assert {*rows(place)} == {"a.png", "b.png", "f.png"}
+
+
+def test_of_many_folders_the_first_are_printed_and_all_are_listed(call, place, gallery, capsys):
+    for number in range(23):
+        put(gallery / f"track {number:02}/x.png", 10 + number)
+    assert call() == 0
+    for number in range(23):
+        shutil.rmtree(gallery / f"track {number:02}")
+    capsys.readouterr()
+    assert call() == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21 and lines[0] == f"kept 1 row in {gallery}/track 00: the folder is missing"
+    assert lines[-1] == f"kept 3 more, which {place}/unreadable.txt lists"
+    assert len((place / "unreadable.txt").read_text().splitlines()) == 23
+
+
+def test_rows_of_one_id_go_only_when_each_of_them_may(call, place, gallery, capsys):
+    """Two indexers at once have given one id to two pictures; one of the pictures is out of reach."""
+    call()
+    store = open_store(place)
+    first, second = store.get([0, 2], vectors=True, thumbnails=True)
+    store.delete([0, 2])
+    store.add([first._replace(id=8), second._replace(id=8)])
+    (gallery / "cam 1").rename(gallery.parent / "away")
+    capsys.readouterr()
+    assert call() == 1
+    assert "cam 1/c.png" in {row.path for row in open_store(place).scan()}
+    (gallery.parent / "away").rename(gallery / "cam 1")
+    assert call() == 0
     assert len(rows(place)) == 6
 
 

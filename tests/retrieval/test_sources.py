@@ -76,6 +76,42 @@ def test_links_are_followed_within_the_folder_alone(folder, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("time", "changed"),
+    [
+        (2**63 - 1, 2**63 - 1),  # 2262-04-11 23:47:16
+        (2**63, -(2**63)),
+        (10_413_792_000_000_000_000, -8_032_952_073_709_551_616),  # 2300-01-01, less 2**64
+        (-(2**63) - 1, 2**63 - 1),  # 1677
+        (-1, -1),
+        (0, 0),
+        (10**30, 5_076_944_270_305_263_616),
+    ],
+)
+def test_times_of_change_fit_into_64_bits(folder, monkeypatch, time, changed):
+    stat = os.stat
+
+    class Status:
+        st_mode, st_size, st_mtime_ns = stat(folder / "b.jpg").st_mode, 7, time
+
+    monkeypatch.setattr(os, "stat", lambda path, **options: Status if str(path).endswith("b.jpg") else stat(path))
+    listed = written(folder / "list.csv", "path\nb.jpg\n")
+    assert read_list(listed).pictures["b.jpg"] == Picture("b.jpg", 7, changed, {})
+
+
+def test_a_folder_whose_folders_cannot_be_listed_has_no_pictures_to_index(folder, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path) == str(folder):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"crops cannot be listed: Permission denied$"):
+        read_folder(folder)
+
+
 def test_what_is_no_file_is_not_opened(folder):
     os.mkfifo(folder / "pipe.jpg")
     (folder / "folder.jpg").mkdir()

@@ -138,6 +138,28 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(create):
     assert [row.id for row in reopen().scan()][-1] == 40
 
 
+def test_a_path_may_have_two_rows_until_the_older_is_deleted(create):
+    """`add` deletes nothing of the same path: so no path is without a row while its row is replaced."""
+    store, reopen = create(about())
+    rows = make_rows(6)
+    newer = [row._replace(id=row.id + 10, vector=-row.vector, changed=row.changed + 1) for row in rows]
+    store.add(rows)
+    store.add(newer)
+    for opened in (store, reopen()):
+        assert same([*opened.scan(vectors=True, thumbnails=True)], rows + newer)
+        assert {*opened.search(rows[0].vector[None], 12)[1][0].tolist()} == {*range(6), *range(10, 16)}
+    store.delete([row.id for row in rows])
+    assert same([*reopen().scan(vectors=True, thumbnails=True)], newer)
+
+
+def test_times_of_files_have_64_bits(create):
+    store, reopen = create(about())
+    ends = (-(2**63), -1, 0, 2**53 + 1, 2**63 - 1)
+    rows = [row._replace(changed=changed, size=2**62) for row, changed in zip(make_rows(5), ends, strict=True)]
+    store.add(rows)
+    assert [(row.changed, row.size) for row in reopen().scan()] == [(changed, 2**62) for changed in ends]
+
+
 def draw_condition(rng, rows, depth=0):
     kind = rng.integers(6) if depth < 3 else rng.integers(3)
     name = list(FIELDS)[rng.integers(len(FIELDS))]

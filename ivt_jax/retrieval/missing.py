@@ -1,0 +1,154 @@
+"""Tells pictures that were deleted from pictures that are only out of reach.
+
+A share that was dropped looks like a folder that was deleted or emptied. So the row of a picture may be deleted where
+its folder can be listed, still holds pictures and does not have the file, or where a list no longer names it. Every
+other row stays until the user confirms that the pictures are gone (`--prune`). Folders are looked at when rows are
+about to be deleted, not at the walk: a share can be dropped while a build is running.
+"""
+
+import collections
+import functools
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from input_pipeline.inspection import SUFFIXES
+from ivt_jax.retrieval.sources import Source
+
+GONE = "the folder is missing"
+EMPTY = "the folder holds no pictures"
+UNSEEN = "the file is there, but the walk did not find it"
+
+
+class Missing(NamedTuple):
+    """A row whose picture was not found, or could not be read."""
+
+    id: int
+    path: str  # relative to the root, with "/" between folders
+    digest: str
+    reason: str = ""  # why the picture could not be read; "" where it was not found
+
+
+class Kept(NamedTuple):
+    """Rows that stay although their pictures cannot be read."""
+
+    folder: str  # absolute; "" for all folders together
+    reason: str
+    rows: int
+
+    def __str__(self) -> str:
+        place = f" in {self.folder}" if self.folder else ""
+        return f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}{place}: {self.reason}"
+
+
+Reasons = Mapping[int, tuple[str, str]]  # id of a row -> (folder, why it stays)
+
+
+def grouped(reasons: Reasons) -> list[Kept]:
+    """Counts the rows of each folder and reason, sorted by folder."""
+    counts = collections.Counter(reasons.values())
+    return [Kept(folder, reason, rows) for (folder, reason), rows in sorted(counts.items())]
+
+
+class Reach:
+    """Decides which rows may be deleted, for the pictures of one source."""
+
+    def __init__(self, source: Source):
+        self._root, self._listed = source.root, source.listed
+        self._unread = dict(source.unreadable)
+        self._closed = frozenset(folder.rstrip("/") for folder in source.closed)
+
+    def reasons_to_keep(self, rows: Iterable[Missing]) -> dict[int, tuple[str, str]]:
+        """Returns, by id, the folder and the reason of each row that must stay; the others may be deleted."""
+        folders, reasons = _Folders(self._root), dict[int, tuple[str, str]]()
+        for row in rows:
+            if self._is_unlisted(row):
+                continue
+            # A folder that could not be listed at the walk may hold new pictures that need the row's vector.
+            closed = self._closed_above(row.path)
+            known = row.reason or self._unread.get(row.path, "")
+            found = (closed, self._unread[closed]) if closed else folders.reason_to_keep(row.path, known)
+            if found:
+                reasons[row.id] = str(self._root / found[0]), found[1]
+        return reasons
+
+    def was_moved(self, row: Missing) -> bool:
+        """Whether a row may be deleted once its content has a row under another path: its own file is not there.
+
+        A folder that is missing or empty does not matter, for its picture was found elsewhere; one that cannot be read
+        does.
+        """
+        if self._is_unlisted(row):
+            return True
+        if self._closed_above(row.path):
+            return False
+        try:
+            os.lstat(self._root / row.path)
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
+
+    def _is_unlisted(self, row: Missing) -> bool:
+        """Whether there is a list, and it does not name the path: what it names was found, or is unreadable."""
+        return self._listed and not row.reason and row.path not in self._unread
+
+    def _closed_above(self, path: str) -> str:
+        """The folder above the path that could not be listed at the walk, or ""."""
+        while self._closed and (path := os.path.dirname(path)):
+            if path in self._closed:
+                return path
+        return ""
+
+
+class _Folders:
+    """The folders below a root as they are now; each is read once. Folders are relative, "" is the root."""
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._names = functools.cache(self._list)
+        self._holds = functools.cache(self._has_pictures)
+
+    def reason_to_keep(self, path: str, known: str) -> tuple[str, str] | None:
+        """Returns (folder, reason) where the picture may still exist, None where it does not.
+
+        known: why the file could not be read, "" where that is not known.
+        """
+        folder, name = os.path.split(path)
+        suffix = os.path.splitext(name)[1].lower()
+        names, fault = self._names(folder)
+        if fault or not self._holds(folder, suffix):
+            folder = self._topmost(folder, suffix)
+            return folder, self._names(folder)[1] or EMPTY
+        if name not in names:
+            return None
+        try:
+            status = os.stat(self._root / path)
+        except OSError as error:
+            return folder, known or error.strerror or str(error)
+        return (folder, known or UNSEEN) if stat.S_ISREG(status.st_mode) else None
+
+    def _list(self, folder: str) -> tuple[frozenset[str], str]:
+        """The names in a folder, and why it cannot be listed, or ""."""
+        try:
+            with os.scandir(self._root / folder) as entries:
+                return frozenset(entry.name for entry in entries), ""
+        except FileNotFoundError:
+            return frozenset(), GONE
+        except OSError as error:
+            return frozenset(), error.strerror or str(error)
+
+    def _has_pictures(self, folder: str, suffix: str) -> bool:
+        """Whether the folder or one below it holds a file with the suffix of a picture, or with this one."""
+        for _, _, files in os.walk(self._root / folder):
+            if any(name.lower().endswith((*SUFFIXES, suffix)) for name in files):
+                return True
+        return False
+
+    def _topmost(self, folder: str, suffix: str) -> str:
+        """The highest folder, from this one up, that is missing or holds no pictures: one line names a whole share."""
+        parent = os.path.dirname(folder)
+        if not folder or self._names(folder)[1] not in ("", GONE) or self._holds(parent, suffix):
+            return folder
+        return self._topmost(parent, suffix)
