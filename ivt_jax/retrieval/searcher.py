@@ -250,7 +250,8 @@ class Searcher:
         kept: list[np.ndarray] = []  # their vectors
         values: list[Value] = []  # of the group's field, in those shown
         seen, condition = {like}, where
-        paths = set[str]()  # one may come again with another id, while it is replaced
+        # A path may come again with another id, while its row is replaced.
+        paths = {row.path for row in self.store.get([] if like is None else [like])}
         k = top if not group and distinct is None and like is None else 2 * top
         while True:
             before = len(shown)

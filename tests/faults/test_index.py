@@ -1,5 +1,8 @@
 """An indexer that is killed, at any moment, and run again, or twice: the index is as if nothing had been."""
 
+import ctypes
+import os
+import re
 import signal
 import sys
 
@@ -9,6 +12,7 @@ import pytest
 from ivt_jax import index
 from ivt_jax.retrieval.places import open_store
 from tests.faults.conftest import Process
+from tests.faults.test_lifecycle import mounted
 from tests.gallery.conftest import picture
 
 # `python -m ivt_jax.index`, writing two rows at a time, that says so before each call that writes; it stands still at
@@ -39,14 +43,18 @@ sys.exit(index.main(sys.argv[1:]))
 
 @pytest.fixture
 def start(tmp_path, workdir):
-    """start(at, pause): the process of an indexer of tmp_path/gallery."""
+    """start(at, pause, *flags): the process of an indexer of tmp_path/gallery.
+
+    before: a command that is given this one; code: a program that runs instead; the rest goes to Popen.
+    """
     started = []
 
-    def start(at=0, pause=0):
-        code = SLOWLY.format(at=at, pause=pause)
+    def start(at=0, pause=0, *more, before=(), code=None, **options):
+        code = code or SLOWLY.format(at=at, pause=pause)
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
         log = tmp_path / f"{len(started)}.log"
-        started.append(Process(log, [sys.executable, "-c", code, *flags(tmp_path, workdir, "index")], environment))
+        command = [*before, sys.executable, "-c", code, *flags(tmp_path, workdir, "index"), *more]
+        started.append(Process(log, command, environment, **options))
         return started[-1]
 
     yield start
@@ -59,8 +67,8 @@ def flags(folder, workdir, name):
 
 
 def put(folder, seeds):
-    (folder / "gallery").mkdir(exist_ok=True)
     for name, seed in seeds.items():
+        (folder / "gallery" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "gallery" / name).write_bytes(picture(seed))
 
 
@@ -100,8 +108,8 @@ def test_an_update_that_is_killed_goes_on(start, tmp_path, workdir, at, capsys):
     process.wait_for(f"(call {at}: ")
     process.send(signal.SIGKILL)
     assert process.finish() == -signal.SIGKILL
-    paths = [row.path for row in open_store(tmp_path / "index").scan()]
-    assert len({*paths}) == len(paths) and {"0.png", "6.png"} < {*paths}
+    paths = {row.path for row in open_store(tmp_path / "index").scan()}
+    assert {"0.png", "1.png", "2.png", "3.png", "6.png"} < paths and paths & {"4.png", "renamed.png"}
     assert index.main(flags(tmp_path, workdir, "index")) == 0
     assert_as_uninterrupted(tmp_path, workdir)
 
@@ -133,3 +141,135 @@ def test_the_second_of_two_indexers_gives_way_and_the_first_goes_on(start, tmp_p
     assert second.lines() == [told]
     assert first.finish() == 0, first.said()
     assert_as_uninterrupted(tmp_path, workdir)
+
+
+def without_privilege():
+    """Makes the permissions of files bind root as well: gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def paths_of(folder):
+    return sorted(row.path for row in open_store(folder / "index").scan())
+
+
+SHARED = {"a.png": 0, "b.png": 1, "share/c.png": 2, "share/d.png": 3, "share/deep/e.png": 4}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("at", range(1, 7))
+def test_no_path_loses_its_row_where_a_build_is_killed(start, tmp_path, workdir, at, capsys):
+    """All files were changed, three times ROWS: each call of the build either adds rows or deletes those before."""
+    put(tmp_path, {f"{seed}.png": seed for seed in range(6)})
+    assert index.main(flags(tmp_path, workdir, "index")) == 0
+    put(tmp_path, {f"{seed}.png": seed + 10 for seed in range(6)})
+    process = start(at)
+    process.wait_for(f"(call {at}: ")
+    process.send(signal.SIGKILL)
+    process.finish()
+    assert {*paths_of(tmp_path)} == {f"{seed}.png" for seed in range(6)}
+    assert index.main(flags(tmp_path, workdir, "index")) == 0
+    assert_as_uninterrupted(tmp_path, workdir)
+
+
+@pytest.mark.faults
+def test_an_empty_mount_point_keeps_its_rows(start, tmp_path, workdir, capsys):
+    put(tmp_path, SHARED)
+    assert index.main(flags(tmp_path, workdir, "index")) == 0
+    process = start(before=mounted("ro", tmp_path / "gallery/share"))
+    assert process.finish() == 1, process.said()
+    told = f"kept 3 rows in {tmp_path}/gallery/share: the folder holds no pictures"
+    assert told in process.lines() and "0 gone, 5 unchanged; 3 of them kept" in process.lines()[-1]
+    assert paths_of(tmp_path) == sorted(SHARED)
+    process = start(0, 0, "--prune", before=mounted("ro", tmp_path / "gallery/share"))
+    assert process.finish() == 0, process.said()
+    assert "3 gone, 2 unchanged" in process.lines()[-1] and paths_of(tmp_path) == ["a.png", "b.png"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_a_folder_without_permission_keeps_its_rows(start, tmp_path, workdir, capsys, listed, mode):
+    put(tmp_path, SHARED)
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(SHARED))
+    more = [f"--list={tmp_path}/list.csv"] if listed else []
+    assert index.main([*flags(tmp_path, workdir, "index"), *more]) == 0
+    (tmp_path / "gallery/share").chmod(mode)
+    try:
+        process = start(0, 0, *more, preexec_fn=without_privilege)
+        code = process.finish()
+    finally:
+        (tmp_path / "gallery/share").chmod(0o755)
+    assert "0 gone, 5 unchanged" in process.said(), process.said()
+    assert paths_of(tmp_path) == sorted(SHARED)
+    if not (listed and mode == 0o111):  # which suffices for paths that are known
+        assert code == 1 and re.search(
+            rf"kept \d rows? in {tmp_path}/gallery/share\S*: Permission denied", process.said()
+        )
+    assert index.main([*flags(tmp_path, workdir, "index"), *more]) == 0
+    assert paths_of(tmp_path) == sorted(SHARED)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("listed", [False, True])
+def test_files_without_permission_keep_their_rows(start, tmp_path, workdir, capsys, listed):
+    put(tmp_path, SHARED)
+    (tmp_path / "list.csv").write_text("path\n" + "\n".join(SHARED))
+    more = [f"--list={tmp_path}/list.csv"] if listed else []
+    assert index.main([*flags(tmp_path, workdir, "index"), *more]) == 0
+    for name in ("share/c.png", "share/d.png"):
+        os.utime(tmp_path / "gallery" / name, (7, 7))  # so that they are read again
+        (tmp_path / "gallery" / name).chmod(0)
+    process = start(0, 0, *more, preexec_fn=without_privilege)
+    assert process.finish() == 1, process.said()
+    assert f"kept 2 rows in {tmp_path}/gallery/share: Permission denied" in process.lines()
+    assert "skipped share/c.png: Permission denied" in process.lines()
+    assert paths_of(tmp_path) == sorted(SHARED)
+
+
+FULL = """
+import os, sys
+from pathlib import Path
+from ivt_jax import index
+from ivt_jax.retrieval import build
+from ivt_jax.retrieval.places import open_store
+from tests.gallery.conftest import picture
+
+build.ROWS = 20
+flags, folder = sys.argv[1:], Path({folder!r})
+
+def fill(name, least):
+    with open(folder / "index" / name, "wb", 0) as file:
+        try:
+            while True:
+                file.write(bytes(least))
+        except OSError:
+            pass
+
+assert index.main(flags) == 0
+expected = sorted(row.path for row in open_store(folder / "index").scan())
+for number, path in enumerate(sorted((folder / "gallery").iterdir())):
+    path.write_bytes(picture(number + 100))
+fill("filler", 4096)
+with open(folder / "index/filler", "r+b") as file:
+    file.truncate(os.path.getsize(folder / "index/filler") - {room})
+code = index.main(flags)
+os.remove(folder / "index/filler")
+found = sorted({{row.path for row in open_store(folder / "index").scan()}})
+print("stopped with", code, "and all paths" if found == expected else found, flush=True)
+code = index.main(flags)
+found = sorted(row.path for row in open_store(folder / "index").scan())
+print("ended with", code, "and each path once" if found == expected else found, flush=True)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("room", [0, 60_000, 120_000])
+def test_no_path_loses_its_row_where_the_disk_is_full(start, tmp_path, workdir, room):
+    put(tmp_path, {f"{seed:02}.png": seed for seed in range(80)})
+    (tmp_path / "index").mkdir()
+    code = FULL.format(folder=str(tmp_path), room=room)
+    process = start(before=mounted("size=4m", tmp_path / "index"), code=code)
+    assert process.finish() == 0, process.said()
+    assert "stopped with 2 and all paths" in process.said(), process.said()
+    assert "ended with 0 and each path once" in process.said() and "Traceback" not in process.said()

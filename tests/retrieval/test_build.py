@@ -940,7 +940,7 @@ def vectors_by_path(store):
 
 
 def assert_kept(store, vector_of, allowed):
-    """One of the paths, joined by |, has a row, and each row the vector of one of the seeds; allowed: paths -> seeds."""
+    """One of the paths, joined by |, has a row, and each row the vector of one of the seeds; allowed: path to seeds."""
     found = vectors_by_path(store)
     for paths, seeds in allowed.items():
         vectors = [vector for path in paths.split("|") for vector in found.get(path, ())]

@@ -136,6 +136,21 @@ def ids_of(answer):
     return [result.id for result in answer.results]
 
 
+def test_a_path_with_two_rows_is_shown_once(opened):
+    """As all have while an index is brought up to date: the newer row is added before the older one is deleted."""
+    vectors = draw(20)
+    found = opened(vectors, [{"camera": i % 3} for i in range(20)])
+    rows = found.store.get([*range(20)], vectors=True, thumbnails=True)
+    found.store.add([row._replace(id=row.id + 20, vector=np.roll(row.vector, 1)) for row in rows])
+    queries = [Query((Term("red"),)), Query((Term("red"),), where="camera = 1"), Query(like=3), Query(like=23)]
+    for query, count in zip(queries, (20, 7, 19, 19), strict=True):
+        paths = [result.path for result in found.search(query, top=40).results]
+        assert len(paths) == len({*paths}) == count
+        assert "3.jpg" not in paths or query.like is None
+    assert len({result.path for result in found.search("red", top=5).results}) == 5
+    assert len(found.search("red", top=5, group="camera").results) == 3
+
+
 # ---- scores
 
 
