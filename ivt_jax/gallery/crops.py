@@ -109,7 +109,7 @@ def read_crops(shard: Path) -> Crops:
     """The crops of a shard. Raises DataError where it cannot be read, or is an archive that is cut short."""
     try:
         if shard.is_dir():
-            paths = sorted(path for path in shard.rglob("*") if _is_picture(path.name) and not path.is_dir())
+            paths = sorted(_walk(shard))
             return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [])
         if shard.suffix == ".txt":
             names = lines_of(os.fsdecode(shard.read_bytes()).removeprefix("\ufeff"))
@@ -119,6 +119,16 @@ def read_crops(shard: Path) -> Crops:
     except (OSError, tarfile.TarError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{shard} cannot be read ({reason}); make it anew") from None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The pictures in a folder and below. Raises OSError where one of the folders cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, _, files in os.walk(folder, onerror=fail):
+        yield from (Path(place, name) for name in files if _is_picture(name))
 
 
 def _read_tar(shard: Path) -> Crops:

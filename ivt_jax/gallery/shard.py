@@ -1,13 +1,15 @@
 """One shard of crops to one shard of vectors: what every way of running it has in common."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.progress import progress
-from ivt_jax.gallery.crops import fingerprint, load_batches, name_of, read_crops
+from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.gallery.vectors import DTYPES, claim_folder, is_done, place, write_vectors
+from ivt_jax.gallery.vectors import DTYPES, claim_folder, is_done, place, read_vectors, write_vectors
 
 BATCH = 64  # crops that a device takes at once
 
@@ -32,8 +34,9 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
 
     dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two who
-    do the same shard write the same. Raises DataError where the shard cannot be read, and UserError where the folder is
-    another model's or cannot be written.
+    do the same shard write the same. Raises DataError where the shard cannot be read, changes while it is read, or has
+    crops with vectors that are out of reach now, and UserError where the folder is another model's or cannot be
+    written. What was there before stays then.
     """
     start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
     claim_folder(out, {**encoder.about, "dtype": dtype})
@@ -44,6 +47,42 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     readable: list[tuple[str, bytes]] = []
     batch_size = batch * encoder.devices
     vectors = encoder.embed(load_batches(told, encoder.size, batch_size, readable, unreadable), batch_size)
+    if unreadable and fingerprint(shard) != made_of:  # a share that was dropped, say: it would pass for done
+        raise DataError(f"{shard} changed while it was read: give the command again when its crops can be reached")
+    _refuse_loss(path, shard, encoder.about["model"], readable, unreadable)
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
     write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
     return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start)
+
+
+def _refuse_loss(
+    path: Path,
+    shard: Path,
+    model: str,
+    readable: Sequence[tuple[str, bytes]],
+    unreadable: Sequence[tuple[str, str]],
+) -> None:
+    """Raises DataError where the vectors in `path` are of crops that cannot be reached now, or none is left to read."""
+    try:
+        before = read_vectors(path)
+    except (UserError, OSError):  # damaged, or none yet
+        return
+    if before.metadata.get("model") != model or not before.names:
+        return
+    had, folder = set(before.names), shard if shard.is_dir() else Path()
+    known = [name for name, _ in unreadable if name in had]
+    lost = [name for name in known if shard.suffix != ".tar" and _is_unreachable(folder / name)]
+    if readable and not lost:
+        return
+    reason = f"{len(lost):,} crops with vectors are out of reach, {lost[0]} for one" if lost else "no crop can be read"
+    raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
+
+
+def _is_unreachable(crop: Path) -> bool:
+    try:
+        read_content(crop, crop)
+    except UnreachableError:
+        return True
+    except UserError:
+        pass
+    return False

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from input_pipeline.errors import DataError
 from ivt_jax import embed, search
 from ivt_jax.evaluation.embedding import embed_texts
 from ivt_jax.export.run import export
+from ivt_jax.gallery import shard as one_shard
 from ivt_jax.gallery.crops import load_batches, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
@@ -232,6 +235,80 @@ def test_a_shard_without_a_readable_crop_is_an_empty_one(encoder, tmp_path):
         embed_shard(encoder, tmp_path / f"{len(files)}.tar", tmp_path / "out")
     for shard in read_gallery(tmp_path / "out"):
         assert shard.vectors.shape == (0, 12) and shard.names == []
+
+
+def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
+    """Of a list and of a folder, whose share was dropped; in the end the crops are back, and nothing is done."""
+    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
+    crops.mkdir()
+    for seed in range(3):
+        (crops / f"{seed}.png").write_bytes(picture(seed))
+    shards = (tmp_path / "list.txt", crops)
+    shards[0].write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
+    for shard in shards:
+        embed_shard(encoder, shard, out)
+    before = snapshot(out)
+    crops.rename(away)
+    crops.mkdir()
+    told = f"{crops}: no crop can be read; {out}/crops.safetensors stays as it is: remove it if these crops were del"
+    with pytest.raises(DataError, match=told):
+        embed_shard(encoder, crops, out)
+    told = (
+        f"{shards[0]}: 3 crops with vectors are out of reach, {crops}/0.png for one; {out}/list.txt.safetensors stays"
+    )
+    with pytest.raises(DataError, match=told):
+        embed_shard(encoder, shards[0], out)
+    shutil.copy(away / "0.png", crops)
+    with pytest.raises(DataError, match="2 crops with vectors are out of reach"):
+        embed_shard(encoder, shards[0], out)
+    assert snapshot(out) == before
+    crops.joinpath("0.png").unlink()
+    crops.rmdir()
+    away.rename(crops)
+    for shard in shards:
+        assert embed_shard(encoder, shard, out).before
+    (crops / "0.png").write_bytes(b"damaged")
+    (out / "list.txt.safetensors").unlink()  # as the line says
+    for shard in shards:
+        assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
+
+
+def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
+    crops, out = tmp_path / "crops", tmp_path / "out"
+    crops.mkdir()
+    for seed in range(3):
+        (crops / f"{seed}.png").write_bytes(picture(seed))
+    read = one_shard.read_crops
+
+    def drop(folder):
+        found = read(folder)
+        crops.rename(tmp_path / "away")
+        return found
+
+    told = "list.txt changed while it was read: give the command again when its crops can be reached"
+    (tmp_path / "list.txt").write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
+    for listed, message in ((crops, r"crops cannot be read \(No such file"), (tmp_path / "list.txt", told)):
+        with monkeypatch.context() as patch:
+            patch.setattr(one_shard, "read_crops", drop)
+            with pytest.raises(DataError, match=message):
+                embed_shard(encoder, listed, out)
+        (tmp_path / "away").rename(crops)
+        assert embed_shard(encoder, listed, out)[1:3] == (3, 0)
+
+
+def test_a_folder_with_a_folder_that_cannot_be_listed_is_refused(encoder, tmp_path, monkeypatch):
+    (tmp_path / "crops/closed").mkdir(parents=True)
+    (tmp_path / "crops/a.png").write_bytes(picture(0))
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"crops cannot be read \(Permission denied\)"):
+        embed_shard(encoder, tmp_path / "crops", tmp_path / "out")
 
 
 # In the header of the second member, in its data, after it (no end of the archive), and garbage in place of a header.
