@@ -113,9 +113,11 @@ def build(
     if known:
         _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
-        plan = plan_build(source, store.scan() if store else ())
+        plan = plan_build(source, store.scan() if store else (), about.unfinished)
         _refuse_unreadable(source, plan)
         store = store or create_store(place, about)
+        if plan.missing and plan.todo and about.unfinished < 0:
+            about = dataclasses.replace(about, unfinished=plan.next_id)
         if store.about != about:
             store.set_about(about)
         work = _Work(store, encoder, source, plan, batch, known)
@@ -127,6 +129,8 @@ def build(
             raise _nothing_readable(unreadable)
         goes, kept = work.sort_out(prune)
         store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
+        if about.unfinished >= 0:
+            store.set_about(dataclasses.replace(about, unfinished=-1))
         told = store.optimize()
     counts = work.counts
     gone = len(goes) + work.overwritten
@@ -174,7 +178,7 @@ def _compare(
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
-    about = dataclasses.replace(about, made=found.made)
+    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished)
     _refuse_other_model(place, found, about)
     return store, about, encoder
 
@@ -251,17 +255,18 @@ class Plan(NamedTuple):
     todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
     kept: int  # rows that stay, for they agree with their pictures
     missing: list[Missing]  # rows whose pictures the source does not have
-    surplus: list[int]  # second rows of a path, left by a build that was stopped, or by two at once
+    surplus: list[int]  # second rows of a picture, left by a build that was stopped, or by two at once
     shared: list[Missing]  # rows whose id another row has too, left by two at once: they can only be deleted together
+    recent: list[str]  # digests of the rows that a build which was stopped has added, and that agree
     known: dict[str, int]  # digest -> a row with the vector of that content
     rows: int  # in the index
     next_id: int
 
 
-def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
-    """Compares what is to be there with the rows that are, in the order of their ids."""
+def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Plan:
+    """Compares what is to be there with the rows that are, in the order of their ids; unfinished: as in `About`."""
     found: dict[str, Row | None] = {}  # path -> its row, None where that agrees with the picture
-    known, surplus, shared = dict[str, int](), list[int](), list[Missing]()
+    known, surplus, shared, recent = dict[str, int](), list[int](), list[Missing](), list[str]()
     count, next_id = 0, 0
     for id, of_one_id in itertools.groupby(rows, lambda row: row.id):
         row, *others = of_one_id
@@ -279,6 +284,8 @@ def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
             if before is None:
                 continue
             del found[row.path]  # so that they stay in the order of ids
+        elif agrees and 0 <= unfinished <= id:
+            recent.append(row.digest)
         found[row.path] = None if agrees else row
     # New ones first: until then changed ones have their old rows, whose vectors may be wanted. These in the order of
     # ids: of each content the last row is known, and so is there for the others.
@@ -286,7 +293,7 @@ def plan_build(source: Source, rows: Iterable[Row]) -> Plan:
     changed = [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     kept = sum(row is None for row in found.values())
-    return Plan(new + changed, kept, missing, surplus, shared, known, count, next_id)
+    return Plan(new + changed, kept, missing, surplus, shared, recent, known, count, next_id)
 
 
 # ---- doing it
@@ -342,7 +349,11 @@ class _Work:
 
     def sort_out(self, prune: bool) -> tuple[set[int], Reasons]:
         """Returns the rows to delete, besides the surplus, and those that stay without their pictures, by id."""
-        plan, unsure = self._plan, [*self._missing.values(), *self._unread_rows]
+        plan = self._plan
+        for digest in plan.recent:  # a build that was stopped may have had no time to delete the row it was moved from
+            row = self._moved_from(digest)
+            plan.surplus.extend([row.id] if row else [])
+        unsure = [*self._missing.values(), *self._unread_rows]
         for row in plan.shared:
             if row.path in self._unread or row.path not in self._pictures:
                 unsure.append(row._replace(reason=self._unread.get(row.path, "")))
@@ -418,7 +429,10 @@ class _Work:
             has = entry if donor is None else found[donor]
             number = self._next_id + len(rows)
             rows.append(Row(number, path, entry.digest, size, changed, metadata, has.vector, has.thumbnail))
-        moved = [self._moved_from(entry) for entry in entries]
+        moved = [
+            None if entry.old and entry.old.digest == entry.digest else self._moved_from(entry.digest)
+            for entry in entries
+        ]
         replaced = [entry.old for entry in entries if entry.old]
         self._store.add(rows)
         self._store.delete([row.id for row in (*replaced, *moved) if row])
@@ -430,11 +444,9 @@ class _Work:
                 del self._known[row.digest]
         self._known.update({row.digest: row.id for row in rows})
 
-    def _moved_from(self, entry: _Entry) -> Missing | None:
-        """The row of another path that had this content and does not have its file any more, once for each such row."""
-        if entry.old and entry.old.digest == entry.digest:
-            return None
-        movable = self._movable.get(entry.digest, [])
+    def _moved_from(self, digest: str) -> Missing | None:
+        """A row of this content whose file is not there any more; each such row once."""
+        movable = self._movable.get(digest, [])
         while movable:
             row = movable.pop()
             if self._reach.was_moved(row):

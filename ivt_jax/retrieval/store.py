@@ -33,7 +33,8 @@ class About:
     model: digest of parameters and `config.model`; tokenizer: its digest; images: what is done to a picture
     (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
     `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made: what
-    tells the index from another that is made in its place.
+    tells the index from another that is made in its place; unfinished: the first id that a build under way, or stopped,
+    has given, -1 where there is none, or it does not matter.
     """
 
     model: str
@@ -46,6 +47,7 @@ class About:
     root: str
     made: str = ""
     format: int = FORMAT
+    unfinished: int = -1
 
     def model_folder(self, workdir: Path | str | None) -> Path:
         """Where the model is: in `workdir`, or else where the index says. UserError where it is not there any more."""
@@ -56,7 +58,10 @@ class About:
 
     def to_json(self) -> str:
         """As the stores keep it; `About(**json.loads(...))` reads it."""
-        return json.dumps(dataclasses.asdict(self))
+        stated = dataclasses.asdict(self)
+        if self.unfinished < 0:
+            del stated["unfinished"]  # an older ivt_jax does not know it
+        return json.dumps(stated)
 
 
 class Row(NamedTuple):

@@ -973,6 +973,19 @@ def rename_all(gallery):
     return {**seeds, "cam 1/stays.png": 30, "cam 2/stays.png": 31}, allowed
 
 
+def move_all(gallery):
+    """A folder for each camera gets another name, and one picture a copy."""
+    (gallery / "stays.png").write_bytes(picture(30))
+    moved = {name: f"moved/{name}" for name in GALLERY}
+    for old, new in moved.items():
+        (gallery / new).parent.mkdir(parents=True, exist_ok=True)
+        (gallery / old).rename(gallery / new)
+    shutil.rmtree(gallery / "cam 1")  # cam 2 stays, empty
+    shutil.copy(gallery / "moved/a.png", gallery / "moved/copy.png")
+    allowed = {f"{old}|{new}": {SEEDS[old]} for old, new in moved.items()}
+    return {**{moved[name]: seed for name, seed in SEEDS.items()}, "moved/copy.png": 0, "stays.png": 30}, allowed
+
+
 def swap_all(gallery):
     """Each file takes the name of another."""
     seeds = {name: (seed + 1) % 6 for name, seed in SEEDS.items()}
@@ -982,7 +995,7 @@ def swap_all(gallery):
     return seeds, {name: {SEEDS[name], seed} for name, seed in seeds.items()}
 
 
-@pytest.mark.parametrize("change", [touch_all, change_all, rename_all, swap_all])
+@pytest.mark.parametrize("change", [touch_all, change_all, rename_all, move_all, swap_all])
 def test_no_path_loses_its_row_whatever_write_fails(
     index, gallery, stores, rows, assert_holds, vector_of, monkeypatch, change
 ):
