@@ -99,12 +99,12 @@ def build(
     """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
 
     Rows whose pictures are out of reach stay, and so do all rows that would go where these are more than a tenth of an
-    index of 100 rows or more; prune: deletes them.
+    index of 100 rows or more.
 
     workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
     `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
     another folder now; encoder: the model, where it is open already; vectors: a folder of `ivt_jax.embed`'s, for the
-    pictures whose content it knows.
+    pictures whose content it knows; prune: deletes the rows that would stay without their pictures.
     Raises UserError where no picture can be read, another process is at work there, or the index is of another model,
     type or folder than is named: it keeps its rows then.
     """
@@ -279,21 +279,20 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
         picture = source.pictures.get(row.path)
         agrees = picture is not None and (row.size, row.changed, row.metadata) == picture[1:]
         if row.path in found:
-            before = found[row.path]
+            before = found.pop(row.path)  # and in again: so they stay in the order of ids
             surplus.append(id if before is None else before.id)  # a later row is of a later state of the file
-            if before is None:
-                continue
-            del found[row.path]  # so that they stay in the order of ids
+            agrees = agrees or before is None
         elif agrees and 0 <= unfinished <= id:
             recent.append(row.digest)
         found[row.path] = None if agrees else row
     # New ones first: until then changed ones have their old rows, whose vectors may be wanted. These in the order of
     # ids: of each content the last row is known, and so is there for the others.
-    new = [(picture, None) for path, picture in source.pictures.items() if path not in found]
-    changed = [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
+    todo: list[tuple[Picture, Row | None]]
+    todo = [(picture, None) for path, picture in source.pictures.items() if path not in found]
+    todo += [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     kept = sum(row is None for row in found.values())
-    return Plan(new + changed, kept, missing, surplus, shared, recent, known, count, next_id)
+    return Plan(todo, kept, missing, surplus, shared, recent, known, count, next_id)
 
 
 # ---- doing it
@@ -348,7 +347,10 @@ class _Work:
             self._write(some)
 
     def sort_out(self, prune: bool) -> tuple[set[int], Reasons]:
-        """Returns the rows to delete, besides the surplus, and those that stay without their pictures, by id."""
+        """Returns the ids of the rows to delete, besides the surplus, and of those that stay, with the reasons.
+
+        Called when all is written. Looks at the folders as they are now.
+        """
         plan = self._plan
         for digest in plan.recent:  # a build that was stopped may have had no time to delete the row it was moved from
             row = self._moved_from(digest)
@@ -387,6 +389,7 @@ class _Work:
             yield from self._embed(waiting)
 
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
+        """Notes a picture that cannot be read, and what may become of its row."""
         self.unreadable.append(str(error))
         if not isinstance(error, UnreachableError):
             self._damaged += [old.id] if old else []
@@ -437,8 +440,8 @@ class _Work:
         self._store.add(rows)
         self._store.delete([row.id for row in (*replaced, *moved) if row])
         self._next_id += len(rows)
-        for entry, row in zip(entries, moved, strict=True):
-            self._count(entry, row)
+        for entry, moved_from in zip(entries, moved, strict=True):
+            self._count(entry, moved_from)
         for row in replaced:
             if self._known.get(row.digest) == row.id:
                 del self._known[row.digest]

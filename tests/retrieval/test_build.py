@@ -4,6 +4,7 @@ import datetime
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from qdrant_client import QdrantClient
 from safetensors.numpy import load_file, save_file
 
 from input_pipeline.errors import UserError
@@ -21,6 +23,8 @@ from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
 from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.places import create_store
+from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.sources import read_folder, read_list
 from tests.gallery.conftest import picture, write_tar
 from tests.retrieval.conftest import GALLERY, put
@@ -911,9 +915,12 @@ class StopError(Exception):
     pass
 
 
+WRITES = ("add", "delete", "set_about", "optimize")
+
+
 def stopping(store, after):
-    """A copy of the store that fails at the `after`-th call that writes: before it, or, at .5, when it is done."""
-    store, calls = store.copy(), [0]
+    """The store, failing at the `after`-th call that writes: before it, or, at .5, when it is done."""
+    calls = [0]
 
     def wrap(method):
         def call(*arguments):
@@ -926,7 +933,7 @@ def stopping(store, after):
 
         return call
 
-    for name in ("add", "delete", "set_about", "optimize"):
+    for name in WRITES:
         setattr(store, name, wrap(getattr(store, name)))
     return store
 
@@ -995,6 +1002,51 @@ def swap_all(gallery):
     return seeds, {name: {SEEDS[name], seed} for name, seed in seeds.items()}
 
 
+@pytest.fixture(params=["lance", "qdrant"])
+def make_store(request, tmp_path):
+    """make_store(about): a new store of this kind."""
+    numbers = itertools.count()
+
+    def make_store(about):
+        if request.param == "lance":
+            return create_store(tmp_path / f"{next(numbers)}", about)
+        return QdrantStore.create_in(QdrantClient(":memory:"), "index", about)
+
+    return make_store
+
+
+def test_both_kinds_of_store_keep_a_row_for_each_path_whatever_write_fails(
+    index, gallery, stores, assert_holds, vector_of, monkeypatch, make_store
+):
+    monkeypatch.setattr(builder, "ROWS", 3)
+    index()
+    first = [*stores[PLACE].scan(vectors=True, thumbnails=True)]
+    expected, allowed = change_all(gallery)
+    (gallery / "cam 1").rename(gallery / "cam 9")  # its pictures changed as well: they are new, the old ones missing
+    moved = {path.replace("cam 1", "cam 9"): seed for path, seed in expected.items()}
+    out_of_reach = {path: seed for path, seed in SEEDS.items() if path.startswith("cam 1")}
+    about, reached = stores[PLACE].about, 0
+    for after in itertools.count():
+        store = make_store(about)
+        store.add(first)
+        stores[PLACE] = stopping(store, after)
+        try:
+            index()
+            break
+        except StopError:
+            reached += 1
+        for name in WRITES:
+            delattr(store, name)
+        assert_kept(store, vector_of, allowed)
+        index()
+        assert_holds({**moved, **out_of_reach})
+    assert reached == 8  # set_about, add, delete, add, delete; delete, set_about, optimize
+    for name in WRITES:
+        delattr(store, name)
+    index(prune=True)
+    assert_holds(moved)
+
+
 @pytest.mark.parametrize("change", [touch_all, change_all, rename_all, move_all, swap_all])
 def test_no_path_loses_its_row_whatever_write_fails(
     index, gallery, stores, rows, assert_holds, vector_of, monkeypatch, change
@@ -1006,7 +1058,7 @@ def test_no_path_loses_its_row_whatever_write_fails(
     expected, allowed = change(gallery)
     reached = 0
     for after in np.arange(0, 40, 0.5):
-        stores[PLACE] = stopping(first, after)
+        stores[PLACE] = stopping(first.copy(), after)
         try:
             index()
             break
@@ -1037,7 +1089,7 @@ def test_whenever_it_is_stopped_the_next_build_ends_as_if_it_were_not(
         expected[name] = seed
     reached = 0
     for after in np.arange(0, 40, 0.5):
-        stores[PLACE] = stopping(first, after)
+        stores[PLACE] = stopping(first.copy(), after)
         try:
             index()
             break

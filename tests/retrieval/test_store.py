@@ -152,6 +152,14 @@ def test_a_path_may_have_two_rows_until_the_older_is_deleted(create):
     assert same([*reopen().scan(vectors=True, thumbnails=True)], newer)
 
 
+def test_an_unfinished_build_is_stated_and_else_nothing_that_an_older_version_does_not_know(create):
+    store, reopen = create(about())
+    assert "unfinished" not in about().to_json()
+    for number in (0, 7, -1):
+        store.set_about(about(unfinished=number))
+        assert reopen().about == about(unfinished=number)
+
+
 def test_times_of_files_have_64_bits(create):
     store, reopen = create(about())
     ends = (-(2**63), -1, 0, 2**53 + 1, 2**63 - 1)
