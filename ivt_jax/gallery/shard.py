@@ -70,8 +70,9 @@ def _refuse_loss(
     if before.metadata.get("model") != model or not before.names:
         return
     had, folder = set(before.names), shard if shard.is_dir() else Path()
-    known = [name for name, _ in unreadable if name in had]
-    lost = [name for name in known if shard.suffix != ".tar" and _is_unreachable(folder / name)]
+    archive = shard.suffix == ".tar" and not shard.is_dir()
+    known = [] if archive else [name for name, _ in unreadable if name in had]
+    lost = [name for name in known if _is_unreachable(folder / name)]
     if readable and not lost:
         return
     reason = f"{len(lost):,} crops with vectors are out of reach, {lost[0]} for one" if lost else "no crop can be read"
@@ -79,6 +80,7 @@ def _refuse_loss(
 
 
 def _is_unreachable(crop: Path) -> bool:
+    """Whether the system cannot read the file, whatever is in it."""
     try:
         read_content(crop, crop)
     except UnreachableError:
