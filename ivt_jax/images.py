@@ -1,19 +1,21 @@
 """Images as the model wants them: the one definition of pre-processing in evaluation and search, and random erasing.
 
-Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device.
+Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device. JAX is imported
+in these two alone: the server's process that decodes uploads does without it.
 """
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from input_pipeline.errors import UserError
 from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb
+
+if TYPE_CHECKING:
+    import jax
 
 MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
 
@@ -64,16 +66,21 @@ def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def normalise(images: jax.Array | np.ndarray) -> jax.Array:
+def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":
     """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5."""
+    import jax.numpy as jnp
+
     return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
 
 
-def erase(key: jax.Array, image: jax.Array, box: jax.Array) -> jax.Array:
+def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array":
     """Fills a box of one image with standard normal noise, a draw for every pixel and channel, as released.
 
     image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width, zeros for none.
     """
+    import jax
+    import jax.numpy as jnp
+
     top, left, height, width = box
     rows, columns = jnp.arange(image.shape[0]), jnp.arange(image.shape[1])
     in_rows = (rows >= top) & (rows < top + height)

@@ -2,8 +2,9 @@
 
     python -m ivt_jax.serve --index=INDEX
 
-It listens to this machine alone. With another --host, or under a name that others call it by (--allow_host), it demands
-a token: that of the environment variable IVT_SERVE_TOKEN, or one that it makes and prints.
+It listens to this machine alone. With another --host, or under a name that others call it by (--allow_host), or behind
+a proxy (--public_url), it demands a token: that of the environment variable IVT_SERVE_TOKEN, or one that it makes and
+prints.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
+from ivt_jax.serve.public import PublicUrl, read_public_url
 from ivt_jax.serve.settings import LEAST_TOKEN, Settings
 from ivt_jax.startup import keep_compiled
 
@@ -31,21 +33,25 @@ VARIABLE = "IVT_SERVE_TOKEN"
 def run(args: argparse.Namespace) -> None:
     """Listens, opens the index, serves it until it is interrupted."""
     given = os.environ.get(VARIABLE, "")
-    token = choose_token(given, alone=args.host in THIS_MACHINE and not args.allow_host)
+    public, named = args.public_url, bool(args.allow_host or args.public_url)
+    token = choose_token(given, alone=args.host in THIS_MACHINE and not named)
     with listen(args.host, args.port) as listener:
         from ivt_jax.retrieval.searcher import Searcher
         from ivt_jax.serve.app import create_app
         from ivt_jax.serve.server import make_server
 
         searcher = Searcher.open(args.index, args.workdir)
-        hosts = THIS_MACHINE | {args.host, *args.allow_host}
-        settings = Settings(printable(Path(args.index).name or args.index), hosts, token, args.log_queries)
-        server = make_server(create_app(searcher, settings))
+        hosts = THIS_MACHINE | {args.host, *args.allow_host} | ({public.origin.host} if public else set())
+        index = printable(Path(args.index).name or args.index)
+        settings = Settings(index, hosts, token, args.log_queries, public, tuple(args.proxy))
+        server = make_server(create_app(searcher, settings), settings.proxies)
         address = f"http://{[args.host, *args.allow_host][-1]}:{listener.getsockname()[1]}"
+        if public:
+            address = f"{public.origin.url}{public.path}/, listening at {address}"
         print(f"serving {printable(args.index)} ({searcher.store.count():,} pictures) at {address}", flush=True)
         if token:
             print(f"token: that of {VARIABLE}" if given else f"token: {token}", flush=True)
-        if args.host in ANY and not args.allow_host:
+        if args.host in ANY and not named:
             print("to be reached from other machines it needs --allow_host, the name that they call it by", flush=True)
         server.run(sockets=[listener])
 
@@ -82,6 +88,22 @@ def host_name(text: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
+def public_url(text: str) -> PublicUrl:
+    """As `read_public_url`, for argparse's `type`."""
+    try:
+        return read_public_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no public URL: {error}") from None
+
+
+def proxy_address(text: str) -> str:
+    """An address, or a network such as 172.18.0.0/16; for argparse's `type`."""
+    try:
+        return str(ipaddress.ip_network(text.strip("[]")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected an address or a network: {error}") from None
+
+
 def port_number(text: str) -> int:
     """0 to 65535; for argparse's `type`."""
     if not text.isdecimal() or int(text) > 65535:
@@ -103,6 +125,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--allow_host", type=host_name, action="append", default=[], metavar="NAME",
         help="a name that browsers reach the server by; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public_url", type=public_url, metavar="URL",
+        help="what browsers open where a proxy stands before the server, such as https://search.example.com/people",
+    )  # fmt: skip
+    parser.add_argument(
+        "--proxy", type=proxy_address, action="append", default=[], metavar="ADDRESS",
+        help="address or network of a proxy whose X-Forwarded-For names the client; may be given more than once",
     )  # fmt: skip
     parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
     args = parser.parse_args(argv)

@@ -20,8 +20,11 @@ from ivt_jax.pages import INTENDED_USE, render
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value
-from ivt_jax.serve.guard import Guard, is_token, log
-from ivt_jax.serve.pictures import check_upload, draw_heat
+from ivt_jax.serve.decoder import Decoder
+from ivt_jax.serve.guard import Guard
+from ivt_jax.serve.limits import Places, Tokens, log
+from ivt_jax.serve.pictures import draw_heat
+from ivt_jax.serve.public import read_origin
 from ivt_jax.serve.schema import (
     AskedPhrases,
     AskedQuery,
@@ -35,7 +38,7 @@ from ivt_jax.serve.schema import (
     Id,
 )
 from ivt_jax.serve.sessions import Sessions, cookie_name
-from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, Settings
+from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, PLACE_SECONDS, Settings
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -55,9 +58,12 @@ Where the server demands a token, send it as `Authorization: Bearer TOKEN`. A mi
 def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
     """The application with its guard; a server runs it without `lifespan`."""
     failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
-    app = FastAPI(title="ivt_jax.serve", description=ABOUT, docs_url=None, redoc_url=None, responses=failures)
-    sessions, page = Sessions(), read_page()
-    endpoints = Endpoints(searcher, settings, sessions)
+    public = settings.public
+    servers = [{"url": public.origin.url + public.path}] if public else None
+    more: dict[str, Any] = {"docs_url": None, "redoc_url": None, "responses": failures, "servers": servers}
+    app = FastAPI(title="ivt_jax.serve", description=ABOUT, **more)
+    sessions, tokens, page = Sessions(), Tokens(settings.token), read_page()
+    endpoints = Endpoints(searcher, settings, sessions, tokens)
     app.get("/api/about")(endpoints.about)
     app.post("/api/search")(endpoints.search)
     app.post("/api/phrases")(endpoints.phrases)
@@ -73,16 +79,18 @@ def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
     app.add_exception_handler(
         Exception, _failure(lambda error: (500, "the server has failed: its terminal says where"))
     )
-    return Guard(app, settings, sessions, open=frozenset(page) | {"/login"})
+    return Guard(app, settings, sessions, tokens, open=frozenset(page) | {"/login"})
 
 
 class Endpoints:
     """Methods that FastAPI calls, each with what its annotations say; the searcher works in threads."""
 
-    def __init__(self, searcher: "Searcher", settings: Settings, sessions: Sessions):
-        self._searcher, self._settings, self._sessions = searcher, settings, sessions
+    def __init__(self, searcher: "Searcher", settings: Settings, sessions: Sessions, tokens: Tokens):
+        self._searcher, self._settings, self._sessions, self._tokens = searcher, settings, sessions, tokens
         # One at a time works with the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
+        # Images that are sent are decoded elsewhere, so that requests without one do not wait for them.
+        self._decoder, self._decoding = Decoder(searcher.encoder.size), Places(1, 1, PLACE_SECONDS, "too many images")
 
     async def about(self) -> GivenAbout:
         """What is served, and with which model."""
@@ -100,10 +108,12 @@ class Endpoints:
 
     async def search(self, request: Request, asked: AskedQuery) -> GivenAnswer:
         """The pictures that fit a query best."""
-        if asked.image is not None:
-            check_upload(asked.image)
+        image = asked.image
+        if image is not None:
+            async with self._decoding.taken(request.state.client):
+                image = await to_thread.run_sync(self._decoder.decode, image)
         terms = tuple(Term(term.text, term.weight) for term in asked.terms)
-        query = Query(terms, asked.image, asked.like, asked.image_weight, asked.where)
+        query = Query(terms, image, asked.like, asked.image_weight, asked.where)
         if self._settings.log_queries:
             log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
         chosen = asked.top, asked.group, asked.distinct
@@ -129,12 +139,16 @@ class Endpoints:
 
     async def login(self, asked: AskedToken, request: Request) -> Response:
         """Takes the token, and gives a cookie in its place."""
-        if not is_token(asked.token, self._settings):
-            raise HTTPException(401, "this is not the token")
+        if not self._tokens.is_right(asked.token):
+            raise self._tokens.refuse(request.scope["client"][0], time.monotonic())
         response = Response(status_code=204)
-        encrypted = request.headers.get("origin", "").startswith("https:")  # as seen from before a proxy
+        origin, public = read_origin(request.headers.get("origin", "")), self._settings.public
+        path = "/"
+        if public and origin in (None, public.origin):  # not from the page at the server's own address
+            origin, path = public.origin, f"{public.path}/"
+        encrypted = origin is not None and origin.scheme == "https"  # as the browser sees it, before a proxy
         name, session = cookie_name(request.headers), self._sessions.open(time.monotonic())
-        response.set_cookie(name, session, httponly=True, samesite="strict", secure=encrypted)
+        response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=encrypted)
         return response
 
     def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:

@@ -1,38 +1,45 @@
 """What a request passes before the application sees it: closed by default.
 
 In this order: the name that the server was called by (a site that has its name point to this machine is refused), the
-page that sends it, the client's rate, the token, the body, which has a largest size and a time to come in, and how much
-is under way already.
+page that sends it, the client's rate, the token, how many requests of the client are under way, a place for a large
+body, the body, which has a largest size and a time to come in, and how much is under way altogether.
+
+A client is an address with its session, so that those behind one proxy are apart.
 """
 
 import asyncio
-import hmac
+import contextlib
 import re
-import sys
 import time
 import traceback
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from input_pipeline.files import printable
+from ivt_jax.serve.limits import Busy, Places, Refused, Tokens, log
+from ivt_jax.serve.public import NAME, Origin, read_origin
 from ivt_jax.serve.sessions import Sessions, read_cookie
 from ivt_jax.serve.settings import (
     BODY_SECONDS,
     BURST,
+    MAX_BODIES,
     MAX_BODY,
+    MAX_CLIENT_BODIES,
+    MAX_CLIENT_UNDER_WAY,
     MAX_CLIENTS,
+    MAX_CONNECTIONS,
     MAX_MARKS,
     MAX_SMALL_BODY,
     MAX_UNDER_WAY,
+    PLACE_SECONDS,
     RATE,
     RETRY_SECONDS,
     Settings,
 )
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d+)?")
+_HOST = re.compile(rf"({NAME})(?::(\d{{1,5}}))?")
 _POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
 _HEADERS = {
     "content-security-policy": _POLICY + "frame-ancestors 'none'",
@@ -42,13 +49,6 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",  # what people look for, and who is found, is kept on no disk
 }
-
-
-class Refused(Exception):  # noqa: N818 (no error of ours)
-    """A request that is not answered; `response` says why."""
-
-    def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None):
-        self.response = JSONResponse({"error": reason}, status, headers)
 
 
 class Rates:
@@ -70,74 +70,133 @@ class Rates:
 class Guard:
     """The middleware. Paths other than those of `open` demand the token, where there is one."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions, open: frozenset[str]):
-        self._app, self._settings, self._sessions, self._open = app, settings, sessions, open
-        self._rates = Rates()
-        self._under_way = 0
+    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions, tokens: Tokens, open: frozenset[str]):
+        self._app, self._settings, self._sessions, self._tokens, self._open = app, settings, sessions, tokens, open
+        self._path = settings.public.path if settings.public else ""
+        self._rates, self._under_way = Rates(), 0
+        self._bodies = Places(MAX_BODIES, MAX_CLIENT_BODIES, PLACE_SECONDS, "too many large requests at once")
+        # Requests of a client, also those whose body has yet to come. A short wait: closed connections take a moment.
+        told = "too many of your requests are under way"
+        self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, told)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or refuses it; what goes wrong is told without what was asked."""
+        """Answers a request, or refuses it; what goes wrong is logged without what was asked."""
+        head = scope["method"] == "HEAD"
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 guards = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
                 message["headers"] = [*message["headers"], *guards]
+            elif head:
+                message["body"] = b""
             await send(message)
 
         try:
-            self._check(scope)
-            receive_again = await _receive_whole(scope, receive)
-            if self._under_way >= MAX_UNDER_WAY:
-                told = "too many requests are under way: wait a moment"
-                raise Refused(503, told, {"retry-after": str(RETRY_SECONDS)})
-            self._under_way += 1
-            try:
-                await self._app(scope, receive_again, send_guarded)
-            finally:
-                self._under_way -= 1
+            client = self._check(scope)
+            if self._path and scope["path"] == self._path:  # without the slash, relative links would lead elsewhere
+                await RedirectResponse(f"{self._path}/")(scope, receive, send_guarded)
+                return
+            await self._answer(self._as_get(scope, client), receive, send_guarded, client)
         except Refused as refused:
-            await refused.response(scope, receive, send_guarded)
-        except Exception as error:  # whatever it is: the application has answered 500, and uvicorn would tell all of it
+            response = JSONResponse({"error": refused.detail}, refused.status_code, refused.headers)
+            await response(scope, receive, send_guarded)
+        except Exception as error:  # whatever it is: the application has answered 500, and uvicorn would log all of it
             frame = traceback.extract_tb(error.__traceback__)[-1]
             log(f"error: {scope['path']}: {type(error).__name__} in {frame.filename}, line {frame.lineno}")
 
-    def _check(self, scope: Scope) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, client: Hashable) -> None:
+        length = _body_length(scope)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._own.taken(client))
+            if length > MAX_SMALL_BODY:
+                await stack.enter_async_context(self._bodies.taken(client))
+            receive_again = await _receive_whole(scope, receive)
+            stack.enter_context(self._count())
+            await self._app(scope, receive_again, send)
+
+    @contextlib.contextmanager
+    def _count(self) -> Iterator[None]:
+        if self._under_way >= MAX_UNDER_WAY:
+            raise Busy(503, "too many requests are under way")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+    def _as_get(self, scope: Scope, client: Hashable) -> Scope:
+        """The request as the application takes it: a HEAD as a GET, below no path, and with its client."""
+        path = self._local_path(scope)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        return {**scope, "method": method, "path": path, "state": {**scope.get("state", {}), "client": client}}
+
+    def _local_path(self, scope: Scope) -> str:
+        """Without the path of the public URL, which some proxies remove and others leave."""
+        path = scope["path"]
+        if path == self._path:
+            return "/"
+        return path.removeprefix(self._path) if path.startswith(f"{self._path}/") else path
+
+    def _check(self, scope: Scope) -> Hashable:
+        """The client. Raises Refused."""
         headers = Headers(scope=scope)
-        host = headers.get("host", "").lower()
-        name = _HOST.fullmatch(host)
+        name = _HOST.fullmatch(headers.get("host", "").lower())
         if not name or name[1] not in self._settings.hosts:
-            raise Refused(421, "the server does not answer to this host name: name it with --allow_host")
-        origin = headers.get("origin", "").lower()
-        if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != host:
-            raise Refused(403, "the request comes from the page of another site")
-        now = time.monotonic()
-        admitted = self._admitted(headers, now)
-        # Who is not admitted, behind the same proxy perhaps, takes nothing from who is.
-        if not self._rates.admits((scope["client"][0], admitted), now):
-            raise Refused(429, "too many requests: wait a moment", {"retry-after": str(RETRY_SECONDS)})
-        if self._settings.token and scope["path"] not in self._open and not admitted:
+            told = "the server does not answer to this host name"
+            raise Refused(421, f"{told}: name it with --allow_host, or with --public_url behind a proxy")
+        origin = headers.get("origin", "")
+        if scope["method"] not in ("GET", "HEAD") and origin and not self._is_own(read_origin(origin), *name.groups()):
+            told = "the request comes from the page of another site"
+            raise Refused(403, f"{told}; if this is its own page behind a proxy, start the server with --public_url")
+        now, address = time.monotonic(), scope["client"][0]
+        session, token = self._session(headers, now), _bearer(headers)
+        admitted = session or ("token" if self._tokens.is_right(token) else "")
+        # Clients that are not admitted, behind the same proxy perhaps, use up nothing of those that are.
+        if not self._rates.admits((address, admitted), now):
+            raise Busy(429, "too many requests")
+        if self._settings.token and token and not admitted:
+            raise self._tokens.refuse(address, now)
+        if self._settings.token and self._local_path(scope) not in self._open and not admitted:
             raise Refused(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
+        return address, admitted
 
-    def _admitted(self, headers: Headers, now: float) -> str:
-        """By what a request is admitted: the name of its session, or "token"; "" where it is not."""
+    def _is_own(self, origin: Origin | None, host: str, port: str | None) -> bool:
+        """Whether a page of this origin is the server's own, for a request with this Host header."""
+        public = self._settings.public and self._settings.public.origin
+        if origin is None or origin == public:
+            return origin is not None
+        if public and host == public.host:  # such as http:// where the public URL has https://
+            return False
+        return origin == read_origin(f"{origin.scheme}://{host}" + (f":{port}" if port else ""))
+
+    def _session(self, headers: Headers, now: float) -> str:
+        """The name of the session that a request belongs to, "" for none."""
         session = read_cookie(headers)
-        if self._sessions.holds(session, now):
-            return session
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        return "token" if scheme.lower() == "bearer" and is_token(token, self._settings) else ""
+        return session if self._sessions.holds(session, now) else ""
 
 
-def is_token(text: str, settings: Settings) -> bool:
-    """Whether it is the token, where there is one; the time that this takes does not tell how much of it is right."""
-    return bool(settings.token) and hmac.compare_digest(text.encode(errors="replace"), settings.token.encode())
+def _bearer(headers: Headers) -> str:
+    """The token that a request shows, "" for none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""
+
+
+def _body_length(scope: Scope) -> int:
+    """In bytes; of a body whose length is not known, the largest allowed. Raises Refused where it is larger."""
+    headers, most = Headers(scope=scope), _most(scope)
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > most:
+        raise Refused(413, f"the request is larger than {most:,} bytes")
+    return most if "transfer-encoding" in headers else int(length)
+
+
+def _most(scope: Scope) -> int:
+    return MAX_BODY if scope["path"] == "/api/search" else MAX_SMALL_BODY
 
 
 async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
     """Reads the body, and gives it as one message; Refused where it is too large, or does not come."""
-    most = MAX_BODY if scope["path"] == "/api/search" else MAX_SMALL_BODY
-    told = Headers(scope=scope).get("content-length", "0")
-    if not told.isdecimal() or int(told) > most:
-        raise Refused(413, f"the request is larger than {most:,} bytes")
+    most = _most(scope)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -160,8 +219,3 @@ async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
         return whole.pop() if whole else await receive()
 
     return receive_again
-
-
-def log(line: str) -> None:
-    """One line on stderr."""
-    print(printable(line), file=sys.stderr, flush=True)

@@ -24,7 +24,8 @@ def check_upload(content: bytes) -> None:
         raise UserError(
             f"the image cannot be read: send a {', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
         ) from None
-    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:  # the marker stands before each
+    # By content: Pillow has other names for kinds of JPEG, such as MPO. The marker stands before each scan.
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise UserError(f"the image has more than {MAX_SCANS} scans: save it anew")
     if width * height > MAX_UPLOAD_PIXELS:
         raise UserError(f"the image has {width} x {height} pixels: at most {MAX_UPLOAD_PIXELS:,} are taken")

@@ -1,56 +1,115 @@
-"""uvicorn, told what it is not to do."""
+"""uvicorn with time-outs, a bounded number of connections per client, and without access logs."""
 
 import asyncio
+import ipaddress
+import itertools
+from collections.abc import Sequence
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ivt_jax.serve.settings import HEAD_SECONDS, MAX_CONNECTIONS
+from ivt_jax.serve.settings import HEAD_SECONDS, MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, WRITE_SECONDS
+
+_ORDER = itertools.count()  # clocks may be too coarse for it
 
 
 class Protocol(H11Protocol):
-    """A connection has HEAD_SECONDS for the head of a request; uvicorn's own keeps its place for ever."""
+    """A connection has HEAD_SECONDS for the head of a request, and WRITE_SECONDS to take some of an answer.
 
-    _timer: asyncio.TimerHandle | None = None
+    uvicorn's own keeps its place for ever. Where an address, or all together, have too many, the connection that has
+    sent nothing for longest is closed, so that one that comes now is answered.
+    """
+
+    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()  # they have all their clients' connections
+    _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _heard = 0  # its place in the order in which connections have last sent something
+    _dropped = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._heard = next(_ORDER)
         self._expect_head()
+        self._make_room()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = next(_ORDER)
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:  # part of a head
             self._expect_head()
         else:
-            self._stop_timer()
+            self._head_timer = _stop(self._head_timer)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self._write_timer or self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._write_timer = _stop(self._write_timer)
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._head_timer, self._write_timer = _stop(self._head_timer), _stop(self._write_timer)
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._head_timer = self._head_timer or self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _make_room(self) -> None:
+        """Closes a connection where there are too many: one that the server waits for, or else this one.
+
+        Where all of them are being answered, uvicorn answers this one with 503.
+        """
+        everybody = [other for other in self.connections if isinstance(other, Protocol) and not other._dropped]
+        own = [other for other in everybody if other._address == self._address]
+        if len(own) > MAX_CLIENT_CONNECTIONS and not self._is_proxy():
+            crowd = own
+        elif len(everybody) >= MAX_CONNECTIONS:
+            crowd = everybody
+        else:
+            return
+        waiting = [other for other in crowd if other is not self and other._is_awaited()]
+        victim = min(waiting, key=lambda other: other._heard, default=self if crowd is own else None)
+        if victim is not None:
+            victim._dropped = True
+            victim.transport.abort()
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _is_proxy(self) -> bool:
+        return any(ipaddress.ip_address(self._address) in network for network in self.proxies)
+
+    def _is_awaited(self) -> bool:
+        """Whether it has sent no request, or not all of one, since the last answer."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that logs nothing of a request and believes no proxy who its client is."""
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
+    """A server that logs nothing of a request.
+
+    proxies: addresses or networks whose X-Forwarded-For is believed; the client is the last address in it that is none
+    of them, which the client cannot forge.
+    """
+    networks = tuple(map(ipaddress.ip_network, proxies))
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=type("OwnProtocol", (Protocol,), {"proxies": networks}),
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="warning",
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=[str(network) for network in networks],
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,

@@ -73,6 +73,7 @@ class StandIn:
         values=lambda field, most: sorted({p.metadata[field] for p in PERSONS} - {None}),
     )
     calibration = object()
+    encoder = types.SimpleNamespace(size=(128, 64))
 
     def search(self, query, top=10, group="", distinct=None):
         if not query.terms and query.image is None and query.like is None:
@@ -130,7 +131,8 @@ def served(searcher, **settings):
     """A server in a thread, for as long as the block lasts; gives its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     settings = {"index": "people.index", "hosts": LOOPBACK, **settings}
-    server = make_server(create_app(searcher, Settings(**settings)))
+    settings = Settings(**settings)
+    server = make_server(create_app(searcher, settings), settings.proxies)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

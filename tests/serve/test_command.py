@@ -23,8 +23,8 @@ def serve(monkeypatch, capsys):
         async def end(counter):
             return True
 
-        def make_short_lived(application):
-            made = make(application)
+        def make_short_lived(*given):
+            made = make(*given)
             made.on_tick = end
             return made
 
@@ -53,6 +53,29 @@ def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
         assert code == 0 and f" at http://{at}:" in first
         tokens.append(second.removeprefix("token: "))
     assert tokens[0] != tokens[1] and min(map(len, tokens)) >= 32
+
+
+def test_behind_a_proxy_it_names_what_browsers_open(serve):
+    code, told = serve("--public_url=https://Search.example.com:443/people/", "--proxy=127.0.0.1")
+    first, second = told.out.splitlines()
+    assert code == 0 and " at https://search.example.com/people/, listening at http://127.0.0.1:" in first
+    assert second.startswith("token: ")
+    _, told = serve("--public_url=https://search.example.com", "--host=0.0.0.0")
+    assert len(told.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--public_url=search.example.com", "'search.example.com' is no public URL: expected https://HOST"),
+        ("--public_url=https://a/api", "may not begin with /api"),
+        ("--proxy=nginx", "expected an address or a network"), ("--proxy=10.0.0.1/8", "expected an address or a"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_cannot_be_is_one_line(capsys, flag, told):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--index=x", flag])
+    assert ended.value.code == 2 and told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

@@ -1,21 +1,26 @@
 """What the server refuses, each provoked over a real connection."""
 
+import asyncio
 import base64
+import contextlib
 import http.client
 import io
 import socket
 import threading
+import time
 import zlib
 
 import httpx
 import pytest
 from PIL import Image
 
+from input_pipeline.errors import UserError
 from ivt_jax.retrieval.store import StoreError
-from ivt_jax.serve import guard, server, settings
+from ivt_jax.serve import guard, limits, server, settings
+from ivt_jax.serve.decoder import decode
 from ivt_jax.serve.pictures import check_upload
 from ivt_jax.serve.sessions import Sessions
-from tests.serve.conftest import LOOPBACK, StandIn, served
+from tests.serve.conftest import LOOPBACK, StandIn, jpeg, served
 
 ASKED = {"terms": [{"text": "a red coat"}], "top": 2}
 
@@ -234,6 +239,8 @@ def png(width, height):
 def test_a_decompression_bomb_is_not_decoded(client, monkeypatch, width, height):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are taken")
+    with pytest.raises(UserError, match="pixels: at most 16,000,000"):
+        decode(png(width, height), (8, 4))  # what another process does
     check_upload(png(4_000, 4_000))
 
 
@@ -251,6 +258,8 @@ def test_a_jpeg_of_scans_without_end_is_not_decoded(client, monkeypatch):
     too_many = jpeg_of_scans(101)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     assert refused(upload(client, too_many), 422, "more than 100 scans: save it anew")
+    with pytest.raises(UserError, match="more than 100 scans"):
+        decode(too_many, (8, 4))  # what another process does
 
 
 def upload(client, content):
@@ -326,3 +335,190 @@ def test_queries_are_logged_only_if_asked_for(capfd, log_queries, told):
         assert post(address, json={"terms": [{"text": "a secret\nhat"}]}).status_code == 200
     output = capfd.readouterr()
     assert ("a secret\\nhat" in output.err) == told and output.out == "" and output.err.count("\n") == told
+
+
+def as_multi_picture(content):
+    """The JPEG with a segment that lists several pictures (MPF), for which Pillow calls it MPO."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    whole = file.getvalue()
+    start = whole.index(b"\xff\xe2")
+    return content[:2] + whole[start : start + 2 + int.from_bytes(whole[start + 2 : start + 4])] + content[2:]
+
+
+def test_a_multi_picture_jpeg_has_the_limits_of_a_jpeg(client, monkeypatch):
+    few, many = as_multi_picture(jpeg_of_scans(100)), as_multi_picture(jpeg_of_scans(101))
+    assert Image.open(io.BytesIO(many)).format == "MPO"
+    check_upload(few)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
+    with pytest.raises(UserError, match="more than 100 scans"):
+        check_upload(many)
+    assert refused(upload(client, many), 422, "more than 100 scans: save it anew")
+
+
+@pytest.mark.parametrize("path", ["/", "/app.js", "/icon.svg", "/api/about", "/api/thumbnails/0", "/openapi.json"])
+def test_head_is_answered_as_get_without_the_body(client, path):
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == 200 and head.content == b"" and get.content
+    without_date = [{**response.headers, "date": ""} for response in (head, get)]
+    assert without_date[0] == without_date[1] and head.headers["content-length"] == str(len(get.content))
+
+
+def test_head_of_other_paths_is_refused(client):
+    assert client.head("/api/thumbnails/99").status_code == client.head("/nowhere").status_code == 404
+    assert client.head("/api/search").status_code == client.head("/login").status_code == 405
+
+
+def from_another_address(address):
+    """A client of the server that is another one for it."""
+    return httpx.Client(base_url=address, timeout=30, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+
+
+def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
+    monkeypatch.setattr(limits, "WRONG_TOKENS", 5)
+    token = "0123456789abcdef"
+    with served(StandIn(), token=token) as address, httpx.Client(base_url=address) as client:
+        wrong = {"authorization": "Bearer wrong-wrong-wrong"}
+        statuses = [client.get("/api/about", headers=wrong).status_code for _ in range(3)]
+        statuses += [client.post("/login", json={"token": "wrong-wrong-wrong"}).status_code for _ in range(4)]
+        assert statuses == [401] * 5 + [429] * 2
+        slowed = client.get("/api/about", headers=wrong)
+        assert refused(slowed, 429, "too many wrong tokens") and 1 <= int(slowed.headers["retry-after"]) <= 60
+        assert client.get("/api/about").status_code == 401  # no token is no wrong one
+        assert client.get("/api/about", headers={"authorization": f"Bearer {token}"}).status_code == 200
+        assert client.post("/login", json={"token": token}).status_code == 204
+        with from_another_address(address) as other:
+            assert other.get("/api/about", headers=wrong).status_code == 401
+    told = capfd.readouterr().err
+    assert [line.split()[1] for line in told.splitlines()] == ["127.0.0.1", "127.0.0.2"]
+    assert "wrong-wrong" not in told and token not in told
+
+
+def test_wrong_tokens_are_forgotten_after_a_minute(capfd):
+    tokens = limits.Tokens("0123456789abcdef")
+    statuses = [tokens.refuse("a", float(second)).status_code for second in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
+    assert tokens.refuse("a", 59.9).status_code == 429 and tokens.refuse("b", 59.9).status_code == 401
+    assert tokens.refuse("a", 60.0).status_code == 401
+    assert capfd.readouterr().err.count("a has sent a wrong token") == 2
+
+
+def connect(address):
+    host, _, port = address.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nhost: ", b"POST /login HTTP/1.1\r\nhost: localhost\r\n"])
+def test_the_oldest_of_too_many_connections_is_closed(monkeypatch, begun):
+    monkeypatch.setattr(server, "MAX_CLIENT_CONNECTIONS", 4)
+    if begun.startswith(b"POST"):
+        begun += b"content-length: 10\r\n\r\n{"
+    with served(StandIn()) as address, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(address)) for _ in range(6)]
+        for connection in connections:
+            with contextlib.suppress(ConnectionError):  # the first ones are closed already, perhaps
+                connection.sendall(begun)
+        assert httpx.get(f"{address}/icon.svg").status_code == 200  # from the same address, a newer one
+        with from_another_address(address) as other:
+            assert other.get("/icon.svg").status_code == 200
+        for connection in connections[:3]:
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        connections[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):  # it is still open
+            connections[-1].recv(1)
+
+
+def test_a_connection_that_is_answered_is_not_closed_for_others(monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    begun, go_on, statuses = threading.Event(), threading.Event(), []
+
+    class Slow(StandIn):
+        def search(self, *args, **more):
+            begun.set()
+            assert go_on.wait(10)
+            return super().search(*args, **more)
+
+    with served(Slow()) as address, contextlib.ExitStack() as stack:
+        client = threading.Thread(target=lambda: statuses.append(post(address, timeout=30).status_code))
+        client.start()
+        assert begun.wait(10)
+        for _ in range(6):
+            stack.enter_context(connect(address))
+        assert httpx.get(f"{address}/icon.svg").status_code == 200
+        go_on.set()
+        client.join(10)
+    assert statuses == [200]
+
+
+def test_a_proxy_has_the_connections_of_all_its_clients(monkeypatch):
+    monkeypatch.setattr(server, "MAX_CLIENT_CONNECTIONS", 2)
+    with served(StandIn(), proxies=("127.0.0.0/30",)) as address, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(address)) for _ in range(6)]
+        assert httpx.get(f"{address}/icon.svg").status_code == 200
+        connections[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connections[0].recv(1)
+
+
+def test_an_answer_that_is_not_read_is_given_up(monkeypatch):
+    monkeypatch.setattr(server, "WRITE_SECONDS", 0.5)
+
+    class Large(StandIn):
+        def thumbnail(self, id):
+            return bytes(30_000_000)  # more than the buffers of a connection hold
+
+    with served(Large()) as address, connect(address) as connection:
+        connection.sendall(b"GET /api/thumbnails/0 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        connection.recv(1)
+        time.sleep(1.5)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(1_000_000):
+                received += len(part)
+        assert received < 30_000_000
+
+
+def test_a_client_has_a_bounded_number_of_requests_under_way(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_CLIENT_UNDER_WAY", 2)
+    monkeypatch.setattr(guard, "RETRY_SECONDS", 0.2)
+    with served(StandIn()) as address, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            slow = stack.enter_context(connect(address))
+            slow.sendall(b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
+        with from_another_address(address) as other:
+            while other.get("/icon.svg").status_code == 200:  # until the slow ones have arrived
+                busy = httpx.get(f"{address}/icon.svg")
+                if busy.status_code != 200:
+                    break
+        assert refused(busy, 503, "too many of your requests") and busy.headers["retry-after"] == "2"
+
+
+def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(guard, "PLACE_SECONDS", 0.3)
+    large = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\r\n{"
+    with served(StandIn()) as address, contextlib.ExitStack() as stack, from_another_address(address) as other:
+        for _ in range(settings.MAX_CLIENT_BODIES):
+            stack.enter_context(connect(address)).sendall(large)
+        image = base64.b64encode(jpeg(Image.effect_noise((500, 800), 90), quality=95)).decode()
+        assert len(image) > settings.MAX_SMALL_BODY
+        full = post(address, json={"image": image})
+        assert refused(full, 503, "too many large requests at once: wait a moment")
+        assert full.headers["retry-after"] == "2"
+        assert post(address).status_code == 200  # a small one of the same client
+        assert other.post("/api/search", json={"image": image}).status_code == 200  # a large one of another
+
+
+def test_a_place_is_given_to_clients_in_turn():
+    async def ask():
+        places, order = limits.Places(1, 1, 10.0, "full"), []
+
+        async def hold(client):
+            async with places.taken(client):
+                order.append(client)
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*(hold(client) for client in "aaaab"))
+        return order
+
+    assert asyncio.run(ask()) == ["a", "b", "a", "a", "a"]

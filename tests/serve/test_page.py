@@ -15,6 +15,7 @@ import pytest
 
 from ivt_jax.pages import INTENDED_USE
 from ivt_jax.retrieval.searcher import Searcher
+from ivt_jax.serve.public import read_public_url
 from tests.serve.conftest import PERSONS, StandIn, jpeg, served
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -90,6 +91,21 @@ def test_a_sentence_shows_the_right_person_first(open_page):
     assert widths == ["50%", "100%", "100%"]
     assert page.inner_text("#status").startswith("12 of 12 pictures in ")
     until(page, lambda: page.evaluate("document.querySelector('#grid img').naturalWidth") == 64)
+
+
+def test_below_the_path_of_a_proxy(open_page):
+    public = read_public_url("https://search.example.com/people")
+    token = "a-token-of-some-length"
+    with served(StandIn(), public=public, token=token) as address:
+        page = open_page(at=f"{address}/people", console=False, ready="#login[open]")
+        page.fill("#token", token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-state=empty]")
+        ask(page)
+        until(page, lambda: page.evaluate("document.querySelector('#grid img').naturalWidth") == 64)
+        assert page.url.startswith(f"{address}/people/#text=")
+        page.click("footer a")
+        page.wait_for_url(f"{address}/people/openapi.json")
 
 
 def test_what_the_model_does_not_read_is_told_beside_the_query(open_page):
@@ -410,7 +426,7 @@ def test_a_refusal_that_comes_too_late_is_not_told(open_page):
         const late = ({signal}) => new ReadableStream(
             {start(body) { signal.onabort = () => body.error(signal.reason); }});
         window.fetch = async (path, how) =>
-            path === "/api/search" ? new Response(late(how), {status: 422}) : ask(path, how);
+            path === "./api/search" ? new Response(late(how), {status: 422}) : ask(path, how);
     """)  # fmt: skip
     page.reload()
     page.fill("#text", SENTENCE)

@@ -1,10 +1,10 @@
 // The page: what is typed and chosen becomes the query, the query is asked, the answer is shown.
 
-import {onLike, openDetail} from "/detail.js";
-import {choose, drawFields} from "/filter.js";
-import {fromFragment, isEmpty, readPhrase, tellOptions, toBody, toFragment} from "/query.js";
-import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "/results.js";
-import {ask} from "/server.js";
+import {onLike, openDetail} from "./detail.js";
+import {choose, drawFields} from "./filter.js";
+import {fromFragment, isEmpty, readPhrase, tellOptions, toBody, toFragment} from "./query.js";
+import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "./results.js";
+import {ask} from "./server.js";
 
 const TYPES = ["image/jpeg", "image/png", "image/webp"];
 const byId = (id) => document.getElementById(id);

@@ -1,7 +1,7 @@
 // One picture: what is known of it, how well it fits each phrase, and where in it the phrase is seen.
 
-import {drawFit, percent, thumbnail, written} from "/results.js";
-import {ask} from "/server.js";
+import {drawFit, percent, thumbnail, written} from "./results.js";
+import {ask} from "./server.js";
 
 const REST = 300; // ms on a picture before its heat-maps are asked for, which costs the server seconds
 const byId = (id) => document.getElementById(id);

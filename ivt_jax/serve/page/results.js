@@ -4,7 +4,7 @@ const template = (id) => document.getElementById(id).content.firstElementChild;
 const grid = document.getElementById("grid");
 
 export const percent = (share) => `${Math.round(100 * share)}%`;
-export const thumbnail = (id) => `/api/thumbnails/${id}`;
+export const thumbnail = (id) => `./api/thumbnails/${id}`;
 export const written = (phrase) => (phrase.wanted ? phrase.text : `\u2212 ${phrase.text}`);
 
 export function drawCards(results, open) {

@@ -3,10 +3,11 @@
 const byId = (id) => document.getElementById(id);
 let admitted = null; // a promise while the token is asked for
 
-// The answer to a GET, or with `body` to a POST, read as JSON. Throws an Error with the server's line.
+// The answer to a GET, or with `body` to a POST, read as JSON. Throws an Error with the server's line. `path` begins
+// with a slash and is below the page's own address: behind a proxy that may be https://HOST/PATH/.
 export async function ask(path, body, signal) {
   const post = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
-  const response = await fetch(path, {...(body && post), signal});
+  const response = await fetch("." + path, {...(body && post), signal});
   if (response.status === 401 && path !== "/login") {
     await (admitted ??= login().finally(() => { admitted = null; }));
     return ask(path, body, signal);

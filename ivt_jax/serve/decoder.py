@@ -1,0 +1,116 @@
+"""Images that clients send, decoded in a process of their own, which has limits of time and memory.
+
+A file of 100 kB can keep a decoder busy for a minute or ask it for gigabytes, in more ways than a check of its header
+foresees. The process is killed after DECODE_SECONDS, cannot have more than DECODE_BYTES of memory, and is started anew
+for the next image. It stays warm between images: it imports neither JAX nor the model.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import resource
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.images import load_image
+from ivt_jax.serve.pictures import check_upload
+from ivt_jax.serve.settings import DECODE_BYTES, DECODE_SECONDS
+
+_START_SECONDS = 60.0  # for the process to start, on a busy machine
+_DECODED, _REFUSED = b"+", b"-"  # before an answer: a PNG, or the reason
+
+
+class Decoder:
+    """Decodes for one thread at a time. Images come out at `size` (height, width)."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._size = size
+        self._start()
+
+    def decode(self, content: bytes) -> bytes:
+        """An image that a client has sent, resized as `ivt_jax.images.fit` does, as a PNG.
+
+        Raises UserError where it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds time or memory.
+        """
+        if not self._process.is_alive():
+            self._restart()
+        try:
+            if not self._ready:
+                self._receive(_START_SECONDS)
+                self._ready = True
+            self._pipe.send_bytes(content)
+            answer = self._receive(DECODE_SECONDS)
+        except TimeoutError:
+            self._restart()
+            told = f"the image takes more than {DECODE_SECONDS:g} s to decode"
+            raise UserError(f"{told}: save it anew, smaller or as a baseline JPEG") from None
+        except (EOFError, OSError):  # it has died: of its memory limit, within a library, or the system killed it
+            self._restart()
+            raise UserError("the image cannot be decoded: save it anew") from None
+        if answer[:1] == _REFUSED:
+            raise UserError(answer[1:].decode())
+        return answer[1:]
+
+    def _receive(self, seconds: float) -> bytes:
+        if not self._pipe.poll(seconds):
+            raise TimeoutError
+        return self._pipe.recv_bytes()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would have all memory of the server
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, self._size, DECODE_BYTES), daemon=True)
+        # Ctrl-C reaches the whole group; the process inherits the mask, and ends when the server closes the pipe.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self._ready = False
+
+    def _restart(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._start()
+
+
+def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
+    """The process: answers each message, the bytes of an image, until the pipe is closed. memory: bytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nothing that is uploaded is kept, not even in a crash
+    with contextlib.suppress(OSError):  # a system without /proc: there the time alone is limited
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send_bytes(b"")
+        while True:
+            pipe.send_bytes(_answer(pipe.recv_bytes(), size))
+
+
+def _answer(content: bytes, size: tuple[int, int]) -> bytes:
+    try:
+        return _DECODED + decode(content, size)
+    except UserError as error:
+        return _REFUSED + str(error).encode()
+    except MemoryError:
+        return _REFUSED + b"the image takes too much memory to decode: save it anew, smaller"
+
+
+def decode(content: bytes, size: tuple[int, int]) -> bytes:
+    """What `Decoder.decode` returns, without limits of time and memory."""
+    check_upload(content)
+    try:
+        pixels = load_image("the image", size, content)
+    except UserError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise MemoryError from None
+        raise
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,134 @@
+"""Images decoded in a process with limits; the requests around it are in test_guard.py."""
+
+import io
+import os
+import signal
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.errors import UserError
+from ivt_jax.images import load_image
+from ivt_jax.serve import decoder
+from tests.serve.conftest import jpeg
+
+SIZE = (48, 24)
+
+
+@pytest.fixture
+def decode():
+    """decode(content) -> uint8 pixels; its attribute `process` is that of the moment."""
+    own = decoder.Decoder(SIZE)
+
+    def call(content):
+        return np.asarray(Image.open(io.BytesIO(own.decode(content))))
+
+    call.process = lambda: own._process
+    yield call
+    own._process.kill()
+
+
+def noise(*size, mode="RGB"):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 4), np.uint8)
+    return Image.fromarray(pixels, "RGBA").convert(mode)
+
+
+def encoded(image, format, **more):
+    file = io.BytesIO()
+    image.save(file, format, **more)
+    return file.getvalue()
+
+
+def chunk(kind, content):
+    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+
+def png_of_chunks(count):
+    """An image of 8 x 8 with so many texts of a character before it: Pillow reads them one by one."""
+    header = (8).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
+    texts = chunk(b"tEXt", b"a\0b") * count
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + texts + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [jpeg(noise(60, 130)), jpeg(noise(60, 130, mode="L"), progressive=True), encoded(noise(24, 48), "PNG"),
+     encoded(noise(30, 50, mode="RGBA"), "PNG"), encoded(noise(30, 50, mode="P"), "PNG"),
+     encoded(noise(60, 130), "WEBP", save_all=True, append_images=[noise(60, 130)])],
+    ids=["jpeg", "progressive grey", "same size", "transparent", "palette", "animation"],
+)  # fmt: skip
+def test_the_pixels_are_those_of_an_index(decode, content):
+    found = decode(content)
+    np.testing.assert_array_equal(found, load_image("x", SIZE, content))
+    np.testing.assert_array_equal(load_image("x", SIZE, encoded(Image.fromarray(found), "PNG")), found)  # when embedded
+
+
+def test_one_process_decodes_many(decode):
+    decode(jpeg(noise(8, 16)))
+    first = decode.process().pid
+    for _ in range(3):
+        decode(jpeg(noise(8, 16)))
+    assert decode.process().pid == first
+
+
+def test_what_takes_too_long_is_given_up_and_the_next_is_decoded(decode, monkeypatch):
+    decode(jpeg(noise(8, 16)))  # the process is there
+    monkeypatch.setattr(decoder, "DECODE_SECONDS", 0.5)
+    bomb = png_of_chunks(480_000)  # 7 MB, of which Pillow makes 5 s and more
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"the image takes more than 0\.5 s to decode: save it anew"):
+        decode(bomb)
+    assert time.monotonic() - start < 4  # 0.5, on a machine that does other things as well
+    monkeypatch.undo()
+    assert decode(jpeg(noise(8, 16))).shape == (*SIZE, 3)
+
+
+def test_what_takes_too_much_memory_is_refused_and_the_next_is_decoded(monkeypatch):
+    monkeypatch.setattr(decoder, "DECODE_BYTES", 40 << 20)
+    own = decoder.Decoder(SIZE)
+    with pytest.raises(UserError, match=r"too much memory|cannot be decoded"):
+        own.decode(encoded(Image.new("RGB", (4000, 4000)), "PNG"))  # 64 MB in Pillow
+    assert own.decode(jpeg(noise(8, 16)))
+    own._process.kill()
+
+
+def test_a_process_that_was_killed_is_replaced(decode):
+    decode(jpeg(noise(8, 16)))
+    os.kill(decode.process().pid, signal.SIGKILL)
+    decode.process().join()
+    assert decode(jpeg(noise(8, 16))).shape == (*SIZE, 3)
+
+
+def test_a_process_that_dies_over_an_image_is_one_line(decode):
+    decode(jpeg(noise(8, 16)))
+    os.kill(decode.process().pid, signal.SIGSTOP)
+    process = decode.process()
+    alive, process.is_alive = process.is_alive, lambda: bool(os.kill(process.pid, signal.SIGKILL)) or True
+    with pytest.raises(UserError, match="the image cannot be decoded: save it anew"):
+        decode(jpeg(noise(8, 16)))
+    process.is_alive = alive
+    assert decode(jpeg(noise(8, 16))).shape == (*SIZE, 3)
+
+
+def test_the_process_ends_with_the_decoder():
+    own = decoder.Decoder(SIZE)
+    own.decode(jpeg(noise(8, 16)))
+    process = own._process
+    del own
+    process.join(10)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "the image cannot be read: send a JPEG, PNG or WEBP"), (b"GIF89a", "send a JPEG, PNG or WEBP"),
+     (jpeg(noise(200, 200))[:5000], "truncated")],
+)  # fmt: skip
+def test_what_is_damaged_is_one_line(decode, content, told):
+    with pytest.raises(UserError, match=told) as refused:
+        decode(content)
+    assert "\n" not in str(refused.value)
