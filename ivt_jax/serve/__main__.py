@@ -11,6 +11,7 @@ import argparse
 import ipaddress
 import os
 import re
+import resource
 import secrets
 import socket
 import sys
@@ -20,7 +21,7 @@ from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
 from ivt_jax.serve.public import PublicUrl, read_public_url
-from ivt_jax.serve.settings import LEAST_TOKEN, Settings
+from ivt_jax.serve.settings import LEAST_TOKEN, MAX_CONNECTIONS, Settings
 from ivt_jax.startup import keep_compiled
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         from ivt_jax.serve.app import create_app
         from ivt_jax.serve.server import make_server
 
+        allow_open_files(2 * MAX_CONNECTIONS)
         searcher = Searcher.open(args.index, args.workdir)
         hosts = THIS_MACHINE | {args.host, *args.allow_host} | ({public.origin.host} if public else set())
         index = printable(Path(args.index).name or args.index)
@@ -54,6 +56,14 @@ def run(args: argparse.Namespace) -> None:
         if args.host in ANY and not named:
             print("to be reached from other machines it needs --allow_host, the name that they call it by", flush=True)
         server.run(sockets=[listener])
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files to `count`, as far as the system lets it: 1024 are common."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -28,7 +28,7 @@ class Decoder:
     """Decodes for one thread at a time. Images come out at `size` (height, width)."""
 
     def __init__(self, size: tuple[int, int]):
-        self._size = size
+        self._size, self._ready = size, False
         self._start()
 
     def decode(self, content: bytes) -> bytes:

@@ -40,22 +40,33 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE:  # part of a head
             self._expect_head()
         else:
-            self._head_timer = _stop(self._head_timer)
+            self._stop_head_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._write_timer = self._write_timer or self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._write_timer = _stop(self._write_timer)
+        self._stop_write_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer, self._write_timer = _stop(self._head_timer), _stop(self._write_timer)
+        self._stop_head_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
         self._head_timer = self._head_timer or self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _make_room(self) -> None:
         """Closes a connection where there are too many: one that the server waits for, or else this one.
@@ -86,11 +97,6 @@ class Protocol(H11Protocol):
     def _is_awaited(self) -> bool:
         """Whether it has sent no request, or not all of one, since the last answer."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
 
 
 def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
