@@ -1,4 +1,5 @@
 import argparse
+import resource
 import socket
 import subprocess
 import sys
@@ -131,6 +132,19 @@ def test_a_token_is_needed_where_others_can_come():
     assert len(command.choose_token("", alone=False)) >= 32
     with pytest.raises(UserError):
         command.choose_token("short", alone=True)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"),
+    [(1024, 4096, [(2000, 4096)]), (1024, 1500, [(1500, 1500)]), (1024, resource.RLIM_INFINITY, [(2000, -1)]),
+     (4096, 4096, []), (1024, 1024, []), (resource.RLIM_INFINITY, resource.RLIM_INFINITY, [])],
+)  # fmt: skip
+def test_files_for_all_connections_may_be_open(monkeypatch, soft, hard, expected):
+    made = []
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: made.append(limits))
+    command.allow_open_files(2000)
+    assert made == expected
 
 
 def test_help_imports_nothing_heavy():
