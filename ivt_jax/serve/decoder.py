@@ -46,8 +46,8 @@ class Decoder:
             answer = self._receive(DECODE_SECONDS)
         except TimeoutError:
             self._restart()
-            told = f"the image takes more than {DECODE_SECONDS:g} s to decode"
-            raise UserError(f"{told}: save it anew, smaller or as a baseline JPEG") from None
+            reason = f"the image takes more than {DECODE_SECONDS:g} s to decode"
+            raise UserError(f"{reason}: save it anew, smaller or as a baseline JPEG") from None
         except (EOFError, OSError):  # it has died: of its memory limit, within a library, or the system killed it
             self._restart()
             raise UserError("the image cannot be decoded: save it anew") from None
@@ -74,8 +74,9 @@ class Decoder:
         self._ready = False
 
     def _restart(self) -> None:
-        self._process.kill()
-        self._process.join()
+        if self._process.pid:  # it has none where the system could not start it
+            self._process.kill()
+            self._process.join()
         self._pipe.close()
         self._start()
 

@@ -76,8 +76,8 @@ class Guard:
         self._rates, self._under_way = Rates(), 0
         self._bodies = Places(MAX_BODIES, MAX_CLIENT_BODIES, PLACE_SECONDS, "too many large requests at once")
         # Requests of a client, also those whose body has yet to come. A short wait: closed connections take a moment.
-        told = "too many of your requests are under way"
-        self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, told)
+        crowded = "too many of your requests are under way"
+        self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, crowded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it; what goes wrong is logged without what was asked."""
@@ -125,7 +125,7 @@ class Guard:
             self._under_way -= 1
 
     def _as_get(self, scope: Scope, client: Hashable) -> Scope:
-        """The request as the application takes it: a HEAD as a GET, below no path, and with its client."""
+        """The request as the application takes it: HEAD as GET, without the path of the public URL, with its client."""
         path = self._local_path(scope)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         return {**scope, "method": method, "path": path, "state": {**scope.get("state", {}), "client": client}}
@@ -142,12 +142,12 @@ class Guard:
         headers = Headers(scope=scope)
         name = _HOST.fullmatch(headers.get("host", "").lower())
         if not name or name[1] not in self._settings.hosts:
-            told = "the server does not answer to this host name"
-            raise Refused(421, f"{told}: name it with --allow_host, or with --public_url behind a proxy")
+            reason = "the server does not answer to this host name"
+            raise Refused(421, f"{reason}: name it with --allow_host, or with --public_url behind a proxy")
         origin = headers.get("origin", "")
         if scope["method"] not in ("GET", "HEAD") and origin and not self._is_own(read_origin(origin), *name.groups()):
-            told = "the request comes from the page of another site"
-            raise Refused(403, f"{told}; if this is its own page behind a proxy, start the server with --public_url")
+            reason = "the request comes from the page of another site"
+            raise Refused(403, f"{reason}; if this is its own page behind a proxy, start the server with --public_url")
         now, address = time.monotonic(), scope["client"][0]
         session, token = self._session(headers, now), _bearer(headers)
         admitted = session or ("token" if self._tokens.is_right(token) else "")

@@ -8,7 +8,7 @@ _PORTS = {"http": 80, "https": 443}
 _ORIGIN = re.compile(rf"(https?)://({NAME})(?::(\d{{1,5}}))?")
 _SEGMENT = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*"  # no "." or "..": browsers resolve these
 _PATH = re.compile(rf"((?:/{_SEGMENT})*)/?")
-_OWN = ("api", "login")  # a path that begins so cannot be told from the server's own
+_OWN = ("api", "login")  # a path that begins so is ambiguous: proxies may remove the path or leave it
 
 
 class Origin(NamedTuple):

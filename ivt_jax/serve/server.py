@@ -92,6 +92,8 @@ class Protocol(H11Protocol):
         return self.client[0] if self.client else ""
 
     def _is_proxy(self) -> bool:
+        if not self._address:  # it has gone already
+            return False
         return any(ipaddress.ip_address(self._address) in network for network in self.proxies)
 
     def _is_awaited(self) -> bool:
