@@ -1,6 +1,6 @@
 // What the index knows of its pictures, to filter by: lists to choose from, and names to be completed by hand.
 
-import {both, literal, quoted} from "/query.js";
+import {both, literal, quoted} from "./query.js";
 
 const byId = (id) => document.getElementById(id);
 
