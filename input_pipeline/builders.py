@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.errors import DataError
+from input_pipeline.files import refuse_path
 from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
 from input_pipeline.progress import progress
 from input_pipeline.statistics import say_deviation
@@ -63,6 +64,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         path = annotation_file(root, self.name)
         shared = str(path.parent.resolve()) if prepared else ""  # several datasets may share the folder
         folder = (prepared or path.parent / "prepared") / annotations_digest(path, shared)
+        refuse_path(folder)
         super().__init__(data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -135,7 +137,7 @@ def annotations_digest(path: Path, folder: str = "") -> str:
     """First digits of the SHA-256 of an annotation file, its quarantine, and the dataset's folder where it is given."""
     digest = hashlib.sha256(path.read_bytes())
     digest.update("\n".join(sorted(quarantined(path))).encode())
-    digest.update(folder.encode())
+    digest.update(folder.encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

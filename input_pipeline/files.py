@@ -5,10 +5,15 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from input_pipeline.errors import UserError
+
+# Orbax, TensorStore and TensorFlow misread these in a path: as a separator, as the address of a bucket, and while they
+# write as a pattern, so that they miss files of their own or take those of a folder beside.
+UNREADABLE = ("\\", "gs:/")
+UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
 
 
 @contextlib.contextmanager
@@ -66,6 +71,26 @@ def is_remote(place: Path | str) -> bool:
 def printable(text: object) -> str:
     """A text, or a path, as any terminal and file bears it: what is no UTF-8, and what is not printed, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
+    """Raises UserError where a library in C++ would misread the absolute path: it has one of `forbidden` in it, such as
+    UNWRITABLE, or is not UTF-8. Links are not followed."""
+    whole = str(Path(path).absolute())
+    remedy = "rename the folder, choose another, or give a symbolic link to it"
+    if not _is_utf8(whole):
+        raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
+    found = next((part for part in forbidden if part in f"{whole}/"), None)
+    if found:
+        raise UserError(f'{printable(whole)}: a path with "{found}" is not supported for checkpoints; {remedy}')
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from pathlib import Path, PurePosixPath
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
-from input_pipeline.files import lines_of
+from input_pipeline.files import lines_of, refuse_path
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 
 SUMS = "SHA256SUMS"
@@ -157,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
     root, name = local_root(args.root), DATASETS[args.dataset]
     annotations = read_annotations(root, name)
     out = args.out and (args.out if is_remote(args.out) else str(Path(args.out).resolve()))
+    if out and not is_remote(out):
+        refuse_path(out)
     if out == str(annotations.path.parent.resolve()):
         raise UserError(f"--out={args.out} is the dataset's own folder: name another")
     print(f"{annotations.path}\n{split_table(split_counts(annotations.records), PUBLISHED[name])}", flush=True)

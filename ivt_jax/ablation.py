@@ -24,6 +24,7 @@ import numpy as np
 from configs import synth
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
+from input_pipeline.files import UNWRITABLE, refuse_path
 from ivt_jax.metrics import format_seconds
 
 # The demo is one of the choices: `align_fast` and `one_view` are what it has.
@@ -129,6 +130,7 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> None:
     """Trains what lacks, writes table and plot."""
+    refuse_path(args.out, UNWRITABLE)
     variants = STUDIES[args.study]
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
     results = scores(args.out, variants, args.seeds)

@@ -6,6 +6,8 @@ What is restored must have the bytes that were written and the arrays that the c
 import contextlib
 import functools
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from input_pipeline.command import MISTAKE
 from input_pipeline.errors import UserError, disk_fault
-from ivt_jax import digests
+from input_pipeline.files import UNREADABLE, printable, refuse_path
+from ivt_jax import digests, watchdog
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.parameter_file import NAME as PARAMETER_FILE
@@ -29,6 +34,8 @@ from ivt_jax.workdir import is_at_work, load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
 _TRIES, _MOMENT = 10, 1.0  # how often parameters are read that a run at work deletes, and seconds in between
+# A reference to a part of a file, as tensorstore.ocdbt.dump has it: kind, folder, name, offset, length.
+_REFERENCE = re.compile(r"'(btreenode|versionnode|value):([^':]*):([^':]*):(\d+):(\d+)'")
 # Orbax logs what it raises, with a traceback, and drops further errors of the same save, of which asyncio tells.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
@@ -42,8 +49,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, select_on: str = "val"):
+        refuse_path(workdir, UNREADABLE)
         self._folder = workdir
         self._saving: int | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in (workdir / "checkpoints").glob("*"):
             if path.name.isdecimal():
                 self._refuse_damaged(int(path.name), "metrics/")
@@ -55,7 +64,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
             best_fn=score,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._complete),
         )
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).absolute() / "checkpoints",
@@ -71,10 +80,11 @@ class Checkpoints:
         return self._manager.best_step() or self.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves asynchronously. Raises UserError where the disk does not take this step, or did not the one before."""
+        """Saves asynchronously. Raises UserError where this step, or the one before, could not be saved: the disk does
+        not take it, or its arrays cannot be read again. Such a step does not count."""
         with self._disk_told():
             self._manager.wait_until_finished()
-        self._saving = step
+        self._saving, self._shapes = step, shapes_of(state)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
         with self._disk_told():
             self._manager.save(step, args=args, metrics=metrics, custom_metadata=digests.MARK)
@@ -120,13 +130,28 @@ class Checkpoints:
         return Where(f"{self._folder}, step {step}", f"remove {path} to use the checkpoint before it")
 
     def close(self) -> None:
-        """Waits for the save under way. Raises UserError where the disk does not take it."""
+        """Waits for the save under way. Raises UserError as `save`."""
         with self._disk_told():
             self._manager.close()
 
-    def _write_digests(self) -> None:
+    def _complete(self) -> None:
         """Called in Orbax's thread, in the first process, when all files are written and the folder is not renamed."""
-        digests.write_digests(self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}")
+        try:
+            with self._disk_told():
+                self._seal()
+        except UserError as error:
+            if jax.process_count() > 1:  # here Orbax would wait for the others, which wait for this process
+                watchdog.end(MISTAKE, f"error: {printable(error)}")
+            raise
+
+    def _seal(self) -> None:
+        """Writes the digests of the step that is being saved. Raises UserError where it cannot be read again."""
+        step = self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}"
+        fault = find_fault(step / "state", self._shapes)
+        if fault:
+            where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
+            raise UserError(f"{where}: {fault}. Those before it are whole; the same command resumes from them")
+        digests.write_digests(step)
 
     def _refuse_damaged(self, step: int, within: str = "") -> None:
         where, fault = self.describe(step), digests.find_damage(self._folder / "checkpoints" / str(step), within)
@@ -242,6 +267,7 @@ def holds_params_alone(workdir: Path) -> bool:
 
 def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
     """What `export_params` wrote, as NumPy arrays, or its shapes. Raises UserError where it is no such checkpoint."""
+    refuse_path(path, UNREADABLE)
     target = epath.Path(path).absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(target).item_metadata
@@ -254,9 +280,58 @@ def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
 
 
 def export_params(path: Path | str, params: Any) -> None:
-    """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them."""
+    """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them.
+
+    Raises UserError where they cannot be read again.
+    """
+    refuse_path(path, UNREADABLE)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(epath.Path(path).absolute(), params)
+    fault = find_fault(Path(path), shapes_of(params))
+    if fault:
+        raise UserError(f"{path}: the parameters could not be written: {fault}")
+
+
+def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with the arrays that Orbax wrote into a folder, as a clause; empty where nothing is.
+
+    shapes: path -> shape of every array written. All metadata are read, no values: every array must have its shape and
+    all its chunks, and every file of chunks must be there in its length.
+    """
+    try:
+        files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
+        lengths = _file_lengths(files)
+        arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
+        keys = arrays.list().result()
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
+    except Exception as error:  # of many kinds
+        return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
+    found = _by_path(tree)
+    for path, shape in shapes.items():
+        if path not in found or tuple(found[path].shape) != shape:
+            return f"{path} is missing, or has another shape than {shape}"
+        wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, found[path].storage.chunk_shape, strict=True))
+        start = f"{found[path].name}/".encode()
+        stored = sum(key.startswith(start) and not key.endswith(b"/.zarray") for key in keys)
+        if stored != wanted:
+            return f"{path} has {stored} of {wanted} chunks"
+    for name, length in lengths.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size < length:
+            return f"{name} is missing or cut short"
+    return ""
+
+
+def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
+    """File -> how many bytes of it an OCDBT database refers to, from `node` on; by default from its manifest on."""
+    lengths: dict[str, int] = {}
+    dumped = str(tensorstore.ocdbt.dump(files, node).result())
+    for kind, base, name, offset, length in _REFERENCE.findall(dumped):
+        end = int(offset) + int(length)
+        deeper = _file_lengths(files, f"{kind}:{base}:{name}:{offset}:{length}") if kind != "value" else {}
+        for file, size in {base + name: end, **deeper}.items():
+            lengths[file] = max(lengths.get(file, 0), size)
+    return lengths
 
 
 class _Found(NamedTuple):

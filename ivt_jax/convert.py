@@ -17,7 +17,7 @@ from typing import Any
 
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
-from input_pipeline.files import whole_folder
+from input_pipeline.files import UNWRITABLE, refuse_path, whole_folder
 
 WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
 
@@ -117,6 +117,7 @@ def check_paths(args: argparse.Namespace) -> None:
     for path in (args.weights, args.weights_text):
         if path and not path.is_file():
             raise UserError(f"{path} is not a file; name a file of weights")
+    refuse_path(args.out, UNWRITABLE)
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it or name another --out")
     if not args.out.absolute().parent.is_dir():

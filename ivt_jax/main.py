@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from input_pipeline.errors import DISK, UserError
+from input_pipeline.files import printable
 from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
 from ivt_jax.startup import keep_compiled, set_environment
@@ -166,7 +167,7 @@ def fail(error: Exception) -> NoReturn:
     together = flags.FLAGS.is_parsed() and (COORDINATOR.value or DISTRIBUTED.value)
     disk = next((line for line in str(error).splitlines() if any(reason in line for reason in DISK)), None)
     if isinstance(error, UserError) or disk:
-        print(f"error: {disk or error}", file=sys.stderr)
+        print(f"error: {printable(disk or error)}", file=sys.stderr)
     elif together and watchdog.is_lost_process(error):
         watchdog.lost_process(error)
     else:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
+from input_pipeline.files import UNWRITABLE, refuse_path, write_text
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax import preemption
@@ -51,6 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     A run that is complete is left as it is; one that is preempted saves its step and exits with 75.
     """
     check_config(config, jax.device_count())
+    refuse_path(workdir, UNWRITABLE)
     if holds_params_alone(workdir):
         raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")
     first = jax.process_index() == 0

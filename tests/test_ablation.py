@@ -85,6 +85,13 @@ def test_the_table_has_means_and_sample_deviations():
     ]
 
 
+def test_a_folder_where_checkpoints_would_be_lost_is_refused_before_any_run(stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}/[x]"])
+    assert ablation.main() == 2
+    assert f'error: {tmp_path}/[x]: a path with "[" is not supported' in capsys.readouterr().err
+    assert not (tmp_path / "[x]").exists()
+
+
 def test_the_command_writes_table_and_plot(stub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}", "--seeds=2", "--root=DATA"])
     ablation.main()

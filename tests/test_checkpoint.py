@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import shutil
 
 import jax
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,6 +18,7 @@ from input_pipeline.errors import UserError
 from ivt_jax import checkpoint, program
 from ivt_jax.checkpoint import SELECTION, Checkpoints, export_params, restore_params
 from ivt_jax.conversion.model import parameter_shapes
+from ivt_jax.digests import UNFINISHED
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.train_step import TrainState
 from ivt_jax.workdir import lock_folder
@@ -280,3 +284,112 @@ def test_a_run_does_not_resume_from_parameters_at_fault(tmp_path, name):
         told = refusal(lambda: Checkpoints(tmp_path / place).restore(1, target))  # noqa: B023
         prefix = "params/" if place == "params" else "opt_state/0/trace/"
         assert told.startswith(f"{tmp_path}/{place}, step 1: {prefix}{fault}")
+
+
+# ---- a step counts only when it can be read again
+
+
+def large_state(step):
+    """With an array large enough to lie in a file of its own."""
+    state = make_state(step)
+    noise = np.random.default_rng(step).normal(size=(70, 30)).astype(np.float32)
+    return state.replace(params={**state.params, "large": jnp.asarray(noise)})
+
+
+def data_file(state):
+    """The largest file of chunks."""
+    return max(state.glob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
+
+
+def lose_a_chunk(state):
+    """Removes a chunk from the merged database, as where a process wrote its part to a disk of its own."""
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}
+    tensorstore.KvStore.open(database).result()["params.large/0.0"] = None
+
+
+LOSSES = {
+    "manifest": (lambda state: (state / "manifest.ocdbt").unlink(), "its arrays cannot be read again (NOT_FOUND"),
+    "names": (lambda state: (state / "_METADATA").unlink(), "its arrays cannot be read again ("),
+    "file": (lambda state: data_file(state).unlink(), "is missing or cut short"),
+    "end": (lambda state: os.truncate(data_file(state), 100), "is missing or cut short"),
+    "chunk": (lose_a_chunk, "params/large has 0 of 1 chunks"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_that_cannot_be_read_again_does_not_count(tmp_path, monkeypatch, name):
+    lose, fault = LOSSES[name]
+    complete = Checkpoints._complete
+
+    def lose_first(self):
+        if self._saving == 2:
+            lose(tmp_path / f"checkpoints/2{UNFINISHED}/state")
+        complete(self)
+
+    monkeypatch.setattr(Checkpoints, "_complete", lose_first)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, large_state(1))
+    checkpoints.save(2, large_state(2))
+    told = refusal(lambda: checkpoints.save(3, large_state(3)))
+    assert told.startswith(f"{tmp_path}/checkpoints: step 2 could not be saved: ") and fault in told
+    assert told.endswith("Those before it are whole; the same command resumes from them")
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", f"2{UNFINISHED}"}
+    assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_arrays_that_are_missing_or_of_another_shape_are_a_fault(tmp_path):
+    params = {"a": {"kernel": np.ones((3, 4), np.float32)}, "b": np.float32(2)}
+    export_params(tmp_path / "params", params)
+    shapes = {"a/kernel": (3, 4), "b": ()}
+    assert checkpoint.find_fault(tmp_path / "params", shapes) == ""
+    fault = checkpoint.find_fault(tmp_path / "params", {**shapes, "c": (2,)})
+    assert fault == "c is missing, or has another shape than (2,)"
+    fault = checkpoint.find_fault(tmp_path / "params", {**shapes, "a/kernel": (4, 3)})
+    assert fault == "a/kernel is missing, or has another shape than (4, 3)"
+
+
+def test_every_chunk_of_a_state_in_shards_is_counted(tmp_path):
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    state = large_state(1)
+    kernel = jax.device_put(state.params["block"]["kernel"], NamedSharding(mesh, P("fsdp", "data")))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state.replace(params={**state.params, "block": {"kernel": kernel}}))
+    checkpoints.close()
+    keys = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": {"driver": "file", "path": f"{tmp_path}/checkpoints/1/state/"}}
+    )
+    assert sum(key.startswith(b"params.block.kernel/") for key in keys.result().list().result()) == 8 + 1
+
+
+@pytest.mark.parametrize("name", ["[x]", "a\\b", "gs:", os.fsdecode(b"a\xffb")])
+def test_where_orbax_loses_what_it_writes_nothing_counts(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    with pytest.raises(UserError), contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, make_state(1))
+    assert not list(folder.glob("checkpoints/1"))
+    with pytest.raises(UserError):
+        export_params(folder / "params", make_state(1).params)
+    write_config(folder)
+    (folder / "params").mkdir(exist_ok=True)
+    assert "\n" not in refusal(lambda: restore_params(folder))
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a#b", "a%41b", "a\nb", "~", "{a,b}", "]", "\u65e5"])
+def test_other_paths_are_read_as_they_were_written(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    write_config(folder)
+    save_all(folder, [None], make_state=run_state)[0].close()
+    export_params(folder / "params", tiny_params())
+    jax.tree.map(np.testing.assert_array_equal, restore_params(folder).params, run_state(1).params)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.read_params(folder / "params"), tiny_params())
+
+
+@pytest.mark.parametrize("name", ["[x]", "a*b"])
+def test_a_run_that_was_moved_to_such_a_path_is_still_read(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run")
+    save_all(tmp_path / "run", [None], make_state=run_state)[0].close()
+    (tmp_path / "run").rename(tmp_path / name)
+    jax.tree.map(np.testing.assert_array_equal, restore_params(tmp_path / name).params, run_state(1).params)

@@ -167,6 +167,12 @@ def test_a_folder_of_parameters_alone_is_no_workdir(loop):
         loop.run(stub_config())
 
 
+def test_a_workdir_where_checkpoints_would_be_lost_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UserError, match=r'/\[x\]/run: a path with "\[" is not supported for checkpoints; rename'):
+        train.train_and_evaluate(stub_config(), tmp_path / "[x]/run")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("allowed", "stops_at"), [(1, 2), (2, 3), (3, 7)])
 def test_steps_in_a_row_that_are_not_finite_end_the_run(loop, allowed, stops_at):
     loop.bad |= {2, 3, 5, 6, 7}

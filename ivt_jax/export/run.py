@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import whole_folder, write_text
+from input_pipeline.files import UNWRITABLE, refuse_path, whole_folder, write_text
 from ivt_jax.checkpoint import export_params, restore_params
 from ivt_jax.export.card import card
 from ivt_jax.export.onnx_graph import write_onnx
@@ -37,6 +37,7 @@ Write = Callable[[Path, Trained], None]
 PARAMETERS: dict[str, Write] = {"orbax": write_orbax, "safetensors": write_safetensors}
 COMPILED: dict[str, Write] = {"stablehlo": write_stablehlo, "saved_model": write_saved_model, "onnx": write_onnx}
 FORMATS = PARAMETERS | COMPILED
+PATTERNS = {"orbax", "saved_model"}  # whose libraries take a path for a pattern
 # Of val/summary.json and test/summary.json, what the export keeps.
 _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
 
@@ -52,6 +53,8 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
         raise UserError(f"--formats: unknown: {', '.join(unknown) or '(none)'}; name some of {', '.join(FORMATS)}")
     if jax.process_count() > 1:
         raise UserError("--mode=export runs in one process: start it without --coordinator and --distributed")
+    if PATTERNS.intersection(formats):
+        refuse_path(workdir, UNWRITABLE)
     config, params, step = restore_params(workdir)
     tokenizer = folder_tokenizer(workdir, config)
     record = {**load_record(workdir), "step": step}

@@ -327,6 +327,17 @@ def test_an_export_that_exists_is_not_touched(converted):
     assert "model.safetensors" not in names(converted / "export")
 
 
+def test_an_export_where_its_files_would_be_lost_is_refused(converted, tmp_path):
+    (tmp_path / "[x]").mkdir()
+    folder = converted.rename(tmp_path / "[x]/converted")
+    for formats in (BOTH, ["saved_model"]):
+        with pytest.raises(UserError, match=r'/\[x\]/converted: a path with "\[" is not supported'):
+            export(folder, formats)
+    assert not (folder / "export").exists()
+    export(folder, ["safetensors"])
+    restore_params(folder / "export")
+
+
 def test_one_process_exports(converted, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="runs in one process"):

@@ -123,6 +123,44 @@ def test_a_kill_in_mid_save_leaves_the_step_before(start, tmp_path, function, te
     assert_as_uninterrupted(tmp_path)
 
 
+# `python -m ivt_jax.main` where step 9 loses its manifest when Orbax has written all of it.
+LOST = """
+import orbax.checkpoint as ocp
+from ivt_jax import main
+
+finalize = ocp.PyTreeCheckpointHandler.finalize
+
+def lose(self, directory):
+    finalize(self, directory)
+    if "/9{unfinished}" in str(directory):
+        (directory / "manifest.ocdbt").unlink()
+
+ocp.PyTreeCheckpointHandler.finalize = lose
+main.run()
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_cannot_be_read_again_ends_the_run_and_does_not_count(
+    start, tmp_path, count, assert_as_uninterrupted
+):
+    processes = start(tmp_path, *RUN, code=LOST.format(unfinished=UNFINISHED), count=count)
+    first = processes if count == 1 else processes[0]
+    assert first.finish() == 2, first.said()
+    told = f"error: {tmp_path}/checkpoints: step 9 could not be saved: its arrays cannot be read again (NOT_FOUND: "
+    assert [line.startswith(told) for line in first.lines() if "error" in line] == [True], first.said()
+    assert "Traceback" not in first.said() and "step 9/" in first.said()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "6", f"9{UNFINISHED}"}
+    if count == 2:
+        assert processes[1].finish() != 0
+    else:
+        process = start(tmp_path, *RUN)
+        assert process.finish() == 0, process.said()
+        assert "resuming at step 6 of 12" in process.said()
+        assert_as_uninterrupted(tmp_path)
+
+
 ROOM = """
 mount -t tmpfs -o "size=$1" tmpfs "$2" || exit 99
 folder=$2 out=$3; shift 3

@@ -1,9 +1,11 @@
 """Files and folders are whole or not there."""
 
+import os
+
 import pytest
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import lines_of, whole_file, whole_folder, write_text
+from input_pipeline.files import UNREADABLE, UNWRITABLE, lines_of, refuse_path, whole_file, whole_folder, write_text
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,32 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["a[", "a*b", "a?b", "gs:", "s3:", "a\\b"])
+def test_a_path_that_libraries_misread_is_one_line_with_the_remedy(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for path in (tmp_path / name / "run", "run"):  # a relative path counts with the folder it starts from
+        with pytest.raises(UserError) as error:
+            refuse_path(path, UNWRITABLE)
+        assert str(error.value).startswith(f'{tmp_path}/{name}/run: a path with "')
+        assert str(error.value).endswith("rename the folder, choose another, or give a symbolic link to it")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    refuse_path(tmp_path / "link/run", UNWRITABLE)
+    refuse_path(tmp_path / name)
+    if name in ("gs:", "a\\b"):
+        with pytest.raises(UserError):
+            refuse_path(tmp_path / name, UNREADABLE)
+    else:
+        refuse_path(tmp_path / name, UNREADABLE)
+
+
+def test_a_path_that_is_not_utf_8_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"a\\udcffb/run: the path is not UTF-8"):
+        refuse_path(tmp_path / os.fsdecode(b"a\xffb") / "run")
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a#b", "a%41b", "a\nb", "~", "{a,b}", "a:b", "]", "\u65e5"])
+def test_other_paths_are_not_refused(tmp_path, name):
+    refuse_path(tmp_path / name, UNWRITABLE)

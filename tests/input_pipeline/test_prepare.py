@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,23 @@ def test_a_mistake_is_one_line(raw, arguments, line, capsys):
     assert call(raw, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(line.format(raw=raw)) and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize("flag", ["--out", "--prepared"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_written(raw, tmp_path, flag, capsys):
+    name = os.fsdecode(b"a\xffb")
+    assert call(raw, f"{flag}={tmp_path}/{name}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/a\\udcffb") and ": the path is not UTF-8" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+    assert sorted(path.name for path in raw.iterdir()) == ["imgs", "reid_raw.json"]
+
+
+def test_a_dataset_whose_folder_is_not_utf_8_is_prepared_elsewhere(raw, tmp_path):
+    folder = raw.rename(tmp_path / os.fsdecode(b"a\xffb"))
+    with pytest.raises(UserError, match="the path is not UTF-8"):
+        open_split(folder)
+    assert len(open_split(folder, prepared=tmp_path / "prepared").person_ids) == 2
 
 
 def test_help_answers_without_tensorflow():
