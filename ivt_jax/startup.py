@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.files import UNWRITABLE
+from ivt_jax import compilation_cache
+
 COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longest go first
 
 
@@ -21,7 +24,10 @@ def set_environment(config: Any) -> None:
 
 
 def keep_compiled() -> None:
-    """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other."""
+    """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other.
+
+    Entries that would keep JAX from writing or replacing others are removed, now and when JAX complains.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
@@ -29,5 +35,10 @@ def keep_compiled() -> None:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs are executed as they lie there
     except (OSError, RuntimeError):  # no home, or one that cannot be written: everything is compiled each time
         return
+    if not os.access(cache, os.W_OK) or any(part in f"{cache}/" for part in UNWRITABLE):  # JAX finds no entries there
+        return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
+    limit = os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
+    if limit != "-1":  # without a limit JAX writes no -atime
+        compilation_cache.remove_unusable(cache)
+        compilation_cache.remove_on_complaint(cache)

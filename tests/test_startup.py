@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 
 import pytest
 
@@ -44,6 +45,33 @@ def test_without_a_place_to_write_nothing_is_kept(without, tmp_path):
     without.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     keep_compiled()
     assert NAMES[0] not in os.environ
+
+
+@pytest.mark.parametrize("name", ["[x]", "a*b"])
+def test_where_jax_would_not_find_its_entries_nothing_is_kept(without, tmp_path, name):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+def test_a_folder_of_another_user_keeps_nothing(without, tmp_path):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setattr(startup.os, "access", lambda path, mode: False)  # root may write everywhere
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+@pytest.mark.parametrize(("limit", "left"), [("-1", ["jit_a-1-cache"]), ("1000", [".lockfile"])])
+def test_half_entries_are_removed_where_jax_has_a_limit(without, tmp_path, limit, left):
+    folder = tmp_path / "ivt_jax/compiled"
+    folder.mkdir(parents=True)
+    (folder / "jit_a-1-cache").touch()
+    without.setattr(warnings, "showwarning", show := warnings.showwarning)  # so that it is undone
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setenv(NAMES[1], limit)
+    keep_compiled()
+    assert [path.name for path in folder.iterdir()] == left
+    assert (warnings.showwarning is show) == (limit == "-1")
 
 
 def test_who_has_no_home_keeps_nothing(without):

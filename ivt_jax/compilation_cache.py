@@ -1,0 +1,82 @@
+"""Keeps JAX's cache of compiled programs usable after a kill, a full disk or a power cut.
+
+JAX writes an entry as KEY-cache and then KEY-atime, under a lock (jax/_src/lru_cache.py of JAX 0.10). While any entry
+has no KEY-atime, a cache with a size limit takes no new entries (jax-ml/jax#39880). An entry that cannot be
+decompressed is never replaced: JAX warns of it at every start and compiles again.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_LOCK = ".lockfile"  # JAX's own
+_TRIES, _MOMENT = 20, 0.05  # how often the lock is tried, and seconds in between
+# JAX's warning; it names the program, whose name the keys of its entries begin with.
+_COMPLAINT = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)':")
+
+
+def remove_unusable(cache: Path, program: str = "") -> None:
+    """Removes half entries, and the entries of `program` that cannot be read or decompressed; JAX writes them anew.
+
+    program: what the keys of the entries to read begin with; by default none is read, so that this costs the listing of
+    one folder. Does nothing where the cache cannot be written, or another process holds its lock for a second.
+    """
+    with contextlib.suppress(OSError), _locked(cache):
+        halves: dict[str, set[str]] = {}
+        for name in os.listdir(cache):
+            key, _, kind = name.rpartition("-")
+            if kind in ("cache", "atime"):
+                halves.setdefault(key, set()).add(kind)
+        for key, kinds in halves.items():
+            read = program and key.startswith(program)
+            if len(kinds) == 1 or (read and not _is_usable(cache, key)):
+                for kind in kinds:
+                    (cache / f"{key}-{kind}").unlink()
+
+
+def remove_on_complaint(cache: Path) -> None:
+    """From now on, where JAX warns that an entry cannot be read or written, removes what is unusable.
+
+    JAX warns before it writes the program that it compiled instead, so that one takes the place of the entry.
+    """
+    show = warnings.showwarning
+
+    def answer(message: Warning | str, *rest: Any, **more: Any) -> None:
+        complaint = _COMPLAINT.match(str(message))
+        if complaint:
+            remove_unusable(cache, complaint[1])
+        show(message, *rest, **more)
+
+    warnings.showwarning = answer
+
+
+def _is_usable(cache: Path, key: str) -> bool:
+    """Whether an entry can be decompressed, and marked as used: another user, such as root, may have written it."""
+    from jax._src.compilation_cache import decompress_executable  # loaded by now: JAX has complained
+
+    try:
+        decompress_executable((cache / f"{key}-cache").read_bytes())
+        return os.access(cache / f"{key}-atime", os.W_OK)
+    except Exception:  # of many kinds, by the library that decompresses
+        return False
+
+
+@contextlib.contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Holds JAX's lock of the cache, which the system releases when a process ends. Raises OSError where it cannot."""
+    with (cache / _LOCK).open("a") as file:
+        for number in range(_TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if number == _TRIES - 1:
+                    raise
+                time.sleep(_MOMENT)
+        yield
