@@ -3,6 +3,7 @@
 What is restored must have the bytes that were written and the arrays that the config describes, and be finite.
 """
 
+import collections
 import contextlib
 import functools
 import logging
@@ -302,22 +303,20 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
         lengths = _file_lengths(files)
         arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
-        keys = arrays.list().result()
+        keys = [key.rpartition(b"/") for key in arrays.list().result()]
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
     except Exception as error:  # of many kinds
         return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
     found = _by_path(tree)
+    stored = collections.Counter(array.decode() for array, _, chunk in keys if chunk != b".zarray")
     for path, shape in shapes.items():
         if path not in found or tuple(found[path].shape) != shape:
             return f"{path} is missing, or has another shape than {shape}"
         wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, found[path].storage.chunk_shape, strict=True))
-        start = f"{found[path].name}/".encode()
-        stored = sum(key.startswith(start) and not key.endswith(b"/.zarray") for key in keys)
-        if stored != wanted:
-            return f"{path} has {stored} of {wanted} chunks"
+        if stored[found[path].name] != wanted:
+            return f"{path} has {stored[found[path].name]} of {wanted} chunks"
     for name, length in lengths.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size < length:
+        if not (folder / name).is_file() or (folder / name).stat().st_size < length:
             return f"{name} is missing or cut short"
     return ""
 
