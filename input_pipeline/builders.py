@@ -1,8 +1,6 @@
 """TFDS builders: a raw dataset folder, prepared once into array_record files with random access.
 
-    builder = CuhkPedes(root=Path("data/CUHK-PEDES"))
-    builder.download_and_prepare()
-    builder.as_data_source("train")[0]
+    prepare(Path("data/CUHK-PEDES"), "cuhk_pedes").as_data_source("train")[0]
 
 Nothing is downloaded: the folder under `root` is what its users were sent. Images stay encoded as they are, where
 training decodes that to the pixels that Pillow sees; else those pixels are stored as PNG.
@@ -10,8 +8,11 @@ training decodes that to the pixels that Pillow sees; else those pixels are stor
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,16 @@ from input_pipeline.annotations import Record, annotation_file, quarantined, rea
 from input_pipeline.errors import DataError
 from input_pipeline.files import refuse_path
 from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
+from input_pipeline.pictures import (
+    RECORD,
+    Picture,
+    contents_digest,
+    describe_changes,
+    look_at,
+    read_picture,
+    read_record,
+    write_record,
+)
 from input_pipeline.progress import progress
 from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
@@ -34,15 +45,16 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else become
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
 _PNG_LEVEL = 1
+_LEAVE_OUT = "leave them out by `python -m input_pipeline.doctor --fix-list`, which lists them all in quarantine.txt"
 
 
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     """A dataset of (image, person id, captions) records in the order of its annotations, one split for each of theirs.
 
-    Prepared data lie in `<prepared>/<first digits of a SHA-256>`, of the annotation file, the quarantine and, where
-    `prepared` is given, the dataset's folder: so they are made anew when the annotations change. Images that change
-    alone are not seen; remove the prepared folder then. Features of a record: image (the encoded bytes: JPEG, PNG),
-    path (relative to the folder of images), person_id (int64), captions (texts).
+    `prepare` makes it in `<prepared>/<annotations>-<pictures>`, the first digits of two digests: of the annotation file
+    with the quarantine, and of the contents of all images. So it is made anew when either changes, and what a running
+    program reads is never replaced. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to the
+    folder of images), person_id (int64), captions (texts).
 
     TFDS chooses the shards of a split by its size, each of 64 MiB to 1 GiB: CUHK-PEDES' 34,054 training images are 8
     shards at 30 kB each. VERSION rises whenever something else is stored for the same dataset: what another version
@@ -54,18 +66,29 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         "1.4.0": "Images of 16 bits of grey keep their upper eight bits, and are no longer white."
     }
 
-    def __init__(self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0):
+    def __init__(
+        self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0, data_dir: Path | None = None
+    ):
         """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None.
 
         max_damaged: share of the training images that may be missing or unreadable; `info.metadata["damaged"]` lists
-        them, path by path, and their bytes are empty. In val and test none may.
+        them, path by path, and their bytes are empty. In val and test none may. data_dir: the place within `prepared`;
+        if None, that of data whose images are not recorded: a portable folder's, and those of an older version.
         """
         self.root, self.max_damaged = root, max_damaged
-        path = annotation_file(root, self.name)
-        shared = str(path.parent.resolve()) if prepared else ""  # several datasets may share the folder
-        folder = (prepared or path.parent / "prepared") / annotations_digest(path, shared)
-        refuse_path(folder)
-        super().__init__(data_dir=folder, file_format="array_record")
+        self.fresh = False  # whether this process has just prepared it
+        self.seen: dict[str, Picture] = {}  # the images that it was prepared from
+        if data_dir is None:
+            path = annotation_file(root, self.name)
+            shared = str(path.parent.resolve()) if prepared else ""  # several datasets may share the folder
+            data_dir = _prepared_folder(path, prepared) / annotations_digest(path, shared)
+        refuse_path(data_dir)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    @property
+    def pictures(self) -> str:
+        """The digest of the contents of all images that the data were prepared from; "" where it is not recorded."""
+        return self.info.metadata.get("pictures", "")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -93,8 +116,9 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, record in enumerate(progress(records, len(records), f"{self.name}: preparing {split}: ")):
             _refuse_link_out(images, record)
+            self.seen[record.image_path], content = read_picture(images, record.image_path)
             try:
-                encoded = _encoded_image(images, record)
+                encoded = _encoded_image(images, record, content)
             except DataError as error:
                 if split != "train":
                     raise
@@ -103,7 +127,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
                 if len(self.info.metadata["damaged"]) > self.max_damaged * len(records):
                     raise DataError(
                         f"{error}. More than {self.max_damaged:.2%} of the training images are like that "
-                        "(data.max_damaged); `python -m input_pipeline.doctor` lists them all"
+                        f"(data.max_damaged); bring them back and start again, or {_LEAVE_OUT}, or allow more"
                     ) from None
             example = {
                 "image": encoded,
@@ -152,21 +176,114 @@ def make_builder(root: Path, name: str, prepared: Path | None = None, max_damage
     return BUILDERS[name](root=root, prepared=elsewhere, max_damaged=max_damaged)
 
 
-def prepare(root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0) -> PedesBuilder:
-    """The builder of the dataset `name`, prepared, which is done once; processes that share a disk wait for each other.
+def prepare(
+    root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0, pictures: str = ""
+) -> PedesBuilder:
+    """The builder of the dataset `name` as its images are now, prepared where that is still to do.
 
-    Arguments as PedesBuilder's. Where it is really prepared, a line on stderr tells how the dataset is not as
-    published. Raises DataError, in one line.
+    Processes that share a disk wait for each other. root, prepared, max_damaged: as PedesBuilder's. pictures: the
+    digest of the images that a run began with; their data are opened where they are still there, else other images are
+    refused. Lines on stderr say which images changed, and, where it is prepared, how the dataset is not as published.
+    Raises DataError, in one line.
     """
-    builder = make_builder(root, name, prepared, max_damaged)
-    if builder.data_path.exists():
-        _refuse_damaged(builder)
-        return builder
+    builder, _ = _find(root, name, prepared, max_damaged, pictures)
+    if builder is None:
+        annotations = read_annotations(root, name)
+        if not annotations.images.is_dir():
+            place = make_builder(root, name).data_path
+            where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
+            raise DataError(f"{annotations.images} not found: {where}; {README}")
+        with _locked(_prepared_folder(annotations.path, prepared)) as folder:
+            builder, changes = _find(root, name, prepared, max_damaged, pictures)  # another process may have done it
+            if builder is None:
+                if changes:
+                    kept = f"what was prepared before is kept in {folder} for the runs that began with it"
+                    print(f"{annotations.images}: images differ ({changes}); preparing anew, {kept}", file=sys.stderr)
+                say_deviation(annotations, name)
+                builder = _prepare_anew(root, name, folder, max_damaged)
+    if pictures and builder.pictures not in ("", pictures):
+        raise _other_pictures(builder.data_path)
+    _refuse_damaged(builder)
+    return builder
+
+
+def _find(
+    root: Path, name: str, prepared: Path | None, max_damaged: float, pictures: str
+) -> tuple[PedesBuilder | None, str]:
+    """The prepared data of the images as they are now, or None and how these differ from those prepared last."""
     annotations = read_annotations(root, name)
-    if not annotations.images.is_dir():
-        where = f"the images of {annotations.path.name} are expected in it, or prepared data in {builder.data_path}"
-        raise DataError(f"{annotations.images} not found: {where}; {README}")
-    folder = prepared or annotations.path.parent / "prepared"
+    has_images = annotations.images.is_dir()  # a portable folder has none
+    unrecorded = make_builder(root, name, prepared, max_damaged)
+    folder = _prepared_folder(annotations.path, prepared if has_images else None)
+    digest = annotations_digest(annotations.path)
+    places = [path.parent.parent for path in folder.glob(f"{digest}-*/{name}/{unrecorded.version}")]
+    if not places:
+        if not unrecorded.data_path.exists():
+            return None, ""
+        if has_images:
+            place = unrecorded.data_path.parent.parent
+            _say(f"{place} does not record its images, so changes of them go unnoticed; remove it to prepare them anew")
+        return unrecorded, ""
+
+    def opened(place: Path) -> tuple[PedesBuilder, str]:
+        return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place), ""
+
+    own = next((place for place in places if pictures and place.name == f"{digest}-{pictures[:16]}"), None)
+    last = own or max(places, key=_recorded_at)
+    if not has_images:
+        return opened(last)
+    known = read_record(last / RECORD)
+    now = look_at(annotations.images, [record.image_path for record in annotations.records], known)
+    contents = contents_digest(now)
+    if pictures and contents != pictures:
+        if not own:
+            raise _other_pictures(annotations.images)
+        changes = describe_changes(known, now)
+        _say(f"{annotations.images}: images differ ({changes}); this run goes on with those it began with, in {own}")
+        return opened(own)
+    place = folder / f"{digest}-{contents[:16]}"
+    if place not in places:
+        return None, describe_changes(known, now)
+    if place != last or known != now:
+        with contextlib.suppress(OSError):  # another user's folder: the images are read again the next time
+            write_record(place / RECORD, now)
+    return opened(place)
+
+
+def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float) -> PedesBuilder:
+    """Prepares in a hidden folder, which is moved to its place when it is whole."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        maker = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=partial)
+        maker.download_and_prepare()
+        contents = contents_digest(maker.seen)
+        maker.info.metadata["pictures"] = contents
+        maker.info.metadata.save_metadata(maker.data_path)
+        place = folder / f"{annotations_digest(annotation_file(root, name))}-{contents[:16]}"
+        (place / name).mkdir(parents=True, exist_ok=True)
+        write_record(place / RECORD, maker.seen)
+        Path(maker.data_path).rename(place / name / str(maker.version))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    builder = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place)
+    builder.fresh = True
+    return builder
+
+
+def _recorded_at(place: Path) -> int:
+    record = place / RECORD
+    return record.stat().st_mtime_ns if record.exists() else 0
+
+
+def _prepared_folder(path: Path, prepared: Path | None) -> Path:
+    """The folder of all that is prepared of the annotation file `path`."""
+    return prepared or path.parent / "prepared"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Makes the folder, and holds its lock. Raises DataError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
@@ -177,21 +294,32 @@ def prepare(root: Path, name: str, prepared: Path | None = None, max_damaged: fl
         ) from None
     with open(folder / "lock", "w") as lock, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
         fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = make_builder(root, name, prepared, max_damaged)  # anew: another process may have prepared it by now
-        if not builder.data_path.exists():
-            say_deviation(annotations, name)
-            builder.download_and_prepare()
-    return builder
+        yield folder
+
+
+@functools.cache  # once in a process, though a run opens several splits
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _other_pictures(place: Path) -> DataError:
+    remedy = "bring those back (and quarantine.txt as it was), or choose another --workdir"
+    return DataError(f"{place}: the images are not those that the run began with; {remedy}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:
     """Data may have been prepared when more damaged images were allowed."""
     damaged, images = builder.info.metadata["damaged"], builder.info.splits["train"].num_examples
-    if len(damaged) > builder.max_damaged * images:
-        raise DataError(
-            f"{builder.data_path}: {len(damaged)} of {images} training images are damaged, the first is {damaged[0]}; "
-            f"more than {builder.max_damaged:.2%} are not allowed (data.max_damaged)"
-        )
+    if len(damaged) <= builder.max_damaged * images:
+        return
+    back = "bring them back and start again"
+    if not builder.pictures:
+        back = f"bring them back, remove {builder.data_path.parent.parent}, and start again"
+    raise DataError(
+        f"{builder.data_path}: {len(damaged)} of {images} training images are damaged, the first is {damaged[0]}; "
+        f"more than {builder.max_damaged:.2%} are not allowed (data.max_damaged): {back}, or {_LEAVE_OUT}, or allow "
+        f"more; metadata.json lists them"
+    )
 
 
 def _refuse_link_out(images: Path, record: Record) -> None:
@@ -200,11 +328,14 @@ def _refuse_link_out(images: Path, record: Record) -> None:
         raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
 
 
-def _encoded_image(images: Path, record: Record) -> bytes:
-    """The image file's bytes where training decodes them to the pixels that Pillow sees; else these, as PNG."""
+def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> bytes:
+    """The image file's bytes where training decodes them to the pixels that Pillow sees; else these, as PNG.
+
+    content: the file's, where it was read already.
+    """
     path = images / record.image_path
     try:
-        encoded = path.read_bytes()
+        encoded = path.read_bytes() if content is None else content
         with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture of a person")

@@ -36,7 +36,8 @@ class Source:
     paths, relative to it; persons (persons,) int32, their ids in the annotations, sorted; person_ids (images,) int32,
     index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; copies
     (images,) int64, how many image records name the image; damaged (images,) bool; pairs: (image index, caption index)
-    of every pair in record order, two int32 arrays.
+    of every pair in record order, two int32 arrays; pictures, the digest of the contents of all images of the dataset,
+    "" where it is not known.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Source:
         images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
         self.pairs = images, captions
         self.damaged = np.zeros(len(records), bool)
+        self.pictures = ""
         self._data, self._rows = data, rows
 
     def set_damaged(self, paths: Sequence[str]) -> None:
@@ -86,11 +88,12 @@ class Source:
         return [example["image"] for example in self._data.__getitems__(self._rows[np.asarray(indices)].tolist())]
 
 
-def open_split(config: ConfigDict, split: str) -> Source:
+def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
     """The split ("train", "val", "test") of the config's dataset, prepared first where that is still to do.
 
     A dataset without a val split lends `data.val_persons` of its training persons; where that is 0, val is empty.
-    data.root may be a portable folder, here or remote (gs://...), which is fetched once. Raises UserError, in one line.
+    data.root may be a portable folder, here or remote (gs://...), which is fetched once. pictures: the digest of the
+    images that a run began with; "" opens the images as they are now. Raises UserError, in one line.
     """
     root, name = local_copy(config.data.root), config.data.name
     annotations = read_annotations(root, name)
@@ -109,9 +112,10 @@ def open_split(config: ConfigDict, split: str) -> Source:
     stored = original[chosen[0]].split
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
-    builder = prepare(root, name, elsewhere, config.data.max_damaged)
+    builder = prepare(root, name, elsewhere, config.data.max_damaged, pictures)
     rows = np.array([row_of[number] for number in chosen])
     source = Source(name, split, annotations, [records[n] for n in chosen], builder.as_data_source(stored), rows)
+    source.pictures = builder.pictures
     source.set_damaged(builder.info.metadata["damaged"])
     return source
 

@@ -166,13 +166,12 @@ def run(args: argparse.Namespace) -> int:
     from input_pipeline import builders  # TensorFlow: seconds, for which nobody waits who asks for --help
 
     start = time.monotonic()
-    before = builders.make_builder(root, name, args.prepared).data_path.exists()
-    if before:
-        say_deviation(annotations, name)  # else `prepare` does
     builder = builders.prepare(root, name, args.prepared, args.max_damaged)
+    if not builder.fresh:
+        say_deviation(annotations, name)  # else `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):
         print(f"warning: {len(damaged)} training images are damaged, the first is {damaged[0]}", file=sys.stderr)
-    took = "already prepared" if before else f"prepared in {time.monotonic() - start:.1f} s"
+    took = f"prepared in {time.monotonic() - start:.1f} s" if builder.fresh else "already prepared"
     data = Path(builder.data_path)  # TFDS's own kind of path
     shards = list(data.glob("*.array_record*"))
     size = sum(shard.stat().st_size for shard in shards)

@@ -40,6 +40,7 @@ from ivt_jax.workdir import (
     hold_workdir,
     make_workdir,
     record_config,
+    recorded_pictures,
     refuse_other_config,
     refuse_other_data,
 )
@@ -56,7 +57,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")
     first = jax.process_index() == 0
     refuse_other_config(workdir, config)
-    source = pipeline.open_split(config, "train")
+    source = pipeline.open_split(config, "train", recorded_pictures(workdir))
     refuse_other_data(workdir, source.annotations)
     tokenizer = folder_tokenizer(workdir, config)
     plans = EpochPlans(
@@ -87,11 +88,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_step, program, config, progress)
     state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     if first:
-        record_config(workdir, config, source.annotations, tokenizer)
+        record_config(workdir, config, source.annotations, tokenizer, source.pictures)
         write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
         write_text(workdir / "sharding.txt", sharding_table(program.mesh.shape, program.target) + "\n")
     log = ScalarLog(workdir, start, enabled=first)
-    validate = make_validation(config, program, tokenizer)
+    validate = make_validation(config, program, tokenizer, source.pictures)
     due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
     rows = pipeline.train_batches(config, source, tokenizer, plans, start, jax.process_index(), jax.process_count())
     run_step = None
@@ -129,7 +130,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
         checkpoints.close()
     preemption.over()
 
-    test = evaluate(workdir, config, write=first)["test"]
+    test = evaluate(workdir, config, write=first, pictures=source.pictures)["test"]
     progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
     if first:
         progress.say(f"report: {write_report(workdir)}")
@@ -184,11 +185,14 @@ def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
 
 
 def make_validation(
-    config: ConfigDict, program: Program, tokenizer: Tokenizer
+    config: ConfigDict, program: Program, tokenizer: Tokenizer, pictures: str = ""
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function of the state that scores it on the split that chooses; no scores where there is no such split."""
+    """A function of the state that scores it on the split that chooses; no scores where there is no such split.
+
+    pictures: the digest of the images that the run trains on; "" takes them as they are now.
+    """
     split = config.train.select_on
-    source = pipeline.open_split(config, split)
+    source = pipeline.open_split(config, split, pictures)
     if not len(source.person_ids):
         return lambda state: {}
 

@@ -91,9 +91,21 @@ def refuse_other_data(workdir: Path, annotations: Path) -> None:
         raise UserError(f"{workdir} was trained with other annotations than {annotations}. Choose another --workdir")
 
 
-def record_config(workdir: Path, config: ConfigDict, annotations: Path, tokenizer: Tokenizer) -> None:
-    """Makes the workdir this config's, this data's and this tokenizer's: writes config.json."""
+def recorded_pictures(workdir: Path) -> str:
+    """The digest of the images that the workdir's run began with; "" where there is no run, or it recorded none."""
+    return load_record(workdir).get("pictures", "") if (workdir / "config.json").exists() else ""
+
+
+def record_config(
+    workdir: Path, config: ConfigDict, annotations: Path, tokenizer: Tokenizer, pictures: str = ""
+) -> None:
+    """Makes the workdir this config's, this data's and this tokenizer's: writes config.json.
+
+    pictures: the digest of the images that the run trains on, where it is known.
+    """
     run = {"config": config.to_dict(), "annotations": digest(annotations), **environment()}
+    if pictures:
+        run["pictures"] = pictures
     write_record(make_workdir(workdir), run, tokenizer)
 
 

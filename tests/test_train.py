@@ -91,7 +91,8 @@ def loop(monkeypatch, tmp_path):
 
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("[]")
-    source = SimpleNamespace(person_ids=np.arange(10), pairs=(np.arange(10), np.zeros(10)), annotations=annotations)
+    pairs = (np.arange(10), np.zeros(10))
+    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, pictures="")
     tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (train, "Checkpoints", Saved), (train, "build_program", build),
@@ -99,10 +100,10 @@ def loop(monkeypatch, tmp_path):
         (train, "global_batch", lambda mesh, batch: batch), (train, "batch_shapes", lambda config, mesh: {}),
         (train.jax, "device_get", device_get),
         (train.ScalarLog, "__init__", lambda *args, **kwargs: None), (train.ScalarLog, "write", write),
-        (pipeline, "open_split", lambda config, split: source),
+        (pipeline, "open_split", lambda config, split, pictures: source),
         (pipeline, "train_batches", empty_batches),
         (train, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
-        (train, "evaluate", lambda *args, write: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
+        (train, "evaluate", lambda *args, write, pictures: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
         (train, "write_report", lambda workdir: events.append("report")),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, value)

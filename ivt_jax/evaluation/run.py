@@ -1,5 +1,6 @@
 """A run's checkpoints scored on validation and test: the best, and beside it the last."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,21 @@ from ivt_jax.evaluation.split import (
     write_results,
 )
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import folder_tokenizer
+from ivt_jax.workdir import folder_tokenizer, recorded_pictures
 
 _ROC_POINTS = 200  # of the curve in summary.json
 
 
-def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str, Any]:
+def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: str = "") -> dict[str, Any]:
     """Scores the best checkpoint on val and test: writes val/ and test/ into the workdir, returns {split: summary}.
 
     config: the run's; where it computes, where the data lie and what is told may differ from what was recorded. Beside
     what `summarise` tells, the summary of val has the calibration; that of test how it holds there, the last
     checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
     checkpoint, and one of them writes.
+
+    pictures: the digest of the images of a run that ends; "" scores the images as they are now, with a warning on
+    stderr where they are not those that the run was trained with.
     """
     best = restore_params(workdir)
     params = jax.device_put(best.params)  # once, for all that is embedded with them
@@ -44,7 +48,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str,
     summaries: dict[str, Any] = {}
     calibration = None
 
-    source = pipeline.open_split(config, "val")
+    source = pipeline.open_split(config, "val", pictures)
     if len(source.person_ids):
         found = embed_split(model, params, source, tokenizer, config)
         calibration = fit_calibration(_tops(found))
@@ -53,7 +57,9 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True) -> dict[str,
         if write:
             write_results(workdir, summaries["val"], source, found)
 
-    source = pipeline.open_split(config, "test")
+    source = pipeline.open_split(config, "test", pictures)
+    if (trained_with := recorded_pictures(workdir)) and source.pictures not in ("", trained_with):
+        print(f"warning: {source.images}: images differ from those that {workdir} was trained with", file=sys.stderr)
     found = embed_split(model, params, source, tokenizer, config)
     ranks = standard(found)
     summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}

@@ -1,0 +1,95 @@
+"""The record of the pictures that a dataset was prepared from, and its comparison with the files.
+
+The record keeps of each picture its size, its times and a digest of its content. A file whose size and times are those
+of the record is not opened; any other is read, and only another content counts as a change. So a dataset that was
+touched, or copied to another disk, is read once and not prepared anew.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from input_pipeline.files import printable, write_text
+from input_pipeline.inspection import leads_out
+
+RECORD = "pictures.json"
+_THREADS = 16  # network file systems answer many questions at once; local ones take no longer
+_DIGITS = 32  # of a picture's SHA-256
+_SHOWN = 3  # pictures that a message names
+
+
+class Picture(NamedTuple):
+    """A file: size in bytes, times in nanoseconds, digest of its content ("" where it is missing or cannot be read)."""
+
+    size: int
+    modified: int
+    changed: int  # of the inode: cp --preserve and tar set `modified` to what they like
+    digest: str
+
+
+MISSING = Picture(0, 0, 0, "")
+
+
+def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
+    """The picture and its content, None where it cannot be read. A link that leads out of the folder is not opened."""
+    file = folder / path
+    try:
+        status = file.stat()  # before the content: a change while it is read shows the next time
+        content = None if leads_out(folder, file) else file.read_bytes()
+    except OSError:
+        return MISSING, None
+    digest = "" if content is None else hashlib.sha256(content).hexdigest()[:_DIGITS]
+    return Picture(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest), content
+
+
+def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) -> dict[str, Picture]:
+    """The pictures as they are now; those with the size and the times of `known` are not opened."""
+
+    def look(path: str) -> Picture:
+        picture = known.get(path, MISSING)
+        try:
+            status = os.stat(f"{folder}/{path}")
+        except OSError:
+            return MISSING
+        same = picture[:3] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return picture if same and picture.digest else read_picture(folder, path)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # a call for each picture would cost more than stat
+        parts = pool.map(lambda start: [look(path) for path in paths[start::_THREADS]], range(_THREADS))
+        return {path: picture for start, part in enumerate(parts)
+                for path, picture in zip(paths[start::_THREADS], part, strict=True)}  # fmt: skip
+
+
+def contents_digest(pictures: Mapping[str, Picture]) -> str:
+    """The SHA-256 of the names and contents of all pictures, whatever their order and their times."""
+    lines = sorted(f"{picture.digest} {path}\n" for path, picture in pictures.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) -> str:
+    """Counts the pictures whose content differs, and names the first: "1 changed, 2 back: a.jpg, b.jpg, c.jpg"."""
+    kinds: dict[str, list[str]] = {"changed": [], "back": [], "missing": []}
+    for path, picture in now.items():
+        former = before.get(path, MISSING).digest
+        if picture.digest != former:
+            kinds["missing" if not picture.digest else "changed" if former else "back"].append(path)
+    differ = [path for paths in kinds.values() for path in paths]
+    counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
+    return f"{counts}: {printable(', '.join(differ[:_SHOWN]))}" + (", ..." if len(differ) > _SHOWN else "")
+
+
+def read_record(path: Path) -> dict[str, Picture]:
+    """The pictures of a record; none where there is no record or it is damaged, and then all of them are read."""
+    try:
+        return {name: Picture(*entry) for name, entry in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write_record(path: Path, pictures: Mapping[str, Picture]) -> None:
+    """Writes the record whole or not at all."""
+    write_text(path, json.dumps(pictures) + "\n")

@@ -1,0 +1,300 @@
+"""Prepared data follow the pictures: changed, missing, back, touched, copied; each opening stands for a new start."""
+
+import json
+import os
+import shutil
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from input_pipeline import builders, pictures, pipeline, prepare
+from input_pipeline.errors import DataError
+from input_pipeline.pictures import Picture, contents_digest
+
+RED, GREEN, BLUE = (250, 10, 20), (20, 240, 10), (10, 30, 245)
+COLOURS = {"a.png": RED, "b.png": GREEN, "c.png": BLUE}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three training pictures of one colour each, of two persons, and one test picture."""
+    root = tmp_path / "data"
+    (root / "imgs").mkdir(parents=True)
+    for name, colour in {**COLOURS, "t.png": (9, 9, 9)}.items():
+        paint(root, name, colour)
+    rows = [(0, "a.png", "train"), (0, "b.png", "train"), (1, "c.png", "train"), (2, "t.png", "test")]
+    records = [{"id": i, "file_path": name, "captions": [f"In {name}."], "split": split} for i, name, split in rows]
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    return root
+
+
+def paint(root, name, colour):
+    Image.new("RGB", (8, 16), colour).save(root / "imgs" / name)
+
+
+def open_split(root, split="train", max_damaged=0.5, elsewhere="", **began_with):
+    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged}
+    return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(elsewhere)}}), split, **began_with)
+
+
+def pixels(source):
+    """The colour of every whole picture, as a batch has it; each is of one colour."""
+    (batch,) = pipeline.image_batches(source, (4, 2), 10)
+    assert (batch == batch[:, :1, :1]).all()
+    return [tuple(image[0, 0].tolist()) for image in batch]
+
+
+def made_anew(capsys):
+    """Whether the dataset was prepared since the last call, and what else was said on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "preparing train: 3 images in" in line]) <= 1
+    others = [line for line in lines if "preparing" not in line and "published" not in line]
+    return any("preparing train: 3 images in" in line for line in lines), others
+
+
+def test_a_picture_that_was_missing_is_used_when_it_is_back(root, capsys):
+    (root / "imgs/b.png").unlink()
+    source = open_split(root)
+    assert source.damaged.tolist() == [False, True, False]
+    assert made_anew(capsys)[0]
+    paint(root, "b.png", GREEN)
+    source = open_split(root)
+    assert not source.damaged.any() and pixels(source) == [RED, GREEN, BLUE]
+    assert made_anew(capsys)[0]
+    open_split(root)
+    assert made_anew(capsys) == (False, [])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_picture_that_was_replaced_under_its_name_has_its_new_pixels(root, tmp_path, elsewhere):
+    place = tmp_path / "elsewhere" if elsewhere else ""
+    assert pixels(open_split(root, elsewhere=place)) == [RED, GREEN, BLUE]
+    paint(root, "b.png", BLUE)
+    assert pixels(open_split(root, elsewhere=place)) == [RED, BLUE, BLUE]
+    assert pixels(open_split(root, "test", elsewhere=place)) == [(9, 9, 9)]
+
+
+def test_a_picture_that_vanished_counts_as_damaged(root):
+    open_split(root)
+    (root / "imgs/b.png").unlink()
+    assert open_split(root).damaged.tolist() == [False, True, False]
+    (root / "imgs/t.png").unlink()
+    with pytest.raises(DataError, match=r"imgs/t.png not found \(record 3\)"):
+        open_split(root)
+
+
+def ages(root):
+    """The time of the last change of every prepared file."""
+    return {path: path.stat().st_mtime_ns for path in (root / "prepared").rglob("*.array_record*")}
+
+
+def test_what_was_only_touched_is_read_once_and_not_prepared_anew(root, capsys, monkeypatch):
+    open_split(root)
+    before = ages(root)
+    for path in (root / "imgs").iterdir():
+        os.utime(path, (1, 1))
+    capsys.readouterr()
+    for opened in (["a.png", "b.png", "c.png", "t.png"], []):
+        read = watch(monkeypatch)
+        assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+        assert sorted(read) == opened
+    assert made_anew(capsys) == (False, []) and ages(root) == before and len(before) == 2
+
+
+def watch(monkeypatch):
+    """The pictures that are read from now on."""
+    read, original = [], pictures.read_picture
+
+    def read_picture(folder, path):
+        read.append(path)
+        return original(folder, path)
+
+    monkeypatch.setattr(pictures, "read_picture", read_picture)
+    return read
+
+
+def test_a_copy_of_the_dataset_on_another_disk_is_not_prepared_anew(root, tmp_path, capsys):
+    """As by `cp -r`, which gives every file a new time."""
+    open_split(root)
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    capsys.readouterr()
+    assert pixels(open_split(tmp_path / "copy")) == [RED, GREEN, BLUE]
+    assert made_anew(capsys) == (False, [])
+
+
+def test_a_dataset_that_was_moved_finds_what_was_prepared_elsewhere(root, tmp_path, capsys):
+    open_split(root, elsewhere=tmp_path / "elsewhere")
+    root.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert pixels(open_split(tmp_path / "moved", elsewhere=tmp_path / "elsewhere")) == [RED, GREEN, BLUE]
+    assert made_anew(capsys) == (False, [])
+
+
+def test_a_replacement_with_the_size_and_the_time_of_the_former_is_seen(root):
+    open_split(root)
+    path = root / "imgs/b.png"
+    status = path.stat()
+    paint(root, "b.png", BLUE)
+    path.write_bytes(path.read_bytes().ljust(status.st_size, b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert pixels(open_split(root)) == [RED, BLUE, BLUE]
+
+
+def test_former_pictures_find_what_was_prepared_of_them(root, capsys):
+    for colour, anew in ((GREEN, True), (BLUE, True), (GREEN, False), (BLUE, False), (BLUE, False)):
+        paint(root, "b.png", colour)
+        assert pixels(open_split(root)) == [RED, colour, BLUE]
+        assert made_anew(capsys)[0] == anew
+
+
+def test_what_changed_is_said_in_one_line(root, capsys):
+    (root / "imgs/a.png").unlink()
+    open_split(root, max_damaged=1)
+    paint(root, "a.png", RED)
+    paint(root, "b.png", BLUE)
+    (root / "imgs/c.png").unlink()
+    capsys.readouterr()
+    open_split(root, max_damaged=1)
+    assert (
+        f"{root}/imgs: images differ (1 changed, 1 back, 1 missing: b.png, a.png, c.png); preparing anew, what was "
+        f"prepared before is kept in {root}/prepared for the runs that began with it\n"
+    ) in capsys.readouterr().err
+
+
+def test_what_a_program_reads_is_not_replaced_under_it(root):
+    """Shards are opened when they are first read."""
+    running = open_split(root)
+    paint(root, "b.png", BLUE)
+    open_split(root)
+    assert pixels(running) == [RED, GREEN, BLUE]
+
+
+def test_a_run_goes_on_with_the_pictures_it_began_with_and_says_so(root, capsys):
+    began = open_split(root).pictures
+    assert began and open_split(root, pictures=began).pictures == began
+    paint(root, "b.png", BLUE)
+    changed = open_split(root)
+    assert changed.pictures not in ("", began)
+    capsys.readouterr()
+    for _ in range(2):  # the splits of a run
+        assert pixels(open_split(root, pictures=began)) == [RED, GREEN, BLUE]
+    (place,) = [path for path in (root / "prepared").glob("*-*") if path.name.endswith(began[:16])]
+    assert capsys.readouterr().err == (
+        f"{root}/imgs: images differ (1 changed: b.png); this run goes on with those it began with, in {place}\n"
+    )
+    assert pixels(open_split(root)) == [RED, BLUE, BLUE]
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["others are prepared", "nothing is prepared"])
+def test_a_run_whose_pictures_are_gone_is_refused(root, others):
+    began = open_split(root).pictures
+    shutil.rmtree(root / "prepared")
+    paint(root, "b.png", BLUE)
+    if others:
+        open_split(root)
+    remedy = r"bring those back \(and quarantine.txt as it was\), or choose another --workdir$"
+    with pytest.raises(DataError, match=f"the images are not those that the run began with; {remedy}"):
+        open_split(root, pictures=began)
+    paint(root, "b.png", GREEN)
+    assert open_split(root, pictures=began).pictures == began
+
+
+def test_a_run_goes_on_with_a_portable_folder_of_its_pictures_and_with_no_other(root, tmp_path):
+    began = open_split(root).pictures
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/same"]) == 0
+    paint(root, "b.png", BLUE)
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/other"]) == 0
+    assert pixels(open_split(tmp_path / "same", pictures=began)) == [RED, GREEN, BLUE]
+    assert pixels(open_split(tmp_path / "other")) == [RED, BLUE, BLUE]
+    with pytest.raises(DataError, match=r"other/prepared/.*the images are not those that the run began with"):
+        open_split(tmp_path / "other", pictures=began)
+
+
+def test_prepared_data_outlive_the_folder_of_pictures(root):
+    open_split(root)
+    shutil.rmtree(root / "imgs")
+    assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+
+
+def test_data_of_an_older_version_are_used_and_the_remedy_is_said_once(root, capsys):
+    """They lie under the digest of the annotations alone, as a portable folder's do."""
+    builders.CuhkPedes(root=root, max_damaged=0.5).download_and_prepare()
+    (place,) = (root / "prepared").iterdir()
+    paint(root, "b.png", BLUE)
+    capsys.readouterr()
+    for split in ("train", "test", "train"):
+        source = open_split(root, split)
+    assert source.pictures == "" and pixels(source) == [RED, GREEN, BLUE]
+    assert capsys.readouterr().err == (
+        f"{place} does not record its images, so changes of them go unnoticed; remove it to prepare them anew\n"
+    )
+    shutil.rmtree(place)
+    assert pixels(open_split(root)) == [RED, BLUE, BLUE]
+
+
+def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_back(root, capsys):
+    (root / "imgs/b.png").write_bytes(b"")
+    open_split(root, max_damaged=0.5)
+    with pytest.raises(DataError) as error:
+        open_split(root, max_damaged=0.005)
+    assert str(error.value).endswith(
+        "1 of 3 training images are damaged, the first is b.png; more than 0.50% are not allowed (data.max_damaged): "
+        "bring them back and start again, or leave them out by `python -m input_pipeline.doctor --fix-list`, which "
+        "lists them all in quarantine.txt, or allow more; metadata.json lists them"
+    )
+    paint(root, "b.png", GREEN)
+    assert pixels(open_split(root, max_damaged=0.005)) == [RED, GREEN, BLUE]
+
+
+def test_a_record_that_is_damaged_or_gone_costs_no_more_than_reading(root, capsys):
+    open_split(root)
+    (record,) = root.glob("prepared/*/pictures.json")
+    capsys.readouterr()
+    for content in (b"", b"[1]", b'{"a.png": 3}', None):
+        record.write_bytes(content) if content is not None else record.unlink()
+        assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+        assert set(json.loads(record.read_bytes())) == {"a.png", "b.png", "c.png", "t.png"}
+    assert made_anew(capsys) == (False, [])
+
+
+def test_a_record_that_cannot_be_written_is_no_reason_to_stop(root, monkeypatch, capsys):
+    open_split(root)
+    os.utime(root / "imgs/a.png", (1, 1))
+
+    def refuse(path, pictures):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(builders, "write_record", refuse)
+    capsys.readouterr()
+    assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+    assert made_anew(capsys) == (False, [])
+
+
+def test_a_link_that_leads_out_is_not_opened_to_be_compared(root, tmp_path, monkeypatch):
+    open_split(root)
+    (tmp_path / "outside.png").write_bytes((root / "imgs/b.png").read_bytes())
+    (root / "imgs/b.png").unlink()
+    (root / "imgs/b.png").symlink_to(tmp_path / "outside.png")
+    opened = []
+    original = pictures.Path.read_bytes
+    monkeypatch.setattr(pictures.Path, "read_bytes", lambda path: opened.append(path.name) or original(path))
+    with pytest.raises(DataError, match=r"imgs/b.png \(record 1\) is a link that leads out of"):
+        open_split(root)
+    assert "b.png" not in opened and "a.png" in opened
+
+
+def test_what_a_killed_process_left_is_removed(root):
+    (root / "prepared/.partial/cuhk_pedes/incomplete.X_1.4.0").mkdir(parents=True)
+    open_split(root)
+    assert sorted(path.name for path in (root / "prepared").glob(".*")) == []
+
+
+def test_the_digest_depends_on_names_and_contents_alone():
+    """SHA-256 of "1 a\\n2 b\\n", by sha256sum."""
+    one = {"b": Picture(5, 6, 7, "2"), "a": Picture(1, 2, 3, "1")}
+    other = {"a": Picture(9, 9, 9, "1"), "b": Picture(8, 8, 8, "2")}
+    expected = "6bdf6e37dc327165fa4db779b911b98b6eba38852a9cd4a97cdd6be810a88357"
+    assert contents_digest(one) == contents_digest(other) == expected
+    assert contents_digest({"a": one["b"], "b": one["a"]}) != expected
