@@ -138,6 +138,25 @@ def test_a_run_resumes_behind_its_latest_checkpoint(loop):
     assert [event for event in loop.run(stub_config(), saved=4) if event.startswith("step")] == ["step 5", "step 6"]
 
 
+def test_a_run_opens_the_pictures_that_it_began_with(loop, monkeypatch):
+    source, opened = pipeline.open_split(None, "train", ""), []
+    source.pictures = "first"
+
+    def open_split(config, split, pictures):
+        opened.append(pictures)
+        return source
+
+    def evaluate(*args, write, pictures):
+        opened.append(f"evaluate {pictures}")
+        return {"test": {"step": 6, "t2i": {}}}
+
+    monkeypatch.setattr(pipeline, "open_split", open_split)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    loop.run(stub_config())
+    loop.run(stub_config(), saved=4)
+    assert opened == ["", "evaluate first", "first", "evaluate first"]
+
+
 def test_a_trained_run_without_results_is_tested_without_training(loop):
     assert loop.run(stub_config(), saved=6) == ["close", "test", "report"]
 

@@ -19,6 +19,7 @@ from ivt_jax.workdir import (
     hold_workdir,
     load_config,
     record_config,
+    recorded_pictures,
     refuse_other_config,
     refuse_other_data,
 )
@@ -122,6 +123,16 @@ def test_other_annotations_are_refused(tmp_path, record):
         UserError, match=r"was trained with other annotations than .*other.json. Choose another --workd"
     ):
         refuse_other_data(tmp_path, other)
+
+
+def test_the_pictures_of_a_run_are_recorded_where_they_are_known(tmp_path, record):
+    assert recorded_pictures(tmp_path) == ""  # no run yet
+    record(tmp_path, config())
+    assert recorded_pictures(tmp_path) == ""
+    annotations = tmp_path / "reid_raw.json"
+    annotations.write_text("a")
+    record_config(tmp_path, config(), annotations, load_tokenizer(), "abc")
+    assert recorded_pictures(tmp_path) == "abc"
 
 
 def test_a_run_is_evaluated_by_its_own_config_at_the_places_given(tmp_path, record):

@@ -248,6 +248,61 @@ def test_memory_does_not_grow_with_what_a_header_promises(dataset, tmp_path):
     assert grown < 60
 
 
+PREPARING = """
+import sys, time
+from input_pipeline import builders, prepare
+encode = builders._encoded_image
+builders._encoded_image = lambda *arguments: time.sleep(float(sys.argv[2])) or encode(*arguments)
+sys.exit(prepare.main(["--dataset=cuhk", "--root=" + sys.argv[1], "--max_damaged=0.5"]))
+"""
+
+
+def prepare_in_a_process(root, pause):
+    """`python -m input_pipeline.prepare` with a pause at every picture."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", PREPARING, root, str(pause)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.faults
+def test_a_process_killed_while_it_prepares_anew_leaves_the_former_data_and_nothing_half(tmp_path):
+    (tmp_path / "imgs").mkdir()
+    for i in range(8):
+        flat((10 * i, 0, 0)).save(tmp_path / f"imgs/{i}.png")
+    records = [{"id": i, "file_path": f"{i}.png", "captions": ["A man."], "split": "train"} for i in range(8)]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    assert prepare_in_a_process(tmp_path, 0).wait(120) == 0
+    (former,) = (tmp_path / "prepared").glob("*-*")
+    before = {path: path.stat().st_mtime_ns for path in former.rglob("*")}
+    flat("lime").save(tmp_path / "imgs/3.png")
+
+    process = prepare_in_a_process(tmp_path, 1)
+    end = time.monotonic() + 60
+    while not list((tmp_path / "prepared").glob(".partial/cuhk_pedes/incomplete*")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.wait(60)
+    assert {path: path.stat().st_mtime_ns for path in former.rglob("*")} == before
+    assert list((tmp_path / "prepared").glob("*-*")) == [former] and (tmp_path / "prepared/.partial").exists()
+
+    two = [prepare_in_a_process(tmp_path, 0.2) for _ in range(2)]  # at once; one of them prepares
+    said = [process.communicate(timeout=120)[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    assert sorted(text.count("images differ (1 changed: 3.png); preparing anew") for text in said) == [0, 1]
+    assert sorted(text.count("preparing train: 8 images in") for text in said) == [0, 1]
+    (new,) = set((tmp_path / "prepared").glob("*-*")) - {former}
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {former.name, new.name, "lock"}
+
+    from input_pipeline import augment
+    from input_pipeline.builders import prepare
+
+    data = prepare(tmp_path, "cuhk_pedes").as_data_source("train")
+    assert [tuple(augment.decode(row["image"]).numpy()[0, 0]) for row in data] == [
+        (0, 255, 0) if i == 3 else (10 * i, 0, 0) for i in range(8)
+    ]
+
+
 # ---- texts
 
 LINE = "A man with short black hair wears a red, black and white jacket, blue jeans and shoes; he carries a bag. "

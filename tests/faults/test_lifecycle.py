@@ -3,6 +3,7 @@
 import ctypes
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -224,6 +225,28 @@ def test_what_all_processes_find_at_fault_each_of_them_says(start, tmp_path):
     assert [process.finish(60) for process in processes] == [2, 2]
     for process in processes:
         assert process.lines()[-1] == "error: data.batch_size 9 is not a multiple of the 2 devices"
+
+
+@pytest.mark.faults
+def test_a_run_whose_picture_was_replaced_ends_as_if_it_had_not_been(
+    start, tmp_path, pedes_root, assert_as_uninterrupted
+):
+    root, workdir = tmp_path / "data", tmp_path / "run"
+    (root / "imgs").mkdir(parents=True)
+    shutil.copy(pedes_root / "reid_raw.json", root)
+    for path in (pedes_root / "imgs").iterdir():
+        shutil.copy(path, root / "imgs")
+    process = start(workdir, *RUN, f"--config.data.root={root}", pause=0.3)
+    process.wait_for_step(5)
+    process.send(signal.SIGTERM)
+    assert process.finish() == 75
+    for person in (0, 6, 8):  # of train, val, test
+        shutil.copy(root / f"imgs/{person + 1:02d}_1.jpg", root / f"imgs/{person:02d}_0.jpg")
+    process = start(workdir, *RUN, f"--config.data.root={root}")
+    assert process.finish() == 0
+    line = f"{root}/imgs: images differ (3 changed: 00_0.jpg, 06_0.jpg, 08_0.jpg); this run goes on with those it began"
+    assert process.said().count(line) == 1 and "preparing" not in process.said()
+    assert_as_uninterrupted(workdir)
 
 
 @pytest.mark.faults
