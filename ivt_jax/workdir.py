@@ -91,6 +91,18 @@ def refuse_other_data(workdir: Path, annotations: Path) -> None:
         raise UserError(f"{workdir} was trained with other annotations than {annotations}. Choose another --workdir")
 
 
+def other_data(workdir: Path, annotations: Path, pictures: str) -> str:
+    """Which data are not those of the workdir's training: "annotations", "images", both, or ""; unknown ones are not.
+
+    pictures: the digest of the images, "" where it is not known.
+    """
+    if not (workdir / "config.json").exists():
+        return ""
+    record, now = load_record(workdir), {"annotations": digest(annotations), "pictures": pictures}
+    others = [key for key, value in now.items() if value and record.get(key) and record[key] != value]
+    return " and ".join(others).replace("pictures", "images")
+
+
 def recorded_pictures(workdir: Path) -> str:
     """The digest of the images that the workdir's run began with; "" where there is no run, or it recorded none."""
     return load_record(workdir).get("pictures", "") if (workdir / "config.json").exists() else ""

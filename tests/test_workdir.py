@@ -18,6 +18,7 @@ from ivt_jax.workdir import (
     folder_tokenizer,
     hold_workdir,
     load_config,
+    other_data,
     record_config,
     recorded_pictures,
     refuse_other_config,
@@ -133,6 +134,20 @@ def test_the_pictures_of_a_run_are_recorded_where_they_are_known(tmp_path, recor
     annotations.write_text("a")
     record_config(tmp_path, config(), annotations, load_tokenizer(), "abc")
     assert recorded_pictures(tmp_path) == "abc"
+
+
+def test_other_data_than_those_of_the_training_are_named_where_both_are_known(tmp_path):
+    same, other = tmp_path / "same.json", tmp_path / "other.json"
+    same.write_text("a")
+    other.write_text("b")
+    assert other_data(tmp_path, other, "def") == ""  # no run
+    record_config(tmp_path, config(), same, load_tokenizer(), "abc")
+    assert other_data(tmp_path, same, "abc") == other_data(tmp_path, same, "") == ""
+    assert other_data(tmp_path, same, "def") == "images"
+    assert other_data(tmp_path, other, "") == "annotations"
+    assert other_data(tmp_path, other, "def") == "annotations and images"
+    record_config(tmp_path, config(), same, load_tokenizer())  # as an older version did
+    assert other_data(tmp_path, same, "def") == ""
 
 
 def test_a_run_is_evaluated_by_its_own_config_at_the_places_given(tmp_path, record):

@@ -24,7 +24,7 @@ from ivt_jax.evaluation.split import (
     write_results,
 )
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import folder_tokenizer, recorded_pictures
+from ivt_jax.workdir import folder_tokenizer, other_data
 
 _ROC_POINTS = 200  # of the curve in summary.json
 
@@ -37,8 +37,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
     checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
     checkpoint, and one of them writes.
 
-    pictures: the digest of the images of a run that ends; "" scores the images as they are now, with a warning on
-    stderr where they are not those that the run was trained with.
+    pictures: the digest of the images that a run began with, which its own evaluation scores; "" scores the images as
+    they are now. A warning on stderr says where annotations or images are not those of the training.
     """
     best = restore_params(workdir)
     params = jax.device_put(best.params)  # once, for all that is embedded with them
@@ -58,8 +58,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
             write_results(workdir, summaries["val"], source, found)
 
     source = pipeline.open_split(config, "test", pictures)
-    if (trained_with := recorded_pictures(workdir)) and source.pictures not in ("", trained_with):
-        print(f"warning: {source.images}: images differ from those that {workdir} was trained with", file=sys.stderr)
+    if write and (others := other_data(workdir, source.annotations, source.pictures)):
+        print(f"warning: {source.root} has other {others} than {workdir} was trained with", file=sys.stderr)
     found = embed_split(model, params, source, tokenizer, config)
     ranks = standard(found)
     summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}

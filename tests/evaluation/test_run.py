@@ -32,8 +32,9 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
+    monkeypatch.setattr(run, "write_results", lambda *args: None)
 
-    def evaluate(best, last, val=4):
+    def evaluate(best, last, val=4, write=False):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -42,11 +43,13 @@ def evaluate(monkeypatch):
 
         def open_split(config, split, pictures):
             persons = np.arange(4 if split == "test" else val)
-            return SimpleNamespace(name="cuhk_pedes", split=split, person_ids=persons, root=Path("nowhere"))
+            return SimpleNamespace(
+                name="cuhk_pedes", split=split, person_ids=persons, root=Path("nowhere"), annotations=None, pictures=""
+            )
 
         monkeypatch.setattr(run, "restore_params", restore_params)
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
-        return run.evaluate(Path("nowhere"), cuhk.get_config(), write=False)
+        return run.evaluate(Path("nowhere"), cuhk.get_config(), write)
 
     evaluate.texts = texts
     return evaluate
@@ -75,6 +78,14 @@ def test_the_threshold_is_that_of_validation(evaluate):
     assert summaries["val"]["calibration"]["threshold"] == summaries["test"]["calibration"]["threshold"] == 1
     assert summaries["test"]["calibration"]["caught"] == 1 and summaries["test"]["calibration"]["false_alarm"] == 0
     assert summaries["test"]["calibration"]["roc"] == {"false_alarm": [0, 0, 1], "caught": [0, 1, 1]}
+
+
+def test_other_data_than_those_of_the_training_are_a_warning(evaluate, monkeypatch, capsys):
+    evaluate(best=60, last=60, write=True)
+    assert "warning" not in capsys.readouterr().err
+    monkeypatch.setattr(run, "other_data", lambda *args: "images")
+    evaluate(best=60, last=60, write=True)
+    assert "warning: nowhere has other images than nowhere was trained with\n" in capsys.readouterr().err
 
 
 def test_robustness_compares_with_the_captions_as_they_are(evaluate):

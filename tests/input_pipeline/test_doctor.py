@@ -222,6 +222,19 @@ def test_a_name_that_no_list_can_hold_is_one_line_and_nothing_is_written(tmp_pat
     assert not (tmp_path / "quarantine.txt").exists()
 
 
+def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsys):
+    make(tmp_path, n2=b"", n3=None)
+    assert call(tmp_path, "--fix-list") == 2
+    (tmp_path / "imgs/a/3.jpg").write_bytes(encoded(scene(3)))
+    capsys.readouterr()
+    line = "\n1 images without a fault are left out by quarantine.txt (remove their lines to use them): a/3.jpg\n"
+    assert call(tmp_path) == 0
+    assert line in capsys.readouterr().out
+    (tmp_path / "quarantine.txt").write_text("a/2.jpg\n")
+    assert call(tmp_path) == 0
+    assert "without a fault" not in capsys.readouterr().out
+
+
 # ---- images that two datasets share
 
 

@@ -201,6 +201,16 @@ def test_a_run_whose_pictures_are_gone_is_refused(root, others):
     assert open_split(root, pictures=began).pictures == began
 
 
+def test_a_run_does_not_go_on_with_a_quarantine_that_came_later(root):
+    began = open_split(root).pictures
+    (root / "quarantine.txt").write_text("b.png\n")
+    assert open_split(root).paths == ["a.png", "c.png"]
+    with pytest.raises(DataError, match=r"the images are not those that the run began with"):
+        open_split(root, pictures=began)
+    (root / "quarantine.txt").unlink()
+    assert open_split(root, pictures=began).paths == ["a.png", "b.png", "c.png"]
+
+
 def test_a_run_goes_on_with_a_portable_folder_of_its_pictures_and_with_no_other(root, tmp_path):
     began = open_split(root).pictures
     assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/same"]) == 0
