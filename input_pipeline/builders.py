@@ -28,7 +28,6 @@ from input_pipeline.errors import DataError
 from input_pipeline.files import refuse_path
 from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
 from input_pipeline.pictures import (
-    RECORD,
     Picture,
     contents_digest,
     describe_changes,
@@ -198,9 +197,9 @@ def prepare(
             if builder is None:
                 if changes:
                     kept = f"what was prepared before is kept in {folder} for the runs that began with it"
-                    print(f"{annotations.images}: images differ ({changes}); preparing anew, {kept}", file=sys.stderr)
+                    print(f"{annotations.images}: images differ{changes}; preparing anew, {kept}", file=sys.stderr)
                 say_deviation(annotations, name)
-                builder = _prepare_anew(root, name, folder, max_damaged)
+                builder = _prepare_anew(root, name, folder, max_damaged, _record_name(annotations.path, prepared))
     if pictures and builder.pictures not in ("", pictures):
         raise _other_pictures(builder.data_path)
     _refuse_damaged(builder)
@@ -229,29 +228,30 @@ def _find(
         return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place), ""
 
     own = next((place for place in places if pictures and place.name == f"{digest}-{pictures[:16]}"), None)
-    last = own or max(places, key=_recorded_at)
+    record = _record_name(annotations.path, prepared)
+    last = own or max(places, key=lambda place: _modified(place / record))
     if not has_images:
         return opened(last)
-    known = read_record(last / RECORD)
+    known = read_record(last / record)
     now = look_at(annotations.images, [record.image_path for record in annotations.records], known)
     contents = contents_digest(now)
+    changes = describe_changes(known, now) if known else ""
     if pictures and contents != pictures:
         if not own:
             raise _other_pictures(annotations.images)
-        changes = describe_changes(known, now)
-        _say(f"{annotations.images}: images differ ({changes}); this run goes on with those it began with, in {own}")
+        _say(f"{annotations.images}: images differ{changes}; this run goes on with those it began with, in {own}")
         return opened(own)
     place = folder / f"{digest}-{contents[:16]}"
     if place not in places:
-        return None, describe_changes(known, now)
+        return None, changes
     if place != last or known != now:
         with contextlib.suppress(OSError):  # another user's folder: the images are read again the next time
-            write_record(place / RECORD, now)
+            write_record(place / record, now)
     return opened(place)
 
 
-def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float) -> PedesBuilder:
-    """Prepares in a hidden folder, which is moved to its place when it is whole."""
+def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, record: str) -> PedesBuilder:
+    """Prepares in a hidden folder, which is moved to its place when it is whole, beside the file `record`."""
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
@@ -262,7 +262,7 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float) -> Pe
         maker.info.metadata.save_metadata(maker.data_path)
         place = folder / f"{annotations_digest(annotation_file(root, name))}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
-        write_record(place / RECORD, maker.seen)
+        write_record(place / record, maker.seen)
         Path(maker.data_path).rename(place / name / str(maker.version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -271,9 +271,14 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float) -> Pe
     return builder
 
 
-def _recorded_at(place: Path) -> int:
-    record = place / RECORD
-    return record.stat().st_mtime_ns if record.exists() else 0
+def _record_name(path: Path, prepared: Path | None) -> str:
+    """The record of the images beside the annotations `path`; several datasets may share the folder `prepared`."""
+    owner = f"-{hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:16]}" if prepared else ""
+    return f"pictures{owner}.json"
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _prepared_folder(path: Path, prepared: Path | None) -> Path:
@@ -312,13 +317,16 @@ def _refuse_damaged(builder: PedesBuilder) -> None:
     damaged, images = builder.info.metadata["damaged"], builder.info.splits["train"].num_examples
     if len(damaged) <= builder.max_damaged * images:
         return
-    back = "bring them back and start again"
-    if not builder.pictures:
-        back = f"bring them back, remove {builder.data_path.parent.parent}, and start again"
+    if not read_annotations(builder.root, builder.name).images.is_dir():
+        remedy = "prepare it anew where its images are"
+    elif builder.pictures:
+        remedy = f"bring them back and start again, or {_LEAVE_OUT}"
+    else:
+        remedy = f"bring them back, remove {builder.data_path.parent.parent} and start again, or {_LEAVE_OUT}"
     raise DataError(
         f"{builder.data_path}: {len(damaged)} of {images} training images are damaged, the first is {damaged[0]}; "
-        f"more than {builder.max_damaged:.2%} are not allowed (data.max_damaged): {back}, or {_LEAVE_OUT}, or allow "
-        f"more; metadata.json lists them"
+        f"more than {builder.max_damaged:.2%} are not allowed (data.max_damaged): {remedy}, or allow more; "
+        "metadata.json lists them"
     )
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import leads_out
 
-RECORD = "pictures.json"
 _THREADS = 16  # network file systems answer many questions at once; local ones take no longer
 _DIGITS = 32  # of a picture's SHA-256
 _SHOWN = 3  # pictures that a message names
@@ -71,7 +70,7 @@ def contents_digest(pictures: Mapping[str, Picture]) -> str:
 
 
 def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) -> str:
-    """Counts the pictures whose content differs, and names the first: "1 changed, 2 back: a.jpg, b.jpg, c.jpg"."""
+    """Counts the pictures whose content differs, and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
     kinds: dict[str, list[str]] = {"changed": [], "back": [], "missing": []}
     for path, picture in now.items():
         former = before.get(path, MISSING).digest
@@ -79,7 +78,8 @@ def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) 
             kinds["missing" if not picture.digest else "changed" if former else "back"].append(path)
     differ = [path for paths in kinds.values() for path in paths]
     counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
-    return f"{counts}: {printable(', '.join(differ[:_SHOWN]))}" + (", ..." if len(differ) > _SHOWN else "")
+    named = printable(", ".join(differ[:_SHOWN])) + (", ..." if len(differ) > _SHOWN else "")
+    return f" ({counts}: {named})"
 
 
 def read_record(path: Path) -> dict[str, Picture]:

@@ -131,6 +131,20 @@ def test_a_dataset_that_was_moved_finds_what_was_prepared_elsewhere(root, tmp_pa
     assert made_anew(capsys) == (False, [])
 
 
+def test_datasets_that_share_a_folder_of_prepared_data_have_records_of_their_own(root, tmp_path, capsys, monkeypatch):
+    other, shared = tmp_path / "other", tmp_path / "shared"
+    shutil.copytree(root, other)
+    paint(other, "b.png", BLUE)
+    for place in (root, other):
+        open_split(place, elsewhere=shared)
+    said = capsys.readouterr().err
+    assert said.count("preparing train: 3 images in") == 2 and "differ" not in said
+    read = watch(monkeypatch)
+    for place, colour in ((root, GREEN), (other, BLUE), (root, GREEN)):
+        assert pixels(open_split(place, elsewhere=shared)) == [RED, colour, BLUE]
+    assert read == []
+
+
 def test_a_replacement_with_the_size_and_the_time_of_the_former_is_seen(root):
     open_split(root)
     path = root / "imgs/b.png"
@@ -256,6 +270,13 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
     )
     paint(root, "b.png", GREEN)
     assert pixels(open_split(root, max_damaged=0.005)) == [RED, GREEN, BLUE]
+
+
+def test_a_portable_folder_with_too_many_damaged_pictures_names_its_remedy(root, tmp_path):
+    (root / "imgs/b.png").write_bytes(b"")
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out", "--max_damaged=0.5"]) == 0
+    with pytest.raises(DataError, match=r"\(data.max_damaged\): prepare it anew where its images are, or allow more"):
+        open_split(tmp_path / "out", max_damaged=0.005)
 
 
 def test_a_record_that_is_damaged_or_gone_costs_no_more_than_reading(root, capsys):
