@@ -233,7 +233,7 @@ def _find(
     if not has_images:
         return opened(last)
     known = read_record(last / record)
-    now = look_at(annotations.images, [record.image_path for record in annotations.records], known)
+    now = look_at(annotations.images, [image.image_path for image in annotations.records], known)
     contents = contents_digest(now)
     changes = describe_changes(known, now) if known else ""
     if pictures and contents != pictures:
@@ -254,13 +254,14 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
     """Prepares in a hidden folder, which is moved to its place when it is whole, beside the file `record`."""
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    digest = annotations_digest(annotation_file(root, name))  # before they are read: a change shows the next time
     try:
         maker = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=partial)
         maker.download_and_prepare()
         contents = contents_digest(maker.seen)
         maker.info.metadata["pictures"] = contents
         maker.info.metadata.save_metadata(maker.data_path)
-        place = folder / f"{annotations_digest(annotation_file(root, name))}-{contents[:16]}"
+        place = folder / f"{digest}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
         write_record(place / record, maker.seen)
         Path(maker.data_path).rename(place / name / str(maker.version))
