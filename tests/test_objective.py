@@ -8,7 +8,7 @@ import pytest
 
 from configs import default, synth
 from ivt_jax import objective as module
-from ivt_jax.images import normalise
+from ivt_jax.images import DEVIATION, MEAN, normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
@@ -180,6 +180,65 @@ def test_exact_alignment_has_one_pattern_per_modality_and_fast_one_per_row():
         for embeddings in (np.concatenate(images), np.concatenate(texts)):
             spread = np.abs(embeddings - embeddings[0]).max()
             assert spread < 1e-5 if align == "exact" else spread > 1e-3
+
+
+def test_no_two_draws_share_a_key(monkeypatch):
+    """Noise, kept tokens and dropout of every row, view and level, and what is hidden of every row."""
+    recorded = []
+
+    def spy(*args, **kwargs):
+        recorded.append(row_keys(*args, **kwargs))
+        return recorded[-1]
+
+    monkeypatch.setattr(module, "row_keys", spy)
+    config = tiny(bmm={"align": "fast", "align_ratio": 0.5})
+    model = IVT(IVTConfig.from_config(config.model))
+
+    def run(params):
+        objective(model, params, BATCH, KEY, config, MASK_ID)
+        return [jax.random.key_data(keys) for keys in recorded]
+
+    keys = [tuple(key) for drawn in jax.jit(run)(params_of()) for key in drawn.tolist()]
+    views, levels, hidden = 3 * 4 * 3, 2 * 4 * 3, 3 * 4  # draws x rows x views or levels; words, patches, joint pass
+    assert len(set(keys)) == views + levels + hidden
+    assert len(keys) == len(set(keys)) + 4  # the joint pass sees each row's first view with the noise it has elsewhere
+
+
+def test_exact_patterns_of_images_and_texts_are_independent():
+    """Images and texts of nine tokens: with a common key they would keep the same ones."""
+    model, levels = IVT(IVTConfig.from_config(tiny().model)), [np.ones((2, 9), np.int32), np.ones((2, 4), np.int32)]
+    config = tiny(bmm={"align": "exact", "align_ratio": 0.5}).bmm
+    patterns = [exact_patterns(model, levels, jax.random.key(seed), config) for seed in range(5)]
+    assert any((image[0] != text[0]).any() for image, text in patterns)
+    assert any(image[1].sum() != text[1].sum() for image, text in patterns)
+
+
+def test_exact_patterns_count_the_tokens_of_the_longest_text():
+    """Texts of 3 and 5 tokens at two levels of 6 and 8 places: at ratio 1 up to 4 of 5 are dropped, and never more."""
+    ids = [np.array([[7, 7, 7, 0, 0, 0]]), np.array([[7, 7, 7, 7, 7, 0, 0, 0]])]
+    model, config = IVT(IVTConfig.from_config(tiny().model)), tiny(bmm={"align": "exact", "align_ratio": 1.0}).bmm
+    kept = []
+    for seed in range(40):
+        indices, valid = exact_patterns(model, ids, jax.random.key(seed), config)[1]
+        assert indices.shape == (1, 8) and not (indices[valid] >= 5).any()
+        kept.append(int(valid.sum()))
+    assert set(kept) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("switched_on", [True, False])
+def test_erased_pixels_are_standard_normal_after_normalising(switched_on):
+    """The noise has mean 0 and deviation 1 beside pixels in [-1, 1]; outside of the box nothing changes."""
+    images = np.random.default_rng(1).integers(0, 256, (2, 40, 30, 3), np.uint8)
+    boxes, keys = np.array([[4, 6, 30, 20], [0, 0, 0, 0]], np.int32), row_keys(KEY, np.arange(2))
+    seen, clean = (np.asarray(x) for x in pixels(images, boxes, keys, tiny(augment={"erase": float(switched_on)})))
+    np.testing.assert_allclose(clean, (images / 255 - MEAN) / DEVIATION, atol=1e-6)
+    expected = clean.copy()
+    if switched_on:
+        noise = seen[0, 4:34, 6:26]
+        # Of n = 1800 standard normal numbers: mean within 5 / sqrt(n) = 0.12, deviation within 5 / sqrt(2 n) = 0.09.
+        assert abs(noise.mean()) < 0.12 and abs(noise.std() - 1) < 0.09
+        expected[0, 4:34, 6:26] = noise
+    np.testing.assert_array_equal(seen, expected)
 
 
 @pytest.mark.parametrize("align", ["exact", "fast"])

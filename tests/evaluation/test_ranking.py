@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from input_pipeline.errors import UserError
 from ivt_jax import evaluation
@@ -161,6 +162,13 @@ def test_bootstrap_draws_persons_and_not_queries():
     # and a quarter the second alone. If queries were drawn, the lower end would be near 97.
     values, persons = np.array([0.0] + [100.0] * 99), np.array([5] + [6] * 99)
     assert bootstrap_interval(values, persons) == (0.0, 100.0)
+
+
+def test_bootstrap_has_2_5_percent_of_the_draws_on_either_side():
+    # 400 persons of one query each, every fourth right: the number right among 400 drawn is binomial.
+    values, persons = np.where(np.arange(400) % 4, 0.0, 100.0), np.arange(400)
+    low, high = bootstrap_interval(values, persons, samples=20_000)
+    assert (low, high) == tuple(binom.ppf([0.025, 0.975], 400, 0.25) / 4)  # 83 and 117 of 400
 
 
 def test_bootstrap_follows_its_seed_and_leaves_out_what_is_unknown():

@@ -8,7 +8,7 @@ import pytest
 
 from configs import cuhk
 from ivt_jax.evaluation import run
-from ivt_jax.evaluation.protocols import Embeddings
+from ivt_jax.evaluation.protocols import Embeddings, standard
 
 CAPTIONS = ["A man. In black.", "A woman. In red.", "A boy. In blue.", "A girl. In white."]
 RIGHT = np.eye(4, dtype=np.float32)
@@ -22,7 +22,8 @@ def evaluate(monkeypatch):
 
     def embed_split(model, params, source, tokenizer, config):
         persons = np.arange(4)
-        return Embeddings(RIGHT, np.asarray(params), persons, persons, np.arange(4), np.ones(4, int))
+        scale = evaluate.val_scale if source.split == "val" else 1
+        return Embeddings(RIGHT, scale * np.asarray(params), persons, persons, np.arange(4), np.ones(4, int))
 
     def embed_captions(model, params, captions, tokenizer, config):
         texts.append(captions)
@@ -51,7 +52,7 @@ def evaluate(monkeypatch):
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
         return run.evaluate(Path("nowhere"), cuhk.get_config(), write)
 
-    evaluate.texts = texts
+    evaluate.texts, evaluate.val_scale = texts, np.float32(1)
     return evaluate
 
 
@@ -86,6 +87,33 @@ def test_other_data_than_those_of_the_training_are_a_warning(evaluate, monkeypat
     monkeypatch.setattr(run, "other_data", lambda *args: "images")
     evaluate(best=60, last=60, write=True)
     assert "warning: nowhere has other images than nowhere was trained with\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [0.5, 2])
+def test_the_threshold_comes_from_validation_and_not_from_test(evaluate, scale):
+    """The right images score 0.5 or 2 on val and 1 on test. By val's threshold all of test's, or none, are present."""
+    evaluate.val_scale = np.float32(scale)
+    summaries = evaluate(best=60, last=60)
+    assert summaries["val"]["calibration"]["threshold"] == scale
+    on_test = summaries["test"]["calibration"]
+    assert on_test["threshold"] == scale
+    assert (on_test["false_alarm"], on_test["caught"]) == (float(scale > 1), 1)
+
+
+def test_the_interval_of_robustness_draws_persons():
+    """Person 1 has one caption, which stays right; person 2 has 40, which all become wrong.
+
+    A quarter of the draws holds person 1 twice and a quarter person 2 twice: the change lies between -100 and 0. Were
+    captions drawn, the upper end would lie below -90.
+    """
+    persons, image = np.array([1] + [2] * 40), np.array([0] + [1] * 40)
+    found = Embeddings(RIGHT[:2, :2], RIGHT[image, :2], np.array([1, 2]), persons, image, np.ones(2, int))
+    captions = ["A man. In black."] * 41
+    spoiled = RIGHT[np.zeros(41, int), :2]  # every caption finds the image of person 1
+    table = run.robustness(found, standard(found)["t2i"], captions, lambda captions: spoiled, seed=0)
+    row = table["first sentence only"]
+    assert (row["R1"], row["change"]) == (pytest.approx(100 / 41), pytest.approx(-4000 / 41))
+    assert row["interval"] == (-100.0, 0.0)
 
 
 def test_robustness_compares_with_the_captions_as_they_are(evaluate):

@@ -9,7 +9,7 @@ import pytest
 
 from ivt_jax.evaluation import embedding
 from ivt_jax.evaluation import split as evaluation
-from ivt_jax.evaluation.protocols import standard
+from ivt_jax.evaluation.protocols import Embeddings, standard
 
 
 class Colours:
@@ -104,6 +104,60 @@ def test_the_summary_ranks_in_both_directions(monkeypatch):
         "queries": 4, "gallery": 3, "persons": 2,
     }  # fmt: skip
     assert summary["interval"]["t2i"]["R5"] == (100.0, 100.0)
+
+
+def test_intervals_of_both_directions_draw_persons():
+    """Person 1 has one image and one caption, which fail; person 2 has 40 of each, which all succeed.
+
+    A quarter of the draws holds person 1 twice and a quarter person 2 twice, so the interval is 0 to 100. Were images
+    or captions drawn, its lower end would lie above 90.
+    """
+    right, wrong = np.tile(np.float32([1, 0]), (40, 1)), np.float32([[0.6, 0.8]])
+    persons = np.array([1] + [2] * 40)
+    # All captions and images of person 2 are (1, 0); those of person 1 are nearer to that than to each other.
+    split = Embeddings(
+        image=np.concatenate([wrong, right]), text=np.concatenate([wrong * [1, -1], right]).astype(np.float32),
+        image_person=persons, text_person=persons, text_image=np.arange(41), image_copies=np.ones(41, int),
+    )  # fmt: skip
+    source = SimpleNamespace(name="cuhk_pedes", root=Path("nowhere"))
+    summary = summarise(split, source, 1)
+    for way in ("t2i", "i2t"):
+        assert summary[way]["R1"] == pytest.approx(100 * 40 / 41)
+        assert summary["interval"][way]["R1"] == (0.0, 100.0)
+
+
+def test_the_interval_of_image_to_text_counts_an_image_once_for_each_of_its_records():
+    split = Embeddings(
+        image=np.eye(2, dtype=np.float32), text=np.float32([[1, 0], [1, 0]]), image_person=np.array([1, 2]),
+        text_person=np.array([1, 2]), text_image=np.arange(2), image_copies=np.array([3, 1]),
+    )  # fmt: skip
+    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere")), 1)
+    # Both captions are image 0's: for it, asked three times, a wrong one ties with the right one; for image 1 as well.
+    assert summary["gallery"] == 4 and summary["persons"] == 2 and summary["queries"] == 2
+    assert summary["i2t"]["R1"] == 0 and summary["interval"]["i2t"]["R1"] == (0.0, 0.0)
+
+
+def test_re_ranking_is_a_protocol_of_its_own_where_it_is_asked_for(monkeypatch):
+    model, source, tokenizer, config = split(monkeypatch)
+    embeddings = evaluation.embed_split(model, TABLE, source, tokenizer, config)
+    ranks = standard(embeddings)
+    plain, more = (evaluation.summarise(embeddings, ranks, source, 1, rerank)["protocols"] for rerank in (False, True))
+    assert set(more) - set(plain) == {"standard, re-ranked"}
+    assert set(more["standard, re-ranked"]) == {"R1", "R5", "R10", "mAP", "mINP"}
+
+
+def test_embeddings_in_half_precision_and_of_length_0_become_float32_vectors():
+    class Half(Colours):
+        def apply(self, *args, **kwargs):
+            return super().apply(*args, **kwargs).astype(jnp.bfloat16)
+
+    grey = np.full((4, 2, 3), 51, np.uint8)  # 2 * (51 / 255 - 0.5) / 0.5 = -1.2, in bfloat16 -1.203125
+    embedded = embedding.embed_images(Half(), {}, [grey[None]])
+    assert embedded.dtype == np.float32
+    np.testing.assert_allclose(embedded, [[-(3**-0.5)] * 3], rtol=1e-6)  # bfloat16 would be off by 1e-3
+    texts = embedding.embed_texts(Half(), {"table": np.zeros((4, 3), np.float32)}, np.array([[1, 2]], np.int32), 1)
+    assert texts.dtype == np.float32
+    np.testing.assert_array_equal(texts, [[0, 0, 0]])
 
 
 @pytest.mark.parametrize("oracle", [61.5, None])

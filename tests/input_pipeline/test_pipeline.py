@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import pipeline
+from input_pipeline import augment, pipeline
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sampling import EpochPlans
+from input_pipeline.sampling import EpochPlans, keyed_rng
+from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import load_tokenizer
 
 H, W = 32, 16
@@ -188,6 +189,81 @@ def test_another_seed_gives_another_stream_and_each_epoch_draws_anew(pedes_root,
             assert not np.array_equal(first[key][a], batch[key][b])
         for level, redrawn in (("sentence", False), ("phrase", True), ("word", True)):
             assert np.array_equal(first["text"][level][a], batch["text"][level][b]) != redrawn
+
+
+def test_each_row_draws_by_seed_epoch_and_its_place_in_the_epoch(pedes_root, source, tokenizer):
+    config = make_config(pedes_root, **{"augment.erase": 1.0})
+    plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 2, config.seed)
+    last = int(plans.epoch_starts(2)[2])
+    places = set()
+    for step, batch in enumerate(stream(config, source, tokenizer, last)):
+        epoch, first, pairs = plans.rows(step)
+        for row, pair in enumerate(pairs):
+            rng = keyed_rng(config.seed, epoch, first + row)
+            views = augment.draw_views(rng.random((2, augment.UNIFORMS)), (H, W), pad=3, flip=0.5, erase=1.0)
+            np.testing.assert_array_equal(batch["erase"][row], views.box)
+            image, caption = (index[pair] for index in source.pairs)
+            text = draw_levels(source.captions[image][caption], rng)
+            for level in config.mla.levels:
+                expected = tokenizer.encode([text[level]], config.text.length[level])[0]
+                np.testing.assert_array_equal(batch["text"][level][row], expected)
+        places.add((epoch, first))
+    assert {(0, 0), (0, 8), (1, 0), (1, 8)} <= places
+
+
+def structured(root):
+    """A dataset of four persons, two images each of 40 x 20 coarse random colours. Returns its config."""
+    (root / "imgs").mkdir()
+    rng, records = np.random.default_rng(0), []
+    for person, split in enumerate(["train", "train", "val", "test"]):
+        for image in range(2):
+            name = f"{person}_{image}.png"
+            coarse = Image.fromarray(rng.integers(40, 216, (10, 5, 3), np.uint8))
+            coarse.resize((20, 40), Image.Resampling.NEAREST).save(root / "imgs" / name)
+            captions = [f"Person {person} has black hair."] * 2
+            records.append({"id": person, "file_path": name, "captions": captions, "split": split})
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    changes = {"augment.pad": 0, "augment.flip": 0.0, "augment.erase": 0.0, "data.batch_size": 4}
+    return make_config(root, **changes)
+
+
+def resized(root, path, method):
+    """Pillow's picture at the size of the model."""
+    return np.array(Image.open(root / "imgs" / path).resize((W, H), method)).astype(int)
+
+
+def test_evaluation_resizes_bilinearly_and_training_bicubically(tmp_path, tokenizer):
+    config = structured(tmp_path)
+    source = pipeline.open_split(config, "train")
+    (seen,) = pipeline.image_batches(source, (H, W), 4)
+    (batch,) = stream(config, source, tokenizer, 1)
+    for index, path in enumerate(source.paths):
+        bilinear, bicubic = (resized(tmp_path, path, m) for m in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
+        assert np.abs(bilinear - bicubic).max() > 8  # the picture shows which of the two it was
+        assert np.abs(seen[index] - bilinear).max() <= 1
+        (rows,) = np.nonzero(source.pairs[0][batch["pair_ids"]] == index)
+        for row in rows:
+            assert np.abs(batch["images"][row] - bicubic).max() <= 2
+
+
+def test_views_are_crops_of_the_padded_image_mirrored_where_they_are_flipped(tmp_path, tokenizer):
+    config = structured(tmp_path)
+    config.augment.update({"pad": 3, "flip": 0.5})
+    source = pipeline.open_split(config, "train")
+    plans = EpochPlans(source.person_ids[source.pairs[0]], 4, "identity", 2, config.seed)
+    flips = []
+    for step, batch in enumerate(stream(config, source, tokenizer, 4)):
+        epoch, first, pairs = plans.rows(step)
+        for row, pair in enumerate(pairs):
+            uniform = keyed_rng(config.seed, epoch, first + row).random((2, augment.UNIFORMS))
+            path = source.paths[source.pairs[0][pair]]
+            padded = np.pad(resized(tmp_path, path, Image.Resampling.BICUBIC), ((3, 3), (3, 3), (0, 0)))
+            for view, (down, right, flip) in enumerate(uniform[:, :3]):
+                crop = padded[int(down * 7) :, int(right * 7) :][:H, :W]
+                expected = crop[:, ::-1] if flip < 0.5 else crop
+                assert np.abs(batch["images"][row, view] - expected).max() <= 2
+                flips.append(flip < 0.5)
+    assert {True, False} == set(flips)
 
 
 def test_views_differ_and_a_first_view_does_not_depend_on_their_number(pedes_root, source, tokenizer):
