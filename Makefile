@@ -1,13 +1,18 @@
 PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MUTANTS ?= 300
+SEED ?= 0
 DEMO_PERSONS ?= 4300
 DEMO_IMAGES ?= 4
 DEMO_SIZE ?= 96x48
 DEMO_SEED ?= 0
 DEMO_QUERY ?= a woman with long brown hair in a red coat and dark blue trousers, with a red shoulder bag
 
-BIN := .venv/bin
-INSTALLED := .venv/installed
-DEVELOPED := .venv/developed
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+DEVELOPED := $(VENV)/developed
+EXTRAS := .venv-extras
 DATA := data/pedes-synth
 FEW := data/pedes-synth-few
 GALLERY := runs/demo/gallery
@@ -16,7 +21,7 @@ STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo serve test faults lint ablation clean
+.PHONY: help install data demo serve test test-core test-extras faults mutants lint ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -24,9 +29,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo ablation: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## make the environment .venv (PYTHON=python3.12 names another interpreter)
+install: $(INSTALLED) ## make the environment .venv (PYTHON=python3.12 names another interpreter, VENV=FOLDER another place)
 
 data: $(INSTALLED) ## generate PEDES-Synth
 	@echo "== data: $(DATA)"
@@ -51,6 +56,17 @@ serve: $(INSTALLED) ## open the page that searches the demo's index, on this mac
 test: $(DEVELOPED) ## run all tests but those of `make faults`
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
 
+test-core: $(DEVELOPED) ## run the tests of what works without TensorFlow
+	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short $(CORE)
+
+test-extras: ## run the tests that need PyTorch or Apache Beam, in an environment of their own, .venv-extras
+	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
+	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # without them their tests would be skipped
+	@$(EXTRAS)/bin/python -m pytest --tb=short tests/reference tests/conversion tests/gallery/test_beam.py
+
+mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and see that tests fail (2 hours, resumable)
+	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
+
 faults: $(DEVELOPED) ## kill, stop, starve and damage real runs (20 minutes)
 	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --tb=short
 
@@ -65,15 +81,15 @@ ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or 
 	@$(BIN)/python -m input_pipeline.synthetic --out=$(FEW) --persons=800 --size=$(DEMO_SIZE) --seed=$(DEMO_SEED)
 	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(FEW)
 
-clean: ## remove the environment, caches, and the demo's data and run
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo
+clean: ## remove the environments, caches, and the demo's data and run
+	rm -rf $(VENV) $(EXTRAS) .venv-next .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: $(PYTHON) is not Python 3.11 or later; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@echo "== environment: .venv, from $(PYTHON)"
-	@$(PYTHON) -m venv .venv
+	@echo "== environment: $(VENV), from $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): requirements.txt | $(BIN)/pip
 	@echo "== install requirements.txt (about 2.6 GB, minutes the first time)"
@@ -83,6 +99,14 @@ $(INSTALLED): requirements.txt | $(BIN)/pip
 $(DEVELOPED): tests/requirements.txt $(INSTALLED)
 	@echo "== install tests/requirements.txt"
 	@$(PIP) -r tests/requirements.txt
+	@touch $@
+
+# PyTorch from PyPI brings CUDA with it on Linux (gigabytes); for its CPU build alone:
+# make test-extras TORCH="torch==2.13.0 --index-url=https://download.pytorch.org/whl/cpu"
+$(VENV)/extras: tests/requirements-extras.txt tests/requirements.txt requirements.txt | $(BIN)/pip
+	@echo "== install tests/requirements-extras.txt"
+	@$(PIP) $(TORCH)
+	@$(PIP) -r tests/requirements-extras.txt
 	@touch $@
 
 # The crops of the test split alone: a folder to search.
