@@ -234,6 +234,13 @@ def test_word_loss_by_hand():
     np.testing.assert_array_equal(weights, [2, 1])
 
 
+def test_word_loss_of_bfloat16_logits_is_float32():
+    # Softmax of 1000 equal logits: ln 1000 = 6.907755, in bfloat16 6.90625.
+    sums, _ = bmm.word_loss(jnp.zeros((1, 1, 1000), jnp.bfloat16), np.array([[5]]), np.ones((1, 1), np.float32))
+    assert sums.dtype == jnp.float32
+    np.testing.assert_allclose(sums, [np.log(1000)], rtol=1e-6)
+
+
 def test_the_mean_is_of_all_rows_together():
     # Not the mean of the rows' means, which would be (2 + 8) / 2.
     np.testing.assert_allclose(bmm.mean_loss(np.array([6.0, 8.0]), np.array([3.0, 1.0])), 14 / 4)
@@ -267,6 +274,14 @@ def test_patches_are_hidden_in_blocks():
 def test_each_patch_is_hidden_equally_often():
     mask = draw_patches(keys(3000, 2), (4, 4), 0.5, 2)
     assert np.abs(mask.mean(0) - 0.5).max() < 5 * np.sqrt(0.25 / 3000)
+
+
+def test_of_a_block_that_is_hidden_in_part_each_patch_is_hidden_equally_often():
+    # One block of 2 x 2 patches is all there is: 2 of its 4 are hidden, each pair of them as often as another.
+    mask = draw_patches(keys(3000, 3), (2, 2), 0.5, 2)
+    pairs = Counter(tuple(np.flatnonzero(row).tolist()) for row in mask)
+    assert len(pairs) == 6
+    assert max(abs(count - 500) for count in pairs.values()) < 5 * np.sqrt(3000 * 1 / 6 * 5 / 6)
 
 
 @pytest.mark.parametrize("size, patch, stride", [((24, 12), 6, 6), ((22, 13), 6, 4), ((27, 14), 6, 6)])

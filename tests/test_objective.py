@@ -277,6 +277,15 @@ def test_the_matching_is_mla_of_the_embeddings(separately):
     np.testing.assert_allclose(metrics["mla"], mla_loss(*separately, BATCH["person_ids"]), rtol=1e-5)
 
 
+def test_the_matching_has_the_groups_of_the_config(separately):
+    batch = {**BATCH, "erase": np.zeros_like(BATCH["erase"])}
+    config = tiny(mla={"groups": 2}, bmm={"word_weight": 0.0, "patch_weight": 0.0})
+    _, metrics = evaluate(config, batch)
+    expected = mla_loss(*separately, BATCH["person_ids"], 2)
+    np.testing.assert_allclose(metrics["mla"], expected, rtol=1e-5)
+    assert abs(expected - mla_loss(*separately, BATCH["person_ids"])) > 1e-2
+
+
 # ---- reconstruction: what reaches the two losses
 
 
@@ -298,10 +307,10 @@ def reconstructed():
 
     def run(params):
         metrics = objective(model, params, batch, KEY, config, MASK_ID)[1]
-        (*_, corrupted, _), joint = calls["apply"][0]
+        (_, _, image, corrupted, _), joint = calls["apply"][0]
         (_, positions), _ = calls["_gather"][0]
         seen = {"words": (corrupted, positions, *calls["word_loss"][0][0]),
-                "patches": (joint["patch_mask"], *calls["patch_loss"][0][0])}  # fmt: skip
+                "patches": (joint["patch_mask"], *calls["patch_loss"][0][0]), "image": image}  # fmt: skip
         return metrics, seen
 
     with pytest.MonkeyPatch.context() as patch:
@@ -342,6 +351,19 @@ def test_patches_are_predicted_as_in_the_clean_first_view(reconstructed):
             count += weight.sum()
     assert predicted.shape == (4, 5, 108)
     np.testing.assert_allclose(metrics["patches"], total / count, rtol=1e-5)
+
+
+def test_the_joint_pass_sees_the_erased_image_and_hides_by_the_ratios_and_the_block(reconstructed):
+    _, seen = reconstructed
+    clean = np.asarray(normalise(BATCH["images"][:, 0]))  # all of it is erased: nothing is left
+    assert (seen["image"] != clean).mean() > 0.99
+    _, positions, _, _, weights = seen["words"]
+    for row, words in enumerate(BATCH["words"]):
+        hidden = set(words[positions[row][weights[row] > 0]].tolist())
+        assert len(hidden) == max(1, round(0.3 * words.max()))
+    for hidden in seen["patches"][0].reshape(4, 5, 2):  # five of ten patches, in blocks of two by two: one and a bit
+        blocks = [hidden[i : i + 2] for i in (0, 2, 4)]
+        assert sum(block.any() and not block.all() for block in blocks) <= 1
 
 
 @pytest.mark.parametrize("rows, expected", [(0, [0, 1, 2, 3, 4, 5]), (1, [0]), (2, [0, 3]), (3, [0, 2, 4])])

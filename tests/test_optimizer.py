@@ -50,6 +50,16 @@ def test_smooth_schedule_by_hand():
                                [0, 2e-3, 1e-2, cosine, 5.5e-3, 1e-3], atol=1e-8)  # fmt: skip
 
 
+def test_a_smooth_schedule_that_ends_within_its_warm_up_still_rises_to_its_peak():
+    config = default.get_config()
+    config.optimizer.update({"schedule": "smooth", "learning_rate": 1e-2, "bias_learning_rate": 2e-2, "start": 0.0})
+    config.optimizer.update({"floor": 1e-3, "warmup_epochs": 2})  # 8 steps
+    schedules = make_schedules(config, STARTS, total_steps=8)
+    for name, peak in (("weight", 1e-2), ("bias", 2e-2)):
+        rates = [schedules[name](step) for step in (0, 2, 8, 9)]
+        np.testing.assert_allclose(rates, [0, peak / 4, peak, 1e-3], atol=1e-8)
+
+
 PARAMS = {
     "attn": {"qkv": {"kernel": [[0.5, -1.0], [2.0, 0.25]], "bias": [1.0, -2.0]}},
     "norm": {"scale": [1.0, 1.5], "bias": [0.5, 0.5]},
@@ -134,6 +144,19 @@ def test_clipping_is_by_the_global_norm_of_the_gradient(clip, factor):
     factor = factor or clip / norm
     expected = jax.tree_util.tree_map_with_path(lambda path, p, g: p - rate_of(path, 0) * factor * g, PARAMS, gradient)
     assert_trees_close(run(config, [gradient]), expected)
+
+
+def test_weight_decay_is_not_clipped():
+    """The gradient is clipped to norm 0.5 first; then SGD adds 0.3 times the parameters."""
+    config = default.get_config()
+    config.optimizer.update({"clip_norm": 0.5, "weight_decay": 0.3})
+    gradient = draw_gradients()[0]
+    factor = 0.5 / np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
+
+    def follow(path, p, g):
+        return p - rate_of(path, 0) * (factor * g + 0.3 * p)
+
+    assert_trees_close(run(config, [gradient]), jax.tree_util.tree_map_with_path(follow, PARAMS, gradient))
 
 
 def test_the_lower_the_layer_the_smaller_its_updates():

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, release, standard, standard_dedup
+from ivt_jax.evaluation import protocols
+from ivt_jax.evaluation.protocols import (
+    Embeddings,
+    image_records,
+    protocol_scores,
+    release,
+    reranked,
+    standard,
+    standard_dedup,
+)
 from ivt_jax.evaluation.ranking import mean_scores, query_scores
 
 # Person 1 has images 0 (two records) and 2, person 2 has image 1. Captions: two of image 0, one of 1, one of 2, and one
@@ -64,3 +73,16 @@ def test_scores_by_every_protocol_are_those_of_the_protocol_ranked_on_its_own(da
     scores = protocol_scores(split, dataset, standard(split)["t2i"])
     for name, ranks in (("standard-dedup", standard_dedup(split)["t2i"]), ("release", release(split, dataset))):
         assert scores[name] == pytest.approx(mean_scores(query_scores(ranks)), abs=1e-10)
+
+
+def test_re_ranking_has_the_gallery_of_standard_and_chunks_stay_with_their_queries(monkeypatch):
+    """A stand-in gives the cosines back in chunks of two queries: the ranks are those of `standard`."""
+
+    def rerank(text, image):
+        assert len(image) == 4
+        for start in (0, 2, 4):
+            chunk = slice(start, min(start + 2, 5))
+            yield chunk, text[chunk] @ image.T
+
+    monkeypatch.setattr(protocols, "rerank", rerank)
+    np.testing.assert_array_equal(reranked(SPLIT), standard(SPLIT)["t2i"])

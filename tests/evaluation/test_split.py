@@ -104,6 +104,7 @@ def test_the_summary_ranks_in_both_directions(monkeypatch):
         "queries": 4, "gallery": 3, "persons": 2,
     }  # fmt: skip
     assert summary["interval"]["t2i"]["R5"] == (100.0, 100.0)
+    assert summary["protocols"]["standard"] == t2i
 
 
 def test_intervals_of_both_directions_draw_persons():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from input_pipeline import augment, pipeline
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.sampling import EpochPlans, keyed_rng
+from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import load_tokenizer
 
@@ -191,10 +191,16 @@ def test_another_seed_gives_another_stream_and_each_epoch_draws_anew(pedes_root,
             assert np.array_equal(first["text"][level][a], batch["text"][level][b]) != redrawn
 
 
-def test_each_row_draws_by_seed_epoch_and_its_place_in_the_epoch(pedes_root, source, tokenizer):
-    config = make_config(pedes_root, **{"augment.erase": 1.0})
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"data.label_noise": 0.5}, {"text.phrase_rule": "clauses", "text.word_rule": "released"}],
+    ids=["as released", "label noise", "other rules"],
+)
+def test_each_row_draws_by_seed_epoch_and_its_place_in_the_epoch(pedes_root, source, tokenizer, changes):
+    config = make_config(pedes_root, **{"augment.erase": 1.0, **changes})
     plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 2, config.seed)
     last = int(plans.epoch_starts(2)[2])
+    shown = traded_captions(len(source.pairs[0]), config.data.label_noise, config.seed)
     places = set()
     for step, batch in enumerate(stream(config, source, tokenizer, last)):
         epoch, first, pairs = plans.rows(step)
@@ -202,13 +208,30 @@ def test_each_row_draws_by_seed_epoch_and_its_place_in_the_epoch(pedes_root, sou
             rng = keyed_rng(config.seed, epoch, first + row)
             views = augment.draw_views(rng.random((2, augment.UNIFORMS)), (H, W), pad=3, flip=0.5, erase=1.0)
             np.testing.assert_array_equal(batch["erase"][row], views.box)
-            image, caption = (index[pair] for index in source.pairs)
-            text = draw_levels(source.captions[image][caption], rng)
+            image, caption = (index[shown[pair]] for index in source.pairs)
+            rules = {"phrase_rule": config.text.phrase_rule, "word_rule": config.text.word_rule}
+            text = draw_levels(source.captions[image][caption], rng, **rules)
             for level in config.mla.levels:
                 expected = tokenizer.encode([text[level]], config.text.length[level])[0]
                 np.testing.assert_array_equal(batch["text"][level][row], expected)
         places.add((epoch, first))
     assert {(0, 0), (0, 8), (1, 0), (1, 8)} <= places
+
+
+def test_phrases_of_the_dataset_belong_to_their_caption_and_copies_are_counted(pedes_root, tmp_path, tokenizer):
+    """The first image has a record for each of its two captions, each with a phrase of its own."""
+    records = json.loads((pedes_root / "reid_raw.json").read_text())
+    first = records.pop(0)
+    halves = [{**first, "captions": [text], "att": {"0": f"phrase {n}"}} for n, text in enumerate(first["captions"])]
+    (tmp_path / "reid_raw.json").write_text(json.dumps([*halves, *records]))
+    (tmp_path / "imgs").symlink_to(pedes_root / "imgs")
+    config = make_config(tmp_path, **{"data.sampling": "uniform", "data.batch_size": 36})
+    source = pipeline.open_split(config, "train")
+    assert source.copies.tolist() == [2] + [1] * 17
+    (batch,) = stream(config, source, tokenizer, 1)
+    for pair in (0, 1):
+        (row,) = np.flatnonzero(batch["pair_ids"] == pair)
+        assert tokenizer.decode(batch["text"]["word"][row]) == f"phrase {pair}"
 
 
 def structured(root):
@@ -334,6 +357,21 @@ def test_batches_with_stand_ins_are_the_same_on_any_number_of_hosts(pedes_root, 
         for key in ("pair_ids", "person_ids", "images"):
             np.testing.assert_array_equal(batch[key], np.concatenate([one[key], other[key]]))
         assert not set(batch["pair_ids"].tolist()) & {2, 3}
+
+
+def test_the_person_of_a_stand_in_is_the_one_in_the_image(pedes_root, tmp_path, tokenizer):
+    config = damaged(pedes_root, tmp_path, "03_0.jpg", "03_1.jpg", "03_2.jpg")
+    config.update_from_flattened_dict({"augment.pad": 0, "data.sampling": "uniform", "data.batch_size": 36})
+    source = pipeline.open_split(config, "train")
+    (batch,) = stream(config, source, tokenizer, 1)
+    assert not (batch["person_ids"] == 3).any()  # nobody of person 3 has a whole image
+    for row, pair in enumerate(batch["pair_ids"]):
+        image, caption = (index[pair] for index in source.pairs)
+        assert batch["person_ids"][row] == image // 3
+        centre = batch["images"][row, :, H // 2, W // 2].astype(int)
+        assert np.abs(centre - colour(image // 3, image % 3)).max() <= 3
+        expected = tokenizer.encode([source.captions[image][caption]], 40)[0]
+        np.testing.assert_array_equal(batch["text"]["sentence"][row], expected)
 
 
 def test_persons_held_out_for_validation_may_not_be_damaged(pedes_root, tmp_path):

@@ -178,6 +178,58 @@ def test_a_bucket_fills_again():
     assert [rates.admits("a", 0.1) for _ in range(6)] == [True] * 5 + [False]  # 50 a second
 
 
+def test_a_bucket_overflows_and_the_client_seen_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr(guard, "BURST", 2.0)
+    monkeypatch.setattr(guard, "RATE", 1.0)
+    monkeypatch.setattr(guard, "MAX_CLIENTS", 2)
+    rates = guard.Rates()
+    assert [rates.admits("a", 0.0) for _ in range(3)] == [True, True, False]
+    assert [rates.admits("a", 100.0) for _ in range(3)] == [True, True, False]  # two, not a hundred
+    assert [rates.admits("b", 100.0) for _ in range(3)] == [True, True, False]
+    assert not rates.admits("a", 100.0) and rates.admits("c", 100.0)  # b was seen longest ago: its bucket is gone
+    assert not rates.admits("a", 100.0) and rates.admits("b", 100.0)
+
+
+def received(body, path="/login", **headers):
+    """What the application gets of a body that comes in these parts; None for a connection that ends."""
+    messages = [
+        {"type": "http.disconnect"} if part is None else {"type": "http.request", "body": part, "more_body": more}
+        for part, more in zip(body, [True] * (len(body) - 1) + [False], strict=True)
+    ]
+    scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+
+    async def receive():
+        return messages.pop(0)
+
+    async def whole():
+        again = await guard._receive_whole(scope, receive)
+        return await again()
+
+    return asyncio.run(whole())
+
+
+def test_a_body_arrives_whole_up_to_its_largest_size(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_SMALL_BODY", 6)
+    monkeypatch.setattr(guard, "MAX_MARKS", 3)
+    assert received([b"abc", b"", b"def"]) == {"type": "http.request", "body": b"abcdef"}
+    for body, headers, status in (
+        ([b"abc", b"defg"], {}, 413), ([b"abcdef"], {"content-length": "7"}, 413),
+        ([b"a"], {"content-length": "-1"}, 413), ([b"abc", None], {}, 400), ([b'{[,"'], {}, 413),
+    ):  # fmt: skip
+        with pytest.raises(guard.Refused) as refusal:
+            received(body, **headers)
+        assert refusal.value.response.status_code == status
+    assert received([b"abcdef"], **{"content-length": "6"})["body"] == b"abcdef"
+    assert received([b'{,"'])["body"] == b'{,"'  # three marks
+    assert received([b"abcdefg"], path="/api/search")["body"] == b"abcdefg"  # pictures are larger
+
+
+def test_reading_is_not_refused_to_the_page_of_another_site(address):
+    foreign = {"origin": "https://other.example"}
+    assert httpx.get(address, headers=foreign).status_code == 200
+    assert httpx.head(address, headers=foreign).status_code == 405  # which nobody's page may ask
+
+
 def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
     monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
     begun, go_on, statuses = threading.Event(), threading.Event(), []
