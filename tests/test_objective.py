@@ -311,7 +311,10 @@ def reconstructed():
         (_, positions), _ = calls["_gather"][0]
         seen = {"words": (corrupted, positions, *calls["word_loss"][0][0]),
                 "patches": (joint["patch_mask"], *calls["patch_loss"][0][0]), "image": image}  # fmt: skip
-        return metrics, seen
+        apply = functools.partial(model.apply, {"params": params})
+        tokens = apply(image, corrupted, corrupted > 0, patch_mask=joint["patch_mask"], method="encode_joint")
+        patches, texts = apply(tokens[0][:, 1:], method="patch_pixels"), apply(tokens[1], method="word_logits")
+        return metrics, seen | {"of_all": (patches, texts)}
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ((IVT, "apply"), (module, "_gather"), (bmm, "word_loss"), (bmm, "patch_loss")):
@@ -351,6 +354,18 @@ def test_patches_are_predicted_as_in_the_clean_first_view(reconstructed):
             count += weight.sum()
     assert predicted.shape == (4, 5, 108)
     np.testing.assert_allclose(metrics["patches"], total / count, rtol=1e-5)
+
+
+def test_each_prediction_is_of_its_own_token(reconstructed):
+    _, seen = reconstructed
+    of_patches, of_texts = seen["of_all"]
+    _, positions, logits, _, weights = seen["words"]
+    hidden, predicted, _, _ = seen["patches"]
+    for row in range(4):
+        np.testing.assert_allclose(predicted[row], of_patches[row][hidden[row]], atol=1e-5)
+        for slot in np.flatnonzero(weights[row]):
+            np.testing.assert_allclose(logits[row, slot], of_texts[row, positions[row, slot]], atol=1e-5)
+    assert np.ptp(of_patches, axis=1).max() > 1e-2 and np.ptp(of_texts, axis=1).max() > 1e-2  # tokens differ
 
 
 def test_the_joint_pass_sees_the_erased_image_and_hides_by_the_ratios_and_the_block(reconstructed):

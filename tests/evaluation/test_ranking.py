@@ -171,6 +171,13 @@ def test_bootstrap_has_2_5_percent_of_the_draws_on_either_side():
     assert (low, high) == tuple(binom.ppf([0.025, 0.975], 400, 0.25) / 4)  # 83 and 117 of 400
 
 
+def test_bootstrap_weighs_persons_by_their_queries():
+    # 200 persons of one query each, all wrong; 200 of three each, all right: 75% of the queries, 50% of the persons.
+    persons = np.append(np.arange(200), np.repeat(np.arange(200, 400), 3))
+    low, high = bootstrap_interval(np.where(persons < 200, 0.0, 100.0), persons)
+    assert 65 < low < 75 < high < 85
+
+
 def test_bootstrap_follows_its_seed_and_leaves_out_what_is_unknown():
     rng = np.random.default_rng(0)
     values, persons = rng.uniform(0, 100, 60), rng.integers(0, 20, 60)

@@ -144,6 +144,11 @@ def test_a_result_depends_neither_on_other_queries_nor_on_chunks():
     np.testing.assert_array_equal(reranked(queries[order], gallery, k1=6, k2=3), whole[order])
 
 
+def test_the_defaults_are_the_papers():
+    queries, gallery, _, _ = clusters(np.random.default_rng(6), 10, 6, 9)
+    np.testing.assert_array_equal(reranked(queries, gallery), reranked(queries, gallery, k1=20, k2=6, weight=0.3))
+
+
 def test_noisy_queries_find_their_clusters_better():
     queries, gallery, query_ids, image_ids = clusters(np.random.default_rng(5), 20, 20, 100, 64, (1.0, 3.0))
     before = retrieval_metrics(queries @ gallery.T, query_ids, image_ids)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import cuhk
+from input_pipeline.perturbations import perturb
 from ivt_jax.evaluation import run
 from ivt_jax.evaluation.protocols import Embeddings, standard
 
@@ -109,8 +110,14 @@ def test_the_interval_of_robustness_draws_persons():
     persons, image = np.array([1] + [2] * 40), np.array([0] + [1] * 40)
     found = Embeddings(RIGHT[:2, :2], RIGHT[image, :2], np.array([1, 2]), persons, image, np.ones(2, int))
     captions = ["A man. In black."] * 41
-    spoiled = RIGHT[np.zeros(41, int), :2]  # every caption finds the image of person 1
-    table = run.robustness(found, standard(found)["t2i"], captions, lambda captions: spoiled, seed=0)
+    spoiled, embedded = RIGHT[np.zeros(41, int), :2], []  # every caption finds the image of person 1
+
+    def embed(captions):
+        embedded.append(captions)
+        return spoiled
+
+    table = run.robustness(found, standard(found)["t2i"], captions, embed, seed=7)
+    assert embedded == [perturb(name, captions, 7) for name in table]
     row = table["first sentence only"]
     assert (row["R1"], row["change"]) == (pytest.approx(100 / 41), pytest.approx(-4000 / 41))
     assert row["interval"] == (-100.0, 0.0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivt_jax.evaluation import embedding
+from ivt_jax.evaluation import embedding, ranking
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings, standard
 
@@ -159,6 +159,25 @@ def test_embeddings_in_half_precision_and_of_length_0_become_float32_vectors():
     texts = embedding.embed_texts(Half(), {"table": np.zeros((4, 3), np.float32)}, np.array([[1, 2]], np.int32), 1)
     assert texts.dtype == np.float32
     np.testing.assert_array_equal(texts, [[0, 0, 0]])
+
+
+def test_queries_beyond_the_first_chunk_are_described_by_their_own(monkeypatch):
+    model, source, tokenizer, config = split(monkeypatch)
+    embeddings = evaluation.embed_split(model, TABLE, source, tokenizer, config)
+    arguments = embeddings, source.paths, evaluation.split_captions(source)
+    whole = list(evaluation.query_lines(*arguments))
+    monkeypatch.setattr(ranking, "_CHUNK", 3)
+    assert list(evaluation.query_lines(*arguments)) == whole and len(whole) == 4
+
+
+def test_a_query_without_a_match_has_no_figures(monkeypatch):
+    model, source, tokenizer, config = split(monkeypatch)
+    embeddings = evaluation.embed_split(model, TABLE, source, tokenizer, config)
+    strange = embeddings._replace(text_person=np.array([10, 99, 20, 10]))
+    lines = list(evaluation.query_lines(strange, source.paths, evaluation.split_captions(source)))
+    figures = [(line["rank"], line["average_precision"], line["inverse_penalty"]) for line in lines]
+    assert figures[1] == (None, None, None) and not any(found["hit"] for found in lines[1]["top"])
+    assert figures[0] == figures[3] == (1, 1, 1)
 
 
 @pytest.mark.parametrize("oracle", [61.5, None])
