@@ -12,6 +12,7 @@ DEMO_QUERY ?= a woman with long brown hair in a red coat and dark blue trousers,
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DEVELOPED := $(VENV)/developed
+CORE := .venv-core
 EXTRAS := .venv-extras
 DATA := data/pedes-synth
 FEW := data/pedes-synth-few
@@ -56,8 +57,9 @@ serve: $(INSTALLED) ## open the page that searches the demo's index, on this mac
 test: $(DEVELOPED) ## run all tests but those of `make faults`
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
 
-test-core: $(DEVELOPED) ## run the tests of what works without TensorFlow
-	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short $(CORE)
+test-core: ## run the tests that need no TensorFlow in an environment without it, .venv-core (PYTHON=python3.13)
+	@$(MAKE) --no-print-directory VENV=$(CORE) $(CORE)/core
+	@$(CORE)/bin/python -m pytest -n 2 --dist=loadfile --tb=short
 
 test-extras: ## run the tests that need PyTorch or Apache Beam, in an environment of their own, .venv-extras
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
@@ -82,7 +84,7 @@ ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or 
 	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(FEW)
 
 clean: ## remove the environments, caches, and the demo's data and run
-	rm -rf $(VENV) $(EXTRAS) .venv-next .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants
+	rm -rf $(VENV) $(CORE) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -99,6 +101,11 @@ $(INSTALLED): requirements.txt | $(BIN)/pip
 $(DEVELOPED): tests/requirements.txt $(INSTALLED)
 	@echo "== install tests/requirements.txt"
 	@$(PIP) -r tests/requirements.txt
+	@touch $@
+
+$(VENV)/core: tests/requirements-core.txt requirements.txt | $(BIN)/pip
+	@echo "== install tests/requirements-core.txt"
+	@$(PIP) -r tests/requirements-core.txt
 	@touch $@
 
 # PyTorch from PyPI brings CUDA with it on Linux (gigabytes); for its CPU build alone:
