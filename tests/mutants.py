@@ -5,10 +5,10 @@
     .venv/bin/python tests/mutants.py --groups guard --again      # the known survivors of one group, after a new test
 
 Cosmic Ray makes the mutants: an arithmetic operator or a comparison replaced, a number one more or less, a condition
-negated, True for False, `and` for `or`, a loop without iterations, a decorator removed. Annotations, messages
-(arguments of raise, print and warn) and `if __name__ == "__main__"` are left out. A mutant lives in a copy of the tree,
-where the tests of its group in GROUPS run until one fails; a time-out counts as noticed. The rest of the suite does not
-run on it, so the true share of noticed mutants is no lower than the one printed.
+negated, True for False, `and` for `or`, a loop without iterations, a decorator removed. Left out are annotations, text
+that is joined, messages (arguments of raise, print and warn), `if __name__ == "__main__"`, and what does not compile.
+A mutant lives in a copy of the tree, where the tests of its group in GROUPS run until one fails; a time-out counts as
+noticed. The rest of the suite does not run on it, so the suite notices no smaller share than the one printed.
 
 Exit code 1: fewer than 95% were noticed, or a survivor has no reason in tests/mutants.json. Results: runs/mutants.
 """
@@ -17,6 +17,7 @@ import argparse
 import ast
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -36,7 +37,7 @@ from typing import Any
 
 from cosmic_ray import plugins
 from cosmic_ray.commands.init import init
-from cosmic_ray.mutating import use_mutation
+from cosmic_ray.mutating import mutate_code, use_mutation
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
@@ -68,7 +69,7 @@ BINARY = (
 COMPARISON = "Eq_NotEq|NotEq_Eq|Lt_LtE|Lt_Gt|LtE_Lt|LtE_GtE|Gt_GtE|Gt_Lt|GtE_Gt|GtE_LtE|Is_IsNot|IsNot_Is"
 OPERATORS = (
     f"ReplaceBinaryOperator_({BINARY})|ReplaceComparisonOperator_({COMPARISON})"
-    "|ReplaceUnaryOperator_(USub_UAdd|Delete_Not|Delete_Invert)|AddNot|ReplaceTrueWithFalse|ReplaceFalseWithTrue"
+    "|ReplaceUnaryOperator_(USub_UAdd|USub_Invert|Delete_Not|Delete_Invert)|AddNot|ReplaceTrueWithFalse|ReplaceFalseWithTrue"
     "|ReplaceAndWithOr|ReplaceOrWithAnd|ReplaceBreakWithContinue|ReplaceContinueWithBreak|ExceptionReplacer"
     "|NumberReplacer|RemoveDecorator|ZeroIterationForLoop"
 )
@@ -96,12 +97,23 @@ def left_out(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             case ast.AnnAssign(annotation=span) | ast.arg(annotation=span) | ast.FunctionDef(returns=span) if span:
                 spans.append(span)
             case (
-                ast.Raise()
+                ast.BinOp(right=ast.Constant(str()))
+                | ast.Raise()
                 | ast.Call(func=ast.Name("print") | ast.Attribute(attr="warn"))
                 | ast.If(test=ast.Compare(left=ast.Name("__name__")))
             ):
                 spans.append(node)
     return [((s.lineno, s.col_offset), (s.end_lineno, s.end_col_offset)) for s in spans]
+
+
+def compiles(mutation: Any) -> bool:
+    """Whether the mutated module is Python."""
+    operator = plugins.get_operator(mutation.operator_name)()
+    try:
+        ast.parse(mutate_code((ROOT / mutation.module_path).read_text(), operator, mutation.occurrence))
+    except SyntaxError:
+        return False
+    return True
 
 
 def draw(db: Any, count: int, seed: int) -> None:
@@ -115,7 +127,8 @@ def draw(db: Any, count: int, seed: int) -> None:
         mutations = [item.mutations[0] for item in db.work_items]
         mutations = [m for m in mutations if not any(a <= m.start_pos < b for a, b in spans[m.module_path])]
         mutations.sort(key=lambda m: (str(m.module_path), m.operator_name, m.occurrence))
-        drawn = random.Random(f"{seed} {group}").sample(mutations, min(count // len(GROUPS), len(mutations)))
+        random.Random(f"{seed} {group}").shuffle(mutations)
+        drawn = list(itertools.islice(filter(compiles, mutations), count // len(GROUPS)))
         sample += [WorkItem.single(f"{group} {number}", mutation) for number, mutation in enumerate(drawn)]
         print(f"{group:16}{len(drawn):4} of {len(mutations)} mutants", flush=True)
     db.clear()

@@ -207,6 +207,13 @@ def test_hidden_tokens_become_masks_random_tokens_or_stay():
     assert other.max() >= VOCAB - 30
 
 
+def test_random_tokens_are_ids_of_the_vocabulary():
+    mask = functools.partial(bmm.mask_words, ratio=1.0, mask_id=9, vocab_size=3)
+    corrupted, *_ = jax.vmap(lambda key: mask(key, IDS[0], WORDS[0]))(keys(400))
+    drawn = np.asarray(corrupted)[:, WORDS[0] > 0]
+    assert set(drawn[drawn < 100].tolist()) == {0, 1, 2, 9}  # the tokens that stay are above 100
+
+
 def test_fillers_have_no_weight_and_positions_do_not_repeat():
     _, positions, weights, hidden = word_draws()
     assert positions.shape == weights.shape == (2000, 3, 7)

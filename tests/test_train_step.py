@@ -254,6 +254,31 @@ def test_a_spike_is_a_norm_far_above_the_median_of_the_last_finite_ones():
     np.testing.assert_array_equal(spikes["norms"], np.float32(finite[-HISTORY:]))
 
 
+def test_the_median_is_that_of_the_last_hundred_norms():
+    # Of the last hundred norms half are 1 and half are 10: the median is 5.5. Of the last 101 it is 1, of 99 it is 10.
+    spikes = {"norms": jnp.zeros(HISTORY), "count": jnp.int32(0)}
+    find = jax.jit(find_spike)
+    for norm in [1.0] * 51 + [10.0] * 50:
+        _, spikes = find(spikes, jnp.float32(norm), 3.0)
+    assert [bool(find(spikes, jnp.float32(norm), 3.0)[0]) for norm in (16.4, 16.6)] == [False, True]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_micro_batches_are_computed_one_after_the_other(single, monkeypatch, count):
+    state, _ = single
+    calls = []
+
+    def cached(model, params, *rest):
+        calls.append(rest[-3].runtime.microbatches)
+        return jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(())}
+
+    monkeypatch.setattr("ivt_jax.train_step.cached_gradients", cached)
+    config = tiny()
+    config.runtime.microbatches = count
+    jax.eval_shape(program(config)[1], state, make_batch())
+    assert calls == ([2] if count == 2 else [])
+
+
 def test_a_spike_changes_nothing_and_is_no_bad_step():
     config = tiny()
     config.train.spike_factor = 4.0

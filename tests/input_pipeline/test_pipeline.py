@@ -315,6 +315,14 @@ def test_a_batch_that_hosts_cannot_share_is_refused(pedes_root, source, tokenize
         stream(make_config(pedes_root), source, tokenizer, 1, num_hosts=3)
 
 
+def test_one_host_reads_whole_batches_unless_it_is_told_of_others(pedes_root, source, tokenizer):
+    config = make_config(pedes_root)
+    plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 2, config.seed)
+    batches = pipeline.train_batches(config, source, tokenizer, plans)
+    np.testing.assert_array_equal(next(batches)["pair_ids"], plans.epoch(0)[:8])
+    batches.close()
+
+
 def test_evaluation_reads_every_image_once_in_order(pedes_root, source):
     batches = list(pipeline.image_batches(source, (H, W), 7))
     assert [len(batch) for batch in batches] == [7, 7, 4]

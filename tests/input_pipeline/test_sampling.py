@@ -163,3 +163,8 @@ def test_label_noise_has_a_share_of_the_captions_trade_places():
     np.testing.assert_array_equal(shown, traded_captions(1000, 0.3, seed=7))
     assert (shown != traded_captions(1000, 0.3, seed=8)).any()
     np.testing.assert_array_equal(traded_captions(10, 0.0, seed=7), np.arange(10))
+
+
+def test_plans_are_as_released_by_default():
+    default, released = EpochPlans(PERSONS, 12), EpochPlans(PERSONS, 12, "identity", instances=4, seed=0)
+    np.testing.assert_array_equal(default.epoch(3), released.epoch(3))

@@ -89,6 +89,7 @@ def test_the_word_level_draws_every_non_empty_subset_in_order():
     ("caption", "attributes", "expected"),
     [
         ("A man, red cap. He walks, tall", (), {"red cap", "He walks"}),  # "A man" has five characters
+        ("A man, scarfs.", (), {"scarfs"}),  # six
         ("A man, tall.", (), {"A man, tall."}),  # no part is long enough
         ("A man, red cap.", ("red cap", "black shoes"), {"red cap", "black shoes", "red cap, black shoes"}),
     ],
@@ -187,3 +188,11 @@ def test_mistakes_take_one_line(tmp_path, capsys):
     assert write_levels(root, f"--root={root}/none") == 2
     assert capsys.readouterr().err.startswith(f"error: {root}/none/data_captions.json not found")
     assert sorted(path.name for path in root.iterdir()) == ["data_captions.json", "imgs"]
+
+
+@pytest.mark.parametrize("missing", ["dataset", "root", "out"])
+def test_every_argument_is_demanded(tmp_path, capsys, missing):
+    given = {"dataset": "rstp", "root": tmp_path, "out": tmp_path / "levels.json"}
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--{name}={value}" for name, value in given.items() if name != missing])
+    assert f"the following arguments are required: --{missing}" in capsys.readouterr().err

@@ -241,6 +241,7 @@ def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
             return super().search(*args, **more)
 
     with served(Slow()) as address:
+        assert httpx.get(address).status_code == 200  # which is over, and has given back one place
         client = threading.Thread(target=lambda: statuses.append(post(address).status_code))
         client.start()
         assert begun.wait(10)
@@ -378,7 +379,11 @@ def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
     with served(Broken()) as address:
         assert refused(post(address, json={"terms": [{"text": "secret words"}]}), 500, "the server has failed")
     told = capfd.readouterr()
-    assert "RuntimeError in " in told.err and "secret" not in told.err + told.out and told.err.count("\n") == 1
+    assert (
+        f"RuntimeError in {__file__}, line " in told.err
+        and "secret" not in told.err + told.out
+        and told.err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(("log_queries", "told"), [(True, True), (False, False)])
