@@ -6,7 +6,8 @@
 
 Cosmic Ray makes the mutants: an arithmetic operator or a comparison replaced, a number one more or less, a condition
 negated, True for False, `and` for `or`, a loop without iterations, a decorator removed. Left out are annotations, text
-that is joined, messages (arguments of raise, print and warn), `if __name__ == "__main__"`, and what does not compile.
+that is joined, messages (arguments of raise, print and warn), `strict=`, `if __name__ == "__main__"`, what does not
+compile, and the lines of tests/mutants.json without an "is", which set speed, memory or looks and no result.
 A mutant lives in a copy of the tree, where the tests of its group in GROUPS run until one fails; a time-out counts as
 noticed. The rest of the suite does not run on it, so the suite notices no smaller share than the one printed.
 
@@ -43,7 +44,7 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResul
 
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / "runs" / "mutants"
-REASONS = Path(__file__).with_suffix(".json")  # why a survivor lives, by file and changed line
+REASONS = Path(__file__).with_suffix(".json")  # why a survivor lives, by file and changed line; lines to leave out
 AT_ONCE = 2
 WANTED = 95  # percent that the tests must notice
 
@@ -91,29 +92,35 @@ def tests(group: str, module: Path) -> list[str]:
 
 def left_out(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where a module computes nothing: (line, column) of beginning and end of annotations, messages, the last lines."""
+    text = path.read_text()
     spans: list[Any] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         match node:
             case ast.AnnAssign(annotation=span) | ast.arg(annotation=span) | ast.FunctionDef(returns=span) if span:
                 spans.append(span)
             case (
                 ast.BinOp(right=ast.Constant(str()))
+                | ast.keyword(arg="strict")
                 | ast.Raise()
                 | ast.Call(func=ast.Name("print") | ast.Attribute(attr="warn"))
                 | ast.If(test=ast.Compare(left=ast.Name("__name__")))
             ):
                 spans.append(node)
-    return [((s.lineno, s.col_offset), (s.end_lineno, s.end_col_offset)) for s in spans]
+    whole = {
+        r["was"] for r in json.loads(REASONS.read_text()) if r["file"] == str(path.relative_to(ROOT)) and not r["is"]
+    }
+    lines = [((n, 0), (n + 1, 0)) for n, line in enumerate(text.splitlines(), 1) if line.strip() in whole]
+    return lines + [((s.lineno, s.col_offset), (s.end_lineno, s.end_col_offset)) for s in spans]
 
 
 def compiles(mutation: Any) -> bool:
-    """Whether the mutated module is Python."""
+    """Whether the mutated module is Python, and not only a `*` among the parameters has become a `/`."""
     operator = plugins.get_operator(mutation.operator_name)()
     try:
-        ast.parse(mutate_code((ROOT / mutation.module_path).read_text(), operator, mutation.occurrence))
+        tree = ast.parse(mutate_code((ROOT / mutation.module_path).read_text(), operator, mutation.occurrence))
     except SyntaxError:
         return False
-    return True
+    return not any(node.posonlyargs for node in ast.walk(tree) if isinstance(node, ast.arguments))
 
 
 def draw(db: Any, count: int, seed: int) -> None:

@@ -1,6 +1,7 @@
 """The initial tower from a ViT in each naming and BERT, against parameters that were laid out by hand."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -55,6 +56,20 @@ def test_the_rest_is_what_the_model_starts_with(convert, model):
         np.testing.assert_allclose(flats[0][path], expected[path], rtol=1e-6, err_msg=path)
         np.testing.assert_array_equal(flats[0][path], flats[1][path])
     assert not np.array_equal(flats[0][DRAWN[0]], flats[2][DRAWN[0]])
+
+
+def test_a_tower_of_one_block_and_an_image_of_one_row_of_patches(convert, timm, bert, params, model):
+    upper = {name: None for name in (*timm, *bert) if re.search(r"(blocks|layer)\.[1-9]", name)}
+    made = convert("timm", upper, upper, image_size=(model.patch_size, model.image_size[1]))
+    columns = model.grid[1]
+    assert made.model.depth == 1 and made.model.grid == (1, columns)
+    flat = flatten_dict(made.params, sep="/")
+    for path in ("blocks/attn/qkv/kernel", "blocks/mlp_vis/fc1/kernel", "blocks/mlp_txt/fc1/kernel"):
+        np.testing.assert_array_equal(flat[path], params[path][:1], err_msg=path)
+    # Half-pixel centres: of three rows the one of the middle, of two the mean.
+    rows = params["image_embedding/pos_embed"][0, 1:].reshape(*model.grid, -1)
+    middle = rows[(model.grid[0] - 1) // 2 : model.grid[0] // 2 + 1].mean(0)
+    np.testing.assert_allclose(flat["image_embedding/pos_embed"][0, 1:], middle, rtol=1e-6)
 
 
 def test_a_prefix_may_lack(convert, transformers, params):
