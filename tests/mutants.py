@@ -130,15 +130,15 @@ def draw(db: Any, count: int, seed: int) -> None:
     sample: list[WorkItem] = []
     for group in GROUPS:
         spans = {path: left_out(ROOT / path) for path in modules(group)}
-        init(modules(group), db, {})
-        mutations = [item.mutations[0] for item in db.work_items]
+        with use_db(":memory:") as every:
+            init(modules(group), every, {})
+            mutations = [item.mutations[0] for item in every.work_items]
         mutations = [m for m in mutations if not any(a <= m.start_pos < b for a, b in spans[m.module_path])]
         mutations.sort(key=lambda m: (str(m.module_path), m.operator_name, m.occurrence))
         random.Random(f"{seed} {group}").shuffle(mutations)
         drawn = list(itertools.islice(filter(compiles, mutations), count // len(GROUPS)))
         sample += [WorkItem.single(f"{group} {number}", mutation) for number, mutation in enumerate(drawn)]
         print(f"{group:16}{len(drawn):4} of {len(mutations)} mutants", flush=True)
-    db.clear()
     db.add_work_items(sample)
 
 

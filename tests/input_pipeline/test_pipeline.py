@@ -1,3 +1,4 @@
+import contextlib
 import io
 import itertools
 import json
@@ -318,9 +319,8 @@ def test_a_batch_that_hosts_cannot_share_is_refused(pedes_root, source, tokenize
 def test_one_host_reads_whole_batches_unless_it_is_told_of_others(pedes_root, source, tokenizer):
     config = make_config(pedes_root)
     plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 2, config.seed)
-    batches = pipeline.train_batches(config, source, tokenizer, plans)
-    np.testing.assert_array_equal(next(batches)["pair_ids"], plans.epoch(0)[:8])
-    batches.close()
+    with contextlib.closing(pipeline.train_batches(config, source, tokenizer, plans)) as batches:
+        np.testing.assert_array_equal(next(batches)["pair_ids"], plans.epoch(0)[:8])
 
 
 def test_evaluation_reads_every_image_once_in_order(pedes_root, source):
