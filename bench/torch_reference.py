@@ -59,14 +59,14 @@ def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
     from ivt_jax.measure import random_batch
     from ivt_jax.program import build_program
 
-    program = build_program(config, np.array([0, 10**6]), 10**6, mask_id=4)
-    state, batch = program.init(), jax.device_put(random_batch(config))
+    program = build_program(config, np.array([0, 10**6]), 1000, mask_id=4)
+    state, batch, hyperparameters = program.init(), jax.device_put(random_batch(config)), program.hyperparameters()
     np.savez(weights, **release_from_params(jax.device_get(state.params)))
-    step = program.step.lower(state, batch).compile()
+    step = program.step.lower(state, batch, hyperparameters).compile()
 
     def take() -> float:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, hyperparameters)
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
     return take

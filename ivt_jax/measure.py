@@ -69,13 +69,14 @@ def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds:
 
 def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
     """A step on random data: a call that takes it, the compiled program, FLOPs of a device by formula."""
-    program = build_program(config, np.array([0, 10**6]), 10**6, mask_id=4)
+    program = build_program(config, np.array([0, 10**6]), 1000, mask_id=4)
     state, batch = program.init(), global_batch(program.mesh, random_batch(config))
-    step = program.step.lower(state, batch).compile()
+    hyperparameters = program.hyperparameters()
+    step = program.step.lower(state, batch, hyperparameters).compile()
 
     def call() -> Any:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, hyperparameters)
         return state, metrics
 
     return call, step, device_flops(config, program.mesh.size)

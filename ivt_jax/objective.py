@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ivt_jax.hyperparameters import is_on
 from ivt_jax.images import erase, normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
@@ -67,7 +68,7 @@ def objective(
 def numbered(batch: dict[str, Any], config: Any) -> tuple[Any, Any]:
     """The batch's arrays with the rows' numbers, and those to reconstruct, if any: what `encode` is given."""
     pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": jnp.arange(len(batch["images"]))}
-    if not (config.bmm.word_weight or config.bmm.patch_weight):
+    if not (is_on(config.bmm.word_weight) or is_on(config.bmm.patch_weight)):
         return pairs, {}
     chosen = {
         "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
@@ -86,14 +87,14 @@ def make_encode(
     """
     keys = Keys(*jax.random.split(key, len(Keys._fields)))
     of_images = of_texts = None
-    if config.mla.weight:
+    if is_on(config.mla.weight):
         of_images, of_texts = exact_patterns(
             model, [batch["text"][name] for name in config.mla.levels], keys.align, config.bmm
         )
 
     def encode(params: Any, pairs: Any, chosen: Any) -> Encoded:
         views, texts, sums = [], [], {}
-        if config.mla.weight:
+        if is_on(config.mla.weight):
             levels = [pairs["text"][name] for name in config.mla.levels]
             views = encode_views(model, params, pairs["rows"], pairs["images"], pairs["erase"], keys, of_images, config)
             texts = encode_levels(model, params, pairs["rows"], levels, keys, of_texts, config)
@@ -235,10 +236,10 @@ def reconstruction(
     id_key, patch_key = jax.random.split(keys.hide)
     seen, clean = pixels(images, boxes, row_keys(keys.erase, rows), config)
     hidden_ids, hidden_patches = ids, None
-    if b.word_weight:
+    if is_on(b.word_weight):
         hide = functools.partial(bmm.mask_words, ratio=b.word_ratio, mask_id=mask_id, vocab_size=c.vocab_size)
         hidden_ids, positions, word_weights = jax.vmap(hide)(row_keys(id_key, rows), ids, words)
-    if b.patch_weight:
+    if is_on(b.patch_weight):
         cover = functools.partial(bmm.mask_patches, grid=c.grid, ratio=b.patch_ratio, block=b.patch_block)
         hidden_patches = jax.vmap(cover)(row_keys(patch_key, rows))
     both: Any = model.apply(
@@ -247,7 +248,7 @@ def reconstruction(
     )  # fmt: skip
     image_tokens, text_tokens = both
     sums = {}
-    if b.word_weight:
+    if is_on(b.word_weight):
         logits: Any = model.apply({"params": params}, _gather(text_tokens, positions), method="word_logits")
         sums["words"] = bmm.word_loss(logits, jnp.take_along_axis(ids, positions, axis=1), word_weights)
     if hidden_patches is not None:

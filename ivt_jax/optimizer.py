@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ivt_jax.hyperparameters import is_on, with_complement
+
 
 def released_schedule(
     peak: float, *, start: float, floor: float, warmup: int, horizon: int, first_epoch: int, epoch_starts: np.ndarray
@@ -58,11 +60,31 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
     if o.name == "sgd":
         core = [optax.add_decayed_weights(o.weight_decay), optax.trace(o.momentum)]
     else:
-        core = [optax.scale_by_adam(o.b1, o.b2), optax.add_decayed_weights(o.weight_decay, mask=matrices)]
-    clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
+        adam = scale_by_adam(with_complement(o.b1), with_complement(o.b2))
+        core = [adam, optax.add_decayed_weights(o.weight_decay, mask=matrices)]
+    clip = [optax.clip_by_global_norm(o.clip_norm)] if is_on(o.clip_norm) else []
     rates = {name: optax.scale_by_learning_rate(schedule) for name, schedule in schedules.items()}
-    layers = [optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay))] if o.layer_decay < 1 else []
+    lower = optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay))
+    layers = [lower] if is_on(o.layer_decay, off=1.0) else []
     return optax.chain(*clip, *core, *layers, optax.partition(rates, groups))
+
+
+def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any]) -> optax.GradientTransformation:
+    """optax.scale_by_adam to the bit, with each decay given as (b, 1 - b), so that both can be traced.
+
+    optax computes 1 - b itself, in float32 for a traced b: 0.98 would have the complement 0.01999998.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        mu = jax.tree.map(lambda g, m: b1[1] * g + b1[0] * m, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: b2[1] * jnp.square(g) + b2[0] * v, updates, state.nu)
+        count = optax.safe_increment(state.count)
+        means = optax.tree.bias_correction(mu, b1[0], count), optax.tree.bias_correction(nu, b2[0], count)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + 1e-8), *means)
+        return scaled, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
 def by_layer(updates: Any, decay: float) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from ivt_jax.hyperparameters import plain_values, rate_tables, read_tables, with_values
 from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.optimizer import make_optimizer, make_schedules
@@ -23,8 +24,10 @@ class Program:
     model: IVT
     mesh: jax.sharding.Mesh
     init: Any  # () -> TrainState, sharded
-    step: Any  # jitted: (state, global batch) -> (state, scalar metrics); the state is donated
+    step: Any  # jitted: (state, global batch, hyperparameters) -> (state, scalar metrics); the state is donated
     target: Any  # the state's shapes and shardings, to restore a checkpoint into
+    hyperparameters: Any  # () -> the step's third argument, on all devices: "values" and "rates" (hyperparameters.py)
+    hyperparameter_shapes: Any  # their shapes and shardings, to compile the step
 
 
 def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
@@ -33,23 +36,36 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     mesh = make_mesh(config.runtime.mesh)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
-    init = functools.partial(init_state, model, tx, config)
-    shapes = jax.eval_shape(init)
+    values = plain_values(config)
+
+    def init(seed):
+        return init_state(model, tx, with_values(config, {"seed": seed}))
+
+    shapes = jax.eval_shape(init, values["seed"])
     sharding = state_sharding(mesh, shapes)
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
 
     matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
 
-    def step(state, batch):
-        rate = schedules["weight"](state.step)
-        state, metrics = train_step(state, batch, model=model, tx=tx, config=config, mask_id=mask_id, matching=matching)
+    def hyperparameters():
+        return {"values": values, "rates": rate_tables(schedules, total_steps)}
+
+    def step(state, batch, hyperparameters):
+        traced, rates = with_values(config, hyperparameters["values"]), read_tables(hyperparameters["rates"])
+        rate, tx = rates["weight"](state.step), make_optimizer(traced, rates)
+        state, metrics = train_step(state, batch, model=model, tx=tx, config=traced, mask_id=mask_id, matching=matching)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())
+    compute = jax.jit(hyperparameters, out_shardings=everywhere)
     return Program(
         model=model,
         mesh=mesh,
-        init=jax.jit(init, out_shardings=sharding),
+        init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
         target=target,
+        hyperparameters=compute,
+        hyperparameter_shapes=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(compute)
+        ),
     )

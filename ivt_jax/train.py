@@ -86,6 +86,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     compiling: Any = None
     if start < total_steps:  # the step's program is made while the state and the first batch are
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_step, program, config, progress)
+    hyperparameters = program.hyperparameters()  # on the devices once: a step waits for no transfer
     state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
     if first:
         record_config(workdir, config, source.annotations, tokenizer, source.pictures)
@@ -106,7 +107,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
             if not run_step:
                 run_step = compiling.result()
                 progress.start(step - 1)
-            state, metrics = run_step(state, batch)
+            state, metrics = run_step(state, batch, hyperparameters)
             watchdog.feed()
             pending.append((step, metrics))
             validates, preempted = due(step), preemption.reached(step)
@@ -156,7 +157,8 @@ def compile_step(program: Program, config: ConfigDict, progress: Progress) -> Ca
     """The step's compiled program; says so, for it takes a while."""
     progress.say("compiling the training step")
     began = time.perf_counter()
-    compiled = program.step.lower(program.target, batch_shapes(config, program.mesh)).compile()
+    shapes = program.target, batch_shapes(config, program.mesh), program.hyperparameter_shapes
+    compiled = program.step.lower(*shapes).compile()
     progress.say(f"compiled in {format_seconds(time.perf_counter() - began)}")
     return compiled
 

@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from ivt_jax.gradient_cache import cached_gradients
+from ivt_jax.hyperparameters import is_on
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT
 from ivt_jax.objective import Matching, objective
@@ -41,8 +42,8 @@ def init_state(model: IVT, tx: optax.GradientTransformation, config: Any) -> Tra
     """A fresh state, a function of the config's seed alone."""
     params = model.init(jax.random.key(config.seed))["params"]
     zero = jnp.zeros((), jnp.int32)
-    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else {}
-    spikes = {"norms": jnp.zeros(HISTORY), "count": zero} if config.train.spike_factor else {}
+    ema = jax.tree.map(jnp.copy, params) if is_on(config.optimizer.ema) else {}
+    spikes = {"norms": jnp.zeros(HISTORY), "count": zero} if is_on(config.train.spike_factor) else {}
     return TrainState(step=zero, params=params, opt_state=tx.init(params), bad_steps=zero, ema=ema, spikes=spikes)
 
 
@@ -91,7 +92,7 @@ def train_step(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes
-    if config.train.spike_factor:
+    if is_on(config.train.spike_factor):
         spike, spikes = find_spike(spikes, norm, config.train.spike_factor)
         taken, metrics = finite & ~spike, {**metrics, "spikes": spikes["count"]}
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
@@ -100,6 +101,6 @@ def train_step(
         lambda new, old: jnp.where(taken, new, old), updated, (state.params, state.opt_state)
     )
     bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-    ema = average(state.ema, params, state.step, config.optimizer.ema) if config.optimizer.ema else {}
+    ema = average(state.ema, params, state.step, config.optimizer.ema) if is_on(config.optimizer.ema) else {}
     state = TrainState(state.step + 1, params, opt_state, bad_steps, ema, spikes)
     return state, {**metrics, "grad_norm": norm, "bad_steps": bad_steps}

@@ -166,7 +166,8 @@ def start_state(config):
 def step(config):
     """The training step on all devices as a program, traced."""
     program = build_program(config, np.array([0, 10]), 10, mask_id=4)
-    return str(program.step.trace(program.target, batch_shapes(config, program.mesh)).jaxpr)
+    shapes = program.target, batch_shapes(config, program.mesh), program.hyperparameter_shapes
+    return str(program.step.trace(*shapes).jaxpr)
 
 
 STEPS = (0, 3, 10, 25, 39)  # of an optimiser with ten steps per epoch
@@ -303,7 +304,7 @@ def run(config):
     """What the loop does and when, with a device that computes nothing; the loss is not finite from step 3 on."""
     events = []
 
-    def step(state, batch):
+    def step(state, batch, hyperparameters):
         number = state["step"] + 1
         metrics = {"loss": jax.numpy.ones(()), "learning_rate": 1.0, "bad_steps": max(0, number - 2)}
         return {"step": number}, metrics
@@ -326,7 +327,9 @@ def run(config):
 
     target = SimpleNamespace(params={}, opt_state={}, ema={})
     mesh = SimpleNamespace(shape={"data": 1, "fsdp": 1})
-    program = SimpleNamespace(mesh=mesh, init=lambda: {"step": 0}, target=target)
+    program = SimpleNamespace(
+        mesh=mesh, init=lambda: {"step": 0}, target=target, hyperparameters=dict, hyperparameter_shapes={}
+    )
     program.step = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: step))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (

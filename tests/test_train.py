@@ -48,7 +48,7 @@ def loop(monkeypatch, tmp_path):
         def __getitem__(self, name):
             return jax.numpy.zeros(())  # of which the loop asks no more than whether it is there
 
-    def run_step(state, batch):
+    def run_step(state, batch, hyperparameters):
         step = state["step"] + 1
         events.append(f"step {step}")
         count = state["bad"] + 1 if step in bad else 0
@@ -78,12 +78,14 @@ def loop(monkeypatch, tmp_path):
 
     def build(config, epoch_starts, total_steps, mask_id):
         compiled = SimpleNamespace(compile=lambda: events.append("compile") or run_step)
-        step = SimpleNamespace(lower=lambda state, batch: compiled)
+        step = SimpleNamespace(lower=lambda *shapes: compiled)
         return SimpleNamespace(
             mesh=SimpleNamespace(shape={"data": 1, "fsdp": 1}),
             step=step,
             target=SimpleNamespace(params={}, opt_state={}, ema={}),
             init=lambda: {"step": 0, "bad": 0},
+            hyperparameters=dict,
+            hyperparameter_shapes={},
         )
 
     def write(self, step, scalars):

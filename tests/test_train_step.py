@@ -229,7 +229,9 @@ def test_the_step_lowers_for_gpu_and_tpu(changes):
     config.runtime.mesh.update({"data": 4, "fsdp": 2})
     compiled = build_program(config, np.array([0, 1, 2, 3]), 3, mask_id=4)  # what a run compiles
     state = jax.eval_shape(compiled.init)
-    exported = jax.export.export(compiled.step, platforms=("cuda", "tpu"))(state, make_batch())
+    exported = jax.export.export(compiled.step, platforms=("cuda", "tpu"))(
+        state, make_batch(), compiled.hyperparameter_shapes
+    )
     assert exported.platforms == ("cuda", "tpu")
     assert exported.nr_devices == 8
     leaves = jax.tree.leaves(state)

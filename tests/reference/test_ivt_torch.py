@@ -115,14 +115,14 @@ def make_batch(step):
 def test_twenty_steps_beside_pytorch():
     config = tiny()
     program = build_program(config, EPOCH_STARTS, STEPS, mask_id=4)
-    state = program.init()
+    state, hyperparameters = program.init(), program.hyperparameters()
     reference = Reference(config, jax.device_get(state.params), torch.float32)
     start = {name: value.detach().clone() for name, value in reference.model.named_parameters()}
     losses = []
     for step in range(STEPS):
         batch = make_batch(step)
         kept = kept_positions(config, list(batch["text"].values()), program.model.config.num_patches, step)
-        state, metrics = program.step(state, global_batch(program.mesh, batch))
+        state, metrics = program.step(state, global_batch(program.mesh, batch), hyperparameters)
         epoch = sum(step >= EPOCH_STARTS) - 1
         losses.append((float(metrics["loss"]), reference.step(batch, kept, epoch)))
     ours, theirs = np.array(losses).T

@@ -145,12 +145,12 @@ def trajectory(config: ConfigDict, steps: int) -> dict[str, Any]:
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
     epochs = config.train.epochs + 1 - config.train.first_epoch
     program = build_program(config, plans.epoch_starts(epochs), steps, tokenizer.mask_id)
-    state = program.init()
+    state, hyperparameters = program.init(), program.hyperparameters()
     references = [Reference(config, jax.device_get(state.params), dtype) for dtype in (torch.float32, torch.float64)]
     losses, began = [], time.monotonic()
     with contextlib.closing(train_batches(config, source, tokenizer, plans)) as batches:
         for step, batch in zip(range(steps), batches, strict=False):
-            state, metrics = program.step(state, global_batch(program.mesh, batch))
+            state, metrics = program.step(state, global_batch(program.mesh, batch), hyperparameters)
             texts = [batch["text"][level] for level in config.mla.levels]
             kept = kept_positions(config, texts, program.model.config.num_patches, step)
             epoch = config.train.first_epoch + plans.locate(step)[0]

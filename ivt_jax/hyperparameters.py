@@ -1,0 +1,76 @@
+"""Hyperparameters as inputs of the training step: a sweep over them compiles the step once.
+
+Inside the step the config holds traced numbers in place of its own. A value that switches a part off stays a plain
+number, so that the part is not compiled. `is_on` accepts both; any other `if` on a traced number raises an error.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+# Config key -> the value that switches its part off, which is compiled in; None where there is no such value.
+INPUTS = {
+    "seed": None,
+    "mla.weight": 0.0,
+    "bmm.word_weight": 0.0,
+    "bmm.patch_weight": 0.0,
+    "bmm.word_ratio": None,
+    "optimizer.momentum": None,
+    "optimizer.b1": None,
+    "optimizer.b2": None,
+    "optimizer.weight_decay": None,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.layer_decay": 1.0,
+    "optimizer.ema": 0.0,
+    "train.spike_factor": 0.0,
+}
+# The step needs 1 - b of these, which is inexact when computed from b in float32: both are inputs, as an array (2,).
+COMPLEMENTED = ("optimizer.b1", "optimizer.b2")
+SHORTEST_TABLE = 1 << 16  # steps; runs up to this length share a program, longer ones share one per power of two
+
+
+def is_on(value: Any, off: float = 0.0) -> bool:
+    """Whether the part with this hyperparameter is compiled: yes for a traced number, and for a plain one but `off`."""
+    return isinstance(value, jax.Array) or value != off
+
+
+def plain_values(config: ConfigDict) -> dict[str, Any]:
+    """The values of a config's INPUTS that are on: () float32, the seed () int32, (2,) float32 if COMPLEMENTED."""
+    values = {key: operator.attrgetter(key)(config) for key in INPUTS}
+    on = {key: np.float32(values[key]) for key, off in INPUTS.items() if values[key] != off}
+    seed = np.int64(values["seed"]).astype(np.int32)  # jax.random.key makes the same key of the low 32 bits
+    decays = {key: np.array(with_complement(values[key]), np.float32) for key in COMPLEMENTED}
+    return {**on, "seed": seed, **decays}
+
+
+def with_complement(decay: Any) -> tuple[Any, Any]:
+    """(b, 1 - b) of a plain decay b, or of a traced one of COMPLEMENTED."""
+    return (decay[0], decay[1]) if isinstance(decay, jax.Array) else (decay, 1 - decay)
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A copy of the config with these values, traced or not, at their keys."""
+    copy = config.copy_and_resolve_references()
+    with copy.ignore_type():
+        copy.update_from_flattened_dict(dict(values))
+    return copy
+
+
+def rate_tables(schedules: Mapping[str, optax.Schedule], total_steps: int) -> dict[str, jax.Array]:
+    """Each schedule as a table (N,) float32 of the rate at each update; N is at least `total_steps`.
+
+    Inside the step, a schedule's numbers and the lengths of the epochs would be constants of the program.
+    """
+    steps = jnp.arange(max(SHORTEST_TABLE, 1 << (total_steps - 1).bit_length()))
+    return {name: schedule(steps) for name, schedule in schedules.items()}
+
+
+def read_tables(tables: Mapping[str, jax.Array]) -> dict[str, optax.Schedule]:
+    """The schedules back from their tables."""
+    return {name: lambda step, table=table: table[step] for name, table in tables.items()}
