@@ -224,7 +224,7 @@ def compiled(tmp_path):
 
 def test_a_sweep_compiles_once(compiled, pedes_root, tmp_path, monkeypatch):
     """Three short trainings: other values compile their tables alone, a weight of 0 another step."""
-    monkeypatch.setattr(train, "evaluate", lambda *args, write: {"test": {"step": 0, "t2i": {}}})
+    monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"test": {"step": 0, "t2i": {}}})
     monkeypatch.setattr(train, "write_report", lambda workdir: workdir)
     sweep = {
         "optimizer.learning_rate": 3e-3, "optimizer.bias_learning_rate": 2e-3, "optimizer.weight_decay": 0.3,
