@@ -22,12 +22,11 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from input_pipeline.command import exit_code
 from input_pipeline.files import write_text
 from ivt_jax.arguments import positive
 from ivt_jax.config_flag import read_config
 from ivt_jax.flops import BYTES
-from ivt_jax.startup import set_environment
+from ivt_jax.startup import run_command, set_environment
 
 if TYPE_CHECKING:
     from ivt_jax.measure import Row
@@ -158,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="of calls for each row, at least (10)")
     parser.add_argument("--json", type=Path, help="write the rows and what they were measured on")
     options, changes = parser.parse_known_args(argv)
-    return exit_code(lambda: run(options, changes))
+    return run_command(lambda: run(options, changes))
 
 
 if __name__ == "__main__":

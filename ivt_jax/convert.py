@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import UNWRITABLE, refuse_path, whole_folder
+from ivt_jax.startup import run_command
 
 WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
 
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, or 2 on a mistake."""
     args, rest = make_parser().parse_known_args(argv)
-    return exit_code(lambda: run(args, rest))
+    return run_command(lambda: run(args, rest))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
 from ivt_jax.arguments import positive
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.
 
@@ -99,8 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     args, flags = parser.parse_known_args(argv)
     if flags and not args.beam:
         parser.error(f"unknown: {' '.join(flags[:3])}; the pattern of --shards stands in quotes")
-    keep_compiled()
-    return exit_code(lambda: run(args, flags))
+    return run_command(lambda: run(args, flags))
 
 
 def _task(text: str) -> tuple[int, int]:

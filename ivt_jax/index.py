@@ -25,10 +25,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.command import exit_code
 from input_pipeline.files import is_remote, printable, write_bytes
 from ivt_jax.arguments import positive
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 _SHOWN = 20  # lines that are shown of many
 
@@ -115,8 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not (args.images or args.list):
         parser.error("name the pictures with --images or --list")
-    keep_compiled()
-    return exit_code(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from input_pipeline.errors import DISK, UserError
 from input_pipeline.files import printable
 from ivt_jax import preemption, watchdog
 from ivt_jax.config_flag import faults_in_one_line
-from ivt_jax.startup import keep_compiled, set_environment
+from ivt_jax.startup import keep_compiled, platform_fault, set_environment
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
@@ -164,6 +164,7 @@ def fail(error: Exception) -> NoReturn:
 
     A user's mistake alone lets a checkpoint under way end, where there is one process and the disk takes it.
     """
+    error = platform_fault(error) or error
     together = flags.FLAGS.is_parsed() and (COORDINATOR.value or DISTRIBUTED.value)
     disk = next((line for line in str(error).splitlines() if any(reason in line for reason in DISK)), None)
     if isinstance(error, UserError) or disk:

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable, whole_folder, write_bytes
 from input_pipeline.progress import progress
@@ -33,7 +32,7 @@ from ivt_jax.pages import data_uri, render
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.sources import read_folder
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
@@ -220,8 +219,7 @@ def copy_files(files: Mapping[int, Path], folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = _parse(argv)
-    keep_compiled()
-    return exit_code(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

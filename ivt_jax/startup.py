@@ -1,26 +1,96 @@
 """What a process settles before JAX starts: XLA's flags, the precision of products, where programs are kept."""
 
+import functools
+import importlib.metadata
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.command import exit_code
+from input_pipeline.errors import UserError
 from input_pipeline.files import UNWRITABLE
 from ivt_jax import compilation_cache
 
+FLAGS = (
+    # XLA's CPU backend gives reductions to YNNPACK together with the products in front of them. Some results are wrong:
+    # beyond 32,768 rows in jaxlib 0.10.2 (jax-ml/jax#39103), and in 0.11.2 too where a factor is a broadcast number.
+    # Without reductions, YNNPACK still computes single products. docs/operations.md has the cost.
+    "--xla_cpu_experimental_ynn_fusion_type=-reduce",
+    "--xla_cpu_prefer_vector_width=512",  # a quarter more speed where the CPU has AVX-512, no change elsewhere
+    "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time
+)
+TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
 COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longest go first
 
 
+def run_command(work: Callable[[], int | None]) -> int:
+    """`exit_code(work)` for a command that starts JAX: sets XLA's flags and keeps compiled programs.
+
+    A platform that JAX cannot start is a mistake in one line, as `platform_fault` has it.
+    """
+
+    def started() -> int | None:
+        set_xla_flags()
+        keep_compiled()
+        try:
+            return work()
+        except Exception as error:
+            if fault := platform_fault(error):
+                raise fault from None
+            raise
+
+    return exit_code(started)
+
+
 def set_environment(config: Any) -> None:
-    """What XLA and JAX read when they start; flags and variables that the user set win."""
-    xla = [
-        "--xla_cpu_prefer_vector_width=512",  # a quarter more speed where the CPU has AVX-512, no change elsewhere
-        "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time
-    ]
-    if config.runtime.deterministic:
-        xla.append("--xla_gpu_deterministic_ops=true")
-    os.environ["XLA_FLAGS"] = " ".join([*xla, os.environ.get("XLA_FLAGS", "")])
+    """Sets what XLA and JAX read when they start, for a config; flags and variables that the user set win.
+
+    Raises UserError as `set_xla_flags`.
+    """
+    set_xla_flags(*["--xla_gpu_deterministic_ops=true"] * config.runtime.deterministic)
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+
+def set_xla_flags(*more: str) -> None:
+    """Adds FLAGS and `more` to XLA_FLAGS, except those that are set there, or in the file that it names.
+
+    Raises UserError where XLA refuses the user's flags, which would end the process, or where the file cannot be read.
+    """
+    given = _given_flags()
+    names = {flag.partition("=")[0] for flag in given.split()}
+    flags: Sequence[str] = [flag for flag in (*FLAGS, *more) if flag.partition("=")[0] not in names]
+    version = importlib.metadata.version("jaxlib")
+    if version not in TESTED:
+        flags = known_flags(flags)
+    text = " ".join([*flags, *given.split("\n")]).strip()
+    if given.strip() and (reason := _refusal(text)):
+        raise UserError(f"XLA_FLAGS: {reason}; correct or remove it: jaxlib {version} does not start with it")
+    os.environ["XLA_FLAGS"] = text
+
+
+def known_flags(flags: Sequence[str]) -> list[str]:
+    """The flags that the installed jaxlib knows: XLA ends a process that sets another one."""
+    return [flag for flag in flags if not _refusal(flag)]
+
+
+def platform_fault(error: Exception) -> UserError | None:
+    """The UserError for an error that JAX raised because it cannot start a platform; None for all other errors."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    failed = re.search(r"Unable to initialize backend '.*?': (.*)", str(error))
+    if failed:
+        reason = failed[1].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    elif platforms and isinstance(error, AssertionError) and not _finds_device():
+        reason = "JAX sees no such device"  # it skips CUDA without a GPU, and then asserts that something is left
+    else:
+        return None
+    if not platforms:
+        return UserError(f"JAX cannot start: {reason}")
+    return UserError(f"JAX_PLATFORMS={platforms}: {reason}; set JAX_PLATFORMS=cpu, or unset it to let JAX choose")
 
 
 def keep_compiled() -> None:
@@ -42,3 +112,42 @@ def keep_compiled() -> None:
     if limit != "-1":  # without a limit JAX writes no -atime
         compilation_cache.remove_unusable(cache)
         compilation_cache.remove_on_complaint(cache)
+
+
+def _given_flags() -> str:
+    """The user's flags: XLA_FLAGS, or the text of the file that it names, as XLA reads it."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if given.strip()[:1] in ("", "-"):
+        return given
+    try:
+        text = Path(given).read_text()
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError:
+        reason = "not a text"
+    else:
+        if "\0" not in text:
+            return text
+        reason = "not a text"
+    raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name one of flags, or set --FLAG=VALUE")
+
+
+@functools.cache
+def _refusal(flags: str) -> str:
+    """Why XLA refuses the flags, empty where it takes them. It ends the process that asks, so another one does."""
+    code = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    environment = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"}
+    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    logged = re.search(r"^[EF]\d{4} .*?\] (.*)", asked.stderr, re.MULTILINE)
+    if not (asked.returncode and logged):
+        return ""
+    return logged[1].replace(" in XLA_FLAGS", "").strip().rstrip(".")
+
+
+def _finds_device() -> bool:
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (AssertionError, RuntimeError):
+        return False

@@ -28,7 +28,15 @@ case ${1:-} in
     --help) usage && exit ;;
     *) echo "error: say which platform: launch/environment.sh cpu, gpu or tpu" >&2 && exit 2 ;;
 esac
-((${#xla[@]})) && variables+=(XLA_FLAGS="${xla[*]} ${XLA_FLAGS:-}")
+given=${XLA_FLAGS:-}
+if [[ $given =~ ^[[:space:]]*[^[:space:]-] ]]; then # XLA takes it for the name of a file of flags
+    if ! [[ -f $given && -r $given ]]; then
+        echo "error: XLA_FLAGS=$given: the file cannot be read; name one of flags, or set --FLAG=VALUE" >&2
+        exit 2
+    fi
+    given=$(tr '\n' ' ' <"$given")
+fi
+((${#xla[@]})) && variables+=(XLA_FLAGS="${xla[*]} $given")
 ((${#libtpu[@]})) && variables+=(LIBTPU_INIT_ARGS="${libtpu[*]} ${LIBTPU_INIT_ARGS:-}")
 shift
 (($#)) && exec env "${variables[@]}" "$@"

@@ -22,6 +22,7 @@ from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
 from ivt_jax.images import load_image, normalise
 from ivt_jax.workdir import config_of_run, load_config
+from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parent.parent
 # A tower that compiles in seconds; matching of sentences alone. What the terms compute is tested elsewhere.
@@ -37,8 +38,7 @@ TINY = [
 
 def start(*arguments):
     """`python -m ivt_jax.main` on one CPU device, which compiles without optimisation, as the tests themselves."""
-    quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quickly}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY}
     environment.pop("TF_CPP_MIN_LOG_LEVEL")  # users have not set it
     command = [sys.executable, "-m", "ivt_jax.main", *arguments]
     return subprocess.Popen(

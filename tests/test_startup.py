@@ -1,14 +1,23 @@
-"""What a process settles before JAX starts: the folder of compiled programs, and whose word counts."""
+"""What a process settles before JAX starts: XLA's flags, the platform, the folder of compiled programs."""
 
+import importlib
 import os
 import stat
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
+from input_pipeline.errors import UserError
 from ivt_jax import startup
 from ivt_jax.startup import keep_compiled
 
+ROOT = Path(__file__).parent.parent
+FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
 NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
 
 
@@ -81,3 +90,170 @@ def test_who_has_no_home_keeps_nothing(without):
     without.setattr(startup.Path, "home", nobody)
     keep_compiled()
     assert NAMES[0] not in os.environ
+
+
+# ---- XLA's flags
+
+# Three programs that XLA's CPU backend spoils with its own flags, and what they give by hand: 32768 ** 2; 60 products
+# of b and 0.5 times b, summed over 60 x 60; ones added in twos, 3,072 times.
+SPOILED = """
+import sys
+from ivt_jax import startup
+
+def work():
+    import jax
+    import jax.numpy as jnp
+
+    rows = jnp.zeros((32769, 3)).at[:, 0].set(jnp.arange(32769.0))
+    print(float(jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)[-1]))
+    e = jnp.ones((5, 60, 60)) * jnp.arange(1.0, 6.0)[:, None, None]
+    print(*jax.jit(lambda e, c: jnp.sum((e @ jnp.full_like(e, c)) * e, axis=(1, 2)))(e, 0.5).tolist(), flush=True)
+    ones = jnp.ones((3, 1, 2, 2, 8, 8, 8))  # jaxlib 0.10.2 ends here with a segmentation fault
+    print(float(jax.jit(lambda a, b: jnp.sum(a * b, axis=3))(ones, ones).sum()))
+
+sys.exit(startup.run_command(work))
+"""
+RIGHT = ["1073741824.0", "108000.0 432000.0 972000.0 1728000.0 2700000.0", "6144.0"]
+
+
+def run_python(*arguments, **variables):
+    """A Python process in a user's environment, changed by `variables`; None: not set."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": None, **variables}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("given", [None, "--xla_force_host_platform_device_count=2"], ids=["none", "the user's own"])
+def test_programs_compute_right_under_a_commands_flags(given):
+    done = run_python("-c", SPOILED, XLA_FLAGS=given)
+    assert (done.returncode, done.stdout.splitlines()) == (0, RIGHT), done.stderr
+
+
+def test_the_fusions_that_the_user_sets_stay():
+    done = run_python("-c", SPOILED, XLA_FLAGS=f"{FUSIONS}=individual_dot,individual_convolution,reduce")
+    assert done.stdout.splitlines() != RIGHT  # what XLA does by default; where this fails, the flag may go
+
+
+COMMANDS = {
+    "index": ("run", ["--images=x", "--index=y"]),
+    "search": ("run", ["--index=y", "red"]),
+    "serve.__main__": ("run", ["--index=y"]),
+    "embed": ("run", ["--workdir=w", "--shards=x", "--out=y"]),
+    "convert": ("run", ["--source=vit", "--weights=x", "--out=y"]),
+    "bench": ("run", []),
+    "retrieval.benchmark": ("run", []),
+    "retrieval.grounding": ("measure", ["--workdir=w"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_starts_jax_sets_the_flags(monkeypatch, name):
+    command, (work, arguments), seen = importlib.import_module(f"ivt_jax.{name}"), COMMANDS[name], []
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(command, work, lambda *args: seen.append(os.environ["XLA_FLAGS"].split()))
+    command.main(arguments)
+    assert seen == [list(startup.FLAGS)]
+
+
+@pytest.mark.parametrize(("deterministic", "more"), [(False, []), (True, ["--xla_gpu_deterministic_ops=true"])])
+def test_training_sets_the_flags(monkeypatch, deterministic, more):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    config = ConfigDict({"runtime": {"deterministic": deterministic}, "model": {"dtype": "bfloat16"}})
+    for _ in range(2):  # once is enough
+        startup.set_environment(config)
+        assert os.environ["XLA_FLAGS"].split() == [*startup.FLAGS, *more]
+
+
+def test_jaxlib_knows_the_flags():
+    """XLA ends a process that sets one it does not know."""
+    assert startup.known_flags([*startup.FLAGS, "--xla_gpu_deterministic_ops=true"]) == [
+        *startup.FLAGS, "--xla_gpu_deterministic_ops=true"
+    ]  # fmt: skip
+    assert startup.known_flags(["--xla_no_such_flag=1", startup.FLAGS[0]]) == [startup.FLAGS[0]]
+
+
+def test_another_jaxlib_gets_no_flag_that_it_does_not_know(monkeypatch):
+    monkeypatch.setattr(startup, "TESTED", ())
+    monkeypatch.setattr(startup, "FLAGS", ("--xla_no_such_flag=1", *startup.FLAGS))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    startup.set_xla_flags()
+    assert os.environ["XLA_FLAGS"].split() == list(startup.FLAGS[1:])
+
+
+def test_the_users_flags_win(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=here {FUSIONS}=")
+    startup.set_xla_flags()
+    assert os.environ["XLA_FLAGS"].split() == [*startup.FLAGS[1:], "--xla_dump_to=here", f"{FUSIONS}="]
+
+
+def test_flags_are_read_from_the_file_that_the_variable_names(tmp_path):
+    """XLA takes a value that begins with no dash for the name of a file."""
+    (tmp_path / "flags.txt").write_text("--xla_force_host_platform_device_count=4\n--xla_cpu_prefer_vector_width=256\n")
+    code = "from ivt_jax import startup; startup.set_xla_flags(); import jax; print(jax.device_count())"
+    code += "; import os; print(os.environ['XLA_FLAGS'])"
+    done = run_python("-c", code, XLA_FLAGS=str(tmp_path / "flags.txt"))
+    count, flags = done.stdout.splitlines()
+    assert count == "4", done.stderr
+    assert flags.split() == [
+        startup.FLAGS[0], startup.FLAGS[2], "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_prefer_vector_width=256",
+    ]  # fmt: skip
+
+
+FAULTS = {
+    "XLA_FLAGS: Unknown flag: --xla_no_such_flag=1; correct or remove it: jaxlib": "--xla_no_such_flag=1",
+    "XLA_FLAGS: Unknown flags: --xla_no_such_flag --xla_nor_this=1; ": "--xla_no_such_flag --xla_nor_this=1",
+    "XLA_FLAGS: Couldn't interpret value many for flag xla_force_host_platform_device_count; ":
+        "--xla_force_host_platform_device_count=many",
+    f"XLA_FLAGS: Illegal value for {FUSIONS} ": f"{FUSIONS}=all",
+    "the file cannot be read (No such file or directory); name one of flags, or set --FLAG=VALUE": "nowhere.txt",
+    "the file cannot be read (Is a directory); ": "{folder}",
+    "/binary: the file cannot be read (not a text); ": "{folder}/binary",
+    "/zero: the file cannot be read (not a text); ": "{folder}/zero",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_flags_that_xla_refuses_are_a_users_mistake(monkeypatch, tmp_path, message):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "zero").write_bytes(b"--xla\0")
+    monkeypatch.setenv("XLA_FLAGS", given := FAULTS[message].format(folder=tmp_path))
+    with pytest.raises(UserError) as fault:
+        startup.set_xla_flags()
+    assert message in str(fault.value) and "\n" not in str(fault.value)
+    assert os.environ["XLA_FLAGS"] == given
+
+
+# ---- the platform
+
+WITHOUT_GPU = {
+    "cuda": "JAX_PLATFORMS=cuda: JAX sees no such device; set JAX_PLATFORMS=cpu, or unset it to let JAX choose",
+    "cpux": "JAX_PLATFORMS=cpux: Backend 'cpux' is not in the list of known backends: [",
+}
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="this machine has a GPU")
+@pytest.mark.parametrize("platform", WITHOUT_GPU)
+@pytest.mark.parametrize("command", ["search", "embed", "main"])
+def test_a_platform_that_cannot_start_is_one_line_and_exit_code_2(workdir, tmp_path, platform, command):
+    Image.new("RGB", (12, 24)).save(tmp_path / "black.png")
+    arguments = {
+        "search": [f"--workdir={workdir}", f"--images={tmp_path}", "red"],
+        "embed": [f"--workdir={workdir}", f"--shards={tmp_path}", f"--out={tmp_path}/out"],
+        "main": ["--config=configs/synth.py", f"--workdir={tmp_path}/out"],
+    }
+    done = run_python("-m", f"ivt_jax.{command}", *arguments[command], JAX_PLATFORMS=platform)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(f"error: {WITHOUT_GPU[platform]}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_errors_are_no_fault_of_the_platform(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert startup.platform_fault(AssertionError()) is None
+    assert startup.platform_fault(RuntimeError("no")) is None
+    monkeypatch.delenv("JAX_PLATFORMS")
+    broken = RuntimeError("Unable to initialize backend 'cuda': no driver (set JAX_PLATFORMS=cpu to skip it.)")
+    assert str(startup.platform_fault(broken)) == "JAX cannot start: no driver"

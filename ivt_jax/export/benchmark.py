@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ivt_jax.startup import set_xla_flags
+
 LOAD = {
     "stablehlo": """
 import jax, pathlib
@@ -52,6 +54,7 @@ print(json.dumps(dict(seconds=seconds, peak=peak, cosine=float((got * given["exp
 
 def write(form: str, folder: Path) -> dict[str, float]:
     """Writes one form of a random ViT-B to folder/FORM, and to folder/given.npz what is embedded, and as what."""
+    set_xla_flags()
     import jax
     from flax.traverse_util import unflatten_dict
 

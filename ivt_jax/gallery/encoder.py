@@ -17,6 +17,7 @@ from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.embedding import embed, encode_images
 from ivt_jax.images import preprocessing
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.startup import set_xla_flags
 
 
 class ImageEncoder:
@@ -26,7 +27,8 @@ class ImageEncoder:
     """
 
     def __init__(self, workdir: Path | str):
-        """Raises UserError as `restore_params`."""
+        """Raises UserError as `restore_params` and `set_xla_flags`."""
+        set_xla_flags()  # for programs that begin here and not with a command; too late once JAX has used a device
         self.config, params, _ = restore_params(workdir)
         self.model = IVT(IVTConfig.from_config(self.config.model))
         if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors

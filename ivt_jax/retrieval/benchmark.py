@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from input_pipeline.command import exit_code
 from input_pipeline.progress import progress
 from ivt_jax.arguments import positive
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.lance import LanceStore
@@ -173,8 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=positive, default=50, help="queries timed for each row (50)")
     parser.add_argument("--workdir", type=Path, help="folder of a trained run: time sentences, too")
     args = parser.parse_args(argv)
-    keep_compiled()
-    return exit_code(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 def _counts(text: str) -> list[int]:

@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.command import exit_code
 from input_pipeline.progress import progress
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.parts import label_parts, list_shots
 from input_pipeline.synthetic.persons import NONE, Attributes
 from ivt_jax.arguments import positive
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:
     from ivt_jax.gallery.encoder import ImageEncoder
@@ -238,8 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="folder of the dataset (default: the run's data.root)")
     parser.add_argument("--crops", type=positive, default=400, help="how many, evenly spaced (default 400)")
     args = parser.parse_args(argv)
-    keep_compiled()
-    return exit_code(lambda: print(measure(args.workdir, args.root, args.crops)))
+    return run_command(lambda: print(measure(args.workdir, args.root, args.crops)))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ import socket
 import sys
 from pathlib import Path
 
-from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable
 from ivt_jax.serve.public import PublicUrl, read_public_url
 from ivt_jax.serve.settings import LEAST_TOKEN, MAX_CONNECTIONS, Settings
-from ivt_jax.startup import keep_compiled
+from ivt_jax.startup import run_command
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ANY = frozenset({"0.0.0.0", "[::]"})  # every address of this machine, which is no name to call it by
@@ -146,8 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
     args = parser.parse_args(argv)
-    keep_compiled()
-    return exit_code(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 if __name__ == "__main__":

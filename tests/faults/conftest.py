@@ -16,6 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.conftest import QUICKLY
+
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = [
     "--config=configs/synth.py", "--config.data.name=cuhk_pedes", "--config.data.batch_size=8",
@@ -102,7 +104,7 @@ def start(pedes_root, tmp_path_factory):
     logs, cache, started = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("compiled"), []
     common = {
         "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2", "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": QUICKLY,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 
 from ivt_jax import index
 from ivt_jax.retrieval.places import open_store
+from tests.conftest import QUICKLY
 from tests.faults.conftest import Process
 from tests.faults.test_lifecycle import mounted
 from tests.gallery.conftest import picture
@@ -51,7 +52,7 @@ def start(tmp_path, workdir):
 
     def start(at=0, pause=0, *more, before=(), code=None, **options):
         code = code or SLOWLY.format(at=at, pause=pause)
-        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY}
         log = tmp_path / f"{len(started)}.log"
         command = [*before, sys.executable, "-c", code, *flags(tmp_path, workdir, "index"), *more]
         started.append(Process(log, command, environment, **options))

@@ -27,6 +27,17 @@ def test_flags_of_the_user_come_last(platform, variable, bench):
     assert set(printed.splitlines()) < set(ran.splitlines())
 
 
+def test_flags_are_read_from_the_file_that_the_variable_names(tmp_path, bench):
+    (tmp_path / "flags.txt").write_text("--one=1\n--two=2\n")
+    for platform, first in ("cpu", "--xla_force_host_platform_device_count=1"), ("gpu", "--xla_gpu_"):
+        printed = bench.run(["launch/environment.sh", platform], XLA_FLAGS=str(tmp_path / "flags.txt")).stdout
+        [line] = [line for line in printed.splitlines() if line.startswith("XLA_FLAGS=")]
+        assert line.startswith(f"XLA_FLAGS={first}") and line.split()[-2:] == ["--one=1", "--two=2"]
+    result = bench.run(["launch/environment.sh", "cpu"], XLA_FLAGS=str(tmp_path / "none"))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"error: XLA_FLAGS={tmp_path}/none: the file cannot be read")
+
+
 def test_signals_reach_the_command(bench):
     """It is the command, in the end, and no shell around it."""
     process = subprocess.Popen(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import QUICKLY
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--config=configs/cuhk.py", "--workdir=runs/my cuhk", "--config.mla.levels=('sentence','word')"]
 
@@ -147,10 +149,9 @@ TINY = [
 
 def test_two_processes_train_for_real(pedes_root, tmp_path, bench):
     command = [ROOT / "launch/local.sh", "--processes=2", f"--logs={tmp_path}/logs", "--", *TINY]
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     result = bench.run(
         [*command, f"--config.data.root={pedes_root}", f"--workdir={tmp_path}/run"],
-        PYTHON=sys.executable, XLA_FLAGS=flags, TF_CPP_MIN_LOG_LEVEL="2",
+        PYTHON=sys.executable, XLA_FLAGS=QUICKLY, TF_CPP_MIN_LOG_LEVEL="2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + (tmp_path / "logs/process-0.log").read_text()[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
