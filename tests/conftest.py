@@ -4,6 +4,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -28,6 +29,22 @@ FLAGS = os.environ["XLA_FLAGS"]
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+
+# What imports TensorFlow, or clu, which imports it. Without it (tests/requirements-core.txt) all other tests still pass.
+NEED_TENSORFLOW = [
+    "conversion/test_convert.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
+    "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
+    "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_pipeline.py",
+    "input_pipeline/test_prepare.py", "test_configs.py", "test_init_from.py", "test_main.py", "test_train.py",
+    "test_variants.py",
+]  # fmt: skip
+WITHOUT_TENSORFLOW = importlib.util.find_spec("tensorflow") is None
+collect_ignore = NEED_TENSORFLOW if WITHOUT_TENSORFLOW else []
+needs_tensorflow = pytest.mark.skipif(WITHOUT_TENSORFLOW, reason="TensorFlow is not installed")
+
+
+def pytest_report_header():
+    return f"TensorFlow is not installed: {len(NEED_TENSORFLOW)} files are left out" if WITHOUT_TENSORFLOW else None
 
 
 @pytest.fixture(autouse=True)
