@@ -18,7 +18,7 @@ from ivt_jax import compilation_cache
 FLAGS = (
     # XLA's CPU backend gives reductions to YNNPACK together with the products in front of them. Some results are wrong:
     # beyond 32,768 rows in jaxlib 0.10.2 (jax-ml/jax#39103), and in 0.11.2 too where a factor is a broadcast number.
-    # Without reductions, YNNPACK still computes single products. docs/operations.md has the cost.
+    # Without reductions, YNNPACK still computes single products. BENCHMARKS.md has the cost.
     "--xla_cpu_experimental_ynn_fusion_type=-reduce",
     "--xla_cpu_prefer_vector_width=512",  # a quarter more speed where the CPU has AVX-512, no change elsewhere
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time
@@ -67,7 +67,7 @@ def set_xla_flags(*more: str) -> None:
     version = importlib.metadata.version("jaxlib")
     if version not in TESTED:
         flags = known_flags(flags)
-    text = " ".join([*flags, *given.split("\n")]).strip()
+    text = " ".join([*flags, *given.splitlines()]).strip()
     if given.strip() and (reason := _refusal(text)):
         raise UserError(f"XLA_FLAGS: {reason}; correct or remove it: jaxlib {version} does not start with it")
     os.environ["XLA_FLAGS"] = text

@@ -30,7 +30,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
-# What imports TensorFlow, or clu, which imports it. Without it (tests/requirements-core.txt) all other tests still pass.
+# What imports TensorFlow, or clu, which imports it. All other tests run without (tests/requirements-core.txt).
 NEED_TENSORFLOW = [
     "conversion/test_convert.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",

@@ -255,5 +255,6 @@ def test_other_errors_are_no_fault_of_the_platform(monkeypatch):
     assert startup.platform_fault(AssertionError()) is None
     assert startup.platform_fault(RuntimeError("no")) is None
     monkeypatch.delenv("JAX_PLATFORMS")
-    broken = RuntimeError("Unable to initialize backend 'cuda': no driver (set JAX_PLATFORMS=cpu to skip it.)")
-    assert str(startup.platform_fault(broken)) == "JAX cannot start: no driver"
+    hint = "(you may need to uninstall the failing plugin package, or set JAX_PLATFORMS=cpu to skip this backend.)"
+    broken = RuntimeError(f"Unable to initialize backend 'cuda': no driver {hint}")
+    assert str(startup.platform_fault(broken)) == f"JAX cannot start: no driver {hint}"

@@ -8,8 +8,10 @@ from input_pipeline.saved_model import write_saved_model
 from ivt_jax.export import saved_model
 from ivt_jax.export.benchmark import LOAD
 from ivt_jax.export.stablehlo import encoders
+from tests.conftest import needs_tensorflow
 
 
+@needs_tensorflow
 def test_tensorflow_alone_gives_the_same_embeddings(tmp_path, given_away, assert_same_elsewhere):
     image, text = encoders(given_away.trained.model, given_away.trained.params)
     saved_model.write_saved_model(tmp_path, given_away.trained)
