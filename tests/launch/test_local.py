@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICKLY
+from tests.conftest import QUICKLY, needs_tensorflow
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--config=configs/cuhk.py", "--workdir=runs/my cuhk", "--config.mla.levels=('sentence','word')"]
@@ -147,6 +147,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@needs_tensorflow
 def test_two_processes_train_for_real(pedes_root, tmp_path, bench):
     command = [ROOT / "launch/local.sh", "--processes=2", f"--logs={tmp_path}/logs", "--", *TINY]
     result = bench.run(

@@ -16,6 +16,7 @@ import pytest
 from ivt_jax.pages import INTENDED_USE
 from ivt_jax.retrieval.searcher import Searcher
 from ivt_jax.serve.public import read_public_url
+from tests.conftest import needs_tensorflow
 from tests.serve.conftest import PERSONS, StandIn, jpeg, served
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -546,6 +547,7 @@ def learned(tmp_path_factory):
         yield types.SimpleNamespace(address=address, records=records)
 
 
+@needs_tensorflow
 def test_persons_are_found_by_their_descriptions(open_page, learned):
     person_of = {record["file_path"]: record["id"] for record in learned.records}
     assert len(person_of) == 32 and len({*person_of.values()}) == 16
@@ -558,6 +560,7 @@ def test_persons_are_found_by_their_descriptions(open_page, learned):
     assert sum(found) >= 7 and len(found) == 8  # of 64 such sentences all were right where this was written
 
 
+@needs_tensorflow
 def test_a_learned_person_is_explained_and_leads_to_others(open_page, learned):
     record = learned.records[0]
     page = open_page(f"#text={urllib.parse.quote_plus(record['captions'][0])}", at=learned.address, ready="#grid li")
