@@ -8,12 +8,14 @@ import pytest
 
 from ivt_jax import metrics
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
+from tests.conftest import needs_tensorflow
 
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@needs_tensorflow
 def test_scalars_go_to_jsonl_and_tensorboard(tmp_path):
     log = ScalarLog(tmp_path, 0, enabled=True)
     log.write(1, {"loss": 2.5})
@@ -23,6 +25,7 @@ def test_scalars_go_to_jsonl_and_tensorboard(tmp_path):
     assert b"val/t2i/R1" in events.read_bytes()
 
 
+@needs_tensorflow
 def test_a_resumed_log_drops_what_will_be_written_again_and_a_line_cut_short(tmp_path):
     log = ScalarLog(tmp_path, 0, enabled=True)
     for step in (1, 2, 3, 4):
@@ -46,6 +49,7 @@ def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@needs_tensorflow
 def test_the_parameter_table_counts_shapes():
     params = {
         "a": {"kernel": jax.ShapeDtypeStruct((20, 30), jnp.float32)},
