@@ -11,6 +11,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -274,7 +275,7 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
 
 def _record_name(path: Path, prepared: Path | None) -> str:
     """The record of the images beside the annotations `path`; several datasets may share the folder `prepared`."""
-    owner = f"-{hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:16]}" if prepared else ""
+    owner = f"-{hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]}" if prepared else ""
     return f"pictures{owner}.json"
 
 

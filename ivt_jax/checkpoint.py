@@ -312,7 +312,9 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     for path, shape in shapes.items():
         if path not in found or tuple(found[path].shape) != shape:
             return f"{path} is missing, or has another shape than {shape}"
-        wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, found[path].storage.chunk_shape, strict=True))
+        storage = found[path].storage  # None for a plain number, which has one chunk
+        chunks = storage.chunk_shape if storage else shape
+        wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True))
         if stored[found[path].name] != wanted:
             return f"{path} has {stored[found[path].name]} of {wanted} chunks"
     for name, length in lengths.items():

@@ -218,7 +218,7 @@ def test_a_body_arrives_whole_up_to_its_largest_size(monkeypatch):
     ):  # fmt: skip
         with pytest.raises(guard.Refused) as refusal:
             received(body, **headers)
-        assert refusal.value.response.status_code == status
+        assert refusal.value.status_code == status
     assert received([b"abcdef"], **{"content-length": "6"})["body"] == b"abcdef"
     assert received([b'{,"'])["body"] == b'{,"'  # three marks
     assert received([b"abcdefg"], path="/api/search")["body"] == b"abcdefg"  # pictures are larger
@@ -227,7 +227,7 @@ def test_a_body_arrives_whole_up_to_its_largest_size(monkeypatch):
 def test_reading_is_not_refused_to_the_page_of_another_site(address):
     foreign = {"origin": "https://other.example"}
     assert httpx.get(address, headers=foreign).status_code == 200
-    assert httpx.head(address, headers=foreign).status_code == 405  # which nobody's page may ask
+    assert httpx.head(address, headers=foreign).status_code == 200
 
 
 def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
