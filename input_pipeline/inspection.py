@@ -1,5 +1,6 @@
 """Every image of a dataset opened once, on all cores: what is wrong with it, its size, and its perceptual hash."""
 
+import errno
 import functools
 import multiprocessing
 import warnings
@@ -76,6 +77,11 @@ def inspect_image(folder: Path, path: str) -> Inspected:
 
 def leads_out(folder: Path, file: Path) -> bool:
     """Whether `file` is, or passes through, a link that leads out of the folder, or nowhere because it is a circle."""
+    try:
+        file.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # since Python 3.13, `resolve` is silent about a circle
+            return True
     try:
         return not file.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):

@@ -56,6 +56,6 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     except UserError as error:
         yield f"{told} not compiled: {error}"
         return
-    memory = device_memory(config, sizes, widened=platform == "cpu")
+    memory = device_memory(config, sizes, widened=platform == "cpu" and jax.__version_info__ < (0, 11))
     yield f"{told}\n{memory}; matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs\ncompiling"
     yield str(compile_config(config))

@@ -21,9 +21,8 @@ from ivt_jax import startup
 # Programs are compiled without optimisation, six times as fast; what is computed is the same to rounding. jaxlib 0.11
 # does not know the second flag any more. The commands that tests start get them too.
 QUICKLY = " ".join(startup.known_flags(["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]))
-# Before anything uses a device: tests have eight fake ones, and the flags that every command sets.
+# Before anything uses a device: tests have eight fake ones.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICKLY}")
-startup.set_xla_flags()
 FLAGS = os.environ["XLA_FLAGS"]
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them

@@ -11,6 +11,7 @@ from ivt_jax.flops import Pass, parameter_counts
 from ivt_jax.models.ivt import IVT, IVTConfig
 
 ALL = ("sentence", "phrase", "word")
+NARROW = jax.__version_info__ >= (0, 11)  # XLA's CPU backend keeps bfloat16; before, it kept float32 in its place
 
 
 def config_of(
@@ -32,7 +33,7 @@ def config_of(
 
 # name: devices, config, how far the formula may be from the compiled step's memory
 STEPS = {
-    "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.1),
+    "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.12 if NARROW else 0.1),
     "all terms, exact": (1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact"), 0.1),
     "all terms, fast, remat": (
         1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="fast", remat=True, ema=0.9), 0.1,
@@ -67,7 +68,7 @@ def test_the_formula_is_near_what_xla_says(name, monkeypatch):
     mesh = Mesh(np.array(jax.devices()[:devices]).reshape(*sizes.values()), tuple(sizes))
     monkeypatch.setattr(program, "make_mesh", lambda axes: mesh)
     actual = compiled.compile_config(config)
-    memory = plan.device_memory(config, sizes, widened=True)  # XLA's CPU backend keeps bfloat16 as float32
+    memory = plan.device_memory(config, sizes, widened=not NARROW)
     assert memory.total == pytest.approx(actual.total, rel=tolerance)
     # Besides the state, arguments are a few counts and the batch, of which XLA drops what the step does not use.
     assert memory.state <= actual.arguments + 16 and actual.arguments <= memory.state + memory.batch + 64
@@ -134,7 +135,7 @@ def test_kept_bytes_are_what_jax_saves_for_the_gradient(dtype, size, remat, acti
         return model.apply({"params": params}, images, method="encode_image", keys=keys).sum()
 
     forward = next(e for e in jax.make_jaxpr(jax.grad(encode))(params).eqns if e.primitive.name == "scan")
-    saved = [x.aval for x in forward.outvars[forward.params["num_carry"] :]]
+    saved = [x.aval for x in forward.outvars if x.aval.shape[:1] == (forward.params["length"],)]
     # Weights cast to bfloat16 are saved too: they are of the size of the parameters, and not counted.
     expected = sum(x.size * x.dtype.itemsize for x in saved if x.ndim > 1 and x.shape[1] == len(images))
     actual = plan.kept_bytes(Pass("image", len(images), 1 + config.num_patches), vars(config), size)

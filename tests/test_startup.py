@@ -15,6 +15,7 @@ from PIL import Image
 from input_pipeline.errors import UserError
 from ivt_jax import startup
 from ivt_jax.startup import keep_compiled
+from tests.conftest import needs_tensorflow
 
 ROOT = Path(__file__).parent.parent
 FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
@@ -157,6 +158,12 @@ def test_every_command_that_starts_jax_sets_the_flags(monkeypatch, name):
     assert seen == [list(startup.FLAGS)]
 
 
+def test_an_encoder_without_a_command_sets_the_flags(workdir):
+    code = "from ivt_jax.gallery.encoder import ImageEncoder; ImageEncoder(sys.argv[1]); print(os.environ['XLA_FLAGS'])"
+    done = run_python("-c", f"import os, sys; {code}", str(workdir))
+    assert done.stdout.split() == list(startup.FLAGS), done.stderr
+
+
 @pytest.mark.parametrize(("deterministic", "more"), [(False, []), (True, ["--xla_gpu_deterministic_ops=true"])])
 def test_training_sets_the_flags(monkeypatch, deterministic, more):
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -236,7 +243,7 @@ WITHOUT_GPU = {
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="this machine has a GPU")
 @pytest.mark.parametrize("platform", WITHOUT_GPU)
-@pytest.mark.parametrize("command", ["search", "embed", "main"])
+@pytest.mark.parametrize("command", ["search", "embed", pytest.param("main", marks=needs_tensorflow)])
 def test_a_platform_that_cannot_start_is_one_line_and_exit_code_2(workdir, tmp_path, platform, command):
     Image.new("RGB", (12, 24)).save(tmp_path / "black.png")
     arguments = {

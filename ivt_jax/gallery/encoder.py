@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax._src import xla_bridge  # nothing public says whether JAX has started
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivt_jax.checkpoint import restore_params
@@ -28,7 +29,8 @@ class ImageEncoder:
 
     def __init__(self, workdir: Path | str):
         """Raises UserError as `restore_params` and `set_xla_flags`."""
-        set_xla_flags()  # for programs that begin here and not with a command; too late once JAX has used a device
+        if not xla_bridge.backends_are_initialized():  # a program that begins here, and not with a command
+            set_xla_flags()
         self.config, params, _ = restore_params(workdir)
         self.model = IVT(IVTConfig.from_config(self.config.model))
         if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors

@@ -152,8 +152,10 @@ def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
         status = os.stat(file)
     except FileNotFoundError:
         raise DataError(MISSING) from None
-    except (OSError, ValueError) as error:  # closed to us, too long, or no name that a file can have
-        raise DataError(getattr(error, "strerror", None) or str(error)) from None
+    except OSError as error:  # closed to us, or too long
+        raise DataError(error.strerror or str(error)) from None
+    except ValueError:  # whose words depend on the version of Python
+        raise DataError("embedded null byte") from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError("not a file")
     if outside(file if file.is_symlink() else file.parent):

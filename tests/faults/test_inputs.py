@@ -34,6 +34,7 @@ from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
 from ivt_jax.images import load_image
+from tests.conftest import needs_tensorflow
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -141,6 +142,7 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
     assert kept == GOOD | {"sound.bmp"}
 
 
+@needs_tensorflow
 def test_prepared_rows_stay_aligned_with_their_names(dataset, tmp_path):
     from input_pipeline import augment
     from input_pipeline.builders import prepare
@@ -443,6 +445,7 @@ def written(tmp_path_factory):
     return root
 
 
+@needs_tensorflow
 def test_captions_are_prepared_as_they_are(written, tmp_path):
     from input_pipeline.builders import prepare
 
