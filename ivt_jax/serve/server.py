@@ -26,7 +26,6 @@ class Protocol(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _heard = 0  # its place in the order in which connections have last sent something
-    _dropped = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,7 +72,7 @@ class Protocol(H11Protocol):
 
         Where all of them are being answered, uvicorn answers this one with 503.
         """
-        everybody = [other for other in self.connections if isinstance(other, Protocol) and not other._dropped]
+        everybody = [other for other in self.connections if isinstance(other, Protocol)]
         own = [other for other in everybody if other._address == self._address]
         if len(own) > MAX_CLIENT_CONNECTIONS and not self._is_proxy():
             crowd = own
@@ -84,7 +83,7 @@ class Protocol(H11Protocol):
         waiting = [other for other in crowd if other is not self and other._is_awaited()]
         victim = min(waiting, key=lambda other: other._heard, default=self if crowd is own else None)
         if victim is not None:
-            victim._dropped = True
+            self.connections.discard(victim)  # now: uvicorn counts it until it is lost, and refuses this one with 503
             victim.transport.abort()
 
     @property

@@ -202,6 +202,7 @@ def received(body, path="/login", **headers):
         return messages.pop(0)
 
     async def whole():
+        guard._body_length(scope)
         again = await guard._receive_whole(scope, receive)
         return await again()
 
