@@ -64,7 +64,7 @@ test-core: ## run the tests that need no TensorFlow in an environment without it
 test-extras: ## run the tests that need PyTorch or Apache Beam, in an environment of their own, .venv-extras
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
 	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # without them their tests would be skipped
-	@$(EXTRAS)/bin/python -m pytest --tb=short tests/reference tests/conversion tests/gallery/test_beam.py
+	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/gallery/test_beam.py
 
 mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and see that tests fail (2 hours, resumable)
 	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
@@ -108,8 +108,8 @@ $(VENV)/core: tests/requirements-core.txt requirements.txt | $(BIN)/pip
 	@$(PIP) -r tests/requirements-core.txt
 	@touch $@
 
-# PyTorch from PyPI brings CUDA with it on Linux (gigabytes); for its CPU build alone:
-# make test-extras TORCH="torch==2.13.0 --index-url=https://download.pytorch.org/whl/cpu"
+# PyTorch from PyPI brings CUDA with it on Linux (gigabytes). Its CPU build has an index of its own, which PyTorch's
+# install page names: make test-extras TORCH="torch==2.13.0 --index-url=..."
 $(VENV)/extras: tests/requirements-extras.txt tests/requirements.txt requirements.txt | $(BIN)/pip
 	@echo "== install tests/requirements-extras.txt"
 	@$(PIP) $(TORCH)
