@@ -7,11 +7,14 @@
 It lies in this package because this alone may import TensorFlow.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
+
+STABLEHLO = "1.13.0"  # TensorFlow 2.21 reads no later version
 
 
 def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
@@ -48,7 +51,21 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
 
         return tf.function(embed, autograph=False, input_signature=[given]).get_concrete_function()
 
-    signatures = {name: signature(encoder) for name, encoder in encoders.items()}
+    with _readable_programs():
+        signatures = {name: signature(encoder) for name, encoder in encoders.items()}
     module = tf.Module()
     module.parameters = list(variables.values())
     tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+@contextlib.contextmanager
+def _readable_programs() -> Iterator[None]:
+    """Has JAX write programs of version STABLEHLO: without it, they are for readers up to four weeks older than JAX."""
+    from jax._src.export import _export
+
+    chosen = _export.hlo.get_version_from_compatibility_requirement
+    _export.hlo.get_version_from_compatibility_requirement = lambda requirement: STABLEHLO
+    try:
+        yield
+    finally:
+        _export.hlo.get_version_from_compatibility_requirement = chosen
