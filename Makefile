@@ -57,16 +57,16 @@ serve: $(INSTALLED) ## open the page that searches the demo's index, on this mac
 test: $(DEVELOPED) ## run all tests but those of `make faults`
 	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
 
-test-core: ## run the tests that need no TensorFlow in an environment without it, .venv-core (PYTHON=python3.13)
+test-core: ## run the tests that need no TensorFlow, in .venv-core, an environment without it (PYTHON=python3.13)
 	@$(MAKE) --no-print-directory VENV=$(CORE) $(CORE)/core
 	@$(CORE)/bin/python -m pytest -n 2 --dist=loadfile --tb=short
 
-test-extras: ## run the tests that need PyTorch or Apache Beam, in an environment of their own, .venv-extras
+test-extras: ## run the tests that need PyTorch or Apache Beam, in .venv-extras, a separate environment
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
-	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # without them their tests would be skipped
+	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # otherwise pytest would skip the tests
 	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/gallery/test_beam.py
 
-mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and see that tests fail (2 hours, resumable)
+mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and check that tests fail (2 hours, resumable)
 	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
 
 faults: $(DEVELOPED) ## kill, stop, starve and damage real runs (20 minutes)
@@ -108,8 +108,8 @@ $(VENV)/core: tests/requirements-core.txt requirements.txt | $(BIN)/pip
 	@$(PIP) -r tests/requirements-core.txt
 	@touch $@
 
-# PyTorch from PyPI brings CUDA with it on Linux (gigabytes). Its CPU build has an index of its own, which PyTorch's
-# install page names: make test-extras TORCH="torch==2.13.0 --index-url=..."
+# PyTorch from PyPI includes CUDA on Linux (gigabytes). The CPU build has its own index; PyTorch's install page has the
+# address: make test-extras TORCH="torch==2.13.0 --index-url=..."
 $(VENV)/extras: tests/requirements-extras.txt tests/requirements.txt requirements.txt | $(BIN)/pip
 	@echo "== install tests/requirements-extras.txt"
 	@$(PIP) $(TORCH)

@@ -45,16 +45,16 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else become
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
 _PNG_LEVEL = 1
-_LEAVE_OUT = "leave them out by `python -m input_pipeline.doctor --fix-list`, which lists them all in quarantine.txt"
+_LEAVE_OUT = "leave them out with `python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt"
 
 
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     """A dataset of (image, person id, captions) records in the order of its annotations, one split for each of theirs.
 
-    `prepare` makes it in `<prepared>/<annotations>-<pictures>`, the first digits of two digests: of the annotation file
-    with the quarantine, and of the contents of all images. So it is made anew when either changes, and what a running
-    program reads is never replaced. Features of a record: image (the encoded bytes: JPEG, PNG), path (relative to the
-    folder of images), person_id (int64), captions (texts).
+    `prepare` writes it to `<prepared>/<annotations>-<pictures>`, named by the first digits of two digests: of the
+    annotation file with the quarantine, and of the contents of all images. So a change of either is prepared in a new
+    folder, and the files that a running program reads are never replaced. Features of a record: image (the encoded
+    bytes: JPEG, PNG), path (relative to the folder of images), person_id (int64), captions (texts).
 
     TFDS chooses the shards of a split by its size, each of 64 MiB to 1 GiB: CUHK-PEDES' 34,054 training images are 8
     shards at 30 kB each. VERSION rises whenever something else is stored for the same dataset: what another version
@@ -72,8 +72,8 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None.
 
         max_damaged: share of the training images that may be missing or unreadable; `info.metadata["damaged"]` lists
-        them, path by path, and their bytes are empty. In val and test none may. data_dir: the place within `prepared`;
-        if None, that of data whose images are not recorded: a portable folder's, and those of an older version.
+        them, path by path, and their bytes are empty. In val and test none may. data_dir: the folder within `prepared`;
+        if None, the folder of data without a record of their images (a portable folder's, or an older version's).
         """
         self.root, self.max_damaged = root, max_damaged
         self.fresh = False  # whether this process has just prepared it
@@ -87,7 +87,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
 
     @property
     def pictures(self) -> str:
-        """The digest of the contents of all images that the data were prepared from; "" where it is not recorded."""
+        """The digest of the contents of all images that the data were prepared from; "" if it is not recorded."""
         return self.info.metadata.get("pictures", "")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -127,7 +127,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
                 if len(self.info.metadata["damaged"]) > self.max_damaged * len(records):
                     raise DataError(
                         f"{error}. More than {self.max_damaged:.2%} of the training images are like that "
-                        f"(data.max_damaged); bring them back and start again, or {_LEAVE_OUT}, or allow more"
+                        f"(data.max_damaged); restore them and start again, or {_LEAVE_OUT}, or allow more"
                     ) from None
             example = {
                 "image": encoded,
@@ -179,12 +179,12 @@ def make_builder(root: Path, name: str, prepared: Path | None = None, max_damage
 def prepare(
     root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0, pictures: str = ""
 ) -> PedesBuilder:
-    """The builder of the dataset `name` as its images are now, prepared where that is still to do.
+    """Returns the builder of the dataset `name` for its images as they are now; prepares the data if there are none.
 
     Processes that share a disk wait for each other. root, prepared, max_damaged: as PedesBuilder's. pictures: the
-    digest of the images that a run began with; their data are opened where they are still there, else other images are
-    refused. Lines on stderr say which images changed, and, where it is prepared, how the dataset is not as published.
-    Raises DataError, in one line.
+    digest of the images that a run began with; their data are opened if they still exist, otherwise other images are
+    refused. Prints on stderr which images changed and, when it prepares the data, how the dataset deviates from the
+    published one. Raises DataError, in one line.
     """
     builder, _ = _find(root, name, prepared, max_damaged, pictures)
     if builder is None:
@@ -197,8 +197,8 @@ def prepare(
             builder, changes = _find(root, name, prepared, max_damaged, pictures)  # another process may have done it
             if builder is None:
                 if changes:
-                    kept = f"what was prepared before is kept in {folder} for the runs that began with it"
-                    print(f"{annotations.images}: images differ{changes}; preparing anew, {kept}", file=sys.stderr)
+                    kept = f"earlier data stay in {folder} for the runs that began with them"
+                    print(f"{annotations.images}: images differ{changes}; preparing anew; {kept}", file=sys.stderr)
                 say_deviation(annotations, name)
                 builder = _prepare_anew(root, name, folder, max_damaged, _record_name(annotations.path, prepared))
     if pictures and builder.pictures not in ("", pictures):
@@ -210,7 +210,7 @@ def prepare(
 def _find(
     root: Path, name: str, prepared: Path | None, max_damaged: float, pictures: str
 ) -> tuple[PedesBuilder | None, str]:
-    """The prepared data of the images as they are now, or None and how these differ from those prepared last."""
+    """Returns the builder of the data of the current images, or None and how these differ from those prepared last."""
     annotations = read_annotations(root, name)
     has_images = annotations.images.is_dir()  # a portable folder has none
     unrecorded = make_builder(root, name, prepared, max_damaged)
@@ -222,7 +222,7 @@ def _find(
             return None, ""
         if has_images:
             place = unrecorded.data_path.parent.parent
-            _say(f"{place} does not record its images, so changes of them go unnoticed; remove it to prepare them anew")
+            _say(f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again")
         return unrecorded, ""
 
     def opened(place: Path) -> tuple[PedesBuilder, str]:
@@ -240,7 +240,7 @@ def _find(
     if pictures and contents != pictures:
         if not own:
             raise _other_pictures(annotations.images)
-        _say(f"{annotations.images}: images differ{changes}; this run goes on with those it began with, in {own}")
+        _say(f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {own}")
         return opened(own)
     place = folder / f"{digest}-{contents[:16]}"
     if place not in places:
@@ -252,10 +252,10 @@ def _find(
 
 
 def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, record: str) -> PedesBuilder:
-    """Prepares in a hidden folder, which is moved to its place when it is whole, beside the file `record`."""
+    """Prepares the data in a hidden folder and moves them to their place when complete, beside the file `record`."""
     partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    digest = annotations_digest(annotation_file(root, name))  # before they are read: a change shows the next time
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    digest = annotations_digest(annotation_file(root, name))  # before reading: a later change is noticed the next time
     try:
         maker = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=partial)
         maker.download_and_prepare()
@@ -274,7 +274,7 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
 
 
 def _record_name(path: Path, prepared: Path | None) -> str:
-    """The record of the images beside the annotations `path`; several datasets may share the folder `prepared`."""
+    """Returns the name of the file that records the images of a dataset; several may share the folder `prepared`."""
     owner = f"-{hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:16]}" if prepared else ""
     return f"pictures{owner}.json"
 
@@ -284,13 +284,13 @@ def _modified(path: Path) -> int:
 
 
 def _prepared_folder(path: Path, prepared: Path | None) -> Path:
-    """The folder of all that is prepared of the annotation file `path`."""
+    """Returns the folder of all data prepared from the annotation file `path`."""
     return prepared or path.parent / "prepared"
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
-    """Makes the folder, and holds its lock. Raises DataError where it cannot be written."""
+    """Creates the folder and holds its lock. Raises DataError if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock").touch()
@@ -310,7 +310,7 @@ def _say(line: str) -> None:
 
 
 def _other_pictures(place: Path) -> DataError:
-    remedy = "bring those back (and quarantine.txt as it was), or choose another --workdir"
+    remedy = "restore those (and the former quarantine.txt), or choose another --workdir"
     return DataError(f"{place}: the images are not those that the run began with; {remedy}")
 
 
@@ -320,15 +320,15 @@ def _refuse_damaged(builder: PedesBuilder) -> None:
     if len(damaged) <= builder.max_damaged * images:
         return
     if not read_annotations(builder.root, builder.name).images.is_dir():
-        remedy = "prepare it anew where its images are"
+        remedy = "prepare it again where its images are"
     elif builder.pictures:
-        remedy = f"bring them back and start again, or {_LEAVE_OUT}"
+        remedy = f"restore them and start again, or {_LEAVE_OUT}"
     else:
-        remedy = f"bring them back, remove {builder.data_path.parent.parent} and start again, or {_LEAVE_OUT}"
+        remedy = f"restore them, remove {builder.data_path.parent.parent} and start again, or {_LEAVE_OUT}"
     raise DataError(
         f"{builder.data_path}: {len(damaged)} of {images} training images are damaged, the first is {damaged[0]}; "
         f"more than {builder.max_damaged:.2%} are not allowed (data.max_damaged): {remedy}, or allow more; "
-        "metadata.json lists them"
+        "metadata.json lists the damaged images"
     )
 
 
@@ -341,7 +341,7 @@ def _refuse_link_out(images: Path, record: Record) -> None:
 def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> bytes:
     """The image file's bytes where training decodes them to the pixels that Pillow sees; else these, as PNG.
 
-    content: the file's, where it was read already.
+    content: the file's content, if it has been read already.
     """
     path = images / record.image_path
     try:

@@ -108,7 +108,7 @@ def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[
 
 
 def sound_in_quarantine(annotations: Annotations) -> list[str]:
-    """Images that the quarantine leaves out although they have no fault, such as those mended since."""
+    """Returns the images that the quarantine leaves out although they have no fault, such as repaired ones."""
     left_out = sorted(quarantined(annotations.path))
     return [image.path for image in inspect_images(annotations.images, left_out, workers=1) if not image.fault]
 
@@ -146,7 +146,7 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
 def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> Path:
     """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out.
 
-    Raises DataError where a name holds a line break.
+    Raises DataError if a name holds a line break.
     """
     path = annotations.path.parent / QUARANTINE
     paths = sorted({*quarantined(annotations.path), *(image.path for image in images if image.fault)})
@@ -180,7 +180,8 @@ def run(args: argparse.Namespace) -> int:
     images = _inspect(annotations, args.workers)
     print(describe_run(annotations.records, images))
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
-        print(_line(f"images without a fault are left out by {QUARANTINE} (remove their lines to use them)", sound))
+        noun = "image" if len(sound) == 1 else "images"
+        print(_line(f"intact {noun} listed in {QUARANTINE} and left out (to use them, remove their lines)", sound))
     findings = check_splits(counts, published) + check_ids(annotations.records)
     findings += check_captions(annotations.records) + check_images(annotations, images)
     if args.against:

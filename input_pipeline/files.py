@@ -10,8 +10,9 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError
 
-# Orbax, TensorStore and TensorFlow misread these in a path: as a separator, as the address of a bucket, and while they
-# write as a pattern, so that they miss files of their own or take those of a folder beside.
+# Orbax, TensorStore and TensorFlow misread these parts of a path: a backslash as a separator, "gs:/" and "s3:/" as the
+# address of a bucket and, when they write, the others as a pattern, so that they miss their own files or use those of
+# another folder.
 UNREADABLE = ("\\", "gs:/")
 UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
 
@@ -54,7 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text file, each ended by a line feed, alone or after a carriage return.
+    """Splits a text into lines, each ended by a line feed, alone or after a carriage return.
 
     str.splitlines and Python's reading of text files also break at U+2028, U+0085, a lone carriage return and others,
     which vocabularies, names of files and JSON strings may hold.
@@ -74,10 +75,12 @@ def printable(text: object) -> str:
 
 
 def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
-    """Raises UserError where a library in C++ would misread the absolute path: it has one of `forbidden` in it, such as
-    UNWRITABLE, or is not UTF-8. Links are not followed."""
+    """Raises UserError if a C++ library would misread the absolute path.
+
+    That is so if the path contains one of `forbidden`, such as UNWRITABLE, or is not UTF-8. Links are not followed.
+    """
     whole = str(Path(path).absolute())
-    remedy = "rename the folder, choose another, or give a symbolic link to it"
+    remedy = "rename the folder, choose another, or use a symbolic link to it"
     if not _is_utf8(whole):
         raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
     found = next((part for part in forbidden if part in f"{whole}/"), None)

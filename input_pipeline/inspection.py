@@ -80,7 +80,7 @@ def leads_out(folder: Path, file: Path) -> bool:
     try:
         file.stat()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # since Python 3.13, `resolve` is silent about a circle
+        if error.errno == errno.ELOOP:  # since Python 3.13, `resolve` raises nothing for a circle
             return True
     try:
         return not file.resolve().is_relative_to(folder.resolve())

@@ -1,8 +1,8 @@
-"""The record of the pictures that a dataset was prepared from, and its comparison with the files.
+"""Records the pictures that a dataset was prepared from, and compares the record with the files.
 
-The record keeps of each picture its size, its times and a digest of its content. A file whose size and times are those
-of the record is not opened; any other is read, and only another content counts as a change. So a dataset that was
-touched, or copied to another disk, is read once and not prepared anew.
+For each picture the record has the size, the times and a digest of the content. A file with the recorded size and times
+is not opened. Any other file is read, and counts as changed only if its content differs. So a dataset that was touched,
+or copied to another disk, is read once and not prepared again.
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from input_pipeline.files import printable, write_text
 from input_pipeline.inspection import leads_out
 
-_THREADS = 16  # network file systems answer many questions at once; local ones take no longer
+_THREADS = 16  # network file systems answer many requests at once; local ones are no slower
 _DIGITS = 32  # of a picture's SHA-256
 _SHOWN = 3  # pictures that a message names
 
@@ -26,7 +26,7 @@ class Picture(NamedTuple):
 
     size: int
     modified: int
-    changed: int  # of the inode: cp --preserve and tar set `modified` to what they like
+    changed: int  # of the inode; unlike `modified`, cp --preserve and tar cannot set it
     digest: str
 
 
@@ -34,10 +34,10 @@ MISSING = Picture(0, 0, 0, "")
 
 
 def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
-    """The picture and its content, None where it cannot be read. A link that leads out of the folder is not opened."""
+    """Returns the picture and its content, None if it cannot be read; opens no link that leads out of the folder."""
     file = folder / path
     try:
-        status = file.stat()  # before the content: a change while it is read shows the next time
+        status = file.stat()  # before the content: a change during the read is noticed the next time
         content = None if leads_out(folder, file) else file.read_bytes()
     except OSError:
         return MISSING, None
@@ -46,7 +46,7 @@ def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
 
 
 def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) -> dict[str, Picture]:
-    """The pictures as they are now; those with the size and the times of `known` are not opened."""
+    """Returns the pictures as they are now, by path; files with the size and the times in `known` are not opened."""
 
     def look(path: str) -> Picture:
         picture = known.get(path, MISSING)
@@ -57,20 +57,20 @@ def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) ->
         same = picture[:3] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return picture if same and picture.digest else read_picture(folder, path)[0]
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # a call for each picture would cost more than stat
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # one task per picture would cost more than its stat
         parts = pool.map(lambda start: [look(path) for path in paths[start::_THREADS]], range(_THREADS))
         return {path: picture for start, part in enumerate(parts)
                 for path, picture in zip(paths[start::_THREADS], part, strict=True)}  # fmt: skip
 
 
 def contents_digest(pictures: Mapping[str, Picture]) -> str:
-    """The SHA-256 of the names and contents of all pictures, whatever their order and their times."""
+    """Returns the SHA-256 of the names and contents of all pictures; their order and times do not matter."""
     lines = sorted(f"{picture.digest} {path}\n" for path, picture in pictures.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) -> str:
-    """Counts the pictures whose content differs, and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
+    """Counts the pictures whose content differs and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
     kinds: dict[str, list[str]] = {"changed": [], "back": [], "missing": []}
     for path, picture in now.items():
         former = before.get(path, MISSING).digest
@@ -83,7 +83,7 @@ def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) 
 
 
 def read_record(path: Path) -> dict[str, Picture]:
-    """The pictures of a record; none where there is no record or it is damaged, and then all of them are read."""
+    """Returns the pictures of a record, none if it is missing or damaged; then all pictures are read."""
     try:
         return {name: Picture(*entry) for name, entry in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -91,5 +91,5 @@ def read_record(path: Path) -> dict[str, Picture]:
 
 
 def write_record(path: Path, pictures: Mapping[str, Picture]) -> None:
-    """Writes the record whole or not at all."""
+    """Writes the record, whole or not at all."""
     write_text(path, json.dumps(pictures) + "\n")

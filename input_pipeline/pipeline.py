@@ -37,7 +37,7 @@ class Source:
     index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; copies
     (images,) int64, how many image records name the image; damaged (images,) bool; pairs: (image index, caption index)
     of every pair in record order, two int32 arrays; pictures, the digest of the contents of all images of the dataset,
-    "" where it is not known.
+    "" if it is not known.
     """
 
     def __init__(

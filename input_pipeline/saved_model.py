@@ -45,7 +45,7 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
         sizes = [int(size) if size.isdecimal() else None for size in encoder.shape.split(", ")]
         given = tf.TensorSpec(sizes, encoder.dtype, name=encoder.name)
 
-        def embed(x: Any) -> dict[str, Any]:  # JAX's open sizes are 1 or more
+        def embed(x: Any) -> dict[str, Any]:  # symbolic dimensions in JAX are at least 1
             none = tf.equal(tf.shape(x)[0], 0)
             return {"embeddings": tf.cond(none, lambda: tf.zeros((0, encoder.width)), lambda: call(parameters, x))}
 

@@ -50,7 +50,7 @@ class Tokenizer:
         if missing:
             raise DataError(
                 f"tokenizer {name} has no {', '.join(missing)}; a BERT WordPiece vocabulary is expected, "
-                "an entry on each line"
+                "with one entry per line"
             )
         if vocab["[PAD]"] != self.pad_id:
             raise DataError(f"tokenizer {name} has [PAD] at id {vocab['[PAD]']}; it must be the first entry, id 0")
@@ -108,7 +108,7 @@ class Tokenizer:
         """Writes tokenizer.json, tokenizer_config.json and vocab.txt, which give the same ids to other programs.
 
         `load_tokenizer(folder)` gives the same digest; `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer
-        read it as well. vocab.txt has an empty line for an id that no token has, and for a token with a line break.
+        read it as well. vocab.txt has an empty line for an id without a token and for a token with a line break.
         """
         cls, sep = "[CLS]", "[SEP]"
         numbered = [(cls, self.cls_id), (sep, self.sep_id)]
@@ -142,16 +142,16 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
     lower case); anything else is a name on the hub, read through transformers.
 
     vocab_size: the model's, where there is one. Raises DataError, in one line, also where it is not the tokenizer's.
-    Another size usually means another vocabulary, whose ids stand for other words; to change the model's size instead
-    is right only for a model without weights.
+    Another size usually means another vocabulary, in which ids stand for other words. So change the model's size only
+    if the model has no trained weights.
     """
     tokenizer = Tokenizer(_backend(name), name or "(shipped)")
     if vocab_size and tokenizer.vocab_size != vocab_size:
         blank = "" if tokenizer._tokens[-1] else "; the last entry is an empty line: remove it"
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {vocab_size}; "
-            "set --config.text.tokenizer to the vocabulary of the model's weights; for a training from random "
-            f"parameters, --config.model.vocab_size={tokenizer.vocab_size} is the other way{blank}"
+            "set --config.text.tokenizer to the vocabulary of the model's weights; to train from random "
+            f"parameters, set --config.model.vocab_size={tokenizer.vocab_size} instead{blank}"
         )
     return tokenizer
 
@@ -174,9 +174,9 @@ def _without_halves(text: str) -> str:
 
 
 def _wordpiece(path: Path) -> tokenizers.Tokenizer:
-    """An entry on each line, read as the tokenizers library reads the file: blanks at the end of a line do not count.
+    """Reads a vocabulary with one entry per line, as the tokenizers library does: trailing blanks are ignored.
 
-    Entries that are nothing but blanks stay as they are. Of equal entries the last one has the id.
+    Entries of blanks alone stay as they are. If entries are equal, the last one determines the id.
     """
     try:
         lines = lines_of(path.read_bytes().decode("utf-8-sig"))

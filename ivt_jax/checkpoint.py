@@ -35,7 +35,7 @@ from ivt_jax.workdir import is_at_work, load_record
 
 SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
 _TRIES, _MOMENT = 10, 1.0  # how often parameters are read that a run at work deletes, and seconds in between
-# A reference to a part of a file, as tensorstore.ocdbt.dump has it: kind, folder, name, offset, length.
+# A reference to a part of a file, as tensorstore.ocdbt.dump prints it: kind, folder, name, offset, length.
 _REFERENCE = re.compile(r"'(btreenode|versionnode|value):([^':]*):([^':]*):(\d+):(\d+)'")
 # Orbax logs what it raises, with a traceback, and drops further errors of the same save, of which asyncio tells.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
@@ -81,8 +81,11 @@ class Checkpoints:
         return self._manager.best_step() or self.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves asynchronously. Raises UserError where this step, or the one before, could not be saved: the disk does
-        not take it, or its arrays cannot be read again. Such a step does not count."""
+        """Saves asynchronously.
+
+        Raises UserError if this step or the one before could not be saved, because the disk did not take it or its
+        arrays cannot be read again. Such a step does not count.
+        """
         with self._disk_told():
             self._manager.wait_until_finished()
         self._saving, self._shapes = step, shapes_of(state)
@@ -131,7 +134,7 @@ class Checkpoints:
         return Where(f"{self._folder}, step {step}", f"remove {path} to use the checkpoint before it")
 
     def close(self) -> None:
-        """Waits for the save under way. Raises UserError as `save`."""
+        """Waits for the save under way. Raises UserError as `save` does."""
         with self._disk_told():
             self._manager.close()
 
@@ -146,7 +149,7 @@ class Checkpoints:
             raise
 
     def _seal(self) -> None:
-        """Writes the digests of the step that is being saved. Raises UserError where it cannot be read again."""
+        """Writes the digests of the step that is being saved. Raises UserError if it cannot be read again."""
         step = self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}"
         fault = find_fault(step / "state", self._shapes)
         if fault:
@@ -283,7 +286,7 @@ def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
 def export_params(path: Path | str, params: Any) -> None:
     """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them.
 
-    Raises UserError where they cannot be read again.
+    Raises UserError if they cannot be read again.
     """
     refuse_path(path, UNREADABLE)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -294,10 +297,10 @@ def export_params(path: Path | str, params: Any) -> None:
 
 
 def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What is wrong with the arrays that Orbax wrote into a folder, as a clause; empty where nothing is.
+    """Returns what is wrong with the arrays that Orbax wrote into a folder, as a clause; "" if nothing is.
 
-    shapes: path -> shape of every array written. All metadata are read, no values: every array must have its shape and
-    all its chunks, and every file of chunks must be there in its length.
+    shapes: path -> shape of every array written. Reads all metadata and no values: every array must have its shape and
+    all its chunks, and every file of chunks must exist in its full length.
     """
     try:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
@@ -305,7 +308,7 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
         arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
         keys = [key.rpartition(b"/") for key in arrays.list().result()]
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
     found = _by_path(tree)
     stored = collections.Counter(array.decode() for array, _, chunk in keys if chunk != b".zarray")
@@ -324,7 +327,7 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
-    """File -> how many bytes of it an OCDBT database refers to, from `node` on; by default from its manifest on."""
+    """Returns, by file, how many bytes of it an OCDBT database refers to, from `node` (default: its manifest) on."""
     lengths: dict[str, int] = {}
     dumped = str(tensorstore.ocdbt.dump(files, node).result())
     for kind, base, name, offset, length in _REFERENCE.findall(dumped):

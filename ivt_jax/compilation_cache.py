@@ -17,15 +17,15 @@ from typing import Any
 
 _LOCK = ".lockfile"  # JAX's own
 _TRIES, _MOMENT = 20, 0.05  # how often the lock is tried, and seconds in between
-# JAX's warning; it names the program, whose name the keys of its entries begin with.
+# JAX's warning. It names the program; the keys of the program's entries begin with that name.
 _COMPLAINT = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)':")
 
 
 def remove_unusable(cache: Path, program: str = "") -> None:
-    """Removes half entries, and the entries of `program` that cannot be read or decompressed; JAX writes them anew.
+    """Removes incomplete entries, and entries of `program` that cannot be used; JAX writes them again.
 
-    program: what the keys of the entries to read begin with; by default none is read, so that this costs the listing of
-    one folder. Does nothing where the cache cannot be written, or another process holds its lock for a second.
+    program: prefix of the keys of the entries to read. By default none is read, which costs the listing of one folder.
+    Does nothing if the cache cannot be written, or if another process holds its lock for a second.
     """
     with contextlib.suppress(OSError), _locked(cache):
         halves: dict[str, set[str]] = {}
@@ -41,9 +41,9 @@ def remove_unusable(cache: Path, program: str = "") -> None:
 
 
 def remove_on_complaint(cache: Path) -> None:
-    """From now on, where JAX warns that an entry cannot be read or written, removes what is unusable.
+    """From now on, removes the unusable entries of a program when JAX warns that it cannot read or write one.
 
-    JAX warns before it writes the program that it compiled instead, so that one takes the place of the entry.
+    JAX warns before it writes the program that it compiled instead. So the new entry replaces the one removed.
     """
     show = warnings.showwarning
 
@@ -57,19 +57,19 @@ def remove_on_complaint(cache: Path) -> None:
 
 
 def _is_usable(cache: Path, key: str) -> bool:
-    """Whether an entry can be decompressed, and marked as used: another user, such as root, may have written it."""
-    from jax._src.compilation_cache import decompress_executable  # loaded by now: JAX has complained
+    """Whether an entry can be decompressed and marked as used; another user, such as root, may have written it."""
+    from jax._src.compilation_cache import decompress_executable  # already imported: JAX has warned
 
     try:
         decompress_executable((cache / f"{key}-cache").read_bytes())
         return os.access(cache / f"{key}-atime", os.W_OK)
-    except Exception:  # of many kinds, by the library that decompresses
+    except Exception:  # its type depends on the library that decompresses
         return False
 
 
 @contextlib.contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Holds JAX's lock of the cache, which the system releases when a process ends. Raises OSError where it cannot."""
+    """Holds JAX's lock of the cache, which the system releases when a process ends. Raises OSError if it cannot."""
     with (cache / _LOCK).open("a") as file:
         for number in range(_TRIES):
             try:

@@ -49,7 +49,7 @@ def compile_config(config: Any) -> Compiled:
 
 
 def analyse(compiled: Any, uncounted: int = 0) -> Compiled:
-    """What XLA says of a `jax.stages.Compiled`. uncounted: bytes of arguments that are neither state nor batch."""
+    """Returns XLA's figures for a `jax.stages.Compiled`. uncounted: bytes of arguments besides state and batch."""
     memory = compiled.memory_analysis()
     grown = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the metrics: all else takes an argument's place
     return Compiled(

@@ -36,12 +36,12 @@ SHORTEST_TABLE = 1 << 16  # steps; runs up to this length share a program, longe
 
 
 def is_on(value: Any, off: float = 0.0) -> bool:
-    """Whether the part with this hyperparameter is compiled: yes for a traced number, and for a plain one but `off`."""
+    """Whether the part with this hyperparameter is compiled: for a traced number, or a plain one other than `off`."""
     return isinstance(value, jax.Array) or value != off
 
 
 def plain_values(config: ConfigDict) -> dict[str, Any]:
-    """The values of a config's INPUTS that are on: () float32, the seed () int32, (2,) float32 if COMPLEMENTED."""
+    """Returns a config's INPUTS that are on: () float32, the seed () int32, (2,) float32 if COMPLEMENTED."""
     values = {key: operator.attrgetter(key)(config) for key in INPUTS}
     on = {key: np.float32(values[key]) for key, off in INPUTS.items() if values[key] != off}
     seed = np.int64(values["seed"]).astype(np.int32)  # jax.random.key makes the same key of the low 32 bits
@@ -50,12 +50,12 @@ def plain_values(config: ConfigDict) -> dict[str, Any]:
 
 
 def with_complement(decay: Any) -> tuple[Any, Any]:
-    """(b, 1 - b) of a plain decay b, or of a traced one of COMPLEMENTED."""
+    """Returns (b, 1 - b) for a plain decay b or a traced one of COMPLEMENTED."""
     return (decay[0], decay[1]) if isinstance(decay, jax.Array) else (decay, 1 - decay)
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """A copy of the config with these values, traced or not, at their keys."""
+    """Returns a copy of the config with these values, traced or not, at their keys."""
     copy = config.copy_and_resolve_references()
     with copy.ignore_type():
         copy.update_from_flattened_dict(dict(values))
@@ -63,14 +63,14 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def rate_tables(schedules: Mapping[str, optax.Schedule], total_steps: int) -> dict[str, jax.Array]:
-    """Each schedule as a table (N,) float32 of the rate at each update; N is at least `total_steps`.
+    """Returns each schedule as a table (N,) float32 of the rate at each update; N is at least `total_steps`.
 
-    Inside the step, a schedule's numbers and the lengths of the epochs would be constants of the program.
+    Computed inside the step, a schedule's numbers and the lengths of the epochs would be constants of the program.
     """
     steps = jnp.arange(max(SHORTEST_TABLE, 1 << (total_steps - 1).bit_length()))
     return {name: schedule(steps) for name, schedule in schedules.items()}
 
 
 def read_tables(tables: Mapping[str, jax.Array]) -> dict[str, optax.Schedule]:
-    """The schedules back from their tables."""
+    """Returns schedules that read their rates from the tables."""
     return {name: lambda step, table=table: table[step] for name, table in tables.items()}

@@ -1,7 +1,7 @@
 """Images as the model wants them: the one definition of pre-processing in evaluation and search, and random erasing.
 
-Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device. JAX is imported
-in these two alone: the server's process that decodes uploads does without it.
+Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device. Only these
+two import JAX; the server's process that decodes uploads does not need it.
 """
 
 import io

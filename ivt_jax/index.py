@@ -9,9 +9,9 @@ command goes on where it was, whatever stopped it, and does no more than has cha
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
 lists it.
 
-A picture that cannot be reached is not deleted: where its folder is missing, empty or unreadable, as after a share was
-dropped, or where the file itself cannot be read, its row stays, and the folder is named. So do all rows that would go
-where these are more than a tenth of an index of 100 rows or more. --prune deletes them.
+The row of a picture that cannot be reached stays, and its folder is named: if the folder is missing, empty or
+unreadable, as after a share was dropped, or if the file itself cannot be read. If more than a tenth of an index of 100
+rows or more would be deleted, these rows stay as well. --prune deletes them all.
 
 Where one machine is too slow, many embed the gallery first, each its shards (`ivt_jax.embed`), and --vectors names what
 they made: a picture whose content is among it is read for its thumbnail, and not embedded again.
@@ -29,13 +29,13 @@ from input_pipeline.files import is_remote, printable, write_bytes
 from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
-_SHOWN = 20  # lines that are shown of many
+_SHOWN = 20  # lines of each kind that are printed, if a file lists all
 
 # JAX, Flax and the stores are imported where they are used: `--help` and a mistyped folder answer at once.
 
 
 def run(args: argparse.Namespace) -> int:
-    """Indexes, copies, prints the counts; returns 1 where pictures cannot be read, or rows stay without them."""
+    """Indexes, copies, prints the counts; returns 1 if pictures cannot be read or rows stay without them, else 0."""
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | None) -> None:
-    """Prints the lines on stderr; where there is a file, writes all into it, and prints the first of many alone."""
+    """Prints the lines on stderr. Given a file, writes all of them into it and prints the first ones only."""
     for kind, lines in (("skipped", skipped), ("kept", kept)):
         shown = lines[:_SHOWN] if file else lines
         for line in shown:
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.index",
         description="Make an index of a folder or a list of pictures, or bring it up to date.",
-        epilog="exit code: 0; 1 where pictures cannot be read, or rows stay without their pictures, both listed in "
-        "DIR/unreadable.txt; 2 on a mistake",
+        epilog="exit code: 0; 1 if pictures cannot be read or rows stay without their pictures (DIR/unreadable.txt "
+        "lists both); 2 on a mistake",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="delete the rows of all pictures that are missing or cannot be read, however many; without it those stay "
-        "whose folder is missing, empty or unreadable, and all, where more than a tenth of the index would go",
+        help="delete the rows of all pictures that are missing or cannot be read; by default a row stays if its folder "
+        "is missing, empty or unreadable, and all rows stay if more than a tenth of the index would be deleted",
     )
     parser.add_argument(
         "--snapshot", metavar="PLACE", help="copy the index there when it is done, to a place of any kind"

@@ -33,10 +33,10 @@ def write_parameter_file(path: Path, params: Any, config: ConfigDict) -> None:
 
 
 def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
-    """The tree of parameters that `write_parameter_file` wrote, float32, or leaves with their `shape` alone.
+    """Returns the tree of parameters that `write_parameter_file` wrote, as float32, or leaves with only a `shape`.
 
-    Raises UserError where it cannot be read, was written with another config, or has a tensor of a dtype that weights
-    do not have.
+    Raises UserError if the file cannot be read, was written with another config, or has a tensor whose dtype no weight
+    may have.
     """
     refuse_other_metadata(path, config)
     header = read_header(path)
@@ -48,7 +48,7 @@ def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = Fal
         return unflatten_dict(leaves, sep=".")
     from safetensors.numpy import load_file
 
-    with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, which is refused where it is used
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite; their users refuse them
         return unflatten_dict({name: np.asarray(x, np.float32) for name, x in load_file(path).items()}, sep=".")
 
 

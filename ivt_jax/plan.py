@@ -75,7 +75,7 @@ class Memory:
 def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widened: bool = False) -> Memory:
     """The memory of a run on a mesh of these sizes.
 
-    widened: as XLA's CPU backend has it before JAX 0.11, which computes and keeps bfloat16 as float32.
+    widened: bfloat16 is computed and kept as float32, as by XLA's CPU backend before JAX 0.11.
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices = math.prod(sizes.values())

@@ -28,9 +28,9 @@ COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longes
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """`exit_code(work)` for a command that starts JAX: sets XLA's flags and keeps compiled programs.
+    """Runs a command that starts JAX, with XLA's flags and the cache of programs set; returns its exit code.
 
-    A platform that JAX cannot start is a mistake in one line, as `platform_fault` has it.
+    The code is that of `exit_code`. A platform that JAX cannot start is a user's mistake, as in `platform_fault`.
     """
 
     def started() -> int | None:
@@ -47,9 +47,9 @@ def run_command(work: Callable[[], int | None]) -> int:
 
 
 def set_environment(config: Any) -> None:
-    """Sets what XLA and JAX read when they start, for a config; flags and variables that the user set win.
+    """Sets the flags and variables that XLA and JAX read when they start; those that the user set take precedence.
 
-    Raises UserError as `set_xla_flags`.
+    Raises UserError as `set_xla_flags` does.
     """
     set_xla_flags(*["--xla_gpu_deterministic_ops=true"] * config.runtime.deterministic)
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
@@ -57,9 +57,9 @@ def set_environment(config: Any) -> None:
 
 
 def set_xla_flags(*more: str) -> None:
-    """Adds FLAGS and `more` to XLA_FLAGS, except those that are set there, or in the file that it names.
+    """Adds FLAGS and `more` to XLA_FLAGS, except flags that are set there or in the file that it names.
 
-    Raises UserError where XLA refuses the user's flags, which would end the process, or where the file cannot be read.
+    Raises UserError if XLA refuses the user's flags, which would end the process, or if the file cannot be read.
     """
     given = _given_flags()
     names = {flag.partition("=")[0] for flag in given.split()}
@@ -74,12 +74,12 @@ def set_xla_flags(*more: str) -> None:
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:
-    """The flags that the installed jaxlib knows: XLA ends a process that sets another one."""
+    """Returns the flags that the installed jaxlib knows; XLA ends a process that sets any other."""
     return [flag for flag in flags if not _refusal(flag)]
 
 
 def platform_fault(error: Exception) -> UserError | None:
-    """The UserError for an error that JAX raised because it cannot start a platform; None for all other errors."""
+    """Returns the UserError for an error by which JAX says that it cannot start a platform; None for all others."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     failed = re.search(r"Unable to initialize backend '.*?': (.*)", str(error))
     if failed:
@@ -96,7 +96,7 @@ def platform_fault(error: Exception) -> UserError | None:
 def keep_compiled() -> None:
     """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other.
 
-    Entries that would keep JAX from writing or replacing others are removed, now and when JAX complains.
+    Removes entries that would keep JAX from writing or replacing others, now and when JAX warns about them.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -115,7 +115,7 @@ def keep_compiled() -> None:
 
 
 def _given_flags() -> str:
-    """The user's flags: XLA_FLAGS, or the text of the file that it names, as XLA reads it."""
+    """Returns the user's flags: XLA_FLAGS, or the text of the file that it names, as XLA reads it."""
     given = os.environ.get("XLA_FLAGS", "")
     if given.strip()[:1] in ("", "-"):
         return given
@@ -124,17 +124,17 @@ def _given_flags() -> str:
     except OSError as error:
         reason = error.strerror
     except UnicodeDecodeError:
-        reason = "not a text"
+        reason = "not a text file"
     else:
         if "\0" not in text:
             return text
-        reason = "not a text"
-    raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name one of flags, or set --FLAG=VALUE")
+        reason = "not a text file"
+    raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name a file of flags, or set --FLAG=VALUE")
 
 
 @functools.cache
 def _refusal(flags: str) -> str:
-    """Why XLA refuses the flags, empty where it takes them. It ends the process that asks, so another one does."""
+    """Returns why XLA refuses the flags, "" if it accepts them. Asks in another process, which a refusal ends."""
     code = "from jaxlib import xla_client; xla_client.CompileOptions()"
     environment = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"}
     asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

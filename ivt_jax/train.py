@@ -189,7 +189,7 @@ def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
 def make_validation(
     config: ConfigDict, program: Program, tokenizer: Tokenizer, pictures: str = ""
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function of the state that scores it on the split that chooses; no scores where there is no such split.
+    """Returns a function that scores a state on the split `train.select_on`; it gives no scores if that is empty.
 
     pictures: the digest of the images that the run trains on; "" takes them as they are now.
     """

@@ -92,9 +92,9 @@ def refuse_other_data(workdir: Path, annotations: Path) -> None:
 
 
 def other_data(workdir: Path, annotations: Path, pictures: str) -> str:
-    """Which data are not those of the workdir's training: "annotations", "images", both, or ""; unknown ones are not.
+    """Returns which data are not those of the workdir's training: "annotations", "images", both joined by "and", or "".
 
-    pictures: the digest of the images, "" where it is not known.
+    pictures: the digest of the images, "" if it is not known. Data without a known digest do not count as different.
     """
     if not (workdir / "config.json").exists():
         return ""
@@ -104,16 +104,16 @@ def other_data(workdir: Path, annotations: Path, pictures: str) -> str:
 
 
 def recorded_pictures(workdir: Path) -> str:
-    """The digest of the images that the workdir's run began with; "" where there is no run, or it recorded none."""
+    """Returns the digest of the images that the workdir's run began with; "" if there is no run or it recorded none."""
     return load_record(workdir).get("pictures", "") if (workdir / "config.json").exists() else ""
 
 
 def record_config(
     workdir: Path, config: ConfigDict, annotations: Path, tokenizer: Tokenizer, pictures: str = ""
 ) -> None:
-    """Makes the workdir this config's, this data's and this tokenizer's: writes config.json.
+    """Writes config.json, which ties the workdir to this config, these data and this tokenizer.
 
-    pictures: the digest of the images that the run trains on, where it is known.
+    pictures: the digest of the images that the run trains on, if it is known.
     """
     run = {"config": config.to_dict(), "annotations": digest(annotations), **environment()}
     if pictures:

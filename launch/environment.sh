@@ -29,9 +29,9 @@ case ${1:-} in
     *) echo "error: say which platform: launch/environment.sh cpu, gpu or tpu" >&2 && exit 2 ;;
 esac
 given=${XLA_FLAGS:-}
-if [[ $given =~ ^[[:space:]]*[^[:space:]-] ]]; then # XLA takes it for the name of a file of flags
+if [[ $given =~ ^[[:space:]]*[^[:space:]-] ]]; then # XLA reads it as the name of a file of flags
     if ! [[ -f $given && -r $given ]]; then
-        echo "error: XLA_FLAGS=$given: the file cannot be read; name one of flags, or set --FLAG=VALUE" >&2
+        echo "error: XLA_FLAGS=$given: the file cannot be read; name a file of flags, or set --FLAG=VALUE" >&2
         exit 2
     fi
     given=$(tr '\n' ' ' <"$given")

@@ -215,10 +215,10 @@ FAULTS = {
     "XLA_FLAGS: Couldn't interpret value many for flag xla_force_host_platform_device_count; ":
         "--xla_force_host_platform_device_count=many",
     f"XLA_FLAGS: Illegal value for {FUSIONS} ": f"{FUSIONS}=all",
-    "the file cannot be read (No such file or directory); name one of flags, or set --FLAG=VALUE": "nowhere.txt",
+    "the file cannot be read (No such file or directory); name a file of flags, or set --FLAG=VALUE": "nowhere.txt",
     "the file cannot be read (Is a directory); ": "{folder}",
-    "/binary: the file cannot be read (not a text); ": "{folder}/binary",
-    "/zero: the file cannot be read (not a text); ": "{folder}/zero",
+    "/binary: the file cannot be read (not a text file); ": "{folder}/binary",
+    "/zero: the file cannot be read (not a text file); ": "{folder}/zero",
 }  # fmt: skip
 
 

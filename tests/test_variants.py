@@ -505,8 +505,8 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
             pipeline.open_split(config, "train")
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
-            "training images are like that (data.max_damaged); bring them back and start again, or leave them out by "
-            "`python -m input_pipeline.doctor --fix-list`, which lists them all in quarantine.txt, or allow more"
+            "training images are like that (data.max_damaged); restore them and start again, or leave them out with "
+            "`python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt, or allow more"
         )
 
 

@@ -24,11 +24,11 @@ NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file by its name, those with a dtype of FLOATS as float32.
+    """Returns every tensor of a file by its name, those with a dtype of FLOATS as float32.
 
-    Integers and booleans stay as they are: files hold indices, which namings ignore, and `tensors.read` makes no weight
-    of them. float64 is rounded, with a line on stderr. Raises UserError, naming the file, where it cannot be read, and
-    the tensor, where it has another dtype, or a value that is not finite or beyond float32.
+    Integers and booleans stay as they are: files hold indices, which namings ignore, and `tensors.read` refuses them as
+    weights. Prints a line on stderr if float64 is rounded. Raises UserError that names the file if it cannot be read,
+    and the tensor if it has another dtype, or a value that is not finite or beyond float32.
     """
     try:
         with path.open("rb") as file:
@@ -54,9 +54,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def other_dtype(file: Path | str, name: str, dtype: object) -> UserError:
-    """The error for a tensor that cannot be a weight."""
+    """Returns the error for a tensor whose dtype no weight may have."""
     return UserError(
-        f'{file}: tensor "{name}" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+        f'{file}: tensor "{name}" has dtype {dtype}; weights must be float16, bfloat16, float32 or float64: '
         "fetch the weights as they were before they were quantised or converted"
     )
 
@@ -72,7 +72,7 @@ def _as_float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
         narrow = np.asarray(array, np.float32)
     if array.dtype.itemsize > narrow.dtype.itemsize and not np.isfinite(narrow).all():
         raise UserError(
-            f'{path}: tensor "{name}" has values beyond 3.4e38, the largest of float32; fetch the file again'
+            f'{path}: tensor "{name}" has values beyond 3.4e38, the largest float32 number; fetch the file again'
         )
     return narrow
 
@@ -101,7 +101,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Metadata, shapes and dtypes of a safetensors file; no tensor is read. Raises UserError, naming the file."""
+    """Returns metadata, shapes and dtypes of a safetensors file; reads no tensor. Raises UserError, naming the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,7 +119,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     for name, dtype in read_header(path).dtypes.items():
-        if dtype not in SAFETENSORS_FLOATS + SAFETENSORS_INTEGERS:  # some of these no NumPy array can have
+        if dtype not in SAFETENSORS_FLOATS + SAFETENSORS_INTEGERS:  # NumPy has no dtype for some of these
             raise other_dtype(path, name, dtype)
     try:
         return load_file(path)

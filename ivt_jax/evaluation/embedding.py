@@ -54,7 +54,7 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
 def encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
     """uint8 (b, H, W, 3) -> (b, D) float32, L2-normalised; b may be 0.
 
-    Raises ValueError for another dtype, whose values would be read on a wrong scale, or another size.
+    Raises ValueError for another dtype, whose values would have another scale, and for another size.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"images are {images.dtype}; expected uint8, pixels from 0 to 255")
@@ -67,11 +67,11 @@ def encode_images(model: Any, params: Any, images: jax.Array) -> jax.Array:
 def encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
     """Token ids (b, L) int32, padded with 0 -> (b, D) float32, L2-normalised; b may be 0.
 
-    A row that is no text is NaN: one with an id outside of the vocabulary, whose embedding JAX would take from another
-    id, or one that begins with padding. Raises ValueError where L is 0 or exceeds the model's text positions.
+    Returns NaN for a row with an id outside of the vocabulary, for which JAX would look up another id, and for a row
+    that begins with padding. Raises ValueError if L is 0 or exceeds the model's text positions.
     """
     if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length), of at least 1 token")
+        raise ValueError(f"token ids have shape {ids.shape}; expected (batch, length) with at least 1 token")
     if ids.shape[0] == 0:
         return jnp.zeros((0, model.config.width))
     embedded = _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])

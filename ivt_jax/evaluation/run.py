@@ -37,8 +37,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
     checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
     checkpoint, and one of them writes.
 
-    pictures: the digest of the images that a run began with, which its own evaluation scores; "" scores the images as
-    they are now. A warning on stderr says where annotations or images are not those of the training.
+    pictures: the digest of the images that the run began with, to score these; "" scores the images as they are now.
+    Warns on stderr if annotations or images are not those of the training.
     """
     best = restore_params(workdir)
     params = jax.device_put(best.params)  # once, for all that is embedded with them

@@ -43,8 +43,7 @@ model = IVT(IVTConfig.from_config(load_config("FOLDER").model))
 
 Then, from `ivt_jax.evaluation.embedding`, `encode_images(model, params, images)` embeds images
 (B, {height}, {width}, 3), uint8, and `encode_texts(model, params, ids)` token ids (B, L), int32, padded with 0. Both
-return unit vectors. A row of ids that is no text gives NaN: one with an id outside of the vocabulary, or one that
-begins with padding.
+return unit vectors. A row of ids gives NaN if it has an id outside of the vocabulary or begins with padding.
 """
 TENSORS = """With safetensors alone, without JAX or ivt_jax:
 
@@ -60,7 +59,7 @@ Kernels are laid out for `x @ kernel + bias`, patches as (row, column, channel),
 axis. `python -m ivt_jax.convert --source=export --weights=FOLDER/model.safetensors --out=NEW` makes `params/` of it.
 """
 COMPILED = """Without ivt_jax, by {program}, from `{form}/`: its `manifest.json` has the inputs and outputs. A row of
-ids that is no text gives NaN: one with an id outside of the vocabulary, or one that begins with padding.
+ids gives NaN if it has an id outside of the vocabulary or begins with padding.
 """
 LOADING = {
     "orbax": JAX,

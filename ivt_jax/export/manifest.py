@@ -18,7 +18,7 @@ def write_manifest(
     """Writes the tokenizer's files and manifest.json; `more` is said of the form alone.
 
     form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already;
-    smallest_batch: 0 where the encoders return (0, D) for a batch of no rows, 1 where they refuse it.
+    smallest_batch: 0 if the encoders return (0, D) for a batch of no rows, 1 if they refuse it.
     """
     model, config, tokenizer = trained.model.config, trained.config, trained.tokenizer
     tokenizer.save(folder)
@@ -48,7 +48,7 @@ def write_manifest(
             "pad_id": PAD_ID,
             "unk_id": tokenizer.unk_id,
             "vocab_size": model.vocab_size,
-            "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or that begins with pad_id",
+            "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with pad_id",
             "length": config.text.length["sentence"],
             "max_length": model.max_text_length,
             "lower_cased": bool((tokenizer.encode(["A RED coat"], 16) == tokenizer.encode(["a red Coat"], 16)).all()),

@@ -37,7 +37,7 @@ Write = Callable[[Path, Trained], None]
 PARAMETERS: dict[str, Write] = {"orbax": write_orbax, "safetensors": write_safetensors}
 COMPILED: dict[str, Write] = {"stablehlo": write_stablehlo, "saved_model": write_saved_model, "onnx": write_onnx}
 FORMATS = PARAMETERS | COMPILED
-PATTERNS = {"orbax", "saved_model"}  # whose libraries take a path for a pattern
+PATTERNS = {"orbax", "saved_model"}  # their libraries read a path as a pattern
 # Of val/summary.json and test/summary.json, what the export keeps.
 _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
 

@@ -37,7 +37,7 @@ _THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python
 
 
 class UnreachableError(UserError):
-    """A file that the system cannot read; the picture in it may be as it was."""
+    """The system cannot read a file; the picture in it may be unchanged."""
 
 
 class Crops(NamedTuple):
@@ -122,7 +122,7 @@ def read_crops(shard: Path) -> Crops:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The pictures in a folder and below. Raises OSError where one of the folders cannot be listed."""
+    """Yields the pictures in a folder and its subfolders. Raises OSError if one of the folders cannot be listed."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -199,10 +199,9 @@ def done_ahead(
 
 
 def read_content(name: Any, crop: Path | Slice) -> bytes:
-    """The bytes of a crop.
+    """Returns the bytes of a crop.
 
-    Raises UserError, naming it, where they cannot be those of a picture, and UnreachableError where the system cannot
-    read them.
+    Raises UserError, naming the crop, if they cannot be a picture, and UnreachableError if the system cannot read them.
     """
     try:
         crop = crop if isinstance(crop, Slice) else Slice(crop, 0, crop.stat().st_size)

@@ -28,8 +28,8 @@ class ImageEncoder:
     """
 
     def __init__(self, workdir: Path | str):
-        """Raises UserError as `restore_params` and `set_xla_flags`."""
-        if not xla_bridge.backends_are_initialized():  # a program that begins here, and not with a command
+        """Raises UserError as `restore_params` and `set_xla_flags` do."""
+        if not xla_bridge.backends_are_initialized():  # in a program of the user's, not one of our commands
             set_xla_flags()
         self.config, params, _ = restore_params(workdir)
         self.model = IVT(IVTConfig.from_config(self.config.model))

@@ -33,10 +33,10 @@ class Embedded(NamedTuple):
 def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
     """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
 
-    dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two who
-    do the same shard write the same. Raises DataError where the shard cannot be read, changes while it is read, or has
-    crops with vectors that are out of reach now, and UserError where the folder is another model's or cannot be
-    written. What was there before stays then.
+    dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two
+    processes that do the same shard write equal files. Raises DataError if the shard cannot be read, changes while it
+    is read, or has crops with vectors that are out of reach now, and UserError if the folder is another model's or
+    cannot be written. An earlier file then stays.
     """
     start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
     claim_folder(out, {**encoder.about, "dtype": dtype})
@@ -47,8 +47,8 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     readable: list[tuple[str, bytes]] = []
     batch_size = batch * encoder.devices
     vectors = encoder.embed(load_batches(told, encoder.size, batch_size, readable, unreadable), batch_size)
-    if unreadable and fingerprint(shard) != made_of:  # a share that was dropped, say: it would pass for done
-        raise DataError(f"{shard} changed while it was read: give the command again when its crops can be reached")
+    if unreadable and fingerprint(shard) != made_of:  # such as a dropped share: the shard would count as done
+        raise DataError(f"{shard} changed while it was read: run the command again when its crops can be reached")
     _refuse_loss(path, shard, encoder.about["model"], readable, unreadable)
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
     write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
@@ -62,7 +62,7 @@ def _refuse_loss(
     readable: Sequence[tuple[str, bytes]],
     unreadable: Sequence[tuple[str, str]],
 ) -> None:
-    """Raises DataError where the vectors in `path` are of crops that cannot be reached now, or none is left to read."""
+    """Raises DataError if `path` has vectors of crops that cannot be reached now, or if no crop can be read."""
     try:
         before = read_vectors(path)
     except (UserError, OSError):  # damaged, or none yet
@@ -75,12 +75,15 @@ def _refuse_loss(
     lost = [name for name in known if _is_unreachable(folder / name)]
     if readable and not lost:
         return
-    reason = f"{len(lost):,} crops with vectors are out of reach, {lost[0]} for one" if lost else "no crop can be read"
+    reason = "no crop can be read"
+    if lost:
+        noun = "crop" if len(lost) == 1 else "crops"
+        reason = f"{len(lost):,} embedded {noun} cannot be reached, the first is {lost[0]}"
     raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
 
 
 def _is_unreachable(crop: Path) -> bool:
-    """Whether the system cannot read the file, whatever is in it."""
+    """Whether the system cannot read the file, whatever its content."""
     try:
         read_content(crop, crop)
     except UnreachableError:

@@ -12,9 +12,9 @@ What the index knows of a file tells what has become of it, the cheap questions 
                                                                       its vector may be wanted for another path
     ... that cannot be reached                                        the row stays (`ivt_jax.retrieval.missing`)
 
-Rows are added some at a time, all of them or none; the rows that they replace are deleted after that, by their ids. So
-whatever fails, at any moment, every path keeps a row. A path may have two rows for a moment, or until the next build,
-which deletes the surplus; a search shows such a path once.
+Rows are added in groups, each whole or not at all; then the rows that they replace are deleted by their ids. So every
+path keeps a row, whatever fails and when. A path may have two rows for a moment, or until the next build, which deletes
+the surplus; a search shows such a path once.
 """
 
 import collections
@@ -48,9 +48,9 @@ from ivt_jax.workdir import folder_tokenizer, lock_folder
 BATCH = 64  # pictures that a device takes at once
 ROWS = 512  # that are written at once: what a kill costs at most
 THUMBNAIL = (160, 192)  # width and height at most
-SHARE = 10  # more than one row in so many are deleted only if the user confirms it,
-FEW = 100  # in an index of so many rows or more
-MANY = "their pictures are gone, but they are more than a tenth of the index"
+SHARE = 10  # deleting more than 1 row in SHARE needs --prune,
+FEW = 100  # if the index has FEW rows or more
+MANY = "their pictures are gone, but more than a tenth of the index would be deleted"
 
 
 class Built(NamedTuple):
@@ -98,8 +98,8 @@ def build(
 ) -> Built:
     """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
 
-    Rows whose pictures are out of reach stay, and so do all rows that would go where these are more than a tenth of an
-    index of 100 rows or more.
+    Rows whose pictures are out of reach stay. If more than a tenth of an index of 100 rows or more would be deleted,
+    these rows stay as well.
 
     workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
     `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
@@ -253,25 +253,25 @@ class Plan(NamedTuple):
     """What has become of an index's pictures."""
 
     todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
-    kept: int  # rows that stay, for they agree with their pictures
+    kept: int  # rows that agree with their pictures and stay
     missing: list[Missing]  # rows whose pictures the source does not have
-    surplus: list[int]  # second rows of a picture, left by a build that was stopped, or by two at once
-    shared: list[Missing]  # rows whose id another row has too, left by two at once: they can only be deleted together
-    recent: list[str]  # digests of the rows that a build which was stopped has added, and that agree
+    surplus: list[int]  # second rows of a picture, left by a stopped build, or by two builds at once
+    shared: list[Missing]  # rows that share an id, left by two builds at once; they can only be deleted together
+    recent: list[str]  # digests of rows that a stopped build has added and that agree with their pictures
     known: dict[str, int]  # digest -> a row with the vector of that content
     rows: int  # in the index
     next_id: int
 
 
 def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Plan:
-    """Compares what is to be there with the rows that are, in the order of their ids; unfinished: as in `About`."""
-    found: dict[str, Row | None] = {}  # path -> its row, None where that agrees with the picture
+    """Compares the pictures with the rows of the index, in the order of their ids; unfinished: as in `About`."""
+    found: dict[str, Row | None] = {}  # path -> its row, None if that agrees with the picture
     known, surplus, shared, recent = dict[str, int](), list[int](), list[Missing](), list[str]()
     count, next_id = 0, 0
     for id, of_one_id in itertools.groupby(rows, lambda row: row.id):
         row, *others = of_one_id
         count, next_id = count + 1 + len(others), id + 1
-        if others:  # their pictures are new
+        if others:  # their pictures count as new
             surplus.append(id)
             shared += [Missing(id, each.path, each.digest) for each in (row, *others)]
             continue
@@ -279,8 +279,8 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
         picture = source.pictures.get(row.path)
         agrees = picture is not None and (row.size, row.changed, row.metadata) == picture[1:]
         if row.path in found:
-            before = found.pop(row.path)  # and in again: so they stay in the order of ids
-            surplus.append(id if before is None else before.id)  # a later row is of a later state of the file
+            before = found.pop(row.path)  # inserted again below, to keep the order of ids
+            surplus.append(id if before is None else before.id)  # a later row has a later state of the file
             agrees = agrees or before is None
         elif agrees and 0 <= unfinished <= id:
             recent.append(row.digest)
@@ -312,8 +312,9 @@ class _Entry(NamedTuple):
 class _Work:
     """The pictures of a plan, on their way into the index.
 
-    Attributes: counts of what was written; embedded, how many had to be; taken, how many had been; overwritten, how
-    many pictures took the place of another that was indexed too; unreadable, "path: reason".
+    Attributes: counts, of rows written by kind; embedded, how many pictures were embedded; taken, how many vectors
+    came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of another; unreadable,
+    "path: reason".
     """
 
     def __init__(
@@ -336,12 +337,12 @@ class _Work:
             self._movable[row.digest].append(row)
         self._unread = dict[str, str]()  # path -> why the system cannot read it
         self._unread_rows: list[Missing] = []  # the rows of such paths
-        self._damaged: list[int] = []  # rows whose files can be read, and are no pictures any more
+        self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
         self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
         self.unreadable: list[str] = []
 
     def run(self) -> None:
-        """Reads, embeds and writes all; of the old rows, deletes those that are replaced or moved."""
+        """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
         entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
@@ -349,10 +350,10 @@ class _Work:
     def sort_out(self, prune: bool) -> tuple[set[int], Reasons]:
         """Returns the ids of the rows to delete, besides the surplus, and of those that stay, with the reasons.
 
-        Called when all is written. Looks at the folders as they are now.
+        To be called when all rows are written: looks at the folders as they are then.
         """
         plan = self._plan
-        for digest in plan.recent:  # a build that was stopped may have had no time to delete the row it was moved from
+        for digest in plan.recent:  # a stopped build may not have deleted the row that the picture was moved from
             row = self._moved_from(digest)
             plan.surplus.extend([row.id] if row else [])
         unsure = [*self._missing.values(), *self._unread_rows]
@@ -389,7 +390,7 @@ class _Work:
             yield from self._embed(waiting)
 
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
-        """Notes a picture that cannot be read, and what may become of its row."""
+        """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         self.unreadable.append(str(error))
         if not isinstance(error, UnreachableError):
             self._damaged += [old.id] if old else []
@@ -422,7 +423,7 @@ class _Work:
             yield entry._replace(pixels=None, vector=vector)
 
     def _write(self, entries: list[_Entry]) -> None:
-        """Adds a row for each, all or none; then deletes the rows that they replace, or whose pictures they are now."""
+        """Adds a row for each entry, all or none; then deletes the replaced rows and those of moved pictures."""
         donors = [self._known[entry.digest] if entry.vector is None else None for entry in entries]
         wanted = sorted({donor for donor in donors if donor is not None})
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
@@ -448,7 +449,7 @@ class _Work:
         self._known.update({row.digest: row.id for row in rows})
 
     def _moved_from(self, digest: str) -> Missing | None:
-        """A row of this content whose file is not there any more; each such row once."""
+        """Returns a row of this content whose file no longer exists, each such row once; None if there is none."""
         movable = self._movable.get(digest, [])
         while movable:
             row = movable.pop()

@@ -5,7 +5,7 @@
     vector, thumbnail
 
 Every addition and deletion is a version of the table, there whole or not at all: whoever reads has what was there
-before it or after it. Of pictures that are replaced, the old rows go a moment after the new ones came. Vectors are
+before it or after it. When a picture is replaced, its old row is deleted just after its new one is added. Vectors are
 held in memory from the first search on, and read anew when another version has come; above EXACT_ROWS rows LanceDB's
 own index over them is asked instead, unless few rows meet a condition: it would miss many of them.
 """

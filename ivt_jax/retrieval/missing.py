@@ -1,9 +1,9 @@
-"""Tells pictures that were deleted from pictures that are only out of reach.
+"""Distinguishes deleted pictures from pictures that are only out of reach.
 
-A share that was dropped looks like a folder that was deleted or emptied. So the row of a picture may be deleted where
-its folder can be listed, still holds pictures and does not have the file, or where a list no longer names it. Every
-other row stays until the user confirms that the pictures are gone (`--prune`). Folders are looked at when rows are
-about to be deleted, not at the walk: a share can be dropped while a build is running.
+A dropped share looks like a folder that was deleted or emptied. So the row of a picture may be deleted if its folder
+can be listed, still holds pictures and does not have the file, or if a list no longer names the picture. Every other
+row stays until the user confirms that the pictures are gone (`--prune`). Folders are checked when rows are about to be
+deleted, not during the walk: a share can be dropped while a build is running.
 """
 
 import collections
@@ -28,7 +28,7 @@ class Missing(NamedTuple):
     id: int
     path: str  # relative to the root, with "/" between folders
     digest: str
-    reason: str = ""  # why the picture could not be read; "" where it was not found
+    reason: str = ""  # why the picture could not be read; "" if it was not found
 
 
 class Kept(NamedTuple):
@@ -66,7 +66,7 @@ class Reach:
         for row in rows:
             if self._is_unlisted(row):
                 continue
-            # A folder that could not be listed at the walk may hold new pictures that need the row's vector.
+            # A folder that the walk could not list may hold new pictures that need the row's vector.
             closed = self._closed_above(row.path)
             known = row.reason or self._unread.get(row.path, "")
             found = (closed, self._unread[closed]) if closed else folders.reason_to_keep(row.path, known)
@@ -75,10 +75,9 @@ class Reach:
         return reasons
 
     def was_moved(self, row: Missing) -> bool:
-        """Whether a row may be deleted once its content has a row under another path: its own file is not there.
+        """Whether the row's own file is gone, so that the row may be deleted once another path has its content.
 
-        A folder that is missing or empty does not matter, for its picture was found elsewhere; one that cannot be read
-        does.
+        A missing or empty folder does not matter, because the picture was found elsewhere; an unreadable folder does.
         """
         if self._is_unlisted(row):
             return True
@@ -91,11 +90,11 @@ class Reach:
         return False
 
     def _is_unlisted(self, row: Missing) -> bool:
-        """Whether there is a list, and it does not name the path: what it names was found, or is unreadable."""
+        """Whether there is a list that does not name the path; a picture that it names was found or is unreadable."""
         return self._listed and not row.reason and row.path not in self._unread
 
     def _closed_above(self, path: str) -> str:
-        """The folder above the path that could not be listed at the walk, or ""."""
+        """Returns the folder above the path that the walk could not list, or ""."""
         while self._closed and (path := os.path.dirname(path)):
             if path in self._closed:
                 return path
@@ -111,9 +110,9 @@ class _Folders:
         self._holds = functools.cache(self._has_pictures)
 
     def reason_to_keep(self, path: str, known: str) -> tuple[str, str] | None:
-        """Returns (folder, reason) where the picture may still exist, None where it does not.
+        """Returns (folder, reason) if the picture may still exist, None if it does not.
 
-        known: why the file could not be read, "" where that is not known.
+        known: why the file could not be read, "" if that is not known.
         """
         folder, name = os.path.split(path)
         suffix = os.path.splitext(name)[1].lower()
@@ -130,7 +129,7 @@ class _Folders:
         return (folder, known or UNSEEN) if stat.S_ISREG(status.st_mode) else None
 
     def _list(self, folder: str) -> tuple[frozenset[str], str]:
-        """The names in a folder, and why it cannot be listed, or ""."""
+        """Returns the names in a folder, and why it cannot be listed or ""."""
         try:
             with os.scandir(self._root / folder) as entries:
                 return frozenset(entry.name for entry in entries), ""
@@ -140,14 +139,14 @@ class _Folders:
             return frozenset(), error.strerror or str(error)
 
     def _has_pictures(self, folder: str, suffix: str) -> bool:
-        """Whether the folder or one below it holds a file with the suffix of a picture, or with this one."""
+        """Whether the folder or a subfolder holds a file with the suffix of a picture, or with this suffix."""
         for _, _, files in os.walk(self._root / folder):
             if any(name.lower().endswith((*SUFFIXES, suffix)) for name in files):
                 return True
         return False
 
     def _topmost(self, folder: str, suffix: str) -> str:
-        """The highest folder, from this one up, that is missing or holds no pictures: one line names a whole share."""
+        """Returns the highest folder, from this one up, that is missing or has no pictures: a share is one line."""
         parent = os.path.dirname(folder)
         if not folder or self._names(folder)[1] not in ("", GONE) or self._holds(parent, suffix):
             return folder

@@ -140,7 +140,7 @@ def _look(
 
 
 def _within_int64(time: int) -> int:
-    """Wraps a time into the 64 bits that stores have for it. It is only compared for being equal."""
+    """Wraps a time into the 64 bits that stores have for it. Times are only compared for equality."""
     return (time + 2**63) % 2**64 - 2**63
 
 
@@ -154,7 +154,7 @@ def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
         raise DataError(MISSING) from None
     except OSError as error:  # closed to us, or too long
         raise DataError(error.strerror or str(error)) from None
-    except ValueError:  # whose words depend on the version of Python
+    except ValueError:  # its message depends on the version of Python
         raise DataError("embedded null byte") from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError("not a file")

@@ -32,9 +32,9 @@ class About:
 
     model: digest of parameters and `config.model`; tokenizer: its digest; images: what is done to a picture
     (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
-    `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made: what
-    tells the index from another that is made in its place; unfinished: the first id that a build under way, or stopped,
-    has given, -1 where there is none, or it does not matter.
+    `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made:
+    distinguishes the index from another made in its place; unfinished: the first id that a running or stopped build has
+    assigned, -1 if there is none or it does not matter.
     """
 
     model: str
@@ -60,7 +60,7 @@ class About:
         """As the stores keep it; `About(**json.loads(...))` reads it."""
         stated = dataclasses.asdict(self)
         if self.unfinished < 0:
-            del stated["unfinished"]  # an older ivt_jax does not know it
+            del stated["unfinished"]  # older versions of ivt_jax do not know this key
         return json.dumps(stated)
 
 
@@ -85,7 +85,7 @@ class VectorStore(Protocol):
     def add(self, rows: Sequence[Row]) -> None:
         """Adds rows, all or none, with vectors and thumbnails, of ids above all that the index has.
 
-        No row is replaced: the index may have others of the same paths, which are deleted afterwards by their ids.
+        Replaces no row: the index may have older rows of the same paths, which the caller then deletes by their ids.
         """
 
     def delete(self, ids: Sequence[int]) -> None:

@@ -2,9 +2,8 @@
 
     python -m ivt_jax.serve --index=INDEX
 
-It listens to this machine alone. With another --host, or under a name that others call it by (--allow_host), or behind
-a proxy (--public_url), it demands a token: that of the environment variable IVT_SERVE_TOKEN, or one that it makes and
-prints.
+By default it listens to this machine only. With another --host, another name (--allow_host) or a proxy (--public_url)
+it requires a token: the value of the environment variable IVT_SERVE_TOKEN, or one that it generates and prints.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files to `count`, as far as the system lets it: 1024 are common."""
+    """Raises this process's limit of open files to `count`, as far as the system allows; 1024 is common."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -98,15 +97,15 @@ def host_name(text: str) -> str:
 
 
 def public_url(text: str) -> PublicUrl:
-    """As `read_public_url`, for argparse's `type`."""
+    """Parses a URL as `read_public_url` does; for argparse's `type`."""
     try:
         return read_public_url(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no public URL: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a public URL: {error}") from None
 
 
 def proxy_address(text: str) -> str:
-    """An address, or a network such as 172.18.0.0/16; for argparse's `type`."""
+    """Parses an address, or a network such as 172.18.0.0/16; for argparse's `type`."""
     try:
         return str(ipaddress.ip_network(text.strip("[]")))
     except ValueError as error:
@@ -137,11 +136,11 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--public_url", type=public_url, metavar="URL",
-        help="what browsers open where a proxy stands before the server, such as https://search.example.com/people",
+        help="URL that browsers open if a proxy is in front of the server, such as https://search.example.com/people",
     )  # fmt: skip
     parser.add_argument(
         "--proxy", type=proxy_address, action="append", default=[], metavar="ADDRESS",
-        help="address or network of a proxy whose X-Forwarded-For names the client; may be given more than once",
+        help="address or network of a proxy whose X-Forwarded-For is trusted; may be given more than once",
     )  # fmt: skip
     parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
     args = parser.parse_args(argv)

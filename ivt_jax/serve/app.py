@@ -89,7 +89,7 @@ class Endpoints:
         self._searcher, self._settings, self._sessions, self._tokens = searcher, settings, sessions, tokens
         # One at a time works with the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
-        # Images that are sent are decoded elsewhere, so that requests without one do not wait for them.
+        # Uploaded images are decoded in another process, so that requests without one do not wait for them.
         self._decoder, self._decoding = Decoder(searcher.encoder.size), Places(1, 1, PLACE_SECONDS, "too many images")
 
     async def about(self) -> GivenAbout:

@@ -1,8 +1,8 @@
-"""Images that clients send, decoded in a process of their own, which has limits of time and memory.
+"""Decodes uploaded images in a separate process, which has limits of time and memory.
 
-A file of 100 kB can keep a decoder busy for a minute or ask it for gigabytes, in more ways than a check of its header
-foresees. The process is killed after DECODE_SECONDS, cannot have more than DECODE_BYTES of memory, and is started anew
-for the next image. It stays warm between images: it imports neither JAX nor the model.
+A file of 100 kB can keep a decoder busy for a minute or make it allocate gigabytes, in more ways than a check of its
+header can foresee. The process is killed if an image takes more than DECODE_SECONDS, cannot have more than DECODE_BYTES
+of memory, and is started again after a kill. It keeps running between images. It imports neither JAX nor the model.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _DECODED, _REFUSED = b"+", b"-"  # before an answer: a PNG, or the reason
 
 
 class Decoder:
-    """Decodes for one thread at a time. Images come out at `size` (height, width)."""
+    """Decodes images for one thread at a time, at `size` (height, width)."""
 
     def __init__(self, size: tuple[int, int]):
         self._size, self._ready = size, False
         self._start()
 
     def decode(self, content: bytes) -> bytes:
-        """An image that a client has sent, resized as `ivt_jax.images.fit` does, as a PNG.
+        """Returns an uploaded image as a PNG, resized as by `ivt_jax.images.fit`.
 
-        Raises UserError where it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds time or memory.
+        Raises UserError if it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds the time or the memory.
         """
         if not self._process.is_alive():
             self._restart()
@@ -61,7 +61,7 @@ class Decoder:
         return self._pipe.recv_bytes()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would have all memory of the server
+        context = multiprocessing.get_context("spawn")  # a fork would share the server's memory
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._size, DECODE_BYTES), daemon=True)
         # Ctrl-C reaches the whole group; the process inherits the mask, and ends when the server closes the pipe.
@@ -74,7 +74,7 @@ class Decoder:
         self._ready = False
 
     def _restart(self) -> None:
-        if self._process.pid:  # it has none where the system could not start it
+        if self._process.pid:  # it has none if the system could not start it
             self._process.kill()
             self._process.join()
         self._pipe.close()
@@ -82,9 +82,9 @@ class Decoder:
 
 
 def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
-    """The process: answers each message, the bytes of an image, until the pipe is closed. memory: bytes."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nothing that is uploaded is kept, not even in a crash
-    with contextlib.suppress(OSError):  # a system without /proc: there the time alone is limited
+    """Runs in the process: answers each message, the bytes of an image, until the pipe is closed. memory: in bytes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # uploads are not stored, not even by a crash
+    with contextlib.suppress(OSError):  # a system without /proc limits only the time
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -104,7 +104,7 @@ def _answer(content: bytes, size: tuple[int, int]) -> bytes:
 
 
 def decode(content: bytes, size: tuple[int, int]) -> bytes:
-    """What `Decoder.decode` returns, without limits of time and memory."""
+    """Returns what `Decoder.decode` returns, without limits of time and memory."""
     check_upload(content)
     try:
         pixels = load_image("the image", size, content)

@@ -1,10 +1,10 @@
 """What a request passes before the application sees it: closed by default.
 
 In this order: the name that the server was called by (a site that has its name point to this machine is refused), the
-page that sends it, the client's rate, the token, how many requests of the client are under way, a place for a large
-body, the body, which has a largest size and a time to come in, and how much is under way altogether.
+page that sends it, the client's rate, the token, the number of the client's requests under way, a place for a large
+body, the size of the body and its time to arrive, and the number of all requests under way.
 
-A client is an address with its session, so that those behind one proxy are apart.
+A client is an address together with its session, so that clients behind one proxy count separately.
 """
 
 import asyncio
@@ -75,12 +75,12 @@ class Guard:
         self._path = settings.public.path if settings.public else ""
         self._rates, self._under_way = Rates(), 0
         self._bodies = Places(MAX_BODIES, MAX_CLIENT_BODIES, PLACE_SECONDS, "too many large requests at once")
-        # Requests of a client, also those whose body has yet to come. A short wait: closed connections take a moment.
+        # A client's requests, also those whose body has yet to arrive. They wait briefly: connections close late.
         crowded = "too many of your requests are under way"
         self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, crowded)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or refuses it; what goes wrong is logged without what was asked."""
+        """Answers a request or refuses it. Logs errors without the content of the request."""
         head = scope["method"] == "HEAD"
 
         async def send_guarded(message: Message) -> None:
@@ -125,20 +125,20 @@ class Guard:
             self._under_way -= 1
 
     def _as_get(self, scope: Scope, client: Hashable) -> Scope:
-        """The request as the application takes it: HEAD as GET, without the path of the public URL, with its client."""
+        """Returns the request for the application: HEAD as GET, without the path of the public URL, with its client."""
         path = self._local_path(scope)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         return {**scope, "method": method, "path": path, "state": {**scope.get("state", {}), "client": client}}
 
     def _local_path(self, scope: Scope) -> str:
-        """Without the path of the public URL, which some proxies remove and others leave."""
+        """Returns the path without that of the public URL, which some proxies remove and others keep."""
         path = scope["path"]
         if path == self._path:
             return "/"
         return path.removeprefix(self._path) if path.startswith(f"{self._path}/") else path
 
     def _check(self, scope: Scope) -> Hashable:
-        """The client. Raises Refused."""
+        """Returns the client, an address with its session. Raises Refused."""
         headers = Headers(scope=scope)
         name = _HOST.fullmatch(headers.get("host", "").lower())
         if not name or name[1] not in self._settings.hosts:
@@ -147,11 +147,11 @@ class Guard:
         origin = headers.get("origin", "")
         if scope["method"] not in ("GET", "HEAD") and origin and not self._is_own(read_origin(origin), *name.groups()):
             reason = "the request comes from the page of another site"
-            raise Refused(403, f"{reason}; if this is its own page behind a proxy, start the server with --public_url")
+            raise Refused(403, f"{reason}; if it is the server's own page behind a proxy, set --public_url")
         now, address = time.monotonic(), scope["client"][0]
         session, token = self._session(headers, now), _bearer(headers)
         admitted = session or ("token" if self._tokens.is_right(token) else "")
-        # Clients that are not admitted, behind the same proxy perhaps, use up nothing of those that are.
+        # Clients without the token, perhaps behind the same proxy, do not use up the rate of those with it.
         if not self._rates.admits((address, admitted), now):
             raise Busy(429, "too many requests")
         if self._settings.token and token and not admitted:
@@ -170,19 +170,19 @@ class Guard:
         return origin == read_origin(f"{origin.scheme}://{host}" + (f":{port}" if port else ""))
 
     def _session(self, headers: Headers, now: float) -> str:
-        """The name of the session that a request belongs to, "" for none."""
+        """Returns the name of the session that a request belongs to, "" for none."""
         session = read_cookie(headers)
         return session if self._sessions.holds(session, now) else ""
 
 
 def _bearer(headers: Headers) -> str:
-    """The token that a request shows, "" for none."""
+    """Returns the token that a request carries, "" for none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" else ""
 
 
 def _body_length(scope: Scope) -> int:
-    """In bytes; of a body whose length is not known, the largest allowed. Raises Refused where it is larger."""
+    """Returns the length of a body in bytes, the largest allowed if it is unknown. Raises Refused if it is larger."""
     headers, most = Headers(scope=scope), _most(scope)
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:

@@ -14,30 +14,30 @@ from ivt_jax.serve.settings import MAX_CLIENTS, RETRY_SECONDS, WRONG_SECONDS, WR
 
 
 class Refused(HTTPException):
-    """A request that is not answered, and why."""
+    """Refuses a request and says why."""
 
 
 class Busy(Refused):
-    """A request that may come again in a moment."""
+    """Refuses a request that the client may send again in a moment."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(status, f"{reason}: wait a moment", {"retry-after": str(RETRY_SECONDS)})
 
 
 class Places:
-    """At most `most` holders at a time, and `each` of one client; the others wait for up to `seconds`.
+    """Admits at most `most` holders at a time, and `each` of one client; the others wait for up to `seconds`.
 
-    No client has more than `each` in the common queue, so clients take turns however many requests one of them sends.
+    No client has more than `each` in the common queue, so clients take turns, however many requests one of them sends.
     """
 
     def __init__(self, most: int, each: int, seconds: float, crowded: str):
-        """crowded: why a request is refused that has waited in vain."""
+        """crowded: the reason given to a request that has waited in vain."""
         self._all, self._each, self._seconds, self._crowded = asyncio.Semaphore(most), each, seconds, crowded
         self._own = weakref.WeakValueDictionary[Hashable, asyncio.Semaphore]()  # of clients that hold one or wait
 
     @contextlib.asynccontextmanager
     async def taken(self, client: Hashable) -> AsyncIterator[None]:
-        """Holds a place for as long as the block lasts. Raises Busy (503) where none becomes free in time."""
+        """Holds a place for as long as the block lasts. Raises Busy (503) if none becomes free in time."""
         own = self._own.setdefault(client, asyncio.Semaphore(self._each))
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -57,16 +57,16 @@ class Tokens:
         self._wrong: dict[Hashable, tuple[float, int]] = {}  # by client: since when, how many; the oldest first
 
     def is_right(self, text: str) -> bool:
-        """Whether it is the token, where there is one; the time does not depend on how much of it is right."""
+        """Whether a text is the token, if there is one; the time does not depend on how much of it is right."""
         return bool(self._token) and hmac.compare_digest(text.encode(errors="replace"), self._token)
 
     def refuse(self, client: str, now: float) -> Refused:
-        """Counts a wrong token, and logs the client's first in each minute. The answer: 401, or 429 after many."""
+        """Counts a wrong token, logs a client's first in each minute, and returns the refusal: 401; after many, 429."""
         since, count = self._wrong.get(client, (now, 0))
         if now - since >= WRONG_SECONDS:
             since, count = now, 0
         if not count:
-            self._wrong.pop(client, None)  # to the end
+            self._wrong.pop(client, None)  # inserted again below, at the end
             log(f"warning: {client} has sent a wrong token (one line a minute, however many follow)")
         self._wrong[client] = since, count + 1
         if len(self._wrong) > MAX_CLIENTS:

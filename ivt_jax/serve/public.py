@@ -1,4 +1,4 @@
-"""The URL that browsers open, which behind a proxy differs from the address that the server listens to."""
+"""The URL that browsers open, which behind a proxy differs from the address that the server listens on."""
 
 import re
 from typing import NamedTuple
@@ -8,7 +8,7 @@ _PORTS = {"http": 80, "https": 443}
 _ORIGIN = re.compile(rf"(https?)://({NAME})(?::(\d{{1,5}}))?")
 _SEGMENT = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*"  # no "." or "..": browsers resolve these
 _PATH = re.compile(rf"((?:/{_SEGMENT})*)/?")
-_OWN = ("api", "login")  # a path that begins so is ambiguous: proxies may remove the path or leave it
+_OWN = ("api", "login")  # a path that begins like this is ambiguous: proxies may remove it or keep it
 
 
 class Origin(NamedTuple):
@@ -33,7 +33,7 @@ class PublicUrl(NamedTuple):
 
 
 def read_origin(text: str) -> Origin | None:
-    """The origin that a header names; None for "null" and whatever else is none."""
+    """Returns the origin that a header names; None for "null" and any other text that is no origin."""
     found = _ORIGIN.fullmatch(text.lower())
     if not found:
         return None
@@ -42,14 +42,14 @@ def read_origin(text: str) -> Origin | None:
 
 
 def read_public_url(text: str) -> PublicUrl:
-    """Raises ValueError, with the reason, where the text is no URL of a site with an optional path."""
+    """Parses the URL of a site, with an optional path. Raises ValueError, with the reason, for any other text."""
     start, _, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     origin, found = read_origin(f"{start}://{host}"), _PATH.fullmatch(slash + path)
     if not origin or origin.port > 65535:
         raise ValueError("expected https://HOST, https://HOST:PORT or https://HOST/PATH")
     if not found:
-        raise ValueError("its path may have letters, digits and - . _ ~, and no query")
+        raise ValueError("its path may have only letters, digits and - . _ ~, and no query")
     if found[1].split("/")[1:2] and found[1].split("/")[1] in _OWN:
         raise ValueError(f"its path may not begin with /{found[1].split('/')[1]}, which the server uses itself")
     return PublicUrl(origin, found[1])

@@ -12,20 +12,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ivt_jax.serve.settings import HEAD_SECONDS, MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, WRITE_SECONDS
 
-_ORDER = itertools.count()  # clocks may be too coarse for it
+_ORDER = itertools.count()  # the order in which connections send; clocks may be too coarse
 
 
 class Protocol(H11Protocol):
-    """A connection has HEAD_SECONDS for the head of a request, and WRITE_SECONDS to take some of an answer.
+    """Gives a connection HEAD_SECONDS to send the head of a request, and WRITE_SECONDS to read some of an answer.
 
-    uvicorn's own keeps its place for ever. Where an address, or all together, have too many, the connection that has
-    sent nothing for longest is closed, so that one that comes now is answered.
+    uvicorn itself sets no such limits. If an address, or all together, have too many connections, closes the one that
+    has sent nothing for longest, so that a new one is answered.
     """
 
-    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()  # they have all their clients' connections
+    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()  # each has all its clients' connections
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
-    _heard = 0  # its place in the order in which connections have last sent something
+    _heard = 0  # number of the last data that it sent, from _ORDER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,9 +68,9 @@ class Protocol(H11Protocol):
             self._write_timer = None
 
     def _make_room(self) -> None:
-        """Closes a connection where there are too many: one that the server waits for, or else this one.
+        """Closes a connection if there are too many: one that the server waits for, or else this one.
 
-        Where all of them are being answered, uvicorn answers this one with 503.
+        If all connections of all clients are being answered, uvicorn answers this one with 503.
         """
         everybody = [other for other in self.connections if isinstance(other, Protocol)]
         own = [other for other in everybody if other._address == self._address]
@@ -96,15 +96,15 @@ class Protocol(H11Protocol):
         return any(ipaddress.ip_address(self._address) in network for network in self.proxies)
 
     def _is_awaited(self) -> bool:
-        """Whether it has sent no request, or not all of one, since the last answer."""
+        """Whether the server waits for it: since the last answer it has sent no request, or not all of one."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
 
 def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
-    """A server that logs nothing of a request.
+    """Returns a server that logs nothing of a request.
 
-    proxies: addresses or networks whose X-Forwarded-For is believed; the client is the last address in it that is none
-    of them, which the client cannot forge.
+    proxies: addresses or networks whose X-Forwarded-For is trusted. The client is the last address in this header that
+    is not a proxy's; a client cannot forge it.
     """
     networks = tuple(map(ipaddress.ip_network, proxies))
     config = uvicorn.Config(

@@ -10,17 +10,17 @@ MAX_MARKS = 20_000  # quotes, commas and opening brackets in a request
 MAX_UPLOAD_PIXELS = 16_000_000  # of an image that is sent; a crop of a person has far fewer
 MAX_SCANS = 100  # of a JPEG that is sent: each costs as much as the whole picture
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
-DECODE_SECONDS = 5.0  # for one image that is sent; the process that decodes it is killed then
+DECODE_SECONDS = 5.0  # to decode one uploaded image; then the process that decodes it is killed
 DECODE_BYTES = 512 << 20  # of address space for that process, beyond what it has before the first image
 MAX_BODIES = 4  # requests above MAX_SMALL_BODY that are received or answered at a time
 MAX_CLIENT_BODIES = 2  # of one client
-PLACE_SECONDS = 15.0  # for which such a request, or an image, waits for its turn, before it is refused
+PLACE_SECONDS = 15.0  # that such a request, or an image, waits for its turn before it is refused
 MAX_TEXT = 500  # characters of a sentence or phrase
 MAX_TOP = 200  # pictures in an answer
 MAX_VALUES = 50  # of a field, to be chosen from; of more none is offered
 HEAD_SECONDS = 10.0  # in which the head of a request must have come
 BODY_SECONDS = 30.0  # and its body
-WRITE_SECONDS = 30.0  # in which a client must have read some of its answer
+WRITE_SECONDS = 30.0  # within which a client must read some of its answer
 MAX_CONNECTIONS = 1000
 MAX_CLIENT_CONNECTIONS = 250  # of one address, other than a proxy's
 MAX_UNDER_WAY = 500  # requests that are answered or wait for the model; more are sent away for RETRY_SECONDS
@@ -41,9 +41,9 @@ MAX_SESSIONS = 10_000  # of which the oldest end first
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """index: its place, as the page shows it; hosts: the names that the server answers to, in small letters, an IPv6
-    address in brackets; token: "" where none is demanded; log_queries: log on stderr what is asked; public: the URL
-    that browsers open, where a proxy stands before the server; proxies: addresses and networks (10.0.0.0/8) of the
-    proxies whose X-Forwarded-For is believed.
+    address in brackets; token: "" if none is required; log_queries: log queries on stderr; public: the URL that
+    browsers open, if a proxy is in front of the server; proxies: addresses and networks (10.0.0.0/8) of the proxies
+    whose X-Forwarded-For is trusted.
     """
 
     index: str

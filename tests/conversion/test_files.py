@@ -84,7 +84,7 @@ def test_other_numbers_are_refused_in_one_line(tmp_path, dtype, shape):
     with pytest.raises(UserError) as error:
         read_tensors(tmp_path / "weights")
     assert str(error.value) == (
-        f'{tmp_path}/weights: tensor "bad" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+        f'{tmp_path}/weights: tensor "bad" has dtype {dtype}; weights must be float16, bfloat16, float32 or float64: '
         "fetch the weights as they were before they were quantised or converted"
     )
 
@@ -97,7 +97,7 @@ def test_other_arrays_are_refused_in_one_line(tmp_path, dtype, shape):
     np.savez(tmp_path / "weights.npz", bad=array)
     with pytest.raises(UserError) as error:
         read_tensors(tmp_path / "weights.npz")
-    assert f'tensor "bad" has dtype {array.dtype}, and weights have float16' in str(error.value)
+    assert f'tensor "bad" has dtype {array.dtype}; weights must be float16' in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3)])
@@ -124,7 +124,7 @@ def test_float64_is_rounded_and_said(tmp_path, capsys):
 def test_what_float32_cannot_hold_is_refused(tmp_path, recwarn):
     save_file({"bad": np.array([1, -3.5e38])}, tmp_path / "weights")
     with pytest.raises(
-        UserError, match=r'weights: tensor "bad" has values beyond 3.4e38, the largest of float32; fetch'
+        UserError, match=r'weights: tensor "bad" has values beyond 3.4e38, the largest float32 number; fetch'
     ):
         read_tensors(tmp_path / "weights")
     assert not list(recwarn)
@@ -232,7 +232,7 @@ def test_pytorch_tensors_are_read_or_refused_by_their_dtype(tmp_path, torch, cap
     assert capsys.readouterr().err.endswith("weights.bin: float64 tensors that are rounded to float32: 1\n")
     for dtype, array in (("float8_e4m3fn", SAMPLE), ("complex64", SAMPLE.astype(np.complex64))):
         torch.content = {"bad": Tensor(array, dtype)}
-        with pytest.raises(UserError, match=f'weights.bin: tensor "bad" has dtype {dtype}, and weights have float16'):
+        with pytest.raises(UserError, match=f'weights.bin: tensor "bad" has dtype {dtype}; weights must be float16'):
             read_tensors(tmp_path / "weights.bin")
     torch.content = {"bad": Tensor(SAMPLE.astype(np.int8), "qint8")}
     with pytest.raises(

@@ -31,7 +31,7 @@ def test_a_weight_of_another_dtype_is_refused(name, dtype):
         with pytest.raises(UserError) as error:
             read(NAMINGS[name], tensors | {bad: tensors[bad].astype(dtype)}, "weights.bin", {})
         assert str(error.value) == (
-            f'weights.bin: tensor "{bad}" has dtype {dtype}, and weights have float16, bfloat16, float32 or float64; '
+            f'weights.bin: tensor "{bad}" has dtype {dtype}; weights must be float16, bfloat16, float32 or float64: '
             "fetch the weights as they were before they were quantised or converted"
         )
 
@@ -40,7 +40,7 @@ def test_a_weight_of_another_dtype_is_refused(name, dtype):
 def test_a_parameter_of_our_own_of_another_dtype_is_refused(model, params, dtype):
     tensors = {path.replace("/", "."): value for path, value in params.items()}
     convert_own(tensors, "model.safetensors", model)
-    with pytest.raises(UserError, match=f'tensor "blocks.norm.bias" has dtype {dtype}, and weights have'):
+    with pytest.raises(UserError, match=f'tensor "blocks.norm.bias" has dtype {dtype}; weights must be'):
         convert_own(tensors | {"blocks.norm.bias": np.ones(12, dtype)}, "model.safetensors", model)
 
 

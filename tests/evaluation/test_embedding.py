@@ -59,5 +59,5 @@ def test_other_inputs_are_refused(model):
     with pytest.raises(ValueError, match="texts of 21 tokens, the model has 20 text positions"):
         encode_texts(*model, np.ones((1, 21), np.int32))
     for shape in ((2, 0), (4,)):
-        with pytest.raises(ValueError, match=r"expected \(batch, length\), of at least 1 token"):
+        with pytest.raises(ValueError, match=r"expected \(batch, length\) with at least 1 token"):
             encode_texts(*model, np.ones(shape, np.int32))

@@ -218,12 +218,13 @@ CONVERT_FAULTS = {
     "unexpected": ({"fusion.bias": np.ones(3, np.float32)}, 'unexpected tensor "fusion.bias" of shape (3,)'),
     "shape": ({"blocks.norm.bias": np.ones(13, np.float32)}, '"blocks.norm.bias" has shape (13,), expected (12)'),
     "nan": ({"blocks.norm.bias": np.full(12, np.nan, np.float32)}, '"blocks.norm.bias" has values that are not finite'),
-    "integer": ({"blocks.norm.bias": np.ones(12, np.int32)}, 'tensor "blocks.norm.bias" has dtype int32, and weights'),
-    "boolean": ({"blocks.norm.bias": np.ones(12, bool)}, 'tensor "blocks.norm.bias" has dtype bool, and weights have'),
+    "integer": ({"blocks.norm.bias": np.ones(12, np.int32)}, 'tensor "blocks.norm.bias" has dtype int32; weights must'),
+    "boolean": ({"blocks.norm.bias": np.ones(12, bool)}, 'tensor "blocks.norm.bias" has dtype bool; weights must be'),
     "float8": (
-        {"blocks.norm.bias": np.ones(12, ml_dtypes.float8_e4m3fn)}, 'tensor "blocks.norm.bias" has dtype F8_E4M3, and'
+        {"blocks.norm.bias": np.ones(12, ml_dtypes.float8_e4m3fn)},
+        'tensor "blocks.norm.bias" has dtype F8_E4M3; weights must be',
     ),
-    "complex": ({"blocks.norm.bias": np.ones(12, np.complex64)}, 'tensor "blocks.norm.bias" has dtype C64, and weight'),
+    "complex": ({"blocks.norm.bias": np.ones(12, np.complex64)}, 'tensor "blocks.norm.bias" has dtype C64; weights'),
     "format": ({}, "has format 2, this ivt_jax reads format 1 and older: update ivt_jax"),
     "config": ({}, "was written with another config than config.json beside it holds"),
     "flags": ({}, "--config does not go with --source=export"),
@@ -255,7 +256,7 @@ def test_an_export_with_other_numbers_is_not_searched(converted, dtype, told, sh
     with pytest.raises(UserError) as error:
         restore_params(file.parent, shapes_alone=shapes_alone)
     line = (
-        f'{file}: tensor "blocks.norm.bias" has dtype {told}, and weights have float16, bfloat16, float32 or float64; '
+        f'{file}: tensor "blocks.norm.bias" has dtype {told}; weights must be float16, bfloat16, float32 or float64: '
     )
     assert str(error.value).startswith(line)
 

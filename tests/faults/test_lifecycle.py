@@ -244,7 +244,8 @@ def test_a_run_whose_picture_was_replaced_ends_as_if_it_had_not_been(
         shutil.copy(root / f"imgs/{person + 1:02d}_1.jpg", root / f"imgs/{person:02d}_0.jpg")
     process = start(workdir, *RUN, f"--config.data.root={root}")
     assert process.finish() == 0
-    line = f"{root}/imgs: images differ (3 changed: 00_0.jpg, 06_0.jpg, 08_0.jpg); this run goes on with those it began"
+    changed = "3 changed: 00_0.jpg, 06_0.jpg, 08_0.jpg"
+    line = f"{root}/imgs: images differ ({changed}); this run continues with those it began with, in "
     assert process.said().count(line) == 1 and "preparing" not in process.said()
     assert_as_uninterrupted(workdir)
 

@@ -254,12 +254,12 @@ def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
     with pytest.raises(DataError, match=told):
         embed_shard(encoder, crops, out)
     told = (
-        f"{shards[0]}: 3 crops with vectors are out of reach, {crops}/0.png for one; {out}/list.txt.safetensors stays"
+        f"{shards[0]}: 3 embedded crops cannot be reached, the first is {crops}/0.png; {out}/list.txt.safetensors stays"
     )
     with pytest.raises(DataError, match=told):
         embed_shard(encoder, shards[0], out)
     shutil.copy(away / "0.png", crops)
-    with pytest.raises(DataError, match="2 crops with vectors are out of reach"):
+    with pytest.raises(DataError, match="2 embedded crops cannot be reached"):
         embed_shard(encoder, shards[0], out)
     assert snapshot(out) == before
     crops.joinpath("0.png").unlink()
@@ -285,7 +285,7 @@ def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encod
         crops.rename(tmp_path / "away")
         return found
 
-    told = "list.txt changed while it was read: give the command again when its crops can be reached"
+    told = "list.txt changed while it was read: run the command again when its crops can be reached"
     (tmp_path / "list.txt").write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
     for listed, message in ((crops, r"crops cannot be read \(No such file"), (tmp_path / "list.txt", told)):
         with monkeypatch.context() as patch:

@@ -227,12 +227,12 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
     assert call(tmp_path, "--fix-list") == 2
     (tmp_path / "imgs/a/3.jpg").write_bytes(encoded(scene(3)))
     capsys.readouterr()
-    line = "\n1 images without a fault are left out by quarantine.txt (remove their lines to use them): a/3.jpg\n"
+    line = "\n1 intact image listed in quarantine.txt and left out (to use them, remove their lines): a/3.jpg\n"
     assert call(tmp_path) == 0
     assert line in capsys.readouterr().out
     (tmp_path / "quarantine.txt").write_text("a/2.jpg\n")
     assert call(tmp_path) == 0
-    assert "without a fault" not in capsys.readouterr().out
+    assert "intact" not in capsys.readouterr().out
 
 
 # ---- images that two datasets share

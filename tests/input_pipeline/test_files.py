@@ -79,7 +79,7 @@ def test_a_path_that_libraries_misread_is_one_line_with_the_remedy(tmp_path, mon
         with pytest.raises(UserError) as error:
             refuse_path(path, UNWRITABLE)
         assert str(error.value).startswith(f'{tmp_path}/{name}/run: a path with "')
-        assert str(error.value).endswith("rename the folder, choose another, or give a symbolic link to it")
+        assert str(error.value).endswith("rename the folder, choose another, or use a symbolic link to it")
     (tmp_path / "link").symlink_to(tmp_path / name)
     refuse_path(tmp_path / "link/run", UNWRITABLE)
     refuse_path(tmp_path / name)

@@ -172,8 +172,8 @@ def test_what_changed_is_said_in_one_line(root, capsys):
     capsys.readouterr()
     open_split(root, max_damaged=1)
     assert (
-        f"{root}/imgs: images differ (1 changed, 1 back, 1 missing: b.png, a.png, c.png); preparing anew, what was "
-        f"prepared before is kept in {root}/prepared for the runs that began with it\n"
+        f"{root}/imgs: images differ (1 changed, 1 back, 1 missing: b.png, a.png, c.png); preparing anew; earlier "
+        f"data stay in {root}/prepared for the runs that began with them\n"
     ) in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_run_goes_on_with_the_pictures_it_began_with_and_says_so(root, capsys)
         assert pixels(open_split(root, pictures=began)) == [RED, GREEN, BLUE]
     (place,) = [path for path in (root / "prepared").glob("*-*") if path.name.endswith(began[:16])]
     assert capsys.readouterr().err == (
-        f"{root}/imgs: images differ (1 changed: b.png); this run goes on with those it began with, in {place}\n"
+        f"{root}/imgs: images differ (1 changed: b.png); this run continues with those it began with, in {place}\n"
     )
     assert pixels(open_split(root)) == [RED, BLUE, BLUE]
 
@@ -208,7 +208,7 @@ def test_a_run_whose_pictures_are_gone_is_refused(root, others):
     paint(root, "b.png", BLUE)
     if others:
         open_split(root)
-    remedy = r"bring those back \(and quarantine.txt as it was\), or choose another --workdir$"
+    remedy = r"restore those \(and the former quarantine.txt\), or choose another --workdir$"
     with pytest.raises(DataError, match=f"the images are not those that the run began with; {remedy}"):
         open_split(root, pictures=began)
     paint(root, "b.png", GREEN)
@@ -252,7 +252,7 @@ def test_data_of_an_older_version_are_used_and_the_remedy_is_said_once(root, cap
         source = open_split(root, split)
     assert source.pictures == "" and pixels(source) == [RED, GREEN, BLUE]
     assert capsys.readouterr().err == (
-        f"{place} does not record its images, so changes of them go unnoticed; remove it to prepare them anew\n"
+        f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again\n"
     )
     shutil.rmtree(place)
     assert pixels(open_split(root)) == [RED, BLUE, BLUE]
@@ -265,8 +265,8 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
         open_split(root, max_damaged=0.005)
     assert str(error.value).endswith(
         "1 of 3 training images are damaged, the first is b.png; more than 0.50% are not allowed (data.max_damaged): "
-        "bring them back and start again, or leave them out by `python -m input_pipeline.doctor --fix-list`, which "
-        "lists them all in quarantine.txt, or allow more; metadata.json lists them"
+        "restore them and start again, or leave them out with `python -m input_pipeline.doctor --fix-list`, which "
+        "lists all in quarantine.txt, or allow more; metadata.json lists the damaged images"
     )
     paint(root, "b.png", GREEN)
     assert pixels(open_split(root, max_damaged=0.005)) == [RED, GREEN, BLUE]
@@ -275,7 +275,7 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
 def test_a_portable_folder_with_too_many_damaged_pictures_names_its_remedy(root, tmp_path):
     (root / "imgs/b.png").write_bytes(b"")
     assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out", "--max_damaged=0.5"]) == 0
-    with pytest.raises(DataError, match=r"\(data.max_damaged\): prepare it anew where its images are, or allow more"):
+    with pytest.raises(DataError, match=r"\(data.max_damaged\): prepare it again where its images are, or allow more"):
         open_split(tmp_path / "out", max_damaged=0.005)
 
 

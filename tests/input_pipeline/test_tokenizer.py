@@ -115,7 +115,7 @@ def test_a_vocabulary_of_another_size_is_not_made_to_fit_weights(tmp_path, tiny_
         load_tokenizer(str(tiny_folder), 11)
     first, second = str(error.value).split("; ")[1:]
     assert first == "set --config.text.tokenizer to the vocabulary of the model's weights"
-    assert second == "for a training from random parameters, --config.model.vocab_size=12 is the other way"
+    assert second == "to train from random parameters, set --config.model.vocab_size=12 instead"
     (tmp_path / "vocab.txt").write_text("\n".join(TINY) + "\n\n")
     with pytest.raises(DataError, match=r"has 13 entries.*; the last entry is an empty line: remove it$"):
         load_tokenizer(str(tmp_path), 12)

@@ -68,7 +68,7 @@ def test_behind_a_proxy_it_names_what_browsers_open(serve):
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
-        ("--public_url=search.example.com", "'search.example.com' is no public URL: expected https://HOST"),
+        ("--public_url=search.example.com", "'search.example.com' is not a public URL: expected https://HOST"),
         ("--public_url=https://a/api", "may not begin with /api"),
         ("--proxy=nginx", "expected an address or a network"), ("--proxy=10.0.0.1/8", "expected an address or a"),
     ],

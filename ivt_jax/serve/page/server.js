@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 let admitted = null; // a promise while the token is asked for
 
 // The answer to a GET, or with `body` to a POST, read as JSON. Throws an Error with the server's line. `path` begins
-// with a slash and is below the page's own address: behind a proxy that may be https://HOST/PATH/.
+// with a slash and is relative to the page's own URL, which behind a proxy may be https://HOST/PATH/.
 export async function ask(path, body, signal) {
   const post = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
   const response = await fetch("." + path, {...(body && post), signal});
