@@ -339,7 +339,7 @@ def _refuse_link_out(images: Path, record: Record) -> None:
 
 
 def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> bytes:
-    """The image file's bytes where training decodes them to the pixels that Pillow sees; else these, as PNG.
+    """Returns the image file's bytes if training decodes them to the pixels that Pillow sees; else these pixels as PNG.
 
     content: the file's content, if it has been read already.
     """

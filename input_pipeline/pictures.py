@@ -22,7 +22,7 @@ _SHOWN = 3  # pictures that a message names
 
 
 class Picture(NamedTuple):
-    """A file: size in bytes, times in nanoseconds, digest of its content ("" where it is missing or cannot be read)."""
+    """A file: size in bytes, times in nanoseconds, digest of its content ("" if it is missing or cannot be read)."""
 
     size: int
     modified: int

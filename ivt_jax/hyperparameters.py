@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-# Config key -> the value that switches its part off, which is compiled in; None where there is no such value.
+# Config key -> the value that switches its part off, which is compiled in; None if there is no such value.
 INPUTS = {
     "seed": None,
     "mla.weight": 0.0,

@@ -17,7 +17,7 @@ from ivt_jax import compilation_cache
 
 FLAGS = (
     # XLA's CPU backend gives reductions to YNNPACK together with the products in front of them. Some results are wrong:
-    # beyond 32,768 rows in jaxlib 0.10.2 (jax-ml/jax#39103), and in 0.11.2 too where a factor is a broadcast number.
+    # beyond 32,768 rows in jaxlib 0.10.2 (jax-ml/jax#39103), and in 0.11.2 too if a factor is a broadcast number.
     # Without reductions, YNNPACK still computes single products. BENCHMARKS.md has the cost.
     "--xla_cpu_experimental_ynn_fusion_type=-reduce",
     "--xla_cpu_prefer_vector_width=512",  # a quarter more speed where the CPU has AVX-512, no change elsewhere
@@ -94,7 +94,7 @@ def platform_fault(error: Exception) -> UserError | None:
 
 
 def keep_compiled() -> None:
-    """Compiled programs are kept in a folder of the user's own, where JAX_COMPILATION_CACHE_DIR names no other.
+    """Keeps compiled programs in a folder of the user's own, unless JAX_COMPILATION_CACHE_DIR names another.
 
     Removes entries that would keep JAX from writing or replacing others, now and when JAX warns about them.
     """

@@ -29,7 +29,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
-# What imports TensorFlow, or clu, which imports it. All other tests run without (tests/requirements-core.txt).
+# Tests that import TensorFlow, or clu, which imports it. All others run without (tests/requirements-core.txt).
 NEED_TENSORFLOW = [
     "conversion/test_convert.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
@@ -117,7 +117,7 @@ def given_away(request):
     images = rng.integers(0, 256, (64, 4, 2, 3), np.uint8).repeat(6, 1).repeat(6, 2)
     ids = rng.integers(5, 2726, (64, 16), np.int32)
     ids[np.arange(16) >= np.r_[3, rng.integers(3, 17, 63)][:, None]] = 0
-    others = ids.copy()  # the first six are no texts; the seventh has the last id of the vocabulary
+    others = ids.copy()  # the first six rows are no texts; the seventh has the last id of the vocabulary
     others[[0, 1, 2, 3, 6], 1] = [2726, -1, 99999, np.iinfo(np.int32).min, 2725]
     others[4], others[5] = 0, np.roll(others[5], 1) * (np.arange(16) > 0)  # padding alone, and padding at the left
     return types.SimpleNamespace(
@@ -151,8 +151,8 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 def assert_same_elsewhere(tmp_path, given_away):
     """check(load): a fresh process, where the code `load` defines encode_images and encode_texts, embeds as the model.
 
-    It runs in tmp_path, beside a manifest.json, where this project is not to be found. Returns the top-level modules
-    that it loaded. Token ids that are no text must be NaN, and no other row with them.
+    It runs in tmp_path, beside a manifest.json, where this project cannot be imported. Returns the top-level modules
+    that it loaded. Rows of ids that are no text must give NaN, and no other row.
     """
 
     def check(load):

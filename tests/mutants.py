@@ -1,15 +1,15 @@
-"""Mutation testing: small faults in the core, one at a time, each of which the fast tests must notice.
+"""Mutation testing: puts small faults into the core, one at a time, and checks that the fast tests notice them.
 
     make mutants                        # 300 mutants, two at a time; started again, it resumes
     make mutants MUTANTS=24 SEED=1      # fewer, and others
-    .venv/bin/python tests/mutants.py --groups guard --again      # the known survivors of one group, after a new test
+    .venv/bin/python tests/mutants.py --groups guard --again      # known survivors of one group again, after a new test
 
 Cosmic Ray makes the mutants: an arithmetic operator or a comparison replaced, a number one more or less, a condition
-negated, True for False, `and` for `or`, a loop without iterations, a decorator removed. Left out are annotations, text
-that is joined, messages (arguments of raise, print and warn), `strict=`, `if __name__ == "__main__"`, what does not
-compile, and the lines of tests/mutants.json without an "is", which set speed, memory or looks and no result.
-A mutant lives in a copy of the tree, where the tests of its group in GROUPS run until one fails; a time-out counts as
-noticed. The rest of the suite does not run on it, so the suite notices no smaller share than the one printed.
+negated, True for False, `and` for `or`, a loop without iterations, a decorator removed. It leaves out annotations,
+joined text, messages (arguments of raise, print and warn), `strict=`, `if __name__ == "__main__"`, mutants that do not
+compile, and the lines of tests/mutants.json without an "is", which affect speed, memory or looks and no result.
+Each mutant is made in a copy of the tree, where the tests of its group in GROUPS run until one fails; a time-out counts
+as noticed. The other tests do not run on it, so the whole suite notices at least the share that is printed.
 
 Exit code 1: fewer than 95% were noticed, or a survivor has no reason in tests/mutants.json. Results: runs/mutants.
 """
@@ -44,7 +44,7 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResul
 
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / "runs" / "mutants"
-REASONS = Path(__file__).with_suffix(".json")  # why a survivor lives, by file and changed line; lines to leave out
+REASONS = Path(__file__).with_suffix(".json")  # reasons of survivors, by file and changed line; lines to leave out
 AT_ONCE = 2
 WANTED = 95  # percent that the tests must notice
 
@@ -80,18 +80,18 @@ ending = threading.Event()
 
 
 def modules(group: str) -> list[Path]:
-    """The group's modules, relative to the tree."""
+    """Returns the group's modules, relative to the tree."""
     return sorted(path.relative_to(ROOT) for path in ROOT.glob(GROUPS[group][0]))
 
 
 def tests(group: str, module: Path) -> list[str]:
-    """The group's test files, the module's own first."""
+    """Returns the group's test files, the module's own first."""
     files = [path for pattern in GROUPS[group][1].split() for path in sorted(ROOT.glob(pattern))]
     return [str(path.relative_to(ROOT)) for path in sorted(files, key=lambda path: path.stem != f"test_{module.stem}")]
 
 
 def left_out(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where a module computes nothing: (line, column) of beginning and end of annotations, messages, the last lines."""
+    """Returns the (line, column) of beginning and end of the parts of a module that are not mutated."""
     text = path.read_text()
     spans: list[Any] = []
     for node in ast.walk(ast.parse(text)):
@@ -114,7 +114,7 @@ def left_out(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def compiles(mutation: Any) -> bool:
-    """Whether the mutated module is Python, and not only a `*` among the parameters has become a `/`."""
+    """Whether the mutant is valid Python and more than a `*` among the parameters turned into a `/`."""
     operator = plugins.get_operator(mutation.operator_name)()
     try:
         tree = ast.parse(mutate_code((ROOT / mutation.module_path).read_text(), operator, mutation.occurrence))
@@ -124,7 +124,7 @@ def compiles(mutation: Any) -> bool:
 
 
 def draw(db: Any, count: int, seed: int) -> None:
-    """Fills an empty database with mutants, as many of each group."""
+    """Fills an empty database with mutants, equally many of each group."""
     core = plugins.OPERATOR_PROVIDERS["core"]
     plugins.OPERATOR_PROVIDERS["core"] = {name: core[name] for name in core if re.fullmatch(OPERATORS, name)}
     sample: list[WorkItem] = []
@@ -143,7 +143,7 @@ def draw(db: Any, count: int, seed: int) -> None:
 
 
 def copy_trees() -> SimpleQueue:
-    """AT_ONCE copies of the files that git has or would take."""
+    """Makes AT_ONCE copies of the files that git tracks or would add."""
     command = ["git", "ls-files", "-coz", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     trees: SimpleQueue = SimpleQueue()
@@ -158,8 +158,8 @@ def copy_trees() -> SimpleQueue:
 
 
 def run_tests(tree: Path, files: list[str], limit: float | None) -> str:
-    """Runs test files in a tree until a test fails. Returns "", or how they failed, in a line."""
-    environment = {  # compiled programs are kept, a folder for each tree; bytecode is not, for it goes by seconds
+    """Runs test files in a tree until a test fails. Returns how they failed, in one line; "" if they passed."""
+    environment = {  # compiled programs are kept, in a folder per tree; bytecode is not: its times are whole seconds
         **os.environ, "PYTHONDONTWRITEBYTECODE": "1", "JAX_COMPILATION_CACHE_DIR": f"{tree}-compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }  # fmt: skip
@@ -184,7 +184,7 @@ def run_tests(tree: Path, files: list[str], limit: float | None) -> str:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Kills what is left of a run of the tests, and of the programs that it started."""
+    """Kills a run of the tests and the programs that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -192,7 +192,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def try_unchanged(trees: SimpleQueue, group: str) -> float:
-    """Seconds that the group's tests take on the sources as they are. RuntimeError where they fail."""
+    """Returns the seconds that the group's tests take without a mutant. Raises RuntimeError if they fail."""
     tree, start = trees.get(), time.monotonic()
     failed = run_tests(tree, tests(group, Path()), None)
     trees.put(tree)
@@ -202,7 +202,7 @@ def try_unchanged(trees: SimpleQueue, group: str) -> float:
 
 
 def try_mutant(trees: SimpleQueue, item: WorkItem, limit: float) -> WorkResult:
-    """Runs the tests on one mutant, in a tree that no other uses at that time."""
+    """Runs the tests on one mutant, in a tree that no other mutant uses meanwhile."""
     tree, (m,) = trees.get(), item.mutations
     with use_mutation(tree / m.module_path, plugins.get_operator(m.operator_name)(), m.occurrence) as codes:
         failed = run_tests(tree, tests(item.job_id.split()[0], m.module_path), limit)
@@ -215,7 +215,7 @@ def try_mutant(trees: SimpleQueue, item: WorkItem, limit: float) -> WorkResult:
 
 
 def try_all(db: Any, items: list[WorkItem]) -> None:
-    """Tries mutants and stores what came of each."""
+    """Tries mutants and stores each result."""
     trees = copy_trees()
     groups = [group for group in GROUPS if any(item.job_id.split()[0] == group for item in items)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -240,7 +240,7 @@ def try_all(db: Any, items: list[WorkItem]) -> None:
 
 
 def report(db: Any) -> int:
-    """Prints the survivors with the reasons and the table. Returns the exit code."""
+    """Prints the survivors with their reasons, and the table. Returns the exit code."""
     reasons = {(r["file"], r["was"], r["is"]): r["reason"] for r in json.loads(REASONS.read_text())}
     results = [(item.job_id.split()[0], result) for item, result in db.completed_work_items]
     changes = sorted((json.loads(r.diff) for _, r in results if not r.is_killed), key=lambda c: (c["file"], c["line"]))
@@ -259,9 +259,9 @@ def report(db: Any) -> int:
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python tests/mutants.py")
-    parser.add_argument("--count", type=int, default=300, help="mutants, as many of each group (300)")
+    parser.add_argument("--count", type=int, default=300, help="mutants, equally many of each group (300)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="try mutants of these alone")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="only these groups")
     parser.add_argument("--again", action="store_true", help="try the known survivors again")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -290,19 +290,19 @@ def test_a_run_does_not_resume_from_parameters_at_fault(tmp_path, name):
 
 
 def large_state(step):
-    """With an array large enough to lie in a file of its own."""
+    """Returns a state with an array large enough for a file of its own."""
     state = make_state(step)
     noise = np.random.default_rng(step).normal(size=(70, 30)).astype(np.float32)
     return state.replace(params={**state.params, "large": jnp.asarray(noise)})
 
 
 def data_file(state):
-    """The largest file of chunks."""
+    """Returns the largest file of chunks."""
     return max(state.glob("ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
 
 
 def lose_a_chunk(state):
-    """Removes a chunk from the merged database, as where a process wrote its part to a disk of its own."""
+    """Removes a chunk from the merged database, as if a process had written its part to another disk."""
     database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}
     tensorstore.KvStore.open(database).result()["params.large/0.0"] = None
 

@@ -35,7 +35,7 @@ print(len(found))
 
 @pytest.fixture
 def compile_again(tmp_path):
-    """compile_again(): a fresh process that compiles the program; how many it found, and what it said on stderr."""
+    """compile_again(): compiles the program in a fresh process; returns how many it found, and its stderr."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_MAX_SIZE": "100000"}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -89,7 +89,7 @@ def test_half_entries_go_and_whole_ones_stay(tmp_path):
 def test_of_the_program_in_question_what_cannot_be_decompressed_goes_too(tmp_path, monkeypatch):
     from jax._src import compilation_cache as jax_cache
 
-    monkeypatch.setattr(jax_cache, "zstd", None)  # as where zlib alone is installed
+    monkeypatch.setattr(jax_cache, "zstd", None)  # as if only zlib were installed
     monkeypatch.setattr(jax_cache, "zstandard", None, raising=False)
     for key, content in {"jit_a-1": GOOD, "jit_a-2": GOOD[:-3], "jit_a-3": b"", "jit_b-4": b"?"}.items():
         write_entry(tmp_path, key, content)
@@ -119,7 +119,7 @@ time.sleep(600)
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path, monkeypatch):
-    """And JAX's lock is the one that is asked for here."""
+    """JAX's own lock, a FileLock, is the one that is tested here."""
     monkeypatch.setattr(compilation_cache, "_TRIES", 1)
     (tmp_path / "jit_a-1-cache").write_bytes(GOOD)
     command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lockfile")]

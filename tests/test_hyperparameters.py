@@ -1,4 +1,4 @@
-"""Hyperparameters are inputs: another value is the same program, a part that is switched off is none."""
+"""Hyperparameters are inputs: another value needs the same program, a part that is switched off another program."""
 
 import functools
 import json
@@ -47,7 +47,7 @@ def make_batch():
 
 
 def program_text(config, starts=STARTS):
-    """What XLA compiles, as text; the key of the compilation cache follows from it."""
+    """Returns what XLA compiles, as text; the key of the compilation cache follows from it."""
     program = build_program(config, starts, config.train.steps or int(starts[-1]), mask_id=4)
     shapes = program.target, batch_shapes(config, program.mesh), program.hyperparameter_shapes
     return program.step.lower(*shapes).as_text()
@@ -55,7 +55,7 @@ def program_text(config, starts=STARTS):
 
 @pytest.fixture(scope="module")
 def text_of():
-    """The text of a program by its changes, lowered once."""
+    """text_of(*changes): the text of a program, lowered once for each set of changes."""
     return functools.cache(lambda *changes: program_text(tiny(dict(changes))))
 
 
@@ -118,7 +118,7 @@ def test_inputs_do_what_constants_do(changes):
 
 
 def test_tables_hold_the_schedules():
-    """To rounding: with XLA's optimisation, which tests are without, to the bit."""
+    """Equal to rounding; to the bit with XLA's optimisation, which the tests switch off."""
     for schedule in ("released", "smooth"):
         config = tiny({"optimizer.schedule": schedule, "optimizer.warmup_epochs": 1.0})
         schedules = make_schedules(config, STARTS, 9)
@@ -210,7 +210,7 @@ KEPT = {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache
 
 @pytest.fixture
 def compiled(tmp_path):
-    """compiled(): the names of the programs that this process has compiled since, each as often as it was."""
+    """compiled(): the names of the programs that this process has compiled since, one for each compilation."""
     changes = {**KEPT, "jax_compilation_cache_dir": str(tmp_path / "cache")}
     before = {name: getattr(jax.config, name) for name in changes}
     for name, value in changes.items():
@@ -223,7 +223,7 @@ def compiled(tmp_path):
 
 
 def test_a_sweep_compiles_once(compiled, pedes_root, tmp_path, monkeypatch):
-    """Three short trainings: other values compile their tables alone, a weight of 0 another step."""
+    """Three short trainings: other values compile only their tables, a weight of 0 compiles another step."""
     monkeypatch.setattr(train, "evaluate", lambda *args, **kwargs: {"test": {"step": 0, "t2i": {}}})
     monkeypatch.setattr(train, "write_report", lambda workdir: workdir)
     sweep = {

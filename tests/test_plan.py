@@ -11,7 +11,7 @@ from ivt_jax.flops import Pass, parameter_counts
 from ivt_jax.models.ivt import IVT, IVTConfig
 
 ALL = ("sentence", "phrase", "word")
-NARROW = jax.__version_info__ >= (0, 11)  # XLA's CPU backend keeps bfloat16; before, it kept float32 in its place
+NARROW = jax.__version_info__ >= (0, 11)  # from then on XLA's CPU backend keeps bfloat16 as it is, and not as float32
 
 
 def config_of(

@@ -95,7 +95,7 @@ def test_who_has_no_home_keeps_nothing(without):
 
 # ---- XLA's flags
 
-# Three programs that XLA's CPU backend spoils with its own flags, and what they give by hand: 32768 ** 2; 60 products
+# Three programs that XLA's CPU backend computes wrongly by default, and their results by hand: 32768 ** 2; 60 products
 # of b and 0.5 times b, summed over 60 x 60; ones added in twos, 3,072 times.
 SPOILED = """
 import sys
@@ -118,7 +118,7 @@ RIGHT = ["1073741824.0", "108000.0 432000.0 972000.0 1728000.0 2700000.0", "6144
 
 
 def run_python(*arguments, **variables):
-    """A Python process in a user's environment, changed by `variables`; None: not set."""
+    """Runs Python in a user's environment, changed by `variables`; None unsets a variable."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": None, **variables}
     environment = {name: value for name, value in environment.items() if value is not None}
     return subprocess.run(
@@ -134,7 +134,7 @@ def test_programs_compute_right_under_a_commands_flags(given):
 
 def test_the_fusions_that_the_user_sets_stay():
     done = run_python("-c", SPOILED, XLA_FLAGS=f"{FUSIONS}=individual_dot,individual_convolution,reduce")
-    assert done.stdout.splitlines() != RIGHT  # what XLA does by default; where this fails, the flag may go
+    assert done.stdout.splitlines() != RIGHT  # XLA's default is wrong; when this test fails, the flag can be removed
 
 
 COMMANDS = {
@@ -168,7 +168,7 @@ def test_an_encoder_without_a_command_sets_the_flags(workdir):
 def test_training_sets_the_flags(monkeypatch, deterministic, more):
     monkeypatch.setenv("XLA_FLAGS", "")
     config = ConfigDict({"runtime": {"deterministic": deterministic}, "model": {"dtype": "bfloat16"}})
-    for _ in range(2):  # once is enough
+    for _ in range(2):  # a second call adds nothing
         startup.set_environment(config)
         assert os.environ["XLA_FLAGS"].split() == [*startup.FLAGS, *more]
 

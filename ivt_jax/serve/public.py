@@ -12,7 +12,7 @@ _OWN = ("api", "login")  # a path that begins like this is ambiguous: proxies ma
 
 
 class Origin(NamedTuple):
-    """What identifies a site in a browser; `port` is that of the scheme where the URL names none."""
+    """What identifies a site in a browser; `port` is that of the scheme if the URL names none."""
 
     scheme: str
     host: str

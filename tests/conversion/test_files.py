@@ -60,7 +60,7 @@ def test_npz_is_read(tmp_path):
     np.testing.assert_array_equal(read_tensors(tmp_path / "weights.npz")["Transformer/a"], SAMPLE)
 
 
-# Dtypes of safetensors that no weight may have, with the bits of a number. `tensors.read` refuses integers.
+# Dtypes of safetensors that no weight may have, with the bits of one number. `tensors.read` refuses integers.
 REFUSED = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "C64": 64,
@@ -68,7 +68,7 @@ REFUSED = {
 
 
 def write_safetensors(path, dtype, shape, bits):
-    """By hand, for NumPy has not all of the dtypes."""
+    """Writes the file by hand, because NumPy does not have all of these dtypes."""
     size = int(np.prod(shape)) * bits // 8
     header = {"bad": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
     content = json.dumps(header).encode()
@@ -92,7 +92,7 @@ def test_other_numbers_are_refused_in_one_line(tmp_path, dtype, shape):
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "U3", "S3", "M8[s]", "V2", "longdouble"])
 @pytest.mark.parametrize("shape", [(4, 2), (), (0, 3)])
 def test_other_arrays_are_refused_in_one_line(tmp_path, dtype, shape):
-    """V2 is what NumPy stores bfloat16 as."""
+    """NumPy stores bfloat16 as V2."""
     array = np.zeros(shape, dtype)
     np.savez(tmp_path / "weights.npz", bad=array)
     with pytest.raises(UserError) as error:

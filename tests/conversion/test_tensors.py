@@ -1,4 +1,4 @@
-"""The rules followed to the letter: what numbers a tensor may have, in every naming."""
+"""Which dtypes a tensor may have, in every naming."""
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,7 @@ SIZES = {"D": 8, "F": 12, "H": 2, "E": 4, "P": 4, "N": 10, "V": 30, "L": 14, "de
 
 
 def zeros(naming):
-    """A file of the naming, float32."""
+    """Returns the tensors of a file in the naming, zeros in float32."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes(naming, SIZES).items()}
 
 

@@ -66,7 +66,7 @@ def test_a_tower_of_one_block_and_an_image_of_one_row_of_patches(convert, timm, 
     flat = flatten_dict(made.params, sep="/")
     for path in ("blocks/attn/qkv/kernel", "blocks/mlp_vis/fc1/kernel", "blocks/mlp_txt/fc1/kernel"):
         np.testing.assert_array_equal(flat[path], params[path][:1], err_msg=path)
-    # Half-pixel centres: of three rows the one of the middle, of two the mean.
+    # Half-pixel centres: of three rows the middle one, of two rows their mean.
     rows = params["image_embedding/pos_embed"][0, 1:].reshape(*model.grid, -1)
     middle = rows[(model.grid[0] - 1) // 2 : model.grid[0] // 2 + 1].mean(0)
     np.testing.assert_allclose(flat["image_embedding/pos_embed"][0, 1:], middle, rtol=1e-6)

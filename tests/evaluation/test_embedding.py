@@ -33,7 +33,7 @@ def test_a_row_that_is_no_text_is_nan_and_no_other(model, row):
 
 
 def test_a_text_with_padding_in_it_keeps_its_end(model):
-    """17 tokens with a hole: as many as a batch of 16 has are not all of it."""
+    """17 places, 3 of them padding: cut to 16, where 14 tokens would fit, the text would lose its end."""
     ids = np.full((1, 20), 7, np.int32)
     ids[0, 3:6], ids[0, 17:] = 0, 0
     np.testing.assert_allclose(embed_texts(*model, ids, 1), np.asarray(encode_texts(*model, ids)), atol=1e-6)

@@ -76,7 +76,7 @@ def test_scores_by_every_protocol_are_those_of_the_protocol_ranked_on_its_own(da
 
 
 def test_re_ranking_has_the_gallery_of_standard_and_chunks_stay_with_their_queries(monkeypatch):
-    """A stand-in gives the cosines back in chunks of two queries: the ranks are those of `standard`."""
+    """A stand-in returns the cosines in chunks of two queries, so the ranks are those of `standard`."""
 
     def rerank(text, image):
         assert len(image) == 4

@@ -92,7 +92,7 @@ def test_other_data_than_those_of_the_training_are_a_warning(evaluate, monkeypat
 
 @pytest.mark.parametrize("scale", [0.5, 2])
 def test_the_threshold_comes_from_validation_and_not_from_test(evaluate, scale):
-    """The right images score 0.5 or 2 on val and 1 on test. By val's threshold all of test's, or none, are present."""
+    """The right images score 0.5 or 2 on val and 1 on test. By val's threshold all or none are present on test."""
     evaluate.val_scale = np.float32(scale)
     summaries = evaluate(best=60, last=60)
     assert summaries["val"]["calibration"]["threshold"] == scale
@@ -104,8 +104,8 @@ def test_the_threshold_comes_from_validation_and_not_from_test(evaluate, scale):
 def test_the_interval_of_robustness_draws_persons():
     """Person 1 has one caption, which stays right; person 2 has 40, which all become wrong.
 
-    A quarter of the draws holds person 1 twice and a quarter person 2 twice: the change lies between -100 and 0. Were
-    captions drawn, the upper end would lie below -90.
+    A quarter of the draws holds person 1 twice and a quarter person 2 twice: the change lies between -100 and 0. If
+    captions were drawn, the upper end would lie below -90.
     """
     persons, image = np.array([1] + [2] * 40), np.array([0] + [1] * 40)
     found = Embeddings(RIGHT[:2, :2], RIGHT[image, :2], np.array([1, 2]), persons, image, np.ones(2, int))

@@ -110,8 +110,8 @@ def test_the_summary_ranks_in_both_directions(monkeypatch):
 def test_intervals_of_both_directions_draw_persons():
     """Person 1 has one image and one caption, which fail; person 2 has 40 of each, which all succeed.
 
-    A quarter of the draws holds person 1 twice and a quarter person 2 twice, so the interval is 0 to 100. Were images
-    or captions drawn, its lower end would lie above 90.
+    A quarter of the draws holds person 1 twice and a quarter person 2 twice, so the interval is 0 to 100. If images
+    or captions were drawn, its lower end would lie above 90.
     """
     right, wrong = np.tile(np.float32([1, 0]), (40, 1)), np.float32([[0.6, 0.8]])
     persons = np.array([1] + [2] * 40)
@@ -133,7 +133,7 @@ def test_the_interval_of_image_to_text_counts_an_image_once_for_each_of_its_reco
         text_person=np.array([1, 2]), text_image=np.arange(2), image_copies=np.array([3, 1]),
     )  # fmt: skip
     summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere")), 1)
-    # Both captions are image 0's: for it, asked three times, a wrong one ties with the right one; for image 1 as well.
+    # Both captions fit image 0 alone: for its three records a wrong one ties with the right one, and for image 1, too.
     assert summary["gallery"] == 4 and summary["persons"] == 2 and summary["queries"] == 2
     assert summary["i2t"]["R1"] == 0 and summary["interval"]["i2t"]["R1"] == (0.0, 0.0)
 

@@ -46,7 +46,7 @@ sys.exit(index.main(sys.argv[1:]))
 def start(tmp_path, workdir):
     """start(at, pause, *flags): the process of an indexer of tmp_path/gallery.
 
-    before: a command that is given this one; code: a program that runs instead; the rest goes to Popen.
+    before: a command that runs this one; code: a program to run instead; options: passed to Popen.
     """
     started = []
 
@@ -145,7 +145,7 @@ def test_the_second_of_two_indexers_gives_way_and_the_first_goes_on(start, tmp_p
 
 
 def without_privilege():
-    """Makes the permissions of files bind root as well: gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    """Gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that permissions of files hold for root as well."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
@@ -160,7 +160,7 @@ SHARED = {"a.png": 0, "b.png": 1, "share/c.png": 2, "share/d.png": 3, "share/dee
 @pytest.mark.faults
 @pytest.mark.parametrize("at", range(1, 7))
 def test_no_path_loses_its_row_where_a_build_is_killed(start, tmp_path, workdir, at, capsys):
-    """All files were changed, three times ROWS: each call of the build either adds rows or deletes those before."""
+    """Three times ROWS files were changed: each write of the build adds rows or deletes the rows that they replace."""
     put(tmp_path, {f"{seed}.png": seed for seed in range(6)})
     assert index.main(flags(tmp_path, workdir, "index")) == 0
     put(tmp_path, {f"{seed}.png": seed + 10 for seed in range(6)})
@@ -203,7 +203,7 @@ def test_a_folder_without_permission_keeps_its_rows(start, tmp_path, workdir, ca
         (tmp_path / "gallery/share").chmod(0o755)
     assert "0 gone, 5 unchanged" in process.said(), process.said()
     assert paths_of(tmp_path) == sorted(SHARED)
-    if not (listed and mode == 0o111):  # which suffices for paths that are known
+    if not (listed and mode == 0o111):  # this mode suffices for known paths
         assert code == 1 and re.search(
             rf"kept \d rows? in {tmp_path}/gallery/share\S*: Permission denied", process.said()
         )

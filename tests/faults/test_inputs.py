@@ -260,7 +260,7 @@ sys.exit(prepare.main(["--dataset=cuhk", "--root=" + sys.argv[1], "--max_damaged
 
 
 def prepare_in_a_process(root, pause):
-    """`python -m input_pipeline.prepare` with a pause at every picture."""
+    """Starts `python -m input_pipeline.prepare`, with a pause at every picture."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", PREPARING, root, str(pause)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The server under load: many clients, uploads that cost much, connections without end, requests of all kinds."""
+"""The server under load: many clients, expensive uploads, endless connections, generated requests."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ from tests.serve.test_decoder import png_of_chunks
 from tests.serve.test_guard import as_multi_picture, connect, from_another_address
 
 SECONDS = 60
-PATIENCE = 10  # seconds for a search beside the load: a small part of what it took without limits, 30 s
+PATIENCE = 10  # seconds for a search beside the load; without limits it took 30
 
 
 def resident():
@@ -68,7 +68,7 @@ def test_two_hundred_clients_for_a_minute(workdir, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(workdir, tmp_path_factory):
-    """The address and the process id of `python -m ivt_jax.serve` over twelve pictures with fields."""
+    """Yields the address and the process id of `python -m ivt_jax.serve` over twelve pictures with fields."""
     folder = tmp_path_factory.mktemp("server")
     lines = ["path,camera,zone,seen"]
     for seed in range(12):
@@ -82,14 +82,14 @@ def server(workdir, tmp_path_factory):
     try:
         process.wait_for("serving ")
         address = re.search(r"http://[0-9.:]+", process.said())[0]
-        assert {search(address)[0], upload(address, picture(0))[0]} == {200}  # compiled, and the decoder is there
+        assert {search(address)[0], upload(address, picture(0))[0]} == {200}  # model and decoder are ready
         yield address, process._process.pid
     finally:
         process.kill()
 
 
 def search(address):
-    """The status and the seconds of a search by a sentence, from an address of its own."""
+    """Returns the status and the seconds of a search by a sentence, sent from another address."""
     start = time.monotonic()
     with from_another_address(address) as client:
         status = client.post("/api/search", json={"terms": [{"text": "a red coat"}]}).status_code
@@ -97,14 +97,14 @@ def search(address):
 
 
 def upload(address, content):
-    """The status, the answer and the seconds of a search by an image."""
+    """Returns the status, the answer and the seconds of a search by an image."""
     start, image = time.monotonic(), base64.b64encode(content).decode()
     response = httpx.post(f"{address}/api/search", json={"image": image}, timeout=120)
     return response.status_code, response.json(), time.monotonic() - start
 
 
 def family(pid):
-    """MB of memory of a process and those that it has started."""
+    """Returns the memory of a process and its children, in MB."""
     process = Path(f"/proc/{pid}")
     children = " ".join(thread.read_text() for thread in process.glob("task/*/children")).split()
     own = int((process / "statm").read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -112,7 +112,7 @@ def family(pid):
 
 
 def searches_beside(address, contents):
-    """Uploads all of the contents at once, and searches until they are answered -> searches, uploads."""
+    """Uploads all contents at once and searches until they are answered; returns the searches and the uploads."""
     uploads = []
     threads = [threading.Thread(target=lambda c=c: uploads.append(upload(address, c))) for c in contents]
     for thread in threads:
@@ -196,7 +196,7 @@ def test_a_search_does_not_wait_for_a_thousand_connections_of_another(server):
 def test_no_request_that_openapi_describes_fails(server, tmp_path):
     """Schemathesis makes requests from /openapi.json, valid and not, and compares the answers with it."""
     address, _ = server
-    # positive_data_acceptance: not every text is a filter, nor every Base64 an image, which no schema can say.
+    # Without positive_data_acceptance: not every text is a filter, nor every Base64 an image, which no schema can say.
     result = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--max-examples=60",
          "--generation-deterministic", "--continue-on-failure", "--exclude-checks=positive_data_acceptance"],

@@ -238,7 +238,7 @@ def test_a_shard_without_a_readable_crop_is_an_empty_one(encoder, tmp_path):
 
 
 def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
-    """Of a list and of a folder, whose share was dropped; in the end the crops are back, and nothing is done."""
+    """A list and a folder on a dropped share keep their vectors; when the crops are back, nothing is embedded again."""
     crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
     crops.mkdir()
     for seed in range(3):

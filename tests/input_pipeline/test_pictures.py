@@ -39,14 +39,14 @@ def open_split(root, split="train", max_damaged=0.5, elsewhere="", **began_with)
 
 
 def pixels(source):
-    """The colour of every whole picture, as a batch has it; each is of one colour."""
+    """Returns the colour of every undamaged picture, from a batch; each picture has one colour."""
     (batch,) = pipeline.image_batches(source, (4, 2), 10)
     assert (batch == batch[:, :1, :1]).all()
     return [tuple(image[0, 0].tolist()) for image in batch]
 
 
 def made_anew(capsys):
-    """Whether the dataset was prepared since the last call, and what else was said on stderr."""
+    """Returns whether the dataset was prepared since the last call, and the other lines on stderr."""
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "preparing train: 3 images in" in line]) <= 1
     others = [line for line in lines if "preparing" not in line and "published" not in line]
@@ -85,7 +85,7 @@ def test_a_picture_that_vanished_counts_as_damaged(root):
 
 
 def ages(root):
-    """The time of the last change of every prepared file."""
+    """Returns the time of the last change of every prepared file."""
     return {path: path.stat().st_mtime_ns for path in (root / "prepared").rglob("*.array_record*")}
 
 
@@ -103,7 +103,7 @@ def test_what_was_only_touched_is_read_once_and_not_prepared_anew(root, capsys, 
 
 
 def watch(monkeypatch):
-    """The pictures that are read from now on."""
+    """Returns a list that gets the name of every picture read from now on."""
     read, original = [], pictures.read_picture
 
     def read_picture(folder, path):
@@ -115,7 +115,7 @@ def watch(monkeypatch):
 
 
 def test_a_copy_of_the_dataset_on_another_disk_is_not_prepared_anew(root, tmp_path, capsys):
-    """As by `cp -r`, which gives every file a new time."""
+    """The copy is made as by `cp -r`, which gives every file a new time."""
     open_split(root)
     shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     capsys.readouterr()
@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_the_pictures_it_began_with_and_says_so(root, capsys)
     changed = open_split(root)
     assert changed.pictures not in ("", began)
     capsys.readouterr()
-    for _ in range(2):  # the splits of a run
+    for _ in range(2):  # for two splits of a run
         assert pixels(open_split(root, pictures=began)) == [RED, GREEN, BLUE]
     (place,) = [path for path in (root / "prepared").glob("*-*") if path.name.endswith(began[:16])]
     assert capsys.readouterr().err == (

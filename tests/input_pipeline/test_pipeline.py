@@ -236,7 +236,7 @@ def test_phrases_of_the_dataset_belong_to_their_caption_and_copies_are_counted(p
 
 
 def structured(root):
-    """A dataset of four persons, two images each of 40 x 20 coarse random colours. Returns its config."""
+    """Writes a dataset of four persons with two images each, 40 x 20 coarse random colours; returns its config."""
     (root / "imgs").mkdir()
     rng, records = np.random.default_rng(0), []
     for person, split in enumerate(["train", "train", "val", "test"]):
@@ -252,7 +252,7 @@ def structured(root):
 
 
 def resized(root, path, method):
-    """Pillow's picture at the size of the model."""
+    """Returns an image that Pillow resized to the size of the model."""
     return np.array(Image.open(root / "imgs" / path).resize((W, H), method)).astype(int)
 
 
@@ -263,7 +263,7 @@ def test_evaluation_resizes_bilinearly_and_training_bicubically(tmp_path, tokeni
     (batch,) = stream(config, source, tokenizer, 1)
     for index, path in enumerate(source.paths):
         bilinear, bicubic = (resized(tmp_path, path, m) for m in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
-        assert np.abs(bilinear - bicubic).max() > 8  # the picture shows which of the two it was
+        assert np.abs(bilinear - bicubic).max() > 8  # the two methods differ visibly
         assert np.abs(seen[index] - bilinear).max() <= 1
         (rows,) = np.nonzero(source.pairs[0][batch["pair_ids"]] == index)
         for row in rows:

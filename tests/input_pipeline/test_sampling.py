@@ -171,7 +171,7 @@ def test_plans_are_as_released_by_default():
 
 
 def test_the_draws_of_a_seed_never_change():
-    """A run that an older version began goes on with the same batches: these numbers are what version 0.1 draws."""
+    """A run that an older version began continues with the same batches: version 0.1 draws these numbers."""
     first = [int(keyed_rng(*key).integers(2**62)) for key in ((0, 0), (1, 2, 3), (7, 0, 0))]
     assert first == [53250005300491814, 1620117339795459834, 474160158019279555]
     assert traded_captions(8, 0.5, 3).tolist() == [0, 4, 1, 2, 3, 5, 6, 7]

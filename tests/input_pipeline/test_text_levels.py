@@ -199,7 +199,7 @@ def test_every_argument_is_demanded(tmp_path, capsys, missing):
 
 
 def test_the_draws_of_a_generator_never_change():
-    """A run that an older version began goes on with the same texts: these are what version 0.1 draws."""
+    """A run that an older version began continues with the same texts: version 0.1 draws these."""
     caption = "A man in a red coat, blue jeans, white shoes. He carries a bag, and smiles."
     drawn = draw_levels(caption, np.random.default_rng(5))
     assert drawn == {"sentence": caption, "phrase": "He carries a bag", "word": "blue jeans, white shoes, bag"}

@@ -467,7 +467,7 @@ def test_what_lies_in_a_folder_that_cannot_be_listed_keeps_its_rows(index, galle
 
 
 def fails(monkeypatch, name, error, function="scandir"):
-    """os.scandir, or another function of os, raises the error for all paths that end with the name."""
+    """Makes os.scandir, or another function of os, raise the error for all paths that end with the name."""
     real = getattr(os, function)
 
     def call(path=".", *arguments, **options):
@@ -480,7 +480,7 @@ def fails(monkeypatch, name, error, function="scandir"):
 
 @pytest.fixture
 def kept(workdir, encoder, gallery, stores):
-    """kept(source): builds the index of the gallery, and returns gone, unchanged and what is kept, as text."""
+    """kept(source): builds the index of the gallery; returns the counts gone and unchanged, and what is kept."""
 
     def kept(source=None, **options):
         built = build(PLACE, source or read_folder(gallery), workdir, encoder=encoder, batch=1, **options)
@@ -532,7 +532,7 @@ def test_a_folder_that_cannot_be_listed_keeps_its_rows_and_is_named(index, kept,
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_files_that_cannot_be_looked_at_keep_their_rows(index, kept, gallery, monkeypatch, error, listed):
-    """As those of a folder of mode 444."""
+    """The same happens in a folder of mode 444."""
     index()
     if listed:
         (gallery / "list.csv").write_text("path\n" + "\n".join(GALLERY))
@@ -643,7 +643,7 @@ def test_a_picture_below_counts_as_one_of_the_folder(index, kept, gallery):
 
 
 def test_a_moved_folder_needs_no_word(index, kept, gallery, assert_holds, embedded):
-    """Also one with copies of a picture, and one whose pictures overwrite others."""
+    """That includes a folder with copies of a picture, and one whose pictures overwrite others."""
     put(gallery / "cam 1/copy.png", 2)
     put(gallery / "cam 3/a.png", 20)
     index()
@@ -712,7 +712,7 @@ def test_a_listed_file_without_the_suffix_of_a_picture_goes_like_others(index, k
 def test_more_than_a_tenth_is_deleted_only_when_that_is_confirmed(
     index, kept, gallery, workdir, encoder, rows, deleted, goes
 ):
-    """Of 100 rows, six in the gallery and 94 more; all else is done."""
+    """Of 100 rows: six in the gallery and 94 more. The rest of the build is done."""
     for number in range(94):
         (gallery / f"x{number:02}.png").write_bytes(picture(number % 40) + bytes([number]))
     index()
@@ -919,7 +919,7 @@ WRITES = ("add", "delete", "set_about", "optimize")
 
 
 def stopping(store, after):
-    """The store, failing at the `after`-th call that writes: before it, or, at .5, when it is done."""
+    """Makes the store fail at the `after`-th call that writes: before the call, or, at .5, after it."""
     calls = [0]
 
     def wrap(method):
@@ -939,7 +939,7 @@ def stopping(store, after):
 
 
 def vectors_by_path(store):
-    """Path -> the vectors of all its rows."""
+    """Returns, by path, the vectors of all its rows."""
     found = {}
     for row in store.scan(vectors=True):
         found.setdefault(row.path, []).append(row.vector)
@@ -947,7 +947,7 @@ def vectors_by_path(store):
 
 
 def assert_kept(store, vector_of, allowed):
-    """One of the paths, joined by |, has a row, and each row the vector of one of the seeds; allowed: path to seeds."""
+    """Checks that one of the paths, joined by |, has a row, and each row the vector of an allowed seed."""
     found = vectors_by_path(store)
     for paths, seeds in allowed.items():
         vectors = [vector for path in paths.split("|") for vector in found.get(path, ())]
@@ -981,7 +981,7 @@ def rename_all(gallery):
 
 
 def move_all(gallery):
-    """A folder for each camera gets another name, and one picture a copy."""
+    """Moves all pictures into a new folder, and copies one."""
     (gallery / "stays.png").write_bytes(picture(30))
     moved = {name: f"moved/{name}" for name in GALLERY}
     for old, new in moved.items():

@@ -160,7 +160,7 @@ SECONDS = {
 
 @pytest.mark.parametrize("date", SECONDS)
 def test_a_file_of_any_date_is_indexed_once(call, place, gallery, capsys, date):
-    """Its time of change in ns may need more than 64 bits."""
+    """A time of change in ns may need more than 64 bits."""
     assert call() == 0
     for name in ("a.png", "cam 1/c.png"):
         os.utime(gallery / name, (SECONDS[date], SECONDS[date]))

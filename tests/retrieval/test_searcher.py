@@ -137,7 +137,7 @@ def ids_of(answer):
 
 
 def test_a_path_with_two_rows_is_shown_once(opened):
-    """As all have while an index is brought up to date: the newer row is added before the older one is deleted."""
+    """While an index is updated, a path has two rows: the newer one is added before the older one is deleted."""
     vectors = draw(20)
     found = opened(vectors, [{"camera": i % 3} for i in range(20)])
     rows = found.store.get([*range(20)], vectors=True, thumbnails=True)

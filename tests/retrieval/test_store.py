@@ -139,7 +139,7 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(create):
 
 
 def test_a_path_may_have_two_rows_until_the_older_is_deleted(create):
-    """`add` deletes nothing of the same path: so no path is without a row while its row is replaced."""
+    """`add` deletes no row of the same path, so a path always has a row while its row is replaced."""
     store, reopen = create(about())
     rows = make_rows(6)
     newer = [row._replace(id=row.id + 10, vector=-row.vector, changed=row.changed + 1) for row in rows]

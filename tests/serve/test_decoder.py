@@ -20,7 +20,7 @@ SIZE = (48, 24)
 
 @pytest.fixture
 def decode():
-    """decode(content) -> uint8 pixels; its attribute `process` is that of the moment."""
+    """decode(content) -> uint8 pixels; `decode.process()` is the current process."""
     own = decoder.Decoder(SIZE)
 
     def call(content):
@@ -47,7 +47,7 @@ def chunk(kind, content):
 
 
 def png_of_chunks(count):
-    """An image of 8 x 8 with so many texts of a character before it: Pillow reads them one by one."""
+    """Returns an 8 x 8 image that begins with `count` texts of one character, which Pillow reads one by one."""
     header = (8).to_bytes(4) * 2 + bytes([8, 2, 0, 0, 0])
     texts = chunk(b"tEXt", b"a\0b") * count
     pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
@@ -76,13 +76,13 @@ def test_one_process_decodes_many(decode):
 
 
 def test_what_takes_too_long_is_given_up_and_the_next_is_decoded(decode, monkeypatch):
-    decode(jpeg(noise(8, 16)))  # the process is there
+    decode(jpeg(noise(8, 16)))  # now the process runs
     monkeypatch.setattr(decoder, "DECODE_SECONDS", 0.5)
-    bomb = png_of_chunks(480_000)  # 7 MB, of which Pillow makes 5 s and more
+    bomb = png_of_chunks(480_000)  # 7 MB, for which Pillow needs 5 s or more
     start = time.monotonic()
     with pytest.raises(UserError, match=r"the image takes more than 0\.5 s to decode: save it anew"):
         decode(bomb)
-    assert time.monotonic() - start < 4  # 0.5, on a machine that does other things as well
+    assert time.monotonic() - start < 4  # 0.5 s, and time for other work of the machine
     monkeypatch.undo()
     assert decode(jpeg(noise(8, 16))).shape == (*SIZE, 3)
 

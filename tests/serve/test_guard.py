@@ -191,7 +191,7 @@ def test_a_bucket_overflows_and_the_client_seen_longest_ago_is_forgotten(monkeyp
 
 
 def received(body, path="/login", **headers):
-    """What the application gets of a body that comes in these parts; None for a connection that ends."""
+    """Returns what the application receives of a body sent in these parts; None is the end of the connection."""
     messages = [
         {"type": "http.disconnect"} if part is None else {"type": "http.request", "body": part, "more_body": more}
         for part, more in zip(body, [True] * (len(body) - 1) + [False], strict=True)
@@ -242,7 +242,7 @@ def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
             return super().search(*args, **more)
 
     with served(Slow()) as address:
-        assert httpx.get(address).status_code == 200  # which is over, and has given back one place
+        assert httpx.get(address).status_code == 200  # this request has ended and given back its place
         client = threading.Thread(target=lambda: statuses.append(post(address).status_code))
         client.start()
         assert begun.wait(10)
@@ -294,7 +294,7 @@ def test_a_decompression_bomb_is_not_decoded(client, monkeypatch, width, height)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are taken")
     with pytest.raises(UserError, match="pixels: at most 16,000,000"):
-        decode(png(width, height), (8, 4))  # what another process does
+        decode(png(width, height), (8, 4))  # what the decoding process does
     check_upload(png(4_000, 4_000))
 
 
@@ -313,7 +313,7 @@ def test_a_jpeg_of_scans_without_end_is_not_decoded(client, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     assert refused(upload(client, too_many), 422, "more than 100 scans: save it anew")
     with pytest.raises(UserError, match="more than 100 scans"):
-        decode(too_many, (8, 4))  # what another process does
+        decode(too_many, (8, 4))  # what the decoding process does
 
 
 def upload(client, content):
@@ -396,7 +396,7 @@ def test_queries_are_logged_only_if_asked_for(capfd, log_queries, told):
 
 
 def as_multi_picture(content):
-    """The JPEG with a segment that lists several pictures (MPF), for which Pillow calls it MPO."""
+    """Returns the JPEG with a segment that lists several pictures (MPF), which makes Pillow call it MPO."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
     whole = file.getvalue()
@@ -428,7 +428,7 @@ def test_head_of_other_paths_is_refused(client):
 
 
 def from_another_address(address):
-    """A client of the server that is another one for it."""
+    """Returns a client that the server takes for another one, by its address."""
     return httpx.Client(base_url=address, timeout=30, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
 
 
@@ -442,7 +442,7 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
         assert statuses == [401] * 5 + [429] * 2
         slowed = client.get("/api/about", headers=wrong)
         assert refused(slowed, 429, "too many wrong tokens") and 1 <= int(slowed.headers["retry-after"]) <= 60
-        assert client.get("/api/about").status_code == 401  # no token is no wrong one
+        assert client.get("/api/about").status_code == 401  # a missing token does not count as wrong
         assert client.get("/api/about", headers={"authorization": f"Bearer {token}"}).status_code == 200
         assert client.post("/login", json={"token": token}).status_code == 204
         with from_another_address(address) as other:

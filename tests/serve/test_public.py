@@ -1,4 +1,4 @@
-"""The server behind a proxy: what it compares, redirects and believes."""
+"""The server behind a proxy: what it compares, redirects and trusts."""
 
 import contextlib
 import http.client
@@ -63,7 +63,7 @@ def test_what_is_no_public_url_is_refused(text, told):
 
 @contextlib.contextmanager
 def behind(url, **more):
-    """A client of a server that has been started with this --public_url, and TOKEN."""
+    """Gives a client of a server that was started with this --public_url and TOKEN."""
     public = read_public_url(url)
     settings = {"public": public, "hosts": LOOPBACK | {public.origin.host}, "token": TOKEN, **more}
     with served(StandIn(), **settings) as address, httpx.Client(base_url=address) as client:
@@ -166,7 +166,7 @@ def ask_as(client, forwarded):
 @pytest.mark.parametrize(
     ("proxies", "statuses"),
     [
-        (("127.0.0.1/32",), [200, 200, 429, 200, 429]),  # the last address counts: that which the proxy has seen
+        (("127.0.0.1/32",), [200, 200, 429, 200, 429]),  # the last address counts: the one that the proxy has seen
         (("127.0.0.0/8", "::1/128"), [200, 200, 429, 200, 429]),
         (("10.0.0.1/32",), [200, 200, 429, 429, 429]),
         ((), [200, 200, 429, 429, 429]),
