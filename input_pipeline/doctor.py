@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     print(describe_run(annotations.records, images))
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
         noun = "image" if len(sound) == 1 else "images"
-        print(_line(f"intact {noun} listed in {QUARANTINE} and left out (to use them, remove their lines)", sound))
+        print(_line(f"intact {noun} left out by {QUARANTINE} (to use an image, remove its line)", sound))
     findings = check_splits(counts, published) + check_ids(annotations.records)
     findings += check_captions(annotations.records) + check_images(annotations, images)
     if args.against:

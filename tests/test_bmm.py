@@ -284,7 +284,7 @@ def test_each_patch_is_hidden_equally_often():
 
 
 def test_of_a_block_that_is_hidden_in_part_each_patch_is_hidden_equally_often():
-    # The image is one block of 2 x 2 patches, of them 2 are hidden, and each pair equally often.
+    # The image is one block of 2 x 2 patches. Two of the four are hidden, each pair equally often.
     mask = draw_patches(keys(3000, 3), (2, 2), 0.5, 2)
     pairs = Counter(tuple(np.flatnonzero(row).tolist()) for row in mask)
     assert len(pairs) == 6

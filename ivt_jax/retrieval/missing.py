@@ -90,7 +90,7 @@ class Reach:
         return False
 
     def _is_unlisted(self, row: Missing) -> bool:
-        """Whether there is a list that does not name the path; a picture that it names was found or is unreadable."""
+        """Whether there is a list that does not name the path; a picture on the list was found or is unreadable."""
         return self._listed and not row.reason and row.path not in self._unread
 
     def _closed_above(self, path: str) -> str:

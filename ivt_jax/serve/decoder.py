@@ -34,7 +34,7 @@ class Decoder:
     def decode(self, content: bytes) -> bytes:
         """Returns an uploaded image as a PNG, resized as by `ivt_jax.images.fit`.
 
-        Raises UserError if it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds the time or the memory.
+        Raises UserError if it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds a limit of time or memory.
         """
         if not self._process.is_alive():
             self._restart()

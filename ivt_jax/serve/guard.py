@@ -75,7 +75,8 @@ class Guard:
         self._path = settings.public.path if settings.public else ""
         self._rates, self._under_way = Rates(), 0
         self._bodies = Places(MAX_BODIES, MAX_CLIENT_BODIES, PLACE_SECONDS, "too many large requests at once")
-        # A client's requests, also those whose body has yet to arrive. They wait briefly: connections close late.
+        # A client's requests, also those whose body has yet to arrive. A request may wait for RETRY_SECONDS, because
+        # closed connections give their places back with a delay.
         crowded = "too many of your requests are under way"
         self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, crowded)
 

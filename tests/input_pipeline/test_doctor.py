@@ -227,7 +227,7 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
     assert call(tmp_path, "--fix-list") == 2
     (tmp_path / "imgs/a/3.jpg").write_bytes(encoded(scene(3)))
     capsys.readouterr()
-    line = "\n1 intact image listed in quarantine.txt and left out (to use them, remove their lines): a/3.jpg\n"
+    line = "\n1 intact image left out by quarantine.txt (to use an image, remove its line): a/3.jpg\n"
     assert call(tmp_path) == 0
     assert line in capsys.readouterr().out
     (tmp_path / "quarantine.txt").write_text("a/2.jpg\n")
