@@ -1,5 +1,6 @@
 """An index follows its folder: what changed is embedded, the rest keeps its vector, and no stop is seen in it."""
 
+import dataclasses
 import datetime
 import errno
 import hashlib
@@ -128,6 +129,12 @@ def test_a_thumbnail_is_small_and_tells_nothing_but_the_picture(index, gallery, 
     thumbnail = Image.open(io.BytesIO(content))
     assert thumbnail.size == (160, 128) and not thumbnail.getexif() and b"secret" not in content
     np.testing.assert_allclose(thumbnail.getpixel((80, 64)), (255, 0, 0), atol=3)
+
+
+def test_a_thumbnail_of_a_tall_picture_is_192_pixels_high(index, gallery, rows):
+    Image.new("RGB", (100, 500)).save(gallery / "tall.png")
+    index()
+    assert Image.open(io.BytesIO(rows()["tall.png"].thumbnail)).size == (38, 192)  # 100 * 192 / 500 = 38.4
 
 
 def test_float16_vectors_are_those_of_float32_rounded(index, rows, stores, vector_of):
@@ -727,6 +734,16 @@ def test_more_than_a_tenth_is_deleted_only_when_that_is_confirmed(
     assert len(rows()) == 100 - deleted
 
 
+def test_of_fewer_than_100_rows_any_share_is_deleted(index, kept, gallery, rows):
+    for number in range(93):
+        (gallery / f"x{number:02}.png").write_bytes(picture(number % 40) + bytes([number]))
+    index()
+    assert len(rows()) == 99
+    for number in range(50):
+        (gallery / f"x{number:02}.png").unlink()
+    assert kept() == (50, 49, [])
+
+
 @pytest.mark.parametrize("kind", ["listed", "damaged"])
 def test_a_tenth_is_a_tenth_however_it_would_go(index, kept, gallery, kind, rows):
     names = [f"x{number:02}.png" for number in range(94)]
@@ -815,6 +832,14 @@ def test_another_model_is_refused(index, rows, other_workdir, workdir):
     assert told.endswith("name the folder of the first with --workdir, or another --index")
 
 
+@pytest.mark.parametrize("change", [{"tokenizer": "0" * 64}, {"images": {"height": 15}}, {"dimension": 13}])
+def test_an_index_made_with_another_tokenizer_size_or_width_is_refused(index, rows, stores, change):
+    index()
+    (key,) = change
+    stores[PLACE].about = dataclasses.replace(stores[PLACE].about, **change)
+    assert refusal(index, rows).startswith(f"{PLACE} was made with {key} {str(change[key])[:12]}")
+
+
 def test_another_type_of_number_is_refused(index, rows):
     index()
     told = refusal(index, rows, dtype="float16")
@@ -874,6 +899,14 @@ def test_vectors_of_another_model_are_refused(index, gallery, rows, other_workdi
     told = refusal(index, rows, vectors=tmp_path / "others")
     assert told.startswith(f"{tmp_path}/others holds vectors of model ")
     assert told.endswith(f"embed with the index's model, {workdir}, or leave --vectors out")
+
+
+def test_vectors_of_pictures_of_another_size_are_refused(index, shards, rows):
+    index()
+    about = json.loads((shards / "gallery.json").read_text())
+    about["images"]["height"] += 1
+    (shards / "gallery.json").write_text(json.dumps(about))
+    assert refusal(index, rows, vectors=shards).startswith(f"{shards} holds vectors of images ")
 
 
 def test_a_folder_without_vectors_is_refused(index, encoder, gallery, rows, tmp_path):

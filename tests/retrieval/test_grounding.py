@@ -58,6 +58,13 @@ def test_a_hidden_part_makes_a_phrase_neither_true_nor_false():
     np.testing.assert_array_equal(pairs.false, [[1, 0, 1, 1], [0, 1, 0, 1]])
 
 
+@pytest.mark.parametrize(("width", "shown"), [(25, True), (26, False)])
+def test_a_part_is_shown_from_two_pixels_of_a_thousand_on(width, shown):
+    labels = np.zeros((20, width), np.uint8)
+    labels[3, 4] = PARTS.index("hat")  # one pixel of 500, of 520
+    assert Crop(np.zeros((20, width, 3), np.uint8), labels, {"hat": RED}).shows("hat") is shown
+
+
 def test_a_phrase_is_compared_with_the_same_thing_in_other_colours():
     true = np.array([[True, False], [False, True], [False, False], [False, False]])
     pairs = Pairs([BLUE, RED, GREEN, BLUE_CAP], true, ~true)

@@ -89,3 +89,24 @@ def test_phrases_of_a_sentence_without_end_are_bounded():
     every = [f"{colour} {thing}" for colour in colours for thing in things]
     found = phrases_of(Query((Term(", ".join(every) + ". " + "x" * 1_000_000),)))
     assert found == dict.fromkeys(every[:MAX_PHRASES], True)
+
+
+@pytest.mark.parametrize("weight", [0.001, -0.001, 1000.0, -1000.0])
+def test_the_ends_of_the_allowed_weights_are_allowed(weight):
+    assert check(Query((Term("red", weight),)), FIELDS) is None
+    assert check(Query(like=3, image_weight=weight), FIELDS) is None
+    for beyond in (0.99 * weight, 1.01 * weight):
+        if not 0.001 <= abs(beyond) <= 1000:
+            with pytest.raises(UserError, match="out of bounds"):
+                check(Query((Term("red", beyond),)), FIELDS)
+
+
+def test_sixteen_sentences_and_a_similarity_of_1_are_allowed():
+    assert check(Query((Term("red"),) * 16), FIELDS) is None
+    assert check(Query(like=3), FIELDS, "", 1.0) is None
+
+
+def test_phrases_come_from_the_first_2000_characters():
+    text = "red hat, ".ljust(1992) + "blue bag"
+    assert len(text) == 2000 and [*phrases_of(Query((Term(text),)))] == ["red hat", "blue bag"]
+    assert "blue bag" not in phrases_of(Query((Term(" " + text),)))

@@ -271,6 +271,10 @@ def test_near_duplicates_of_what_is_shown_are_left_out(opened):
     assert ids_of(found.search("red hat", top=9, group="track", distinct=math.cos(0.595))) == [0, 60, 120]
 
 
+def test_pictures_as_similar_as_distinct_allows_are_all_shown(opened):
+    assert ids_of(opened([RED_AXIS] * 3).search("red hat", distinct=1.0)) == [0, 1, 2]
+
+
 def test_the_search_for_distinct_pictures_ends(opened, monkeypatch):
     monkeypatch.setattr(searcher, "_LOOKED_THROUGH", 40)
     found = opened(FAN, FANNED)
@@ -358,12 +362,26 @@ def test_below_the_threshold_there_is_no_good_match(opened, folder):
     assert (answer.verdict, answer.good, ids_of(answer)) == (told, False, [0, 1])
 
 
+def test_a_score_at_the_threshold_is_a_good_match(opened, folder):
+    calibrate(folder, threshold=0.5)  # the score of HALF_RED's first
+    assert opened(HALF_RED).search("red hat").good is True
+
+
+def test_damaged_validation_results_are_one_line(opened, folder):
+    (folder / "val").mkdir()
+    for content in ("{", json.dumps({"calibration": {**LEARNED, "another": 1}}), json.dumps({"calibration": 3})):
+        (folder / "val/summary.json").write_text(content)
+        with pytest.raises(UserError, match=r"val/summary.json is damaged: evaluate the run again, --mode=evaluate$"):
+            opened(HALF_RED)
+
+
 @pytest.mark.parametrize(
     "query",
     [
         Query((Term("red hat"), Term("blue bag"))),
         Query((Term("red hat", -1.0),)),
         Query((Term("red hat"),), like=1),
+        Query((Term("red hat"),), image=picture(3)),
         Query(like=1),
         Query((Term("red hat"),), where="camera = 0"),
     ],
@@ -419,6 +437,27 @@ def test_a_sample_grows_with_the_index(opened):
     assert fit.score == (11 + 0.5) / 12  # eleven fit less well, itself counts half
 
 
+def test_the_sample_is_read_again_when_the_rows_are_more_than_a_tenth_more_or_fewer(opened):
+    """One red row among n - 1 blue ones: n - 1 of the sample fit "red" less well, and the row itself counts half."""
+    found = opened([RED_AXIS, *[BLUE_AXIS] * 19])
+
+    def share():
+        return found.search("red coat", top=1).results[0].phrases[0].score
+
+    def add(ids):
+        found.store.add([Row(i, f"{i}.jpg", "", 0, 0, {}, np.float32(BLUE_AXIS), b"") for i in ids])
+
+    assert share() == 19.5 / 20
+    add([20, 21])  # a tenth of 20, and no more
+    assert share() == 19.5 / 20
+    add([22])
+    assert share() == 22.5 / 23
+    found.store.delete([20, 21])
+    assert share() == 22.5 / 23
+    found.store.delete([22])
+    assert share() == 19.5 / 20
+
+
 def test_an_index_made_anew_has_to_be_opened_again(opened):
     found = opened([RED_AXIS, BLUE_AXIS], made="first")
     found.store.about = dataclasses.replace(found.store.about, made="second")
@@ -429,8 +468,9 @@ def test_an_index_made_anew_has_to_be_opened_again(opened):
 
 
 def test_how_many_is_one_or_more(opened):
-    with pytest.raises(UserError, match="1 or more, not -1"):
-        opened([RED_AXIS]).search("red", top=-1)
+    for top in (-1, 0):
+        with pytest.raises(UserError, match=f"1 or more, not {top}"):
+            opened([RED_AXIS]).search("red", top=top)
 
 
 RED_AXIS, BLUE_AXIS = np.eye(DIMENSION)[:2]

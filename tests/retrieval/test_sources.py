@@ -204,6 +204,11 @@ def test_a_jsonl_tells_the_same(folder):
         (["1", "-0", "999999999999999999"], "integer"),
         (["1", "1000000000000000000"], "text"),  # not exact in 64 bits of either kind
         (["1", "2.5"], "number"),
+        (["-2.5", "999999999999999.5"], "number"),
+        (["1000000000000000.5"], "text"),  # more digits than a double holds
+        (["+1"], "text"),
+        (["1."], "text"),
+        ([".5"], "text"),
         (["1", "007"], "text"),
         (["1", "1e999"], "text"),
         (["12e4", "13e4"], "text"),  # as cameras and persons are called

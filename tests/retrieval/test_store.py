@@ -20,7 +20,7 @@ from qdrant_client import QdrantClient
 
 from input_pipeline.errors import UserError
 from ivt_jax.evaluation.ranking import rank_both_ways
-from ivt_jax.retrieval import places
+from ivt_jax.retrieval import places, qdrant
 from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store, open_store, snapshot
 from ivt_jax.retrieval.qdrant import QdrantStore
@@ -251,6 +251,21 @@ def test_fields_come_and_go(create):
     assert store.count(Missing("new")) == 10 + sum(row.metadata["new"] is None for row in later)
 
 
+def test_more_rows_than_are_read_together_are_all_found(create, monkeypatch):
+    for kind in ("lance", "qdrant"):
+        monkeypatch.setattr(f"ivt_jax.retrieval.{kind}._AT_ONCE", 7)
+    store, _ = create(about())
+    rows = make_rows(100)
+    store.add(rows)
+    assert same([*store.scan(vectors=True, thumbnails=True)], rows)
+    assert store.ids().tolist() == [*range(100)]
+    assert same(store.get(range(99, -1, -1), vectors=True, thumbnails=True), rows[::-1])
+    assert sorted(store.search(rows[0].vector[None], 100)[1][0].tolist()) == [*range(100)]
+    assert store.values("camera", 5) == [-2, -1, 0, 1, 2]
+    store.delete(range(3, 97))
+    assert same([*store.scan(vectors=True, thumbnails=True)], rows[:3] + rows[97:])
+
+
 def test_the_values_of_a_field_are_told_where_they_are_few(create):
     store, _ = create(about())
     assert store.values("track", 5) == []
@@ -333,6 +348,46 @@ def test_qdrant_answers_while_rows_go(monkeypatch):
     assert scores.shape == (2, 4) and [sorted(line) for line in ids.tolist()] == [[1, 2, 4, 5]] * 2
 
 
+def test_qdrant_has_done_what_it_is_asked_before_a_call_returns(monkeypatch):
+    client, waits = QdrantClient(":memory:"), []
+    writes = ("upsert", "delete", "delete_payload", "create_payload_index")
+
+    def watched(name, write):
+        return lambda *args, **options: waits.append((name, options.get("wait"))) or write(*args, **options)
+
+    for name in writes:
+        monkeypatch.setattr(client, name, watched(name, getattr(client, name)))
+    store = QdrantStore.create_in(client, "x", about(fields={"track": "text", "camera": "integer"}))
+    store.add(make_rows(2, fields=store.about.fields))
+    store.delete([0])
+    store.set_about(about(fields={"track": "text"}))
+    assert {*waits} == {(name, True) for name in writes}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_qdrant_keeps_products_of_the_dtype_and_is_exact_where_that_is_asked(monkeypatch, dtype):
+    client, asked = QdrantClient(":memory:"), []
+    store = QdrantStore.create_in(client, "x", about(dtype=dtype))
+    stated = client.get_collection("x").config.params.vectors
+    assert (stated.size, stated.distance.value, stated.datatype.value) == (DIMENSION, "Dot", dtype)
+    store.add(make_rows(3, dtype=dtype))
+    query_points = client.query_points
+    monkeypatch.setattr(
+        client, "query_points", lambda *args, **options: asked.append(options) or query_points(*args, **options)
+    )
+    for exact in (True, False, None):
+        store.search(np.ones((1, DIMENSION), np.float32), 2, exact=exact)
+    assert [bool(options["search_params"] and options["search_params"].exact) for options in asked] == [1, 0, 0]
+
+
+def test_the_key_of_a_qdrant_server_comes_from_the_environment(monkeypatch):
+    monkeypatch.setattr("ivt_jax.retrieval.qdrant.QdrantClient", lambda **options: options)
+    for key, given in (("secret", "secret"), ("", None)):
+        monkeypatch.setenv("QDRANT_API_KEY", key)
+        options, name = qdrant._connect("https://host.example:6333/people.v2/")
+        assert (options["url"], options["api_key"], name) == ("https://host.example:6333", given, "people.v2")
+
+
 def clustered(count, dimension=32):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(count // 20, dimension))
@@ -380,6 +435,17 @@ def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     assert store.optimize() == ""  # nothing has changed
     store.add([Row(1000, "new", "", 0, 0, {}, clustered(1000)[0], b"")])
     assert {*store.search(clustered(1000)[:1], 2)[1][0].tolist()} == {0, 1000}  # one indexed, one not yet
+    assert store.optimize().endswith(", of 91 of its own vectors")  # every 11th of 1001
+
+
+def test_at_the_bound_all_rows_are_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 300)
+    store = create_store(tmp_path / "index", about(dimension=32, fields={}))
+    store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(300))])
+    assert store.optimize() == ""
+    store.build_index()
+    monkeypatch.setattr(store, "_search_index", lambda *args: pytest.fail("LanceDB's index is asked"))
+    assert store.search(clustered(300)[7:8], 1)[1] == [[7]]
 
 
 def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, monkeypatch):
