@@ -278,6 +278,24 @@ def test_patches_are_hidden_in_blocks():
         assert sum(b.any() and not b.all() for b in blocks) <= 1  # the last block makes the count exact
 
 
+@pytest.mark.parametrize("grid", [(5, 3), (4, 6), (3, 7)])
+def test_the_draws_of_patches_never_change(grid):
+    """A run that an older version began goes on with the same masks. One number is drawn for each block, which puts
+    the blocks in order, and one for each patch, which decides within the last block."""
+    rows, columns = grid
+    block_key, patch_key = jax.random.split(jax.random.key(9))
+    across = (columns + 1) // 2
+    of_blocks = np.asarray(jax.random.uniform(block_key, ((rows + 1) // 2 * across,))).tolist()
+    of_patches = np.asarray(jax.random.uniform(patch_key, (rows * columns,))).tolist()
+    places = sorted(range(len(of_blocks)), key=of_blocks.__getitem__)
+    order = sorted(
+        range(rows * columns),
+        key=lambda p: (places[p // columns // 2 * across + p % columns // 2], of_patches[p]),
+    )
+    hidden = bmm.mask_patches(jax.random.key(9), grid, 0.5, 2)
+    assert np.flatnonzero(hidden).tolist() == sorted(order[: rows * columns // 2])
+
+
 def test_each_patch_is_hidden_equally_often():
     mask = draw_patches(keys(3000, 2), (4, 4), 0.5, 2)
     assert np.abs(mask.mean(0) - 0.5).max() < 5 * np.sqrt(0.25 / 3000)

@@ -77,6 +77,18 @@ def test_another_grid_is_resized_and_what_only_training_needs_may_lack(folder):
     assert end in given.told and given.told == plan(new)
 
 
+def test_all_that_reconstruction_alone_needs_may_lack(folder):
+    alone = ("word_head/", "patch_head/", "image_embedding/mask_token")
+    config = tiny_config()
+    flat = {path: value for path, value in random_params(config).items() if not path.startswith(alone)}
+    config.train.init_from = folder(flat, config)
+    given = given_params(config)
+    assert given.params.keys() == flat.keys() < random_params(config).keys()
+    drawn = sorted(random_params(config).keys() - flat.keys())
+    assert "image_embedding/mask_token" in drawn
+    assert sorted(given.told.partition("initialised: ")[2].split(", ")) == drawn and given.told == plan(config)
+
+
 def test_as_many_patches_in_another_grid_are_resized(folder):
     old, new = tiny_config(), tiny_config(model__image_size=(12, 24))  # 4x2 and 2x4 patches
     flat = random_params(old)

@@ -381,6 +381,21 @@ def test_the_joint_pass_sees_the_erased_image_and_hides_by_the_ratios_and_the_bl
         assert sum(block.any() and not block.all() for block in blocks) <= 1
 
 
+def test_what_is_hidden_follows_the_config(monkeypatch):
+    given = {}
+
+    def watched(name, draw):
+        return lambda *args, **options: given.update({name: options}) or draw(*args, **options)
+
+    for name in ("mask_words", "mask_patches"):
+        monkeypatch.setattr(bmm, name, watched(name, getattr(bmm, name)))
+    terms_of(tiny(bmm={"word_ratio": 0.35, "patch_ratio": 0.6, "patch_block": 3}))
+    assert given == {
+        "mask_words": {"ratio": 0.35, "mask_id": MASK_ID, "vocab_size": 40},
+        "mask_patches": {"grid": (4, 2), "ratio": 0.6, "block": 3},
+    }
+
+
 @pytest.mark.parametrize("rows, expected", [(0, [0, 1, 2, 3, 4, 5]), (1, [0]), (2, [0, 3]), (3, [0, 2, 4])])
 def test_rows_picks_evenly_spaced_pairs(monkeypatch, rows, expected):
     def look(model, params, rows, images, boxes, ids, words, *rest):

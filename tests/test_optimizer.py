@@ -135,6 +135,15 @@ def test_adamw_decays_kernels_alone():
     assert_trees_close(run(config, gradients), jax.tree_util.tree_map_with_path(follow, PARAMS, *gradients))
 
 
+def test_adam_adds_1e_minus_8_to_the_root_of_the_second_moment():
+    """After one step both corrected moments are the gradient's: g / (|g| + 1e-8), which is 1/2 of g = 1e-8."""
+    config = default.get_config()
+    config.optimizer.update({"name": "adamw", "weight_decay": 0.0})
+    gradient = jax.tree.map(lambda x: np.full(x.shape, 1e-8), PARAMS)
+    expected = jax.tree_util.tree_map_with_path(lambda path, p: p - rate_of(path, 0) * 0.5, PARAMS)
+    assert_trees_close(run(config, [gradient]), expected)
+
+
 @pytest.mark.parametrize("clip, factor", [(0.0, 1.0), (100.0, 1.0), (0.5, None)])
 def test_clipping_is_by_the_global_norm_of_the_gradient(clip, factor):
     config = default.get_config()

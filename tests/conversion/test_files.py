@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from input_pipeline.errors import UserError
-from ivt_jax.conversion.files import read_tensors
+from ivt_jax.conversion.files import read_header, read_tensors
 
 SAMPLE = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -270,3 +270,6 @@ def test_damaged_files_are_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"nowhere cannot be read: No such file or directory$"):
         read_tensors(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"nowhere cannot be read as safetensors: No such file or directory") as error:
+        read_header(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)

@@ -190,6 +190,12 @@ def test_a_fault_is_one_line_that_names_file_and_tensor(convert, naming, vit, te
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_a_tower_without_blocks_lacks_its_first_block(convert, timm, bert):
+    blocks = {name: None for name in (*timm, *bert) if re.search(r"(blocks|layer)\.\d", name)}
+    with pytest.raises(UserError, match=r'^vit: tensor "blocks.0.norm1.weight" is missing$'):
+        convert("timm", blocks, blocks)
+
+
 def test_googles_heads_must_be_the_configs(convert):
     with pytest.raises(UserError, match=r"query/kernel\" has shape \(12, 3, 4\), expected \(12, 2, 4\)$"):
         convert("google", num_heads=2)

@@ -188,6 +188,15 @@ def test_bootstrap_follows_its_seed_and_leaves_out_what_is_unknown():
     assert bootstrap_interval(*longer, seed=1) == interval
 
 
+def test_the_bootstrap_has_a_thousand_draws_of_seed_0_by_default():
+    rng = np.random.default_rng(1)
+    values, persons = rng.uniform(0, 100, 50), np.arange(50)
+    # Written out: 1000 draws of 50 persons, the 2.5% and 97.5% percentiles of their means.
+    means = np.sort(values[np.random.default_rng(0).integers(50, size=(1000, 50))].mean(1))
+    low, high = means[24] + 0.975 * (means[25] - means[24]), means[974] + 0.025 * (means[975] - means[974])
+    assert bootstrap_interval(values, persons) == pytest.approx((low, high), rel=1e-12)
+
+
 def test_the_public_name_is_in_evaluation_too():
     assert evaluation.retrieval_metrics is retrieval_metrics
 

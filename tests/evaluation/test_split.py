@@ -217,3 +217,30 @@ def test_write_results(tmp_path, monkeypatch, oracle):
     with np.load(folder / "embeddings.npz") as arrays:
         for name, value in embeddings._asdict().items():
             np.testing.assert_array_equal(arrays[name], value)
+
+
+def test_a_query_is_told_with_the_first_ten_of_the_gallery():
+    """Twelve images at growing angles from the caption, which is image 3's."""
+    angles = np.arange(12) / 10
+    images = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    split = Embeddings(
+        image=images, text=images[:1], image_person=np.arange(12), text_person=np.array([3]), text_image=np.array([3]),
+        image_copies=np.ones(12, int),
+    )  # fmt: skip
+    (line,) = evaluation.query_lines(split, [f"{i}.jpg" for i in range(12)], ["a caption"])
+    assert [found["image"] for found in line["top"]] == [f"{i}.jpg" for i in range(10)]
+    assert [found["hit"] for found in line["top"]] == [i == 3 for i in range(10)]
+    assert (line["image"], line["rank"], line["average_precision"]) == ("3.jpg", 4, 0.25)
+
+
+def test_a_split_is_embedded_at_the_size_of_the_model_and_the_length_of_sentences(monkeypatch):
+    model, source, tokenizer, config = split(monkeypatch)
+    config.text.length.update({"phrase": 7, "word": 8})
+    config.runtime.batch_size = 9
+    batches, encode, asked = sys.modules["input_pipeline.pipeline"].image_batches, tokenizer.encode, []
+    monkeypatch.setattr(
+        sys.modules["input_pipeline.pipeline"], "image_batches", lambda *args: asked.append(args[1:]) or batches(*args)
+    )
+    monkeypatch.setattr(tokenizer, "encode", lambda texts, length: asked.append(length) or encode(texts, length))
+    evaluation.embed_split(model, TABLE, source, tokenizer, config)
+    assert asked == [((4, 2), 2), 2]

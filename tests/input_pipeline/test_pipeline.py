@@ -88,10 +88,11 @@ def test_reading_gives_the_images_asked_for(source):
         assert np.abs(pixel - colour(index // 3, index % 3)).max() <= 3
 
 
-def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root):
+def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root, capsys):
     val, test = (pipeline.open_split(make_config(pedes_root), split) for split in ("val", "test"))
     assert val.persons.tolist() == [6, 7] and test.persons.tolist() == [8, 9]
     assert val.person_ids.tolist() == test.person_ids.tolist() == [0, 0, 0, 1, 1, 1]
+    assert "has no val split" not in capsys.readouterr().err
 
 
 def without_val(pedes_root, root):
@@ -106,7 +107,8 @@ def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, t
     config = make_config(tmp_path)
     train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
     said = "reid_raw.json has no val split; 2 training persons are held out in its place (data.val_persons)\n"
-    assert capsys.readouterr().err.count(said) == 1
+    told = capsys.readouterr().err
+    assert told.count(said) == 1 and told.count("has no val split") == 1  # by the split that it is about
     assert len(val.persons) == 2  # 30% of six persons
     assert sorted([*val.persons, *train.persons]) == list(range(6))
     for split in (train, val):

@@ -83,6 +83,16 @@ def test_the_released_batch_by_hand():
     assert batches(EpochPlans(one_more, 28, "identity", instances=4, seed=1234), 0).shape == (1, 28)
 
 
+def test_a_person_with_too_few_pairs_draws_each_of_them_with_replacement():
+    """Two pairs, four draws: 0 to 4 of them are the first pair, in 1, 4, 6, 4 and 1 of 16 epochs."""
+    plans = EpochPlans(np.array([0, 0, 1, 1, 1, 1]), 8, "identity", instances=4)
+    firsts = [int((plans.epoch(epoch) == 0).sum()) for epoch in range(2000)]
+    assert all(int((plans.epoch(epoch) < 2).sum()) == 4 for epoch in range(50))
+    for count, share in enumerate(np.array([1, 4, 6, 4, 1]) / 16):
+        deviation = np.sqrt(2000 * share * (1 - share))
+        assert abs(firsts.count(count) - 2000 * share) < 5 * deviation
+
+
 def test_persons_of_a_first_batch_are_drawn_uniformly():
     persons = np.repeat(np.arange(6), 4)
     plans = EpochPlans(persons, 8, "identity", instances=4)

@@ -99,6 +99,27 @@ def test_the_released_word_level_is_a_comma_part_where_no_attributes_are_given(c
     assert drawn(draw, caption) == expected
 
 
+def test_each_phrase_is_kept_half_of_the_time():
+    """Of three phrases all are kept in 1 of 8 draws, a certain one alone in 1/8, and a third of the 1/8 with none."""
+    rng, names = np.random.default_rng(1), ("red cap", "blue jeans", "white shoes")
+    drawn = [words("", rng, names) for _ in range(8000)]
+    for text, share in (
+        (", ".join(names), 1 / 8),
+        ("red cap", 1 / 6),
+        ("white shoes", 1 / 6),
+        ("red cap, blue jeans", 1 / 8),
+    ):
+        assert abs(drawn.count(text) - 8000 * share) < 5 * np.sqrt(8000 * share * (1 - share))
+
+
+def test_of_a_caption_without_end_the_first_ten_thousand_characters_are_read():
+    caption = "\n" * 50 + "a red cap, " + "x" * (10_000 - 11 - 9) + " hat, end, blue jeans"
+    levels = [draw_levels(caption, np.random.default_rng(seed)) for seed in range(20)]
+    for texts in levels:
+        assert texts["sentence"].startswith("a red cap, xx") and texts["sentence"].endswith("x hat, end")
+        assert not any("jeans" in text for text in texts.values())
+
+
 def test_without_attribute_phrases_the_word_level_is_the_caption():
     assert drawn(words, "with  it?") == {"with it?"}
 

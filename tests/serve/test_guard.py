@@ -5,6 +5,7 @@ import base64
 import contextlib
 import http.client
 import io
+import json
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from ivt_jax.retrieval.store import StoreError
 from ivt_jax.serve import guard, limits, server, settings
 from ivt_jax.serve.decoder import decode
 from ivt_jax.serve.pictures import check_upload
+from ivt_jax.serve.public import read_origin, read_public_url
 from ivt_jax.serve.sessions import Sessions
 from tests.serve.conftest import LOOPBACK, StandIn, jpeg, served
 
@@ -44,6 +46,7 @@ def test_every_answer_is_guarded(client):
         )
         assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
         assert headers["cache-control"] == "no-store"
+        assert headers["cross-origin-resource-policy"] == headers["cross-origin-opener-policy"] == "same-origin"
         assert "server" not in headers and not [name for name in headers if name.startswith("access-control")]
 
 
@@ -261,7 +264,8 @@ def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
             assert refused(httpx.get(address + path), 401, "the token is missing or wrong")
         for wrong in ("", "Bearer", "Bearer 0123456789abcdeX", f"Basic {token}", "Bearer \N{LATIN SMALL LETTER E}"):
             assert post(address, headers={"authorization": wrong}).status_code == 401
-        assert post(address, headers={"authorization": f"Bearer {token}"}).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110: schemes are case-insensitive
+            assert post(address, headers={"authorization": f"{scheme} {token}"}).status_code == 200
         with httpx.Client(base_url=address) as client:
             assert client.post("/login", json={"token": "0123456789abcdeX"}).status_code == 401
             assert client.get("/api/about").status_code == 401
@@ -565,6 +569,38 @@ def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
         assert full.headers["retry-after"] == "2"
         assert post(address).status_code == 200  # a small one of the same client
         assert other.post("/api/search", json={"image": image}).status_code == 200  # a large one of another
+
+
+def test_only_a_body_above_the_small_size_needs_a_place(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_CLIENT_BODIES", 0)
+    monkeypatch.setattr(guard, "PLACE_SECONDS", 0.1)
+    headers = {"content-type": "application/json"}
+    with served(StandIn()) as address:
+        for size, status in ((settings.MAX_SMALL_BODY, 200), (settings.MAX_SMALL_BODY + 1, 503)):
+            content = json.dumps(ASKED).encode().ljust(size)
+            assert httpx.post(f"{address}/api/search", content=content, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("public", "origin", "host", "port", "own"),
+    [
+        ("https://search.example", "https://search.example", "search.example", None, True),
+        ("https://search.example", "https://search.example", "127.0.0.1", "8765", True),  # the proxy's own Host
+        ("https://search.example", "http://search.example", "search.example", None, False),
+        ("https://search.example", "https://evil.example", "search.example", None, False),
+        ("https://search.example", "null", "search.example", None, False),
+        ("https://search.example", "http://127.0.0.1:8765", "127.0.0.1", "8765", True),
+        ("", "http://127.0.0.1:8765", "127.0.0.1", "8765", True),
+        ("", "http://127.0.0.1", "127.0.0.1", None, True),
+        ("", "http://127.0.0.1", "127.0.0.1", "8765", False),
+        ("", "null", "127.0.0.1", "8765", False),
+    ],
+)
+def test_which_pages_are_the_servers_own(public, origin, host, port, own):
+    url = read_public_url(public) if public else None
+    known = settings.Settings(index="people.index", hosts=LOOPBACK, public=url)
+    guarded = guard.Guard(None, known, Sessions(), limits.Tokens(""), frozenset())
+    assert guarded._is_own(read_origin(origin), host, port) is own
 
 
 def test_a_place_is_given_to_clients_in_turn():
