@@ -114,11 +114,14 @@ def left_out(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def compiles(mutation: Any) -> bool:
-    """Whether the mutant is valid Python and more than a `*` among the parameters turned into a `/`."""
+    """Whether the mutant is valid Python and more than a `*` among the parameters turned into a `/`.
+
+    Cosmic Ray itself raises AttributeError where an `except` names an exception with a dot.
+    """
     operator = plugins.get_operator(mutation.operator_name)()
     try:
         tree = ast.parse(mutate_code((ROOT / mutation.module_path).read_text(), operator, mutation.occurrence))
-    except SyntaxError:
+    except (AttributeError, SyntaxError):
         return False
     return not any(node.posonlyargs for node in ast.walk(tree) if isinstance(node, ast.arguments))
 

@@ -140,6 +140,17 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypat
     assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
 
 
+def test_the_norm_is_that_of_the_gradient(single, monkeypatch):
+    def linear(model, params, *rest):
+        loss = 3 * sum(jnp.sum(x) for x in jax.tree.leaves(params))
+        return loss, {"loss": loss}
+
+    monkeypatch.setattr("ivt_jax.train_step.objective", linear)
+    _, metrics = jax.jit(program(tiny())[1])(single[0], {})
+    count = sum(x.size for x in jax.tree.leaves(single[0].params))
+    np.testing.assert_allclose(metrics["grad_norm"], 3 * np.sqrt(count), rtol=1e-6)
+
+
 def test_the_same_seed_gives_the_same_bits(single):
     state, step = single
     runs = []

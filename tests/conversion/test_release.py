@@ -7,6 +7,8 @@ import pytest
 
 from input_pipeline.errors import UserError
 from ivt_jax.conversion import params_from_release, release_from_params
+from ivt_jax.conversion.release import convert_release
+from ivt_jax.models.ivt import IVTConfig
 
 SIZES = {"num_heads": 4, "image_size": (64, 32), "stride": 12}
 
@@ -58,3 +60,12 @@ def test_a_misfit_is_one_line(tensors, changes, sizes, message):
     with pytest.raises(UserError) as error:
         params_from_release(changed, **{**SIZES, **sizes})
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_release_lacks_is_drawn_from_seed_0(tensors):
+    _, params = params_from_release(tensors, **SIZES)
+    first, other = (convert_release(tensors, "file", IVTConfig(**SIZES), seed).params for seed in (0, 1))
+    for path in (("patch_head", "kernel"), ("word_head", "kernel"), ("image_embedding", "mask_token")):
+        ours, same, another = (tree[path[0]][path[1]] for tree in (params, first, other))
+        np.testing.assert_array_equal(ours, same)
+        assert np.any(ours) and not np.array_equal(ours, another)

@@ -196,6 +196,11 @@ def test_a_tower_without_blocks_lacks_its_first_block(convert, timm, bert):
         convert("timm", blocks, blocks)
 
 
+def test_patches_larger_than_the_image_are_refused(convert):
+    with pytest.raises(UserError, match=r"^vit: patches of 4 pixels do not fit the image size \(12, 2\)$"):
+        convert("timm", image_size=(12, 2))
+
+
 def test_googles_heads_must_be_the_configs(convert):
     with pytest.raises(UserError, match=r"query/kernel\" has shape \(12, 3, 4\), expected \(12, 2, 4\)$"):
         convert("google", num_heads=2)

@@ -19,7 +19,7 @@ WRONG = RIGHT[::-1].copy()  # every caption finds the image of another
 @pytest.fixture
 def evaluate(monkeypatch):
     """evaluate(best=step, last=step, val=persons) -> the summaries; evaluate.texts: the captions embedded beside."""
-    texts = []
+    texts, opened, written = [], [], []
 
     def embed_split(model, params, source, tokenizer, config):
         persons = np.arange(4)
@@ -34,9 +34,9 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
-    monkeypatch.setattr(run, "write_results", lambda *args: None)
+    monkeypatch.setattr(run, "write_results", lambda workdir, told, source, found: written.append(source.split))
 
-    def evaluate(best, last, val=4, write=False):
+    def evaluate(best, last, val=4, write=False, pictures="", **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -44,6 +44,7 @@ def evaluate(monkeypatch):
             return SimpleNamespace(params=params, step=step)
 
         def open_split(config, split, pictures):
+            opened.append((split, pictures))
             persons = np.arange(4 if split == "test" else val)
             return SimpleNamespace(
                 name="cuhk_pedes", split=split, person_ids=persons, root=Path("nowhere"), annotations=None, pictures=""
@@ -51,9 +52,12 @@ def evaluate(monkeypatch):
 
         monkeypatch.setattr(run, "restore_params", restore_params)
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
-        return run.evaluate(Path("nowhere"), cuhk.get_config(), write)
+        config = cuhk.get_config()
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+        return run.evaluate(Path("nowhere"), config, write, pictures)
 
     evaluate.texts, evaluate.val_scale = texts, np.float32(1)
+    evaluate.opened, evaluate.written = opened, written
     return evaluate
 
 
@@ -62,6 +66,36 @@ def test_test_is_told_for_the_best_and_for_the_last(evaluate):
     assert (summary["step"], summary["t2i"]["R1"]) == (40, 100)
     assert (summary["last"]["step"], summary["last"]["t2i"]["R1"]) == (60, 0)
     assert summary["selected_on"] == "val"
+
+
+def test_both_splits_are_opened_as_the_run_saw_them_and_written_where_that_is_asked(evaluate):
+    evaluate(best=40, last=60, write=True, pictures="digest")
+    assert evaluate.opened == [("val", "digest"), ("test", "digest")] and evaluate.written == ["val", "test"]
+    evaluate(best=40, last=60)
+    assert evaluate.written == ["val", "test"]  # nothing more
+
+
+def test_re_ranking_and_robustness_follow_the_config(evaluate):
+    for rerank in (False, True):
+        summaries = evaluate(best=60, last=60, evaluation__rerank=rerank, evaluation__robustness=False)
+        for split in ("val", "test"):
+            assert ("standard, re-ranked" in summaries[split]["protocols"]) == rerank
+            assert "robustness" not in summaries[split]
+    assert evaluate.texts == []
+
+
+def test_captions_are_spoiled_by_the_seed_of_the_config(evaluate):
+    table = evaluate(best=60, last=60, seed=7)["test"]["robustness"]
+    assert evaluate.texts == [perturb(name, CAPTIONS, 7) for name in table]
+    assert evaluate.texts != [perturb(name, CAPTIONS, 8) for name in table]
+
+
+def test_a_long_curve_is_thinned_to_two_hundred_points_with_both_ends():
+    present, absent = np.arange(400) / 400, np.arange(400) / 400 - 0.5
+    scores = run.TopScores(present, np.ones(400, bool), absent, 400)
+    told = run.detection(run.fit_calibration(scores), scores)["roc"]
+    assert len(told["caught"]) == len(told["false_alarm"]) == 200
+    assert (told["caught"][0], told["false_alarm"][0], told["caught"][-1], told["false_alarm"][-1]) == (0, 0, 1, 1)
 
 
 def test_where_the_last_is_the_best_it_is_the_same(evaluate):

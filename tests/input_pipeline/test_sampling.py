@@ -185,3 +185,14 @@ def test_the_draws_of_a_seed_never_change():
     first = [int(keyed_rng(*key).integers(2**62)) for key in ((0, 0), (1, 2, 3), (7, 0, 0))]
     assert first == [53250005300491814, 1620117339795459834, 474160158019279555]
     assert traded_captions(8, 0.5, 3).tolist() == [0, 4, 1, 2, 3, 5, 6, 7]
+    identity, uniform = (EpochPlans(PERSONS, 12, sampling, 4, seed=7).epoch(1) for sampling in ("identity", "uniform"))
+    assert identity[:24].tolist() == [
+        17, 19, 40, 28, 36, 31, 20, 30, 14, 2, 38, 2, 21, 29, 32, 41, 39, 34, 6, 13, 43, 11, 25, 4,
+    ]  # fmt: skip
+    assert uniform[:12].tolist() == [12, 3, 13, 43, 11, 35, 19, 10, 23, 32, 38, 21]
+
+
+def test_an_order_that_several_threads_share_is_read_only():
+    order = EpochPlans(PERSONS, 12).epoch(0)
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 1

@@ -50,6 +50,9 @@ def test_phrases_are_the_released_candidates(caption, candidates):
         # Things worn under one verb stay together; without a verb each stands for itself.
         ("She wears black boots, a long, red coat, a hat.", ["She wears black boots, a long, red coat, a hat"]),
         ("black boots, a long, red coat, hat", ["black boots", "a long, red coat"]),
+        # Six characters are enough, five are not.
+        ("black boots, jacket", ["black boots", "jacket"]),
+        ("black boots, skirt", ["black boots"]),
         # Relative clauses, "while" and "but" leave their joint out.
         (
             "A man who is tall stands while texting, but he looks up.",

@@ -166,6 +166,16 @@ def test_nothing_is_done_where_nothing_changed(index, embedded, stores, rows):
     assert [row.id for row in rows().values()] == [row.id for row in before.values()]
 
 
+def test_only_a_build_that_may_move_rows_states_that_it_is_under_way(index, gallery, stores, monkeypatch):
+    index()
+    monkeypatch.setattr(stores[PLACE], "set_about", lambda about: pytest.fail(f"stated: {about}"))
+    assert index().endswith("6 unchanged")
+    (gallery / "a.png").unlink()  # a row without a picture, and no new picture
+    assert index().endswith("1 gone, 5 unchanged")
+    put(gallery / "new.png", 20)  # a new picture, and no row without one
+    assert index().startswith("6 pictures: 1 new")
+
+
 def test_new_pictures_alone_are_embedded(index, embedded, gallery, assert_holds):
     index()
     embedded.clear()

@@ -39,6 +39,8 @@ def test_a_weight_stands_before_a_colon(text, term):
         (Query((Term(" \n"),)), "the sentence is empty: describe a person"),
         (Query((Term("red"), Term(""))), "the sentence is empty: describe a person"),
         (Query((Term("caf\udce9"),)), "not UTF-8 text"),
+        (Query((Term("caf\ud800"),)), "not UTF-8 text"),
+        (Query((Term("caf\udfff"),)), "not UTF-8 text"),
         (Query((Term("red", 0.0),)), "a weight of 0 is out of bounds: from 0.001 to 1000"),
         (Query((Term("red", math.nan),)), "a weight of nan is out of bounds"),
         (Query((Term("red", -math.inf),)), "a weight of -inf is out of bounds"),

@@ -290,6 +290,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.jsonl", '["a.PNG"]\n', "l.jsonl: line 1 is malformed: expected an object"),
         ("l.jsonl", '{"path": "a.PNG", "x": [1]}', "l.jsonl: line 1 is malformed: x is no single value"),
         ("l.jsonl", '{"path": "a.PNG", "x": "\\ud800"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
+        ("l.jsonl", '{"path": "a.PNG", "x": "\\udfff"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
         ("l.jsonl", '{"path": "a.PNG", "": 1}', "l.jsonl: line 1 is malformed: a value has no name"),
         ("l.jsonl", "[" * 100_000, "l.jsonl: line 1 is malformed: "),
         ("l.jsonl", '{"camera": 1}', "l.jsonl: line 1 has no path"),

@@ -14,9 +14,11 @@ import subprocess
 import sys
 import uuid
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from input_pipeline.errors import UserError
 from ivt_jax.evaluation.ranking import rank_both_ways
@@ -219,11 +221,12 @@ def test_times_of_any_year_are_compared(create):
     assert store.count(OneOf("time", (times[1], times[3]))) == 2
 
 
-def test_of_equal_scores_the_smaller_id_is_first(create):
+@pytest.mark.parametrize("parts", [(slice(30, 60), slice(30)), (slice(10), slice(40, 60), slice(10, 40))])
+def test_of_equal_scores_the_smaller_id_is_first(create, parts):
     store, _ = create(about())
     rows = make_rows(60)
-    store.add(rows[30:])
-    store.add(rows[:30])
+    for part in parts:
+        store.add(rows[part])
     query = rows[0].vector
     _, ids = store.search(query[None], 60)
     products = np.array([row.vector for row in rows], float) @ query.astype(float)
@@ -539,6 +542,26 @@ def test_a_place_that_holds_no_index_is_told(tmp_path):
         open_store("http://localhost:6333")
     with pytest.raises(UserError, match="Qdrant, collection x: "):
         open_store("http://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize("stated", [None, "{", '{"model": "m"}', "[]"])
+def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
+    metadata = {"ivt_jax": stated} if stated else None
+    schema = pa.schema([pa.field("id", pa.int64(), metadata=metadata)])
+    lancedb.connect(str(tmp_path / "foreign")).create_table("pictures", schema=schema)
+    with pytest.raises(UserError, match=r"foreign is not what ivt_jax.index wrote: name another --index$"):
+        open_store(tmp_path / "foreign")
+    client, size = QdrantClient(":memory:"), models.VectorParams(size=2, distance=models.Distance.DOT)
+    client.create_collection("x", vectors_config=size, metadata=metadata)
+    with pytest.raises(UserError, match=r"^the collection x is not what ivt_jax.index wrote: name another --index$"):
+        QdrantStore(client, "x")
+
+
+def test_without_its_client_qdrant_is_refused_in_one_line(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ivt_jax.retrieval.qdrant")
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    with pytest.raises(UserError, match=r"^Qdrant's client is not installed: pip install 'ivt_jax\[qdrant\]'$"):
+        open_store("http://localhost:6333/x")
 
 
 def test_a_later_format_is_refused(tmp_path):

@@ -47,6 +47,7 @@ MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 )
 def test_reads_a_filter(text, condition):
     assert parse(text, FIELDS) == condition
+    assert {parse(text, FIELDS), condition} == {condition}
 
 
 def test_a_field_may_have_any_name_in_backticks():
@@ -71,6 +72,8 @@ def test_a_field_may_have_any_name_in_backticks():
         ("speed = -1e999", "speed is compared with a number"),
         ("camera = -9223372036854775809", "camera is compared with a whole number"),
         ("track = 'caf\udce9'", "track is compared with text in quotes"),
+        ("track = '\ud800'", "track is compared with text in quotes"),
+        ("track = '\udfff'", "track is compared with text in quotes"),
         ("speed = track", "speed is compared with a number"),
         ("time > '1 May'", "time is compared with a time in quotes, such as '2024-05-01'"),
         ("indoors > false", "indoors is true or false, and compares by = and != alone"),
