@@ -113,6 +113,20 @@ def test_fast_drops_each_position_equally_often():
     assert np.abs(kept[1:] - 2400).max() < 5 * np.sqrt(3000 * 0.2 * 0.8)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_draws_of_kept_tokens_never_change(seed):
+    """A run that an older version began goes on with the same patterns: the tokens of the least numbers are kept."""
+    key = jax.random.key(seed)
+    count_key, order_key = jax.random.split(key)
+    number = np.asarray(jax.random.uniform(order_key, (40,))).tolist()
+    indices, valid = bmm.exact_selection(key, 31, 40, 0.2)
+    assert indices[0, :31].tolist() == [0, *sorted(range(1, 31), key=number.__getitem__)]
+    assert valid.sum() == 31 - jax.random.randint(count_key, (), 0, 7)  # 0 to floor(0.2 * 31) of them are dropped
+    number = np.asarray(jax.random.uniform(key, (40,))).tolist()
+    indices, valid = bmm.fast_selection(key, np.arange(40) < 31, 0.4)  # floor(0.2 * 30) of them are dropped
+    assert indices[:25].tolist() == [0, *sorted(range(1, 31), key=number.__getitem__)][:25] and valid.sum() == 25
+
+
 # ---- dropping, masking and permuting are the same to the CLS
 
 
@@ -212,6 +226,23 @@ def test_random_tokens_are_ids_of_the_vocabulary():
     corrupted, *_ = jax.vmap(lambda key: mask(key, IDS[0], WORDS[0]))(keys(400))
     drawn = np.asarray(corrupted)[:, WORDS[0] > 0]
     assert set(drawn[drawn < 100].tolist()) == {0, 1, 2, 9}  # the tokens that stay are above 100
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_draws_of_words_never_change(seed):
+    """A run that an older version began goes on with the same words: those of the least numbers are hidden."""
+    word_key, kind_key, random_key = jax.random.split(jax.random.key(seed), 3)
+    number = np.asarray(jax.random.uniform(word_key, (15,))).tolist()
+    kind = np.asarray(jax.random.uniform(kind_key, (14,))).tolist()
+    random_ids = np.asarray(jax.random.randint(random_key, (14,), 0, VOCAB, jnp.int32)).tolist()
+    hidden = sorted(range(1, 8), key=number.__getitem__)[:4]  # 0.6 of seven words: 4.2
+    expected = IDS[0].tolist()
+    for place, word in enumerate(WORDS[0]):
+        if word in hidden:
+            rare = random_ids[place] if kind[place] < 0.9 else IDS[0, place]
+            expected[place] = MASK_ID if kind[place] < 0.8 else rare
+    corrupted, *_ = bmm.mask_words(jax.random.key(seed), IDS[0], WORDS[0], ratio=0.6, mask_id=MASK_ID, vocab_size=VOCAB)
+    assert corrupted.tolist() == expected
 
 
 def test_fillers_have_no_weight_and_positions_do_not_repeat():

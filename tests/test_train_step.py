@@ -140,6 +140,20 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypat
     assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
 
 
+def test_the_key_of_a_step_is_that_of_the_seed_with_the_step_folded_in(single, monkeypatch):
+    """A run that an older version began goes on with the same draws."""
+
+    def keyed(model, params, batch, key, *rest):
+        loss = sum(jnp.sum(x) for x in jax.tree.leaves(params))
+        return loss, {"loss": loss, "key": jax.random.key_data(key)}
+
+    monkeypatch.setattr("ivt_jax.train_step.objective", keyed)
+    config = tiny()
+    config.seed = 5
+    _, metrics = jax.jit(program(config)[1])(single[0].replace(step=jnp.int32(7)), {})
+    equal(metrics["key"], jax.random.key_data(jax.random.fold_in(jax.random.key(5), 7)))
+
+
 def test_the_norm_is_that_of_the_gradient(single, monkeypatch):
     def linear(model, params, *rest):
         loss = 3 * sum(jnp.sum(x) for x in jax.tree.leaves(params))

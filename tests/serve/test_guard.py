@@ -261,7 +261,9 @@ def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
     with served(StandIn(), token=token, hosts=LOOPBACK | {"search.example"}) as address:
         assert httpx.get(address).status_code == 200 and httpx.get(f"{address}/app.js").status_code == 200
         for path in ("/api/about", "/api/thumbnails/0", "/openapi.json", "/nowhere"):
-            assert refused(httpx.get(address + path), 401, "the token is missing or wrong")
+            answer = httpx.get(address + path)
+            assert refused(answer, 401, "the token is missing or wrong")
+            assert answer.headers["www-authenticate"] == "Bearer"
         for wrong in ("", "Bearer", "Bearer 0123456789abcdeX", f"Basic {token}", "Bearer \N{LATIN SMALL LETTER E}"):
             assert post(address, headers={"authorization": wrong}).status_code == 401
         for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110: schemes are case-insensitive
@@ -579,6 +581,8 @@ def test_only_a_body_above_the_small_size_needs_a_place(monkeypatch):
         for size, status in ((settings.MAX_SMALL_BODY, 200), (settings.MAX_SMALL_BODY + 1, 503)):
             content = json.dumps(ASKED).encode().ljust(size)
             assert httpx.post(f"{address}/api/search", content=content, headers=headers).status_code == status
+        chunks = iter([json.dumps(ASKED).encode()])  # a body without a length may become large
+        assert httpx.post(f"{address}/api/search", content=chunks, headers=headers).status_code == 503
 
 
 @pytest.mark.parametrize(
