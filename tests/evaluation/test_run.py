@@ -90,6 +90,18 @@ def test_captions_are_spoiled_by_the_seed_of_the_config(evaluate):
     assert evaluate.texts != [perturb(name, CAPTIONS, 8) for name in table]
 
 
+def test_the_calibration_is_of_captions_that_look_for_unique_images():
+    """Two captions of person 1 and three images. The first caption finds an image of person 2 first."""
+    found = Embeddings(
+        image=np.float32([[1, 0], [0, 1], [0.6, 0.8]]), text=np.float32([[1, 0], [0, 1]]),
+        image_person=np.array([2, 1, 3]), text_person=np.array([1, 1]), text_image=np.array([1, 1]),
+        image_copies=np.array([1, 4, 1]),
+    )  # fmt: skip
+    tops = run._tops(found)
+    assert (tops.top.tolist(), tops.right.tolist(), tops.gallery) == ([1, 1], [False, True], 3)
+    np.testing.assert_allclose(tops.absent, [1, 0.8], rtol=1e-6)
+
+
 def test_a_long_curve_is_thinned_to_two_hundred_points_with_both_ends():
     present, absent = np.arange(400) / 400, np.arange(400) / 400 - 0.5
     scores = run.TopScores(present, np.ones(400, bool), absent, 400)

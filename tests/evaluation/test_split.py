@@ -235,6 +235,17 @@ def test_a_query_is_told_with_the_first_ten_of_the_gallery():
     assert (line["image"], line["rank"], line["average_precision"]) == ("3.jpg", 4, 0.25)
 
 
+@pytest.mark.filterwarnings("ignore:.*no match")
+def test_persons_are_those_of_the_gallery():
+    """Two persons have a caption, and a third an image alone."""
+    split = Embeddings(
+        image=np.eye(3, dtype=np.float32), text=np.eye(3, dtype=np.float32)[:2], image_person=np.arange(3),
+        text_person=np.arange(2), text_image=np.arange(2), image_copies=np.array([1, 1, 2]),
+    )  # fmt: skip
+    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere")), 1)
+    assert (summary["persons"], summary["gallery"], summary["queries"]) == (3, 4, 2)
+
+
 def test_a_split_is_embedded_at_the_size_of_the_model_and_the_length_of_sentences(monkeypatch):
     model, source, tokenizer, config = split(monkeypatch)
     config.text.length.update({"phrase": 7, "word": 8})
