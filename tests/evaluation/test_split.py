@@ -50,6 +50,11 @@ def test_embed_texts_masks_padding_and_compiles_once():
     assert model.traces == [("encode_text", (2, 2))]
 
 
+def test_short_embeddings_have_length_1_too():
+    embedded = embedding.embed_texts(Colours(), {"table": TABLE["table"] * 1e-6}, np.array([[1]], np.int32), 1)
+    np.testing.assert_allclose(embedded, [[0.6, 0.8, 0]], rtol=1e-6)
+
+
 def test_texts_of_like_length_go_together_and_come_back_in_order(monkeypatch):
     monkeypatch.setattr(embedding, "_MULTIPLE", 2)
     model = Colours()

@@ -95,6 +95,15 @@ def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root, capsys):
     assert "has no val split" not in capsys.readouterr().err
 
 
+def test_a_split_knows_the_digest_of_its_pictures_and_is_opened_by_one(pedes_root, monkeypatch):
+    prepare, asked = pipeline.prepare, []
+    monkeypatch.setattr(pipeline, "prepare", lambda *args: asked.append(args[-1]) or prepare(*args))
+    pictures = pipeline.open_split(make_config(pedes_root), "test").pictures
+    assert len(pictures) == 64
+    assert pipeline.open_split(make_config(pedes_root), "test", pictures).pictures == pictures
+    assert asked == ["", pictures]
+
+
 def without_val(pedes_root, root):
     """The dataset without its val records, as ICFG-PEDES is."""
     records = json.loads((pedes_root / "reid_raw.json").read_text())

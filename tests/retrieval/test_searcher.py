@@ -222,6 +222,13 @@ def test_a_phrase_has_the_share_of_pictures_that_fit_it_less_well(opened):
     assert phrases == expected
 
 
+def test_products_that_differ_by_rounding_alone_are_equal(opened):
+    vectors = np.full((2, DIMENSION), 0.5, np.float32)
+    vectors[1, 0] = np.nextafter(np.float32(0.5), np.float32(1))  # 6e-8 redder
+    answer = opened(vectors).search("red hat")
+    assert [result.phrases[0].score for result in answer.results] == [0.5, 0.5]
+
+
 def test_few_shapes_of_texts_are_compiled(opened, monkeypatch):
     shapes = []
     monkeypatch.setattr(
@@ -419,6 +426,13 @@ def test_another_model_or_tokenizer_is_refused_with_the_remedy(opened, folder):
             opened(HALF_RED, **about)
         assert f"made with {name} aaaaaaaaaaaa, {folder} has" in str(refused.value)
         assert "--workdir" in str(refused.value)
+
+
+def test_the_tokenizer_is_that_of_the_folder_that_is_named(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(searcher, "folder_tokenizer", lambda *args: asked.append(args) or Words())
+    Searcher(make_store(HALF_RED), folder, Encoder())
+    assert asked == [(folder, Encoder.config)]
 
 
 def test_a_model_that_moved_is_asked_for(folder, monkeypatch):
