@@ -34,7 +34,7 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
-    monkeypatch.setattr(run, "write_results", lambda workdir, told, source, found: written.append(source.split))
+    monkeypatch.setattr(run, "write_results", lambda workdir, summary, source, found: written.append(source.split))
 
     def evaluate(best, last, val=4, write=False, pictures="", **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
@@ -105,9 +105,9 @@ def test_the_calibration_is_of_captions_that_look_for_unique_images():
 def test_a_long_curve_is_thinned_to_two_hundred_points_with_both_ends():
     present, absent = np.arange(400) / 400, np.arange(400) / 400 - 0.5
     scores = run.TopScores(present, np.ones(400, bool), absent, 400)
-    told = run.detection(run.fit_calibration(scores), scores)["roc"]
-    assert len(told["caught"]) == len(told["false_alarm"]) == 200
-    assert (told["caught"][0], told["false_alarm"][0], told["caught"][-1], told["false_alarm"][-1]) == (0, 0, 1, 1)
+    curve = run.detection(run.fit_calibration(scores), scores)["roc"]
+    assert len(curve["caught"]) == len(curve["false_alarm"]) == 200
+    assert [(curve["false_alarm"][i], curve["caught"][i]) for i in (0, -1)] == [(0, 0), (1, 1)]
 
 
 def test_where_the_last_is_the_best_it_is_the_same(evaluate):

@@ -226,7 +226,7 @@ def test_write_results(tmp_path, monkeypatch, oracle):
             np.testing.assert_array_equal(arrays[name], value)
 
 
-def test_a_query_is_told_with_the_first_ten_of_the_gallery():
+def test_a_query_lists_the_first_ten_of_the_gallery():
     """Twelve images at growing angles from the caption, which is image 3's."""
     angles = np.arange(12) / 10
     images = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -116,8 +116,8 @@ def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, t
     config = make_config(tmp_path)
     train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
     said = "reid_raw.json has no val split; 2 training persons are held out in its place (data.val_persons)\n"
-    told = capsys.readouterr().err
-    assert told.count(said) == 1 and told.count("has no val split") == 1  # by the split that it is about
+    printed = capsys.readouterr().err
+    assert printed.count(said) == 1 and printed.count("has no val split") == 1  # opening train prints nothing
     assert len(val.persons) == 2  # 30% of six persons
     assert sorted([*val.persons, *train.persons]) == list(range(6))
     for split in (train, val):

@@ -105,9 +105,11 @@ def test_a_filter_has_bounds():
 
 
 def test_a_time_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "UTC-9")  # POSIX: nine hours ahead of UTC
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "UTC-9")  # POSIX: nine hours ahead of UTC
+            time.tzset()
+            assert datetime.datetime(2024, 5, 1, 9).astimezone(datetime.UTC) == MAY
+            assert parse("time = '2024-05-01T00:00'", FIELDS) == Comparison("time", "=", MAY)
+    finally:
         time.tzset()
-        assert datetime.datetime(2024, 5, 1, 9).astimezone(datetime.UTC) == MAY
-        assert parse("time = '2024-05-01T00:00'", FIELDS) == Comparison("time", "=", MAY)
-    time.tzset()
