@@ -34,8 +34,8 @@ NEED_TENSORFLOW = [
     "conversion/test_convert.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
     "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_pipeline.py",
-    "input_pipeline/test_prepare.py", "test_configs.py", "test_dry_run.py", "test_init_from.py", "test_main.py",
-    "test_train.py", "test_variants.py",
+    "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py", "test_configs.py", "test_dry_run.py",
+    "test_hyperparameters.py", "test_init_from.py", "test_main.py", "test_train.py", "test_variants.py",
 ]  # fmt: skip
 WITHOUT_TENSORFLOW = importlib.util.find_spec("tensorflow") is None
 collect_ignore = NEED_TENSORFLOW if WITHOUT_TENSORFLOW else []

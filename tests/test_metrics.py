@@ -37,6 +37,7 @@ def test_a_resumed_log_drops_what_will_be_written_again_and_a_line_cut_short(tmp
     assert not list(tmp_path.glob(".*"))
 
 
+@needs_tensorflow
 def test_a_resumed_log_keeps_lines_that_hold_other_line_breaks(tmp_path):
     kept = '{"step": 1, "note": "a\u2028b\x85c"}\n{"step": 2}\n'.encode()
     (tmp_path / "metrics.jsonl").write_bytes(kept + b'{"step": 3}\n')

@@ -12,8 +12,7 @@ import pytest
 from ivt_jax import index
 from ivt_jax.retrieval.places import open_store
 from tests.conftest import QUICKLY
-from tests.faults.conftest import Process
-from tests.faults.test_lifecycle import mounted
+from tests.faults.conftest import Process, mounted
 from tests.gallery.conftest import picture
 
 # `python -m ivt_jax.index`, writing two rows at a time, that says so before each call that writes; it stands still at

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
@@ -16,7 +15,7 @@ from configs import synth
 from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
-from tests.faults.conftest import history, state_of
+from tests.faults.conftest import history, mounted, state_of
 
 RUN = [
     "--config.train.steps=20", "--config.train.eval_every=10", "--config.runtime.checkpoint_every=4",
@@ -329,17 +328,6 @@ def test_a_compilation_cache_without_permission_costs_time_alone(start, tmp_path
         environment={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
     )  # fmt: skip
     assert process.finish() == 0, process.said()
-
-
-MOUNT = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
-
-
-def mounted(options, folder):
-    """Before a command: gives it a file system of its own in `folder`, which nobody else sees."""
-    command = ("unshare", "-m", "sh", "-c", MOUNT, "sh", options, str(folder))
-    if subprocess.run([*command, "true"], capture_output=True).returncode:
-        pytest.skip("file systems may not be mounted here")
-    return command
 
 
 @pytest.mark.faults

@@ -27,6 +27,7 @@ def test_tensorflow_alone_gives_the_same_embeddings(tmp_path, given_away, assert
     assert {"saved_model.pb", "variables/variables.data-00000-of-00001", "tokenizer.json"} <= set(manifest["sha256"])
 
 
+@needs_tensorflow
 def test_what_the_signatures_refuse(tmp_path, given_away):
     import tensorflow as tf
 
