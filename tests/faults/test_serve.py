@@ -69,7 +69,13 @@ def test_two_hundred_clients_for_a_minute(workdir, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def server(workdir, tmp_path_factory):
     """Yields the address and the process id of `python -m ivt_jax.serve` over twelve pictures with fields."""
-    folder = tmp_path_factory.mktemp("server")
+    with serving(workdir, tmp_path_factory.mktemp("server"), "-m", "ivt_jax.serve") as started:
+        yield started
+
+
+@contextlib.contextmanager
+def serving(workdir, folder, *program):
+    """Runs the program, `python -m ivt_jax.serve` or one like it, over twelve pictures with fields."""
     lines = ["path,camera,zone,seen"]
     for seed in range(12):
         (folder / f"{seed}.png").write_bytes(picture(seed))
@@ -77,7 +83,7 @@ def server(workdir, tmp_path_factory):
     (folder / "list.csv").write_text("\n".join(lines))
     place = folder / "index"
     assert index.main([f"--workdir={workdir}", f"--list={folder}/list.csv", f"--index={place}", "--batch=1"]) == 0
-    command = [sys.executable, "-m", "ivt_jax.serve", f"--index={place}", "--port=0"]
+    command = [sys.executable, *program, f"--index={place}", "--port=0"]
     process = Process(folder / "log", command, {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"})
     try:
         process.wait_for("serving ")
@@ -124,13 +130,17 @@ def searches_beside(address, contents):
 
 
 @pytest.mark.faults
-def test_a_search_does_not_wait_for_an_image_that_takes_long(server):
-    address, _ = server
-    searches, ((status, answer, seconds),) = searches_beside(address, [png_of_chunks(480_000)])
-    assert status == 422 and "takes more than 5 s to decode" in answer["error"] and 5 <= seconds < 30
-    assert len(searches) > 2 and {status for status, _ in searches} == {200}, searches
-    assert max(seconds for _, seconds in searches) < PATIENCE
-    assert upload(address, picture(3))[1]["results"][0]["path"] == "3.png"  # the decoder has been started again
+def test_a_search_does_not_wait_for_an_image_that_takes_long(workdir, tmp_path):
+    """With a limit of half a second, which the image exceeds on any machine."""
+    code = (
+        "from ivt_jax.serve import __main__, decoder; decoder.DECODE_SECONDS = 0.5; raise SystemExit(__main__.main())"
+    )
+    with serving(workdir, tmp_path, "-c", code) as (address, _):
+        searches, ((status, answer, seconds),) = searches_beside(address, [png_of_chunks(480_000)])
+        assert status == 422 and "takes more than 0.5 s to decode" in answer["error"] and 0.5 <= seconds < 30
+        assert len(searches) > 2 and {status for status, _ in searches} == {200}, searches
+        assert max(seconds for _, seconds in searches) < PATIENCE
+        assert upload(address, picture(3))[1]["results"][0]["path"] == "3.png"  # the decoder has been started again
 
 
 @pytest.mark.faults
