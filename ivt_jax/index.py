@@ -48,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors, prune=args.prune
     )
-    problems = [f"skipped {problem}" for problem in built.unreadable], [f"kept {some}" for some in built.kept]
-    _print_problems(*problems, None if is_remote(args.index) else Path(args.index, "unreadable.txt"))
+    _print_problems(
+        built.unreadable,
+        list(map(str, built.kept)),
+        None if is_remote(args.index) else Path(args.index, "unreadable.txt"),
+    )
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
@@ -67,11 +70,11 @@ def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | No
     for kind, lines in (("skipped", skipped), ("kept", kept)):
         shown = lines[:_SHOWN] if file else lines
         for line in shown:
-            print(printable(line), file=sys.stderr)
+            print(f"{kind} {printable(line)}", file=sys.stderr)
         if len(lines) > len(shown):
             print(f"{kind} {len(lines) - len(shown):,} more, which {file} lists", file=sys.stderr)
     if file:
-        lines = [line.removeprefix("skipped ") for line in skipped] + [*kept]
+        lines = [*skipped, *(f"kept {line}" for line in kept)]
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
 
 

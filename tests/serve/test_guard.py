@@ -234,23 +234,29 @@ def test_reading_is_not_refused_to_the_page_of_another_site(address):
     assert httpx.head(address, headers=foreign).status_code == 200
 
 
+class Slow(StandIn):
+    """Its searches set `begun` and wait until `go_on` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def search(self, *args, **more):
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return super().search(*args, **more)
+
+
 def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
     monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
-    begun, go_on, statuses = threading.Event(), threading.Event(), []
-
-    class Slow(StandIn):
-        def search(self, *args, **more):
-            begun.set()
-            assert go_on.wait(10)
-            return super().search(*args, **more)
-
-    with served(Slow()) as address:
+    slow, statuses = Slow(), []
+    with served(slow) as address:
         assert httpx.get(address).status_code == 200  # this request has ended and given back its place
         client = threading.Thread(target=lambda: statuses.append(post(address).status_code))
         client.start()
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         second = post(address)
-        go_on.set()
+        slow.go_on.set()
         client.join(10)
         assert refused(second, 503, "too many requests are under way") and second.headers["retry-after"] == "2"
         assert statuses == [200] and post(address).status_code == 200
@@ -495,22 +501,15 @@ def test_the_oldest_of_too_many_connections_is_closed(monkeypatch, begun):
 
 def test_a_connection_that_is_answered_is_not_closed_for_others(monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
-    begun, go_on, statuses = threading.Event(), threading.Event(), []
-
-    class Slow(StandIn):
-        def search(self, *args, **more):
-            begun.set()
-            assert go_on.wait(10)
-            return super().search(*args, **more)
-
-    with served(Slow()) as address, contextlib.ExitStack() as stack:
+    slow, statuses = Slow(), []
+    with served(slow) as address, contextlib.ExitStack() as stack:
         client = threading.Thread(target=lambda: statuses.append(post(address, timeout=30).status_code))
         client.start()
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         for _ in range(6):
             stack.enter_context(connect(address))
         assert httpx.get(f"{address}/icon.svg").status_code == 200
-        go_on.set()
+        slow.go_on.set()
         client.join(10)
     assert statuses == [200]
 
