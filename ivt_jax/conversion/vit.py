@@ -181,8 +181,8 @@ def with_bert(image: Read, file: str, text: Source, model: IVTConfig, method: st
 def resized(image: Read, file: str, model: IVTConfig, method: str) -> Read:
     """With the positions on the model's grid of patches."""
     side = math.isqrt(image.sizes["N"] - 1)
-    if side**2 != image.sizes["N"] - 1:
-        raise UserError(f"{file}: {image.sizes['N']} positions are not those of [CLS] and a square grid")
+    if side < 1 or side**2 != image.sizes["N"] - 1:
+        raise UserError(f"{file}: position embedding of length {image.sizes['N']}; expected [CLS] and a square grid")
     grid = patch_grid(model.image_size, image.sizes["P"], model.stride)
     if min(grid) < 1:
         raise UserError(f"{file}: patches of {image.sizes['P']} pixels do not fit the image size {model.image_size}")
