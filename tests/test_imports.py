@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -134,3 +135,14 @@ def test_help_answers_without_jax():
     loaded, output, errors = loaded_by("-m", "ivt_jax.main", "--help")
     assert "--workdir" in output, errors
     assert not loaded & {"jax", "tensorflow"}
+
+
+def test_no_text_says_to_install_this_project_from_an_index():
+    """It is on none: whoever registered the name there could have their code installed. Extras come from the clone."""
+    wrong = re.compile(r"ivt[_-]jax\[\w|pip3? install[^\n`]*['\" ]ivt[_-]jax\b")
+    folders = (*PACKAGES, "bench", "docs", "launch", "tests", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix not in (".pyc", ".npz")]
+    files += [path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".txt") or path.name == "Makefile"]
+    texts = {path.relative_to(ROOT): path.read_text(errors="ignore") for path in files if path.is_file()}
+    assert Path("README.md") in texts and Path("tests/requirements.txt") in texts
+    assert [path for path, text in texts.items() if wrong.search(text)] == []

@@ -41,7 +41,9 @@ def _kind(place: Path | str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "qdrant_client":
             raise
-        raise UserError("Qdrant's client is not installed: pip install 'ivt_jax[qdrant]'") from None
+        raise UserError(
+            "Qdrant's client is not installed: pip install '.[qdrant]' in the clone of this project"
+        ) from None
     return QdrantStore
 
 
