@@ -28,9 +28,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
+from input_pipeline.arguments import positive
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
-from ivt_jax.arguments import positive
 from ivt_jax.startup import set_environment
 
 SIDES = ("jax", "torch", "plain")

@@ -24,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
+from input_pipeline.arguments import positive
 from input_pipeline.command import exit_code
 from input_pipeline.synthetic.bulk import FORMATS, Counts, write
 
@@ -141,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the source images")
-    parser.add_argument("--batches", type=int, default=20, help="of 28 records, in a turn")
-    parser.add_argument("--turns", type=int, default=11)
+    parser.add_argument("--batches", type=positive, default=20, help="of 28 records, in a turn")
+    parser.add_argument("--turns", type=positive, default=11)
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))

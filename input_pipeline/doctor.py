@@ -29,6 +29,7 @@ from input_pipeline.annotations import (
     quarantined,
     read_annotations,
 )
+from input_pipeline.arguments import positive
 from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.files import lines_of, printable, write_text
@@ -209,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
     parser.add_argument("--against", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open images")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
 

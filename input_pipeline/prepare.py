@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
+from input_pipeline.arguments import share
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import lines_of, refuse_path
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="", help="make a portable folder too: DIR or gs://BUCKET/DIR")
     parser.add_argument("--prepared", type=Path, help="where the prepared data go, if not to `prepared` under --root")
     parser.add_argument(
-        "--max_damaged", type=float, default=0.005, help="share of training images that may be damaged (0.005)"
+        "--max_damaged", type=share, default=0.005, help="share of training images that may be damaged (0.005)"
     )
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

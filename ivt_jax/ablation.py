@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import synth
+from input_pipeline.arguments import positive
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import UNWRITABLE, refuse_path
@@ -121,9 +122,9 @@ def main() -> int:
     parser.add_argument("--study", choices=STUDIES, default="terms", help="which variants are compared")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
     parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the generated benchmark")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000, help="steps of every run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time (one for each core)")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
     return exit_code(lambda: compare(args))
 

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
+from input_pipeline.arguments import positive, seconds
 from input_pipeline.files import write_text
-from ivt_jax.arguments import positive
 from ivt_jax.config_flag import read_config
 from ivt_jax.flops import BYTES
 from ivt_jax.startup import run_command, set_environment
@@ -51,7 +51,7 @@ def make_config(model: str, variant: str, batch: int, dtype: str, changes: Seque
         config = default.released(config)
     elif variant != "full":
         config = synth.changed(config, variant)
-    share = config.bmm.rows / config.data.batch_size
+    share = config.bmm.rows / max(config.data.batch_size, 1)  # 0 is refused with the other faults of the config
     config.data.batch_size = batch or config.data.batch_size
     config.bmm.rows = int(share * config.data.batch_size)
     return config
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=lambda text: [positive(x) for x in text.split(",")], default=[0],
                         help="pairs, images or texts at once, several with commas (the config's own)")  # fmt: skip
     parser.add_argument("--dtype", choices=tuple(BYTES), default="bfloat16", help="of the tower (bfloat16)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of calls for each row, at least (10)")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="of calls for each row, at least (10)")
     parser.add_argument("--json", type=Path, help="write the rows and what they were measured on")
     options, changes = parser.parse_known_args(argv)
     return run_command(lambda: run(options, changes))

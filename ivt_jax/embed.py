@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.arguments import positive
 from input_pipeline.errors import DataError, UserError
-from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.

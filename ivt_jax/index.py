@@ -25,8 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from input_pipeline.arguments import positive
 from input_pipeline.files import is_remote, printable, write_bytes
-from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all

@@ -24,10 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from input_pipeline.arguments import positive
 from input_pipeline.errors import UserError
 from input_pipeline.files import printable, whole_folder, write_bytes
 from input_pipeline.progress import progress
-from ivt_jax.arguments import positive
 from ivt_jax.pages import data_uri, render
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from input_pipeline.arguments import not_negative, positive
 from input_pipeline.command import exit_code
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
@@ -49,8 +50,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test_persons", type=int, default=default.test_persons, help="of these, for test")
     parser.add_argument("--images_per_person", type=int, default=default.images_per_person)
     parser.add_argument("--size", type=_size, default=default.size, help="height x width in pixels, such as 384x128")
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; no byte depends on it")
+    parser.add_argument("--seed", type=not_negative, default=default.seed)
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; no byte depends on it"
+    )
     parser.add_argument("--contact_sheet", metavar="FILE.png", help="also draw images with their captions, to look at")
     return parser.parse_args(argv)
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from input_pipeline.arguments import not_negative, positive
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
@@ -124,8 +125,10 @@ def main(argv: list[str] | None = None) -> int:
         shown = "x".join(map(str, counts))
         parser.add_argument(f"--{split}", type=_counts, default=counts, help=f"PERSONSxIMAGESxCAPTIONS, {shown}")
     parser.add_argument("--format", choices=FORMATS, default="jpeg")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; no byte depends on it")
+    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; no byte depends on it"
+    )
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))
 

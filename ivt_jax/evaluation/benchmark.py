@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from input_pipeline.arguments import positive
 from ivt_jax.evaluation.calibration import fit_calibration, top_scores
 from ivt_jax.evaluation.protocols import Embeddings, reranked, standard
 from ivt_jax.evaluation.split import query_lines, summarise
@@ -42,10 +43,10 @@ def draw_split(queries: int, gallery: int, persons: int, width: int, seed: int =
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.evaluation.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("--queries", type=int, default=19848)
-    parser.add_argument("--gallery", type=int, default=19848)
-    parser.add_argument("--persons", type=int, default=1000)
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--queries", type=positive, default=19848)
+    parser.add_argument("--gallery", type=positive, default=19848)
+    parser.add_argument("--persons", type=positive, default=1000)
+    parser.add_argument("--width", type=positive, default=768)
     parser.add_argument("--rerank", action="store_true", help="measure k-reciprocal re-ranking, too")
     options = parser.parse_args(argv)
 

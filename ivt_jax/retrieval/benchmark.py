@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from input_pipeline.arguments import positive
 from input_pipeline.progress import progress
-from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:

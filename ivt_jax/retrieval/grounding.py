@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from input_pipeline.arguments import positive
 from input_pipeline.progress import progress
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.parts import label_parts, list_shots
 from input_pipeline.synthetic.persons import NONE, Attributes
-from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:

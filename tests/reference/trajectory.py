@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from configs import synth
 from configs.default import released
+from input_pipeline.arguments import positive
 from input_pipeline.errors import UserError
 from ivt_jax.conversion import release_from_params
 from ivt_jax.evaluation.protocols import Embeddings, standard
@@ -231,7 +232,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.reference.trajectory", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="data/pedes-synth-trajectory", help="folder of the generated benchmark")
     parser.add_argument("--out", type=Path, default=Path("docs/trajectory.png"), help="the plot")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=positive, default=300)
     args = parser.parse_args()
     began = time.monotonic()
     try:
