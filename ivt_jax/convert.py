@@ -27,6 +27,9 @@ WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
 def convert(args: argparse.Namespace, rest: list[str]) -> str:
     """Reads, converts, writes the folder --out; returns the account of the tensors. Raises UserError."""
     check_paths(args)
+    from ml_collections import ConfigDict
+
+    from ivt_jax.config_check import edge_notice
     from ivt_jax.conversion.tensors import table
 
     if args.source == "export":
@@ -35,12 +38,12 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
         record, made = from_others(args, rest)
     tokenizer, told = find_tokenizer(args, record)
     write_folder(args.out, record, made.params, args.source, [args.weights, args.weights_text], tokenizer)
-    return f"{table(made.rows)}\n{told}"
+    return "\n".join(filter(None, [table(made.rows), told, edge_notice(ConfigDict(record["config"]))]))
 
 
 def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """What config.json is to hold, and the conversion: the release's checkpoint, or a ViT with BERT."""
-    from ivt_jax.config_check import check_config
+    from ivt_jax.config_check import check_keys
     from ivt_jax.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
@@ -49,7 +52,7 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
     from ivt_jax.models.ivt import IVTConfig
 
     config = read_config(args.config or "configs/cuhk.py", rest)
-    check_config(config)
+    check_keys(config)  # what must agree is checked by record_model: the weights give the patch size and others
     model = IVTConfig.from_config(config.model)
     tensors = read_tensors(args.weights)
     if args.source == "release":

@@ -33,14 +33,16 @@ FORMATS = flags.DEFINE_list(
     "formats", ["orbax", "safetensors"], "with --mode=export: orbax, safetensors, stablehlo, saved_model, onnx"
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
-DEVICES = flags.DEFINE_integer("devices", 1, "with --dry_run: as if on so many devices")
+DEVICES = flags.DEFINE_integer("devices", 1, "with --dry_run: as if on so many devices", lower_bound=1)
 PLAN = flags.DEFINE_bool(
     "plan", False, "with --dry_run: memory and FLOPs of ViT-B and L, batch 64 to 16,384, 1 to 256 devices, by formula; "
     "then what XLA says of the config as given, compiled for this machine",
 )  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no platform tells it")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "number of this process, from 0, with --coordinator", lower_bound=0
+)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, whose addresses the platform tells")
 
 
@@ -53,6 +55,9 @@ def main(argv: list[str]) -> None:
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     set_environment(config)
     keep_compiled()
+    from ivt_jax.config_check import check_keys  # imports JAX, which reads the environment set above
+
+    check_keys(config)
     if DRY_RUN.value:
         from ivt_jax import dry_run
 
@@ -125,6 +130,11 @@ def start_distributed(config: Any) -> None:
     together = [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
     if None in together and together != [None] * 3:
         raise UserError("--coordinator, --num_processes and --process_id go together: set all three, or none")
+    if COORDINATOR.value and PROCESS_ID.value >= NUM_PROCESSES.value:
+        raise UserError(
+            f"--process_id={PROCESS_ID.value} is not below --num_processes={NUM_PROCESSES.value}: processes are "
+            "numbered from 0"
+        )
     if COORDINATOR.value or DISTRIBUTED.value:
         import jax
 

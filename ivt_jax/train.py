@@ -23,7 +23,7 @@ from input_pipeline.tokenizer import Tokenizer
 from ivt_jax import preemption
 from ivt_jax.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.compiled import batch_shapes
-from ivt_jax.config_check import check_config
+from ivt_jax.config_check import check_config, edge_notice
 from ivt_jax.digests import set_damaged_aside
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
@@ -78,6 +78,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
         return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
+    if notice := edge_notice(config):
+        progress.say(notice)
     if config.train.select_on == "test":
         progress.say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
     given = NOTHING if start else given_params(config)
