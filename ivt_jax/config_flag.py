@@ -6,8 +6,27 @@ from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from input_pipeline.errors import UserError
+
+
+class LastTuple(flags.ArgumentParser):
+    """Parses a tuple as ml_collections does; of a repeated flag the last one counts, as of every other flag.
+
+    ml_collections joins the values of a repeated flag where the parser is its own TupleParser.
+    """
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """Returns "(96, 48)" as (96, 48), and a single word as a tuple of one. Raises ValueError."""
+        return TupleParser().parse(argument)
+
+    def flag_type(self) -> str:
+        """Returns what the help calls it."""
+        return "tuple"
+
+
+config_flags.register_flag_parser_for_type(tuple, LastTuple())
 
 
 @contextlib.contextmanager
