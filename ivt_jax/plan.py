@@ -41,6 +41,7 @@ class Memory:
     are added at the end. turned: the MLPs' weights and the embeddings once more, as the products want them.
     activations: what is kept for the backward pass. working: one block of the largest pass, computed back.
     matching: the matrices of similarities. logits: of the word head. updated: the optimiser's new slots and embeddings.
+    number: bytes of a number of the activations.
     """
 
     parameters: int
@@ -54,6 +55,7 @@ class Memory:
     matching: int
     logits: int
     updated: int
+    number: int
 
     @property
     def state(self) -> int:
@@ -69,7 +71,10 @@ class Memory:
     def __str__(self) -> str:
         parts = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")
         told = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in parts)
-        return f"memory per device, by formula: {self.total / 1e9:.2f} GB ({told}, and what a block works with)"
+        return (
+            f"memory per device, by formula: {self.total / 1e9:.2f} GB with activations of {self.number} bytes a "
+            f"number ({told}, and what a block works with)"
+        )
 
 
 def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widened: bool = False) -> Memory:
@@ -108,6 +113,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         // spread(config, devices),
         logits=4 * predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + others + embeddings,
+        number=size,
     )
 
 
