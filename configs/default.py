@@ -33,9 +33,9 @@ def get_config() -> ConfigDict:
     config.text.length = ConfigDict({"sentence": 100, "phrase": 64, "word": 64})  # tokens, [CLS] and [SEP] included
 
     config.model = ConfigDict()
-    config.model.image_size = (384, 128)  # height, width
+    config.model.image_size = (384, 128)  # height, width; multiples of patch_size, unless patches overlap
     config.model.patch_size = 16
-    config.model.stride = 16  # below patch_size: overlapping patches
+    config.model.stride = 16  # at most patch_size; below it, patches overlap
     config.model.width = 768
     config.model.depth = 12
     config.model.num_heads = 12

@@ -140,17 +140,15 @@ def find_key_faults(config: ConfigDict) -> Iterator[str]:
         expected = _expected(bound, values[key])
         if expected:
             yield f"{key} is {values[key]}; expected {expected}"
-    size, levels = values["model.image_size"], values["mla.levels"]
-    if not _is_sequence(size) or len(size) != 2:
-        yield f"model.image_size is {_shown(size)}; expected (height, width)"
+    size = _as_tuple(values["model.image_size"])
+    if not isinstance(size, tuple) or len(size) != 2:
+        yield f"model.image_size is {size}; expected (height, width)"
     elif any(_expected(COUNT, extent) for extent in size):
-        yield f"model.image_size is {_shown(size)}; expected (height, width) in whole pixels, each 1 or more"
-    if (
-        not _is_sequence(levels)
-        or not levels
-        or any(level not in LEVELS or levels.count(level) > 1 for level in levels)
-    ):
-        yield f"mla.levels is {_shown(levels)}; expected some of {', '.join(LEVELS)}, each once"
+        yield f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more"
+    levels = _as_tuple(values["mla.levels"])
+    known = isinstance(levels, tuple) and all(level in LEVELS and levels.count(level) == 1 for level in levels)
+    if not (known and levels):
+        yield f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once"
 
 
 def _expected(bound: Bound, value: Any) -> str:
@@ -164,12 +162,8 @@ def _expected(bound: Bound, value: Any) -> str:
     return f"at most {bound.most}" if value > bound.most else ""
 
 
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (tuple, list))  # config.json holds tuples as lists
-
-
-def _shown(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # config.json holds tuples as lists
 
 
 def find_faults(config: ConfigDict, devices: int) -> Iterator[str]:
@@ -246,11 +240,9 @@ def edge_notice(config: ConfigDict) -> str:
 
 
 def _unseen(model: ConfigDict) -> str:
-    rows, columns = unseen_pixels(model)
-    return (
-        f"patches of {model.patch_size} at stride {model.stride} do not cover the last {rows} of {model.image_size[0]} "
-        f"rows and the last {columns} of {model.image_size[1]} columns"
-    )
+    sides = zip(unseen_pixels(model), model.image_size, ("rows", "columns"), strict=True)
+    parts = " and ".join(f"the last {unseen} of {extent} {side}" for unseen, extent, side in sides if unseen)
+    return f"patches of {model.patch_size} at stride {model.stride} do not cover {parts}"
 
 
 def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:

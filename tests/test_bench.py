@@ -105,6 +105,7 @@ def test_the_median_is_of_the_calls_after_the_warm_up(monkeypatch):
     [
         (["--models=large"], "argument --models: 'large' is not one of base, small, demo"),
         (["--batches=0"], "argument --batches: '0' is not a whole number above 0"),
+        (["--seconds=nan"], "argument --seconds: 'nan' is not a number of seconds from 0 on"),
     ],
 )
 def test_a_mistaken_flag_is_one_line(flags, line, capsys):
@@ -113,9 +114,17 @@ def test_a_mistaken_flag_is_one_line(flags, line, capsys):
     assert error.value.code == 2 and line in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag, part", [("--config.model.widht=3", "no key 'widht'"), ("--sise=3", "sise")])
-def test_a_mistaken_key_is_one_line(flag, part, capsys):
-    assert bench.main(["--seconds=0.01", "--dtype=float32", "--batches=8", flag]) == 2
+@pytest.mark.parametrize(
+    "flags, part",
+    [
+        (["--batches=8", "--config.model.widht=3"], "no key 'widht'"),
+        (["--batches=8", "--sise=3"], "sise"),
+        (["--batches=8", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is nan; expected a finite"),
+        (["--config.data.batch_size=0"], "data.batch_size is 0; expected 1 or more"),
+    ],
+)
+def test_a_mistaken_key_is_one_line(flags, part, capsys):
+    assert bench.main(["--seconds=0.01", "--dtype=float32", *flags]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and part in last
 

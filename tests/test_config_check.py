@@ -92,8 +92,11 @@ def test_our_configs_have_no_fault():
          "model.stride 24 is larger than model.patch_size 12: no patch would cover the pixels between them; choose a "
          "stride of 1 to 12"),
         ({"model__image_size": (390, 128)},
-         "model.image_size (390, 128): patches of 16 at stride 16 do not cover the last 6 of 390 rows and the last 0 "
-         "of 128 columns; choose (384, 128) or (400, 128)"),
+         "model.image_size (390, 128): patches of 16 at stride 16 do not cover the last 6 of 390 rows; choose "
+         "(384, 128) or (400, 128)"),
+        ({"model__image_size": (390, 130)},
+         "model.image_size (390, 130): patches of 16 at stride 16 do not cover the last 6 of 390 rows and the last 2 "
+         "of 130 columns; choose (384, 128) or (400, 144)"),
         ({"model__image_size": (384, 128, 3)}, "model.image_size is (384, 128, 3); expected (height, width)"),
         ({"model__image_size": 384}, "model.image_size is 384; expected (height, width)"),
         ({"model__image_size": ("384", 128)},

@@ -246,6 +246,14 @@ MISTAKES = {
     "file": (["--config=configs/cuhkk.py"], "cuhkk.py"),
     "none": ([], "config"),
     "fault": ([SYNTH, "--config.optimizer.name=adam", "--dry_run"], 'optimizer.name is "adam"; expected one of sgd'),
+    "number": ([SYNTH, "--mode=evaluate", "--config.runtime.eval_batch_size=0"],
+               "error: runtime.eval_batch_size is 0; expected 1 or more"),
+    "negative": ([SYNTH, "--workdir=WORKDIR/run", "--config.data.root=ROOT", *TINY,
+                  "--config.optimizer.learning_rate=-1"],
+                 "error: optimizer.learning_rate is -1.0; expected 0 or more"),
+    "tuple": ([SYNTH, "--config.model.image_size=(72,36)", "--config.model.image_size=(48,20)", "--dry_run"],
+              "model.image_size (48, 20): patches of 12 at stride 12 do not cover the last 8 of 20 columns; choose "
+              "(48, 12) or (48, 24)"),
     "data": (["--config=configs/rstp.py", "--workdir=WORKDIR", "--config.data.root=nowhere"],
              "nowhere/data_captions.json not found: --config.data.root expects the RSTPReid folder"),
     "closed": ([SYNTH, "--workdir=/dev/null/run", "--config.data.root=ROOT", *TINY],
@@ -329,6 +337,23 @@ def test_processes_join_as_the_flags_say(monkeypatch, flags, expected):
     config.runtime.heartbeat = 33
     main.start_distributed(config)
     assert calls == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(("name", "least"), [("devices", 1), ("num_processes", 1), ("process_id", 0)])
+def test_numbers_of_devices_and_processes_have_a_bound(name, least):
+    parse = main.flags.FLAGS[name].parser.parse
+    assert parse(str(least)) == least
+    with pytest.raises(ValueError):
+        parse(str(least - 1))
+
+
+def test_a_process_is_numbered_below_the_number_of_processes(monkeypatch):
+    for name, value in (("COORDINATOR", "host:1"), ("NUM_PROCESSES", 2), ("PROCESS_ID", 2)):
+        monkeypatch.setattr(main, name, Flag(value))
+    with pytest.raises(
+        UserError, match=r"^--process_id=2 is not below --num_processes=2: processes are numbered from 0$"
+    ):
+        main.start_distributed(synth.get_config())
 
 
 @pytest.mark.parametrize("given", [("COORDINATOR",), ("NUM_PROCESSES", "PROCESS_ID"), ("COORDINATOR", "PROCESS_ID")])
