@@ -37,7 +37,7 @@ def dry_run(config: Any, devices: int = 1) -> str:
         plan(config),
         str(step_cost(config)),
         f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
-        f"{device_memory(config, sizes)}\n{_kept(config, devices)}. Nothing was compiled: --plan adds XLA's own figure "
+        f"{device_memory(config, sizes)}\n{_kept(config, devices)} Nothing was compiled: --plan adds XLA's own figure "
         "for this machine.",
     ]
     return "\n".join(line for line in lines if line)
@@ -62,8 +62,9 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     lines = [told, f"{kept}; matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs", _kept(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":
         widened = device_memory(config, sizes, widened=True)
-        lines += [str(widened), f"As above, but for this machine: XLA keeps {config.model.dtype} as float32 on a CPU"]
-    lines.append("compiling for this machine; on CPUs, XLA's figure was mostly within 10% of the last formula")
+        lines += [str(widened), "As above, with activations kept in float32."]
+        lines.append("On a CPU, XLA of JAX before 0.11 keeps a part of them so: its own figure lies between the two.")
+    lines.append("compiling for this machine")
     yield "\n".join(lines)
     yield str(compile_config(config))
 
@@ -71,4 +72,4 @@ def dry_run_plan(config: Any) -> Iterator[str]:
 def _kept(config: Any, devices: int) -> str:
     """Returns what the formula of the memory assumes."""
     number = f"{devices} device{'s' * (devices > 1)}"
-    return f"The formula is for {number}, with activations kept in model.dtype {config.model.dtype} as on accelerators"
+    return f"The formula is for {number}, with activations kept in model.dtype {config.model.dtype}."

@@ -80,7 +80,8 @@ class Memory:
 def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widened: bool = False) -> Memory:
     """The memory of a run on a mesh of these sizes.
 
-    widened: bfloat16 is computed and kept as float32, as by XLA's CPU backend before JAX 0.11.
+    widened: activations in bfloat16 are kept as float32. XLA's CPU backend before JAX 0.11 does that to a part of them:
+    its memory lies between the figures without and with `widened`.
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices = math.prod(sizes.values())
