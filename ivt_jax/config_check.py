@@ -146,8 +146,7 @@ def find_key_faults(config: ConfigDict) -> Iterator[str]:
     elif any(_expected(COUNT, extent) for extent in size):
         yield f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more"
     levels = _as_tuple(values["mla.levels"])
-    known = isinstance(levels, tuple) and all(level in LEVELS and levels.count(level) == 1 for level in levels)
-    if not (known and levels):
+    if not (isinstance(levels, tuple) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
         yield f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once"
 
 

@@ -130,18 +130,14 @@ def start_distributed(config: Any) -> None:
     together = [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
     if None in together and together != [None] * 3:
         raise UserError("--coordinator, --num_processes and --process_id go together: set all three, or none")
-    if COORDINATOR.value and PROCESS_ID.value >= NUM_PROCESSES.value:
-        raise UserError(
-            f"--process_id={PROCESS_ID.value} is not below --num_processes={NUM_PROCESSES.value}: processes are "
-            "numbered from 0"
-        )
+    number, count = PROCESS_ID.value, NUM_PROCESSES.value
+    if number is not None and count is not None and number >= count:
+        raise UserError(f"--process_id={number} is not below --num_processes={count}: processes are numbered from 0")
     if COORDINATOR.value or DISTRIBUTED.value:
         import jax
 
         watchdog.answer_abort()
-        jax.distributed.initialize(
-            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, heartbeat_timeout_seconds=config.runtime.heartbeat
-        )
+        jax.distributed.initialize(COORDINATOR.value, count, number, heartbeat_timeout_seconds=config.runtime.heartbeat)
         preemption.share()
 
 
