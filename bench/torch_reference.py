@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=positive, default=12, help="pairs (12)")
     parser.add_argument("--views", type=int, choices=(1, 2, 3), default=1, help="views, and as many text levels (1)")
     parser.add_argument("--length", type=positive, default=64, help="tokens of a text (64)")
-    parser.add_argument("--stride", type=positive, default=16, help="of the patches (16)")
+    parser.add_argument("--stride", type=positive, choices=range(1, 17), default=16, help="of the patches (16)")
     parser.add_argument("--depth", type=positive, default=12, help="blocks of ViT-B's width (12)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the side torch")

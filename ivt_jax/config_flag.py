@@ -19,7 +19,10 @@ class LastTuple(flags.ArgumentParser):
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         """Returns "(96, 48)" as (96, 48), and a single word as a tuple of one. Raises ValueError."""
-        return TupleParser().parse(argument)
+        try:
+            return TupleParser().parse(argument)
+        except ValueError:
+            raise ValueError("expected a tuple, such as '(96,48)' or \"('sentence','word')\"") from None
 
     def flag_type(self) -> str:
         """Returns what the help calls it."""

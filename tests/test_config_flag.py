@@ -53,4 +53,6 @@ def test_a_tuple_of_another_length_or_type_is_one_line(flag, message):
 def test_a_tuple_that_cannot_be_read_is_one_line():
     with pytest.raises(UserError) as error:
         read("--config.model.image_size=(96,48")
-    assert "--config.model.image_size=(96,48" in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value) == (
+        "flag --config.model.image_size=(96,48: expected a tuple, such as '(96,48)' or \"('sentence','word')\""
+    )
