@@ -10,9 +10,8 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError
 
-# Orbax, TensorStore and TensorFlow misread these parts of a path: a backslash as a separator, "gs:/" and "s3:/" as the
-# address of a bucket and, when they write, the others as a pattern, so that they miss their own files or use those of
-# another folder.
+# Orbax, TensorStore and TensorFlow misread these parts of a path. A backslash counts as a separator; "gs:/" and "s3:/"
+# count as the address of a bucket; when they write, the others count as a pattern. Files are then lost or mixed up.
 UNREADABLE = ("\\", "gs:/")
 UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
 
@@ -85,7 +84,8 @@ def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
         raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
     found = next((part for part in forbidden if part in f"{whole}/"), None)
     if found:
-        raise UserError(f'{printable(whole)}: a path with "{found}" is not supported for checkpoints; {remedy}')
+        reason = f'a path with "{found}" is not supported for checkpoints and exports'
+        raise UserError(f"{printable(whole)}: {reason}; {remedy}")
 
 
 def _is_utf8(text: str) -> bool:

@@ -154,7 +154,7 @@ class Checkpoints:
         fault = find_fault(step / "state", self._shapes)
         if fault:
             where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            raise UserError(f"{where}: {fault}. Those before it are whole; the same command resumes from them")
+            raise UserError(f"{where}: {fault}; run the same command again to resume from the last whole checkpoint")
         digests.write_digests(step)
 
     def _refuse_damaged(self, step: int, within: str = "") -> None:
@@ -172,9 +172,8 @@ class Checkpoints:
             if reason is None:
                 raise
             where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            raise UserError(
-                f"{where}: {reason}. Those before it are whole; mend it, and the same command resumes"
-            ) from None
+            remedy = "correct this and run the same command again to resume from the last whole checkpoint"
+            raise UserError(f"{where}: {reason}; {remedy}") from None
 
 
 class Where(NamedTuple):

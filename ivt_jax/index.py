@@ -9,9 +9,9 @@ command goes on where it was, whatever stopped it, and does no more than has cha
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
 lists it.
 
-The row of a picture that cannot be reached stays, and its folder is named: if the folder is missing, empty or
-unreadable, as after a share was dropped, or if the file itself cannot be read. If more than a tenth of an index of 100
-rows or more would be deleted, these rows stay as well. --prune deletes them all.
+The row of a picture out of reach is kept, and its folder is printed: the folder is missing, empty or unreadable (a
+dropped share), or the file cannot be read. Rows are also kept if more than a tenth of an index of 100 or more rows
+would be deleted. --prune deletes them.
 
 Where one machine is too slow, many embed the gallery first, each its shards (`ivt_jax.embed`), and --vectors names what
 they made: a picture whose content is among it is read for its thumbnail, and not embedded again.
@@ -72,7 +72,7 @@ def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | No
         for line in shown:
             print(f"{kind} {printable(line)}", file=sys.stderr)
         if len(lines) > len(shown):
-            print(f"{kind} {len(lines) - len(shown):,} more, which {file} lists", file=sys.stderr)
+            print(f"{kind} {len(lines) - len(shown):,} more, listed in {file}", file=sys.stderr)
     if file:
         lines = [*skipped, *(f"kept {line}" for line in kept)]
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         "--prune",
         action="store_true",
         help="delete the rows of all pictures that are missing or cannot be read; by default a row stays if its folder "
-        "is missing, empty or unreadable, and all rows stay if more than a tenth of the index would be deleted",
+        "is missing, empty or unreadable, and all rows stay if more than a tenth of an index of 100 or more rows would "
+        "be deleted",
     )
     parser.add_argument(
         "--snapshot", metavar="PLACE", help="copy the index there when it is done, to a place of any kind"

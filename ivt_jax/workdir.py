@@ -98,9 +98,12 @@ def other_data(workdir: Path, annotations: Path, pictures: str) -> str:
     """
     if not (workdir / "config.json").exists():
         return ""
-    record, now = load_record(workdir), {"annotations": digest(annotations), "pictures": pictures}
-    others = [key for key, value in now.items() if value and record.get(key) and record[key] != value]
-    return " and ".join(others).replace("pictures", "images")
+    then = load_record(workdir)
+    pairs = {
+        "annotations": (then.get("annotations"), digest(annotations)),
+        "images": (then.get("pictures"), pictures),
+    }
+    return " and ".join(name for name, (old, new) in pairs.items() if old and new and old != new)
 
 
 def recorded_pictures(workdir: Path) -> str:

@@ -332,7 +332,7 @@ def test_a_step_that_cannot_be_read_again_does_not_count(tmp_path, monkeypatch, 
     checkpoints.save(2, large_state(2))
     told = refusal(lambda: checkpoints.save(3, large_state(3)))
     assert told.startswith(f"{tmp_path}/checkpoints: step 2 could not be saved: ") and fault in told
-    assert told.endswith("Those before it are whole; the same command resumes from them")
+    assert told.endswith("; run the same command again to resume from the last whole checkpoint")
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", f"2{UNFINISHED}"}
     assert Checkpoints(tmp_path).latest_step() == 1
 

@@ -251,7 +251,7 @@ MISTAKES = {
     "closed": ([SYNTH, "--workdir=/dev/null/run", "--config.data.root=ROOT", *TINY],
                "the workdir /dev/null/run cannot be made: Not a directory"),
     "path": ([SYNTH, "--workdir=WORKDIR/[x]\nrun", "--config.data.root=ROOT", *TINY],
-             r'[x]\nrun: a path with "[" is not supported for checkpoints; rename the folder'),
+             r'[x]\nrun: a path with "[" is not supported for checkpoints and exports; rename'),
     "infinite": ([SYNTH, "--workdir=WORKDIR/run", "--config.data.root=ROOT", *TINY, "--config.train.steps=9",
                   "--config.train.eval_every=9", *INFINITE], "not finite: "),
 }  # fmt: skip

@@ -190,7 +190,7 @@ def test_a_folder_of_parameters_alone_is_no_workdir(loop):
 
 
 def test_a_workdir_where_checkpoints_would_be_lost_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(UserError, match=r'/\[x\]/run: a path with "\[" is not supported for checkpoints; rename'):
+    with pytest.raises(UserError, match=r'/\[x\]/run: a path with "\[" is not supported for checkpoints and exports'):
         train.train_and_evaluate(stub_config(), tmp_path / "[x]/run")
     assert list(tmp_path.iterdir()) == []
 

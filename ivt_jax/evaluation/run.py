@@ -59,7 +59,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
 
     source = pipeline.open_split(config, "test", pictures)
     if write and (others := other_data(workdir, source.annotations, source.pictures)):
-        print(f"warning: {source.root} has other {others} than {workdir} was trained with", file=sys.stderr)
+        remedy = "restore them to reproduce its scores"
+        print(f"warning: {source.root} has other {others} than {workdir} was trained with: {remedy}", file=sys.stderr)
     found = embed_split(model, params, source, tokenizer, config)
     ranks = standard(found)
     summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}

@@ -39,7 +39,7 @@ from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, ByDigest
 from ivt_jax.images import fit, open_image
-from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, grouped
+from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
@@ -136,7 +136,7 @@ def build(
     gone = len(goes) + work.overwritten
     unchanged = plan.kept + counts["touched"] + len(kept)
     written = (counts["new"], counts["changed"], counts["renamed"])
-    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept))
+    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, count_kept(kept))
 
 
 # ---- the index

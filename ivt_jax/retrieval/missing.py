@@ -19,7 +19,7 @@ from ivt_jax.retrieval.sources import Source
 
 GONE = "the folder is missing"
 EMPTY = "the folder holds no pictures"
-UNSEEN = "the file is there, but the walk did not find it"
+UNSEEN = "the file exists, but the walk did not find it"
 
 
 class Missing(NamedTuple):
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 Reasons = Mapping[int, tuple[str, str]]  # id of a row -> (folder, why it stays)
 
 
-def grouped(reasons: Reasons) -> list[Kept]:
+def count_kept(reasons: Reasons) -> list[Kept]:
     """Counts the rows of each folder and reason, sorted by folder."""
     counts = collections.Counter(reasons.values())
     return [Kept(folder, reason, rows) for (folder, reason), rows in sorted(counts.items())]

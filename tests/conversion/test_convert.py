@@ -136,7 +136,7 @@ def test_the_release_is_converted(tmp_path, capsys, monkeypatch):
         (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
         (["--weights_text=nowhere"], "nowhere is not a file"),
         (["--out=."], ". exists already; remove it or name another --out"),
-        (["--out=[x]"], '/[x]: a path with "[" is not supported for checkpoints; rename the folder, choose another'),
+        (["--out=[x]"], '/[x]: a path with "[" is not supported for checkpoints and exports; rename the folder'),
         (["--out=nowhere/out"], "does not exist; make it first"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config.model.strid=3"], "the config has no key 'strid'"),

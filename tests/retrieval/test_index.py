@@ -99,7 +99,7 @@ def test_unreadable_pictures_are_told_on_lines_of_their_own(call, gallery, place
     output = capsys.readouterr()
     skipped = [line for line in output.err.splitlines() if line.startswith("skipped ")]
     assert len(skipped) == 21 and skipped[0] == r"skipped bad\n00.jpg: not a readable image"
-    assert skipped[-1] == f"skipped 5 more, which {place}/unreadable.txt lists"
+    assert skipped[-1] == f"skipped 5 more, listed in {place}/unreadable.txt"
     listed = (place / "unreadable.txt").read_text().splitlines()
     assert len(listed) == 25 and listed[24] == r"bad\n24.jpg: not a readable image"
     assert output.out.startswith(f"{place}: 7 pictures: 7 new") and len(rows(place)) == 7
@@ -220,7 +220,7 @@ def test_of_many_folders_the_first_are_printed_and_all_are_listed(call, place, g
     assert call() == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 21 and lines[0] == f"kept 1 row in {gallery}/track 00: the folder is missing"
-    assert lines[-1] == f"kept 3 more, which {place}/unreadable.txt lists"
+    assert lines[-1] == f"kept 3 more, listed in {place}/unreadable.txt"
     assert len((place / "unreadable.txt").read_text().splitlines()) == 23
 
 
