@@ -348,6 +348,15 @@ def test_arrays_that_are_missing_or_of_another_shape_are_a_fault(tmp_path):
     assert fault == "a/kernel is missing, or has another shape than (4, 3)"
 
 
+def test_a_node_behind_its_values_counts_towards_the_length_of_its_file(tmp_path):
+    files = tensorstore.KvStore.open({"driver": "file", "path": f"{tmp_path}/"}).result()
+    database = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
+    database.write(b"a", bytes(1000)).result()  # too large to lie in the node
+    (path,) = (tmp_path / "d").iterdir()
+    assert checkpoint._file_lengths(files) == {f"d/{path.name}": path.stat().st_size}
+    assert path.stat().st_size > 1000
+
+
 def test_every_chunk_of_a_state_in_shards_is_counted(tmp_path):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
     state = large_state(1)
@@ -362,7 +371,7 @@ def test_every_chunk_of_a_state_in_shards_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["[x]", "a\\b", "gs:", os.fsdecode(b"a\xffb")])
-def test_where_orbax_loses_what_it_writes_nothing_counts(tmp_path, name):
+def test_no_checkpoint_counts_under_a_path_that_orbax_misreads(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     with pytest.raises(UserError), contextlib.closing(Checkpoints(folder)) as checkpoints:

@@ -1,7 +1,7 @@
 """One shard of crops to one shard of vectors: what every way of running it has in common."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two
     processes that do the same shard write equal files. Raises DataError if the shard cannot be read, changes while it
     is read, or has crops with vectors that are out of reach now, and UserError if the folder is another model's or
-    cannot be written. An earlier file then stays.
+    cannot be written. In these cases an earlier file is kept.
     """
     start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
     claim_folder(out, {**encoder.about, "dtype": dtype})
@@ -69,10 +69,7 @@ def _refuse_loss(
         return
     if before.metadata.get("model") != model or not before.names:
         return
-    had, folder = set(before.names), shard if shard.is_dir() else Path()
-    archive = shard.suffix == ".tar" and not shard.is_dir()
-    known = [] if archive else [name for name, _ in unreadable if name in had]
-    lost = [name for name in known if _is_unreachable(folder / name)]
+    lost = _lost_crops(shard, set(before.names), unreadable)
     if readable and not lost:
         return
     reason = "no crop can be read"
@@ -80,6 +77,14 @@ def _refuse_loss(
         noun = "crop" if len(lost) == 1 else "crops"
         reason = f"{len(lost):,} embedded {noun} cannot be reached, the first is {lost[0]}"
     raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
+
+
+def _lost_crops(shard: Path, embedded: Set[str], unreadable: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns the embedded crops that are unreadable because they cannot be reached now; none of an archive."""
+    if shard.suffix == ".tar" and not shard.is_dir():
+        return []
+    folder = shard if shard.is_dir() else Path()
+    return [name for name, _ in unreadable if name in embedded and _is_unreachable(folder / name)]
 
 
 def _is_unreachable(crop: Path) -> bool:

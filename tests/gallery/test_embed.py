@@ -1,5 +1,6 @@
 """A gallery embedded shard by shard: whole or not at all, once, in any division of labour, as `search` embeds."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -237,40 +238,57 @@ def test_a_shard_without_a_readable_crop_is_an_empty_one(encoder, tmp_path):
         assert shard.vectors.shape == (0, 12) and shard.names == []
 
 
-def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
-    """A list and a folder on a dropped share keep their vectors; when the crops are back, nothing is embedded again."""
-    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
-    crops.mkdir()
+@pytest.fixture
+def crops(tmp_path):
+    """A folder of three crops."""
+    (tmp_path / "crops").mkdir()
     for seed in range(3):
-        (crops / f"{seed}.png").write_bytes(picture(seed))
-    shards = (tmp_path / "list.txt", crops)
-    shards[0].write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
-    for shard in shards:
-        embed_shard(encoder, shard, out)
+        (tmp_path / f"crops/{seed}.png").write_bytes(picture(seed))
+    return tmp_path / "crops"
+
+
+@contextlib.contextmanager
+def dropped(folder):
+    """Puts an empty folder in its place, as a mount point without its share."""
+    away = folder.rename(folder.with_name("away"))
+    folder.mkdir()
+    yield away
+    shutil.rmtree(folder)
+    away.rename(folder)
+
+
+def test_a_folder_out_of_reach_keeps_its_vectors(encoder, crops, tmp_path):
+    """When its crops are back, nothing is embedded again."""
+    out = tmp_path / "out"
+    embed_shard(encoder, crops, out)
     before = snapshot(out)
-    crops.rename(away)
-    crops.mkdir()
-    told = f"{crops}: no crop can be read; {out}/crops.safetensors stays as it is: remove it if these crops were del"
-    with pytest.raises(DataError, match=told):
-        embed_shard(encoder, crops, out)
     told = (
-        f"{shards[0]}: 3 embedded crops cannot be reached, the first is {crops}/0.png; {out}/list.txt.safetensors stays"
+        f"{crops}: no crop can be read; {out}/crops.safetensors stays as it is: remove it if these crops were deleted$"
     )
-    with pytest.raises(DataError, match=told):
-        embed_shard(encoder, shards[0], out)
-    shutil.copy(away / "0.png", crops)
-    with pytest.raises(DataError, match="2 embedded crops cannot be reached"):
-        embed_shard(encoder, shards[0], out)
-    assert snapshot(out) == before
-    crops.joinpath("0.png").unlink()
-    crops.rmdir()
-    away.rename(crops)
-    for shard in shards:
-        assert embed_shard(encoder, shard, out).before
+    with dropped(crops), pytest.raises(DataError, match=told):
+        embed_shard(encoder, crops, out)
+    assert snapshot(out) == before and embed_shard(encoder, crops, out).before
+    (crops / "0.png").write_bytes(b"damaged")
+    assert embed_shard(encoder, crops, out)[1:3] == (2, 1)
+
+
+def test_a_list_of_crops_out_of_reach_keeps_its_vectors(encoder, crops, tmp_path):
+    """When its crops are back, nothing is embedded again."""
+    shard, out = tmp_path / "list.txt", tmp_path / "out"
+    shard.write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
+    embed_shard(encoder, shard, out)
+    before = snapshot(out)
+    told = f"{shard}: 3 embedded crops cannot be reached, the first is {crops}/0.png; {out}/list.txt.safetensors stays"
+    with dropped(crops) as away:
+        with pytest.raises(DataError, match=told):
+            embed_shard(encoder, shard, out)
+        shutil.copy(away / "0.png", crops)
+        with pytest.raises(DataError, match="2 embedded crops cannot be reached"):
+            embed_shard(encoder, shard, out)
+    assert snapshot(out) == before and embed_shard(encoder, shard, out).before
     (crops / "0.png").write_bytes(b"damaged")
     (out / "list.txt.safetensors").unlink()  # as the line says
-    for shard in shards:
-        assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
+    assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
 
 
 def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
