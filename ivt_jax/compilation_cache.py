@@ -18,7 +18,7 @@ from typing import Any
 _LOCK = ".lockfile"  # JAX's own
 _TRIES, _MOMENT = 20, 0.05  # how often the lock is tried, and seconds in between
 # JAX's warning. It names the program; the keys of the program's entries begin with that name.
-_COMPLAINT = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)':")
+_WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)':")
 
 
 def remove_unusable(cache: Path, program: str = "") -> None:
@@ -40,20 +40,20 @@ def remove_unusable(cache: Path, program: str = "") -> None:
                     (cache / f"{key}-{kind}").unlink()
 
 
-def remove_on_complaint(cache: Path) -> None:
-    """From now on, removes the unusable entries of a program when JAX warns that it cannot read or write one.
+def remove_on_warning(cache: Path) -> None:
+    """Replaces warnings.showwarning: a JAX warning about an entry first removes its program's unusable entries.
 
     JAX warns before it writes the program that it compiled instead. So the new entry replaces the one removed.
     """
     show = warnings.showwarning
 
-    def answer(message: Warning | str, *rest: Any, **more: Any) -> None:
-        complaint = _COMPLAINT.match(str(message))
-        if complaint:
-            remove_unusable(cache, complaint[1])
+    def show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
+        warned = _WARNING.match(str(message))
+        if warned:
+            remove_unusable(cache, warned[1])
         show(message, *rest, **more)
 
-    warnings.showwarning = answer
+    warnings.showwarning = show_warning
 
 
 def _is_usable(cache: Path, key: str) -> bool:

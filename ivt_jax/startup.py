@@ -51,7 +51,7 @@ def set_environment(config: Any) -> None:
 
     Raises UserError as `set_xla_flags` does.
     """
-    set_xla_flags(*["--xla_gpu_deterministic_ops=true"] * config.runtime.deterministic)
+    set_xla_flags(*(["--xla_gpu_deterministic_ops=true"] if config.runtime.deterministic else []))
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
@@ -111,7 +111,7 @@ def keep_compiled() -> None:
     limit = os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     if limit != "-1":  # without a limit JAX writes no -atime
         compilation_cache.remove_unusable(cache)
-        compilation_cache.remove_on_complaint(cache)
+        compilation_cache.remove_on_warning(cache)
 
 
 def _given_flags() -> str:
@@ -119,16 +119,15 @@ def _given_flags() -> str:
     given = os.environ.get("XLA_FLAGS", "")
     if given.strip()[:1] in ("", "-"):
         return given
+    reason = "not a text file"
     try:
         text = Path(given).read_text()
-    except OSError as error:
-        reason = error.strerror
-    except UnicodeDecodeError:
-        reason = "not a text file"
-    else:
         if "\0" not in text:
             return text
-        reason = "not a text file"
+    except UnicodeDecodeError:
+        pass
+    except OSError as error:
+        reason = error.strerror or str(error)
     raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name a file of flags, or set --FLAG=VALUE")
 
 

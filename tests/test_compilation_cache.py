@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ivt_jax import compilation_cache
-from ivt_jax.compilation_cache import remove_on_complaint, remove_unusable
+from ivt_jax.compilation_cache import remove_on_warning, remove_unusable
 
 ROOT = Path(__file__).parent.parent
 # Compiles one program, whose key has a prefix of its own, and prints how many were found in the cache.
@@ -77,7 +77,7 @@ def write_entry(cache, key, content):
 GOOD = zlib.compress(bytes(1000))
 
 
-def test_half_entries_go_and_whole_ones_stay(tmp_path):
+def test_incomplete_entries_are_removed(tmp_path):
     write_entry(tmp_path, "jit_a-b-1", GOOD)
     (tmp_path / "jit_a-b-2-cache").write_bytes(GOOD)
     (tmp_path / "jit_a-b-3-atime").write_bytes(bytes(8))
@@ -86,7 +86,7 @@ def test_half_entries_go_and_whole_ones_stay(tmp_path):
     assert names(tmp_path) == ["else", "jit_a-b-1-atime", "jit_a-b-1-cache"]
 
 
-def test_of_the_program_in_question_what_cannot_be_decompressed_goes_too(tmp_path, monkeypatch):
+def test_unreadable_entries_of_the_named_program_are_removed(tmp_path, monkeypatch):
     from jax._src import compilation_cache as jax_cache
 
     monkeypatch.setattr(jax_cache, "zstd", None)  # as if only zlib were installed
@@ -140,10 +140,10 @@ def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path):
     assert (tmp_path / "jit_a-1-cache").exists()
 
 
-def test_a_complaint_about_one_program_removes_its_entries_and_is_still_shown(tmp_path, monkeypatch):
+def test_a_warning_about_one_program_removes_its_entries_and_is_still_shown(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *rest, **more: shown.append(str(message)))
-    remove_on_complaint(tmp_path)
+    remove_on_warning(tmp_path)
     write_entry(tmp_path, "jit_a-1", b"?")
     write_entry(tmp_path, "jit_b-2", b"?")
     texts = ["something else", "Error reading persistent compilation cache entry for 'jit_a': error: Error -5"]

@@ -148,7 +148,7 @@ class Endpoints:
         return response
 
     def _cookie_scope(self, origin: Origin | None) -> tuple[str, bool]:
-        """Returns the path of the cookie, and whether the browser uses HTTPS, which a proxy may end.
+        """Returns the cookie's path, and whether the browser connects by HTTPS (to the proxy, if there is one).
 
         origin: of the page that logs in; None for a program.
         """

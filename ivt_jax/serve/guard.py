@@ -155,7 +155,7 @@ class Guard:
         return address, admitted
 
     def _check_site(self, headers: Headers, method: str) -> None:
-        """Raises Refused if the request names another host, or if a page of another site may change something by it."""
+        """Raises Refused for another host name, and for a page of another site that sends more than GET or HEAD."""
         name = _HOST.fullmatch(headers.get("host", "").lower())
         if not name or name[1] not in self._settings.hosts:
             reason = "the server does not answer to this host name"
