@@ -134,7 +134,9 @@ def test_programs_compute_right_under_a_commands_flags(given):
 
 def test_the_fusions_that_the_user_sets_stay():
     done = run_python("-c", SPOILED, XLA_FLAGS=f"{FUSIONS}=individual_dot,individual_convolution,reduce")
-    assert done.stdout.splitlines() != RIGHT  # XLA's default is wrong; when this test fails, the flag can be removed
+    lines = done.stdout.splitlines()  # the third program may end the process
+    # XLA's default is wrong; when this test fails, the flag can be removed.
+    assert len(lines) >= 2 and lines[:2] != RIGHT[:2], done.stderr
 
 
 COMMANDS = {

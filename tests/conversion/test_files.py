@@ -107,7 +107,7 @@ def test_scalars_and_empty_tensors_are_read(tmp_path, shape):
     assert (found.dtype, found.shape) == (np.float32, shape)
 
 
-def test_float64_is_rounded_and_said(tmp_path, capsys):
+def test_rounding_of_float64_is_printed(tmp_path, capsys):
     third = np.array([1 / 3, -(2.0**-149), 3.4e38])
     np.savez(tmp_path / "big.npz", a=third.astype(">f8"))
     assert read_tensors(tmp_path / "big.npz")["a"].tolist() == np.float32(third).tolist()

@@ -184,7 +184,7 @@ def test_a_file_of_any_date_is_indexed_once(call, place, gallery, capsys, date):
     assert "0 new, 1 changed, 0 renamed, 0 gone, 6 unchanged; 1 embedded" in capsys.readouterr().out
 
 
-def test_folders_that_cannot_be_reached_are_named_and_need_a_word(call, place, gallery, capsys):
+def test_folders_out_of_reach_are_named_and_need_prune(call, place, gallery, capsys):
     assert call() == 0
     shutil.rmtree(gallery / "cam 1")
     (gallery / "cam 2/e.png").unlink()
