@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.files import lines_of
-from input_pipeline.inspection import SUFFIXES
 from ivt_jax.images import load_image
 
 T = TypeVar("T")

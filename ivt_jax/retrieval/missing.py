@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.inspection import SUFFIXES
+from input_pipeline.decoding import SUFFIXES
 from ivt_jax.retrieval.sources import Source
 
 GONE = "the folder is missing"

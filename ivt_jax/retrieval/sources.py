@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.inspection import MISSING, SUFFIXES, leads_out
+from input_pipeline.inspection import MISSING, leads_out
 from ivt_jax.retrieval.where import Value, read_time
 
 _OUT = "a link that leads out of the folder of pictures"

@@ -42,7 +42,7 @@ class AskedQuery(Asked):
     """Terms, and an image or a row, of which one at least."""
 
     terms: list[AskedTerm] = Field(default=[], max_length=MAX_TERMS)
-    image: Base64Bytes | None = Field(default=None, description="a crop: JPEG, PNG or WEBP, in Base64")
+    image: Base64Bytes | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
     like: Id | None = Field(default=None, description="a row, for more like it")
     image_weight: float = Field(default=1.0, description="of the image, or of the row")
     where: Filter = ""
