@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import builders, pictures, pipeline, prepare
+from input_pipeline import augment, builders, pictures, pipeline, prepare
 from input_pipeline.errors import DataError
 from input_pipeline.pictures import Picture, contents_digest
 
@@ -329,3 +329,93 @@ def test_the_digest_depends_on_names_and_contents_alone():
     expected = "6bdf6e37dc327165fa4db779b911b98b6eba38852a9cd4a97cdd6be810a88357"
     assert contents_digest(one) == contents_digest(other) == expected
     assert contents_digest({"a": one["b"], "b": one["a"]}) != expected
+
+
+# ---- data that version 1.4.0 prepared, before pictures were turned upright
+
+
+def lay_sideways(root, name):
+    """Replaces a picture by one, 16 wide and 8 high, whose EXIF asks for a quarter turn to the right."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8), GREEN).save(root / "imgs" / name, exif=exif)
+
+
+def shapes(source):
+    return [augment.decode(content).numpy().shape[:2] for content in source.read(range(3))]
+
+
+def open_as_before(root, **options):
+    """What version 1.4.0 prepared and read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.CuhkPedes, "VERSION", builders.BEFORE)
+        patch.setattr(builders, "as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr(builders, "orientation", lambda image: 1)
+        return open_split(root, **options)
+
+
+UPRIGHT, SIDEWAYS = [(16, 8)] * 3, [(16, 8), (8, 16), (16, 8)]
+
+
+def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_once(root, capsys):
+    lay_sideways(root, "b.png")
+    began = open_as_before(root).pictures
+    (data,) = root.glob("prepared/*/cuhk_pedes/1.4.0")
+    for given in ({}, {"pictures": began}):
+        capsys.readouterr()
+        builders._say.cache_clear()
+        for split in ("train", "test", "train"):
+            source = open_split(root, split, **given)
+        assert shapes(source) == SIDEWAYS and source.pictures == began
+        assert capsys.readouterr().err == (
+            f"{data} was prepared before images were turned upright by EXIF, so their pixels are used as they lie in "
+            "the files; `python -m input_pipeline.prepare` makes it anew\n"
+        )
+
+
+def test_prepare_makes_them_anew_and_a_run_goes_on_with_the_pixels_it_began_with(root, capsys):
+    lay_sideways(root, "b.png")
+    began = open_as_before(root).pictures
+    capsys.readouterr()
+    for anew in (True, False):
+        assert prepare.main(["--dataset=cuhk", f"--root={root}"]) == 0
+        assert made_anew(capsys) == (anew, [])
+    now = open_split(root)
+    assert shapes(now) == UPRIGHT and now.pictures == f"{began}-upright"
+    assert shapes(open_split(root, pictures=now.pictures)) == UPRIGHT
+    assert shapes(open_split(root, pictures=began)) == SIDEWAYS
+    for path in root.glob("prepared/*/cuhk_pedes/1.4.0"):
+        shutil.rmtree(path)
+    with pytest.raises(DataError) as error:
+        open_split(root, pictures=began)
+    assert str(error.value).endswith(
+        "the run began with images that were not turned upright by EXIF; restore the data that version 1.4.0 prepared, "
+        "or choose another --workdir"
+    )
+
+
+def test_a_run_that_began_upright_does_not_go_on_with_the_data_of_before(root):
+    lay_sideways(root, "b.png")
+    began = open_split(root).pictures
+    shutil.rmtree(root / "prepared")
+    open_as_before(root)
+    assert shapes(open_split(root, pictures=began)) == UPRIGHT
+
+
+def test_without_orientation_both_versions_are_the_same_data(root):
+    began = open_as_before(root).pictures
+    shutil.rmtree(root / "prepared")
+    source = open_split(root, pictures=began)
+    assert source.pictures == began and pixels(source) == [RED, GREEN, BLUE]
+
+
+def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys):
+    lay_sideways(root, "b.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.CuhkPedes, "VERSION", builders.BEFORE)
+        patch.setattr(builders, "as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr(builders, "orientation", lambda image: 1)
+        assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/carried"]) == 0
+    capsys.readouterr()
+    assert shapes(open_split(tmp_path / "carried")) == SIDEWAYS
+    assert "preparing it where its images are makes it anew\n" in capsys.readouterr().err
