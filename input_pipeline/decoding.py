@@ -106,6 +106,12 @@ def orientation(image: PIL.Image.Image) -> int:
         return 1
 
 
+def is_turned(content: bytes) -> bool:
+    """Whether a picture has an EXIF orientation to be turned by."""
+    with open_picture(io.BytesIO(content)) as image:
+        return orientation(image) != 1
+
+
 def _upper_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Returns 12 or 16 bits of grey as 8 bits. Pillow's `convert` would cut off at 255, which gives a white picture."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF

@@ -5,6 +5,7 @@ two import JAX; the server's process that decodes uploads does not need it.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
         "mean": [MEAN] * 3,
         "deviation": [DEVIATION] * 3,
     }
+
+
+def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether `found` is the `preprocessing` of `now` as stated before pictures were turned upright by EXIF."""
+    return "orientation" not in found and {**found, "orientation": now.get("orientation")} == now
 
 
 def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":

@@ -51,6 +51,7 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
         raise DataError(f"{shard} changed while it was read: run the command again when its crops can be reached")
     _refuse_loss(path, shard, encoder.about["model"], readable, unreadable)
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
+    metadata["orientation"] = encoder.about["images"]["orientation"]
     write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
     return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start)
 

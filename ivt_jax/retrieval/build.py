@@ -25,24 +25,26 @@ import io
 import itertools
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from input_pipeline.decoding import is_turned
 from input_pipeline.errors import UserError
 from input_pipeline.files import is_remote
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, ByDigest
-from ivt_jax.images import fit, open_image
+from ivt_jax.images import fit, is_as_before, open_image
 from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, grouped
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
+from ivt_jax.retrieval.upright import find_stale, next_id
 from ivt_jax.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures that a device takes at once
@@ -113,7 +115,8 @@ def build(
     if known:
         _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
-        plan = plan_build(source, store.scan() if store else (), about.unfinished)
+        stale = find_stale(place, source, store, about.sideways) if store and about.sideways else set[int]()
+        plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
         store = store or create_store(place, about)
         if plan.missing and plan.todo and about.unfinished < 0:
@@ -129,8 +132,9 @@ def build(
             raise _nothing_readable(unreadable)
         goes, kept = work.sort_out(prune)
         store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
-        if about.unfinished >= 0:
-            store.set_about(dataclasses.replace(about, unfinished=-1))
+        sideways = about.sideways if stale & kept.keys() else 0
+        if about.unfinished >= 0 or about.sideways != sideways:
+            store.set_about(dataclasses.replace(about, unfinished=-1, sideways=sideways))
         told = store.optimize()
     counts = work.counts
     gone = len(goes) + work.overwritten
@@ -178,7 +182,10 @@ def _compare(
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
-    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished)
+    sideways = found.sideways
+    if is_as_before(found.images, about.images):
+        sideways, found = next_id(store), dataclasses.replace(found, images=about.images)
+    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished, sideways=sideways)
     _refuse_other_model(place, found, about)
     return store, about, encoder
 
@@ -217,6 +224,8 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
 
 
 def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:
+    if is_as_before(found.get("images", {}), about.images):
+        found = {**found, "images": about.images}
     for key in ("model", "images"):
         if found.get(key) != getattr(about, key):
             told = f"{folder} holds vectors of {key} {_short(found.get(key))}, not {_short(getattr(about, key))}"
@@ -263,8 +272,11 @@ class Plan(NamedTuple):
     next_id: int
 
 
-def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Plan:
-    """Compares the pictures with the rows of the index, in the order of their ids; unfinished: as in `About`."""
+def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1, stale: Collection[int] = frozenset()) -> Plan:
+    """Compares the pictures with the rows of the index, in the order of their ids.
+
+    unfinished: as in `About`; stale: ids of rows whose pictures are to be embedded again.
+    """
     found: dict[str, Row | None] = {}  # path -> its row, None if that agrees with the picture
     known, surplus, shared, recent = dict[str, int](), list[int](), list[Missing](), list[str]()
     count, next_id = 0, 0
@@ -275,9 +287,10 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
             surplus.append(id)
             shared += [Missing(id, each.path, each.digest) for each in (row, *others)]
             continue
-        known[row.digest] = id
+        if id not in stale:
+            known[row.digest] = id
         picture = source.pictures.get(row.path)
-        agrees = picture is not None and (row.size, row.changed, row.metadata) == picture[1:]
+        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:]
         if row.path in found:
             before = found.pop(row.path)  # inserted again below, to keep the order of ids
             surplus.append(id if before is None else before.id)  # a later row has a later state of the file
@@ -402,14 +415,17 @@ class _Work:
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Runs in threads. Digest and pixels are of the same bytes, whatever is done to the file meanwhile."""
         picture, old = item
-        if old and (old.size, old.changed) == (picture.size, picture.changed):
+        same = old and (old.size, old.changed) == (picture.size, picture.changed)
+        if old and same and old.digest in self._known:
             return _Entry(picture, old, old.digest)  # other metadata alone
         content = read_content(picture.path, self._root / picture.path)
         digest = hashlib.sha256(content)
         if digest.hexdigest() in self._known:
             return _Entry(picture, old, digest.hexdigest())
         image = open_image(picture.path, content)
-        vector = self._vectors.get(digest.digest()) if self._vectors else None
+        vector, upright = self._vectors.get(digest.digest()) if self._vectors else (None, True)
+        if not upright and is_turned(content):
+            vector = None
         if vector is not None:
             vector = vector.astype(DTYPES[self._store.about.dtype])
         pixels = fit(image, self._encoder.size) if vector is None else None

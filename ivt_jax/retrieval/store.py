@@ -34,7 +34,8 @@ class About:
     (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
     `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made:
     distinguishes the index from another made in its place; unfinished: the first id that a running or stopped build has
-    assigned, -1 if there is none or it does not matter.
+    assigned, -1 if there is none or it does not matter; sideways: rows of smaller ids may have been embedded before
+    pictures were turned upright (`ivt_jax.retrieval.upright`), 0 if there are none.
     """
 
     model: str
@@ -48,6 +49,7 @@ class About:
     made: str = ""
     format: int = FORMAT
     unfinished: int = -1
+    sideways: int = 0
 
     def model_folder(self, workdir: Path | str | None) -> Path:
         """Where the model is: in `workdir`, or else where the index says. UserError where it is not there any more."""
@@ -61,6 +63,8 @@ class About:
         stated = dataclasses.asdict(self)
         if self.unfinished < 0:
             del stated["unfinished"]  # older versions of ivt_jax do not know this key
+        if not self.sideways:
+            del stated["sideways"]  # nor this one
         return json.dumps(stated)
 
 

@@ -1182,3 +1182,108 @@ def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stor
     index()
     assert len(stores[PLACE].rows) == 96
     assert max(most) <= 4 + 3 * encoder.devices + 1  # a write, a batch in hand, and two ahead
+
+
+# ---- rows from before pictures were turned upright by EXIF
+
+
+def lay_sideways(path, seed):
+    """Stores the picture of a seed as a camera on its side does: orientation 6."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(picture(seed))).rotate(90, expand=True).save(path, exif=exif)
+
+
+@pytest.fixture
+def made_before(index, gallery, stores, monkeypatch):
+    """make(): an index of the gallery by a version that ignored orientation, and states nothing of it."""
+
+    def make():
+        with monkeypatch.context() as patch:
+            patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+            index()
+        store = stores[PLACE]
+        images = {key: value for key, value in store.about.images.items() if key != "orientation"}
+        store.set_about(dataclasses.replace(store.about, images=images))
+
+    return make
+
+
+def test_an_older_index_gets_upright_vectors_where_it_needs_them(
+    index, gallery, stores, rows, made_before, embedded, assert_holds, capsys
+):
+    lay_sideways(gallery / "b.png", 1)
+    made_before()
+    assert "sideways" not in stores[PLACE].about.to_json() and "orientation" not in stores[PLACE].about.images
+    before, _ = rows(), embedded.clear()
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert capsys.readouterr().err.startswith(
+        f"{PLACE} has rows from before pictures were turned upright by EXIF: looking at 6 pictures; those with an "
+        "orientation are embedded again\n"
+    )
+    assert sum(embedded) == 1
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+    assert Image.open(io.BytesIO(rows()["b.png"].thumbnail)).size == (20, 30)
+    assert all(rows()[path].id == before[path].id for path in GALLERY if path != "b.png")
+    about = stores[PLACE].about
+    assert about.sideways == 0 and "orientation" in about.images
+    assert index().endswith("6 unchanged") and sum(embedded) == 1 and capsys.readouterr().err == ""
+
+
+def test_no_vector_of_a_sideways_picture_is_taken_for_another_path(
+    index, gallery, made_before, embedded, assert_holds, capsys
+):
+    """Renamed, copied, touched: all of them are embedded upright."""
+    for seed, name in enumerate(("a.png", "b.png", "f.png")):
+        lay_sideways(gallery / name, seed)
+    made_before()
+    (gallery / "a.png").rename(gallery / "cam 1/z.png")
+    shutil.copy(gallery / "b.png", gallery / "copy.png")
+    os.utime(gallery / "f.png", (1, 1))
+    embedded.clear()
+    assert index() == "7 pictures: 1 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
+    assert_holds({"cam 1/z.png": 0, "b.png": 1, "copy.png": 1, "f.png": 2, "cam 1/c.png": 2, "cam 1/d.png": 3,
+                  "cam 2/e.png": 4})  # fmt: skip
+
+
+def test_rows_out_of_reach_are_looked_at_when_they_are_back(index, gallery, stores, made_before, assert_holds, rows):
+    lay_sideways(gallery / "cam 1/c.png", 2)
+    made_before()
+    (gallery / "cam 1").rename(gallery.parent / "away")
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert stores[PLACE].about.sideways == 6
+    (gallery.parent / "away").rename(gallery / "cam 1")
+    assert index().endswith("6 unchanged")
+    assert stores[PLACE].about.sideways == 0
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+
+
+def test_older_vectors_serve_the_pictures_that_need_no_turning(
+    index, gallery, tmp_path, encoder, embedded, assert_holds, monkeypatch, capsys
+):
+    lay_sideways(gallery / "b.png", 1)
+    out = tmp_path / "vectors"
+    before = {key: value for key, value in encoder.about["images"].items() if key != "orientation"}
+    with monkeypatch.context() as patch:
+        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        embed_shard(encoder, gallery, out)
+    about = json.loads((out / "gallery.json").read_text())
+    (out / "gallery.json").write_text(json.dumps({**about, "images": before}))
+    path = out / "gallery.safetensors"
+    metadata = json.loads(read_header(path).metadata["ivt_jax"])
+    del metadata["orientation"]
+    save_file(load_file(path), path, {"ivt_jax": json.dumps(metadata)})
+    embedded.clear()
+    index(vectors=out)
+    assert sum(embedded) == 1
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+    capsys.readouterr()
+    assert embed_shard(encoder, gallery, out).before  # neither refused nor done again
+    path.unlink()
+    assert not embed_shard(encoder, gallery, out).before
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"{out} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a shard "
+        "again, remove its .safetensors"
+    )
+    (shard,) = read_gallery(out)
+    assert "orientation" in shard.metadata
