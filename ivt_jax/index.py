@@ -6,8 +6,8 @@
 A folder is walked; a list, CSV or JSONL, names the pictures and tells more of them, such as camera and time
 (`ivt_jax.retrieval.sources`). The index then holds what the folder or the list does, and nothing else. Given again, the
 command goes on where it was, whatever stopped it, and does no more than has changed: what is unchanged is not embedded
-again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
-lists it.
+again, what was renamed keeps its vector, what was deleted goes. What cannot be read is printed and listed in
+DIR/unreadable.txt, which also counts the files that were passed over: hidden ones, and those that are no pictures.
 
 The row of a picture that cannot be reached stays, and its folder is named: if the folder is missing, empty or
 unreadable, as after a share was dropped, or if the file itself cannot be read. If more than a tenth of an index of 100
@@ -36,6 +36,7 @@ _SHOWN = 20  # lines of each kind that are printed, if a file lists all
 
 def run(args: argparse.Namespace) -> int:
     """Indexes, copies, prints the counts; returns 1 if pictures cannot be read or rows stay without them, else 0."""
+    from ivt_jax.gallery.walk import describe_passed
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
@@ -48,11 +49,15 @@ def run(args: argparse.Namespace) -> int:
     built = build(
         args.index, source, args.workdir, args.dtype, args.batch, args.moved, vectors=args.vectors, prune=args.prune
     )
+    passed = describe_passed(source.passed)
     _print_problems(
         built.unreadable,
         list(map(str, built.kept)),
+        passed,
         None if is_remote(args.index) else Path(args.index, "unreadable.txt"),
     )
+    if passed:
+        print(f"{args.index}: passed over: {passed}")
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
@@ -65,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if built.unreadable or built.kept else 0
 
 
-def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | None) -> None:
-    """Prints the lines on stderr. Given a file, writes all of them into it and prints the first ones only."""
+def _print_problems(skipped: Sequence[str], kept: Sequence[str], passed: str, file: Path | None) -> None:
+    """Prints the lines on stderr. Given a file, writes all of them into it, and `passed`, and prints the first only."""
     for kind, lines in (("skipped", skipped), ("kept", kept)):
         shown = lines[:_SHOWN] if file else lines
         for line in shown:
@@ -74,7 +79,7 @@ def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | No
         if len(lines) > len(shown):
             print(f"{kind} {len(lines) - len(shown):,} more, which {file} lists", file=sys.stderr)
     if file:
-        lines = [*skipped, *(f"kept {line}" for line in kept)]
+        lines = [*skipped, *(f"kept {line}" for line in kept), *([f"passed over: {passed}"] if passed else [])]
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
 
 

@@ -10,6 +10,7 @@ from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, claim_folder, is_done, place, read_vectors, write_vectors
+from ivt_jax.gallery.walk import describe_passed
 
 BATCH = 64  # crops that a device takes at once
 
@@ -22,12 +23,14 @@ class Embedded(NamedTuple):
     unreadable: int = 0
     seconds: float = 0.0
     before: bool = False
+    passed: str = ""  # counts of what was passed over, in words
 
     def __str__(self) -> str:
         if self.before:
             return f"{self.shard}: done before"
         unreadable = f", {self.unreadable:,} more cannot be read" if self.unreadable else ""
-        return f"{self.shard}: {self.crops:,} crops at {self.crops / self.seconds:,.0f} a second{unreadable}"
+        passed = f"; passed over: {self.passed}" if self.passed else ""
+        return f"{self.shard}: {self.crops:,} crops at {self.crops / self.seconds:,.0f} a second{unreadable}{passed}"
 
 
 def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
@@ -42,7 +45,7 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     claim_folder(out, {**encoder.about, "dtype": dtype})
     if is_done(path, encoder.about["model"], made_of):
         return Embedded(shard, before=True)
-    names, contents, unreadable = read_crops(shard)
+    names, contents, unreadable, passed = read_crops(shard)
     told = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
     readable: list[tuple[str, bytes]] = []
     batch_size = batch * encoder.devices
@@ -51,9 +54,9 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
         raise DataError(f"{shard} changed while it was read: run the command again when its crops can be reached")
     _refuse_loss(path, shard, encoder.about["model"], readable, unreadable)
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
-    metadata["orientation"] = encoder.about["images"]["orientation"]
+    metadata |= {"orientation": encoder.about["images"]["orientation"], "passed_over": describe_passed(passed)}
     write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
-    return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start)
+    return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start, passed=describe_passed(passed))
 
 
 def _refuse_loss(

@@ -5,8 +5,8 @@
                             names       UTF-8 JSON, as bytes: a list of n names, in the order of the rows
                             digests     (n, 32) uint8, SHA-256 of each crop's content
                             unreadable  as names: [[name, reason], ...] of the others
-                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint, and
-                            orientation, which shards have only if their crops were turned upright (one object, for
+                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint, counts
+                            of what was passed over, and orientation if the crops were turned upright (one object, for
                             safetensors writes several in any order, and equal shards shall be equal files)
 
 safetensors, for it is one file, so rows and names are written together or not at all; its header tells shapes and model

@@ -11,6 +11,7 @@ a field, of the first of these types that fits all its values, however the file 
     text       whatever else
 """
 
+import collections
 import csv
 import functools
 import io
@@ -19,6 +20,7 @@ import math
 import os
 import re
 import stat
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.inspection import MISSING, leads_out
+from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.where import Value, read_time
 
 _OUT = "a link that leads out of the folder of pictures"
@@ -51,28 +54,31 @@ class Source(NamedTuple):
     unreadable: list[tuple[str, str]]  # (path, reason) of what is no file that could be read
     closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" behind: what is in them is not known
     listed: bool = False  # by a list, which tells all that is known of them
+    passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are not taken
 
 
 def read_folder(folder: Path) -> Source:
-    """All picture files in `folder` and below, sorted.
+    """All picture files in `folder` and below, sorted, but those that `ivt_jax.gallery.walk` passes over and counts.
 
     Links are followed where they lead to a file in it. Raises UserError where there is no picture.
     """
     root, faults = _root(folder), list[OSError]()
-    paths, unreadable = [], []
-    for place, folders, files in os.walk(root, onerror=faults.append):
-        here = Path(place).relative_to(root)
-        paths += [(here / name).as_posix() for name in files if name.lower().endswith(SUFFIXES)]
+    paths, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
+    for place, folders, files in walk(root, passed, faults.append):
+        here = place.relative_to(root)
+        paths += [(here / name).as_posix() for name in files]
         for name in folders:  # what a link to a folder in it holds is found where it lies
-            if leads_out(root, Path(place, name)):
+            if leads_out(root, place / name):
                 unreadable.append(((here / name).as_posix(), _OUT))
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
     pictures, unseen = _look(root, {path: {} for path in sorted(paths)})
     if not pictures and not unseen and closed:
         raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not unseen:
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
-    return Source(root, {}, pictures, closed + unreadable + unseen, tuple(f"{path}/" for path, _ in closed))
+        told = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){told}")
+    closed_folders = tuple(f"{path}/" for path, _ in closed)
+    return Source(root, {}, pictures, closed + unreadable + unseen, closed_folders, passed=passed)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:

@@ -414,3 +414,25 @@ def test_decoding_stays_a_little_ahead_and_no_more(encoder, tmp_path):
     assert next(batches).shape == (4, *encoder.size, 3)
     assert len(taken) <= 4 + 2 * 4 + 1
     batches.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_what_a_shard_passes_over_is_counted(encoder, tmp_path, kind):
+    files = {
+        "a.png": picture(0), "b.jfif": picture(1, "JPEG"), "c.tif": picture(2, "TIFF"), "sub/d.png": picture(4),
+        "a.json": b"{}", "b.json": b"{}", "film.mp4": b"x", "__MACOSX/._a.png": b"x", "sub/@eaDir/a.png": picture(3),
+        "._a.png": b"x",
+    }  # fmt: skip
+    shard = tmp_path / ("crops" if kind == "folder" else "crops.tar")
+    if kind == "archive":
+        write_tar(shard, {f"./{name}": content for name, content in files.items()})
+    else:
+        for name, content in files.items():
+            (shard / name).parent.mkdir(parents=True, exist_ok=True)
+            (shard / name).write_bytes(content)
+    done = embed_shard(encoder, shard, tmp_path / "out")
+    told = "3 of no picture format (.json 2, .mp4 1), 1 in @eaDir/, 1 in __MACOSX/, 1 hidden"
+    assert done[1:3] == (4, 0) and done.passed == told and str(done).endswith(f"; passed over: {told}")
+    (found,) = read_gallery(tmp_path / "out")
+    assert found.metadata["passed_over"] == done.passed
+    assert {Path(name).as_posix() for name in found.names} == {"a.png", "b.jfif", "c.tif", "sub/d.png"}

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivt_jax import index
+from ivt_jax.gallery import walk
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.workdir import lock_folder
 from tests.retrieval.conftest import put
@@ -305,3 +307,52 @@ def test_help_and_a_mistyped_folder_answer_without_jax(flags):
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert output.endswith("[]\n")
+
+
+def test_files_that_are_passed_over_are_printed_and_kept_and_are_no_fault(call, gallery, place, capsys):
+    for name in ("a.mp4", "b.mp4", "@eaDir/a.png/thumb.jpg", "._a.png"):
+        (gallery / name).parent.mkdir(parents=True, exist_ok=True)
+        (gallery / name).write_bytes(b"x")
+    assert call() == 0
+    told = "passed over: 2 of no picture format (.mp4 2), 1 in @eaDir/, 1 hidden"
+    assert capsys.readouterr().out.splitlines()[0] == f"{place}: {told}"
+    assert (place / "unreadable.txt").read_text() == f"{told}\n" and len(rows(place)) == 6
+
+
+def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery, place, capsys, monkeypatch):
+    """An index made before such folders were passed over."""
+    put(gallery / "@eaDir/t.png", 7)
+    put(gallery / "._a.png", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(walk, "is_passed_folder", lambda name: False)
+        patch.setattr(walk, "reason_to_pass", lambda name: None)
+        assert call() == 0
+    assert {"@eaDir/t.png", "._a.png"} < {*rows(place)}
+    capsys.readouterr()
+    assert call() == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"kept 1 row in {gallery}: hidden files and such folders are passed over now",
+        f"kept 1 row in {gallery}/@eaDir: hidden files and such folders are passed over now",
+    ]
+    assert call("--prune") == 0
+    assert {*rows(place)} == {"a.png", "b.png", "cam 1/c.png", "cam 1/d.png", "cam 2/e.png", "f.png"}
+
+
+def test_an_older_index_is_brought_up_to_date_on_disk(call, gallery, place, capsys, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(gallery / "a.png") as image:
+        image.rotate(90, expand=True).save(gallery / "s.png", exif=exif)
+    with monkeypatch.context() as patch:
+        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        assert call() == 0
+    store = open_store(place)
+    images = {key: value for key, value in store.about.images.items() if key != "orientation"}
+    store.set_about(dataclasses.replace(store.about, images=images))
+    assert np.abs(rows(place)["a.png"].vector - rows(place)["s.png"].vector).max() > 0.01
+    capsys.readouterr()
+    assert call() == 0
+    output = capsys.readouterr()
+    assert "0 gone, 7 unchanged; 1 embedded at" in output.out and "looking at 7 pictures" in output.err
+    np.testing.assert_allclose(rows(place)["a.png"].vector, rows(place)["s.png"].vector, atol=1e-5)
+    assert call() == 0 and capsys.readouterr().err == ""

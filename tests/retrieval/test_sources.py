@@ -7,6 +7,7 @@ import os
 import pytest
 
 from input_pipeline.errors import UserError
+from ivt_jax.gallery.walk import describe_passed
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
 
 
@@ -307,3 +308,54 @@ def test_mistakes_in_a_list_name_file_and_line(folder, name, content, message):
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--list: \S+/none.csv cannot be read: No such file or directory"):
         read_list(tmp_path / "none.csv")
+
+
+# ---- what a folder holds beside its pictures
+
+BESIDE = {  # name -> whether it is taken
+    "c.heic": True, "d.avif": True, "e.tif": True, "f.TIFF": True, "g.jfif": True, "h.jpe": True, "i.mpo": True,
+    "film.mp4": False, "other.MP4": False, "raw.dng": False, "old.jp2": False, "README": False,
+    "._a.PNG": False, ".hidden.jpg": False, "@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg": False, "cam 2/@eaDir/z.jpg": False,
+    ".Trash-0/files/x.jpg": False, ".thumbnails/large/y.png": False, "__MACOSX/crops/._b.jpg": False,
+    "#recycle/r.jpg": False, "$RECYCLE.BIN/S-1/r.jpg": False, "My Previews.lrdata/p.jpg": False,
+}  # fmt: skip
+
+
+def test_what_is_passed_over_is_counted_by_reason(folder):
+    for name in BESIDE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    source = read_folder(folder)
+    taken = [name for name, is_taken in BESIDE.items() if is_taken]
+    assert [*source.pictures] == sorted(["a.PNG", "b.jpg", "cam 2/deep/y.gif", "cam 2/z.webp", *taken])
+    assert sum(source.passed.values()) == 1 + len(BESIDE) - len(taken)  # and notes.txt
+    assert source.passed == {
+        ("suffix", ".mp4"): 2, ("suffix", ".dng"): 1, ("suffix", ".jp2"): 1, ("suffix", ".txt"): 1, ("suffix", ""): 1,
+        ("folder", "@eaDir"): 2, ("folder", ".Trash-0"): 1, ("folder", ".thumbnails"): 1, ("folder", "__MACOSX"): 1,
+        ("folder", "#recycle"): 1, ("folder", "$RECYCLE.BIN"): 1, ("folder", "My Previews.lrdata"): 1,
+        ("hidden", ""): 2,
+    }  # fmt: skip
+
+
+def test_counts_of_what_is_passed_over_in_words():
+    counts = {("suffix", ".mp4"): 8, ("suffix", ".dng"): 4, ("folder", "@eaDir"): 1160, ("hidden", ""): 3}
+    assert describe_passed(counts) == "12 of no picture format (.mp4 8, .dng 4), 1,160 in @eaDir/, 3 hidden"
+    many = {("suffix", f".{letter}"): 1 for letter in "abcdefg"} | {("suffix", ".z\n"): 9}
+    assert describe_passed(many) == r"16 of no picture format (.z\n 9, .a 1, .b 1, .c 1, .d 1, ...)"
+    folders = {("folder", f".{letter}"): 7 - number for number, letter in enumerate("abcdefg")}
+    assert describe_passed(folders) == "7 in .a/, 6 in .b/, 5 in .c/, 4 in .d/, 3 in .e/, 3 in 2 more such folders"
+    assert describe_passed({}) == "" == describe_passed({("folder", ".empty"): 0})
+
+
+def test_a_folder_of_films_says_what_it_holds(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no pictures \(.jpg .*\); passed over: 1 of no picture format \(.mp4 1\)$"):
+        read_folder(tmp_path)
+
+
+def test_a_list_may_name_hidden_pictures_and_a_folder_may_be_hidden_itself(folder, tmp_path):
+    (folder / ".x.jpg").write_bytes(b"x")
+    source = read_list(written(folder / "list.csv", "path\n.x.jpg\n"))
+    assert list(source.pictures) == [".x.jpg"] and not source.passed
+    folder.rename(tmp_path / ".crops")
+    assert len(read_folder(tmp_path / ".crops").pictures) == 4
