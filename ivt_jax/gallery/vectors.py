@@ -186,8 +186,7 @@ class ByDigest:
             raise UserError(f"{folder} holds no vectors: make them with python -m ivt_jax.embed")
         self._shards = [shard.vectors for shard in found]
         self._upright = ["orientation" in shard.metadata for shard in found]
-        digests = [shard.digests for shard in found]
-        digests = np.concatenate(digests).view("S32").ravel()
+        digests = np.concatenate([shard.digests for shard in found]).view("S32").ravel()
         self._order = np.argsort(digests)
         self._digests = digests[self._order]
         self._starts = np.cumsum([0, *map(len, self._shards)])

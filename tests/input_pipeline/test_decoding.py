@@ -2,20 +2,23 @@
 
 import io
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline import decoding
-from input_pipeline.decoding import FORMATS, NotTakenError, as_rgb, open_picture
+from input_pipeline.decoding import FORMATS, MAX_PIXELS, NotTakenError, as_rgb, open_picture
 from input_pipeline.errors import UserError
 from input_pipeline.inspection import inspect_image
 from ivt_jax.gallery.crops import load_batches
 from ivt_jax.images import load_image, open_image
 from ivt_jax.serve import decoder
+from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS
 
 needs_heif = pytest.mark.skipif("HEIF" not in FORMATS, reason="pillow-heif is not installed")
 QUARTERS = np.zeros((16, 32, 3), np.uint8)  # four colours, and no two of its turns are alike
@@ -213,6 +216,14 @@ def test_heic_without_its_library_names_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"^the image cannot be read \({remedy}\): send a JPEG, PNG or WEBP$"):
         decoder.decode(HEIC, (8, 4))
     assert inspect_image(tmp_path, "a.heic").fault == "not taken (HEIC needs another library: pip install '.[heif]')"
+
+
+def test_the_documented_formats_are_those_that_are_taken():
+    text = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
+    rows = re.findall(r"^\| ([A-Z]+) \(`([^`]+)`\) \|", text, re.MULTILINE)
+    assert {name: tuple(suffixes.split()) for name, suffixes in rows} == decoding.SUFFIXES_OF
+    assert f"{MAX_PIXELS // 10**6} megapixels" in text and f"{MAX_UPLOAD_PIXELS // 10**6} megapixels" in text
+    assert f"{PngImagePlugin.MAX_TEXT_CHUNK >> 20} MiB" in text and f"{MAX_SCANS} scans" in text
 
 
 # ---- one folder through all doors
