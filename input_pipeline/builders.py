@@ -244,7 +244,7 @@ def _find(
     unrecorded = Path(make_builder(root, name, prepared, max_damaged).data_path).parent.parent
     folder = _prepared_folder(annotations.path, prepared if has_images else None)
     digest = annotations_digest(annotations.path)
-    versions = _versions(BUILDERS[name].VERSION, pictures, renew)
+    versions = _versions(BUILDERS[name].VERSION, pictures, renew and has_images)
 
     def opened(place: Path) -> tuple[PedesBuilder, str]:
         version = next(version for version in versions if (place / name / str(version)).exists())
@@ -358,8 +358,9 @@ def _say(line: str) -> None:
 def _other_pictures(place: Path, pictures: str, found: str = "") -> DataError:
     """pictures: the digest of the images that the run began with; found: of those in their place, if it is known."""
     if found.removesuffix(_OTHER_PIXELS) == pictures.removesuffix(_OTHER_PIXELS):
-        remedy = f"restore the data that version {BEFORE} prepared, or choose another --workdir"
-        return DataError(f"{place}: the run began with images that were not turned upright by EXIF; {remedy}")
+        differ = "some are turned upright by EXIF only in one of them, or could not be read then"
+        remedy = "restore the prepared data that it began with, or choose another --workdir"
+        return DataError(f"{place}: the run began with other pixels of these images ({differ}); {remedy}")
     remedy = "restore those (and the former quarantine.txt), or choose another --workdir"
     return DataError(f"{place}: the images are not those that the run began with; {remedy}")
 

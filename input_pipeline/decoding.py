@@ -37,6 +37,7 @@ MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bo
 ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIF = "HEIC needs another library: pip install '.[heif]'"
 _UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would spoil
 _TURNS = {
@@ -52,8 +53,8 @@ _TURNS = {
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # MAX_PIXELS refuses these pictures
 warnings.filterwarnings("ignore", module=r"PIL\.")  # damage that matters raises an exception
 # Pillow refuses a PNG whose ICC profile or text has over 1 MiB, though no pixel depends on it. Real profiles have a few
-# MB; chunks that inflate beyond 16 MiB are still refused, and all texts together beyond Pillow's 64 MiB.
-PIL.PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
+# MB; chunks that inflate beyond 8 MiB are still refused, and all texts together beyond Pillow's 64 MiB.
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
 PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # files are decoded in parallel; each thread reserves address space
 if pillow_heif:
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
@@ -72,10 +73,10 @@ def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
     try:
         return PIL.Image.open(file, formats=FORMATS)
     except (PIL.UnidentifiedImageError, ValueError):
-        content = _read(file, 12)
-        if content[4:8] != b"ftyp":
+        head = _read(file, 12)
+        if head[4:8] != b"ftyp" or head[8:] not in (*_HEIF_BRANDS, *_AVIF_BRANDS):
             raise
-        if "HEIF" not in FORMATS and content[8:] in _HEIF_BRANDS:
+        if "HEIF" not in FORMATS and head[8:] in _HEIF_BRANDS:
             raise NotTakenError(_NO_HEIF) from None
         return PIL.Image.open(io.BytesIO(_without_exif(_read(file))), formats=FORMATS)
 

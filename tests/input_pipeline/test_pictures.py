@@ -389,8 +389,8 @@ def test_prepare_makes_them_anew_and_a_run_goes_on_with_the_pixels_it_began_with
     with pytest.raises(DataError) as error:
         open_split(root, pictures=began)
     assert str(error.value).endswith(
-        "the run began with images that were not turned upright by EXIF; restore the data that version 1.4.0 prepared, "
-        "or choose another --workdir"
+        "the run began with other pixels of these images (some are turned upright by EXIF only in one of them, or "
+        "could not be read then); restore the prepared data that it began with, or choose another --workdir"
     )
 
 
@@ -419,3 +419,5 @@ def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys)
     capsys.readouterr()
     assert shapes(open_split(tmp_path / "carried")) == SIDEWAYS
     assert "preparing it where its images are makes it anew\n" in capsys.readouterr().err
+    assert prepare.main(["--dataset=cuhk", f"--root={tmp_path}/carried"]) == 0
+    assert "1.4.0: already prepared" in capsys.readouterr().out
