@@ -265,7 +265,9 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
         place = folder / f"{digest}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
         write_record(place / record, maker.seen)
-        Path(maker.data_path).rename(place / name / str(maker.version))
+        whole = place / name / str(maker.version)
+        if not whole.exists():  # it does if images were restored, or could be read again, while this was prepared
+            Path(maker.data_path).rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     builder = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place)

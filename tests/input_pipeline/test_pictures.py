@@ -316,6 +316,21 @@ def test_a_link_that_leads_out_is_not_opened_to_be_compared(root, tmp_path, monk
     assert "b.png" not in opened and "a.png" in opened
 
 
+def test_pictures_that_are_restored_while_they_are_prepared_find_what_was_prepared_of_them(root, monkeypatch):
+    """So do pictures that could not be reached for a moment."""
+    former, prepare_anew = (root / "imgs/b.png").read_bytes(), builders._prepare_anew
+    open_split(root)
+    paint(root, "b.png", BLUE)
+
+    def restored_meanwhile(*arguments):
+        (root / "imgs/b.png").write_bytes(former)
+        return prepare_anew(*arguments)
+
+    monkeypatch.setattr(builders, "_prepare_anew", restored_meanwhile)
+    assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+    assert not (root / "prepared/.partial").exists()
+
+
 def test_what_a_killed_process_left_is_removed(root):
     (root / "prepared/.partial/cuhk_pedes/incomplete.X_1.4.0").mkdir(parents=True)
     open_split(root)
