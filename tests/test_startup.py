@@ -1,6 +1,7 @@
 """What a process settles before JAX starts: XLA's flags, the platform, the folder of compiled programs."""
 
 import importlib
+import importlib.metadata
 import os
 import stat
 import subprocess
@@ -193,6 +194,19 @@ def test_the_users_flags_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=here {FUSIONS}=")
     startup.set_xla_flags()
     assert os.environ["XLA_FLAGS"].split() == [*startup.FLAGS[1:], "--xla_dump_to=here", f"{FUSIONS}="]
+
+
+def test_xla_is_asked_about_a_users_flags_alone_and_once(monkeypatch):
+    """Asking starts a process. A command settles the flags, and so does the encoder that it opens."""
+    asked = []
+    monkeypatch.setattr(startup, "_refusal", lambda flags: asked.append(flags) or "")
+    monkeypatch.setattr(startup, "TESTED", (*startup.TESTED, importlib.metadata.version("jaxlib")))
+    for given, times in (("", 0), ("--xla_dump_to=/nowhere", 1)):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        startup.set_xla_flags()
+        startup.set_xla_flags("--xla_gpu_deterministic_ops=true")
+        assert os.environ["XLA_FLAGS"].count("--xla_gpu_deterministic_ops=true") == 1
+        assert len(asked) == times
 
 
 def test_flags_are_read_from_the_file_that_the_variable_names(tmp_path):
