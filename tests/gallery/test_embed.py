@@ -273,6 +273,35 @@ def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
         assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
 
 
+def test_vectors_stay_where_a_folder_of_their_shard_is_missing_or_empty(encoder, tmp_path):
+    """Such as the mount point of a dropped share. Crops that were moved or deleted one by one are not waited for."""
+    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
+    for seed in range(6):
+        path = crops / f"camera {seed % 2}/day/{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed))
+
+    def names():
+        embed_shard(encoder, crops, out)
+        return read_vectors(out / "crops.safetensors").names
+
+    assert len(names()) == 6
+    before = snapshot(out)
+    (crops / "camera 1").rename(away)
+    told = f"{crops}: 3 embedded crops cannot be reached, the first is camera 1/day/1.png; {out}/crops.safetensors st"
+    for _ in ("missing", "empty"):
+        with pytest.raises(DataError, match=told):
+            embed_shard(encoder, crops, out)
+        assert snapshot(out) == before
+        (crops / "camera 1").mkdir(exist_ok=True)
+    (crops / "camera 1").rmdir()
+    away.rename(crops / "camera 2")
+    (crops / "camera 2/day/1.png").rename(crops / "1.png")
+    (crops / "camera 0/day/0.png").unlink()
+    rest = [f"camera 0/day/{seed}.png" for seed in (2, 4)] + [f"camera 2/day/{seed}.png" for seed in (3, 5)]
+    assert names() == ["1.png", *rest]
+
+
 def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
     crops, out = tmp_path / "crops", tmp_path / "out"
     crops.mkdir()
