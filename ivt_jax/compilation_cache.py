@@ -56,6 +56,7 @@ def remove_on_complaint(cache: Path) -> None:
         show(message, *rest, **more)
 
     warnings.showwarning = answer
+    warnings.filterwarnings("always", _COMPLAINT.pattern)  # also under PYTHONWARNINGS=ignore or =error
 
 
 def _is_usable(cache: Path, key: str) -> bool:

@@ -163,3 +163,14 @@ def test_a_complaint_about_one_program_removes_its_entries_and_is_still_shown(tm
         warnings.warn(text, stacklevel=1)
         assert len(names(tmp_path)) == left
     assert shown == texts
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_complaint_is_heard_whatever_the_user_wants_of_warnings(tmp_path, monkeypatch, action):
+    monkeypatch.setattr(warnings, "showwarning", lambda *message, **more: None)
+    warnings.simplefilter(action)
+    remove_on_complaint(tmp_path)
+    for _ in range(2):
+        write_entry(tmp_path, "jit_a-1", b"?")
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_a': error: Error -5", stacklevel=1)
+        assert names(tmp_path) == []
