@@ -22,7 +22,7 @@ Each word and mark is put in a class, one letter, and the grammar is a regular e
 - Scenery is no phrase, nor is what a statement says of it: "the wall is white". Before a noun it names that: "street
   clothes", "a palm tree print".
 - Some words have two classes, and their neighbours decide: "black spandex, red flats", but "black spandex shorts"; "he
-  held a bag", but "a hand held bag".
+  held a bag", but "a hand held bag"; "a long sleeve", but "a long sleeve black shirt".
 - A comma before the noun is passed over where the items before it can only be of the noun: "a dark, short, hair".
 - A lone "s" after a word is "'s".
 - A phrase counts where the lexicon knows one word of it. Where none counts, all of them do, scenery too, and where
@@ -62,6 +62,7 @@ _TWO_WORDS = {words.strip(): letter for letter, listed in wardrobe.TWO_WORDS.ite
 _FIRST_OF_TWO = {words.split()[0] for words in _TWO_WORDS}
 _CLASSES = {
     **dict.fromkeys(wardrobe.NOUNS, "N"),
+    **dict.fromkeys(wardrobe.PARTS, "P"),
     **dict.fromkeys(wardrobe.SCENERY, "S"),
     **dict.fromkeys(wardrobe.VERBS, "v"),
     **dict.fromkeys(wardrobe.VERBS_IN_NAMES, "V"),
@@ -95,14 +96,16 @@ _JOINED = f"{_WORD}*{_DESCRIBES}"
 
 # Words of two classes: where, and what they are there; elsewhere what _ELSEWHERE says. The bounds keep this linear.
 _IN_PLACE = [
+    # A part names a whole garment, unless the colours of two things are around it: "white long sleeve black pants".
+    (re.compile("P(?<=[Mx]P)(?=[aFMTVx]{0,4}N|(?<!C[Mx]P)[aCFMTVx]{0,4}N)"), "M"),
     # A modifier stands for a garment between the colours of two things.
     (re.compile("F(?:(?<=CF)|(?<=C[aFMTx]F)|(?<=C[aFMTx]{2}F))(?=,&?[aM]{0,2}C|&C{1,2}N)"), "N"),
     # A verb names its noun after a determiner, a preposition, a verb or a modifier.
-    (re.compile("V(?<=[adhipvxCFMT]V)(?=u?[agxCFMSTV]{0,4}N)"), "T"),
+    (re.compile("V(?<=[adhipvxCFMT]V)(?=u?[agxCFMSTV]{0,4}[NP])"), "T"),
     # Scenery names the noun that follows.
-    (re.compile("S(?=[xFMTS]{0,3}N)"), "x"),
+    (re.compile("S(?=[xFMTS]{0,3}[NP])"), "x"),
 ]
-_ELSEWHERE = str.maketrans("FV", "Mv")
+_ELSEWHERE = str.maketrans("FPV", "MNv")
 # What stands before the items says whether they are of the noun after a stray comma: in "her long, black, hair" they
 # are, in "she is tall, slim, glasses" not. At the start of a sentence a colour says so.
 _OF_NOUN = "(?:(?<=[dnpv&])|(?<![^.])(?=[aMT,]*C))"
@@ -131,7 +134,7 @@ _RULES = rf"""(?P<negated>n[dhvb]*(?:{HEADED}|{BARE})(?:o[dh]*{HEADED})*)
 _PHRASE = re.compile(_RULES, re.VERBOSE)
 _PHRASE_OR_SCENERY = re.compile(f"(?P<scenery>{_SCENERY})|{_RULES}", re.VERBOSE)  # slower
 _KNOWN = re.compile("[MCTN]")
-_BEFORE_LONE_S = "rtwxNS"  # not "a", "the" and modifiers: "an S", "a large S shirt"
+_BEFORE_LONE_S = "rtwxNPS"  # not "a", "the" and modifiers: "an S", "a large S shirt"
 
 Span = tuple[int, int]
 
@@ -241,8 +244,8 @@ def _unlisted(word: str) -> str:
         letter = _CLASSES.get(stem, "x")
         if letter in "NMCSv":
             return letter
-        if letter in "FV":
-            return "N" if letter == "F" else "v"  # "slip-ons", "stands"
+        if letter in "FPV":
+            return "v" if letter == "V" else "N"  # "stands", "slip-ons", "sleeves"
     for ending in ("ing", "ed"):
         stem = word.removesuffix(ending)
         if stem != word and {stem, stem + "e", stem[:-1]} & wardrobe.VERBS:
@@ -252,5 +255,5 @@ def _unlisted(word: str) -> str:
         letter = _CLASSES.get(last) or _unlisted(last)
         if letter == "u" and _CLASSES.get(first) == "T":
             return "M"
-        return letter if letter in "NMCTFS" else "x"
+        return "M" if letter == "P" else letter if letter in "NMCTFS" else "x"
     return "M" if len(word) > 5 and word.endswith("ish") else "a" if len(word) > 4 and word.endswith("ly") else "x"

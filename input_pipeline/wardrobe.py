@@ -105,6 +105,9 @@ MARKINGS = _words("""
     polka-dots print slogan spot star stripe stripes symbol trim trimming writing
 """)
 
+# Parts of a garment that name a whole one in the singular: "a long sleeve black shirt".
+PARTS = _words("collar heel sleeve strap")
+
 # The words that end a phrase.
 NOUNS = PERSONS | GARMENTS | FOOTWEAR | CARRIED | WORN_BESIDES | HAIR | MARKINGS
 
