@@ -104,13 +104,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise UserError(f"{path} exists already; remove it, or move it away, to write it again")
+    with hidden_folder(path) as partial:
+        yield partial
+        partial.rename(path.absolute())
+
+
+@contextlib.contextmanager
+def hidden_folder(path: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside `path`, for what is moved there when complete; removes it at the end.
+
+    Raises UserError if it cannot be written.
+    """
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
         yield partial
-        partial.rename(path.absolute())
-    except BaseException as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise
