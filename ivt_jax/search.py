@@ -137,7 +137,7 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         for rank, result in enumerate(answer.results, start=1)
     ]
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    known = {name: getattr(answer, name) for name in ("searched", "verdict", "good", "unread")}
+    known = {name: getattr(answer, name) for name in ("searched", "verdict", "good", "unread", "unfinished")}
     print(json.dumps({"query": asked, **known, "results": results}, indent=2, default=_plain))
 
 

@@ -115,9 +115,10 @@ def build(
     with _held(place):
         plan = plan_build(source, store.scan() if store else (), about.unfinished)
         _refuse_unreadable(source, plan)
-        store = store or create_store(place, about)
         if plan.missing and plan.todo and about.unfinished < 0:
             about = dataclasses.replace(about, unfinished=plan.next_id)
+        about = dataclasses.replace(about, planned=_planned_rows(plan, about.planned))
+        store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
         work = _Work(store, encoder, source, plan, batch, known)
@@ -129,8 +130,8 @@ def build(
             raise _nothing_readable(unreadable)
         goes, kept = work.sort_out(prune)
         store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
-        if about.unfinished >= 0:
-            store.set_about(dataclasses.replace(about, unfinished=-1))
+        if about.unfinished >= 0 or about.planned:
+            store.set_about(dataclasses.replace(about, unfinished=-1, planned=0))
         told = store.optimize()
     counts = work.counts
     gone = len(goes) + work.overwritten
@@ -178,7 +179,7 @@ def _compare(
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
-    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished)
+    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished, planned=found.planned)
     _refuse_other_model(place, found, about)
     return store, about, encoder
 
@@ -293,6 +294,15 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     kept = sum(row is None for row in found.values())
     return Plan(todo, kept, missing, surplus, shared, recent, known, count, next_id)
+
+
+def _planned_rows(plan: Plan, before: int) -> int:
+    """`About.planned` for a build; before: the one that a stopped build has left.
+
+    0 if all new pictures are added by a single write, which is done whole or not at all.
+    """
+    new = sum(old is None for _, old in plan.todo)
+    return plan.rows + new if new and (before or len(plan.todo) > ROWS) else 0
 
 
 # ---- doing it
