@@ -144,6 +144,10 @@ def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Ann
     if counts:
         told = ", ".join(f"{count} of {split}" for split, count in counts.items())
         print(f"{path.with_name(QUARANTINE)} leaves out images: {told}", file=sys.stderr)
+    if unknown := sorted(left_out - {record.image_path for record in merged}):
+        lines = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
+        told = f"{lines} no image of {path.name}: {', '.join(map(repr, unknown[:_SHOWN]))}"
+        print(f"{path.with_name(QUARANTINE)}: {told}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
     # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.

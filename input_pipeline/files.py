@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -62,6 +63,11 @@ def lines_of(text: str) -> list[str]:
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def is_utf16(content: bytes) -> bool:
+    """Whether a file begins with the byte order mark of UTF-16, as Excel's "Unicode Text" does."""
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def is_remote(place: Path | str) -> bool:

@@ -3,7 +3,7 @@
     python -m ivt_jax.index --workdir=RUN --images=FOLDER --index=DIR
     python -m ivt_jax.index --list=CAMERAS.csv --index=DIR
 
-A folder is walked; a list, CSV or JSONL, names the pictures and tells more of them, such as camera and time
+A folder is walked; a list, CSV or JSONL, names the pictures and what is known of them, such as camera and time
 (`ivt_jax.retrieval.sources`). The index then holds what the folder or the list does, and nothing else. Given again, the
 command goes on where it was, whatever stopped it, and does no more than has changed: what is unchanged is not embedded
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
@@ -30,6 +30,7 @@ from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
+_REASONS = 8  # that are counted by themselves
 
 # JAX, Flax and the stores are imported where they are used: `--help` and a mistyped folder answer at once.
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
+    for note in source.notes:
+        print(f"{args.list}: {printable(note)}", file=sys.stderr, flush=True)
 
     from ivt_jax.retrieval.build import build
     from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         list(map(str, built.kept)),
         None if is_remote(args.index) else Path(args.index, "unreadable.txt"),
     )
+    if built.reasons:
+        print(f"{args.index}: {_count_reasons(built.reasons)}", file=sys.stderr)
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
@@ -76,6 +81,14 @@ def _print_problems(skipped: Sequence[str], kept: Sequence[str], file: Path | No
     if file:
         lines = [*skipped, *(f"kept {line}" for line in kept)]
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
+
+
+def _count_reasons(reasons: Sequence[tuple[str, int]]) -> str:
+    """3 passed over: missing (2), not a readable image (1)"""
+    shown = [f"{printable(reason)} ({count:,})" for reason, count in reasons[:_REASONS]]
+    if others := sum(count for _, count in reasons[_REASONS:]):
+        shown.append(f"other reasons ({others:,})")
+    return f"{sum(count for _, count in reasons):,} passed over: {', '.join(shown)}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -60,6 +60,7 @@ class Built(NamedTuple):
     were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
     `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
     kept: rows that stay although their pictures are missing or cannot be read, by folder; they count as unchanged.
+    reasons: how many of `unreadable` have each reason, the most frequent first.
     """
 
     new: int
@@ -73,6 +74,7 @@ class Built(NamedTuple):
     unreadable: list[str]
     told: str = ""
     kept: Sequence[Kept] = ()
+    reasons: Sequence[tuple[str, int]] = ()
 
     def __str__(self) -> str:
         pictures = self.new + self.changed + self.renamed + self.unchanged
@@ -137,7 +139,10 @@ def build(
     gone = len(goes) + work.overwritten
     unchanged = plan.kept + counts["touched"] + len(kept)
     written = (counts["new"], counts["changed"], counts["renamed"])
-    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept))
+    reasons = (collections.Counter(reason for _, reason in source.unreadable) + work.reasons).most_common()
+    return Built(
+        *written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept), reasons
+    )
 
 
 # ---- the index
@@ -324,7 +329,7 @@ class _Work:
 
     Attributes: counts, of rows written by kind; embedded, how many pictures were embedded; taken, how many vectors
     came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of another; unreadable,
-    "path: reason".
+    "path: reason"; reasons, how many of these have each reason.
     """
 
     def __init__(
@@ -350,6 +355,7 @@ class _Work:
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
         self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
         self.unreadable: list[str] = []
+        self.reasons = collections.Counter[str]()
 
     def run(self) -> None:
         """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
@@ -402,10 +408,11 @@ class _Work:
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         self.unreadable.append(str(error))
+        reason = str(error).removeprefix(f"{path}: ")
+        self.reasons[reason] += 1
         if not isinstance(error, UnreachableError):
             self._damaged += [old.id] if old else []
             return
-        reason = str(error).removeprefix(f"{path}: ")
         self._unread[path] = reason
         self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
 

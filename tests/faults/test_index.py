@@ -348,9 +348,7 @@ say(index.main(flags))
 def test_an_index_whose_first_build_has_filled_the_disk_is_unfinished(start, tmp_path, workdir):
     put(tmp_path, {f"{seed:02}.png": seed for seed in range(80)})
     (tmp_path / "index").mkdir()
-    process = start(
-        before=mounted("size=4m", tmp_path / "index"), code=FIRST.format(folder=str(tmp_path), room=80_000)
-    )
+    process = start(before=mounted("size=4m", tmp_path / "index"), code=FIRST.format(folder=str(tmp_path), room=80_000))
     assert process.finish() == 0, process.said()
     told = r"ended with 2 the index is unfinished \([246]0 of 80 pictures\); wait for its build, or run python -m ivt"
     assert re.search(told, process.said()) and "Traceback" not in process.said(), process.said()

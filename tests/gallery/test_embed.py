@@ -132,6 +132,16 @@ def test_names_in_a_list_may_hold_other_line_breaks(tmp_path):
     assert read_crops(tmp_path / "list.txt").names == names
 
 
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")])
+def test_a_list_in_utf_16_is_read_by_its_byte_order_mark(tmp_path, encoding, mark):
+    listed, names = tmp_path / "list.txt", ["a.png", "grün 🧢.png"]
+    listed.write_bytes(mark + "\r\n".join([*names, ""]).encode(encoding))
+    assert read_crops(listed).names == names
+    listed.write_bytes(listed.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"list.txt is neither UTF-8 nor UTF-16 text: save the list as UTF-8$"):
+        read_crops(listed)
+
+
 def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery, tmp_path, capsys):
     out = tmp_path / "out"
     call(workdir, gallery, out)

@@ -298,6 +298,21 @@ def test_a_quarantine_that_is_no_text_is_one_line_and_a_byte_order_mark_is_none_
         read_annotations(tmp_path, "cuhk_pedes")
 
 
+def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
+    names = ("a.jpg", "b.jpg", "c.jpg")
+    records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    (tmp_path / "quarantine.txt").write_text("a.jpg\nb.jpg \nimgs/c.jpg\n")
+    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg", "c.jpg"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/quarantine.txt leaves out images: 1 of train",
+        f"{tmp_path}/quarantine.txt: 2 lines name no image of reid_raw.json: 'b.jpg ', 'imgs/c.jpg'",
+    ]
+    (tmp_path / "quarantine.txt").write_text("d.jpg\n")
+    assert len(read_annotations(tmp_path, "cuhk_pedes").records) == 3
+    assert capsys.readouterr().err.endswith("quarantine.txt: 1 line names no image of reid_raw.json: 'd.jpg'\n")
+
+
 def test_a_quarantine_leaves_out_names_that_hold_other_line_breaks(tmp_path):
     names = ("a\u2028.jpg", "b\r.jpg", "c.jpg", "d.jpg")
     records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
