@@ -6,8 +6,9 @@
 A folder is walked; a list, CSV or JSONL, names the pictures and what is known of them, such as camera and time
 (`ivt_jax.retrieval.sources`). The index then holds what the folder or the list does, and nothing else. Given again, the
 command goes on where it was, whatever stopped it, and does no more than has changed: what is unchanged is not embedded
-again, what was renamed keeps its vector, what was deleted goes. What cannot be read is told, and DIR/unreadable.txt
-lists it.
+again, what was renamed keeps its vector, what was deleted goes. What cannot be read, or is passed over in a list, is
+printed, counted by reason, and listed in DIR/unreadable.txt. Until all new pictures are in, searches say that the index
+is unfinished.
 
 The row of a picture that cannot be reached stays, and its folder is named: if the folder is missing, empty or
 unreadable, as after a share was dropped, or if the file itself cannot be read. If more than a tenth of an index of 100
@@ -36,7 +37,7 @@ _REASONS = 8  # that are counted by themselves
 
 
 def run(args: argparse.Namespace) -> int:
-    """Indexes, copies, prints the counts; returns 1 if pictures cannot be read or rows stay without them, else 0."""
+    """Indexes, copies, prints the counts; returns 1 if anything is passed over or rows stay without pictures, or 0."""
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
@@ -96,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.index",
         description="Make an index of a folder or a list of pictures, or bring it up to date.",
-        epilog="exit code: 0; 1 if pictures cannot be read or rows stay without their pictures (DIR/unreadable.txt "
-        "lists both); 2 on a mistake",
+        epilog="exit code: 0; 1 if pictures cannot be read, lines of a list are passed over, or rows stay without "
+        "their pictures (DIR/unreadable.txt lists all); 2 on a mistake",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -107,7 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         "--images", type=Path, help="folder of pictures, with its subfolders; with --list, of its paths"
     )
     parser.add_argument(
-        "--list", type=Path, metavar="FILE", help=".csv or .jsonl of pictures and what is known of each"
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help=".csv or .jsonl of pictures and what is known of each (docs/datasets.md)",
     )
     parser.add_argument(
         "--workdir", type=Path, help="folder of a trained run, or of an export; later the index knows it"

@@ -6,8 +6,8 @@
 
 `ivt_jax.index` makes an index; of a folder (--images) one is made for the time of the search. It prints rank, score,
 the score of each phrase of the query, and path, for the best; then what the model's validation says of the best score:
-how likely the first is right, or "no good match". `ivt_jax.retrieval.searcher` tells what the scores are, and is the
-way to search from Python.
+how likely the first is right, or "no good match"; or that the index is unfinished. `ivt_jax.retrieval.searcher` says
+what the scores are, and is the way to search from Python.
 """
 
 import argparse

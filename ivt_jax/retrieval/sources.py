@@ -211,9 +211,7 @@ def _read_text(listed: Path) -> str:
 def _read_csv(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # Python's own limit is 131,072 characters of a value
     separator, header, padded = _read_header(listed, text)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=padded, strict=True
-    )  # fmt: skip
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=padded, strict=True)
     line = 1
     try:
         next(reader)
@@ -246,6 +244,8 @@ def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
         plain = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
         return separator, names, any(name != name.strip() for name in plain)
     first = text.partition("\n")[0].strip()[:80]
+    if "\0" in first:  # UTF-16 without a byte order mark
+        raise DataError(f"{listed}: line 1 is not UTF-8 text: save the file as UTF-8")
     raise DataError(f"{listed}: the first line names no column path, but {first or 'nothing'}")
 
 

@@ -70,7 +70,7 @@ class About:
         """Says that pictures are still to be added, and what to do; "" if none is. rows: how many the index holds."""
         if rows >= self.planned:
             return ""
-        # A build that may move rows also replaces some, so the number of rows does not show how far it is.
+        # While rows of pictures that are gone are counted as well, the number does not show how far the build is.
         progress = "" if self.unfinished >= 0 else f" ({rows:,} of {self.planned:,} pictures)"
         return f"the index is unfinished{progress}; wait for its build, or run python -m ivt_jax.index again"
 

@@ -285,6 +285,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.csv", "path\n../a.PNG\n", r"l.csv: line 2: ../a.PNG is not in \S+/crops; name the folder of all with --im"),
         ("l.csv", "path\n/etc/passwd\n", "l.csv: line 2: /etc/passwd is not in "),
         ("l.csv", "path\n.\n", "l.csv: line 2: . is not in "),
+        ("l.csv", "path\na.PNG\n".encode("utf-16-le"), "l.csv: line 1 is not UTF-8 text: save the file as UTF-8"),
         ("l.csv", b"path\na.PNG\nb\xe9.jpg\n", "l.csv: line 3 is not UTF-8 text: save the file as UTF-8"),
         ("l.jsonl", '{"path": "a.PNG"}\n{"path": \n', "l.jsonl: line 2 is malformed: "),
         ("l.jsonl", '["a.PNG"]\n', "l.jsonl: line 1 is malformed: expected an object"),
