@@ -57,7 +57,7 @@ def embed_by_beam(args: argparse.Namespace, shards: Sequence[Path], flags: Seque
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        remedy = "pip install 'ivt_jax[beam]', best in an environment of its own, or leave --beam out"
+        remedy = "pip install apache-beam, best in an environment of its own, or leave --beam out"
         raise UserError(f"--beam: Apache Beam is not installed: {remedy}") from None
     return embed_shards(shards, args.workdir.resolve(), args.out.resolve(), args.dtype, args.batch, flags)
 
