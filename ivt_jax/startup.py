@@ -70,7 +70,9 @@ def set_xla_flags(*more: str) -> None:
         flags = known_flags(flags)
     text = " ".join([*flags, *given.splitlines()]).strip()
     if given.strip() and given not in _settled and (reason := _refusal(text)):
-        raise UserError(f"XLA_FLAGS: {reason}; correct or remove it: jaxlib {version} does not start with it")
+        value = os.environ["XLA_FLAGS"].strip()
+        variable = "XLA_FLAGS" if value.startswith("-") else f"XLA_FLAGS={value}"
+        raise UserError(f"{variable}: {reason}; correct or remove it: jaxlib {version} does not start with it")
     os.environ["XLA_FLAGS"] = text
     _settled.add(text)
 

@@ -229,6 +229,7 @@ FAULTS = {
     "XLA_FLAGS: Couldn't interpret value many for flag xla_force_host_platform_device_count; ":
         "--xla_force_host_platform_device_count=many",
     f"XLA_FLAGS: Illegal value for {FUSIONS} ": f"{FUSIONS}=all",
+    "/unknown: Unknown flag: --xla_no_such_flag=1; correct or remove it: jaxlib": "{folder}/unknown",
     "the file cannot be read (No such file or directory); name a file of flags, or set --FLAG=VALUE": "nowhere.txt",
     "the file cannot be read (Is a directory); ": "{folder}",
     "/binary: the file cannot be read (not a text file); ": "{folder}/binary",
@@ -240,6 +241,7 @@ FAULTS = {
 def test_flags_that_xla_refuses_are_a_users_mistake(monkeypatch, tmp_path, message):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     (tmp_path / "zero").write_bytes(b"--xla\0")
+    (tmp_path / "unknown").write_text("--xla_no_such_flag=1\n")
     monkeypatch.setenv("XLA_FLAGS", given := FAULTS[message].format(folder=tmp_path))
     with pytest.raises(UserError) as fault:
         startup.set_xla_flags()

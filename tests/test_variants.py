@@ -506,7 +506,8 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
             "training images are like that (data.max_damaged); restore them and start again, or leave them out with "
-            "`python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt, or allow more"
+            "`python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+            "quarantine.txt, or allow more"
         )
 
 

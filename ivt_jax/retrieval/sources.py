@@ -81,7 +81,7 @@ def read_folder(folder: Path) -> Source:
     if not pictures and not unseen and closed:
         raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not unseen:
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}): mount it, or name another folder")
     return Source(root, {}, pictures, closed + unreadable + unseen, tuple(f"{path}/" for path, _ in closed))
 
 

@@ -361,7 +361,7 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == {"000", "002"}
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "001.tar" in errors[0] and "make it anew" in errors[0]
-    assert errors[1] == "error: 1 shards cannot be read, which are told above; the others are done"
+    assert errors[1] == "error: shards not embedded, for the reasons above: 1; the others are done"
 
 
 @pytest.mark.parametrize(
