@@ -26,8 +26,9 @@ import tensorflow_datasets as tfds
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.errors import DataError
-from input_pipeline.files import refuse_path
+from input_pipeline.files import printable, refuse_path
 from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
+from input_pipeline.leaks import copies_between_splits, shared_persons
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -186,8 +187,8 @@ def prepare(
 
     Processes that share a disk wait for each other. root, prepared, max_damaged: as PedesBuilder's. pictures: the
     digest of the images that a run began with; their data are opened if they still exist, otherwise other images are
-    refused. Prints on stderr which images changed and, when it prepares the data, how the dataset deviates from the
-    published one. Raises DataError, in one line.
+    refused. Prints on stderr which images changed, what several splits share and, when it prepares the data, how the
+    dataset deviates from the published one. Raises DataError, in one line.
     """
     builder, _ = _find(root, name, prepared, max_damaged, pictures)
     if builder is None:
@@ -207,6 +208,7 @@ def prepare(
     if pictures and builder.pictures not in ("", pictures):
         raise _other_pictures(builder.data_path)
     _refuse_damaged(builder)
+    _say_shared(builder)
     return builder
 
 
@@ -264,6 +266,9 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
         maker.download_and_prepare()
         contents = contents_digest(maker.seen)
         maker.info.metadata["pictures"] = contents
+        digests = {path: picture.digest for path, picture in maker.seen.items()}
+        records = read_annotations(root, name).records
+        maker.info.metadata["shared"] = [list(pair) for pair in copies_between_splits(records, digests)]
         maker.info.metadata.save_metadata(maker.data_path)
         place = folder / f"{digest}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
@@ -317,6 +322,19 @@ def _say(line: str) -> None:
 def _other_pictures(place: Path) -> DataError:
     remedy = "restore those (and the former quarantine.txt), or choose another --workdir"
     return DataError(f"{place}: the images are not those that the run began with; {remedy}")
+
+
+def _say_shared(builder: PedesBuilder) -> None:
+    """Warns of persons and of exact copies of images in several splits. Data prepared before have no list of copies."""
+    annotations = read_annotations(builder.root, builder.name)
+    persons, images = shared_persons(annotations.records), builder.info.metadata.get("shared", [])
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    if persons:
+        numbered = "unless each split numbers its own persons, "
+        _say(f"warning: {annotations.path}: {len(persons)} person ids are in several splits: {numbered}{advice}")
+    if images:
+        first = " = ".join(printable(path) for path in images[0])
+        _say(f"warning: {annotations.images}: {len(images)} images are copies of another split's ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:

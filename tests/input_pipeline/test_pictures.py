@@ -345,3 +345,48 @@ def test_the_digest_depends_on_names_and_contents_alone():
     expected = "6bdf6e37dc327165fa4db779b911b98b6eba38852a9cd4a97cdd6be810a88357"
     assert contents_digest(one) == contents_digest(other) == expected
     assert contents_digest({"a": one["b"], "b": one["a"]}) != expected
+
+
+def test_a_test_picture_that_is_a_copy_of_a_training_picture_is_said_once(root, tmp_path, capsys):
+    """Also by a folder without its pictures, and by whoever opens data that were prepared before."""
+    paint(root, "t.png", GREEN)
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    line = f"warning: {root}/imgs: 1 images are copies of another split's (t.png = b.png): {advice}"
+    open_split(root)
+    open_split(root, "test")
+    assert made_anew(capsys) == (True, [line])
+    builders._say.cache_clear()  # another process
+    open_split(root)
+    assert made_anew(capsys) == (False, [line])
+    builders._say.cache_clear()
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out"]) == 0
+    assert line in capsys.readouterr().err.splitlines()
+    open_split(tmp_path / "out")
+    assert made_anew(capsys) == (False, [line.replace(str(root), f"{tmp_path}/out")])
+    paint(root, "t.png", (9, 9, 9))
+    builders._say.cache_clear()
+    open_split(root)
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_a_person_in_two_splits_is_said(root, capsys):
+    records = json.loads((root / "reid_raw.json").read_text())
+    (root / "reid_raw.json").write_text(json.dumps([*records[:3], records[3] | {"id": "01"}]))
+    open_split(root)
+    line = (
+        "1 person ids are in several splits: unless each split numbers its own persons, figures of val and test may be"
+    )
+    assert f"warning: {root}/reid_raw.json: {line} too good; " in capsys.readouterr().err
+
+
+def test_data_prepared_before_have_no_list_of_copies(root, capsys):
+    paint(root, "t.png", GREEN)
+    open_split(root)
+    (file,) = root.glob("prepared/*/cuhk_pedes/*/metadata.json")
+    metadata = json.loads(file.read_text())
+    assert metadata.pop("shared") == [["t.png", "b.png"]]
+    file.write_text(json.dumps(metadata))
+    builders._say.cache_clear()
+    capsys.readouterr()
+    open_split(root)
+    assert made_anew(capsys) == (False, [])
