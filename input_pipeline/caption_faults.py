@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
 _SHOWN = 3  # characters that a fault names
+_READ = 10_000  # characters of a caption that are looked at: no token lies beyond
 
 # What programs and spreadsheets write for an empty cell, and what people write to fill it later.
 _PLACEHOLDERS = {
@@ -32,6 +33,7 @@ _MISREAD = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2[\u0080\u20ac]|\u00f0
 
 def caption_faults(caption: str) -> Iterator[tuple[str, str]]:
     """Yields each kind of fault of a caption that is not blank, with the characters that a reader could not see."""
+    caption = caption[:_READ]
     if " ".join(caption.lower().split()).strip(".,;:-_\"'<>()[]?! ") in _PLACEHOLDERS:
         yield "captions are placeholders, such as nan, null, none or n/a", ""
         return

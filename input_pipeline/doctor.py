@@ -3,6 +3,7 @@
     python -m input_pipeline.doctor --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
     python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix-list
+    python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --allow=shared_persons,shared_images --all
 
 It reads the annotations as training does, opens every image, and prints the splits beside the published ones, the words
 that the tokenizer does not know, and a line for each kind of fault. A person or an image in two splits makes the folder
@@ -57,10 +58,11 @@ _SHOWN = 3  # examples that a line names
 
 
 class Finding(NamedTuple):
-    """One kind of fault, as a line. A severe one stops training or evaluation."""
+    """One kind of fault, as a line. A severe one stops training or evaluation. examples: all records or images."""
 
     severe: bool
     line: str
+    examples: tuple[str, ...] = ()
 
 
 def check_splits(counts: Counts, published: Counts) -> list[Finding]:
@@ -75,10 +77,9 @@ def check_splits(counts: Counts, published: Counts) -> list[Finding]:
 def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> list[Finding]:
     """Person ids that several splits have: persons seen in training must not be searched for in evaluation."""
     shared = [f"{person} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
-    kind = "person ids are in several splits"
-    if SHARED_PERSONS not in allowed:
-        kind += f"; if each split numbers its own persons, --allow={SHARED_PERSONS}"
-    return [Finding(SHARED_PERSONS not in allowed, _line(kind, shared))] if shared else []
+    severe = SHARED_PERSONS not in allowed
+    remedy = f" (if each split numbers its own persons, --allow={SHARED_PERSONS})" if severe else ""
+    return _findings(severe, f"person ids are in several splits{remedy}", shared)
 
 
 def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed: Collection[str] = ()) -> list[Finding]:
@@ -86,16 +87,16 @@ def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed:
     records, digests = annotations.records, digests_of_twins(annotations.images, images)
     exact = copies_between_splits(records, digests)
     near = near_copies_between_splits(annotations.images, records, images, {path for path, _ in exact})
+    one_picture = copies_between_persons(records, digests)
     severe = SHARED_IMAGES not in allowed
-    remedy = f"; list them in {QUARANTINE}, or --allow={SHARED_IMAGES}" if severe else ""
+    remedy = f" (list them in {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
     splits = {record.image_path: record.split for record in records}
     persons = {record.image_path: f"person {record.person_id}" for record in records}
-    found = [
-        (severe, f"images are copies of an image of another split{remedy}", splits, exact),
-        (severe, f"images look the same as an image of another split{remedy}", splits, near),
-        (False, "images are copies of an image of another person", persons, copies_between_persons(records, digests)),
+    return [
+        *_findings(severe, f"images are copies of an image of another split{remedy}", _named(exact, splits)),
+        *_findings(severe, f"images look the same as an image of another split{remedy}", _named(near, splits)),
+        *_findings(False, "images are copies of an image of another person", _named(one_picture, persons)),
     ]
-    return [Finding(severe, _line(kind, _named(pairs, names))) for severe, kind, names, pairs in found if pairs]
 
 
 def check_captions(records: Sequence[Record]) -> list[Finding]:
@@ -113,7 +114,7 @@ def check_captions(records: Sequence[Record]) -> list[Finding]:
     most = sorted(persons.items(), key=lambda item: -len(item[1]))
     if shared := [f'"{text[:60]}" ({len(ids)} persons)' for (_, text), ids in most if len(ids) > 1]:
         kinds["captions are the same for several persons"] = shared
-    return [Finding(False, _line(kind, examples)) for kind, examples in kinds.items()]
+    return [finding for kind, examples in kinds.items() for finding in _findings(False, kind, examples)]
 
 
 def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> tuple[list[str], list[Finding]]:
@@ -132,8 +133,7 @@ def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> t
             known = f"{words.total():,} of {count:,} tokens ({share:.2%}){printable(often)}"
             lines.append(f"unknown to the tokenizer ({name}): {split} {known}")
         blank += [texts[i][0] for i, text in unread.items() if text.all]
-    kind = "captions have no word that the tokenizer knows"
-    return lines, [Finding(False, _line(kind, blank))] if blank else []
+    return lines, _findings(False, "captions have no word that the tokenizer knows", blank)
 
 
 def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[Finding]:
@@ -147,7 +147,7 @@ def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[
             kinds[True, f"images are {image.fault}"].append(image.path)
         elif min(image.size) < SMALLEST:
             kinds[False, f"images have a side below {SMALLEST} pixels"].append(image.path)
-    return [Finding(severe, _line(kind, paths)) for (severe, kind), paths in kinds.items()]
+    return [finding for (severe, kind), paths in kinds.items() for finding in _findings(severe, kind, paths)]
 
 
 def sound_in_quarantine(annotations: Annotations) -> list[str]:
@@ -172,8 +172,7 @@ def check_overlap(
         if look_alike(annotations.images / our, other.images / their)
     ]
     pairs = [f"{our} = {their}" for our, their in near]
-    kind = f"pairs of images look the same here and in {name}"
-    return lines, [Finding(False, _line(kind, pairs))] if pairs else []
+    return lines, _findings(False, f"pairs of images look the same here and in {name}", pairs)
 
 
 def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
@@ -222,6 +221,11 @@ def _real(annotations: Annotations, image: Inspected) -> str:
     return os.path.realpath(annotations.images / image.path)
 
 
+def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]:
+    """No finding if there are no examples."""
+    return [Finding(severe, _line(kind, examples), tuple(examples))] if examples else []
+
+
 def _line(kind: str, examples: Sequence[str]) -> str:
     shown = printable(", ".join(examples[:_SHOWN])) + (", ..." if len(examples) > _SHOWN else "")
     return f"{len(examples):,} {kind}: {shown}"
@@ -258,20 +262,22 @@ def run(args: argparse.Namespace) -> int:
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
         noun = "image" if len(sound) == 1 else "images"
         print(_line(f"intact {noun} left out by {QUARANTINE} (to use an image, remove its line)", sound))
-    told, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
-    print("\n".join(told))
+    lines, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
+    print("\n".join(lines))
     findings = check_splits(counts, published) + check_persons(annotations.records, allowed) + findings
     findings += check_copies(annotations, images, allowed)
     findings += check_captions(annotations.records) + check_images(annotations, images)
     if args.against:
         other = read_annotations(local_root(against_root), DATASETS[against])
-        told, found = check_overlap(annotations, images, other, _inspect(other, args.workers), against_root)
-        print("".join(f"{line}\n" for line in told), end="")
+        lines, found = check_overlap(annotations, images, other, _inspect(other, args.workers), against_root)
+        print("".join(f"{line}\n" for line in lines), end="")
         findings += found
     if args.fix_list and any(image.fault for image in images):
         print(f"left out from now on: {write_quarantine(annotations, images)}")
     for finding in findings:
         print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
+        if args.all:
+            print("".join(f"    {printable(example)}\n" for example in finding.examples), end="")
     print("clean" if not findings else f"{len(findings)} kinds of fault")
     return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
 
@@ -293,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--against", default="", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
+    parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {_SHOWN}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

@@ -108,11 +108,13 @@ def test_the_doctor_counts_the_tokens_that_the_tokenizer_does_not_know(tmp_path)
         'unknown to the tokenizer (mine): train 3 of 8 tokens (37.50%), "zig" 2, "zag" 1',
         'unknown to the tokenizer (mine): test 1 of 4 tokens (25.00%), "zap" 1',
     ]
-    assert findings == [doctor.Finding(False, "1 captions have no word that the tokenizer knows: test 0")]
+    assert findings == [doctor.Finding(False, "1 captions have no word that the tokenizer knows: test 0", ("test 0",))]
 
 
 def test_full_width_letters_are_unknown_words_and_what_is_printed_is_printable():
     lines, findings = doctor.check_words(records(train=["A man.", FULL_WIDTH], val=["\x9b31m"]), load_tokenizer(), "x")
     assert lines[0].startswith("unknown to the tokenizer (x): train 7 of 10 tokens (70.00%), ")
-    assert findings == [doctor.Finding(False, "1 captions have no word that the tokenizer knows: train 1")]
+    assert findings == [
+        doctor.Finding(False, "1 captions have no word that the tokenizer knows: train 1", ("train 1",))
+    ]
     assert all(line.isprintable() for line in lines)

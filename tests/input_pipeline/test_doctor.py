@@ -136,8 +136,8 @@ def test_a_person_in_two_splits_makes_the_folder_unusable_unless_it_is_allowed(t
     write(tmp_path, [record | {"id": {7: 4, 6: 1}.get(i, record["id"])} for i, record in enumerate(records)])
     assert call(tmp_path) == 2
     kind, persons = "2 person ids are in several splits", "1 (train, val), 4 (train, test)"
-    remedy = "if each split numbers its own persons, --allow=shared_persons"
-    assert capsys.readouterr().out.endswith(f"error: {kind}; {remedy}: {persons}\n1 kinds of fault\n")
+    remedy = "(if each split numbers its own persons, --allow=shared_persons)"
+    assert capsys.readouterr().out.endswith(f"error: {kind} {remedy}: {persons}\n1 kinds of fault\n")
     assert call(tmp_path, "--allow=shared_persons") == 1
     assert capsys.readouterr().out.endswith(f"warning: {kind}: {persons}\n1 kinds of fault\n")
     assert call(tmp_path, "--allow=shared_images") == 2
@@ -253,7 +253,7 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
 
 # ---- images that splits share
 
-REMEDY = "; list them in quarantine.txt, or --allow=shared_images"
+REMEDY = " (list them in quarantine.txt, or --allow=shared_images)"
 
 
 def test_a_copy_of_a_training_image_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
@@ -407,3 +407,18 @@ def test_a_circle_of_links_and_a_name_too_long_are_faults(tmp_path):
     (tmp_path / "a.jpg").symlink_to("a.jpg")
     assert inspect_image(tmp_path, "a.jpg").fault == "a link that leads out of the folder of images"
     assert inspect_image(tmp_path, f"{'a' * 300}.jpg").fault == "missing"
+
+
+def test_every_example_is_listed_on_demand(tmp_path, capsys):
+    records = make(tmp_path)
+    write(tmp_path, [record | {"captions": ["nan"]} if i < 5 else record for i, record in enumerate(records)])
+    assert call(tmp_path, "--all") == 1
+    lines = capsys.readouterr().out.splitlines()
+    kind = "captions are placeholders, such as nan, null, none or n/a"
+    assert lines[-9:] == [
+        f"warning: 5 {kind}: record 0, record 1, record 2, ...",
+        *(f"    record {number}" for number in range(5)),
+        'warning: 1 captions are the same for several persons: "nan" (5 persons)',
+        '    "nan" (5 persons)',
+        "2 kinds of fault",
+    ]
