@@ -222,7 +222,8 @@ class _Place:
         images = root / "imgs"
         roots = tuple(PurePosixPath(path.as_posix()) for path in (root.absolute(), root.resolve()))
         inside = PurePosixPath(images.resolve().as_posix())
-        return cls(roots, (*(base / "imgs" for base in roots), inside), not images.is_dir(), (images / "imgs").is_dir())
+        portable = not (images.is_dir() or (root / "images").is_dir())
+        return cls(roots, (*(base / "imgs" for base in roots), inside), portable, (images / "imgs").is_dir())
 
     def relative(self, path: str) -> str | None:
         """Returns a record's path relative to the folder of images, or None if the image is not in it.
