@@ -98,8 +98,8 @@ def near_duplicates(
     ours, theirs = ([image for image in images if not image.fault] for images in (ours, theirs))
     if not theirs:
         return []
-    place = {image.path: number for number, image in enumerate(theirs)}
-    itself = [place.get((same or {}).get(image.path, ""), -1) for image in ours]
+    number_of = {image.path: number for number, image in enumerate(theirs)}
+    itself = [number_of.get((same or {}).get(image.path, ""), -1) for image in ours]
     rows, columns = _words(ours), np.ascontiguousarray(_words(theirs).T)
     pairs = []
     for start in range(0, len(ours), _CHUNK):
@@ -110,9 +110,12 @@ def near_duplicates(
         for row, column in enumerate(itself[start : start + _CHUNK]):
             if column >= 0:
                 wrong[row, column] = 255
-        nearest = wrong.argmin(-1)
-        for row in np.flatnonzero(wrong[np.arange(len(chunk)), nearest] <= _DISTANCE):
-            pairs.append((ours[start + row].path, theirs[nearest[row]].path))
+        nearest, least = wrong.argmin(-1).tolist(), wrong.min(-1)
+        pairs += [
+            (image.path, theirs[place].path)
+            for image, place, bits in zip(ours[start : start + _CHUNK], nearest, least, strict=True)
+            if bits <= _DISTANCE
+        ]
     return pairs
 
 
