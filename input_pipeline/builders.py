@@ -27,8 +27,9 @@ from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.decoding import MAX_PIXELS, as_rgb, open_picture, orientation
 from input_pipeline.errors import DataError
-from input_pipeline.files import refuse_path
+from input_pipeline.files import printable, refuse_path
 from input_pipeline.inspection import leads_out
+from input_pipeline.leaks import copies_between_splits, shared_persons
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -52,7 +53,10 @@ _OTHER_PIXELS = "-upright"
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
 _PNG_LEVEL = 1
-_LEAVE_OUT = "leave them out with `python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt"
+_LEAVE_OUT = (
+    "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+    "quarantine.txt"
+)
 
 
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
@@ -210,8 +214,8 @@ def prepare(
     Processes that share a disk wait for each other. root, prepared, max_damaged: as PedesBuilder's. pictures: the
     digest of the images that a run began with; their data are opened if they still exist, otherwise other images are
     refused. renew: prepares the data anew if only those of version BEFORE exist, which stay for the runs that began
-    with them. Prints on stderr which images changed, that data are of version BEFORE, and, when it prepares the data,
-    how the dataset deviates from the published one. Raises DataError, in one line.
+    with them. Prints on stderr which images changed, that data are of version BEFORE, what several splits share and,
+    when it prepares the data, how the dataset deviates from the published one. Raises DataError, in one line.
     """
     builder, _ = _find(root, name, prepared, max_damaged, pictures, renew)
     if builder is None:
@@ -232,6 +236,7 @@ def prepare(
     if pictures and builder.pictures not in ("", pictures):
         raise _other_pictures(builder.data_path, pictures, builder.pictures)
     _refuse_damaged(builder)
+    _say_shared(builder)
     return builder
 
 
@@ -307,11 +312,16 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
         maker.download_and_prepare()
         contents = contents_digest(maker.seen)
         maker.info.metadata["pictures"] = contents + (_OTHER_PIXELS if maker.other_pixels else "")
+        digests = {path: picture.digest for path, picture in maker.seen.items()}
+        records = read_annotations(root, name).records
+        maker.info.metadata["shared"] = [list(pair) for pair in copies_between_splits(records, digests)]
         maker.info.metadata.save_metadata(maker.data_path)
         place = folder / f"{digest}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
         write_record(place / record, maker.seen)
-        Path(maker.data_path).rename(place / name / str(maker.version))
+        whole = place / name / str(maker.version)
+        if not whole.exists():  # it does if images were restored, or could be read again, while this was prepared
+            Path(maker.data_path).rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     builder = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place)
@@ -363,6 +373,19 @@ def _other_pictures(place: Path, pictures: str, found: str = "") -> DataError:
         return DataError(f"{place}: the run began with other pixels of these images ({differ}); {remedy}")
     remedy = "restore those (and the former quarantine.txt), or choose another --workdir"
     return DataError(f"{place}: the images are not those that the run began with; {remedy}")
+
+
+def _say_shared(builder: PedesBuilder) -> None:
+    """Warns of persons and of exact copies of images in several splits. Data prepared before have no list of copies."""
+    annotations = read_annotations(builder.root, builder.name)
+    persons, images = shared_persons(annotations.records), builder.info.metadata.get("shared", [])
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    if persons:
+        numbered = "unless each split numbers its own persons, "
+        _say(f"warning: {annotations.path}: {len(persons)} person ids are in several splits: {numbered}{advice}")
+    if images:
+        first = " = ".join(printable(path) for path in images[0])
+        _say(f"warning: {annotations.images}: {len(images)} images are copies of another split's ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:

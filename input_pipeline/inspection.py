@@ -3,7 +3,7 @@
 import errno
 import functools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 6
 # Bits by which near-duplicates differ at most. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed
 # anew, 95% differ from themselves in at most 12, 99% in 17, and no two crops in fewer than 23.
 _DISTANCE = 16
-_CHUNK = 256  # hashes compared at once with all of the other dataset
+_CHUNK = 16  # hashes compared at once with all others: few enough that the numbers stay in the processor's cache
 
 
 class Inspected(NamedTuple):
@@ -86,15 +86,34 @@ def leads_out(folder: Path, file: Path) -> bool:
         return True
 
 
-def near_duplicates(ours: Sequence[Inspected], theirs: Sequence[Inspected]) -> list[tuple[str, str]]:
-    """Pairs of paths whose images look the same: hashes that differ in at most 16 of 144 bits."""
+def near_duplicates(
+    ours: Sequence[Inspected], theirs: Sequence[Inspected], same: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Returns each of our paths with the most similar of theirs, if the hashes differ in at most 16 of 144 bits.
+
+    same: our path -> their path of the same file, which is not compared with itself.
+    """
     ours, theirs = ([image for image in images if not image.fault] for images in (ours, theirs))
-    hashes = _words(theirs)
+    if not theirs:
+        return []
+    number_of = {image.path: number for number, image in enumerate(theirs)}
+    itself = [number_of.get((same or {}).get(image.path, ""), -1) for image in ours]
+    rows, columns = _words(ours), np.ascontiguousarray(_words(theirs).T)
     pairs = []
     for start in range(0, len(ours), _CHUNK):
-        chunk = ours[start : start + _CHUNK]
-        wrong = np.bitwise_count(_words(chunk)[:, None] ^ hashes).sum(-1)
-        pairs += [(chunk[i].path, theirs[j].path) for i, j in zip(*np.nonzero(wrong <= _DISTANCE), strict=True)]
+        chunk = rows[start : start + _CHUNK]
+        wrong = np.zeros((len(chunk), len(theirs)), np.uint8)
+        for word in range(3):
+            wrong += np.bitwise_count(chunk[:, word, None] ^ columns[word])
+        for row, column in enumerate(itself[start : start + _CHUNK]):
+            if column >= 0:
+                wrong[row, column] = 255
+        nearest, least = wrong.argmin(-1).tolist(), wrong.min(-1)
+        pairs += [
+            (image.path, theirs[place].path)
+            for image, place, bits in zip(ours[start : start + _CHUNK], nearest, least, strict=True)
+            if bits <= _DISTANCE
+        ]
     return pairs
 
 

@@ -3,11 +3,12 @@
     python -m ivt_jax.index --workdir=RUN --images=FOLDER --index=DIR
     python -m ivt_jax.index --list=CAMERAS.csv --index=DIR
 
-A folder is walked; a list, CSV or JSONL, names the pictures and tells more of them, such as camera and time
+A folder is walked; a list, CSV or JSONL, names the pictures and what is known of them, such as camera and time
 (`ivt_jax.retrieval.sources`). The index then holds what the folder or the list does, and nothing else. Given again, the
 command goes on where it was, whatever stopped it, and does no more than has changed: what is unchanged is not embedded
 again, what was renamed keeps its vector, what was deleted goes. What cannot be read is printed and listed in
-DIR/unreadable.txt, which also counts the files that were passed over: hidden ones, and those that are no pictures.
+DIR/unreadable.txt, and so is a bad line of a list. Hidden files and those that are no pictures are passed over: counted
+by reason, on the terminal and there. Until all new pictures are in, searches say that the index is unfinished.
 
 The row of a picture that cannot be reached stays, and its folder is named: if the folder is missing, empty or
 unreadable, as after a share was dropped, or if the file itself cannot be read. If more than a tenth of an index of 100
@@ -30,16 +31,19 @@ from ivt_jax.arguments import positive
 from ivt_jax.startup import run_command
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
+_REASONS = 8  # that are counted by themselves
 
 # JAX, Flax and the stores are imported where they are used: `--help` and a mistyped folder answer at once.
 
 
 def run(args: argparse.Namespace) -> int:
-    """Indexes, copies, prints the counts; returns 1 if pictures cannot be read or rows stay without them, else 0."""
+    """Indexes, copies, prints the counts; returns 1 if anything is unreadable or rows stay without pictures, or 0."""
     from ivt_jax.gallery.walk import describe_passed
     from ivt_jax.retrieval.sources import read_folder, read_list
 
     source = read_list(args.list, args.images) if args.list else read_folder(args.images)
+    for note in source.notes:
+        print(f"{args.list}: {printable(note)}", file=sys.stderr, flush=True)
 
     from ivt_jax.retrieval.build import build
     from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if passed:
         print(f"{args.index}: passed over: {passed}")
+    if built.reasons:
+        print(f"{args.index}: {_count_reasons(built.reasons)}", file=sys.stderr)
     if built.told:
         print(f"{args.index}: {built.told}")
     if source.fields:
@@ -83,13 +89,21 @@ def _print_problems(skipped: Sequence[str], kept: Sequence[str], passed: str, fi
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
 
 
+def _count_reasons(reasons: Sequence[tuple[str, int]]) -> str:
+    """Returns the counts as text: 3 skipped: missing (2), not a readable image (1)."""
+    shown = [f"{printable(reason)} ({count:,})" for reason, count in reasons[:_REASONS]]
+    if others := sum(count for _, count in reasons[_REASONS:]):
+        shown.append(f"other reasons ({others:,})")
+    return f"{sum(count for _, count in reasons):,} skipped: {', '.join(shown)}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.index",
         description="Make an index of a folder or a list of pictures, or bring it up to date.",
-        epilog="exit code: 0; 1 if pictures cannot be read or rows stay without their pictures (DIR/unreadable.txt "
-        "lists both); 2 on a mistake",
+        epilog="exit code: 0; 1 if pictures cannot be read, lines of a list are skipped, or rows stay without "
+        "their pictures (DIR/unreadable.txt lists all); 2 on a mistake",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -99,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         "--images", type=Path, help="folder of pictures, with its subfolders; with --list, of its paths"
     )
     parser.add_argument(
-        "--list", type=Path, metavar="FILE", help=".csv or .jsonl of pictures and what is known of each"
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help=".csv or .jsonl of pictures and what is known of each (docs/datasets.md)",
     )
     parser.add_argument(
         "--workdir", type=Path, help="folder of a trained run, or of an export; later the index knows it"

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import lines_of
+from input_pipeline.files import is_utf16, lines_of
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 from ivt_jax.images import load_image
 
@@ -114,7 +114,7 @@ def read_crops(shard: Path) -> Crops:
             paths = sorted(place / name for place, _, names in walk(shard, passed, _fail) for name in names)
             return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [], passed)
         if shard.suffix == ".txt":
-            names = lines_of(os.fsdecode(shard.read_bytes()).removeprefix("\ufeff"))
+            names = lines_of(_decode(shard, shard.read_bytes()))
             names = [line for line in names if line.strip(" \t")]
             return Crops(names, map(Path, names), [], {})
         return _read_tar(shard)
@@ -125,6 +125,16 @@ def read_crops(shard: Path) -> Crops:
 
 def _fail(error: OSError) -> None:
     raise error
+
+
+def _decode(shard: Path, content: bytes) -> str:
+    """The text of a list in UTF-8, where names may hold other bytes, or in UTF-16 with a byte order mark."""
+    if not is_utf16(content):
+        return os.fsdecode(content).removeprefix("\ufeff")
+    try:
+        return content.decode("utf-16")
+    except UnicodeDecodeError:
+        raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
 
 
 def _read_tar(shard: Path) -> Crops:

@@ -1,7 +1,8 @@
 """One shard of crops to one shard of vectors: what every way of running it has in common."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,12 @@ def _refuse_loss(
     archive = shard.suffix == ".tar" and not shard.is_dir()
     known = [] if archive else [name for name, _ in unreadable if name in had]
     lost = [name for name in known if _is_unreachable(folder / name)]
+    if shard.is_dir() and readable:  # a missing or empty folder looks like a dropped share; what was moved is not lost
+        names, contents = {name for name, _ in (*readable, *unreadable)}, {digest for _, digest in readable}
+        folders = _folders_above(names)
+        for name, digest in zip(before.names, before.digests, strict=True):
+            if name not in names and os.path.dirname(name) not in folders and digest.tobytes() not in contents:
+                lost.append(name)
     if readable and not lost:
         return
     reason = "no crop can be read"
@@ -84,6 +91,15 @@ def _refuse_loss(
         noun = "crop" if len(lost) == 1 else "crops"
         reason = f"{len(lost):,} embedded {noun} cannot be reached, the first is {lost[0]}"
     raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
+
+
+def _folders_above(names: Iterable[str]) -> set[str]:
+    """Returns the folders that hold one of the files, at whatever depth; "" is the folder of the shard."""
+    folders = set[str]()
+    for name in names:
+        while name and (name := os.path.dirname(name)) not in folders:
+            folders.add(name)
+    return folders
 
 
 def _is_unreachable(crop: Path) -> bool:

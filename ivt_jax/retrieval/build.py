@@ -62,6 +62,7 @@ class Built(NamedTuple):
     were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
     `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
     kept: rows that stay although their pictures are missing or cannot be read, by folder; they count as unchanged.
+    reasons: how many of `unreadable` have each reason, the most frequent first.
     """
 
     new: int
@@ -75,6 +76,7 @@ class Built(NamedTuple):
     unreadable: list[str]
     told: str = ""
     kept: Sequence[Kept] = ()
+    reasons: Sequence[tuple[str, int]] = ()
 
     def __str__(self) -> str:
         pictures = self.new + self.changed + self.renamed + self.unchanged
@@ -118,9 +120,10 @@ def build(
         stale = find_stale(place, source, store, about.sideways) if store and about.sideways else set[int]()
         plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
-        store = store or create_store(place, about)
         if plan.missing and plan.todo and about.unfinished < 0:
             about = dataclasses.replace(about, unfinished=plan.next_id)
+        about = dataclasses.replace(about, planned=_planned_rows(plan, about.planned))
+        store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
         work = _Work(store, encoder, source, plan, batch, known)
@@ -133,14 +136,17 @@ def build(
         goes, kept = work.sort_out(prune)
         store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
         sideways = about.sideways if stale & kept.keys() else 0
-        if about.unfinished >= 0 or about.sideways != sideways:
-            store.set_about(dataclasses.replace(about, unfinished=-1, sideways=sideways))
+        if about.unfinished >= 0 or about.planned or about.sideways != sideways:
+            store.set_about(dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
         told = store.optimize()
     counts = work.counts
     gone = len(goes) + work.overwritten
     unchanged = plan.kept + counts["touched"] + len(kept)
     written = (counts["new"], counts["changed"], counts["renamed"])
-    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept))
+    reasons = (collections.Counter(reason for _, reason in source.unreadable) + work.reasons).most_common()
+    return Built(
+        *written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept), reasons
+    )
 
 
 # ---- the index
@@ -185,7 +191,9 @@ def _compare(
     sideways = found.sideways
     if is_as_before(found.images, about.images):
         sideways, found = next_id(store), dataclasses.replace(found, images=about.images)
-    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished, sideways=sideways)
+    about = dataclasses.replace(
+        about, made=found.made, unfinished=found.unfinished, planned=found.planned, sideways=sideways
+    )
     _refuse_other_model(place, found, about)
     return store, about, encoder
 
@@ -308,6 +316,15 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1, stale:
     return Plan(todo, kept, missing, surplus, shared, recent, known, count, next_id)
 
 
+def _planned_rows(plan: Plan, before: int) -> int:
+    """`About.planned` for a build; before: the one that a stopped build has left.
+
+    0 if all new pictures are added by a single write, which is done whole or not at all.
+    """
+    new = sum(old is None for _, old in plan.todo)
+    return plan.rows + new if new and (before or len(plan.todo) > ROWS) else 0
+
+
 # ---- doing it
 
 
@@ -327,7 +344,7 @@ class _Work:
 
     Attributes: counts, of rows written by kind; embedded, how many pictures were embedded; taken, how many vectors
     came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of another; unreadable,
-    "path: reason".
+    "path: reason"; reasons, how many of these have each reason.
     """
 
     def __init__(
@@ -353,6 +370,7 @@ class _Work:
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
         self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
         self.unreadable: list[str] = []
+        self.reasons = collections.Counter[str]()
 
     def run(self) -> None:
         """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
@@ -405,10 +423,11 @@ class _Work:
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         self.unreadable.append(str(error))
+        reason = str(error).removeprefix(f"{path}: ")
+        self.reasons[reason] += 1
         if not isinstance(error, UnreachableError):
             self._damaged += [old.id] if old else []
             return
-        reason = str(error).removeprefix(f"{path}: ")
         self._unread[path] = reason
         self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
 

@@ -132,6 +132,16 @@ def test_names_in_a_list_may_hold_other_line_breaks(tmp_path):
     assert read_crops(tmp_path / "list.txt").names == names
 
 
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")])
+def test_a_list_in_utf_16_is_read_by_its_byte_order_mark(tmp_path, encoding, mark):
+    listed, names = tmp_path / "list.txt", ["a.png", "grün 🧢.png"]
+    listed.write_bytes(mark + "\r\n".join([*names, ""]).encode(encoding))
+    assert read_crops(listed).names == names
+    listed.write_bytes(listed.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"list.txt is neither UTF-8 nor UTF-16 text: save the list as UTF-8$"):
+        read_crops(listed)
+
+
 def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery, tmp_path, capsys):
     out = tmp_path / "out"
     call(workdir, gallery, out)
@@ -273,6 +283,35 @@ def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
         assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
 
 
+def test_vectors_stay_where_a_folder_of_their_shard_is_missing_or_empty(encoder, tmp_path):
+    """Such as the mount point of a dropped share. Crops that were moved or deleted one by one are not waited for."""
+    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
+    for seed in range(6):
+        path = crops / f"camera {seed % 2}/day/{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed))
+
+    def names():
+        embed_shard(encoder, crops, out)
+        return read_vectors(out / "crops.safetensors").names
+
+    assert len(names()) == 6
+    before = snapshot(out)
+    (crops / "camera 1").rename(away)
+    told = f"{crops}: 3 embedded crops cannot be reached, the first is camera 1/day/1.png; {out}/crops.safetensors st"
+    for _ in ("missing", "empty"):
+        with pytest.raises(DataError, match=told):
+            embed_shard(encoder, crops, out)
+        assert snapshot(out) == before
+        (crops / "camera 1").mkdir(exist_ok=True)
+    (crops / "camera 1").rmdir()
+    away.rename(crops / "camera 2")
+    (crops / "camera 2/day/1.png").rename(crops / "1.png")
+    (crops / "camera 0/day/0.png").unlink()
+    rest = [f"camera 0/day/{seed}.png" for seed in (2, 4)] + [f"camera 2/day/{seed}.png" for seed in (3, 5)]
+    assert names() == ["1.png", *rest]
+
+
 def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
     crops, out = tmp_path / "crops", tmp_path / "out"
     crops.mkdir()
@@ -322,7 +361,7 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == {"000", "002"}
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "001.tar" in errors[0] and "make it anew" in errors[0]
-    assert errors[1] == "error: 1 shards cannot be read, which are told above; the others are done"
+    assert errors[1] == "error: shards not embedded, for the reasons above: 1; the others are done"
 
 
 @pytest.mark.parametrize(

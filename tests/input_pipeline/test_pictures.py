@@ -265,8 +265,9 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
         open_split(root, max_damaged=0.005)
     assert str(error.value).endswith(
         "1 of 3 training images are damaged, the first is b.png; more than 0.50% are not allowed (data.max_damaged): "
-        "restore them and start again, or leave them out with `python -m input_pipeline.doctor --fix-list`, which "
-        "lists all in quarantine.txt, or allow more; metadata.json lists the damaged images"
+        "restore them and start again, or leave them out with `python -m input_pipeline.doctor --dataset=NAME "
+        "--root=DIR --fix-list`, which lists all in quarantine.txt, or allow more; metadata.json lists the damaged "
+        "images"
     )
     paint(root, "b.png", GREEN)
     assert pixels(open_split(root, max_damaged=0.005)) == [RED, GREEN, BLUE]
@@ -314,6 +315,21 @@ def test_a_link_that_leads_out_is_not_opened_to_be_compared(root, tmp_path, monk
     with pytest.raises(DataError, match=r"imgs/b.png \(record 1\) is a link that leads out of"):
         open_split(root)
     assert "b.png" not in opened and "a.png" in opened
+
+
+def test_pictures_that_are_restored_while_they_are_prepared_find_what_was_prepared_of_them(root, monkeypatch):
+    """So do pictures that could not be reached for a moment."""
+    former, prepare_anew = (root / "imgs/b.png").read_bytes(), builders._prepare_anew
+    open_split(root)
+    paint(root, "b.png", BLUE)
+
+    def restored_meanwhile(*arguments):
+        (root / "imgs/b.png").write_bytes(former)
+        return prepare_anew(*arguments)
+
+    monkeypatch.setattr(builders, "_prepare_anew", restored_meanwhile)
+    assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+    assert not (root / "prepared/.partial").exists()
 
 
 def test_what_a_killed_process_left_is_removed(root):
@@ -421,3 +437,48 @@ def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys)
     assert "preparing it where its images are makes it anew\n" in capsys.readouterr().err
     assert prepare.main(["--dataset=cuhk", f"--root={tmp_path}/carried"]) == 0
     assert "1.4.0: already prepared" in capsys.readouterr().out
+
+
+def test_a_test_picture_that_is_a_copy_of_a_training_picture_is_said_once(root, tmp_path, capsys):
+    """Also by a folder without its pictures, and by whoever opens data that were prepared before."""
+    paint(root, "t.png", GREEN)
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    line = f"warning: {root}/imgs: 1 images are copies of another split's (t.png = b.png): {advice}"
+    open_split(root)
+    open_split(root, "test")
+    assert made_anew(capsys) == (True, [line])
+    builders._say.cache_clear()  # another process
+    open_split(root)
+    assert made_anew(capsys) == (False, [line])
+    builders._say.cache_clear()
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out"]) == 0
+    assert line in capsys.readouterr().err.splitlines()
+    open_split(tmp_path / "out")
+    assert made_anew(capsys) == (False, [line.replace(str(root), f"{tmp_path}/out")])
+    paint(root, "t.png", (9, 9, 9))
+    builders._say.cache_clear()
+    open_split(root)
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_a_person_in_two_splits_is_said(root, capsys):
+    records = json.loads((root / "reid_raw.json").read_text())
+    (root / "reid_raw.json").write_text(json.dumps([*records[:3], records[3] | {"id": "01"}]))
+    open_split(root)
+    line = (
+        "1 person ids are in several splits: unless each split numbers its own persons, figures of val and test may be"
+    )
+    assert f"warning: {root}/reid_raw.json: {line} too good; " in capsys.readouterr().err
+
+
+def test_data_prepared_before_have_no_list_of_copies(root, capsys):
+    paint(root, "t.png", GREEN)
+    open_split(root)
+    (file,) = root.glob("prepared/*/cuhk_pedes/*/metadata.json")
+    metadata = json.loads(file.read_text())
+    assert metadata.pop("shared") == [["t.png", "b.png"]]
+    file.write_text(json.dumps(metadata))
+    builders._say.cache_clear()
+    capsys.readouterr()
+    open_split(root)
+    assert made_anew(capsys) == (False, [])

@@ -24,6 +24,7 @@ from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
 from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.sources import read_folder, read_list
@@ -1147,6 +1148,72 @@ def test_whenever_it_is_stopped_the_next_build_ends_as_if_it_were_not(
         assert_holds(expected)
         assert sum(embedded) <= 5  # what is new or changed, and never what was renamed or is as it was
     assert reached >= 10
+
+
+def unfinished(store):
+    """What a searcher says of the index."""
+    return store.about.describe_unfinished(store.count())
+
+
+def test_an_index_is_unfinished_from_its_first_rows_to_its_last(index, gallery, stores, monkeypatch, make_store):
+    """In both kinds of store: a first build, its continuation, and an update that adds pictures."""
+    monkeypatch.setattr(builder, "ROWS", 2)
+    monkeypatch.setattr(builder, "create_store", lambda place, about: stores.setdefault(place, make_store(about)))
+    real = {kind: kind.add for kind in (LanceStore, QdrantStore)}
+
+    def fail_at(number):
+        """Makes the call of this number fail; 0 for none."""
+        calls = itertools.count(1)
+
+        def add(store, rows):
+            if next(calls) == number:
+                raise StopError
+            real[type(store)](store, rows)
+
+        for kind in real:
+            monkeypatch.setattr(kind, "add", add)
+
+    for pictures in (2, 4):
+        fail_at(2)
+        with pytest.raises(StopError):
+            index()
+        assert stores[PLACE].count() == pictures
+        assert f"unfinished ({pictures} of 6 pictures)" in unfinished(stores[PLACE])
+    fail_at(1)  # a single write is left, of an index that is unfinished
+    with pytest.raises(StopError):
+        index()
+    assert "unfinished (4 of 6 pictures)" in unfinished(stores[PLACE])
+    fail_at(0)
+    assert index() == "6 pictures: 2 new, 0 changed, 0 renamed, 0 gone, 4 unchanged"
+    assert unfinished(stores[PLACE]) == "" and stores[PLACE].about.planned == 0
+    for number in range(3):
+        put(gallery / f"new {number}.png", 20 + number)
+    fail_at(2)
+    with pytest.raises(StopError):
+        index()
+    assert "unfinished (8 of 9 pictures)" in unfinished(stores[PLACE])
+    (gallery / "new 2.png").unlink()  # nothing is left to do
+    fail_at(0)
+    index()
+    assert unfinished(stores[PLACE]) == "" and stores[PLACE].about.planned == 0
+
+
+def test_an_update_is_unfinished_only_while_pictures_are_to_be_added(index, gallery, stores, monkeypatch):
+    index()
+    said, add = [], stores[PLACE].add
+    monkeypatch.setattr(stores[PLACE], "add", lambda rows: said.append(unfinished(stores[PLACE])) or add(rows))
+    change_all(gallery)
+    index()
+    assert said == ["", ""]  # every picture has a row
+    put(gallery / "new.png", 30)
+    index()
+    assert said[2:] == [""]  # one write, which is done whole or not at all
+    shutil.rmtree(gallery / "cam 1")
+    for number in range(5):
+        put(gallery / f"cam 9/{number}.png", 31 + number)
+    index(prune=True)
+    told = "the index is unfinished; wait for its build, or run python -m ivt_jax.index again"
+    assert said[3:] == [told, told] and unfinished(stores[PLACE]) == ""
 
 
 def test_a_path_with_two_rows_is_mended(index, stores, rows, assert_holds, embedded):

@@ -203,6 +203,15 @@ def test_a_link_with_a_filter_shows_that_it_has_one(open_page):
     assert page.text_content("#poor") == "no picture meets the filter"
 
 
+def test_an_unfinished_index_is_noticed_whatever_is_found(open_page, monkeypatch):
+    monkeypatch.setattr(StandIn, "unfinished", "the index is unfinished")
+    for where in ("", "&where=camera+%3D+7"):
+        page = open_page(f"#text=a+red+coat{where}")
+        page.wait_for_selector("body[data-state=poor]")
+        assert page.text_content("#poor") == "No confidence estimate: the index is unfinished"
+        assert len(cards(page)) == (0 if where else 12)
+
+
 def test_a_picture_is_uploaded_and_is_not_in_the_address(open_page):
     page = open_page()
     crop = {"name": "crop.jpg", "mimeType": "image/jpeg", "buffer": jpeg(PERSONS[4].image)}

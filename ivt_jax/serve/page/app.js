@@ -53,8 +53,8 @@ async function learn(signal) {
 
 function drawAnswer(answer, seconds) {
   const unmet = !answer.searched && toBody(query).where;
-  const verdict = unmet ? "no picture meets the filter" : answer.verdict;
-  const poor = unmet || answer.good === false;
+  const verdict = unmet && !answer.unfinished ? "no picture meets the filter" : answer.verdict;
+  const poor = unmet || answer.good === false || answer.unfinished !== "";
   show(poor ? "poor" : "found", answer.results);
   const count = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds.toFixed(2)} s`;
   byId("status").textContent = verdict && !poor ? `${count}; ${verdict}` : count;
