@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import torch
     except ImportError:
-        print('error: PyTorch is not installed; pip install "ivt_jax[torch]"', file=sys.stderr)
+        print("error: PyTorch is not installed: pip install torch", file=sys.stderr)
         return 2
     try:
         with tempfile.TemporaryDirectory() as folder:

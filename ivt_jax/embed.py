@@ -57,7 +57,7 @@ def embed_by_beam(args: argparse.Namespace, shards: Sequence[Path], flags: Seque
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        remedy = "pip install 'ivt_jax[beam]', best in an environment of its own, or leave --beam out"
+        remedy = "pip install apache-beam, best in an environment of its own, or leave --beam out"
         raise UserError(f"--beam: Apache Beam is not installed: {remedy}") from None
     return embed_shards(shards, args.workdir.resolve(), args.out.resolve(), args.dtype, args.batch, flags)
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     )
     print(f"{args.out}: {counts['shards']:,} shards of {counts['crops']:,} crops{unreadable}{before}")
     if counts["failed"]:
-        raise UserError(f"{counts['failed']:,} shards cannot be read, which are told above; the others are done")
+        raise UserError(f"shards not embedded, for the reasons above: {counts['failed']:,}; the others are done")
     return 0
 
 

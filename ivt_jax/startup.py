@@ -25,6 +25,7 @@ FLAGS = (
 )
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
 COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longest go first
+_settled = set[str]()  # values of XLA_FLAGS that this process set: XLA need not be asked about them again
 
 
 def run_command(work: Callable[[], int | None]) -> int:
@@ -68,9 +69,12 @@ def set_xla_flags(*more: str) -> None:
     if version not in TESTED:
         flags = known_flags(flags)
     text = " ".join([*flags, *given.splitlines()]).strip()
-    if given.strip() and (reason := _refusal(text)):
-        raise UserError(f"XLA_FLAGS: {reason}; correct or remove it: jaxlib {version} does not start with it")
+    if given.strip() and given not in _settled and (reason := _refusal(text)):
+        value = os.environ["XLA_FLAGS"].strip()
+        variable = "XLA_FLAGS" if value.startswith("-") else f"XLA_FLAGS={value}"
+        raise UserError(f"{variable}: {reason}; correct or remove it: jaxlib {version} does not start with it")
     os.environ["XLA_FLAGS"] = text
+    _settled.add(text)
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ QUICKLY = " ".join(startup.known_flags(["--xla_backend_optimization_level=0", "-
 # Before anything uses a device: tests have eight fake ones.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICKLY}")
 FLAGS = os.environ["XLA_FLAGS"]
+jax.devices()  # starts JAX with these flags, whichever test comes first; a command that a test calls would add its own
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")

@@ -65,6 +65,18 @@ def test_damaged_entries_give_way_to_new_ones(tmp_path, compile_again):
     assert compile_again() == (1, "")
 
 
+def test_an_entry_that_xla_refuses_gives_way_to_a_new_one(tmp_path, compile_again):
+    from jax._src import compilation_cache as jax_cache
+
+    assert compile_again() == (0, "")
+    [entry] = (tmp_path / "ivt_jax/compiled").glob("*-cache")
+    content = jax_cache.decompress_executable(entry.read_bytes())
+    entry.write_bytes(jax_cache.compress_executable(content[:4] + bytes(len(content) - 4)))
+    found, said = compile_again()
+    assert found == 0 and "Error reading persistent compilation cache entry for 'jit_program'" in said
+    assert compile_again() == (1, "")
+
+
 def names(cache):
     return sorted(path.name for path in cache.iterdir() if path.name != ".lockfile")
 
@@ -151,3 +163,14 @@ def test_a_warning_about_one_program_removes_its_entries_and_is_still_shown(tmp_
         warnings.warn(text, stacklevel=1)
         assert len(names(tmp_path)) == left
     assert shown == texts
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_complaint_is_heard_whatever_the_user_wants_of_warnings(tmp_path, monkeypatch, action):
+    monkeypatch.setattr(warnings, "showwarning", lambda *message, **more: None)
+    warnings.simplefilter(action)
+    remove_on_warning(tmp_path)
+    for _ in range(2):
+        write_entry(tmp_path, "jit_a-1", b"?")
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_a': error: Error -5", stacklevel=1)
+        assert names(tmp_path) == []

@@ -141,7 +141,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise UserError(
             f"{path} is neither safetensors nor .npz; PyTorch's own files need PyTorch, which is not installed: "
-            "pip install 'ivt_jax[torch]'"
+            "pip install torch"
         ) from None
     try:
         with torch.serialization.safe_globals([(Number, name) for name in NUMPY_NUMBER]):

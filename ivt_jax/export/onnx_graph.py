@@ -71,7 +71,7 @@ def load_onnx() -> Any:
         import onnx.helper
         import onnx.numpy_helper
     except ImportError:
-        raise UserError("ONNX graphs need onnx, which is not installed: pip install 'ivt_jax[onnx]'") from None
+        raise UserError("ONNX graphs need onnx, which is not installed: pip install onnx") from None
     return onnx
 
 

@@ -41,7 +41,7 @@ def _kind(place: Path | str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "qdrant_client":
             raise
-        raise UserError("Qdrant's client is not installed: pip install 'ivt_jax[qdrant]'") from None
+        raise UserError("Qdrant's client is not installed: pip install qdrant-client") from None
     return QdrantStore
 
 

@@ -99,6 +99,7 @@ class Endpoints:
         return GivenAbout(
             index=self._settings.index,
             pictures=pictures,
+            unfinished=store.about.describe_unfinished(pictures),
             model=store.about.model,
             fields=dict(store.about.fields),
             values=values,

@@ -8,6 +8,7 @@ more than DECODE_BYTES of memory. Between images it keeps running. It imports ne
 import contextlib
 import io
 import multiprocessing
+import os
 import resource
 import signal
 from multiprocessing.connection import Connection
@@ -34,7 +35,7 @@ class Decoder:
     def decode(self, content: bytes) -> bytes:
         """Returns an uploaded image as a PNG, resized as by `ivt_jax.images.fit`.
 
-        Raises UserError if it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds a limit of time or memory.
+        Raises UserError if its format is not taken, it is damaged or too large, or exceeds a limit of time or memory.
         """
         if not self._process.is_alive():
             self._restart()
@@ -84,6 +85,7 @@ class Decoder:
 def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
     """Runs in the decoding process: decodes an image per message until the pipe closes. memory: its limit, in bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # uploads are not stored, not even by a crash
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints each damaged upload
     with contextlib.suppress(OSError):  # a system without /proc limits only the time
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory

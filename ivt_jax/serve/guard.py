@@ -148,9 +148,9 @@ class Guard:
         # Clients without the token, perhaps behind the same proxy, do not use up the rate of those with it.
         if not self._rates.admits((address, admitted), now):
             raise Busy(429, "too many requests")
-        if self._settings.token and token and not admitted:
-            raise self._tokens.count_wrong(address, now)
-        if self._settings.token and self._local_path(scope) not in self._open and not admitted:
+        if self._settings.token and not admitted and self._local_path(scope) not in self._open:
+            if token:
+                raise self._tokens.count_wrong(address, now)
             raise Refused(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
         return address, admitted
 

@@ -9,7 +9,6 @@ MAX_SMALL_BODY = 100_000  # bytes of any other request
 MAX_MARKS = 20_000  # quotes, commas and opening brackets in a request
 MAX_UPLOAD_PIXELS = 16_000_000  # of an image that is sent; a crop of a person has far fewer
 MAX_SCANS = 100  # of a JPEG that is sent: each costs as much as the whole picture
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP")
 DECODE_SECONDS = 5.0  # to decode one uploaded image; then the process that decodes it is killed
 DECODE_BYTES = 512 << 20  # of address space that the process may add to what it has at its start
 MAX_BODIES = 4  # requests above MAX_SMALL_BODY that are received or answered at a time

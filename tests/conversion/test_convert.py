@@ -155,6 +155,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, files, capsys, chang
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_file_of_an_export_without_its_config_is_refused(tmp_path, capsys):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    call = ["--source=export", f"--weights={tmp_path}/model.safetensors", f"--out={tmp_path}/out"]
+    assert convert.main(call) == 2
+    expected = f"error: {tmp_path}/config.json not found: --source=export reads it; put the export's beside --weights\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path, files, monkeypatch):
     def export(path, params):
         Path(path).mkdir()

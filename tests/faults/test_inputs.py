@@ -390,6 +390,7 @@ def test_spoiled_captions_are_bounded_and_never_empty():
 
 
 PARTS = ["red, ", "red and ", "zzz qqq ", "hat, ", "no hat or a hat or ", "hair is ", "a-", "'s", "<a", "&amp;", ", & "]
+PARTS += ["hand held ", "black spandex, ", "a dark, short, hat ", "white pole, ", "red wall is "]
 
 
 @pytest.mark.faults
