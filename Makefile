@@ -22,7 +22,7 @@ STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo serve test test-core test-extras faults mutants lint ablation clean
+.PHONY: environment help install data demo serve test test-core test-extras faults mutants lint ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -89,11 +89,20 @@ clean: ## remove the environments, caches, and the demo's data and run
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "error: $(PYTHON) is not Python 3.11 or later; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+		echo "error: $(PYTHON) cannot be started here, or is older than Python 3.11; add PYTHON= and a newer one's path" >&2; \
+		exit 2; }
 	@echo "== environment: $(VENV), from $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): requirements.txt | $(BIN)/pip
+# An environment keeps its Python, so a PYTHON= that differs would otherwise do nothing.
+environment: $(BIN)/pip
+ifneq ($(origin PYTHON), file)
+	@test "$$($(PYTHON) -c 'import sys; print(sys.version_info[:2])')" = \
+		"$$($(BIN)/python -c 'import sys; print(sys.version_info[:2])')" || { \
+		echo "error: $(VENV) was made with $$($(BIN)/python --version), not $(PYTHON); remove $(VENV) first" >&2; exit 2; }
+endif
+
+$(INSTALLED): requirements.txt | environment
 	@echo "== install requirements.txt (about 2.6 GB, minutes the first time)"
 	@$(PIP) -r requirements.txt
 	@touch $@
@@ -103,14 +112,14 @@ $(DEVELOPED): tests/requirements.txt $(INSTALLED)
 	@$(PIP) -r tests/requirements.txt
 	@touch $@
 
-$(VENV)/core: tests/requirements-core.txt requirements.txt | $(BIN)/pip
+$(VENV)/core: tests/requirements-core.txt requirements.txt | environment
 	@echo "== install tests/requirements-core.txt"
 	@$(PIP) -r tests/requirements-core.txt
 	@touch $@
 
 # PyTorch from PyPI includes CUDA on Linux (gigabytes). The CPU build has its own index; PyTorch's install page has the
 # address: make test-extras TORCH="torch==2.13.0 --index-url=..."
-$(VENV)/extras: tests/requirements-extras.txt tests/requirements.txt requirements.txt | $(BIN)/pip
+$(VENV)/extras: tests/requirements-extras.txt tests/requirements.txt requirements.txt | environment
 	@echo "== install tests/requirements-extras.txt"
 	@$(PIP) $(TORCH)
 	@$(PIP) -r tests/requirements-extras.txt

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -22,9 +23,10 @@ _SHOWN = 3  # records that a message names, of many
 class Record:
     """One image with its captions.
 
-    image_path: relative to the folder of images, with forward slashes. person_id: as in the file; ids may start
-    anywhere and have gaps. attributes: for each caption the attribute phrases that the file gives (`att`), often none.
-    copies: how many image records name the image. where: the record's place in the file, for messages.
+    image_path: relative to the folder of images, with forward slashes. person_id: as in the file, where "0042" and 42
+    are one person; ids may start anywhere and have gaps. attributes: for each caption the attribute phrases that the
+    file gives (`att`), often none. copies: how many image records name the image. where: the record's place in the
+    file, for messages.
     """
 
     image_path: str
@@ -137,13 +139,18 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
 @functools.lru_cache(maxsize=4)  # every split of a run asks for the whole file
 def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Annotations:
     """modified, size: the file's own, so that a changed file is read again. left_out: images in quarantine."""
-    read = [_record(entry, f"{path}: {entry.where}") for entry in read_entries(path)]
+    place = _Place.of(path.parent)
+    read = [_record(entry, f"{path}: {entry.where}", place) for entry in read_entries(path)]
     merged = _merged(read, path)
     records = _without_empty_captions([record for record in merged if record.image_path not in left_out], path)
     counts = collections.Counter(record.split for record in merged if record.image_path in left_out)
     if counts:
         told = ", ".join(f"{count} of {split}" for split, count in counts.items())
         print(f"{path.with_name(QUARANTINE)} leaves out images: {told}", file=sys.stderr)
+    if unknown := sorted(left_out - {record.image_path for record in merged}):
+        lines = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
+        told = f"{lines} no image of {path.name}: {', '.join(map(repr, unknown[:_SHOWN]))}"
+        print(f"{path.with_name(QUARANTINE)}: {told}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
     # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.
@@ -198,7 +205,54 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
     return tuple(result)
 
 
-def _record(entry: Entry, where: str) -> Record:
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a dataset is: the paths of its folder and of its images, as written and with links resolved.
+
+    portable: whether it has no images. nested: whether imgs/ holds another folder imgs/.
+    """
+
+    roots: tuple[PurePosixPath, ...]
+    images: tuple[PurePosixPath, ...]
+    portable: bool
+    nested: bool
+
+    @classmethod
+    def of(cls, root: Path) -> "_Place":
+        images = root / "imgs"
+        roots = tuple(PurePosixPath(path.as_posix()) for path in (root.absolute(), root.resolve()))
+        inside = PurePosixPath(images.resolve().as_posix())
+        portable = not (images.is_dir() or (root / "images").is_dir())
+        return cls(roots, (*(base / "imgs" for base in roots), inside), portable, (images / "imgs").is_dir())
+
+    def relative(self, path: str) -> str | None:
+        """Returns a record's path relative to the folder of images, or None if the image is not in it.
+
+        "imgs/a.jpg" and the absolute path of the same image are "a.jpg"; "images/a.jpg", beside the annotations, stays.
+        A portable folder was checked where its images were, and may be anywhere: what follows the last imgs/ counts.
+        """
+        pure = PurePosixPath(path.replace("\\", "/"))
+        if pure.is_absolute():
+            pure = self._from_absolute(pure) or pure
+        elif pure.parts[:1] == ("imgs",) and not self.nested:
+            pure = PurePosixPath(*pure.parts[1:])
+        whole = str(pure)
+        outside = pure.is_absolute() or whole[1:2] == ":" or ".." in pure.parts or "\0" in whole or not pure.parts
+        return None if outside else whole
+
+    def _from_absolute(self, path: PurePosixPath) -> PurePosixPath | None:
+        for base in self.images:
+            if path.is_relative_to(base):
+                return path.relative_to(base)
+        for base in self.roots:
+            if path.is_relative_to(base / "images"):
+                return path.relative_to(base)
+        if self.portable and "imgs" in path.parts:
+            return PurePosixPath(*path.parts[len(path.parts) - path.parts[::-1].index("imgs") :])
+        return None
+
+
+def _record(entry: Entry, where: str, place: _Place) -> Record:
     check_object(entry.value, where)
     value = entry.value
     path_key = next((key for key in PATH_KEYS if key in value), PATH_KEYS[0])
@@ -212,22 +266,33 @@ def _record(entry: Entry, where: str) -> Record:
     attributes = _attributes(value.get("att", {}), where)
     if any("\ud800" <= character <= "\udfff" for text in [*captions, str(path), *attributes] for character in text):
         raise DataError(f"{where} has half of a character (\\ud800 to \\udfff in the JSON); mend its text")
-    if not isinstance(person, int) or isinstance(person, bool) or not 0 <= person < 2**31:
+    number = _person_id(person)
+    if number is None:
         raise DataError(f'{where} has "id" {json.dumps(person)}; expected a whole number from 0 to 2^31 - 1')
     if not isinstance(path, str) or not path.strip():
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected the path of an image')
-    posix = path.replace("\\", "/")
-    if posix.startswith("/") or posix[1:2] == ":" or ".." in PurePosixPath(posix).parts or "\0" in posix:
+    relative = place.relative(path)
+    if relative is None:
         raise DataError(f'{where} has "{path_key}" {json.dumps(path)}; expected a path inside the folder of images')
     return Record(
-        image_path=str(PurePosixPath(posix)),
-        person_id=person,
+        image_path=relative,
+        person_id=number,
         captions=tuple(captions),
         split=entry.split,
         attributes=(attributes,) * len(captions),
         copies=int(entry.is_image),
         where=entry.where,
     )
+
+
+def _person_id(value: Any) -> int | None:
+    """Returns the number that a JSON value states as a whole number or as ASCII digits ("0042"), None if none does."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # as pandas writes a column that has a gap
+        value = int(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < 2**31 else None
 
 
 def _attributes(att: Any, where: str) -> tuple[str, ...]:

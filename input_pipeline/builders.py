@@ -25,9 +25,11 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
+from input_pipeline.decoding import MAX_PIXELS, as_rgb, open_picture, orientation
 from input_pipeline.errors import DataError
-from input_pipeline.files import refuse_path
-from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb, leads_out
+from input_pipeline.files import printable, refuse_path
+from input_pipeline.inspection import leads_out
+from input_pipeline.leaks import copies_between_splits, shared_persons
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -42,10 +44,19 @@ from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
 
 _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else becomes PNG
+# Data of this version are still read, for the runs that began with them: pictures as they lie, without orientation.
+BEFORE = tfds.core.Version("1.4.0")
+_FORMATS_BEFORE = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
+# Ends the digest of images that BEFORE stored with other pixels, or not at all: a run that began with the ones does not
+# go on with the others. Without such images both versions store the same.
+_OTHER_PIXELS = "-upright"
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
 _PNG_LEVEL = 1
-_LEAVE_OUT = "leave them out with `python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt"
+_LEAVE_OUT = (
+    "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+    "quarantine.txt"
+)
 
 
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
@@ -57,37 +68,50 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     bytes: JPEG, PNG), path (relative to the folder of images), person_id (int64), captions (texts).
 
     TFDS chooses the shards of a split by its size, each of 64 MiB to 1 GiB: CUHK-PEDES' 34,054 training images are 8
-    shards at 30 kB each. VERSION rises whenever something else is stored for the same dataset: what another version
-    prepared stays where it is and is not read.
+    shards at 30 kB each. VERSION rises whenever something else is stored for the same dataset. Data of another version
+    stay where they are; only those of VERSION and BEFORE are read.
     """
 
-    VERSION = tfds.core.Version("1.4.0")
+    VERSION = tfds.core.Version("1.5.0")
+    SUPPORTED_VERSIONS: ClassVar[list[tfds.core.Version]] = [BEFORE]
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "1.4.0": "Images of 16 bits of grey keep their upper eight bits, and are no longer white."
+        "1.5.0": "Images are turned upright by their EXIF orientation; TIFF, AVIF and HEIC are read.",
+        "1.4.0": "Images of 16 bits of grey keep their upper eight bits, and are no longer white.",
     }
 
     def __init__(
-        self, *, root: Path, prepared: Path | None = None, max_damaged: float = 0.0, data_dir: Path | None = None
+        self,
+        *,
+        root: Path,
+        prepared: Path | None = None,
+        max_damaged: float = 0.0,
+        data_dir: Path | None = None,
+        version: tfds.core.Version | None = None,
     ):
         """root: the raw dataset. prepared: folder for the prepared data; `prepared` beside the annotations if None.
 
         max_damaged: share of the training images that may be missing or unreadable; `info.metadata["damaged"]` lists
         them, path by path, and their bytes are empty. In val and test none may. data_dir: the folder within `prepared`;
         if None, the folder of data without a record of their images (a portable folder's, or an older version's).
+        version: VERSION or BEFORE; VERSION if None.
         """
         self.root, self.max_damaged = root, max_damaged
         self.fresh = False  # whether this process has just prepared it
         self.seen: dict[str, Picture] = {}  # the images that it was prepared from
+        self.other_pixels = False  # whether BEFORE would have stored other pixels
         if data_dir is None:
             path = annotation_file(root, self.name)
             shared = str(path.parent.resolve()) if prepared else ""  # several datasets may share the folder
             data_dir = _prepared_folder(path, prepared) / annotations_digest(path, shared)
         refuse_path(data_dir)
-        super().__init__(data_dir=data_dir, file_format="array_record")
+        super().__init__(data_dir=data_dir, file_format="array_record", version=version and str(version))
 
     @property
     def pictures(self) -> str:
-        """The digest of the contents of all images that the data were prepared from; "" if it is not recorded."""
+        """The digest of the contents of all images that the data were prepared from; "" if it is not recorded.
+
+        Ends with _OTHER_PIXELS if BEFORE would have stored other pixels of the same images.
+        """
         return self.info.metadata.get("pictures", "")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -118,7 +142,8 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
             _refuse_link_out(images, record)
             self.seen[record.image_path], content = read_picture(images, record.image_path)
             try:
-                encoded = _encoded_image(images, record, content)
+                encoded, other_pixels = _encoded_image(images, record, content)
+                self.other_pixels |= other_pixels
             except DataError as error:
                 if split != "train":
                     raise
@@ -177,16 +202,22 @@ def make_builder(root: Path, name: str, prepared: Path | None = None, max_damage
 
 
 def prepare(
-    root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0, pictures: str = ""
+    root: Path,
+    name: str,
+    prepared: Path | None = None,
+    max_damaged: float = 0.0,
+    pictures: str = "",
+    renew: bool = False,
 ) -> PedesBuilder:
     """Returns the builder of the dataset `name` for its images as they are now; prepares the data if there are none.
 
     Processes that share a disk wait for each other. root, prepared, max_damaged: as PedesBuilder's. pictures: the
     digest of the images that a run began with; their data are opened if they still exist, otherwise other images are
-    refused. Prints on stderr which images changed and, when it prepares the data, how the dataset deviates from the
-    published one. Raises DataError, in one line.
+    refused. renew: prepares the data anew if only those of version BEFORE exist, which stay for the runs that began
+    with them. Prints on stderr which images changed, that data are of version BEFORE, what several splits share and,
+    when it prepares the data, how the dataset deviates from the published one. Raises DataError, in one line.
     """
-    builder, _ = _find(root, name, prepared, max_damaged, pictures)
+    builder, _ = _find(root, name, prepared, max_damaged, pictures, renew)
     if builder is None:
         annotations = read_annotations(root, name)
         if not annotations.images.is_dir():
@@ -194,7 +225,8 @@ def prepare(
             where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
             raise DataError(f"{annotations.images} not found: {where}; {README}")
         with _locked(_prepared_folder(annotations.path, prepared)) as folder:
-            builder, changes = _find(root, name, prepared, max_damaged, pictures)  # another process may have done it
+            # Another process may have done it.
+            builder, changes = _find(root, name, prepared, max_damaged, pictures, renew)
             if builder is None:
                 if changes:
                     kept = f"earlier data stay in {folder} for the runs that began with them"
@@ -202,32 +234,44 @@ def prepare(
                 say_deviation(annotations, name)
                 builder = _prepare_anew(root, name, folder, max_damaged, _record_name(annotations.path, prepared))
     if pictures and builder.pictures not in ("", pictures):
-        raise _other_pictures(builder.data_path)
+        raise _other_pictures(builder.data_path, pictures, builder.pictures)
     _refuse_damaged(builder)
+    _say_shared(builder)
     return builder
 
 
 def _find(
-    root: Path, name: str, prepared: Path | None, max_damaged: float, pictures: str
+    root: Path, name: str, prepared: Path | None, max_damaged: float, pictures: str, renew: bool
 ) -> tuple[PedesBuilder | None, str]:
     """Returns the builder of the data of the current images, or None and how these differ from those prepared last."""
     annotations = read_annotations(root, name)
     has_images = annotations.images.is_dir()  # a portable folder has none
-    unrecorded = make_builder(root, name, prepared, max_damaged)
+    unrecorded = Path(make_builder(root, name, prepared, max_damaged).data_path).parent.parent
     folder = _prepared_folder(annotations.path, prepared if has_images else None)
     digest = annotations_digest(annotations.path)
-    places = [path.parent.parent for path in folder.glob(f"{digest}-*/{name}/{unrecorded.version}")]
-    if not places:
-        if not unrecorded.data_path.exists():
-            return None, ""
-        if has_images:
-            place = unrecorded.data_path.parent.parent
-            _say(f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again")
-        return unrecorded, ""
+    versions = _versions(BUILDERS[name].VERSION, pictures, renew and has_images)
 
     def opened(place: Path) -> tuple[PedesBuilder, str]:
-        return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place), ""
+        version = next(version for version in versions if (place / name / str(version)).exists())
+        if version == BEFORE:
+            remedy = "`python -m input_pipeline.prepare`" if has_images else "preparing it where its images are"
+            _say(
+                f"{place / name / str(version)} was prepared before images were turned upright by EXIF, so their "
+                f"pixels are used as they lie in the files; {remedy} makes it anew"
+            )
+        return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place, version=version), ""
 
+    found = [path.parent.parent for version in versions for path in folder.glob(f"{digest}-*/{name}/{version}")]
+    places = list(dict.fromkeys(found))
+    if not places:
+        if not any((unrecorded / name / str(version)).exists() for version in versions):
+            return None, ""
+        if has_images:
+            _say(
+                f"{unrecorded} does not record its images, so changed images go unnoticed; "
+                "remove it to prepare it again"
+            )
+        return opened(unrecorded)
     own = next((place for place in places if pictures and place.name == f"{digest}-{pictures[:16]}"), None)
     record = _record_name(annotations.path, prepared)
     last = own or max(places, key=lambda place: _modified(place / record))
@@ -237,9 +281,9 @@ def _find(
     now = look_at(annotations.images, [image.image_path for image in annotations.records], known)
     contents = contents_digest(now)
     changes = describe_changes(known, now) if known else ""
-    if pictures and contents != pictures:
+    if pictures and contents != pictures.removesuffix(_OTHER_PIXELS):
         if not own:
-            raise _other_pictures(annotations.images)
+            raise _other_pictures(annotations.images, pictures)
         _say(f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {own}")
         return opened(own)
     place = folder / f"{digest}-{contents[:16]}"
@@ -251,6 +295,13 @@ def _find(
     return opened(place)
 
 
+def _versions(newest: tfds.core.Version, pictures: str, renew: bool) -> list[tfds.core.Version]:
+    """Returns the versions that may be read, the preferred one first."""
+    if renew or pictures.endswith(_OTHER_PIXELS):
+        return [newest]
+    return [BEFORE, newest] if pictures else [newest, BEFORE]  # a run goes on with the pixels that it began with
+
+
 def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, record: str) -> PedesBuilder:
     """Prepares the data in a hidden folder and moves them to their place when complete, beside the file `record`."""
     partial = folder / ".partial"
@@ -260,12 +311,17 @@ def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, recor
         maker = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=partial)
         maker.download_and_prepare()
         contents = contents_digest(maker.seen)
-        maker.info.metadata["pictures"] = contents
+        maker.info.metadata["pictures"] = contents + (_OTHER_PIXELS if maker.other_pixels else "")
+        digests = {path: picture.digest for path, picture in maker.seen.items()}
+        records = read_annotations(root, name).records
+        maker.info.metadata["shared"] = [list(pair) for pair in copies_between_splits(records, digests)]
         maker.info.metadata.save_metadata(maker.data_path)
         place = folder / f"{digest}-{contents[:16]}"
         (place / name).mkdir(parents=True, exist_ok=True)
         write_record(place / record, maker.seen)
-        Path(maker.data_path).rename(place / name / str(maker.version))
+        whole = place / name / str(maker.version)
+        if not whole.exists():  # it does if images were restored, or could be read again, while this was prepared
+            Path(maker.data_path).rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     builder = BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place)
@@ -309,9 +365,27 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _other_pictures(place: Path) -> DataError:
+def _other_pictures(place: Path, pictures: str, found: str = "") -> DataError:
+    """pictures: the digest of the images that the run began with; found: of those in their place, if it is known."""
+    if found.removesuffix(_OTHER_PIXELS) == pictures.removesuffix(_OTHER_PIXELS):
+        differ = "some are turned upright by EXIF only in one of them, or could not be read then"
+        remedy = "restore the prepared data that it began with, or choose another --workdir"
+        return DataError(f"{place}: the run began with other pixels of these images ({differ}); {remedy}")
     remedy = "restore those (and the former quarantine.txt), or choose another --workdir"
     return DataError(f"{place}: the images are not those that the run began with; {remedy}")
+
+
+def _say_shared(builder: PedesBuilder) -> None:
+    """Warns of persons and of exact copies of images in several splits. Data prepared before have no list of copies."""
+    annotations = read_annotations(builder.root, builder.name)
+    persons, images = shared_persons(annotations.records), builder.info.metadata.get("shared", [])
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    if persons:
+        numbered = "unless each split numbers its own persons, "
+        _say(f"warning: {annotations.path}: {len(persons)} person ids are in several splits: {numbered}{advice}")
+    if images:
+        first = " = ".join(printable(path) for path in images[0])
+        _say(f"warning: {annotations.images}: {len(images)} images are copies of another split's ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:
@@ -338,23 +412,24 @@ def _refuse_link_out(images: Path, record: Record) -> None:
         raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
 
 
-def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> bytes:
+def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> tuple[bytes, bool]:
     """Returns the image file's bytes if training decodes them to the pixels that Pillow sees; else these pixels as PNG.
 
-    content: the file's content, if it has been read already.
+    Also returns whether BEFORE would have stored other pixels. content: the file's, if it has been read already.
     """
     path = images / record.image_path
     try:
         encoded = path.read_bytes() if content is None else content
-        with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        with open_picture(io.BytesIO(encoded)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
             rgb = as_rgb(image)  # decodes it: a file cut short shows only here
+            other_pixels = image.format not in _FORMATS_BEFORE or orientation(image) != 1
             if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):
-                return encoded
+                return encoded, other_pixels
         png = io.BytesIO()
         rgb.save(png, "PNG", compress_level=_PNG_LEVEL)
-        return png.getvalue()
+        return png.getvalue(), other_pixels
     except FileNotFoundError:
         raise DataError(f"{path} not found ({record.where}): the annotations name an image that is not there") from None
     except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over

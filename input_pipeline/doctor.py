@@ -3,18 +3,20 @@
     python -m input_pipeline.doctor --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
     python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix-list
+    python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --allow=shared_persons,shared_images --all
 
-It reads the annotations as training does, opens every image, and prints the splits beside the published ones and a line
-for each kind of fault. Exit code: 0 clean; 1 usable, with warnings; 2 unusable.
+It reads the annotations as training does, opens every image, and prints the splits beside the published ones, the words
+that the tokenizer does not know, and a line for each kind of fault. A person or an image in two splits makes the folder
+unusable: evaluation would search for what was trained on. `--allow` makes such a fault a warning.
+
+Exit code: 0 clean; 1 usable, with warnings; 2 unusable.
 """
 
 import argparse
 import collections
 import os
-import re
 import sys
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,27 +32,38 @@ from input_pipeline.annotations import (
     read_annotations,
 )
 from input_pipeline.arguments import positive
+from input_pipeline.caption_faults import LONGEST, caption_faults
 from input_pipeline.command import exit_code
 from input_pipeline.errors import DataError, UserError
 from input_pipeline.files import lines_of, printable, write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
+from input_pipeline.leaks import (
+    Pair,
+    copies_between_persons,
+    copies_between_splits,
+    digests_of_twins,
+    look_alike,
+    near_copies_between_splits,
+    shared_persons,
+)
 from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
-from input_pipeline.variants import README
+from input_pipeline.tokenizer import Tokenizer, load_tokenizer
+from input_pipeline.variants import README, SPLITS
 
-LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
+SHARED_PERSONS, SHARED_IMAGES = ALLOWED = ("shared_persons", "shared_images")
 SMALLEST = 16  # pixels of a side
 _BATCH, _INSTANCES, _EPOCHS = 28, 4, 120  # of the released recipe
 _SHOWN = 3  # examples that a line names
-_CODE = re.compile(r"<\s*/?\w[^<>]*>|[{}]|\\[nrtux]|&#?\w+;")
 
 
 class Finding(NamedTuple):
-    """One kind of fault, as a line. A severe one stops training or evaluation."""
+    """One kind of fault, as a line. A severe one stops training or evaluation. examples: all records or images."""
 
     severe: bool
     line: str
+    examples: tuple[str, ...] = ()
 
 
 def check_splits(counts: Counts, published: Counts) -> list[Finding]:
@@ -62,18 +75,33 @@ def check_splits(counts: Counts, published: Counts) -> list[Finding]:
     return findings
 
 
-def check_ids(records: Sequence[Record]) -> list[Finding]:
+def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> list[Finding]:
     """Person ids that several splits have: persons seen in training must not be searched for in evaluation."""
-    splits = collections.defaultdict(set)
-    for record in records:
-        splits[record.person_id].add(record.split)
-    shared = [str(person) for person in sorted(splits) if len(splits[person]) > 1]
-    kind = "person ids are in several splits, which share these persons unless each split numbers its own"
-    return [Finding(False, _line(kind, shared))] if shared else []
+    shared = [f"{person} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
+    severe = SHARED_PERSONS not in allowed
+    remedy = f" (if each split numbers its own persons, --allow={SHARED_PERSONS})" if severe else ""
+    return _findings(severe, f"person ids are in several splits{remedy}", shared)
+
+
+def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed: Collection[str] = ()) -> list[Finding]:
+    """Images that several splits have, or several persons of a split: exact copies, and those that look alike."""
+    records, digests = annotations.records, digests_of_twins(annotations.images, images)
+    exact = copies_between_splits(records, digests)
+    near = near_copies_between_splits(annotations.images, records, images, {path for path, _ in exact})
+    one_picture = copies_between_persons(records, digests)
+    severe = SHARED_IMAGES not in allowed
+    remedy = f" (list them in {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
+    splits = {record.image_path: record.split for record in records}
+    persons = {record.image_path: f"person {record.person_id}" for record in records}
+    return [
+        *_findings(severe, f"images are copies of an image of another split{remedy}", _named(exact, splits)),
+        *_findings(severe, f"images look the same as an image of another split{remedy}", _named(near, splits)),
+        *_findings(False, "images are copies of an image of another person", _named(one_picture, persons)),
+    ]
 
 
 def check_captions(records: Sequence[Record]) -> list[Finding]:
-    """Captions that are empty, over-long, in another script, or the same for several persons of a split."""
+    """Captions that are empty or at fault by themselves, or the same for several persons of a split."""
     persons = collections.defaultdict(set)
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     for record in records:
@@ -82,16 +110,31 @@ def check_captions(records: Sequence[Record]) -> list[Finding]:
                 kinds["captions are empty"].append(record.where)
                 continue
             persons[record.split, " ".join(caption.lower().split())].add(record.person_id)
-            if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
-                kinds[f"captions have over {LONGEST} words and marks: their ends are cut off"].append(record.where)
-            if _CODE.search(caption):
-                kinds["captions have pieces of code in them: tags, braces, escapes"].append(record.where)
-            if any(c.isalpha() and "LATIN" not in unicodedata.name(c, "LATIN") for c in caption):
-                kinds["captions have letters that are not Latin"].append(record.where)
-    shared = [f'"{text[:60]}"' for (_, text), ids in persons.items() if len(ids) > 1]
-    if shared:
+            for kind, characters in caption_faults(caption):
+                kinds[kind].append(f"{record.where} ({characters})" if characters else record.where)
+    most = sorted(persons.items(), key=lambda item: -len(item[1]))
+    if shared := [f'"{text[:60]}" ({len(ids)} persons)' for (_, text), ids in most if len(ids) > 1]:
         kinds["captions are the same for several persons"] = shared
-    return [Finding(False, _line(kind, examples)) for kind, examples in kinds.items()]
+    return [finding for kind, examples in kinds.items() for finding in _findings(False, kind, examples)]
+
+
+def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> tuple[list[str], list[Finding]]:
+    """Counts the tokens of each split that the tokenizer does not know. Returns lines to print, and the faults.
+
+    name: of the tokenizer, for the lines.
+    """
+    lines, blank = [], []
+    for split in SPLITS:
+        texts = [(record.where, caption) for record in records if record.split == split for caption in record.captions]
+        count, unread = tokenizer.count_unknown([caption for _, caption in texts], LONGEST + 2)
+        words = collections.Counter(word.lower() for text in unread.values() for word in text.words)
+        share = words.total() / max(count, 1)
+        if texts:
+            often = "".join(f', "{word[:30]}" {times:,}' for word, times in words.most_common(_SHOWN))
+            known = f"{words.total():,} of {count:,} tokens ({share:.2%}){printable(often)}"
+            lines.append(f"unknown to the tokenizer ({name}): {split} {known}")
+        blank += [texts[i][0] for i, text in unread.items() if text.all]
+    return lines, _findings(False, "captions have no word that the tokenizer knows", blank)
 
 
 def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[Finding]:
@@ -105,7 +148,7 @@ def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[
             kinds[True, f"images are {image.fault}"].append(image.path)
         elif min(image.size) < SMALLEST:
             kinds[False, f"images have a side below {SMALLEST} pixels"].append(image.path)
-    return [Finding(severe, _line(kind, paths)) for (severe, kind), paths in kinds.items()]
+    return [finding for (severe, kind), paths in kinds.items() for finding in _findings(severe, kind, paths)]
 
 
 def sound_in_quarantine(annotations: Annotations) -> list[str]:
@@ -114,10 +157,23 @@ def sound_in_quarantine(annotations: Annotations) -> list[str]:
     return [image.path for image in inspect_images(annotations.images, left_out, workers=1) if not image.fault]
 
 
-def check_overlap(images: Sequence[Inspected], others: Sequence[Inspected], name: str) -> list[Finding]:
-    """Images that look like some of another dataset: what is trained on one must not be tested on the other."""
-    pairs = [f"{ours} = {theirs}" for ours, theirs in near_duplicates(images, others)]
-    return [Finding(False, _line(f"pairs of images look the same here and in {name}", pairs))] if pairs else []
+def check_overlap(
+    annotations: Annotations, images: Sequence[Inspected], other: Annotations, others: Sequence[Inspected], name: str
+) -> tuple[list[str], list[Finding]]:
+    """Images that look like some of another dataset: what is trained on one must not be tested on the other.
+
+    Returns lines to print, and the faults. A file that both datasets name is not compared with itself.
+    """
+    theirs = {_real(other, image): image.path for image in others}
+    same = {image.path: theirs[file] for image in images if (file := _real(annotations, image)) in theirs}
+    lines = [f"{len(same):,} files are images of both datasets: not compared with themselves"] if same else []
+    near = [
+        (our, their)
+        for our, their in near_duplicates(images, others, same)
+        if look_alike(annotations.images / our, other.images / their)
+    ]
+    pairs = [f"{our} = {their}" for our, their in near]
+    return lines, _findings(False, f"pairs of images look the same here and in {name}", pairs)
 
 
 def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
@@ -158,6 +214,19 @@ def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> P
     return path
 
 
+def _named(pairs: Sequence[Pair], names: Mapping[str, str]) -> list[str]:
+    return [f"{names[path]} {path} = {names[other]} {other}" for path, other in pairs]
+
+
+def _real(annotations: Annotations, image: Inspected) -> str:
+    return os.path.realpath(annotations.images / image.path)
+
+
+def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]:
+    """No finding if there are no examples."""
+    return [Finding(severe, _line(kind, examples), tuple(examples))] if examples else []
+
+
 def _line(kind: str, examples: Sequence[str]) -> str:
     shown = printable(", ".join(examples[:_SHOWN])) + (", ..." if len(examples) > _SHOWN else "")
     return f"{len(examples):,} {kind}: {shown}"
@@ -172,9 +241,20 @@ def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
     return list(progress(inspect_images(annotations.images, paths, workers), len(paths)))
 
 
+def _allowed(names: str) -> frozenset[str]:
+    allowed = frozenset(filter(None, names.split(",")))
+    if unknown := sorted(allowed - {*ALLOWED}):
+        raise UserError(f"--allow={names}: {unknown[0]} is none of {', '.join(ALLOWED)}")
+    return allowed
+
+
 def run(args: argparse.Namespace) -> int:
     """Examines the dataset and prints what was found; returns the exit code."""
-    name = DATASETS[args.dataset]
+    name, allowed = DATASETS[args.dataset], _allowed(args.allow)
+    against, _, against_root = args.against.partition(":")
+    if args.against and (against not in DATASETS or not against_root):
+        raise UserError(f"--against={args.against}: expected DATASET:DIR, such as rstp:data/RSTPReid")
+    tokenizer = load_tokenizer(args.tokenizer)
     annotations = read_annotations(local_root(args.root), name)
     counts, published = split_counts(annotations.records), PUBLISHED[name]
     print(f"{annotations.path}\n{split_table(counts, published)}")
@@ -183,18 +263,22 @@ def run(args: argparse.Namespace) -> int:
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
         noun = "image" if len(sound) == 1 else "images"
         print(_line(f"intact {noun} left out by {QUARANTINE} (to use an image, remove its line)", sound))
-    findings = check_splits(counts, published) + check_ids(annotations.records)
+    lines, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
+    print("\n".join(lines))
+    findings = check_splits(counts, published) + check_persons(annotations.records, allowed) + findings
+    findings += check_copies(annotations, images, allowed)
     findings += check_captions(annotations.records) + check_images(annotations, images)
     if args.against:
-        other, _, root = args.against.partition(":")
-        if other not in DATASETS or not root:
-            raise UserError(f"--against={args.against}: expected DATASET:DIR, such as rstp:data/RSTPReid")
-        others = _inspect(read_annotations(local_root(root), DATASETS[other]), args.workers)
-        findings += check_overlap(images, others, root)
+        other = read_annotations(local_root(against_root), DATASETS[against])
+        lines, found = check_overlap(annotations, images, other, _inspect(other, args.workers), against_root)
+        print("".join(f"{line}\n" for line in lines), end="")
+        findings += found
     if args.fix_list and any(image.fault for image in images):
         print(f"left out from now on: {write_quarantine(annotations, images)}")
     for finding in findings:
         print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
+        if args.all:
+            print("".join(f"    {printable(example)}\n" for example in finding.examples), end="")
     print("clean" if not findings else f"{len(findings)} kinds of fault")
     return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
 
@@ -208,8 +292,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
-    parser.add_argument("--against", help="DATASET:DIR, look for images that another dataset has too")
+    parser.add_argument(
+        "--allow", default="", help=f"faults that are to be warnings, separated by commas: {', '.join(ALLOWED)}"
+    )
+    parser.add_argument(
+        "--tokenizer", default="", help="a folder or a name on the hub, as config.text.tokenizer; else the shipped one"
+    )
+    parser.add_argument("--against", default="", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
+    parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {_SHOWN}")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -10,9 +11,8 @@ from pathlib import Path
 
 from input_pipeline.errors import UserError
 
-# Orbax, TensorStore and TensorFlow misread these parts of a path: a backslash as a separator, "gs:/" and "s3:/" as the
-# address of a bucket and, when they write, the others as a pattern, so that they miss their own files or use those of
-# another folder.
+# Orbax, TensorStore and TensorFlow misread these parts of a path. A backslash counts as a separator; "gs:/" and "s3:/"
+# count as the address of a bucket; when they write, the others count as a pattern. Files are then lost or mixed up.
 UNREADABLE = ("\\", "gs:/")
 UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
 
@@ -64,6 +64,11 @@ def lines_of(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def is_utf16(content: bytes) -> bool:
+    """Whether a file begins with the byte order mark of UTF-16, as Excel's "Unicode Text" does."""
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
 def is_remote(place: Path | str) -> bool:
     """Whether it is a place such as gs://bucket/folder or http://host/name, not one of this machine."""
     return "://" in str(place)
@@ -85,7 +90,8 @@ def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
         raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
     found = next((part for part in forbidden if part in f"{whole}/"), None)
     if found:
-        raise UserError(f'{printable(whole)}: a path with "{found}" is not supported for checkpoints; {remedy}')
+        reason = f'a path with "{found}" is not supported for checkpoints and exports'
+        raise UserError(f"{printable(whole)}: {reason}; {remedy}")
 
 
 def _is_utf8(text: str) -> bool:
@@ -104,13 +110,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise UserError(f"{path} exists already; remove it, or move it away, to write it again")
+    with hidden_folder(path) as partial:
+        yield partial
+        partial.rename(path.absolute())
+
+
+@contextlib.contextmanager
+def hidden_folder(path: Path) -> Iterator[Path]:
+    """Gives a hidden folder beside `path`, for what is moved there when complete; removes it at the end.
+
+    Raises UserError if it cannot be written.
+    """
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
         yield partial
-        partial.rename(path.absolute())
-    except BaseException as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise

@@ -3,29 +3,25 @@
 import errno
 import functools
 import multiprocessing
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
-# What every door opens, by the content of a file. Pillow knows fifty formats more, some of which start programs.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
-MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # of what this bound refuses
+from input_pipeline.decoding import MAX_PIXELS, NotTakenError, as_rgb, open_picture
+
 MISSING = "missing"
 _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
 # Bits by which near-duplicates differ at most. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed
 # anew, 95% differ from themselves in at most 12, 99% in 17, and no two crops in fewer than 23.
 _DISTANCE = 16
-_CHUNK = 256  # hashes compared at once with all of the other dataset
+_CHUNK = 16  # hashes compared at once with all others: few enough that the numbers stay in the processor's cache
 
 
 class Inspected(NamedTuple):
-    """An image file. fault: "" where there is none; else size (height, width) and hash may be unknown.
+    """An image file. fault: "" where there is none; else size (height, width), upright, and hash may be unknown.
 
     path: relative to the folder; file_bytes: its size on disk; hash: 24 bytes, 144 bits, one for each place of a
     12 x 12 grid, set where it is darker than its right neighbour (difference hash): much alike for like pictures.
@@ -62,11 +58,13 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     if not file_bytes:
         return Inspected(path, "an empty file")
     try:
-        with PIL.Image.open(file, formats=FORMATS) as image:
-            size = (image.height, image.width)
-            if size[0] * size[1] > MAX_PIXELS:
-                return Inspected(path, "absurdly large", size, file_bytes)
-            return Inspected(path, "", size, file_bytes, _difference_hash(image))
+        with open_picture(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return Inspected(path, "absurdly large", (image.height, image.width), file_bytes)
+            rgb = as_rgb(image)
+            return Inspected(path, "", (rgb.height, rgb.width), file_bytes, _difference_hash(rgb))
+    except NotTakenError as error:
+        return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
     except PIL.UnidentifiedImageError:
         return Inspected(path, "no image", file_bytes=file_bytes)
     except PIL.Image.DecompressionBombError:
@@ -88,15 +86,34 @@ def leads_out(folder: Path, file: Path) -> bool:
         return True
 
 
-def near_duplicates(ours: Sequence[Inspected], theirs: Sequence[Inspected]) -> list[tuple[str, str]]:
-    """Pairs of paths whose images look the same: hashes that differ in at most 16 of 144 bits."""
+def near_duplicates(
+    ours: Sequence[Inspected], theirs: Sequence[Inspected], same: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Returns each of our paths with the most similar of theirs, if the hashes differ in at most 16 of 144 bits.
+
+    same: our path -> their path of the same file, which is not compared with itself.
+    """
     ours, theirs = ([image for image in images if not image.fault] for images in (ours, theirs))
-    hashes = _words(theirs)
+    if not theirs:
+        return []
+    number_of = {image.path: number for number, image in enumerate(theirs)}
+    itself = [number_of.get((same or {}).get(image.path, ""), -1) for image in ours]
+    rows, columns = _words(ours), np.ascontiguousarray(_words(theirs).T)
     pairs = []
     for start in range(0, len(ours), _CHUNK):
-        chunk = ours[start : start + _CHUNK]
-        wrong = np.bitwise_count(_words(chunk)[:, None] ^ hashes).sum(-1)
-        pairs += [(chunk[i].path, theirs[j].path) for i, j in zip(*np.nonzero(wrong <= _DISTANCE), strict=True)]
+        chunk = rows[start : start + _CHUNK]
+        wrong = np.zeros((len(chunk), len(theirs)), np.uint8)
+        for word in range(3):
+            wrong += np.bitwise_count(chunk[:, word, None] ^ columns[word])
+        for row, column in enumerate(itself[start : start + _CHUNK]):
+            if column >= 0:
+                wrong[row, column] = 255
+        nearest, least = wrong.argmin(-1).tolist(), wrong.min(-1)
+        pairs += [
+            (image.path, theirs[place].path)
+            for image, place, bits in zip(ours[start : start + _CHUNK], nearest, least, strict=True)
+            if bits <= _DISTANCE
+        ]
     return pairs
 
 
@@ -104,16 +121,6 @@ def _words(images: Sequence[Inspected]) -> np.ndarray:
     return np.frombuffer(b"".join(image.hash for image in images), np.uint64).reshape(len(images), 3)
 
 
-def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Decoded, in RGB: of an animation the first frame, transparency ignored, of 16 bits of grey the upper eight.
-
-    These Pillow's own `convert` would cut off at 255, which leaves a white picture.
-    """
-    if image.mode.startswith("I;16"):
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def _difference_hash(image: PIL.Image.Image) -> bytes:
-    grey = np.asarray(as_rgb(image).convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
+def _difference_hash(rgb: PIL.Image.Image) -> bytes:
+    grey = np.asarray(rgb.convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
     return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().ljust(24, b"\0")

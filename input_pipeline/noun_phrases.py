@@ -10,15 +10,23 @@ Each word and mark is put in a class, one letter, and the grammar is a regular e
     predicate = one item or several joined, before no word or noun        long and black
     statement = (headed | unknown) [["that"] "is"] predicate              hair is long and black
     negated   = negation {determiner | verb} (headed | bare) {"or" headed}    without a hat or glasses
+    scenery   = [negation {determiner | verb}] [joined word {word}] scene {scene} ["is" predicate]    a white pole
 
 - Determiners, "pair of" and its like, prepositions, pronouns, auxiliaries and verbs end a phrase and are not in it.
 - "and" and a comma join modifiers before one noun ("black and white shoes"); after a noun they part two phrases. So
-  does a modifier after a noun: "shirt black pants" is two phrases.
+  does a modifier after a noun: "shirt black pants" is two phrases. So is "long sleeve plaid shirt", wrongly; captions
+  of PEDES-Synth have such shirts, and its figures rest on their phrases.
 - A statement gives the predicate before what it is about: "her hair is tied back" gives "tied back hair". Where that
   is a pronoun, the predicate stands alone: "she is tall" gives "tall".
 - A negation stays with its phrase, and so does all between them: "without a hat".
-- A phrase counts where the lexicon knows one word of it. Where none counts, all of them do, and where there is none,
-  the whole caption is the phrase.
+- Scenery is no phrase, nor is what a statement says of it: "the wall is white". Before a noun it names that: "street
+  clothes", "a palm tree print".
+- Some words have two classes, and their neighbours decide: "black spandex, red flats", but "black spandex shorts"; "he
+  held a bag", but "a hand held bag"; "a long sleeve", but "a long sleeve black shirt".
+- A comma before the noun is passed over where the items before it can only be of the noun: "a dark, short, hair".
+- A lone "s" after a word is "'s".
+- A phrase counts where the lexicon knows one word of it. Where none counts, all of them do, scenery too, and where
+  there is none, the whole caption is the phrase.
 - What is neither Latin letters, digits nor punctuation (stray characters, emoji), quotes and a few adverbs ("also",
   "all") are passed over like white space.
 """
@@ -50,16 +58,22 @@ _CLOSED = {
         almost entirely nearly well too more less""",
     "s": "also then just only still now all both either neither currently",
 }
+_TWO_WORDS = {words.strip(): letter for letter, listed in wardrobe.TWO_WORDS.items() for words in listed.split("|")}
+_FIRST_OF_TWO = {words.split()[0] for words in _TWO_WORDS}
 _CLASSES = {
     **dict.fromkeys(wardrobe.NOUNS, "N"),
+    **dict.fromkeys(wardrobe.PARTS, "P"),
+    **dict.fromkeys(wardrobe.SCENERY, "S"),
     **dict.fromkeys(wardrobe.VERBS, "v"),
+    **dict.fromkeys(wardrobe.VERBS_IN_NAMES, "V"),
     **dict.fromkeys(wardrobe.MODIFIERS, "M"),
+    **dict.fromkeys(wardrobe.STAND_INS, "F"),
     **dict.fromkeys(wardrobe.COLOURS, "C"),
     **dict.fromkeys(wardrobe.PARTICIPLES, "T"),
     **dict.fromkeys(wardrobe.GERUNDS, "g"),
     **{word: letter for letter, words in _CLOSED.items() for word in words.split()},
-    "it's": "r", "t shirt": "N", "t shirts": "N", "back pack": "N", "down coat": "N", "down jacket": "N",
-    "down vest": "N", "heavy set": "M", "off white": "C", "on top of": "p", "w/": "p", "w/o": "n",
+    **_TWO_WORDS,
+    "it's": "r", "on top of": "p", "w/": "p", "w/o": "n",
 }  # fmt: skip
 # Marks, by their first character; the others of _MARK end a phrase, and no more. Some captions were typed on Chinese
 # keyboards.
@@ -68,77 +82,133 @@ _MARKS = {**dict.fromkeys(_COMMAS, ","), **dict.fromkeys(_STOPS + "<\\", "."), "
 _MARK = rf"[{_COMMAS}]+|[{_STOPS}]+|[-&+/:()\[\]{{}}<>|\\_=#@%$\u2013\u2014\u2022\u00b7\uff08\uff09\uff1a]"
 _LETTER = "A-Za-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u036f"
 _TOKEN = re.compile(
-    rf"(?:t shirts?|back pack|down (?:coat|jacket|vest)s?|heavy set|off white|on top of)(?![{_LETTER}])"
-    rf"|(?:(?:wo)?men|children)['\u2019]s(?![{_LETTER}])|w/o(?![{_LETTER}])|w/"
-    r"|\d+(?:[.,/]\d+)+"
+    rf"on top of(?![{_LETTER}])|(?:(?:wo)?men|children)['\u2019]s(?![{_LETTER}])|w/o(?![{_LETTER}])|w/"
+    rf"|\d+(?:[.,/]\d+)+(?:-[{_LETTER}]+)?"
     rf"|[{_LETTER}]+(?:[-'\u2019](?!s(?![{_LETTER}]))[{_LETTER}]+)*"
-    rf"|(?<=[{_LETTER}])['\u2019]s(?![{_LETTER}])"
+    rf"|(?<=[{_LETTER}])['\u2019,]s(?![{_LETTER}])"
     rf"|<[^<>]{{1,40}}>|&#?[A-Za-z0-9]{{1,8}};|\\[nrt]|{_MARK}",
     re.IGNORECASE,
 )
 
-# The grammar, of which `text_levels` uses parts for clauses.
 _WORD = "(?:[aMCx]|Tu?|g(?=N))"
 _DESCRIBES = "(?:[MC]|Tu?)"
+_JOINED = f"{_WORD}*{_DESCRIBES}"
+
+# Words of two classes: where, and what they are there; elsewhere what _ELSEWHERE says. The bounds keep this linear.
+_IN_PLACE = [
+    # A part names a whole garment, unless the colours of two things are around it: "white long sleeve black pants".
+    (re.compile("P(?<=[Mx]P)(?=[aFMTVx]{0,4}N|(?<!C[Mx]P)[aCFMTVx]{0,4}N)"), "M"),
+    # A modifier stands for a garment between the colours of two things.
+    (re.compile("F(?:(?<=CF)|(?<=C[aFMTx]F)|(?<=C[aFMTx]{2}F))(?=,&?[aM]{0,2}C|&C{1,2}N)"), "N"),
+    # A verb names its noun after a determiner, a preposition, a verb or a modifier.
+    (re.compile("V(?<=[adhipvxCFMT]V)(?=u?[agxCFMSTV]{0,4}[NP])"), "T"),
+    # Scenery names the noun that follows.
+    (re.compile("S(?=[xFMTS]{0,3}[NP])"), "x"),
+]
+_ELSEWHERE = str.maketrans("FPV", "MNv")
+# What stands before the items says whether they are of the noun after a stray comma: in "her long, black, hair" they
+# are, in "she is tall, slim, glasses" not. At the start of a sentence a colour says so.
+_OF_NOUN = "(?:(?<=[dnpv&])|(?<![^.])(?=[aMT,]*C))"
+_STRAY_COMMA = re.compile(
+    f"((?<=h)(?:{_JOINED},){{1,9}}{_JOINED}|(?:(?<=d)|{_OF_NOUN}(?:{_JOINED},){{1,9}}){_JOINED}(?!,N+[tw]?b)),(?=N)"
+)
+
+# The grammar, of which `text_levels` uses parts for clauses.
 _AND = "(?:,?[&o])"
-_LISTED = f"(?:{_WORD}*{_DESCRIBES},){{0,9}}"  # a bound, lest a caption of thousands take seconds
-HEADED = f"(?:{_LISTED}(?:{_WORD}*{_DESCRIBES}{_AND}){{0,9}}{_WORD}+)?N+"
-BARE = f"(?:{_LISTED}{_WORD}*{_DESCRIBES}{_AND})?{_WORD}+"
-CLAD = f"(?<=i)M*C+(?=,{_WORD}*N)"  # "in black, white shoes": no list of modifiers
-_ITEM = f"(?:a*{_DESCRIBES})+(?!{_WORD}|N)"
+_LISTED = f"(?:{_JOINED},){{0,9}}"  # a bound, lest a caption of thousands take seconds
+HEADED = f"(?:{_LISTED}(?:{_JOINED}{_AND}){{0,9}}{_WORD}+)?N+"
+BARE = f"(?:{_LISTED}{_JOINED}{_AND})?{_WORD}+"
+CLAD = f"(?<=i)M*C+(?=,{_WORD}*[NS])"  # "in black, white shoes": no list of modifiers
+_ITEM = f"(?:a*{_DESCRIBES})+(?!{_WORD}|[NS])"
 PREDICATE = f"{_ITEM}(?:(?:,{_ITEM}){{0,9}}{_AND}{_ITEM})?"
-_PHRASE = re.compile(
-    rf"""(?P<negated>n[dhvb]*(?:{HEADED}|{BARE})(?:o[dh]*{HEADED})*)
+# No list of modifiers begins after "in" or a verb: "wearing black, white car behind". A statement is about scenery that
+# no preposition comes before: "the wall behind her is white", but "the man on the street is tall".
+_SCENE = f"(?:(?:(?<![iv]){_LISTED}|)(?:{_JOINED}{_AND}){{0,9}}{_WORD}+)?S+"
+_OWN = "(?<![ip])(?<![ip][dh])"
+_SCENERY = f"(?:{_SCENE}tb|{_OWN}{_SCENE}(?:[ip][dh]*[rxS]?){{0,2}}b){PREDICATE}|(?:n[bdhv]*)?{_SCENE}"
+_RULES = rf"""(?P<negated>n[dhvb]*(?:{HEADED}|{BARE})(?:o[dh]*{HEADED})*)
     |(?P<subject>{HEADED}|{_WORD}*x(?=[tw]?b))(?:[tw]?b)?(?P<predicate>{PREDICATE})
     |b(?P<pronouns>{PREDICATE})
     |(?P<clad>{CLAD})
-    |(?P<plain>{HEADED}|{BARE})""",
-    re.VERBOSE,
-)
+    |(?P<plain>{HEADED}|{BARE})"""
+_PHRASE = re.compile(_RULES, re.VERBOSE)
+_PHRASE_OR_SCENERY = re.compile(f"(?P<scenery>{_SCENERY})|{_RULES}", re.VERBOSE)  # slower
 _KNOWN = re.compile("[MCTN]")
+_BEFORE_LONE_S = "rtwxNPS"  # not "a", "the" and modifiers: "an S", "a large S shirt"
 
 Span = tuple[int, int]
 
 
-def attribute_phrases(caption: str) -> list[str]:
+def attribute_phrases(caption: str, scenery: bool = False) -> list[str]:
     """What the caption says of a person, phrase by phrase, in its order and spelling, none twice.
 
-    Empty only where the caption has no letter and no digit.
+    scenery: also what it says of the surroundings. Empty only where the caption has no letter and no digit.
 
         "The tall man is wearing a grey coat, and his shoes are black and white."
         -> ["tall man", "grey coat", "black and white shoes"]
     """
-    return recognised_phrases(caption) or _phrases(caption, known=False) or _whole(caption)
+    return recognised_phrases(caption, scenery) or _phrases(caption, known=False, scenery=True) or _whole(caption)
 
 
-def recognised_phrases(caption: str) -> list[str]:
-    """Those of the caption's phrases of which the lexicon knows a word; maybe none."""
-    return _phrases(caption, known=True)
+def recognised_phrases(caption: str, scenery: bool = False) -> list[str]:
+    """Those of the caption's phrases that have a word of the lexicon; maybe none.
+
+    scenery: also what it says of the surroundings, which it always has where the caption says no more.
+    """
+    return _phrases(caption, True, scenery) or _phrases(caption, True, scenery=True)
 
 
 def tag(caption: str) -> tuple[str, list[Span]]:
-    """The caption's words and marks: a string of their classes, a letter each, and where each stands in the caption."""
-    letters, spans, before = [], [], "."
+    """The caption's words and marks: a string of their classes, a letter each, and where each stands in the caption.
+
+    Scenery has the class of unknown words.
+    """
+    letters, spans = _tag(caption)
+    return letters.replace("S", "x"), spans
+
+
+def _tag(caption: str) -> tuple[str, list[Span]]:
+    letters: list[str] = []
+    spans: list[Span] = []
+    before, last = ".", ""
     for match in _TOKEN.finditer(caption):
         word = match[0].lower()
+        start, stop = match.span()
+        if last in _FIRST_OF_TWO and caption[spans[-1][1] : start] == " " and _is_two_words(f"{last} {word}"):
+            word = f"{last} {word}"
+            start, _ = spans.pop()
+            letters.pop()
         letter = _CLASSES.get(word) or _unlisted(word)
         if letter == "s":
             continue
-        if letter == "'":
+        if letter == "'" or (word == "s" and before in _BEFORE_LONE_S):
             letter = "b" if before in "rtw" else "d"
-        elif letter == "x" and before not in "dhMCTna" and word.endswith("ing"):
-            letter = "v"  # "the man crossing the street", but "a striking dress"
+        elif letter == "x" and before not in "dhMCTFna" and word.endswith("ing"):
+            letter = "V"  # "the man crossing the street", but "a striking dress", "an eye catching dress"
         letters.append(letter)
-        spans.append(match.span())
-        before = letter
-    return "".join(letters), spans
+        spans.append((start, stop))
+        before, last = letter, word
+    return _settle("".join(letters)), spans
 
 
-def _phrases(caption: str, known: bool) -> list[str]:
-    letters, spans = tag(caption)
+def _is_two_words(words: str) -> bool:
+    return words in _TWO_WORDS or words.removesuffix("s") in _TWO_WORDS
+
+
+def _settle(letters: str) -> str:
+    """The classes where each word of two has the one that its neighbours decide."""
+    for pattern, letter in _IN_PLACE:
+        letters = pattern.sub(letter, letters)
+    letters = letters.translate(_ELSEWHERE)
+    return _STRAY_COMMA.sub(r"\1a", letters) if ",N" in letters else letters  # as good as an adverb
+
+
+def _phrases(caption: str, known: bool, scenery: bool) -> list[str]:
+    letters, spans = tag(caption) if scenery else _tag(caption)
     phrases: dict[str, str] = {}
-    for match in _PHRASE.finditer(letters):
-        if known and not _KNOWN.search(match[0]):
+    pattern = _PHRASE_OR_SCENERY if "S" in letters else _PHRASE
+    for match in pattern.finditer(letters):
+        if match.lastgroup == "scenery" or (known and not _KNOWN.search(match[0])):
             continue
         if match["subject"]:
             text = " ".join(_text(caption, spans, *match.span(group)) for group in ("predicate", "subject"))
@@ -165,15 +235,17 @@ def _whole(caption: str) -> list[str]:
 def _unlisted(word: str) -> str:
     """The class of a word or mark that is not listed as it stands: inflected, hyphenated, or else unknown."""
     word = word.replace("\u2019", "'")
-    if word == "'s":
+    if word in ("'s", ",s"):
         return "'"
     if not word[0].isalnum():
         return _MARKS.get(word[0], ":")
     plural = {word.removesuffix("s"), word.removesuffix("es")} if word.endswith("s") else set()
     for stem in (word, *sorted(plural)):
         letter = _CLASSES.get(stem, "x")
-        if letter in "NMCv":
+        if letter in "NMCSv":
             return letter
+        if letter in "FPV":
+            return "v" if letter == "V" else "N"  # "stands", "slip-ons", "sleeves"
     for ending in ("ing", "ed"):
         stem = word.removesuffix(ending)
         if stem != word and {stem, stem + "e", stem[:-1]} & wardrobe.VERBS:
@@ -183,5 +255,5 @@ def _unlisted(word: str) -> str:
         letter = _CLASSES.get(last) or _unlisted(last)
         if letter == "u" and _CLASSES.get(first) == "T":
             return "M"
-        return letter if letter in "NMCT" else "x"
+        return "M" if letter == "P" else letter if letter in "NMCTFS" else "x"
     return "M" if len(word) > 5 and word.endswith("ish") else "a" if len(word) > 4 and word.endswith("ly") else "x"

@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     from input_pipeline import builders  # TensorFlow: seconds, for which nobody waits who asks for --help
 
     start = time.monotonic()
-    builder = builders.prepare(root, name, args.prepared, args.max_damaged)
+    builder = builders.prepare(root, name, args.prepared, args.max_damaged, renew=True)
     if not builder.fresh:
         say_deviation(annotations, name)  # else `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):

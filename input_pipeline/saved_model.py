@@ -14,7 +14,7 @@ from typing import Any
 
 from input_pipeline.errors import UserError
 
-STABLEHLO = "1.13.0"  # TensorFlow 2.21 reads no later version
+STABLEHLO_VERSION = "1.13.0"  # TensorFlow 2.21 reads no later version
 
 
 def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
@@ -60,11 +60,11 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _readable_programs() -> Iterator[None]:
-    """Has JAX write programs of version STABLEHLO: without it, they are for readers up to four weeks older than JAX."""
+    """Makes JAX write StableHLO of STABLEHLO_VERSION; its default targets readers up to four weeks older than JAX."""
     from jax._src.export import _export
 
     chosen = _export.hlo.get_version_from_compatibility_requirement
-    _export.hlo.get_version_from_compatibility_requirement = lambda requirement: STABLEHLO
+    _export.hlo.get_version_from_compatibility_requirement = lambda requirement: STABLEHLO_VERSION
     try:
         yield
     finally:

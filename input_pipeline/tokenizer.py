@@ -91,6 +91,13 @@ class Tokenizer:
         some = any(known and any(map(str.isalnum, word)) for word, known in words)
         return Unread(unknown, text[end:].strip(), not some)
 
+    def count_unknown(self, texts: Sequence[str], length: int) -> tuple[int, dict[int, Unread]]:
+        """Returns the number of tokens of all texts, and by index what `unread` gives of each with unknown words."""
+        cut = [_without_halves(text[: _CHARACTERS_PER_TOKEN * length]) for text in texts]
+        rows = [encoding.ids[: length - 2] for encoding in self._backend.encode_batch(cut, add_special_tokens=False)]
+        unknown = {i: self.unread(texts[i], length) for i, ids in enumerate(rows) if self.unk_id in ids}
+        return sum(map(len, rows)), unknown
+
     def words(self, ids: np.ndarray) -> np.ndarray:
         """The whole word that each token belongs to, counted from 1 in its row; 0 for special and padding tokens.
 

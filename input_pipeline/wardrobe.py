@@ -43,6 +43,12 @@ MODIFIERS = _words("""
     wide windswept women's wool woolen woollen woolly worn-out woven young younger youthful zip-up zippered
 """)
 
+# Of these, what stands for a garment of its own where no noun follows: "black long spandex, light purple flats".
+STAND_INS = _words("""
+    button-down button-up camo camouflage crew-neck denim fleece half-sleeve long-sleeve lycra round-neck short-sleeve
+    slip-on spandex v-neck zip-up
+""")
+
 # What has been done to a thing or to hair: "rolled up sleeves", "her hair is tied back", "a jacket, unzipped".
 PARTICIPLES = _words("""
     braided button buttoned creased cut dyed faded folded fringed knotted lace parted plaited pulled ripped rolled
@@ -50,15 +56,15 @@ PARTICIPLES = _words("""
 """)
 
 PERSONS = _words("""
-    adolescent adult baby boy child children female gentleman gentlemen girl guy kid lad lady male man men pedestrian
-    people person schoolboy schoolgirl student teen teenager toddler woman women worker youngster youth
+    adolescent adult baby boy child children driver female gentleman gentlemen girl guy kid lad lady male man men
+    pedestrian people person schoolboy schoolgirl student teen teenager toddler woman women worker youngster youth
 """)
 
 GARMENTS = _words("""
     anorak apparel apron attire bikini blazer blouse bodysuit bolero bottoms bra breeches camisole capris cardigan
     cargos cheongsam chinos clothes clothing coat collar costume coverall cuff culottes dress dungarees fatigues frock
-    garment gilet gown hem hood hoodie hoodies hoody jacket jean jeggings jersey jogger joggers jumper jumpsuit kilt
-    kimono lapel leggings leotard lining miniskirt neckline outfit overalls overcoat pajamas pants pantyhose parka
+    garment gilet gown hem hood hoodie hoodies hoody jacket jean jeggings jersey jogger joggers jumper jumpsuit khakis
+    kilt kimono lapel leggings leotard lining miniskirt neckline outfit overalls overcoat pajamas pants pantyhose parka
     pea-coat peacoat pinafore pocket polo poncho pull-over pullover pyjamas qipao raincoat robe romper sari seam shirt
     shorts singlet skirt skort slacks sleeve suit suspenders sweater sweatpants sweats sweatshirt sweatsuit swimsuit
     t-shirt tank-top tee tights top trackpants tracksuit trench trouser trousers tshirt tunic turtleneck tuxedo
@@ -67,8 +73,8 @@ GARMENTS = _words("""
 
 FOOTWEAR = _words("""
     ankle-boots boot brogue cleat clog converse crocs espadrille flats flip-flop flip-flops flops footwear galoshes heel
-    high-heels high-tops loafer mule oxford pump sandal shoe shoelace slipper sneaker sock sole stiletto stocking
-    trainer wedge wellington
+    high-heels high-tops loafer mule oxford platforms pump sandal shoe shoelace slipper sneaker sock sole stiletto
+    stocking trainer vans wedge wellington
 """)
 
 CARRIED = _words("""
@@ -99,21 +105,52 @@ MARKINGS = _words("""
     polka-dots print slogan spot star stripe stripes symbol trim trimming writing
 """)
 
+# Parts of a garment that name a whole one in the singular: "a long sleeve black shirt".
+PARTS = _words("collar heel sleeve strap")
+
 # The words that end a phrase.
 NOUNS = PERSONS | GARMENTS | FOOTWEAR | CARRIED | WORN_BESIDES | HAIR | MARKINGS
 
-# Base forms, and those that -s, -ing and -ed do not make. The first three lines are of wearing and carrying.
+# What surrounds a person. Left out is what people carry as well, or wear as a picture ("sign", "chair", "flower").
+SCENERY = _words("""
+    alley asphalt awning bench bollard bricks bridge building bus bush car ceiling concrete corridor couch counter
+    courtyard crosswalk curb door doorway driveway elevator escalator fence floor footpath fountain garage gate grass
+    ground hallway handrail headlight hedge house hydrant intersection kerb lamp-post lamppost lawn lobby parapet park
+    pathway pavement pillar platform pole pond railing road roadside roof shop shrub sidewalk snow sofa stair staircase
+    stairs stairway stoplight storefront street streetlight subway supermarket suv table taxi tram tree truck tunnel van
+    vehicle walkway wall window yard
+""")
+
 # Of wearing, carrying and whatever else people do: base forms, and forms that -s, -ing and -ed do not make.
 VERBS = _words("""
     accompanied accompany appear approach bear bearing bend bent bore bring brought brushed came can carried carries
     carry chat clad climb clipped clothed clutched clutching combed come complete consist contain could cover did do
-    does don drag draped dressed dressing eat enter exit faced faces facing feature follow gathered gaze get glance go
-    goes gone got grab grip had hang has have held hold hung include jog keep kept laugh lay lean leave let lie listen
-    look lug made make march match may might move must paired pass pinned place play point pose pull push put ran reach
-    read rest ride rode run rush sat saw see seem seen should show shown sit sling slung smile smoke speak spoke sported
-    sporting stand stare step stood stoop stride stroll styled swept take talk text think took topped travel tries try
-    turn type use wait walk wear will wore worn would wrapped
+    does don drag draped dressed dressing eat enter exit faced faces facing feature fits follow gathered gaze get glance
+    go goes gone got grab grip had hang has have held hold hung include jog keep kept laugh lay lean leans leave let lie
+    listen look lug made make march match may might move must opens paired pass pinned place play point pose pull push
+    put ran reach read rest ride rode run rush sat saw see seem seen should show shown sit sling slung smile smoke speak
+    spoke sported sporting stand stare step stood stoop stride stroll styled swept take talk text think took topped
+    travel tries try turn type use wait walk wear will wore worn would wrapped
+""")
+
+# Forms that are in the name of a thing where they stand before its noun: "hand held purse", "leather looking jacket".
+VERBS_IN_NAMES = _words("""
+    bear carried clad clipped clothed combed covered draped dressed gathered hanging held hung looking made pinned
+    pointed sling slung stand standing styled swept topped travel turn turned worn wrapped
 """)
 
 # They name shoes, clothes and bags, too: "running shoes".
 GERUNDS = _words("climbing cycling dancing hiking jogging running shopping skating skiing swimming training walking")
+
+# Two words that are one, by their class in `noun_phrases`: a compound, or a name that would be read as a verb.
+TWO_WORDS = {
+    "N": """back pack|down coat|down jacket|down vest|dressing gown|hiking pole|pull over|reading glasses|riding boot
+        |riding hat|riding pants|ski pole|sleeping bag|t shirt|trekking pole|walking pole""",
+    "M": """children s|heavy set|light up|men s|see through|tie dye|tie dyed|women s""",
+    "F": "button down|button up|slip on|zip up",
+    "C": "brick red|forest green|grass green|off white|snow white",
+    "V": "carry on|pull on|wrap around",
+    "S": """bus stop|garbage bin|garbage can|parking lot|road sign|stop light|street light|street sign|traffic light
+        |traffic sign|trash bin|trash can|zebra crossing""",
+    "x": "letter s|size s|u s",
+}

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +139,11 @@ class Checkpoints:
             self._manager.close()
 
     def _complete(self) -> None:
-        """Called in Orbax's thread, in the first process, when all files are written and the folder is not renamed."""
+        """Checks the step and writes its digests.
+
+        Orbax calls it in its own thread, in the first process, when all files are written, before it renames
+        the folder.
+        """
         try:
             with self._disk_told():
                 self._seal()
@@ -154,7 +158,7 @@ class Checkpoints:
         fault = find_fault(step / "state", self._shapes)
         if fault:
             where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            raise UserError(f"{where}: {fault}. Those before it are whole; the same command resumes from them")
+            raise UserError(f"{where}: {fault}; run the same command again to resume from the last whole checkpoint")
         digests.write_digests(step)
 
     def _refuse_damaged(self, step: int, within: str = "") -> None:
@@ -172,9 +176,8 @@ class Checkpoints:
             if reason is None:
                 raise
             where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            raise UserError(
-                f"{where}: {reason}. Those before it are whole; mend it, and the same command resumes"
-            ) from None
+            remedy = "correct this and run the same command again to resume from the last whole checkpoint"
+            raise UserError(f"{where}: {reason}; {remedy}") from None
 
 
 class Where(NamedTuple):
@@ -306,12 +309,20 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
         lengths = _file_lengths(files)
         arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
-        keys = [key.rpartition(b"/") for key in arrays.list().result()]
+        keys = arrays.list().result()
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
     except Exception as error:  # of many types
         return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
-    found = _by_path(tree)
-    stored = collections.Counter(array.decode() for array, _, chunk in keys if chunk != b".zarray")
+    return _find_missing_chunks(tree, keys, shapes) or _find_short_file(folder, lengths)
+
+
+def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns which array is missing, has another shape or lacks chunks, as a clause; "" if none.
+
+    keys: of the database, "ARRAY/CHUNK".
+    """
+    found, parts = _by_path(tree), [key.rpartition(b"/") for key in keys]
+    stored = collections.Counter(array.decode() for array, _, chunk in parts if chunk != b".zarray")
     for path, shape in shapes.items():
         if path not in found or tuple(found[path].shape) != shape:
             return f"{path} is missing, or has another shape than {shape}"
@@ -320,6 +331,11 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
         wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True))
         if stored[found[path].name] != wanted:
             return f"{path} has {stored[found[path].name]} of {wanted} chunks"
+    return ""
+
+
+def _find_short_file(folder: Path, lengths: Mapping[str, int]) -> str:
+    """Returns which file is missing or shorter than its length in bytes, as a clause; "" if none."""
     for name, length in lengths.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size < length:
             return f"{name} is missing or cut short"
@@ -333,7 +349,7 @@ def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
     for kind, base, name, offset, length in _REFERENCE.findall(dumped):
         end = int(offset) + int(length)
         deeper = _file_lengths(files, f"{kind}:{base}:{name}:{offset}:{length}") if kind != "value" else {}
-        for file, size in {base + name: end, **deeper}.items():
+        for file, size in [(base + name, end), *deeper.items()]:
             lengths[file] = max(lengths.get(file, 0), size)
     return lengths
 

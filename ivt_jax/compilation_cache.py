@@ -2,7 +2,7 @@
 
 JAX writes an entry as KEY-cache and then KEY-atime, under a lock (jax/_src/lru_cache.py of JAX 0.10). While any entry
 has no KEY-atime, a cache with a size limit takes no new entries (jax-ml/jax#39880). An entry that cannot be
-decompressed is never replaced: JAX warns of it at every start and compiles again.
+decompressed or loaded is never replaced: JAX warns of it at every start and compiles again.
 """
 
 import contextlib
@@ -17,14 +17,16 @@ from typing import Any
 
 _LOCK = ".lockfile"  # JAX's own
 _TRIES, _MOMENT = 20, 0.05  # how often the lock is tried, and seconds in between
-# JAX's warning. It names the program; the keys of the program's entries begin with that name.
-_COMPLAINT = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)':")
+# JAX's warning. It names the program, not the entry; the keys of the program's entries begin with that name.
+_WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)': (\w*)")
+_NOT_LOADED = "JaxRuntimeError"  # the error by which XLA refuses what JAX has decompressed
 
 
-def remove_unusable(cache: Path, program: str = "") -> None:
+def remove_unusable(cache: Path, program: str = "", loads: bool = True) -> None:
     """Removes incomplete entries, and entries of `program` that cannot be used; JAX writes them again.
 
     program: prefix of the keys of the entries to read. By default none is read, which costs the listing of one folder.
+    loads: False if XLA refused one of them, whichever; then all of them are removed.
     Does nothing if the cache cannot be written, or if another process holds its lock for a second.
     """
     with contextlib.suppress(OSError), _locked(cache):
@@ -34,26 +36,27 @@ def remove_unusable(cache: Path, program: str = "") -> None:
             if kind in ("cache", "atime"):
                 halves.setdefault(key, set()).add(kind)
         for key, kinds in halves.items():
-            read = program and key.startswith(program)
-            if len(kinds) == 1 or (read and not _is_usable(cache, key)):
+            named = program and key.startswith(program)
+            if len(kinds) == 1 or (named and not (loads and _is_usable(cache, key))):
                 for kind in kinds:
                     (cache / f"{key}-{kind}").unlink()
 
 
-def remove_on_complaint(cache: Path) -> None:
-    """From now on, removes the unusable entries of a program when JAX warns that it cannot read or write one.
+def remove_on_warning(cache: Path) -> None:
+    """Replaces warnings.showwarning: a JAX warning about an entry first removes its program's unusable entries.
 
     JAX warns before it writes the program that it compiled instead. So the new entry replaces the one removed.
     """
     show = warnings.showwarning
 
-    def answer(message: Warning | str, *rest: Any, **more: Any) -> None:
-        complaint = _COMPLAINT.match(str(message))
-        if complaint:
-            remove_unusable(cache, complaint[1])
+    def show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
+        warned = _WARNING.match(str(message))
+        if warned:
+            remove_unusable(cache, warned[1], loads=warned[2] != _NOT_LOADED)
         show(message, *rest, **more)
 
-    warnings.showwarning = answer
+    warnings.showwarning = show_warning
+    warnings.filterwarnings("always", _WARNING.pattern)  # also under PYTHONWARNINGS=ignore or =error
 
 
 def _is_usable(cache: Path, key: str) -> bool:

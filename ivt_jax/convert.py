@@ -80,7 +80,10 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
 
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; --source=export takes the config beside --weights")
-    record = load_record(weights.absolute().parent)
+    folder = weights.absolute().parent
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}/config.json not found: --source=export reads it; put the export's beside --weights")
+    record = load_record(folder)
     config = ConfigDict(record["config"])
     refuse_other_metadata(weights, config)
     return record, convert_own(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     )
     print(f"{args.out}: {counts['shards']:,} shards of {counts['crops']:,} crops{unreadable}{before}")
     if counts["failed"]:
-        raise UserError(f"{counts['failed']:,} shards cannot be read, which are told above; the others are done")
+        raise UserError(f"shards not embedded, for the reasons above: {counts['failed']:,}; the others are done")
     return 0
 
 

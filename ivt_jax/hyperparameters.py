@@ -41,7 +41,7 @@ def is_on(value: Any, off: float = 0.0) -> bool:
 
 
 def plain_values(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config's INPUTS that are on: () float32, the seed () int32, (2,) float32 if COMPLEMENTED."""
+    """Returns the values of INPUTS that are not off, by key: float32 (), seed int32 (), COMPLEMENTED float32 (2,)."""
     values = {key: operator.attrgetter(key)(config) for key in INPUTS}
     on = {key: np.float32(values[key]) for key, off in INPUTS.items() if values[key] != off}
     seed = np.int64(values["seed"]).astype(np.int32)  # jax.random.key makes the same key of the low 32 bits

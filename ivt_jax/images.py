@@ -5,14 +5,15 @@ two import JAX; the server's process that decodes uploads does not need it.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from input_pipeline.decoding import MAX_PIXELS, ORIENTATION, as_rgb, open_picture
 from input_pipeline.errors import UserError
-from input_pipeline.inspection import FORMATS, MAX_PIXELS, as_rgb
 
 if TYPE_CHECKING:
     import jax
@@ -21,14 +22,14 @@ MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
-    """The decoded RGB image. The size is read from the header before any pixel is decoded; EXIF rotation is ignored.
+    """The decoded RGB image, upright by its EXIF. The size is read from the header before any pixel is decoded.
 
     content: the file or its bytes, where `path` is but its name, such as that of a crop in an archive.
     Raises UserError, naming the path, where it is missing, no image, truncated, or has more than MAX_PIXELS.
     """
     try:
         file = io.BytesIO(content) if isinstance(content, bytes) else content or path
-        with Image.open(file, formats=FORMATS) as image:
+        with open_picture(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path}: {width} x {height} pixels is too large for a picture of a person")
@@ -57,6 +58,7 @@ def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
     """What is done to a picture, said for other programs, and for those who compare embeddings made elsewhere."""
     return {
+        "orientation": ORIENTATION,
         "height": size[0],
         "width": size[1],
         "channels": "RGB",
@@ -64,6 +66,11 @@ def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
         "mean": [MEAN] * 3,
         "deviation": [DEVIATION] * 3,
     }
+
+
+def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether `found` is the `preprocessing` of `now` as stated before pictures were turned upright by EXIF."""
+    return "orientation" not in found and {**found, "orientation": now.get("orientation")} == now
 
 
 def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":

@@ -3,7 +3,6 @@
 python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.data.root=DATA/CUHK-PEDES
 """
 
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -95,13 +94,15 @@ def evaluate(workdir: Path, config: Any) -> None:
     if DATASETS.value:
         datasets = cross_domain.parse_datasets(DATASETS.value)
         cells = cross_domain.cross_domain([workdir, *map(Path, RUNS.value)], datasets, config)
-        told = cross_domain.matrix(cells)
+        table, files = cross_domain.matrix(cells), [workdir / "cross_domain.json"]
         if first:
             cross_domain.write_matrix(workdir, cells)
     else:
-        told = json.dumps(run.evaluate(workdir, config, write=first), indent=2)
+        summaries = run.evaluate(workdir, config, write=first)
+        table, files = run.score_table(summaries), [workdir / split / "summary.json" for split in summaries]
     if first:
-        print(told)
+        print(table)
+        print(f"all figures: {' '.join(map(str, files))}")
         print(f"report: {write_report(workdir)}", file=sys.stderr)
 
 

@@ -70,7 +70,7 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
 
 
 def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any]) -> optax.GradientTransformation:
-    """optax.scale_by_adam to the bit, with each decay given as (b, 1 - b), so that both can be traced.
+    """Returns optax.scale_by_adam, equal to the bit, with each decay given as (b, 1 - b), so that both can be traced.
 
     optax computes 1 - b itself, in float32 for a traced b: 0.98 would have the complement 0.01999998.
     """

@@ -68,3 +68,13 @@ def refuse_other_metadata(path: Path, config: ConfigDict) -> None:
 def config_digest(config: ConfigDict) -> str:
     """SHA-256 of the config as JSON: keys sorted, separated as `json.dumps` does."""
     return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def model_digest(config: ConfigDict, params: Any) -> str:
+    """Returns the SHA-256 of `config.model` and of all parameters; a run and its export have the same."""
+    digest = hashlib.sha256(json.dumps(config.model.to_dict(), sort_keys=True).encode())
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        value = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

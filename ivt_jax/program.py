@@ -50,10 +50,12 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     def hyperparameters():
         return {"values": values, "rates": rate_tables(schedules, total_steps)}
 
-    def step(state, batch, hyperparameters):
-        traced, rates = with_values(config, hyperparameters["values"]), read_tables(hyperparameters["rates"])
-        rate, tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        state, metrics = train_step(state, batch, model=model, tx=tx, config=traced, mask_id=mask_id, matching=matching)
+    def step(state, batch, inputs):
+        traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
+        rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
+        state, metrics = train_step(
+            state, batch, model=model, tx=traced_tx, config=traced, mask_id=mask_id, matching=matching
+        )
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())

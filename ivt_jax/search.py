@@ -6,8 +6,8 @@
 
 `ivt_jax.index` makes an index; of a folder (--images) one is made for the time of the search. It prints rank, score,
 the score of each phrase of the query, and path, for the best; then what the model's validation says of the best score:
-how likely the first is right, or "no good match". `ivt_jax.retrieval.searcher` tells what the scores are, and is the
-way to search from Python.
+how likely the first is right, or "no good match"; or that the index is unfinished. `ivt_jax.retrieval.searcher` says
+what the scores are, and is the way to search from Python.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         for rank, result in enumerate(answer.results, start=1)
     ]
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    known = {name: getattr(answer, name) for name in ("searched", "verdict", "good", "unread")}
+    known = {name: getattr(answer, name) for name in ("searched", "verdict", "good", "unread", "unfinished")}
     print(json.dumps({"query": asked, **known, "results": results}, indent=2, default=_plain))
 
 

@@ -25,6 +25,7 @@ FLAGS = (
 )
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
 COMPILED_BYTES = 4 << 30  # of compiled programs kept; those not used for longest go first
+_settled = set[str]()  # values of XLA_FLAGS that this process set: XLA need not be asked about them again
 
 
 def run_command(work: Callable[[], int | None]) -> int:
@@ -51,7 +52,7 @@ def set_environment(config: Any) -> None:
 
     Raises UserError as `set_xla_flags` does.
     """
-    set_xla_flags(*["--xla_gpu_deterministic_ops=true"] * config.runtime.deterministic)
+    set_xla_flags(*(["--xla_gpu_deterministic_ops=true"] if config.runtime.deterministic else []))
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
@@ -68,9 +69,12 @@ def set_xla_flags(*more: str) -> None:
     if version not in TESTED:
         flags = known_flags(flags)
     text = " ".join([*flags, *given.splitlines()]).strip()
-    if given.strip() and (reason := _refusal(text)):
-        raise UserError(f"XLA_FLAGS: {reason}; correct or remove it: jaxlib {version} does not start with it")
+    if given.strip() and given not in _settled and (reason := _refusal(text)):
+        value = os.environ["XLA_FLAGS"].strip()
+        variable = "XLA_FLAGS" if value.startswith("-") else f"XLA_FLAGS={value}"
+        raise UserError(f"{variable}: {reason}; correct or remove it: jaxlib {version} does not start with it")
     os.environ["XLA_FLAGS"] = text
+    _settled.add(text)
 
 
 def known_flags(flags: Sequence[str]) -> list[str]:
@@ -111,7 +115,7 @@ def keep_compiled() -> None:
     limit = os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     if limit != "-1":  # without a limit JAX writes no -atime
         compilation_cache.remove_unusable(cache)
-        compilation_cache.remove_on_complaint(cache)
+        compilation_cache.remove_on_warning(cache)
 
 
 def _given_flags() -> str:
@@ -119,16 +123,15 @@ def _given_flags() -> str:
     given = os.environ.get("XLA_FLAGS", "")
     if given.strip()[:1] in ("", "-"):
         return given
+    reason = "not a text file"
     try:
         text = Path(given).read_text()
-    except OSError as error:
-        reason = error.strerror
-    except UnicodeDecodeError:
-        reason = "not a text file"
-    else:
         if "\0" not in text:
             return text
-        reason = "not a text file"
+    except UnicodeDecodeError:
+        pass
+    except OSError as error:
+        reason = error.strerror or str(error)
     raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name a file of flags, or set --FLAG=VALUE")
 
 

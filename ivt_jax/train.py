@@ -30,14 +30,16 @@ from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.init_from import NOTHING, given_params
 from ivt_jax.metrics import Progress, ScalarLog, format_seconds, parameter_table
+from ivt_jax.optimizer import make_schedules
 from ivt_jax.program import Program, build_program
-from ivt_jax.report import write_report
+from ivt_jax.report import read_json, write_report
 from ivt_jax.sharding import global_batch, local_copy, sharding_table
 from ivt_jax.train_step import TrainState
 from ivt_jax.watchdog import Watchdog
 from ivt_jax.workdir import (
     folder_tokenizer,
     hold_workdir,
+    load_config,
     make_workdir,
     record_config,
     recorded_pictures,
@@ -69,20 +71,24 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
 
     progress = Progress(total_steps, config.data.batch_size)
+    # Before the workdir is made: a fault leaves none. A run that has checkpoints no longer needs what it started from.
+    given = NOTHING if (workdir / "checkpoints").exists() else given_params(config)
     make_workdir(workdir)
     if first:
         hold_workdir(workdir)
     set_damaged_aside(workdir, config.runtime.on_damage, progress.say)
     checkpoints = Checkpoints(workdir, config.train.select_on)
     start = checkpoints.latest_step() or 0
-    if start == total_steps and (workdir / "test/summary.json").exists() and (workdir / "report.html").exists():
+    refuse_other_length(workdir, config, epoch_starts, start)
+    if start == total_steps and is_reported(workdir, start):
         return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
     progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
     if notice := edge_notice(config):
         progress.say(notice)
     if config.train.select_on == "test":
         progress.say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
-    given = NOTHING if start else given_params(config)
+    if not start and given is NOTHING:
+        given = given_params(config)
     if given.told:
         progress.say(given.told)
     compiling: Any = None
@@ -133,10 +139,41 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
         checkpoints.close()
     preemption.over()
 
+    if first:
+        (workdir / "report.html").unlink(missing_ok=True)  # of an earlier end of the run, with other test figures
     test = evaluate(workdir, config, write=first, pictures=source.pictures)["test"]
     progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
     if first:
         progress.say(f"report: {write_report(workdir)}")
+
+
+def refuse_other_length(workdir: Path, config: ConfigDict, epoch_starts: np.ndarray, taken: int) -> None:
+    """Raises UserError where `train.steps` differs from the run's and the run cannot go on to it from step `taken`.
+
+    It can if the schedules give the steps already taken the rates that they had: then the run continues as if it had
+    begun with this `train.steps`.
+    """
+    if not taken or not (workdir / "config.json").exists():
+        return
+    before, now = load_config(workdir).train.steps, config.train.steps
+    last = [steps or int(epoch_starts[-1]) for steps in (before, now)]
+    if last[1] < taken:
+        raise UserError(f"{workdir} is at step {taken} already, train.steps is {last[1]}: set {taken} or more")
+    schedules = [make_schedules(config, epoch_starts, steps) for steps in last]
+    steps = np.arange(taken)
+    if any(not np.array_equal(schedules[0][group](steps), schedules[1][group](steps)) for group in schedules[0]):
+        raise UserError(
+            f"{workdir} belongs to another config: train.steps was {before}, is {now}. With optimizer.schedule "
+            f"{config.optimizer.schedule} this changes the learning rates of the {taken} steps already taken. "
+            "Choose another --workdir"
+        )
+
+
+def is_reported(workdir: Path, last: int) -> bool:
+    """Whether the run was tested when `last` was its last step, and has its report."""
+    summary = workdir / "test/summary.json"
+    tested = summary.exists() and read_json(summary).get("last", {}).get("step") == last
+    return tested and (workdir / "report.html").exists()
 
 
 def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainState:

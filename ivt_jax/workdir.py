@@ -25,6 +25,7 @@ from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 FORMAT = 1
 # Keys that say where a run computes, where its data lie, and what is told of the result; not what it learns.
 PLACES = ("runtime.", "data.root", "evaluation.")
+LENGTH = "train.steps"  # may differ if the run can go on to it: train.py decides
 _held: dict[Path, AbstractContextManager[Any]] = {}  # the locks of this process, which it keeps as long as it lives
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
@@ -80,9 +81,11 @@ def is_at_work(workdir: Path) -> bool:
 
 
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError where the workdir is another config's, naming the keys that differ; those of PLACES may."""
+    """Raises UserError where the workdir is another config's, naming the keys that differ; PLACES and LENGTH may."""
     if (workdir / "config.json").exists():
-        _refuse(workdir, _differences(_with_later_keys(load_config(workdir), config), config))
+        differences = _differences(_with_later_keys(load_config(workdir), config), config)
+        differences.pop(LENGTH, None)
+        _refuse(workdir, differences)
 
 
 def refuse_other_data(workdir: Path, annotations: Path) -> None:
@@ -98,9 +101,12 @@ def other_data(workdir: Path, annotations: Path, pictures: str) -> str:
     """
     if not (workdir / "config.json").exists():
         return ""
-    record, now = load_record(workdir), {"annotations": digest(annotations), "pictures": pictures}
-    others = [key for key, value in now.items() if value and record.get(key) and record[key] != value]
-    return " and ".join(others).replace("pictures", "images")
+    then = load_record(workdir)
+    pairs = {
+        "annotations": (then.get("annotations"), digest(annotations)),
+        "images": (then.get("pictures"), pictures),
+    }
+    return " and ".join(name for name, (old, new) in pairs.items() if old and new and old != new)
 
 
 def recorded_pictures(workdir: Path) -> str:

@@ -24,6 +24,7 @@ QUICKLY = " ".join(startup.known_flags(["--xla_backend_optimization_level=0", "-
 # Before anything uses a device: tests have eight fake ones.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICKLY}")
 FLAGS = os.environ["XLA_FLAGS"]
+jax.devices()  # starts JAX with these flags, whichever test comes first; a command that a test calls would add its own
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
@@ -117,7 +118,7 @@ def given_away(request):
     images = rng.integers(0, 256, (64, 4, 2, 3), np.uint8).repeat(6, 1).repeat(6, 2)
     ids = rng.integers(5, 2726, (64, 16), np.int32)
     ids[np.arange(16) >= np.r_[3, rng.integers(3, 17, 63)][:, None]] = 0
-    others = ids.copy()  # the first six rows are no texts; the seventh has the last id of the vocabulary
+    others = ids.copy()  # the first six rows are not valid; the seventh has the last id of the vocabulary
     others[[0, 1, 2, 3, 6], 1] = [2726, -1, 99999, np.iinfo(np.int32).min, 2725]
     others[4], others[5] = 0, np.roll(others[5], 1) * (np.arange(16) > 0)  # padding alone, and padding at the left
     return types.SimpleNamespace(
@@ -152,7 +153,8 @@ def assert_same_elsewhere(tmp_path, given_away):
     """check(load): a fresh process, where the code `load` defines encode_images and encode_texts, embeds as the model.
 
     It runs in tmp_path, beside a manifest.json, where this project cannot be imported. Returns the top-level modules
-    that it loaded. Rows of ids that are no text must give NaN, and no other row.
+    that it loaded. A row with an id outside of the vocabulary, or that begins with padding, must
+    give NaN, and no other row.
     """
 
     def check(load):

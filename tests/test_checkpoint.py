@@ -332,7 +332,7 @@ def test_a_step_that_cannot_be_read_again_does_not_count(tmp_path, monkeypatch, 
     checkpoints.save(2, large_state(2))
     told = refusal(lambda: checkpoints.save(3, large_state(3)))
     assert told.startswith(f"{tmp_path}/checkpoints: step 2 could not be saved: ") and fault in told
-    assert told.endswith("Those before it are whole; the same command resumes from them")
+    assert told.endswith("; run the same command again to resume from the last whole checkpoint")
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", f"2{UNFINISHED}"}
     assert Checkpoints(tmp_path).latest_step() == 1
 
@@ -346,6 +346,15 @@ def test_arrays_that_are_missing_or_of_another_shape_are_a_fault(tmp_path):
     assert fault == "c is missing, or has another shape than (2,)"
     fault = checkpoint.find_fault(tmp_path / "params", {**shapes, "a/kernel": (4, 3)})
     assert fault == "a/kernel is missing, or has another shape than (4, 3)"
+
+
+def test_a_node_behind_its_values_counts_towards_the_length_of_its_file(tmp_path):
+    files = tensorstore.KvStore.open({"driver": "file", "path": f"{tmp_path}/"}).result()
+    database = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
+    database.write(b"a", bytes(1000)).result()  # too large to lie in the node
+    (path,) = (tmp_path / "d").iterdir()
+    assert checkpoint._file_lengths(files) == {f"d/{path.name}": path.stat().st_size}
+    assert path.stat().st_size > 1000
 
 
 def test_every_chunk_of_a_state_in_shards_is_counted(tmp_path):
@@ -362,7 +371,7 @@ def test_every_chunk_of_a_state_in_shards_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["[x]", "a\\b", "gs:", os.fsdecode(b"a\xffb")])
-def test_where_orbax_loses_what_it_writes_nothing_counts(tmp_path, name):
+def test_no_checkpoint_counts_under_a_path_that_orbax_misreads(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     with pytest.raises(UserError), contextlib.closing(Checkpoints(folder)) as checkpoints:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ivt_jax import compilation_cache
-from ivt_jax.compilation_cache import remove_on_complaint, remove_unusable
+from ivt_jax.compilation_cache import remove_on_warning, remove_unusable
 
 ROOT = Path(__file__).parent.parent
 # Compiles one program, whose key has a prefix of its own, and prints how many were found in the cache.
@@ -65,6 +65,18 @@ def test_damaged_entries_give_way_to_new_ones(tmp_path, compile_again):
     assert compile_again() == (1, "")
 
 
+def test_an_entry_that_xla_refuses_gives_way_to_a_new_one(tmp_path, compile_again):
+    from jax._src import compilation_cache as jax_cache
+
+    assert compile_again() == (0, "")
+    [entry] = (tmp_path / "ivt_jax/compiled").glob("*-cache")
+    content = jax_cache.decompress_executable(entry.read_bytes())
+    entry.write_bytes(jax_cache.compress_executable(content[:4] + bytes(len(content) - 4)))
+    found, said = compile_again()
+    assert found == 0 and "Error reading persistent compilation cache entry for 'jit_program'" in said
+    assert compile_again() == (1, "")
+
+
 def names(cache):
     return sorted(path.name for path in cache.iterdir() if path.name != ".lockfile")
 
@@ -77,7 +89,7 @@ def write_entry(cache, key, content):
 GOOD = zlib.compress(bytes(1000))
 
 
-def test_half_entries_go_and_whole_ones_stay(tmp_path):
+def test_incomplete_entries_are_removed(tmp_path):
     write_entry(tmp_path, "jit_a-b-1", GOOD)
     (tmp_path / "jit_a-b-2-cache").write_bytes(GOOD)
     (tmp_path / "jit_a-b-3-atime").write_bytes(bytes(8))
@@ -86,7 +98,7 @@ def test_half_entries_go_and_whole_ones_stay(tmp_path):
     assert names(tmp_path) == ["else", "jit_a-b-1-atime", "jit_a-b-1-cache"]
 
 
-def test_of_the_program_in_question_what_cannot_be_decompressed_goes_too(tmp_path, monkeypatch):
+def test_unreadable_entries_of_the_named_program_are_removed(tmp_path, monkeypatch):
     from jax._src import compilation_cache as jax_cache
 
     monkeypatch.setattr(jax_cache, "zstd", None)  # as if only zlib were installed
@@ -140,10 +152,10 @@ def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path):
     assert (tmp_path / "jit_a-1-cache").exists()
 
 
-def test_a_complaint_about_one_program_removes_its_entries_and_is_still_shown(tmp_path, monkeypatch):
+def test_a_warning_about_one_program_removes_its_entries_and_is_still_shown(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *rest, **more: shown.append(str(message)))
-    remove_on_complaint(tmp_path)
+    remove_on_warning(tmp_path)
     write_entry(tmp_path, "jit_a-1", b"?")
     write_entry(tmp_path, "jit_b-2", b"?")
     texts = ["something else", "Error reading persistent compilation cache entry for 'jit_a': error: Error -5"]
@@ -151,3 +163,14 @@ def test_a_complaint_about_one_program_removes_its_entries_and_is_still_shown(tm
         warnings.warn(text, stacklevel=1)
         assert len(names(tmp_path)) == left
     assert shown == texts
+
+
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_complaint_is_heard_whatever_the_user_wants_of_warnings(tmp_path, monkeypatch, action):
+    monkeypatch.setattr(warnings, "showwarning", lambda *message, **more: None)
+    warnings.simplefilter(action)
+    remove_on_warning(tmp_path)
+    for _ in range(2):
+        write_entry(tmp_path, "jit_a-1", b"?")
+        warnings.warn("Error reading persistent compilation cache entry for 'jit_a': error: Error -5", stacklevel=1)
+        assert names(tmp_path) == []

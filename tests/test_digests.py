@@ -281,8 +281,8 @@ def test_a_disk_that_fills_up_is_one_line_and_the_step_does_not_count(workdir, m
     checkpoints.save(40, state)
     told = refusal(*((checkpoints.save, 50, state) if waits_in == "save" else (checkpoints.close,)))
     assert told == (
-        f"{workdir}/checkpoints: step 40 could not be saved: No space left on device. Those before it are whole; "
-        "mend it, and the same command resumes"
+        f"{workdir}/checkpoints: step 40 could not be saved: No space left on device; correct this and "
+        "run the same command again to resume from the last whole checkpoint"
     )
     monkeypatch.undo()
     assert resume(workdir) == (["step 40: a save that was cut short is removed"], 30)

@@ -133,7 +133,7 @@ def test_a_table_is_as_long_as_the_run():
     assert len(tables["weight"]) == 2**17 and tables["weight"][69_999] == 69_999
 
 
-def test_what_is_off_and_what_keeps_its_complement():
+def test_plain_values_leave_out_what_is_off():
     assert [is_on(0.0), is_on(2.0), is_on(1.0, off=1.0), is_on(0.5, off=1.0)] == [False, True, False, True]
     assert is_on(jax.numpy.zeros(()))
     values = plain_values(tiny({"optimizer.b2": 0.98, "bmm.word_weight": 0.0, "seed": 2**32 + 3}))
@@ -243,6 +243,5 @@ def test_a_sweep_compiles_once(compiled, pedes_root, tmp_path, monkeypatch):
     assert [first.count(name) for name in ("jit_step", "jit_init", "jit_hyperparameters")] == [1, 1, 1]
     second = run(2, sweep)
     assert second == sorted([*first, "jit_hyperparameters"])
-    assert logged[0]["loss"] != logged[1]["loss"]
     third = run(3, {**sweep, "bmm.word_weight": 0.0})
     assert third.count("jit_step") == 2 and "words" not in logged[2]

@@ -29,6 +29,7 @@ CONFINED = {
         "ivt_jax.gallery.vectors",
         "ivt_jax.parameter_file",
     },
+    "pillow_heif": {"input_pipeline.decoding"},
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},
     "lancedb": {"ivt_jax.retrieval.lance"},

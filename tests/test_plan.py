@@ -33,6 +33,7 @@ def config_of(
 
 # name: devices, config, how far the formula may be from the compiled step's memory
 STEPS = {
+    # In bfloat16 the formula is 10.7% below what JAX 0.11.2 compiles, and 5.2% below JAX 0.10.2, which keeps float32.
     "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.12 if NARROW else 0.1),
     "all terms, exact": (1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact"), 0.1),
     "all terms, fast, remat": (
@@ -135,6 +136,7 @@ def test_kept_bytes_are_what_jax_saves_for_the_gradient(dtype, size, remat, acti
         return model.apply({"params": params}, images, method="encode_image", keys=keys).sum()
 
     forward = next(e for e in jax.make_jaxpr(jax.grad(encode))(params).eqns if e.primitive.name == "scan")
+    # What the loop saves is stacked over its steps, the carry is not. JAX 0.11 no longer counts the carry (num_carry).
     saved = [x.aval for x in forward.outvars if x.aval.shape[:1] == (forward.params["length"],)]
     # Weights cast to bfloat16 are saved too: they are of the size of the parameters, and not counted.
     expected = sum(x.size * x.dtype.itemsize for x in saved if x.ndim > 1 and x.shape[1] == len(images))

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import ivt_jax.checkpoint
 import ivt_jax.gallery.encoder
 from ivt_jax import search
 from ivt_jax.retrieval import build, searcher
+from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.sources import read_folder, read_list
 from tests.gallery.conftest import picture, write_model
 
@@ -296,6 +298,28 @@ def test_what_the_model_does_not_read_is_told(ask, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["unread"] == told
 
 
+def test_an_unfinished_index_says_so_in_every_form(ask, index, calibrated, tmp_path, capsys):
+    told = "the index is unfinished (4 of 20,000 pictures); wait for its build, or run python -m ivt_jax.index again"
+    verdict = f"No confidence estimate: {told}"
+    store = open_store(index)
+    store.set_about(dataclasses.replace(store.about, planned=20_000))
+    assert ask("red") == 0
+    assert capsys.readouterr().out.splitlines()[4:] == [verdict]
+    page = tmp_path / "found.html"
+    for form in ("--csv", "--paths"):
+        assert ask("red", form, f"--html={page}") == 0
+        assert capsys.readouterr().err == f"{verdict}\n"
+        assert f'<p class="verdict ">{verdict}</p>' in page.read_text(encoding="utf-8")
+    assert ask("red", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["unfinished"], found["good"]) == (verdict, told, None)
+    assert {result["probability"] for result in found["results"]} == {None}
+    store.set_about(dataclasses.replace(store.about, planned=0))
+    assert ask("red", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unfinished"] == "" and found["results"][0]["probability"] is not None
+
+
 def test_paths_are_lines_or_end_with_nul(ask, tmp_path, capsys):
     assert ask("blue", "--paths", "--top=1") == 0
     assert capsys.readouterr() == (f"{tmp_path}/pictures/d.png\n", "")
@@ -419,7 +443,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--html=EMPTY/x", "--copy-to=EMPTY/x", "red"], "x: name a file and a folder"),
         (["--images=CROPS", "--copy-to=nowhere/x", "red"], "its folder is closed or missing"),
         (["--images=CROPS", "red", "--not", "red"], "the parts of the query cancel each other out"),
-        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no such field"),
+        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no fields: make it of a list"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
         (["--index=EMPTY", "red"], "is not an index"),
     ],

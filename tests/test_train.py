@@ -113,6 +113,8 @@ def loop(monkeypatch, tmp_path):
     def run(config, saved=None):
         loop.saved = saved
         events.clear()
+        if saved:
+            (tmp_path / "run/checkpoints").mkdir(parents=True, exist_ok=True)
         train.train_and_evaluate(config, tmp_path / "run")
         return list(events)
 
@@ -163,10 +165,14 @@ def test_a_trained_run_without_results_is_tested_without_training(loop):
     assert loop.run(stub_config(), saved=6) == ["close", "test", "report"]
 
 
+def write_results(workdir, last):
+    (workdir / "test").mkdir(parents=True, exist_ok=True)
+    (workdir / "test/summary.json").write_text(json.dumps({"last": {"step": last}}))
+    (workdir / "report.html").touch()
+
+
 def test_a_complete_run_is_left_as_it_is(loop, capsys):
-    (loop.workdir / "test").mkdir(parents=True)
-    (loop.workdir / "test/summary.json").touch()
-    (loop.workdir / "report.html").touch()
+    write_results(loop.workdir, last=6)
     assert loop.run(stub_config(), saved=6) == []
     assert capsys.readouterr().err == f"complete: 6 steps, tested; report: {loop.workdir}/report.html\n"
     assert not (loop.workdir / "config.json").exists()
@@ -180,7 +186,54 @@ def test_a_run_that_resumes_does_not_need_what_it_started_from(loop):
 def test_nothing_is_recorded_where_the_start_is_missing(loop):
     with pytest.raises(UserError, match=r"^train.init_from: nowhere/config.json not found: "):
         loop.run(stub_config(**{"train.init_from": "nowhere"}))
-    assert not (loop.workdir / "config.json").exists()
+    assert not (loop.workdir / "config.json").exists() and not loop.workdir.exists()
+
+
+# ---- another train.steps
+
+
+def extended(steps, schedule="released"):
+    return stub_config(**{"train.steps": steps, "optimizer.schedule": schedule})
+
+
+def test_a_complete_run_goes_on_to_more_steps_and_is_reported_again(loop):
+    loop.run(extended(6))
+    write_results(loop.workdir, last=6)
+    events = loop.run(extended(8), saved=6)
+    assert [event for event in events if not event.startswith(("read", "log"))] == [
+        "compile", "step 7", "step 8", "save 8 50.0", "close", "test", "report",
+    ]  # fmt: skip
+    assert json.loads((loop.workdir / "config.json").read_text())["config"]["train"]["steps"] == 8
+    assert not (loop.workdir / "report.html").exists()  # the earlier one; the stand-in writes none
+
+
+@pytest.mark.parametrize("lost", ["the new summary", "the new report"])
+def test_an_extended_run_that_was_killed_before_its_report_is_tested(loop, lost):
+    loop.run(extended(8))
+    write_results(loop.workdir, last=6 if lost == "the new summary" else 8)
+    if lost == "the new report":
+        (loop.workdir / "report.html").unlink()
+    assert loop.run(extended(8), saved=8) == ["close", "test", "report"]
+
+
+def test_an_interrupted_run_may_end_earlier_but_not_before_its_last_step(loop):
+    loop.run(extended(8))
+    assert [event for event in loop.run(extended(5), saved=4) if event.startswith("step")] == ["step 5"]
+    assert loop.run(extended(4), saved=4) == ["close", "test", "report"]
+    with pytest.raises(UserError, match=r"run is at step 4 already, train.steps is 3: set 4 or more$"):
+        loop.run(extended(3), saved=4)
+
+
+def test_a_schedule_that_depends_on_the_length_is_refused_by_name(loop):
+    loop.run(extended(6, "smooth"))
+    before = (loop.workdir / "config.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        loop.run(extended(8, "smooth"), saved=6)
+    assert str(error.value) == (
+        f"{loop.workdir} belongs to another config: train.steps was 6, is 8. With optimizer.schedule smooth this "
+        "changes the learning rates of the 6 steps already taken. Choose another --workdir"
+    )
+    assert (loop.workdir / "config.json").read_bytes() == before
 
 
 def test_a_folder_of_parameters_alone_is_no_workdir(loop):
@@ -190,7 +243,7 @@ def test_a_folder_of_parameters_alone_is_no_workdir(loop):
 
 
 def test_a_workdir_where_checkpoints_would_be_lost_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(UserError, match=r'/\[x\]/run: a path with "\[" is not supported for checkpoints; rename'):
+    with pytest.raises(UserError, match=r'/\[x\]/run: a path with "\[" is not supported for checkpoints and exports'):
         train.train_and_evaluate(stub_config(), tmp_path / "[x]/run")
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +366,8 @@ def runs(pedes_root, tmp_path_factory):
         left = (resumed / "metrics.jsonl").read_text()
         patch.setattr(pipeline, "train_batches", batches)
         train.train_and_evaluate(config, resumed)
-    return SimpleNamespace(whole=whole, resumed=resumed, program=programs["program"], left=left, config=config)
+    program, step = programs["program"], programs["step"]
+    return SimpleNamespace(whole=whole, resumed=resumed, program=program, step=step, left=left, config=config)
 
 
 def metrics(text):
@@ -335,6 +389,28 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs):
     assert [line["step"] for line in metrics(runs.left)] == [1, 2, 3, 3, 4]
     tests = [json.loads((workdir / "test/summary.json").read_text()) for workdir in (runs.whole, runs.resumed)]
     assert tests[0] == tests[1]
+
+
+def test_an_extended_run_equals_a_longer_one_bit_for_bit(runs, tmp_path, monkeypatch):
+    build = train.build_program
+    compiled = SimpleNamespace(lower=lambda *shapes: SimpleNamespace(compile=lambda: runs.step))
+    monkeypatch.setattr(train, "build_program", lambda *args: dataclasses.replace(build(*args), step=compiled))
+    config = runs.config.copy_and_resolve_references()
+    config.optimizer.schedule = "released"
+    longer, extended = tmp_path / "longer", tmp_path / "extended"
+    train.train_and_evaluate(config, longer)
+    config.train.steps = 4
+    train.train_and_evaluate(config, extended)
+    assert json.loads((extended / "test/summary.json").read_text())["last"]["step"] == 4
+    config.train.steps = 6
+    train.train_and_evaluate(config, extended)
+    states = [Checkpoints(workdir).restore(6, runs.program.target) for workdir in (longer, extended)]
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), *states)
+    lines = [metrics((workdir / "metrics.jsonl").read_text()) for workdir in (longer, extended)]
+    assert [line["step"] for line in lines[1]] == [1, 2, 3, 3, 4, 4, 5, 6, 6]  # validated at its former end as well
+    assert lines[0] == [*lines[1][:5], *lines[1][6:]]
+    assert json.loads((extended / "test/summary.json").read_text())["last"]["step"] == 6
+    assert (extended / "report.html").exists()
 
 
 def test_the_logged_terms_and_rates_are_those_of_the_step(runs):

@@ -209,7 +209,7 @@ def rstp_said(place):
 def rstp_warnings(first, last):
     return [
         OTHERS, f"1 captions have letters that are not Latin: {first}", f"1 captions are empty: {last}",
-        '1 captions are the same for several persons: "a young woman in a white dress."',
+        '1 captions are the same for several persons: "a young woman in a white dress." (2 persons)',
     ]  # fmt: skip
 
 
@@ -506,7 +506,8 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
             "training images are like that (data.max_damaged); restore them and start again, or leave them out with "
-            "`python -m input_pipeline.doctor --fix-list`, which lists all in quarantine.txt, or allow more"
+            "`python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+            "quarantine.txt, or allow more"
         )
 
 
@@ -571,8 +572,8 @@ DEFECTS = {
         f'{{file}}: record 0 has "captions" that are neither a text nor a list of at least one; {SEE}',
     ),
     "id": (
-        {"train": [GOOD, GOOD | {"id": "1"}]},
-        '{file}: train record 1 has "id" "1"; expected a whole number from 0 to 2^31 - 1',
+        {"train": [GOOD, GOOD | {"id": "p1"}]},
+        '{file}: train record 1 has "id" "p1"; expected a whole number from 0 to 2^31 - 1',
     ),
     "path": ([GOOD | {"file_path": []}], '{file}: record 0 has "file_path" []; expected the path of an image'),
     "attributes": (

@@ -181,8 +181,12 @@ def _check(arguments: Arguments, workers: int) -> None:
     positive = {**arguments.splits(), "images_per_person": arguments.images_per_person, "workers": workers}
     for name, value in positive.items():
         if value < 1:
-            hint = f": --persons={arguments.persons} includes those of val and test" if name == "train" else ""
-            raise UserError(f"{name} must be at least 1, not {value}{hint}")
+            if name == "train":
+                raise UserError(
+                    f"--persons={arguments.persons} must be more than --val_persons={arguments.val_persons} and "
+                    f"--test_persons={arguments.test_persons} together: the rest is for training"
+                )
+            raise UserError(f"{name} must be at least 1, not {value}")
     height, width = arguments.size
     if not (32 <= height <= 1024 and 16 <= width <= 512):
         raise UserError(f"--size={height}x{width} is outside 32x16 to 1024x512; 384x128 is usual")

@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if not tensors:
         raise UserError(f"{path} holds no tensors")
     if rounded := sum(array.dtype.name == "float64" for array in tensors.values()):
-        print(f"{path}: float64 tensors that are rounded to float32: {rounded}", file=sys.stderr)
+        print(f"{path}: float64 tensors rounded to float32: {rounded}", file=sys.stderr)
     return {name: _as_float32(path, name, array) for name, array in tensors.items()}
 
 

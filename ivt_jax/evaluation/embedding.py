@@ -31,13 +31,14 @@ def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.n
 
 
 def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """Token ids (N, L) int32, padded with 0 -> (N, D) float32, as `encode_texts`; N may be 0.
+    """Embeds token ids (N, L) int32, padded with 0, as `encode_texts` does; returns (N, D) float32; N may be 0.
 
     Texts of like length go together, and most of their padding is cut off: a caption is short, and few are long.
     """
     if not len(ids):
         return np.empty((0, model.config.width), np.float32)
     encode = functools.partial(encode_texts, model, jax.device_put(params))
+    # Up to the last token, not the number of tokens: a text may have padding inside.
     lengths = np.where(ids != PAD_ID, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=1)
     order = np.argsort(lengths, kind="stable")
     widths = np.minimum(-(-lengths[order] // _MULTIPLE) * _MULTIPLE, ids.shape[1])
@@ -76,8 +77,8 @@ def encode_texts(model: Any, params: Any, ids: jax.Array) -> jax.Array:
         return jnp.zeros((0, model.config.width))
     embedded = _unit(model.apply({"params": params}, ids, ids != PAD_ID, method="encode_text")[:, 0])
     known = (ids >= 0) & (ids < model.config.vocab_size)
-    is_text = known.all(axis=1) & (ids[:, 0] != PAD_ID)
-    return jnp.where(is_text[:, None], embedded, jnp.nan)
+    is_valid = known.all(axis=1) & (ids[:, 0] != PAD_ID)
+    return jnp.where(is_valid[:, None], embedded, jnp.nan)
 
 
 def _unit(x: jax.Array) -> jax.Array:

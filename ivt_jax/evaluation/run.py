@@ -1,7 +1,7 @@
 """A run's checkpoints scored on validation and test: the best, and beside it the last."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibrati
 from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores, rank_embeddings
 from ivt_jax.evaluation.split import (
+    RERANKED,
     both_scores,
     embed_captions,
     embed_split,
@@ -59,7 +60,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
 
     source = pipeline.open_split(config, "test", pictures)
     if write and (others := other_data(workdir, source.annotations, source.pictures)):
-        print(f"warning: {source.root} has other {others} than {workdir} was trained with", file=sys.stderr)
+        remedy = "restore them to reproduce its scores"
+        print(f"warning: {source.root} has other {others} than {workdir} was trained with: {remedy}", file=sys.stderr)
     found = embed_split(model, params, source, tokenizer, config)
     ranks = standard(found)
     summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
@@ -79,6 +81,25 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: st
     if write:
         write_results(workdir, summary, source, found)
     return summaries | {"test": summary}
+
+
+def score_table(summaries: Mapping[str, Any]) -> str:
+    """Returns what `evaluate` returned as a table of a line for each split and direction, in percent."""
+    lines = [f"{'':36}{'R@1 (95% interval)':24}{'R@5':>8}{'R@10':>8}{'mAP':>8}{'mINP':>8}"]
+
+    def add(title: str, scores: Mapping[str, float], interval: Sequence[float] = ()) -> None:
+        first = f"{scores['R1']:.2f}" + ("" if not interval else " ({:.2f} to {:.2f})".format(*interval))
+        lines.append(f"{title:36}{first:24}" + "".join(f"{scores[name]:8.2f}" for name in ("R5", "R10", "mAP", "mINP")))
+
+    for split, summary in summaries.items():
+        for way, name in (("t2i", "text to image"), ("i2t", "image to text")):
+            add(f"{split}, step {summary['step']}, {name}", summary[way], summary["interval"][way]["R1"])
+        if again := summary["protocols"].get(RERANKED):
+            add("  text to image, re-ranked", again)
+        last = summary.get("last", summary)
+        if last["step"] != summary["step"]:
+            add(f"  last step {last['step']}, text to image", last["t2i"])
+    return "\n".join(lines)
 
 
 def robustness(

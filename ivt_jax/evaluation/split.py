@@ -16,6 +16,8 @@ from ivt_jax.workdir import write_json
 
 TOP = 10  # of the gallery, for each query in queries.jsonl
 
+RERANKED = "standard, re-ranked"  # the protocol `standard` after k-reciprocal re-ranking
+
 
 def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: Any) -> Embeddings:
     """Embeds every image and caption of a prepared split.
@@ -67,7 +69,7 @@ def summarise(
     persons = {"t2i": embeddings.text_person, "i2t": embeddings.image_person[image_records(embeddings)]}
     protocols = protocol_scores(embeddings, source.name, ranks["t2i"])
     if rerank:
-        protocols["standard, re-ranked"] = mean_scores(query_scores(reranked(embeddings)))
+        protocols[RERANKED] = mean_scores(query_scores(reranked(embeddings)))
     return {
         "step": step,
         **both_scores(ranks),

@@ -1,8 +1,8 @@
 """The encoders as ONNX graphs, written out by hand, for ONNX Runtime and what else reads ONNX.
 
 Each has an input `images`, uint8 (batch, H, W, 3), or `ids`, int32 (batch, length), padded with 0; its output
-`embeddings`, float32 (batch, D), are unit vectors, NaN for a row of ids that is no text (`is_text`). They compute in
-float32, whatever the model's dtype.
+`embeddings`, float32 (batch, D), are unit vectors. A row with an id outside of the vocabulary, or that begins with
+padding, gives NaN (`is_valid`). They compute in float32, whatever the model's dtype.
 
 By hand, because the converter jax2onnx pins an Orbax older than ours and cannot be installed beside it. The functions
 below follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of what they compute.
@@ -89,7 +89,7 @@ def write_onnx(folder: Path, trained: Trained) -> None:
     image.save(folder / FILES[0], ("images", np.uint8, ["batch", *c.image_size, 3]), embedded, c.width)
     tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
     embedded = encode(text, params["blocks"], tokens, key_bias, "mlp_txt", c)
-    embedded = text("Where", is_text(text, "ids", c), embedded, np.float32(np.nan))
+    embedded = text("Where", is_valid(text, "ids", c), embedded, np.float32(np.nan))
     text.save(folder / FILES[1], ("ids", np.int32, ["batch", "length"]), embedded, c.width)
     write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
 
@@ -111,7 +111,7 @@ def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
     """int32 (B, L) -> (B, L, D), and what is added to the scores of the keys, (B, 1, 1, L)."""
     length = g("Shape", ids, start=1, end=2)
     positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
-    # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_text` makes their row NaN.
+    # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_valid` makes their row NaN.
     found = g("Where", known(g, ids, len(p["word"])), ids, np.int32(PAD_ID))
     tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
     key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
@@ -123,7 +123,7 @@ def known(g: Graph, ids: str, vocab_size: int) -> str:
     return g("And", g("GreaterOrEqual", ids, np.int32(0)), g("Less", ids, np.int32(vocab_size)))
 
 
-def is_text(g: Graph, ids: str, c: IVTConfig) -> str:
+def is_valid(g: Graph, ids: str, c: IVTConfig) -> str:
     """(B, L) int32 -> (B, 1) bool: whether all ids are known and the first is not padding."""
     integers = g("Cast", known(g, ids, c.vocab_size), to=g.onnx.TensorProto.INT32)
     all_known = g("Cast", g("ReduceMin", integers, [1], keepdims=1), to=g.onnx.TensorProto.BOOL)

@@ -1,14 +1,14 @@
-"""The export: WORKDIR/export, a folder that can be taken elsewhere, written whole or not at all."""
+"""The export: WORKDIR/export, a folder that can be taken elsewhere. Each format is written whole or not at all."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from input_pipeline.errors import UserError
-from input_pipeline.files import UNWRITABLE, refuse_path, whole_folder, write_text
+from input_pipeline.files import UNWRITABLE, hidden_folder, refuse_path, write_text
 from ivt_jax.checkpoint import export_params, restore_params
 from ivt_jax.export.card import card
 from ivt_jax.export.onnx_graph import write_onnx
@@ -16,7 +16,7 @@ from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
 from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.parameter_file import NAME, write_parameter_file
+from ivt_jax.parameter_file import NAME, model_digest, write_parameter_file
 from ivt_jax.report import read_json
 from ivt_jax.workdir import folder_tokenizer, load_record, write_record
 
@@ -37,6 +37,7 @@ Write = Callable[[Path, Trained], None]
 PARAMETERS: dict[str, Write] = {"orbax": write_orbax, "safetensors": write_safetensors}
 COMPILED: dict[str, Write] = {"stablehlo": write_stablehlo, "saved_model": write_saved_model, "onnx": write_onnx}
 FORMATS = PARAMETERS | COMPILED
+ENTRIES = {"orbax": "params", "safetensors": NAME} | {name: name for name in COMPILED}  # format -> file or folder
 PATTERNS = {"orbax", "saved_model"}  # their libraries read a path as a pattern
 # Of val/summary.json and test/summary.json, what the export keeps.
 _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
@@ -45,8 +46,10 @@ _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons
 def export(workdir: Path, formats: Sequence[str]) -> Path:
     """Writes the best checkpoint's parameters in `formats`, config.json, tokenizer and model card; returns the folder.
 
-    workdir: of a run, or a folder of parameters alone. Raises UserError where a format is unknown, the folder exists,
-    or what lies in the workdir does not go together.
+    An export of the same parameters gets the formats that are missing, and the current figures in its card.
+
+    workdir: of a run, or a folder of parameters alone. Raises UserError where a format is unknown, the folder has other
+    parameters, or what lies in the workdir does not go together.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -57,19 +60,45 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
         refuse_path(workdir, UNWRITABLE)
     config, params, step = restore_params(workdir)
     tokenizer = folder_tokenizer(workdir, config)
-    record = {**load_record(workdir), "step": step}
+    found = {"step": step, "model": model_digest(config, params), "tokenizer": tokenizer.digest}
+    record = {**load_record(workdir), **found}
     record["scores"] = scores(workdir, step) or record.get("scores", {})
+    folder = workdir / "export"
+    exists = folder.exists()
+    if exists:
+        refuse_other_export(folder, record)
+    present = [name for name, entry in ENTRIES.items() if (folder / entry).exists()]
+    missing = [name for name in dict.fromkeys(formats) if name not in present]
     model = dataclasses.replace(IVTConfig.from_config(config.model), attention="xla")  # what all platforms have
     trained = Trained(IVT(model), params, config, tokenizer)
-    with whole_folder(workdir / "export") as folder:
-        write_record(folder, record, tokenizer)
-        tokenizer.save(folder)
-        for name in dict.fromkeys(formats):
-            place = folder / name if name in COMPILED else folder
+    with hidden_folder(folder) as partial:
+        for name in missing:
+            place = partial / name if name in COMPILED else partial
             place.mkdir(exist_ok=True)
             FORMATS[name](place, trained)
-        write_text(folder / "README.md", card(record, formats))
-    return workdir / "export"
+        write_record(partial, record, tokenizer)
+        tokenizer.save(partial)
+        write_text(partial / "README.md", card(record, [*present, *missing]))
+        if not exists:
+            partial.rename(folder.absolute())
+        else:  # the card last: it describes what is there
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "README.md"):
+                path.rename(folder / path.name)
+    return folder
+
+
+def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises UserError if the export in `folder` has other parameters or another tokenizer than `record` names.
+
+    An export of an older ivt_jax does not name its parameters, and is refused too.
+    """
+    found = load_record(folder)
+    if any(found.get(key) != record.get(key) for key in ("model", "tokenizer")):
+        was, now = found.get("step", 0), record["step"]
+        raise UserError(
+            f"{folder} exists already, of other parameters (step {was}) or an older ivt_jax; "
+            f"remove it, or move it away, to export step {now}"
+        )
 
 
 def scores(workdir: Path, step: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
 `text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions; a row
-that is no text gives NaN, as in ivt_jax/evaluation/embedding.py. b = 0 raises ValueError: symbolic dimensions of
-jax.export are at least 1.
+with an id outside of the vocabulary, or that begins with padding, gives NaN, as in ivt_jax/evaluation/embedding.py.
+b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1.
 
 The parameters lie in the programs as constants, so that a file is all there is to hand on; the price is that the
 attention, which both sides share, is in both files. What a side does not use (the other side's MLP and embeddings, the

@@ -7,8 +7,8 @@ A shard is one of three, told by its name:
                 paths are those of the working directory
     a folder    with its subfolders
 
-Names and order are those of the archive or the list; of a folder, paths in it, sorted. What is no picture by its suffix
-is passed over in an archive or a folder (labels, say); in a list every line counts.
+Names and order are those of the archive or the list; of a folder, paths in it, sorted. In an archive or a folder, files
+that are no pictures by their names are passed over and counted (`ivt_jax.gallery.walk`); in a list every line counts.
 """
 
 import collections
@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import lines_of
-from input_pipeline.inspection import SUFFIXES
+from input_pipeline.files import is_utf16, lines_of
+from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 from ivt_jax.images import load_image
 
 T = TypeVar("T")
@@ -41,12 +41,13 @@ class UnreachableError(UserError):
 
 
 class Crops(NamedTuple):
-    """What a shard holds: the names, for each the file or its slice of the archive in the same order, and (name,
-    reason) of what cannot be read whatever its pixels are."""
+    """What a shard holds: the names, for each the file or its slice of the archive in the same order, (name, reason) of
+    what cannot be read whatever its pixels are, and counts of what is passed over."""
 
     names: list[str]
     contents: Iterable["Path | Slice"]
     unreadable: list[tuple[str, str]]
+    passed: Passed
 
 
 class Slice(NamedTuple):
@@ -109,35 +110,42 @@ def read_crops(shard: Path) -> Crops:
     """The crops of a shard. Raises DataError where it cannot be read, or is an archive that is cut short."""
     try:
         if shard.is_dir():
-            paths = sorted(_walk(shard))
-            return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [])
+            passed = collections.Counter[tuple[str, str]]()
+            paths = sorted(place / name for place, _, names in walk(shard, passed, _fail) for name in names)
+            return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [], passed)
         if shard.suffix == ".txt":
-            names = lines_of(os.fsdecode(shard.read_bytes()).removeprefix("\ufeff"))
+            names = lines_of(_decode(shard, shard.read_bytes()))
             names = [line for line in names if line.strip(" \t")]
-            return Crops(names, map(Path, names), [])
+            return Crops(names, map(Path, names), [], {})
         return _read_tar(shard)
     except (OSError, tarfile.TarError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{shard} cannot be read ({reason}); make it anew") from None
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yields the pictures in a folder and its subfolders. Raises OSError if one of the folders cannot be listed."""
+def _fail(error: OSError) -> None:
+    raise error
 
-    def fail(error: OSError) -> None:
-        raise error
 
-    for place, _, files in os.walk(folder, onerror=fail):
-        yield from (Path(place, name) for name in files if _is_picture(name))
+def _decode(shard: Path, content: bytes) -> str:
+    """The text of a list in UTF-8, where names may hold other bytes, or in UTF-16 with a byte order mark."""
+    if not is_utf16(content):
+        return os.fsdecode(content).removeprefix("\ufeff")
+    try:
+        return content.decode("utf-16")
+    except UnicodeDecodeError:
+        raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
 
 
 def _read_tar(shard: Path) -> Crops:
-    members, unreadable = [], []
+    members, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            if not _is_picture(member.name) or member.isdir():
+            if member.isdir():
                 continue
-            if not member.isreg():
+            if reason := reason_to_pass(member.name):
+                passed[reason] += 1
+            elif not member.isreg():
                 unreadable.append((member.name, "a link or a device, not a file of the archive"))
             elif member.size > MAX_BYTES:
                 unreadable.append((member.name, f"{member.size:,} bytes are too many for a picture of a person"))
@@ -148,11 +156,7 @@ def _read_tar(shard: Path) -> Crops:
         if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
             raise DataError(f"{shard} is cut short or damaged after {len(members):,} crops; make it anew")
     slices = [Slice(shard, member.offset_data, member.size) for member in members]
-    return Crops([member.name for member in members], slices, unreadable)
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+    return Crops([member.name for member in members], slices, unreadable, passed)
 
 
 def load_batches(

@@ -1,16 +1,13 @@
 """A model's image side on the devices of this machine, and what says which model it is."""
 
 import functools
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax._src import xla_bridge  # nothing public says whether JAX has started
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,6 +15,7 @@ from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.embedding import embed, encode_images
 from ivt_jax.images import preprocessing
 from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.parameter_file import model_digest
 from ivt_jax.startup import set_xla_flags
 
 
@@ -58,14 +56,7 @@ class ImageEncoder:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """What embeddings must have in common to be compared: the model, by digest, and what is done to a picture.
-
-        The digest is that of the parameters and of `config.model`, wherever they lie: a run has that of its export.
-        """
-        digest = hashlib.sha256(json.dumps(self.config.model.to_dict(), sort_keys=True).encode())
-        for path, leaf in sorted(flatten_dict(self.params, sep="/").items()):
-            value = np.ascontiguousarray(leaf)
-            digest.update(f"{path} {value.dtype} {value.shape}".encode())
-            digest.update(value.tobytes())
+        """What embeddings must share to be compared: the model, by digest, and the preprocessing of pictures."""
         width = self.config.model.width
-        return {"model": digest.hexdigest(), "dimension": width, "images": preprocessing(self.size)}
+        digest = model_digest(self.config, self.params)
+        return {"model": digest, "dimension": width, "images": preprocessing(self.size)}

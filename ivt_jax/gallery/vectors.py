@@ -5,16 +5,19 @@
                             names       UTF-8 JSON, as bytes: a list of n names, in the order of the rows
                             digests     (n, 32) uint8, SHA-256 of each crop's content
                             unreadable  as names: [[name, reason], ...] of the others
-                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint (one,
-                            for safetensors writes several in any order, and equal shards shall be equal files)
+                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint, counts
+                            of what was passed over, and orientation if the crops were turned upright (one object, for
+                            safetensors writes several in any order, and equal shards shall be equal files)
 
 safetensors, for it is one file, so rows and names are written together or not at all; its header tells shapes and model
 without a row being read; the vectors lie in it as in memory, so they can be mapped; and readers exist in many
 languages. (Of .npz NumPy maps nothing, and a matrix in Parquet must be decoded.)
 """
 
+import functools
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +28,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.files import write_bytes
 from ivt_jax.conversion.files import read_header
 from ivt_jax.gallery.crops import name_of
+from ivt_jax.images import is_as_before
 
 FORMAT = 2  # another one where what is written now is no longer what an older ivt_jax wrote
 ABOUT = "gallery.json"
@@ -56,6 +60,9 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         write_bytes(path, json.dumps(wanted, indent=2).encode() + b"\n")
     found = read_about(folder)
+    if is_as_before(found.get("images", {}), wanted.get("images", {})):
+        found["images"] = wanted["images"]
+        _say_before(folder)
     differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
@@ -75,6 +82,15 @@ def read_about(folder: Path) -> dict[str, Any]:
         told = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
         raise UserError(f"{told}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
     return about
+
+
+@functools.cache  # once, not for every shard
+def _say_before(folder: Path) -> None:
+    print(
+        f"{folder} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a "
+        "shard again, remove its .safetensors",
+        file=sys.stderr,
+    )
 
 
 def place(folder: Path, shard: Path) -> Path:
@@ -165,24 +181,28 @@ class ByDigest:
     def __init__(self, folder: Path):
         """Raises UserError as `read_gallery`, and where there is no vector."""
         self.about = read_about(folder)
-        pairs = [(shard.vectors, shard.digests) for shard in read_gallery(folder) if len(shard.vectors)]
-        if not pairs:
+        found = [shard for shard in read_gallery(folder) if len(shard.vectors)]
+        if not found:
             raise UserError(f"{folder} holds no vectors: make them with python -m ivt_jax.embed")
-        self._shards, digests = zip(*pairs, strict=True)
-        digests = np.concatenate(digests).view("S32").ravel()
+        self._shards = [shard.vectors for shard in found]
+        self._upright = ["orientation" in shard.metadata for shard in found]
+        digests = np.concatenate([shard.digests for shard in found]).view("S32").ravel()
         self._order = np.argsort(digests)
         self._digests = digests[self._order]
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
-    def get(self, digest: bytes) -> np.ndarray | None:
-        """The vector (D,) of the crop whose content has this SHA-256; None where there is no such crop."""
+    def get(self, digest: bytes) -> tuple[np.ndarray | None, bool]:
+        """The vector (D,) of the crop whose content has this SHA-256, None if there is no such crop.
+
+        Also returns whether crops were turned upright by EXIF before they were embedded.
+        """
         found = np.frombuffer(digest, "S32")
         place = int(np.searchsorted(self._digests, found)[0])
         if place == len(self._digests) or self._digests[place] != found[0]:
-            return None
+            return None, True
         row = self._order[place]
         shard = int(np.searchsorted(self._starts, row, "right")) - 1
-        return np.array(self._shards[shard][row - self._starts[shard]])
+        return np.array(self._shards[shard][row - self._starts[shard]]), self._upright[shard]
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -25,24 +25,26 @@ import io
 import itertools
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from input_pipeline.decoding import is_turned
 from input_pipeline.errors import UserError
 from input_pipeline.files import is_remote
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, ByDigest
-from ivt_jax.images import fit, open_image
-from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, grouped
+from ivt_jax.images import fit, is_as_before, open_image
+from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
+from ivt_jax.retrieval.upright import find_stale, next_id
 from ivt_jax.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures that a device takes at once
@@ -60,6 +62,7 @@ class Built(NamedTuple):
     were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
     `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
     kept: rows that stay although their pictures are missing or cannot be read, by folder; they count as unchanged.
+    reasons: how many of `unreadable` have each reason, the most frequent first.
     """
 
     new: int
@@ -73,6 +76,7 @@ class Built(NamedTuple):
     unreadable: list[str]
     told: str = ""
     kept: Sequence[Kept] = ()
+    reasons: Sequence[tuple[str, int]] = ()
 
     def __str__(self) -> str:
         pictures = self.new + self.changed + self.renamed + self.unchanged
@@ -113,11 +117,13 @@ def build(
     if known:
         _refuse_other_vectors(vectors, known.about, about)
     with _held(place):
-        plan = plan_build(source, store.scan() if store else (), about.unfinished)
+        stale = find_stale(place, source, store, about.sideways) if store and about.sideways else set[int]()
+        plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
-        store = store or create_store(place, about)
         if plan.missing and plan.todo and about.unfinished < 0:
             about = dataclasses.replace(about, unfinished=plan.next_id)
+        about = dataclasses.replace(about, planned=_planned_rows(plan, about.planned))
+        store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
         work = _Work(store, encoder, source, plan, batch, known)
@@ -129,14 +135,18 @@ def build(
             raise _nothing_readable(unreadable)
         goes, kept = work.sort_out(prune)
         store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
-        if about.unfinished >= 0:
-            store.set_about(dataclasses.replace(about, unfinished=-1))
+        sideways = about.sideways if stale & kept.keys() else 0
+        if about.unfinished >= 0 or about.planned or about.sideways != sideways:
+            store.set_about(dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
         told = store.optimize()
     counts = work.counts
     gone = len(goes) + work.overwritten
     unchanged = plan.kept + counts["touched"] + len(kept)
     written = (counts["new"], counts["changed"], counts["renamed"])
-    return Built(*written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, grouped(kept))
+    reasons = (collections.Counter(reason for _, reason in source.unreadable) + work.reasons).most_common()
+    return Built(
+        *written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, count_kept(kept), reasons
+    )
 
 
 # ---- the index
@@ -178,7 +188,12 @@ def _compare(
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
-    about = dataclasses.replace(about, made=found.made, unfinished=found.unfinished)
+    sideways = found.sideways
+    if is_as_before(found.images, about.images):
+        sideways, found = next_id(store), dataclasses.replace(found, images=about.images)
+    about = dataclasses.replace(
+        about, made=found.made, unfinished=found.unfinished, planned=found.planned, sideways=sideways
+    )
     _refuse_other_model(place, found, about)
     return store, about, encoder
 
@@ -217,6 +232,8 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
 
 
 def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:
+    if is_as_before(found.get("images", {}), about.images):
+        found = {**found, "images": about.images}
     for key in ("model", "images"):
         if found.get(key) != getattr(about, key):
             told = f"{folder} holds vectors of {key} {_short(found.get(key))}, not {_short(getattr(about, key))}"
@@ -263,8 +280,11 @@ class Plan(NamedTuple):
     next_id: int
 
 
-def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Plan:
-    """Compares the pictures with the rows of the index, in the order of their ids; unfinished: as in `About`."""
+def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1, stale: Collection[int] = frozenset()) -> Plan:
+    """Compares the pictures with the rows of the index, in the order of their ids.
+
+    unfinished: as in `About`; stale: ids of rows whose pictures are to be embedded again.
+    """
     found: dict[str, Row | None] = {}  # path -> its row, None if that agrees with the picture
     known, surplus, shared, recent = dict[str, int](), list[int](), list[Missing](), list[str]()
     count, next_id = 0, 0
@@ -275,9 +295,10 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
             surplus.append(id)
             shared += [Missing(id, each.path, each.digest) for each in (row, *others)]
             continue
-        known[row.digest] = id
+        if id not in stale:
+            known[row.digest] = id
         picture = source.pictures.get(row.path)
-        agrees = picture is not None and (row.size, row.changed, row.metadata) == picture[1:]
+        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:]
         if row.path in found:
             before = found.pop(row.path)  # inserted again below, to keep the order of ids
             surplus.append(id if before is None else before.id)  # a later row has a later state of the file
@@ -293,6 +314,15 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1) -> Pla
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     kept = sum(row is None for row in found.values())
     return Plan(todo, kept, missing, surplus, shared, recent, known, count, next_id)
+
+
+def _planned_rows(plan: Plan, before: int) -> int:
+    """`About.planned` for a build; before: the one that a stopped build has left.
+
+    0 if all new pictures are added by a single write, which is done whole or not at all.
+    """
+    new = sum(old is None for _, old in plan.todo)
+    return plan.rows + new if new and (before or len(plan.todo) > ROWS) else 0
 
 
 # ---- doing it
@@ -314,7 +344,7 @@ class _Work:
 
     Attributes: counts, of rows written by kind; embedded, how many pictures were embedded; taken, how many vectors
     came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of another; unreadable,
-    "path: reason".
+    "path: reason"; reasons, how many of these have each reason.
     """
 
     def __init__(
@@ -340,6 +370,7 @@ class _Work:
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
         self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
         self.unreadable: list[str] = []
+        self.reasons = collections.Counter[str]()
 
     def run(self) -> None:
         """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
@@ -392,24 +423,28 @@ class _Work:
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         self.unreadable.append(str(error))
+        reason = str(error).removeprefix(f"{path}: ")
+        self.reasons[reason] += 1
         if not isinstance(error, UnreachableError):
             self._damaged += [old.id] if old else []
             return
-        reason = str(error).removeprefix(f"{path}: ")
         self._unread[path] = reason
         self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Runs in threads. Digest and pixels are of the same bytes, whatever is done to the file meanwhile."""
         picture, old = item
-        if old and (old.size, old.changed) == (picture.size, picture.changed):
+        same = old and (old.size, old.changed) == (picture.size, picture.changed)
+        if old and same and old.digest in self._known:
             return _Entry(picture, old, old.digest)  # other metadata alone
         content = read_content(picture.path, self._root / picture.path)
         digest = hashlib.sha256(content)
         if digest.hexdigest() in self._known:
             return _Entry(picture, old, digest.hexdigest())
         image = open_image(picture.path, content)
-        vector = self._vectors.get(digest.digest()) if self._vectors else None
+        vector, upright = self._vectors.get(digest.digest()) if self._vectors else (None, True)
+        if not upright and is_turned(content):
+            vector = None
         if vector is not None:
             vector = vector.astype(DTYPES[self._store.about.dtype])
         pixels = fit(image, self._encoder.size) if vector is None else None

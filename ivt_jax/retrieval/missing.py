@@ -14,12 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.inspection import SUFFIXES
+from input_pipeline.decoding import SUFFIXES
+from ivt_jax.gallery.walk import is_passed_folder, reason_to_pass
 from ivt_jax.retrieval.sources import Source
 
 GONE = "the folder is missing"
 EMPTY = "the folder holds no pictures"
-UNSEEN = "the file is there, but the walk did not find it"
+UNSEEN = "the file exists, but the walk did not find it"
+PASSED = "hidden files and such folders are passed over now"
 
 
 class Missing(NamedTuple):
@@ -46,7 +48,7 @@ class Kept(NamedTuple):
 Reasons = Mapping[int, tuple[str, str]]  # id of a row -> (folder, why it stays)
 
 
-def grouped(reasons: Reasons) -> list[Kept]:
+def count_kept(reasons: Reasons) -> list[Kept]:
     """Counts the rows of each folder and reason, sorted by folder."""
     counts = collections.Counter(reasons.values())
     return [Kept(folder, reason, rows) for (folder, reason), rows in sorted(counts.items())]
@@ -126,7 +128,8 @@ class _Folders:
             status = os.stat(self._root / path)
         except OSError as error:
             return folder, known or error.strerror or str(error)
-        return (folder, known or UNSEEN) if stat.S_ISREG(status.st_mode) else None
+        unseen = PASSED if reason_to_pass(path) else UNSEEN
+        return (folder, known or unseen) if stat.S_ISREG(status.st_mode) else None
 
     def _list(self, folder: str) -> tuple[frozenset[str], str]:
         """Returns the names in a folder, and why it cannot be listed or ""."""
@@ -140,8 +143,9 @@ class _Folders:
 
     def _has_pictures(self, folder: str, suffix: str) -> bool:
         """Whether the folder or a subfolder holds a file with the suffix of a picture, or with this suffix."""
-        for _, _, files in os.walk(self._root / folder):
-            if any(name.lower().endswith((*SUFFIXES, suffix)) for name in files):
+        for _, folders, files in os.walk(self._root / folder):
+            folders[:] = [name for name in folders if not is_passed_folder(name)]
+            if any(name.lower().endswith((*SUFFIXES, suffix)) for name in files if not name.startswith(".")):
                 return True
         return False
 

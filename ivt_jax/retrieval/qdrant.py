@@ -43,11 +43,7 @@ class QdrantStore:
         with self._one_line():
             if not client.collection_exists(name):
                 raise NoIndexError(f"{name} is not a collection of the server: make it with python -m ivt_jax.index")
-            told = client.get_collection(name).config.metadata or {}
-        try:
-            self.about = About(**json.loads(told[_ABOUT]))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"the collection {name} is not what ivt_jax.index wrote: name another --index") from None
+        self.about = self._read_about()
 
     @classmethod
     def open(cls, place: str) -> "QdrantStore":
@@ -103,6 +99,7 @@ class QdrantStore:
         return np.array([own[:least] for own in scores], np.float32), np.array([own[:least] for own in ids], np.int64)
 
     def count(self, where: Condition | None = None) -> int:
+        self.about = self._read_about()  # another process may have stated another one
         with self._one_line():
             return self._client.count(self._name, count_filter=_filter(where), exact=True).count
 
@@ -137,6 +134,15 @@ class QdrantStore:
     def optimize(self) -> str:
         """The server does it by itself."""
         return ""
+
+    def _read_about(self) -> About:
+        with self._one_line():
+            stated = self._client.get_collection(self._name).config.metadata or {}
+        try:
+            return About(**json.loads(stated[_ABOUT]))
+        except (KeyError, TypeError, ValueError):
+            told = f"the collection {self._name} is not what ivt_jax.index wrote"
+            raise UserError(f"{told}: name another --index") from None
 
     def _index_fields(self) -> None:
         """So that filters need not look at every row; and `values` needs it."""

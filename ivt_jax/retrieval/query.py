@@ -77,10 +77,10 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
 
 def phrases_of(query: Query) -> dict[str, bool]:
     """The attribute phrases of all terms, in their order and spelling, none twice, and whether the first term that has
-    one wants it; the first MAX_PHRASES."""
+    one wants it; the first MAX_PHRASES. Scenery is in them: who types "next to a white car" wants to see its score."""
     phrases: dict[str, tuple[str, bool]] = {}
     for term in query.terms:
-        for phrase in attribute_phrases(term.text[:_READ]):
+        for phrase in attribute_phrases(term.text[:_READ], scenery=True):
             phrases.setdefault(phrase.lower(), (phrase, term.weight > 0))
     return dict(list(phrases.values())[:MAX_PHRASES])
 

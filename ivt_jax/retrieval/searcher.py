@@ -81,7 +81,8 @@ class Answer(NamedTuple):
     """Results from the best to the worst, of how many pictures, and what the best score means, in words.
 
     good: False where validation says that nobody here fits; None where it says nothing of such a query. unread: what of
-    the sentences the model has not read, in words, "" for nothing.
+    the sentences the model has not read, in words, "" for nothing. unfinished: says that pictures are still to be added
+    to the index, "" if none is.
     """
 
     results: list[Result]
@@ -89,6 +90,7 @@ class Answer(NamedTuple):
     verdict: str
     good: bool | None
     unread: str = ""
+    unfinished: str = ""
 
 
 class Searcher:
@@ -141,6 +143,7 @@ class Searcher:
         exact: as `VectorStore.search`. Raises UserError where this cannot be asked.
         """
         count = self._keep_up()
+        unfinished = self.about.describe_unfinished(count)  # as it is now: the build may end during this search
         query = Query((Term(query),)) if isinstance(query, str) else query
         if top < 1:
             raise UserError(f"top is how many pictures are wanted, 1 or more, not {top}")
@@ -154,7 +157,8 @@ class Searcher:
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         searched = count if condition is None else self.store.count(condition)
-        return self._judge(query, results, searched)._replace(unread=unread)
+        answer = _refrain(results, searched, unfinished) if unfinished else self._judge(query, results, searched)
+        return answer._replace(unread=unread)
 
     def phrases(self, text: str) -> list[str]:
         """The phrases of a sentence, which `heat_maps` takes."""
@@ -325,6 +329,12 @@ class Searcher:
         if not rows:
             raise UserError(f"the index has no picture with the id {id}")
         return rows[0]
+
+
+def _refrain(results: list[Result], searched: int, unfinished: str) -> Answer:
+    """The answer of an unfinished index: validation says nothing, because the right picture may not be in yet."""
+    said = "No confidence estimate" if results else "No such picture yet"
+    return Answer(results, searched, f"{said}: {unfinished}", None, unfinished=unfinished)
 
 
 def read_calibration(workdir: Path) -> Calibration | None:

@@ -1,16 +1,23 @@
 """The pictures that an index is to hold, and what is known of each: those of a folder, or those of a list.
 
-A list is NAME.csv, whose first line names the columns, or NAME.jsonl, an object on each line; both in UTF-8. `path` is
-that of the picture, relative to the folder of pictures, or absolute in it. All else is metadata: every other column is
-a field, of the first of these types that fits all its values, however the file writes them; "" and null are missing.
+A list is NAME.csv, whose first line names the columns, or NAME.jsonl, an object on each line. Both are UTF-8, with or
+without a byte order mark, or UTF-16 with one. A CSV is separated by commas, semicolons or tabs: by the first of these
+that gives the first line a column `path`. Blanks around the names of columns are dropped, and then those around all
+values too; empty columns and lines at the end are ignored. `path`, in any case, is that of the picture, relative to the
+folder of pictures, or absolute in it. All else is metadata: every other column is a field, of the first of these types
+that fits all its values, however the file writes them; "" and null are missing.
 
     integer    -7, 42                   of at most 18 digits; 007 is text, for it names something
     number     0.25, 1e-3               as JSON writes them; 12e4, without sign or point, is text
     boolean    true, false              in small letters or large ones
     time       2024-05-01T14:30+02:00   ISO 8601; without a zone in UTC, and a date is its midnight
     text       whatever else
+
+A line without a path, or with one outside the folder of pictures, is skipped, with its number and the reason; the
+file is not looked at. A list whose structure is damaged, or that names a picture twice, is refused.
 """
 
+import collections
 import csv
 import functools
 import io
@@ -19,15 +26,22 @@ import math
 import os
 import re
 import stat
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.inspection import MISSING, SUFFIXES, leads_out
+from input_pipeline.files import is_utf16
+from input_pipeline.inspection import MISSING, leads_out
+from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.where import Value, read_time
 
 _OUT = "a link that leads out of the folder of pictures"
+_SEPARATORS = (",", ";", "\t")
+_FEW = 10  # 1 value in _FEW, or a single one, that does not fit the type of the others is most likely a mistake
+_BRIEF = 60  # characters of a value in a message
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-][0-9]+)?")
 
@@ -50,63 +64,66 @@ class Source(NamedTuple):
     unreadable: list[tuple[str, str]]  # (path, reason) of what is no file that could be read
     closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" behind: what is in them is not known
     listed: bool = False  # by a list, which tells all that is known of them
+    passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are not taken
+    notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
 
 
 def read_folder(folder: Path) -> Source:
-    """All picture files in `folder` and below, sorted.
+    """All picture files in `folder` and below, sorted, but those that `ivt_jax.gallery.walk` passes over and counts.
 
     Links are followed where they lead to a file in it. Raises UserError where there is no picture.
     """
     root, faults = _root(folder), list[OSError]()
-    paths, unreadable = [], []
-    for place, folders, files in os.walk(root, onerror=faults.append):
-        here = Path(place).relative_to(root)
-        paths += [(here / name).as_posix() for name in files if name.lower().endswith(SUFFIXES)]
+    paths, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
+    for place, folders, files in walk(root, passed, faults.append):
+        here = place.relative_to(root)
+        paths += [(here / name).as_posix() for name in files]
         for name in folders:  # what a link to a folder in it holds is found where it lies
-            if leads_out(root, Path(place, name)):
+            if leads_out(root, place / name):
                 unreadable.append(((here / name).as_posix(), _OUT))
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
     pictures, unseen = _look(root, {path: {} for path in sorted(paths)})
     if not pictures and not unseen and closed:
         raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not unseen:
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)})")
-    return Source(root, {}, pictures, closed + unreadable + unseen, tuple(f"{path}/" for path, _ in closed))
+        found = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){found}: mount it, or name another folder")
+    closed_folders = tuple(f"{path}/" for path, _ in closed)
+    return Source(root, {}, pictures, closed + unreadable + unseen, closed_folders, passed=passed)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:
     """The pictures that a list names, in its order. folder: that of the pictures; without it, the list's own.
 
-    Raises UserError where the list names none, and, with the line, where it is malformed, names one twice, or names one
-    that lies outside the folder.
+    Lines without a path in the folder are among `unreadable`. Raises UserError where the list names no picture in the
+    folder, and, with the line, where it is malformed or names one twice.
     """
     root = _root(folder or listed.parent)
-    try:
-        content = listed.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--list: {listed} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{listed}: line {line} is not UTF-8 text: save the file as UTF-8") from None
+    bases = (root, root.resolve())
     lines: dict[str, int] = {}
-    records = []
-    for line, record in _reader(listed)(listed, text):
+    records, outside, twice = [], list[tuple[int, str]](), list[str]()
+    for line, record in _reader(listed)(listed, _read_text(listed)):
         named = record.pop("path", "")
-        if not named:
-            raise DataError(f"{listed}: line {line} has no path")
-        path = _within(root, named)
+        path = _within(bases, named) if named else ""
         if not path:
-            raise DataError(f"{listed}: line {line}: {named} is not in {root}; name the folder of all with --images")
-        if path in lines:
-            raise DataError(f"{listed}: line {line} names {path} again, after line {lines[path]}: remove one of them")
-        lines[path] = line
-        records.append(record)
+            outside.append((line, named))
+        elif path in lines:
+            twice.append(f"line {line} names {path} again, after line {lines[path]}: remove one of them")
+        else:
+            lines[path] = line
+            records.append(record)
+    if twice:
+        more = f" ({len(twice):,} lines name a picture again)" if len(twice) > 1 else ""
+        raise DataError(f"{listed}: {twice[0]}{more}")
     if not lines:
-        raise DataError(f"{listed} names no pictures")
-    fields, metadata = _typed(records)
+        raise DataError(_describe_nothing(listed, root, outside))
+    fields, metadata, notes = _typed(records, [*lines.values()])
     pictures, unreadable = _look(root, dict(zip(lines, metadata, strict=True)))
-    return Source(root, fields, pictures, unreadable, listed=True)
+    passed_over = [
+        (f"line {line} of {listed.name}" + (f": {named}" if named else ""), f"not in {root}" if named else "no path")
+        for line, named in outside
+    ]
+    return Source(root, fields, pictures, passed_over + unreadable, listed=True, notes=tuple(notes))
 
 
 def _root(folder: Path) -> Path:
@@ -118,10 +135,26 @@ def _root(folder: Path) -> Path:
     return Path(root)
 
 
-def _within(root: Path, path: str) -> str:
-    """The path relative to the root; "" where it is none, or leads out of it."""
-    relative = os.path.relpath(os.path.join(root, path), root)
-    return "" if relative == os.curdir or relative.split(os.sep)[0] == os.pardir else Path(relative).as_posix()
+def _within(bases: Sequence[Path], path: str) -> str:
+    """The path relative to the root; "" where it is the root, or leads out of it.
+
+    bases: the root, and the root without symbolic links, which an absolute path may name as well.
+    """
+    for base in bases if os.path.isabs(path) else bases[:1]:
+        relative = os.path.relpath(os.path.join(base, path), base)
+        if relative != os.curdir and relative.split(os.sep)[0] != os.pardir:
+            return Path(relative).as_posix()
+    return ""
+
+
+def _describe_nothing(listed: Path, root: Path, outside: Sequence[tuple[int, str]]) -> str:
+    """Says why a list names no picture; outside: line and path of those without a path in the root."""
+    if not outside:
+        return f"{listed} names no pictures"
+    line, named = outside[0]
+    if not named:
+        return f"{listed}: line {line} has no path"
+    return f"{listed}: line {line}: {named} is not in {root}; name the folder of all with --images"
 
 
 def _look(
@@ -171,23 +204,63 @@ def _is_text(name: str) -> bool:
 # ---- lists: (number of the line, name -> text) of each record
 
 
-def _read_csv(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _read_text(listed: Path) -> str:
     try:
-        header = next(reader, [])
-        if "path" not in header:
-            raise DataError(f"{listed}: the first line names no column path, but {', '.join(header)[:80] or 'nothing'}")
-        if not all(header) or len({*header}) < len(header):
-            raise DataError(f"{listed}: the first line gives a column no name, or two the same")
+        content = listed.read_bytes()
+        return content.decode("utf-16" if is_utf16(content) else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--list: {listed} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{listed}: line {line} is not UTF-8 text: save the file as UTF-8") from None
+
+
+def _read_csv(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # Python's own limit is 131,072 characters of a value
+    separator, header, padded = _read_header(listed, text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=padded, strict=True)
+    line = 1
+    try:
+        next(reader)
         line = reader.line_num + 1
         for values in reader:
-            if len(values) not in (0, len(header)):
-                raise DataError(f"{listed}: line {line} has {len(values)} values for {len(header)} columns")
-            if values:
-                yield line, dict(zip(header, values, strict=True))
+            values = [value.strip() for value in values] if padded else values
+            if any(value.strip() for value in values):
+                if len(values) < len(header) or any(values[len(header) :]):
+                    raise DataError(f"{listed}: line {line} has {len(values)} values for {len(header)} columns")
+                yield line, dict(zip(header, values, strict=False))
             line = reader.line_num + 1  # a value may hold line breaks
     except csv.Error as error:
-        raise DataError(f"{listed}: line {reader.line_num} is malformed: {error}") from None
+        raise DataError(f"{listed}: line {line} is malformed: {error}") from None
+
+
+def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
+    """The separator of a CSV, the names of its columns, and whether there are blanks around these."""
+    for separator in _SEPARATORS:
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+            names = _name_path([name.strip() for name in next(reader, [])])
+        except csv.Error:  # quotes that end in front of another separator
+            continue
+        while names and not names[-1]:
+            names.pop()
+        if "path" not in names:
+            continue
+        if not all(names) or len({*names}) < len(names):
+            raise DataError(f"{listed}: the first line gives a column no name, or two the same")
+        plain = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        return separator, names, any(name != name.strip() for name in plain)
+    first = text.partition("\n")[0].strip()[:80]
+    if "\0" in first:  # UTF-16 without a byte order mark
+        raise DataError(f"{listed}: line 1 is not UTF-8 text: save the file as UTF-8")
+    raise DataError(f"{listed}: the first line names no column path, but {first or 'nothing'}")
+
+
+def _name_path(names: Sequence[str]) -> list[str]:
+    """The names, with "path" for the only one that differs from it in its case alone, such as Path."""
+    if "path" in names or [name.lower() for name in names].count("path") != 1:
+        return [*names]
+    return ["path" if name.lower() == "path" else name for name in names]
 
 
 def _read_jsonl(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -198,7 +271,8 @@ def _read_jsonl(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]
             record = json.loads(content, parse_constant=lambda name: None)  # NaN, which is no JSON, for what is missing
             if not isinstance(record, dict):
                 raise ValueError("expected an object")
-            yield line, {name: _as_text(name, value) for name, value in record.items()}
+            values = [_as_text(name, value) for name, value in record.items()]
+            yield line, dict(zip(_name_path([*record]), values, strict=True))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{listed}: line {line} is malformed: {error}") from None
 
@@ -219,33 +293,64 @@ def _reader(listed: Path) -> Callable[[Path, str], Iterator[tuple[int, dict[str,
     """What reads such a list."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if listed.suffix.lower() not in readers:
-        raise UserError(f"--list: {listed} is neither .csv nor .jsonl")
+        raise UserError(f"--list: {listed} is neither .csv nor .jsonl: rename it if it is one of them")
     return readers[listed.suffix.lower()]
 
 
 # ---- types
 
 
-def _typed(records: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], list[dict[str, Value | None]]]:
-    """Texts by name -> the type of each field, and the value that each record has for it."""
+def _typed(
+    records: Sequence[Mapping[str, str]], lines: Sequence[int]
+) -> tuple[dict[str, str], list[dict[str, Value | None]], list[str]]:
+    """Texts by name -> the type of each field, the value that each record has for it, and `Source.notes`."""
     fields: dict[str, str] = {}
     metadata: list[dict[str, Value | None]] = [{} for _ in records]
+    notes = []
     for name in dict.fromkeys(name for record in records for name in record):
-        fields[name], values = _infer([record.get(name, "") for record in records])
+        texts = [record.get(name, "") for record in records]
+        fields[name], values, nearly = _infer(texts)
         for known, value in zip(metadata, values, strict=True):
             known[name] = value
-    return fields, metadata
+        if nearly:
+            kind, misfits = nearly
+            count, text = sum(map(bool, texts)), texts[misfits[0]]
+            brief = text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
+            told = f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}"
+            notes.append(f"{told}; {count - len(misfits):,} of {count:,} values are of type {kind}")
+    return fields, metadata, notes
 
 
-def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None]]:
-    """The type of a field, and its values; where all are missing it is text."""
-    if any(texts):
-        for kind, read in _KINDS.items():
-            try:
-                return kind, [read(text) if text else None for text in texts]
-            except ValueError:
-                continue
-    return "text", [text or None for text in texts]
+def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None], tuple[str, list[int]] | None]:
+    """The type of a field, and its values; where all are missing it is text.
+
+    Of text also the type that fits nearly all values, and the indices of the others; None where there is no such type.
+    """
+    count = sum(map(bool, texts))
+    nearly: tuple[str, list[int]] | None = None
+    for kind, read in _KINDS.items() if count else ():
+        values, misfits = _read_all(texts, read, max(1, count // _FEW))
+        if not misfits:
+            return kind, values, None
+        fits_nearly = len(values) == len(texts) and len(misfits) < count
+        if fits_nearly and (nearly is None or len(misfits) < len(nearly[1])):
+            nearly = kind, misfits
+    return "text", [text or None for text in texts], nearly
+
+
+def _read_all(texts: Sequence[str], read: Callable[[str], Value], most: int) -> tuple[list[Value | None], list[int]]:
+    """The values, None where the text is "" or does not fit, and the indices of those; ends beyond `most` of them."""
+    values: list[Value | None] = []
+    misfits: list[int] = []
+    for index, text in enumerate(texts):
+        try:
+            values.append(read(text) if text else None)
+        except ValueError:
+            if len(misfits) == most:
+                return values, [*misfits, index]
+            misfits.append(index)
+            values.append(None)
+    return values, misfits
 
 
 def _integer(text: str) -> int:

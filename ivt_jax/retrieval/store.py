@@ -34,7 +34,9 @@ class About:
     (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
     `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made:
     distinguishes the index from another made in its place; unfinished: the first id that a running or stopped build has
-    assigned, -1 if there is none or it does not matter.
+    assigned, -1 if there is none or it does not matter; planned: the number of rows that the index holds once such a
+    build has added all its new pictures, 0 if no picture is waiting to be added; sideways: rows of smaller ids may have
+    been embedded before pictures were turned upright (`ivt_jax.retrieval.upright`), 0 if there are none.
     """
 
     model: str
@@ -48,6 +50,8 @@ class About:
     made: str = ""
     format: int = FORMAT
     unfinished: int = -1
+    planned: int = 0
+    sideways: int = 0
 
     def model_folder(self, workdir: Path | str | None) -> Path:
         """Where the model is: in `workdir`, or else where the index says. UserError where it is not there any more."""
@@ -59,9 +63,18 @@ class About:
     def to_json(self) -> str:
         """As the stores keep it; `About(**json.loads(...))` reads it."""
         stated = dataclasses.asdict(self)
-        if self.unfinished < 0:
-            del stated["unfinished"]  # older versions of ivt_jax do not know this key
+        for key, unset in (("unfinished", -1), ("planned", 0), ("sideways", 0)):
+            if stated[key] == unset:
+                del stated[key]  # older versions of ivt_jax do not know these keys
         return json.dumps(stated)
+
+    def describe_unfinished(self, rows: int) -> str:
+        """Says that pictures are still to be added, and what to do; "" if none is. rows: how many the index holds."""
+        if rows >= self.planned:
+            return ""
+        # While rows of pictures that are gone are counted as well, the number does not show how far the build is.
+        progress = "" if self.unfinished >= 0 else f" ({rows:,} of {self.planned:,} pictures)"
+        return f"the index is unfinished{progress}; wait for its build, or run python -m ivt_jax.index again"
 
 
 class Row(NamedTuple):

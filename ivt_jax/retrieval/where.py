@@ -177,7 +177,11 @@ class _Reader:
             raise self.wrong("expected a field")
         name = text[1:-1].replace("``", "`") if kind == "quoted" else text
         if name not in self._fields:
-            raise self.wrong(f"the index has no such field; it has: {', '.join(self._fields) or 'none'}")
+            if not self._fields:
+                raise self.wrong(
+                    "the index has no fields: make it of a list with columns (python -m ivt_jax.index --list)"
+                )
+            raise self.wrong(f"the index has no such field; it has: {', '.join(self._fields)}")
         self._advance()
         return name
 

@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> None:
         address = f"http://{[args.host, *args.allow_host][-1]}:{listener.getsockname()[1]}"
         if public:
             address = f"{public.origin.url}{public.path}/, listening at {address}"
-        print(f"serving {printable(args.index)} ({searcher.store.count():,} pictures) at {address}", flush=True)
+        pictures = searcher.store.count()
+        print(f"serving {printable(args.index)} ({pictures:,} pictures) at {address}", flush=True)
+        if unfinished := searcher.about.describe_unfinished(pictures):
+            print(unfinished, flush=True)
         if token:
             print(f"token: that of {VARIABLE}" if given else f"token: {token}", flush=True)
         if args.host in ANY and not named:

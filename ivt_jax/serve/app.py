@@ -22,9 +22,9 @@ from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value
 from ivt_jax.serve.decoder import Decoder
 from ivt_jax.serve.guard import Guard
-from ivt_jax.serve.limits import Places, Tokens, log
+from ivt_jax.serve.limits import Slots, Tokens, log
 from ivt_jax.serve.pictures import draw_heat
-from ivt_jax.serve.public import read_origin
+from ivt_jax.serve.public import Origin, read_origin
 from ivt_jax.serve.schema import (
     AskedPhrases,
     AskedQuery,
@@ -38,7 +38,7 @@ from ivt_jax.serve.schema import (
     Id,
 )
 from ivt_jax.serve.sessions import Sessions, cookie_name
-from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, PLACE_SECONDS, Settings
+from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, SLOT_SECONDS, Settings
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -90,7 +90,7 @@ class Endpoints:
         # One at a time works with the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
         # Uploaded images are decoded in another process, so that requests without one do not wait for them.
-        self._decoder, self._decoding = Decoder(searcher.encoder.size), Places(1, 1, PLACE_SECONDS, "too many images")
+        self._decoder, self._decoding = Decoder(searcher.encoder.size), Slots(1, 1, SLOT_SECONDS, "too many images")
 
     async def about(self) -> GivenAbout:
         """What is served, and with which model."""
@@ -99,6 +99,7 @@ class Endpoints:
         return GivenAbout(
             index=self._settings.index,
             pictures=pictures,
+            unfinished=store.about.describe_unfinished(pictures),
             model=store.about.model,
             fields=dict(store.about.fields),
             values=values,
@@ -140,16 +141,22 @@ class Endpoints:
     async def login(self, asked: AskedToken, request: Request) -> Response:
         """Takes the token, and gives a cookie in its place."""
         if not self._tokens.is_right(asked.token):
-            raise self._tokens.refuse(request.scope["client"][0], time.monotonic())
+            raise self._tokens.count_wrong(request.scope["client"][0], time.monotonic())
         response = Response(status_code=204)
-        origin, public = read_origin(request.headers.get("origin", "")), self._settings.public
-        path = "/"
+        path, https = self._cookie_scope(read_origin(request.headers.get("origin", "")))
+        name, session = cookie_name(request.headers), self._sessions.open(time.monotonic())
+        response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=https)
+        return response
+
+    def _cookie_scope(self, origin: Origin | None) -> tuple[str, bool]:
+        """Returns the cookie's path, and whether the browser connects by HTTPS (to the proxy, if there is one).
+
+        origin: of the page that logs in; None for a program.
+        """
+        path, public = "/", self._settings.public
         if public and origin in (None, public.origin):  # not from the page at the server's own address
             origin, path = public.origin, f"{public.path}/"
-        encrypted = origin is not None and origin.scheme == "https"  # as the browser sees it, before a proxy
-        name, session = cookie_name(request.headers), self._sessions.open(time.monotonic())
-        response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=encrypted)
-        return response
+        return path, origin is not None and origin.scheme == "https"
 
     def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:
         return draw_heat(*self._searcher.heat_maps(id, phrases))

@@ -1,13 +1,14 @@
 """Decodes uploaded images in a separate process, which has limits of time and memory.
 
 A file of 100 kB can keep a decoder busy for a minute or make it allocate gigabytes, in more ways than a check of its
-header can foresee. The process is killed if an image takes more than DECODE_SECONDS, cannot have more than DECODE_BYTES
-of memory, and is started again after a kill. It keeps running between images. It imports neither JAX nor the model.
+header can foresee. If an image takes more than DECODE_SECONDS, the process is killed and started again. It cannot have
+more than DECODE_BYTES of memory. Between images it keeps running. It imports neither JAX nor the model.
 """
 
 import contextlib
 import io
 import multiprocessing
+import os
 import resource
 import signal
 from multiprocessing.connection import Connection
@@ -21,7 +22,7 @@ from ivt_jax.serve.pictures import check_upload
 from ivt_jax.serve.settings import DECODE_BYTES, DECODE_SECONDS
 
 _START_SECONDS = 60.0  # for the process to start, on a busy machine
-_DECODED, _REFUSED = b"+", b"-"  # before an answer: a PNG, or the reason
+_DECODED, _REFUSED = b"+", b"-"  # the first byte of an answer; after it, a PNG or the reason
 
 
 class Decoder:
@@ -34,7 +35,7 @@ class Decoder:
     def decode(self, content: bytes) -> bytes:
         """Returns an uploaded image as a PNG, resized as by `ivt_jax.images.fit`.
 
-        Raises UserError if it is no JPEG, PNG or WEBP, is damaged or too large, or exceeds a limit of time or memory.
+        Raises UserError if its format is not taken, it is damaged or too large, or exceeds a limit of time or memory.
         """
         if not self._process.is_alive():
             self._restart()
@@ -82,8 +83,9 @@ class Decoder:
 
 
 def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
-    """Runs in the process: answers each message, the bytes of an image, until the pipe is closed. memory: in bytes."""
+    """Runs in the decoding process: decodes an image per message until the pipe closes. memory: its limit, in bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # uploads are not stored, not even by a crash
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints each damaged upload
     with contextlib.suppress(OSError):  # a system without /proc limits only the time
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory

@@ -1,10 +1,10 @@
 """What a request passes before the application sees it: closed by default.
 
 In this order: the name that the server was called by (a site that has its name point to this machine is refused), the
-page that sends it, the client's rate, the token, the number of the client's requests under way, a place for a large
+page that sends it, the client's rate, the token, the number of the client's requests under way, a slot for a large
 body, the size of the body and its time to arrive, and the number of all requests under way.
 
-A client is an address together with its session, so that clients behind one proxy count separately.
+A client is an address together with its session, so users behind one address count separately once they have logged in.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ivt_jax.serve.limits import Busy, Places, Refused, Tokens, log
+from ivt_jax.serve.limits import Busy, Refused, Slots, Tokens, log
 from ivt_jax.serve.public import NAME, Origin, read_origin
 from ivt_jax.serve.sessions import Sessions, read_cookie
 from ivt_jax.serve.settings import (
@@ -33,9 +33,9 @@ from ivt_jax.serve.settings import (
     MAX_MARKS,
     MAX_SMALL_BODY,
     MAX_UNDER_WAY,
-    PLACE_SECONDS,
     RATE,
     RETRY_SECONDS,
+    SLOT_SECONDS,
     Settings,
 )
 
@@ -74,11 +74,11 @@ class Guard:
         self._app, self._settings, self._sessions, self._tokens, self._open = app, settings, sessions, tokens, open
         self._path = settings.public.path if settings.public else ""
         self._rates, self._under_way = Rates(), 0
-        self._bodies = Places(MAX_BODIES, MAX_CLIENT_BODIES, PLACE_SECONDS, "too many large requests at once")
+        self._bodies = Slots(MAX_BODIES, MAX_CLIENT_BODIES, SLOT_SECONDS, "too many large requests at once")
         # A client's requests, also those whose body has yet to arrive. A request may wait for RETRY_SECONDS, because
-        # closed connections give their places back with a delay.
-        crowded = "too many of your requests are under way"
-        self._own = Places(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, crowded)
+        # closed connections give their slots back with a delay.
+        reason = "too many of your requests are under way"
+        self._requests = Slots(MAX_CONNECTIONS, MAX_CLIENT_UNDER_WAY, RETRY_SECONDS, reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request or refuses it. Logs errors without the content of the request."""
@@ -108,7 +108,7 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, client: Hashable) -> None:
         length = _body_length(scope)
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._own.taken(client))
+            await stack.enter_async_context(self._requests.taken(client))
             if length > MAX_SMALL_BODY:
                 await stack.enter_async_context(self._bodies.taken(client))
             receive_again = await _receive_whole(scope, receive)
@@ -141,31 +141,37 @@ class Guard:
     def _check(self, scope: Scope) -> Hashable:
         """Returns the client, an address with its session. Raises Refused."""
         headers = Headers(scope=scope)
-        name = _HOST.fullmatch(headers.get("host", "").lower())
-        if not name or name[1] not in self._settings.hosts:
-            reason = "the server does not answer to this host name"
-            raise Refused(421, f"{reason}: name it with --allow_host, or with --public_url behind a proxy")
-        origin = headers.get("origin", "")
-        if scope["method"] not in ("GET", "HEAD") and origin and not self._is_own(read_origin(origin), *name.groups()):
-            reason = "the request comes from the page of another site"
-            raise Refused(403, f"{reason}; if it is the server's own page behind a proxy, set --public_url")
+        self._check_site(headers, scope["method"])
         now, address = time.monotonic(), scope["client"][0]
         session, token = self._session(headers, now), _bearer(headers)
         admitted = session or ("token" if self._tokens.is_right(token) else "")
         # Clients without the token, perhaps behind the same proxy, do not use up the rate of those with it.
         if not self._rates.admits((address, admitted), now):
             raise Busy(429, "too many requests")
-        if self._settings.token and token and not admitted:
-            raise self._tokens.refuse(address, now)
-        if self._settings.token and self._local_path(scope) not in self._open and not admitted:
+        if self._settings.token and not admitted and self._local_path(scope) not in self._open:
+            if token:
+                raise self._tokens.count_wrong(address, now)
             raise Refused(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
         return address, admitted
 
+    def _check_site(self, headers: Headers, method: str) -> None:
+        """Raises Refused for another host name, and for a page of another site that sends more than GET or HEAD."""
+        name = _HOST.fullmatch(headers.get("host", "").lower())
+        if not name or name[1] not in self._settings.hosts:
+            reason = "the server does not answer to this host name"
+            raise Refused(421, f"{reason}: name it with --allow_host, or with --public_url behind a proxy")
+        origin = headers.get("origin", "")
+        if method not in ("GET", "HEAD") and origin and not self._is_own(read_origin(origin), *name.groups()):
+            reason = "the request comes from the page of another site"
+            raise Refused(403, f"{reason}; if it is the server's own page behind a proxy, set --public_url")
+
     def _is_own(self, origin: Origin | None, host: str, port: str | None) -> bool:
         """Whether a page of this origin is the server's own, for a request with this Host header."""
+        if origin is None:
+            return False
         public = self._settings.public and self._settings.public.origin
-        if origin is None or origin == public:
-            return origin is not None
+        if origin == public:
+            return True
         if public and host == public.host:  # such as http:// where the public URL has https://
             return False
         return origin == read_origin(f"{origin.scheme}://{host}" + (f":{port}" if port else ""))
@@ -184,20 +190,21 @@ def _bearer(headers: Headers) -> str:
 
 def _body_length(scope: Scope) -> int:
     """Returns the length of a body in bytes, the largest allowed if it is unknown. Raises Refused if it is larger."""
-    headers, most = Headers(scope=scope), _most(scope)
+    headers, most = Headers(scope=scope), _largest_body(scope)
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:
         raise Refused(413, f"the request is larger than {most:,} bytes")
     return most if "transfer-encoding" in headers else int(length)
 
 
-def _most(scope: Scope) -> int:
+def _largest_body(scope: Scope) -> int:
+    """Returns the largest body that the path accepts, in bytes."""
     return MAX_BODY if scope["path"] == "/api/search" else MAX_SMALL_BODY
 
 
 async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
     """Reads the body, and gives it as one message; Refused where it is too large, or does not come."""
-    most = _most(scope)
+    most = _largest_body(scope)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -1,4 +1,4 @@
-"""Limits that the clients share: places for uploads, and wrong tokens. Times are of one clock, in seconds."""
+"""Limits on clients: slots for requests, bodies and images, and a count of wrong tokens. Times are in seconds."""
 
 import asyncio
 import contextlib
@@ -24,51 +24,54 @@ class Busy(Refused):
         super().__init__(status, f"{reason}: wait a moment", {"retry-after": str(RETRY_SECONDS)})
 
 
-class Places:
-    """Admits at most `most` holders at a time, and `each` of one client; the others wait for up to `seconds`.
+class Slots:
+    """Admits at most `limit` requests at a time, `client_limit` of one client; others wait for up to `seconds`.
 
-    No client has more than `each` in the common queue, so clients take turns, however many requests one of them sends.
+    At most `client_limit` requests of one client wait in the common queue, so clients take turns, however many requests
+    one of them sends.
     """
 
-    def __init__(self, most: int, each: int, seconds: float, crowded: str):
-        """crowded: the reason given to a request that has waited in vain."""
-        self._all, self._each, self._seconds, self._crowded = asyncio.Semaphore(most), each, seconds, crowded
-        self._own = weakref.WeakValueDictionary[Hashable, asyncio.Semaphore]()  # of clients that hold one or wait
+    def __init__(self, limit: int, client_limit: int, seconds: float, reason: str):
+        """reason: for the refusal of a request that got no slot in time."""
+        self._slots, self._client_limit = asyncio.Semaphore(limit), client_limit
+        self._seconds, self._reason = seconds, reason
+        # The slots of each client that holds one or waits.
+        self._client_slots = weakref.WeakValueDictionary[Hashable, asyncio.Semaphore]()
 
     @contextlib.asynccontextmanager
     async def taken(self, client: Hashable) -> AsyncIterator[None]:
-        """Holds a place for as long as the block lasts. Raises Busy (503) if none becomes free in time."""
-        own = self._own.setdefault(client, asyncio.Semaphore(self._each))
+        """Holds a slot for as long as the block lasts. Raises Busy (503) if none becomes free in time."""
+        client_slots = self._client_slots.setdefault(client, asyncio.Semaphore(self._client_limit))
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._seconds):
-                    await stack.enter_async_context(own)
-                    await stack.enter_async_context(self._all)
+                    await stack.enter_async_context(client_slots)
+                    await stack.enter_async_context(self._slots)
             except TimeoutError:
-                raise Busy(503, self._crowded) from None
+                raise Busy(503, self._reason) from None
             yield
 
 
 class Tokens:
-    """The token, and how often each client has sent a wrong one."""
+    """The token, and how often each address has sent a wrong one."""
 
     def __init__(self, token: str):
         self._token = token.encode()
-        self._wrong: dict[Hashable, tuple[float, int]] = {}  # by client: since when, how many; the oldest first
+        self._wrong: dict[Hashable, tuple[float, int]] = {}  # by address: since when, how many; the oldest first
 
     def is_right(self, text: str) -> bool:
         """Whether a text is the token, if there is one; the time does not depend on how much of it is right."""
         return bool(self._token) and hmac.compare_digest(text.encode(errors="replace"), self._token)
 
-    def refuse(self, client: str, now: float) -> Refused:
-        """Counts a wrong token, logs a client's first in each minute, and returns the refusal: 401; after many, 429."""
-        since, count = self._wrong.get(client, (now, 0))
+    def count_wrong(self, address: str, now: float) -> Refused:
+        """Counts a wrong token, logs an address's first in each minute, returns the refusal: 401, or 429 after many."""
+        since, count = self._wrong.get(address, (now, 0))
         if now - since >= WRONG_SECONDS:
             since, count = now, 0
         if not count:
-            self._wrong.pop(client, None)  # inserted again below, at the end
-            log(f"warning: {client} has sent a wrong token (one line a minute, however many follow)")
-        self._wrong[client] = since, count + 1
+            self._wrong.pop(address, None)  # inserted again below, at the end
+            log(f"warning: {address} has sent a wrong token (one line a minute, however many follow)")
+        self._wrong[address] = since, count + 1
         if len(self._wrong) > MAX_CLIENTS:
             del self._wrong[next(iter(self._wrong))]
         if count < WRONG_TOKENS:

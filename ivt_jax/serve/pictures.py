@@ -5,25 +5,26 @@ import io
 import numpy as np
 from PIL import Image
 
+from input_pipeline.decoding import NotTakenError, open_picture
 from input_pipeline.errors import UserError
 from ivt_jax.pages import data_uri
-from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS, UPLOAD_FORMATS
+from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS
 
 _SHOWN = (512, 1024)  # width and height at most of a picture with heat drawn over it
 _QUALITY = 85
 
 
 def check_upload(content: bytes) -> None:
-    """Decodes nothing. Raises UserError where this is no JPEG, PNG or WEBP, or would take too long to decode."""
+    """Decodes nothing. Raises UserError if the format is not taken, or decoding would take too long."""
     try:
-        with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as image:
+        with open_picture(io.BytesIO(content)) as image:
             width, height = image.size
+    except NotTakenError as error:
+        raise UserError(f"the image cannot be read ({error}): send a JPEG, PNG or WEBP") from None
     except Image.DecompressionBombError:
         raise UserError(f"the image has too many pixels: at most {MAX_UPLOAD_PIXELS:,} are taken") from None
     except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
-        raise UserError(
-            f"the image cannot be read: send a {', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
-        ) from None
+        raise UserError("the image cannot be read: send a JPEG, PNG or WEBP") from None  # formats that all can write
     # By content: Pillow has other names for kinds of JPEG, such as MPO. The marker stands before each scan.
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise UserError(f"the image has more than {MAX_SCANS} scans: save it anew")

@@ -42,7 +42,7 @@ class AskedQuery(Asked):
     """Terms, and an image or a row, of which one at least."""
 
     terms: list[AskedTerm] = Field(default=[], max_length=MAX_TERMS)
-    image: Base64Bytes | None = Field(default=None, description="a crop: JPEG, PNG or WEBP, in Base64")
+    image: Base64Bytes | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
     like: Id | None = Field(default=None, description="a row, for more like it")
     image_weight: float = Field(default=1.0, description="of the image, or of the row")
     where: Filter = ""
@@ -99,7 +99,8 @@ class GivenResult(Given):
 class GivenAnswer(Given):
     """The pictures, the best first, of `searched` that meet the filter.
 
-    `good` is false where none fits; `unread` says what of the sentences the model has not read.
+    `good` is false where none fits; `unread` says what of the sentences the model has not read; `unfinished` says that
+    pictures are still to be added to the index, and is empty if none is.
     """
 
     results: list[GivenResult]
@@ -107,6 +108,7 @@ class GivenAnswer(Given):
     verdict: str
     good: bool | None
     unread: str
+    unfinished: str
 
 
 class GivenPhrases(Given):
@@ -126,6 +128,7 @@ class GivenAbout(Given):
 
     index: str
     pictures: int
+    unfinished: str = Field(description="says that pictures are still to be added; empty if none is")
     model: str
     fields: dict[str, str] = Field(description="name and type of what is known of each picture")
     values: dict[str, list[Known]] = Field(description="what fields hold, of those that hold few values")

@@ -22,19 +22,20 @@ class Protocol(H11Protocol):
     has sent nothing for longest, so that a new one is answered.
     """
 
-    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()  # each has all its clients' connections
+    # no limit per address for these: a proxy has the connections of all its clients
+    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
-    _heard = 0  # number of the last data that it sent, from _ORDER
+    _last_sent = 0  # grows with each piece of data from the client; from _ORDER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._heard = next(_ORDER)
+        self._last_sent = next(_ORDER)
         self._expect_head()
         self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = next(_ORDER)
+        self._last_sent = next(_ORDER)
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:  # part of a head
             self._expect_head()
@@ -68,35 +69,36 @@ class Protocol(H11Protocol):
             self._write_timer = None
 
     def _make_room(self) -> None:
-        """Closes a connection if there are too many: one that the server waits for, or else this one.
+        """Closes a connection if its address, or all together, have too many: the one idle longest, or else this one.
 
         If all connections of all clients are being answered, uvicorn answers this one with 503.
         """
-        everybody = [other for other in self.connections if isinstance(other, Protocol)]
-        own = [other for other in everybody if other._address == self._address]
+        everyone = [other for other in self.connections if isinstance(other, Protocol)]
+        own = [other for other in everyone if other._address == self._address]
         if len(own) > MAX_CLIENT_CONNECTIONS and not self._is_proxy():
-            crowd = own
-        elif len(everybody) >= MAX_CONNECTIONS:
-            crowd = everybody
+            counted = own
+        elif len(everyone) >= MAX_CONNECTIONS:
+            counted = everyone
         else:
             return
-        waiting = [other for other in crowd if other is not self and other._is_awaited()]
-        victim = min(waiting, key=lambda other: other._heard, default=self if crowd is own else None)
-        if victim is not None:
-            self.connections.discard(victim)  # now: uvicorn counts it until it is lost, and refuses this one with 503
-            victim.transport.abort()
+        idle = [other for other in counted if other is not self and other._is_idle()]
+        oldest = min(idle, key=lambda other: other._last_sent, default=self if counted is own else None)
+        if oldest is not None:
+            # At once: uvicorn counts it until it is lost, and would refuse this one with 503.
+            self.connections.discard(oldest)
+            oldest.transport.abort()
 
     @property
     def _address(self) -> str:
         return self.client[0] if self.client else ""
 
     def _is_proxy(self) -> bool:
-        if not self._address:  # it has gone already
+        if not self._address:  # the connection is already closed
             return False
         return any(ipaddress.ip_address(self._address) in network for network in self.proxies)
 
-    def _is_awaited(self) -> bool:
-        """Whether the server waits for it: since the last answer it has sent no request, or not all of one."""
+    def _is_idle(self) -> bool:
+        """Whether the client is to send next: it has sent no request since the last answer, or only part of one."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
 

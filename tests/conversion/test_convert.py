@@ -136,7 +136,7 @@ def test_the_release_is_converted(tmp_path, capsys, monkeypatch):
         (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
         (["--weights_text=nowhere"], "nowhere is not a file"),
         (["--out=."], ". exists already; remove it or name another --out"),
-        (["--out=[x]"], '/[x]: a path with "[" is not supported for checkpoints; rename the folder, choose another'),
+        (["--out=[x]"], '/[x]: a path with "[" is not supported for checkpoints and exports; rename the folder'),
         (["--out=nowhere/out"], "does not exist; make it first"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config.model.strid=3"], "the config has no key 'strid'"),
@@ -153,6 +153,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, files, capsys, chang
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_file_of_an_export_without_its_config_is_refused(tmp_path, capsys):
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    call = ["--source=export", f"--weights={tmp_path}/model.safetensors", f"--out={tmp_path}/out"]
+    assert convert.main(call) == 2
+    expected = f"error: {tmp_path}/config.json not found: --source=export reads it; put the export's beside --weights\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, files, monkeypatch):

@@ -107,15 +107,15 @@ def test_scalars_and_empty_tensors_are_read(tmp_path, shape):
     assert (found.dtype, found.shape) == (np.float32, shape)
 
 
-def test_float64_is_rounded_and_said(tmp_path, capsys):
+def test_rounding_of_float64_is_printed(tmp_path, capsys):
     third = np.array([1 / 3, -(2.0**-149), 3.4e38])
     np.savez(tmp_path / "big.npz", a=third.astype(">f8"))
     assert read_tensors(tmp_path / "big.npz")["a"].tolist() == np.float32(third).tolist()
-    assert capsys.readouterr().err.endswith("big.npz: float64 tensors that are rounded to float32: 1\n")
+    assert capsys.readouterr().err.endswith("big.npz: float64 tensors rounded to float32: 1\n")
     save_file({"a": third, "b": third, "c": SAMPLE}, tmp_path / "weights")
     found = read_tensors(tmp_path / "weights")["a"]
     assert found.tolist() == [11184811 / 2**25, -(2.0**-149), np.float32(3.4e38)]  # 1/3 with 24 bits
-    assert capsys.readouterr().err == f"{tmp_path}/weights: float64 tensors that are rounded to float32: 2\n"
+    assert capsys.readouterr().err == f"{tmp_path}/weights: float64 tensors rounded to float32: 2\n"
     save_file({"a": SAMPLE}, tmp_path / "weights")
     read_tensors(tmp_path / "weights")
     assert capsys.readouterr().err == ""
@@ -229,7 +229,7 @@ def test_pytorch_tensors_are_read_or_refused_by_their_dtype(tmp_path, torch, cap
     torch.content = {"a": Tensor(SAMPLE, "bfloat16"), "b": Tensor(SAMPLE.astype(np.float64))}
     tensors = read_tensors(tmp_path / "weights.bin")
     assert [tensors[name].dtype for name in "ab"] == [np.float32] * 2
-    assert capsys.readouterr().err.endswith("weights.bin: float64 tensors that are rounded to float32: 1\n")
+    assert capsys.readouterr().err.endswith("weights.bin: float64 tensors rounded to float32: 1\n")
     for dtype, array in (("float8_e4m3fn", SAMPLE), ("complex64", SAMPLE.astype(np.complex64))):
         torch.content = {"bad": Tensor(array, dtype)}
         with pytest.raises(UserError, match=f'weights.bin: tensor "bad" has dtype {dtype}; weights must be float16'):

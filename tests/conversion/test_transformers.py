@@ -104,7 +104,10 @@ def test_the_tower_computes_what_clip_does(tmp_path, clip, activation, bert, sto
 def test_texts_are_embedded_as_bert_does(tmp_path, vit, bert, store):
     made = convert_vit(written(vit, tmp_path), store(bert, tmp_path), MODEL, "bilinear", 0)
     ids = np.random.default_rng(3).integers(0, 30, (2, 9))
-    embed = lambda tower, ids: tower.text_embedding(ids, tower.dtype)  # noqa: E731
+
+    def embed(tower, ids):
+        return tower.text_embedding(ids, tower.dtype)
+
     ours = IVT(made.model).apply({"params": made.params}, ids, method=embed)
     with torch.no_grad():
         theirs = bert.embeddings(torch.tensor(ids)).numpy()

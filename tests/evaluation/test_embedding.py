@@ -39,7 +39,7 @@ def test_a_text_with_padding_in_it_keeps_its_end(model):
     np.testing.assert_allclose(embed_texts(*model, ids, 1), np.asarray(encode_texts(*model, ids)), atol=1e-6)
 
 
-def test_of_no_rows_come_no_rows(model):
+def test_a_batch_of_0_rows_gives_0_embeddings(model):
     for length in (4, 20):
         for encode in (lambda ids: encode_texts(*model, ids), lambda ids: embed_texts(*model, ids, 3)):
             found = encode(np.zeros((0, length), np.int32))

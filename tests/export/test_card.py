@@ -93,6 +93,6 @@ def test_only_what_was_written_is_explained(record):
 
 
 @pytest.mark.parametrize("form", ["orbax", "stablehlo", "saved_model", "onnx"])
-def test_what_is_no_text_is_said(record, form):
+def test_the_card_states_which_rows_give_nan(record, form):
     text = " ".join(card(record, [form]).split())
     assert "A row of ids gives NaN if it has an id outside of the vocabulary or begins with padding." in text

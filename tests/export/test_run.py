@@ -218,8 +218,6 @@ CONVERT_FAULTS = {
     "unexpected": ({"fusion.bias": np.ones(3, np.float32)}, 'unexpected tensor "fusion.bias" of shape (3,)'),
     "shape": ({"blocks.norm.bias": np.ones(13, np.float32)}, '"blocks.norm.bias" has shape (13,), expected (12)'),
     "nan": ({"blocks.norm.bias": np.full(12, np.nan, np.float32)}, '"blocks.norm.bias" has values that are not finite'),
-    "integer": ({"blocks.norm.bias": np.ones(12, np.int32)}, 'tensor "blocks.norm.bias" has dtype int32; weights must'),
-    "boolean": ({"blocks.norm.bias": np.ones(12, bool)}, 'tensor "blocks.norm.bias" has dtype bool; weights must be'),
     "float8": (
         {"blocks.norm.bias": np.ones(12, ml_dtypes.float8_e4m3fn)},
         'tensor "blocks.norm.bias" has dtype F8_E4M3; weights must be',
@@ -270,7 +268,37 @@ def test_an_export_in_another_floating_point_dtype_is_read_as_float32(converted,
     same_bits(flatten_dict(restore_params(file.parent).params, sep="/"), expected)
 
 
+def test_formats_are_added_to_an_export_of_the_same_parameters(run, best, write_summary):
+    folder = export(run, ["orbax"])
+    first = {path: path.stat().st_mtime_ns for path in (folder / "params").rglob("*")}
+    assert "model.safetensors" not in names(folder) and "Not evaluated on test." in (folder / "README.md").read_text()
+    write_summary(run, "test", 20)
+    assert export(run, BOTH) == folder
+    assert names(folder) == {"config.json", "params", "model.safetensors", "README.md"} | TOKENIZER
+    assert {path: path.stat().st_mtime_ns for path in (folder / "params").rglob("*")} == first
+    same_bits(load_file(folder / "model.safetensors"), {k.replace("/", "."): v for k, v in best.items()})
+    card = (folder / "README.md").read_text()
+    assert "With JAX and the parameters" in card and "With safetensors alone" in card
+    assert "| text to image | 10.00 (9.00 to 11.25) |" in card  # the figures are the current ones
+    assert not [name for name in names(run) if name.endswith(".partial")]
+
+
 # ---- whole or not at all
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_format_that_cannot_be_added_leaves_the_export_as_it_was(converted, monkeypatch, failure):
+    def fail(folder, trained):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise failure
+
+    folder = export(converted, ["orbax"])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setitem(export_run.FORMATS, "safetensors", fail)
+    with pytest.raises(UserError if isinstance(failure, OSError) else type(failure)):
+        export(converted, BOTH)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not [name for name in names(converted) if name.endswith(".partial")]
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), UserError("damaged")])
@@ -321,11 +349,18 @@ def test_unknown_formats_are_refused_with_the_known_ones(tmp_path, formats, mess
         export(tmp_path / "nowhere", formats)
 
 
-def test_an_export_that_exists_is_not_touched(converted):
-    export(converted, ["orbax"])
-    with pytest.raises(UserError, match="export exists already; remove it"):
+def test_an_export_of_other_parameters_is_not_touched(converted):
+    folder = export(converted, ["orbax"])
+    record = record_of(folder)
+    (folder / "config.json").write_text(json.dumps(record | {"model": "0" * 64, "step": 7}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as error:
         export(converted, ["safetensors"])
-    assert "model.safetensors" not in names(converted / "export")
+    assert str(error.value) == (
+        f"{folder} exists already, of other parameters (step 7) or an older ivt_jax; "
+        "remove it, or move it away, to export step 0"
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_an_export_where_its_files_would_be_lost_is_refused(converted, tmp_path):

@@ -184,8 +184,8 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
     assert process.finish() == 0, process.said()
     first, second = process.said().split("code 2\n")
     told = re.fullmatch(
-        rf"error: {inner}/checkpoints: step ([69]) could not be saved: No space left on device. Those before it are "
-        "whole; mend it, and the same command resumes",
+        rf"error: {inner}/checkpoints: step ([69]) could not be saved: No space left on device; correct this and "
+        "run the same command again to resume from the last whole checkpoint",
         first.splitlines()[-1],
     )
     assert told and first.count("No space left") == 1, first

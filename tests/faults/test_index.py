@@ -1,15 +1,17 @@
 """An indexer that is killed, at any moment, and run again, or twice: the index is as if nothing had been."""
 
 import ctypes
+import json
 import os
 import re
+import shutil
 import signal
 import sys
 
 import numpy as np
 import pytest
 
-from ivt_jax import index
+from ivt_jax import index, search
 from ivt_jax.retrieval.places import open_store
 from tests.conftest import QUICKLY
 from tests.faults.conftest import Process, mounted
@@ -92,6 +94,56 @@ def test_a_first_build_that_is_killed_goes_on(start, tmp_path, workdir, at, caps
     process.send(signal.SIGKILL)
     assert process.finish() == -signal.SIGKILL
     assert index.main(flags(tmp_path, workdir, "index")) == 0
+    assert_as_uninterrupted(tmp_path, workdir)
+
+
+@pytest.fixture
+def ask(tmp_path, workdir, capsys):
+    """ask(): the answer to a sentence, as JSON; the model has a calibration."""
+    shutil.copytree(workdir, tmp_path / "model")
+    calibration = {"slope": 1.0, "offset": 0.0, "threshold": -1.0, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+    (tmp_path / "model/val").mkdir()
+    (tmp_path / "model/val/summary.json").write_text(json.dumps({"calibration": calibration}))
+
+    def ask():
+        capsys.readouterr()
+        assert search.main([f"--index={tmp_path}/index", f"--workdir={tmp_path}/model", "a red coat", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+def assert_unfinished(answer, pictures, planned):
+    told = f"({pictures} of {planned} pictures); wait for its build, or run python -m ivt_jax.index again"
+    assert answer["unfinished"] == f"the index is unfinished {told}"
+    assert answer["verdict"] == f"No confidence estimate: {answer['unfinished']}" and answer["good"] is None
+    assert {result["probability"] for result in answer["results"]} == {None}
+
+
+def assert_finished(answer):
+    assert answer["unfinished"] == "" and answer["good"] and answer["results"][0]["probability"] > 0
+
+
+@pytest.mark.faults
+def test_an_index_whose_build_was_killed_is_unfinished_until_it_is_built(start, tmp_path, workdir, ask):
+    """A first build of 7 pictures, 2 at a time, and an update that adds 5, each before its third addition."""
+    put(tmp_path, {f"{seed}.png": seed for seed in range(7)})
+    process = start(5)
+    process.wait_for("(call 5: add")
+    process.send(signal.SIGKILL)
+    assert process.finish() == -signal.SIGKILL
+    assert_unfinished(ask(), 4, 7)
+    assert index.main(flags(tmp_path, workdir, "index")) == 0
+    assert_finished(ask())
+    put(tmp_path, {f"{seed}.png": seed for seed in range(7, 12)})
+    process = start(6)
+    process.wait_for("(call 6: add")
+    assert_unfinished(ask(), 11, 12)  # while it is running
+    process.send(signal.SIGKILL)
+    assert process.finish() == -signal.SIGKILL
+    assert_unfinished(ask(), 11, 12)
+    assert index.main(flags(tmp_path, workdir, "index")) == 0
+    assert_finished(ask())
     assert_as_uninterrupted(tmp_path, workdir)
 
 
@@ -273,3 +325,31 @@ def test_no_path_loses_its_row_where_the_disk_is_full(start, tmp_path, workdir, 
     assert process.finish() == 0, process.said()
     assert "stopped with 2 and all paths" in process.said(), process.said()
     assert "ended with 0 and each path once" in process.said() and "Traceback" not in process.said()
+
+
+FIRST = (
+    FULL.partition("assert ")[0]
+    + """
+def say(code):
+    store = open_store(folder / "index")
+    print("ended with", code, store.about.describe_unfinished(store.count()), flush=True)
+
+fill("filler", 4096)
+with open(folder / "index/filler", "r+b") as file:
+    file.truncate(os.path.getsize(folder / "index/filler") - {room})
+say(index.main(flags))
+os.remove(folder / "index/filler")
+say(index.main(flags))
+"""
+)
+
+
+@pytest.mark.faults
+def test_an_index_whose_first_build_has_filled_the_disk_is_unfinished(start, tmp_path, workdir):
+    put(tmp_path, {f"{seed:02}.png": seed for seed in range(80)})
+    (tmp_path / "index").mkdir()
+    process = start(before=mounted("size=4m", tmp_path / "index"), code=FIRST.format(folder=str(tmp_path), room=80_000))
+    assert process.finish() == 0, process.said()
+    told = r"ended with 2 the index is unfinished \([246]0 of 80 pictures\); wait for its build, or run python -m ivt"
+    assert re.search(told, process.said()) and "Traceback" not in process.said(), process.said()
+    assert process.lines()[-1].strip() == "ended with 0"

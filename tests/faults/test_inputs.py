@@ -266,8 +266,9 @@ def prepare_in_a_process(root, pause):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.faults
-def test_a_process_killed_while_it_prepares_anew_leaves_the_former_data_and_nothing_half(tmp_path):
+@pytest.fixture
+def former(tmp_path):
+    """The prepared data, in tmp_path, of eight images of which one has changed since."""
     (tmp_path / "imgs").mkdir()
     for i in range(8):
         flat((10 * i, 0, 0)).save(tmp_path / f"imgs/{i}.png")
@@ -275,9 +276,27 @@ def test_a_process_killed_while_it_prepares_anew_leaves_the_former_data_and_noth
     (tmp_path / "reid_raw.json").write_text(json.dumps(records))
     assert prepare_in_a_process(tmp_path, 0).wait(120) == 0
     (former,) = (tmp_path / "prepared").glob("*-*")
-    before = {path: path.stat().st_mtime_ns for path in former.rglob("*")}
     flat("lime").save(tmp_path / "imgs/3.png")
+    return former
 
+
+def assert_prepared_anew(root, former):
+    """Beside the former data are those of the images as they are now, whole, and nothing else."""
+    (new,) = set((root / "prepared").glob("*-*")) - {former}
+    assert {path.name for path in (root / "prepared").iterdir()} == {former.name, new.name, "lock"}
+
+    from input_pipeline import augment
+    from input_pipeline.builders import prepare
+
+    data = prepare(root, "cuhk_pedes").as_data_source("train")
+    assert [tuple(augment.decode(row["image"]).numpy()[0, 0]) for row in data] == [
+        (0, 255, 0) if i == 3 else (10 * i, 0, 0) for i in range(8)
+    ]
+
+
+@pytest.mark.faults
+def test_a_process_killed_while_it_prepares_anew_leaves_the_former_data_and_nothing_half(tmp_path, former):
+    before = {path: path.stat().st_mtime_ns for path in former.rglob("*")}
     process = prepare_in_a_process(tmp_path, 1)
     end = time.monotonic() + 60
     while not list((tmp_path / "prepared").glob(".partial/cuhk_pedes/incomplete*")):
@@ -287,22 +306,18 @@ def test_a_process_killed_while_it_prepares_anew_leaves_the_former_data_and_noth
     process.wait(60)
     assert {path: path.stat().st_mtime_ns for path in former.rglob("*")} == before
     assert list((tmp_path / "prepared").glob("*-*")) == [former] and (tmp_path / "prepared/.partial").exists()
+    assert prepare_in_a_process(tmp_path, 0).wait(120) == 0
+    assert_prepared_anew(tmp_path, former)
 
-    two = [prepare_in_a_process(tmp_path, 0.2) for _ in range(2)]  # at once; one of them prepares
+
+@pytest.mark.faults
+def test_of_two_processes_at_once_one_prepares(tmp_path, former):
+    two = [prepare_in_a_process(tmp_path, 0.2) for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in two]
     assert [process.returncode for process in two] == [0, 0], said
     assert sorted(text.count("images differ (1 changed: 3.png); preparing anew") for text in said) == [0, 1]
     assert sorted(text.count("preparing train: 8 images in") for text in said) == [0, 1]
-    (new,) = set((tmp_path / "prepared").glob("*-*")) - {former}
-    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {former.name, new.name, "lock"}
-
-    from input_pipeline import augment
-    from input_pipeline.builders import prepare
-
-    data = prepare(tmp_path, "cuhk_pedes").as_data_source("train")
-    assert [tuple(augment.decode(row["image"]).numpy()[0, 0]) for row in data] == [
-        (0, 255, 0) if i == 3 else (10 * i, 0, 0) for i in range(8)
-    ]
+    assert_prepared_anew(tmp_path, former)
 
 
 # ---- texts
@@ -375,6 +390,7 @@ def test_spoiled_captions_are_bounded_and_never_empty():
 
 
 PARTS = ["red, ", "red and ", "zzz qqq ", "hat, ", "no hat or a hat or ", "hair is ", "a-", "'s", "<a", "&amp;", ", & "]
+PARTS += ["hand held ", "black spandex, ", "a dark, short, hat ", "white pole, ", "red wall is "]
 
 
 @pytest.mark.faults

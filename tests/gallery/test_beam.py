@@ -38,7 +38,7 @@ def test_a_shard_that_cannot_be_read_does_not_stop_the_others(workdir, gallery, 
     assert call(workdir, gallery, tmp_path / "out", "--beam", "--runner=DirectRunner") == 2
     output = capsys.readouterr()
     assert "3 shards of 6 crops, 1 more cannot be read, which the shards name\n" in output.out
-    assert "error: 1 shards cannot be read, which are told above; the others are done\n" in output.err
+    assert "error: shards not embedded, for the reasons above: 1; the others are done\n" in output.err
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
 
 

@@ -1,5 +1,6 @@
 """A gallery embedded shard by shard: whole or not at all, once, in any division of labour, as `search` embeds."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -132,6 +133,16 @@ def test_names_in_a_list_may_hold_other_line_breaks(tmp_path):
     assert read_crops(tmp_path / "list.txt").names == names
 
 
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")])
+def test_a_list_in_utf_16_is_read_by_its_byte_order_mark(tmp_path, encoding, mark):
+    listed, names = tmp_path / "list.txt", ["a.png", "grün 🧢.png"]
+    listed.write_bytes(mark + "\r\n".join([*names, ""]).encode(encoding))
+    assert read_crops(listed).names == names
+    listed.write_bytes(listed.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"list.txt is neither UTF-8 nor UTF-16 text: save the list as UTF-8$"):
+        read_crops(listed)
+
+
 def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery, tmp_path, capsys):
     out = tmp_path / "out"
     call(workdir, gallery, out)
@@ -237,40 +248,86 @@ def test_a_shard_without_a_readable_crop_is_an_empty_one(encoder, tmp_path):
         assert shard.vectors.shape == (0, 12) and shard.names == []
 
 
-def test_vectors_stay_where_their_crops_are_out_of_reach(encoder, tmp_path):
-    """A list and a folder on a dropped share keep their vectors; when the crops are back, nothing is embedded again."""
-    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
-    crops.mkdir()
+@pytest.fixture
+def crops(tmp_path):
+    """A folder of three crops."""
+    (tmp_path / "crops").mkdir()
     for seed in range(3):
-        (crops / f"{seed}.png").write_bytes(picture(seed))
-    shards = (tmp_path / "list.txt", crops)
-    shards[0].write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
-    for shard in shards:
-        embed_shard(encoder, shard, out)
+        (tmp_path / f"crops/{seed}.png").write_bytes(picture(seed))
+    return tmp_path / "crops"
+
+
+@contextlib.contextmanager
+def dropped(folder):
+    """Puts an empty folder in its place, as a mount point without its share."""
+    away = folder.rename(folder.with_name("away"))
+    folder.mkdir()
+    yield away
+    shutil.rmtree(folder)
+    away.rename(folder)
+
+
+def test_a_folder_out_of_reach_keeps_its_vectors(encoder, crops, tmp_path):
+    """When its crops are back, nothing is embedded again."""
+    out = tmp_path / "out"
+    embed_shard(encoder, crops, out)
     before = snapshot(out)
-    crops.rename(away)
-    crops.mkdir()
-    told = f"{crops}: no crop can be read; {out}/crops.safetensors stays as it is: remove it if these crops were del"
-    with pytest.raises(DataError, match=told):
-        embed_shard(encoder, crops, out)
     told = (
-        f"{shards[0]}: 3 embedded crops cannot be reached, the first is {crops}/0.png; {out}/list.txt.safetensors stays"
+        f"{crops}: no crop can be read; {out}/crops.safetensors stays as it is: remove it if these crops were deleted$"
     )
-    with pytest.raises(DataError, match=told):
-        embed_shard(encoder, shards[0], out)
-    shutil.copy(away / "0.png", crops)
-    with pytest.raises(DataError, match="2 embedded crops cannot be reached"):
-        embed_shard(encoder, shards[0], out)
-    assert snapshot(out) == before
-    crops.joinpath("0.png").unlink()
-    crops.rmdir()
-    away.rename(crops)
-    for shard in shards:
-        assert embed_shard(encoder, shard, out).before
+    with dropped(crops), pytest.raises(DataError, match=told):
+        embed_shard(encoder, crops, out)
+    assert snapshot(out) == before and embed_shard(encoder, crops, out).before
+    (crops / "0.png").write_bytes(b"damaged")
+    assert embed_shard(encoder, crops, out)[1:3] == (2, 1)
+
+
+def test_a_list_of_crops_out_of_reach_keeps_its_vectors(encoder, crops, tmp_path):
+    """When its crops are back, nothing is embedded again."""
+    shard, out = tmp_path / "list.txt", tmp_path / "out"
+    shard.write_text("".join(f"{crops}/{seed}.png\n" for seed in range(3)))
+    embed_shard(encoder, shard, out)
+    before = snapshot(out)
+    told = f"{shard}: 3 embedded crops cannot be reached, the first is {crops}/0.png; {out}/list.txt.safetensors stays"
+    with dropped(crops) as away:
+        with pytest.raises(DataError, match=told):
+            embed_shard(encoder, shard, out)
+        shutil.copy(away / "0.png", crops)
+        with pytest.raises(DataError, match="2 embedded crops cannot be reached"):
+            embed_shard(encoder, shard, out)
+    assert snapshot(out) == before and embed_shard(encoder, shard, out).before
     (crops / "0.png").write_bytes(b"damaged")
     (out / "list.txt.safetensors").unlink()  # as the line says
-    for shard in shards:
-        assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
+    assert embed_shard(encoder, shard, out)[1:3] == (2, 1)
+
+
+def test_vectors_stay_where_a_folder_of_their_shard_is_missing_or_empty(encoder, tmp_path):
+    """Such as the mount point of a dropped share. Crops that were moved or deleted one by one are not waited for."""
+    crops, away, out = tmp_path / "crops", tmp_path / "away", tmp_path / "out"
+    for seed in range(6):
+        path = crops / f"camera {seed % 2}/day/{seed}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(seed))
+
+    def names():
+        embed_shard(encoder, crops, out)
+        return read_vectors(out / "crops.safetensors").names
+
+    assert len(names()) == 6
+    before = snapshot(out)
+    (crops / "camera 1").rename(away)
+    told = f"{crops}: 3 embedded crops cannot be reached, the first is camera 1/day/1.png; {out}/crops.safetensors st"
+    for _ in ("missing", "empty"):
+        with pytest.raises(DataError, match=told):
+            embed_shard(encoder, crops, out)
+        assert snapshot(out) == before
+        (crops / "camera 1").mkdir(exist_ok=True)
+    (crops / "camera 1").rmdir()
+    away.rename(crops / "camera 2")
+    (crops / "camera 2/day/1.png").rename(crops / "1.png")
+    (crops / "camera 0/day/0.png").unlink()
+    rest = [f"camera 0/day/{seed}.png" for seed in (2, 4)] + [f"camera 2/day/{seed}.png" for seed in (3, 5)]
+    assert names() == ["1.png", *rest]
 
 
 def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
@@ -322,7 +379,7 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == {"000", "002"}
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "001.tar" in errors[0] and "make it anew" in errors[0]
-    assert errors[1] == "error: 1 shards cannot be read, which are told above; the others are done"
+    assert errors[1] == "error: shards not embedded, for the reasons above: 1; the others are done"
 
 
 @pytest.mark.parametrize(
@@ -414,3 +471,25 @@ def test_decoding_stays_a_little_ahead_and_no_more(encoder, tmp_path):
     assert next(batches).shape == (4, *encoder.size, 3)
     assert len(taken) <= 4 + 2 * 4 + 1
     batches.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_what_a_shard_passes_over_is_counted(encoder, tmp_path, kind):
+    files = {
+        "a.png": picture(0), "b.jfif": picture(1, "JPEG"), "c.tif": picture(2, "TIFF"), "sub/d.png": picture(4),
+        "a.json": b"{}", "b.json": b"{}", "film.mp4": b"x", "__MACOSX/._a.png": b"x", "sub/@eaDir/a.png": picture(3),
+        "._a.png": b"x",
+    }  # fmt: skip
+    shard = tmp_path / ("crops" if kind == "folder" else "crops.tar")
+    if kind == "archive":
+        write_tar(shard, {f"./{name}": content for name, content in files.items()})
+    else:
+        for name, content in files.items():
+            (shard / name).parent.mkdir(parents=True, exist_ok=True)
+            (shard / name).write_bytes(content)
+    done = embed_shard(encoder, shard, tmp_path / "out")
+    told = "3 of no picture format (.json 2, .mp4 1), 1 in @eaDir/, 1 in __MACOSX/, 1 hidden"
+    assert done[1:3] == (4, 0) and done.passed == told and str(done).endswith(f"; passed over: {told}")
+    (found,) = read_gallery(tmp_path / "out")
+    assert found.metadata["passed_over"] == done.passed
+    assert {Path(name).as_posix() for name in found.names} == {"a.png", "b.jfif", "c.tif", "sub/d.png"}

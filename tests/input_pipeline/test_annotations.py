@@ -187,7 +187,12 @@ def without(key):
         (GOOD | {"captions": {}}, 'record 1 has "captions" that are neither a text nor a list'),
         (GOOD | {"captions": []}, 'record 1 has "captions" that are neither a text nor a list of at least one'),
         (GOOD | {"captions": ["A man.", 3]}, 'record 1 has "captions"'),
-        (GOOD | {"id": "7"}, 'record 1 has "id" "7"; expected a whole number'),
+        (GOOD | {"id": "p7"}, 'record 1 has "id" "p7"; expected a whole number'),
+        (GOOD | {"id": "-7"}, 'record 1 has "id" "-7"; expected a whole number'),
+        (GOOD | {"id": ""}, 'record 1 has "id" ""; expected a whole number'),
+        (GOOD | {"id": "\u0667"}, "expected a whole number"),  # an Arabic seven
+        (GOOD | {"id": "9" * 10}, "expected a whole number"),
+        (GOOD | {"id": "9" * 5000}, "expected a whole number"),
         (GOOD | {"id": 1.5}, 'record 1 has "id" 1.5'),
         (GOOD | {"id": True}, 'record 1 has "id" true'),
         (GOOD | {"id": -1}, 'record 1 has "id" -1'),
@@ -298,6 +303,21 @@ def test_a_quarantine_that_is_no_text_is_one_line_and_a_byte_order_mark_is_none_
         read_annotations(tmp_path, "cuhk_pedes")
 
 
+def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
+    names = ("a.jpg", "b.jpg", "c.jpg")
+    records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    (tmp_path / "quarantine.txt").write_text("a.jpg\nb.jpg \nimgs/c.jpg\n")
+    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg", "c.jpg"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path}/quarantine.txt leaves out images: 1 of train",
+        f"{tmp_path}/quarantine.txt: 2 lines name no image of reid_raw.json: 'b.jpg ', 'imgs/c.jpg'",
+    ]
+    (tmp_path / "quarantine.txt").write_text("d.jpg\n")
+    assert len(read_annotations(tmp_path, "cuhk_pedes").records) == 3
+    assert capsys.readouterr().err.endswith("quarantine.txt: 1 line names no image of reid_raw.json: 'd.jpg'\n")
+
+
 def test_a_quarantine_leaves_out_names_that_hold_other_line_breaks(tmp_path):
     names = ("a\u2028.jpg", "b\r.jpg", "c.jpg", "d.jpg")
     records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
@@ -310,3 +330,72 @@ def test_few_persons_lend_at_least_one_to_validation():
     records = [Record(f"{i}.jpg", i, ("A man.",), "train", ((),)) for i in range(7)]
     assert sum(record.split == "val" for record in hold_out_persons(records, 0.05)) == 1
     assert sum(record.split == "val" for record in hold_out_persons(records, 0.0)) == 0
+
+
+# ---- forms that mean the same
+
+
+@pytest.mark.parametrize(("value", "person"), [("7", 7), ("0042", 42), ("0", 0), (7.0, 7), ("2147483647", 2**31 - 1)])
+def test_a_person_id_may_be_digits(tmp_path, value, person):
+    assert read(write(tmp_path, [GOOD | {"id": value}]))[0].person_id == person
+
+
+def test_digits_and_a_number_are_one_person(tmp_path):
+    records = [r | {"id": value} for r, value in zip(images(3), ("7", 7, "007"), strict=True)]
+    assert [r.person_id for r in read(write(tmp_path, records))] == [7, 7, 7]
+    (joined,) = read(write(tmp_path, [GOOD | {"id": "1"}, GOOD]))
+    assert (joined.person_id, joined.copies) == (1, 2)
+
+
+def forms(root):
+    """One image in every form that its path may have; the folder of images is a link."""
+    resolved = (root / "imgs").resolve()
+    return [
+        "cam_a/1.jpg", "imgs/cam_a/1.jpg", "./imgs/cam_a/1.jpg", "imgs\\cam_a\\1.jpg", f"{root}/imgs/cam_a/1.jpg",
+        f"{root.resolve()}/imgs/cam_a/1.jpg", f"{resolved}/cam_a/1.jpg",
+    ]  # fmt: skip
+
+
+def test_paths_may_begin_with_the_folder_of_images_or_be_absolute(tmp_path):
+    (tmp_path / "disk/pictures").mkdir(parents=True)
+    (tmp_path / "disk/data").mkdir()
+    (tmp_path / "disk/data/imgs").symlink_to(tmp_path / "disk/pictures")
+    (tmp_path / "data").symlink_to(tmp_path / "disk/data")
+    root = tmp_path / "data"
+    records = [GOOD | {"file_path": path, "captions": [f"Man {i}."]} for i, path in enumerate(forms(root))]
+    (image,) = read(write(root, records))
+    assert (image.image_path, image.copies, len(image.captions)) == ("cam_a/1.jpg", 7, 7)
+
+
+def test_absolute_paths_of_images_beside_the_annotations(tmp_path):
+    root = write(tmp_path / "UFine", [GOOD | {"file_path": f"{tmp_path}/UFine/images/1.jpg"}])
+    annotations = read_annotations(root, "cuhk_pedes")
+    assert (annotations.images, annotations.records[0].image_path) == (root, "images/1.jpg")
+
+
+def test_a_folder_imgs_within_imgs_is_part_of_the_path(tmp_path):
+    (tmp_path / "imgs/imgs").mkdir(parents=True)
+    assert read(write(tmp_path, [GOOD | {"file_path": "imgs/1.jpg"}]))[0].image_path == "imgs/1.jpg"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["{root}/1.jpg", "{root}/../imgs/1.jpg", "{root}/imgs/../../1.jpg", "{root}2/imgs/1.jpg", "/imgs/1.jpg",
+     "imgs", "imgs/", "imgs/../1.jpg", "{root}/imgs"],
+)  # fmt: skip
+def test_paths_elsewhere_are_refused_in_one_line(tmp_path, path):
+    root = tmp_path / "data"
+    with pytest.raises(DataError) as error:
+        read(write(root, [GOOD | {"file_path": path.format(root=root)}]))
+    given = json.dumps(path.format(root=root))
+    expected = f'record 0 has "file_path" {given}; expected a path inside the folder of images'
+    assert str(error.value) == f"{root}/reid_raw.json: {expected}"
+
+
+def test_a_portable_folder_knows_images_by_the_absolute_paths_of_another_machine(tmp_path):
+    """Its annotations were read where the images were; here there are none."""
+    records = [GOOD | {"file_path": "/data/imgs/CUHK-PEDES/imgs/cam_a/1.jpg"}]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    assert read(tmp_path)[0].image_path == "cam_a/1.jpg"
+    with pytest.raises(DataError, match="expected a path inside the folder of images"):
+        read(write(tmp_path / "whole", records))

@@ -9,6 +9,8 @@ from PIL import Image
 from input_pipeline import augment, builders
 from input_pipeline.builders import BUILDERS, prepare
 from input_pipeline.errors import DataError
+from ivt_jax.images import open_image
+from tests.input_pipeline.test_decoding import FILES, REFUSED, write_dataset
 
 
 def write(root, names, **extra):
@@ -58,7 +60,7 @@ ALPHA = RGB.copy()
 ALPHA.putalpha(RGB.convert("L"))
 SIXTEEN = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (31, 21), np.uint16))
 ROTATED = Image.Exif()
-ROTATED[0x0112] = 6  # a viewer would turn it; neither Pillow nor TensorFlow does
+ROTATED[0x0112] = 6  # the camera was turned: a quarter clockwise makes it upright
 
 
 def encoded(image, format, **options):
@@ -74,7 +76,8 @@ def encoded(image, format, **options):
         "progressive jpeg, no subsampling": (encoded(RGB, "JPEG", progressive=True, subsampling=0), True),
         "grey jpeg": (encoded(RGB.convert("L"), "JPEG"), True),
         "cmyk jpeg": (encoded(RGB.convert("CMYK"), "JPEG"), True),
-        "turned jpeg": (encoded(RGB, "JPEG", exif=ROTATED), True),
+        "turned jpeg": (encoded(RGB, "JPEG", exif=ROTATED), False),
+        "turned png": (encoded(RGB, "PNG", exif=ROTATED), False),
         "png": (encoded(RGB, "PNG"), True),
         "grey png": (encoded(RGB.convert("L"), "PNG"), True),
         "black and white png": (encoded(RGB.convert("1"), "PNG"), True),
@@ -88,6 +91,8 @@ def encoded(image, format, **options):
         "palette bmp": (encoded(RGB.quantize(16), "BMP"), False),
         "grey bmp": (encoded(RGB.convert("L"), "BMP"), False),
         "gif": (encoded(RGB.quantize(16), "GIF"), False),
+        "tiff": (encoded(RGB, "TIFF", compression="tiff_lzw"), False),
+        "avif": (encoded(RGB, "AVIF"), False),
     }.values(),
 )
 def test_training_sees_the_pixels_that_pillow_sees(tmp_path, source, kept):
@@ -99,6 +104,8 @@ def test_training_sees_the_pixels_that_pillow_sees(tmp_path, source, kept):
         expected = np.asarray(image.convert("RGB"))
     if source == encoded(SIXTEEN, "PNG"):  # which Pillow cuts off at 255
         expected = (np.asarray(SIXTEEN) // 256).astype(np.uint8)[..., None].repeat(3, -1)
+    if source in (encoded(RGB, "JPEG", exif=ROTATED), encoded(RGB, "PNG", exif=ROTATED)):
+        expected = np.rot90(expected, -1)
     np.testing.assert_array_equal(augment.decode(stored).numpy(), expected)
     assert (stored == source) == kept
     assert kept or Image.open(io.BytesIO(stored)).format == "PNG"
@@ -269,3 +276,13 @@ def test_data_prepared_with_more_damage_than_is_allowed_now_are_refused(pedes_ro
     prepare(tmp_path, "cuhk_pedes", max_damaged=0.5)
     with pytest.raises(DataError, match=r"1 of 18 training images are damaged, the first is 00_0.jpg; more than 0.50%"):
         prepare(tmp_path, "cuhk_pedes", max_damaged=0.005)
+
+
+def test_training_sees_the_pixels_of_the_other_doors(tmp_path):
+    builder = prepare(write_dataset(tmp_path), "pedes_synth", max_damaged=0.9)
+    assert set(builder.info.metadata["damaged"]) == {*REFUSED}
+    for row in builder.as_data_source("train"):
+        name = row["path"].decode()
+        if name in FILES:
+            pixels = np.asarray(open_image(name, FILES[name]))
+            np.testing.assert_array_equal(augment.decode(row["image"]).numpy(), pixels)

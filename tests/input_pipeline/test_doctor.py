@@ -67,7 +67,12 @@ def test_a_clean_folder(tmp_path, capsys):
     assert out[5] == "ids: 1 to 22, 14 of them in no record"
     assert "height 40 to 40, median 40; width 20 to 20, median 20" in out[6]
     assert "needs 7 persons; the split has 6" in out[7]  # no batch of the released recipe can be made
-    assert out[8:] == ["clean"]
+    assert out[8:11] == [
+        "unknown to the tokenizer (the shipped vocabulary): train 0 of 18 tokens (0.00%)",  # "person", a digit, "."
+        "unknown to the tokenizer (the shipped vocabulary): val 0 of 3 tokens (0.00%)",
+        "unknown to the tokenizer (the shipped vocabulary): test 0 of 3 tokens (0.00%)",
+    ]
+    assert out[11:] == ["clean"]
 
 
 def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
@@ -126,12 +131,19 @@ def test_the_folder_of_images_is_missing(tmp_path, capsys, dataset):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_person_in_two_splits_is_a_warning(tmp_path, capsys):
+def test_a_person_in_two_splits_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
     records = make(tmp_path)
     write(tmp_path, [record | {"id": {7: 4, 6: 1}.get(i, record["id"])} for i, record in enumerate(records)])
-    assert call(tmp_path) == 1
-    line = "2 person ids are in several splits, which share these persons unless each split numbers its own: 1, 4"
-    assert f"warning: {line}\n" in capsys.readouterr().out
+    assert call(tmp_path) == 2
+    kind, persons = "2 person ids are in several splits", "1 (train, val), 4 (train, test)"
+    remedy = "(if each split numbers its own persons, --allow=shared_persons)"
+    assert capsys.readouterr().out.endswith(f"error: {kind} {remedy}: {persons}\n1 kinds of fault\n")
+    assert call(tmp_path, "--allow=shared_persons") == 1
+    assert capsys.readouterr().out.endswith(f"warning: {kind}: {persons}\n1 kinds of fault\n")
+    assert call(tmp_path, "--allow=shared_images") == 2
+    assert call(tmp_path, "--allow=shared_images,persons") == 2
+    line = "error: --allow=shared_images,persons: persons is none of shared_persons, shared_images\n"
+    assert capsys.readouterr().err.endswith(line)
 
 
 def test_progress_tells_how_far_it_is_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
@@ -160,14 +172,18 @@ def test_a_tiny_image_is_a_warning(tmp_path, capsys):
         ({0: "Un homme \u00e2g\u00e9, \u00df \u2013 50%."}, None),
         ({0: "a " * 98}, None),
         ({0: "a, " * 50}, "1 captions have over 98 words and marks: their ends are cut off: record 0"),
-        ({0: "The  same.", 1: "the same."}, '1 captions are the same for several persons: "the same."'),
+        ({0: "The  same.", 1: "the same."}, '1 captions are the same for several persons: "the same." (2 persons)'),
+        (
+            {0: "Two.", 1: "two.", 2: "Three.", 3: "Three.", 4: "Three."},
+            '2 captions are the same for several persons: "three." (3 persons), "two." (2 persons)',
+        ),
         ({0: "The same.", 7: "The same."}, None),  # the splits are never mixed
         ({n: "" for n in (4, 5, 6, 7)}, "2 captions are empty: record 6, record 7"),  # those of train are dropped
     ],
 )
 def test_captions(tmp_path, capsys, changes, line):
     records = make(tmp_path)
-    write(tmp_path, [record | {"captions": [changes.get(i, f"{i}.")]} for i, record in enumerate(records)])
+    write(tmp_path, [record | {"captions": [changes.get(i, f"Man {i}.")]} for i, record in enumerate(records)])
     assert call(tmp_path) == (1 if line else 0)
     out = capsys.readouterr().out
     assert (f"warning: {line}\n" in out) if line else out.endswith("clean\n")
@@ -235,7 +251,105 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
     assert "intact" not in capsys.readouterr().out
 
 
+# ---- images that splits share
+
+REMEDY = " (list them in quarantine.txt, or --allow=shared_images)"
+
+
+def test_a_copy_of_a_training_image_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
+    """Test has the bytes of a training image; validation has another, larger and compressed anew."""
+    make(tmp_path, n7=encoded(scene(2)), n6=encoded(scene(1, (120, 60)), quality=60))
+    assert call(tmp_path) == 2
+    exact = "1 images are copies of an image of another split"
+    near = "1 images look the same as an image of another split"
+    pairs = ("test a/7.jpg = train a/2.jpg", "val a/6.jpg = train a/1.jpg")
+    lines = [f"error: {exact}{REMEDY}: {pairs[0]}", f"error: {near}{REMEDY}: {pairs[1]}"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [*lines, "2 kinds of fault"]
+    assert call(tmp_path, "--allow=shared_images") == 1
+    lines = [f"warning: {exact}: {pairs[0]}", f"warning: {near}: {pairs[1]}"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [*lines, "2 kinds of fault"]
+    (tmp_path / "quarantine.txt").write_text("a/1.jpg\na/7.jpg\n")
+    write(tmp_path, [r | {"split": "test"} if r["id"] == 1 else r for r in json.loads(read_text(tmp_path))])
+    assert call(tmp_path) == 0
+
+
+def read_text(root):
+    return (root / "reid_raw.json").read_text(encoding="utf-8")
+
+
+def test_validation_and_test_may_share_nothing_either(tmp_path, capsys):
+    make(tmp_path, n7=encoded(scene(6)))
+    assert call(tmp_path) == 2
+    line = f"error: 1 images are copies of an image of another split{REMEDY}: test a/7.jpg = val a/6.jpg\n"
+    assert line in capsys.readouterr().out
+
+
+def test_copies_within_a_split_are_a_warning_only_between_persons(tmp_path, capsys):
+    """3 is 0 again, of another person; 2 is 1 again, of the same one; 5 looks like 4, of another, which is normal."""
+    records = make(tmp_path, n3=encoded(scene(0)), n2=encoded(scene(1)), n5=encoded(scene(4), quality=60))
+    write(tmp_path, [record | {"id": 4} if i == 2 else record for i, record in enumerate(records)])
+    assert call(tmp_path) == 1
+    line = "1 images are copies of an image of another person: person 10 a/3.jpg = person 1 a/0.jpg"
+    assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n1 kinds of fault\n")
+
+
+def chroma(seed):
+    """A picture whose brightness does not depend on the seed, in colours that do."""
+    bright = np.random.default_rng(0).integers(100, 156, (6, 4), np.uint8)
+    red, blue = np.random.default_rng([1, seed]).integers(60, 196, (2, 6, 4), np.uint8)
+    tones = Image.merge("YCbCr", [Image.fromarray(channel) for channel in (bright, blue, red)])
+    return tones.resize((20, 40), Image.Resampling.NEAREST).convert("RGB")
+
+
+def test_hashes_that_agree_are_not_enough(tmp_path, capsys):
+    """The hash looks at brightness alone; nor are two pictures of one tone, which have the same hash, the same."""
+    red, blue = (Image.new("RGB", (20, 40), colour) for colour in ("red", "blue"))
+    contents = {"n0": chroma(0), "n7": chroma(1), "n1": red, "n6": blue}
+    make(tmp_path, **{name: encoded(image, "PNG") for name, image in contents.items()})
+    images = [inspect_image(tmp_path / "imgs", f"a/{number}.jpg") for number in (0, 1, 6, 7)]
+    assert near_duplicates(images[2:], images[:2]) == [("a/6.jpg", "a/1.jpg"), ("a/7.jpg", "a/0.jpg")]
+    assert call(tmp_path) == 0
+
+
 # ---- images that two datasets share
+
+
+def test_files_that_both_datasets_name_are_not_compared_with_themselves(tmp_path, capsys):
+    """The other dataset has four of these images, in the same folder, and a smaller one of 3."""
+    records = make(tmp_path / "one")
+    (tmp_path / "one/imgs/a/small.jpg").write_bytes(encoded(scene(3, (30, 15))))
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/imgs").symlink_to(tmp_path / "one/imgs")
+    write(tmp_path / "two", [*records[:4], records[3] | {"file_path": "a/small.jpg"}])
+    assert call(tmp_path / "one", f"--against=synth:{tmp_path}/one") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["8 files are images of both datasets: not compared with themselves", "clean"]
+    assert call(tmp_path / "one", f"--against=synth:{tmp_path}/two") == 1
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "4 files are images of both datasets: not compared with themselves",
+        f"warning: 1 pairs of images look the same here and in {tmp_path}/two: a/3.jpg = a/small.jpg",
+        "1 kinds of fault",
+    ]
+
+
+def test_each_image_has_the_nearest_of_the_others():
+    """Compared with a count of bits, one by one; every third image has a file of theirs that is the same."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (40, 144), np.uint8)
+    other = bits[rng.integers(0, 40, 90)] ^ (rng.random((90, 144)) < 0.08)
+    ours, theirs = (
+        [Inspected(f"{name}{i}", "", hash=np.packbits(row).tobytes().ljust(24, b"\0")) for i, row in enumerate(rows)]
+        for name, rows in (("a", bits), ("b", other.astype(np.uint8)))
+    )
+    same = {f"a{i}": f"b{2 * i}" for i in range(0, 40, 3)}
+    expected = []
+    for i, row in enumerate(bits):
+        wrong = [144 if same.get(f"a{i}") == f"b{j}" else int((row != its).sum()) for j, its in enumerate(other)]
+        if min(wrong) <= 16:
+            expected.append((f"a{i}", f"b{wrong.index(min(wrong))}"))
+    assert 20 < len(expected) < 40
+    assert near_duplicates(ours, theirs, same) == expected
+    assert near_duplicates(ours, []) == near_duplicates([], theirs) == []
 
 
 def test_images_that_look_the_same_in_two_datasets(tmp_path, capsys):
@@ -293,3 +407,18 @@ def test_a_circle_of_links_and_a_name_too_long_are_faults(tmp_path):
     (tmp_path / "a.jpg").symlink_to("a.jpg")
     assert inspect_image(tmp_path, "a.jpg").fault == "a link that leads out of the folder of images"
     assert inspect_image(tmp_path, f"{'a' * 300}.jpg").fault == "missing"
+
+
+def test_every_example_is_listed_on_demand(tmp_path, capsys):
+    records = make(tmp_path)
+    write(tmp_path, [record | {"captions": ["nan"]} if i < 5 else record for i, record in enumerate(records)])
+    assert call(tmp_path, "--all") == 1
+    lines = capsys.readouterr().out.splitlines()
+    kind = "captions are placeholders, such as nan, null, none or n/a"
+    assert lines[-9:] == [
+        f"warning: 5 {kind}: record 0, record 1, record 2, ...",
+        *(f"    record {number}" for number in range(5)),
+        'warning: 1 captions are the same for several persons: "nan" (5 persons)',
+        '    "nan" (5 persons)',
+        "2 kinds of fault",
+    ]

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import builders, pictures, pipeline, prepare
+from input_pipeline import augment, builders, pictures, pipeline, prepare
 from input_pipeline.errors import DataError
 from input_pipeline.pictures import Picture, contents_digest
 
@@ -265,8 +265,9 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
         open_split(root, max_damaged=0.005)
     assert str(error.value).endswith(
         "1 of 3 training images are damaged, the first is b.png; more than 0.50% are not allowed (data.max_damaged): "
-        "restore them and start again, or leave them out with `python -m input_pipeline.doctor --fix-list`, which "
-        "lists all in quarantine.txt, or allow more; metadata.json lists the damaged images"
+        "restore them and start again, or leave them out with `python -m input_pipeline.doctor --dataset=NAME "
+        "--root=DIR --fix-list`, which lists all in quarantine.txt, or allow more; metadata.json lists the damaged "
+        "images"
     )
     paint(root, "b.png", GREEN)
     assert pixels(open_split(root, max_damaged=0.005)) == [RED, GREEN, BLUE]
@@ -316,6 +317,21 @@ def test_a_link_that_leads_out_is_not_opened_to_be_compared(root, tmp_path, monk
     assert "b.png" not in opened and "a.png" in opened
 
 
+def test_pictures_that_are_restored_while_they_are_prepared_find_what_was_prepared_of_them(root, monkeypatch):
+    """So do pictures that could not be reached for a moment."""
+    former, prepare_anew = (root / "imgs/b.png").read_bytes(), builders._prepare_anew
+    open_split(root)
+    paint(root, "b.png", BLUE)
+
+    def restored_meanwhile(*arguments):
+        (root / "imgs/b.png").write_bytes(former)
+        return prepare_anew(*arguments)
+
+    monkeypatch.setattr(builders, "_prepare_anew", restored_meanwhile)
+    assert pixels(open_split(root)) == [RED, GREEN, BLUE]
+    assert not (root / "prepared/.partial").exists()
+
+
 def test_what_a_killed_process_left_is_removed(root):
     (root / "prepared/.partial/cuhk_pedes/incomplete.X_1.4.0").mkdir(parents=True)
     open_split(root)
@@ -329,3 +345,140 @@ def test_the_digest_depends_on_names_and_contents_alone():
     expected = "6bdf6e37dc327165fa4db779b911b98b6eba38852a9cd4a97cdd6be810a88357"
     assert contents_digest(one) == contents_digest(other) == expected
     assert contents_digest({"a": one["b"], "b": one["a"]}) != expected
+
+
+# ---- data that version 1.4.0 prepared, before pictures were turned upright
+
+
+def lay_sideways(root, name):
+    """Replaces a picture by one, 16 wide and 8 high, whose EXIF asks for a quarter turn to the right."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8), GREEN).save(root / "imgs" / name, exif=exif)
+
+
+def shapes(source):
+    return [augment.decode(content).numpy().shape[:2] for content in source.read(range(3))]
+
+
+def open_as_before(root, **options):
+    """What version 1.4.0 prepared and read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.CuhkPedes, "VERSION", builders.BEFORE)
+        patch.setattr(builders, "as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr(builders, "orientation", lambda image: 1)
+        return open_split(root, **options)
+
+
+UPRIGHT, SIDEWAYS = [(16, 8)] * 3, [(16, 8), (8, 16), (16, 8)]
+
+
+def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_once(root, capsys):
+    lay_sideways(root, "b.png")
+    began = open_as_before(root).pictures
+    (data,) = root.glob("prepared/*/cuhk_pedes/1.4.0")
+    for given in ({}, {"pictures": began}):
+        capsys.readouterr()
+        builders._say.cache_clear()
+        for split in ("train", "test", "train"):
+            source = open_split(root, split, **given)
+        assert shapes(source) == SIDEWAYS and source.pictures == began
+        assert capsys.readouterr().err == (
+            f"{data} was prepared before images were turned upright by EXIF, so their pixels are used as they lie in "
+            "the files; `python -m input_pipeline.prepare` makes it anew\n"
+        )
+
+
+def test_prepare_makes_them_anew_and_a_run_goes_on_with_the_pixels_it_began_with(root, capsys):
+    lay_sideways(root, "b.png")
+    began = open_as_before(root).pictures
+    capsys.readouterr()
+    for anew in (True, False):
+        assert prepare.main(["--dataset=cuhk", f"--root={root}"]) == 0
+        assert made_anew(capsys) == (anew, [])
+    now = open_split(root)
+    assert shapes(now) == UPRIGHT and now.pictures == f"{began}-upright"
+    assert shapes(open_split(root, pictures=now.pictures)) == UPRIGHT
+    assert shapes(open_split(root, pictures=began)) == SIDEWAYS
+    for path in root.glob("prepared/*/cuhk_pedes/1.4.0"):
+        shutil.rmtree(path)
+    with pytest.raises(DataError) as error:
+        open_split(root, pictures=began)
+    assert str(error.value).endswith(
+        "the run began with other pixels of these images (some are turned upright by EXIF only in one of them, or "
+        "could not be read then); restore the prepared data that it began with, or choose another --workdir"
+    )
+
+
+def test_a_run_that_began_upright_does_not_go_on_with_the_data_of_before(root):
+    lay_sideways(root, "b.png")
+    began = open_split(root).pictures
+    shutil.rmtree(root / "prepared")
+    open_as_before(root)
+    assert shapes(open_split(root, pictures=began)) == UPRIGHT
+
+
+def test_without_orientation_both_versions_are_the_same_data(root):
+    began = open_as_before(root).pictures
+    shutil.rmtree(root / "prepared")
+    source = open_split(root, pictures=began)
+    assert source.pictures == began and pixels(source) == [RED, GREEN, BLUE]
+
+
+def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys):
+    lay_sideways(root, "b.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.CuhkPedes, "VERSION", builders.BEFORE)
+        patch.setattr(builders, "as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr(builders, "orientation", lambda image: 1)
+        assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/carried"]) == 0
+    capsys.readouterr()
+    assert shapes(open_split(tmp_path / "carried")) == SIDEWAYS
+    assert "preparing it where its images are makes it anew\n" in capsys.readouterr().err
+    assert prepare.main(["--dataset=cuhk", f"--root={tmp_path}/carried"]) == 0
+    assert "1.4.0: already prepared" in capsys.readouterr().out
+
+
+def test_a_test_picture_that_is_a_copy_of_a_training_picture_is_said_once(root, tmp_path, capsys):
+    """Also by a folder without its pictures, and by whoever opens data that were prepared before."""
+    paint(root, "t.png", GREEN)
+    advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
+    line = f"warning: {root}/imgs: 1 images are copies of another split's (t.png = b.png): {advice}"
+    open_split(root)
+    open_split(root, "test")
+    assert made_anew(capsys) == (True, [line])
+    builders._say.cache_clear()  # another process
+    open_split(root)
+    assert made_anew(capsys) == (False, [line])
+    builders._say.cache_clear()
+    assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out"]) == 0
+    assert line in capsys.readouterr().err.splitlines()
+    open_split(tmp_path / "out")
+    assert made_anew(capsys) == (False, [line.replace(str(root), f"{tmp_path}/out")])
+    paint(root, "t.png", (9, 9, 9))
+    builders._say.cache_clear()
+    open_split(root)
+    assert "copies" not in capsys.readouterr().err
+
+
+def test_a_person_in_two_splits_is_said(root, capsys):
+    records = json.loads((root / "reid_raw.json").read_text())
+    (root / "reid_raw.json").write_text(json.dumps([*records[:3], records[3] | {"id": "01"}]))
+    open_split(root)
+    line = (
+        "1 person ids are in several splits: unless each split numbers its own persons, figures of val and test may be"
+    )
+    assert f"warning: {root}/reid_raw.json: {line} too good; " in capsys.readouterr().err
+
+
+def test_data_prepared_before_have_no_list_of_copies(root, capsys):
+    paint(root, "t.png", GREEN)
+    open_split(root)
+    (file,) = root.glob("prepared/*/cuhk_pedes/*/metadata.json")
+    metadata = json.loads(file.read_text())
+    assert metadata.pop("shared") == [["t.png", "b.png"]]
+    file.write_text(json.dumps(metadata))
+    builders._say.cache_clear()
+    capsys.readouterr()
+    open_split(root)
+    assert made_anew(capsys) == (False, [])

@@ -190,6 +190,17 @@ def test_a_local_portable_folder_needs_no_copy_and_its_data_are_found_wherever_o
     subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=tmp_path / "moved", check=True)
 
 
+def test_absolute_paths_and_paths_that_begin_with_imgs_are_prepared_and_carried(raw, tmp_path):
+    records = json.loads((raw / "reid_raw.json").read_text())
+    for number, record in enumerate(records):
+        record["file_path"] = (f"{raw}/imgs/{number}.jpg", f"imgs/{number}.jpg")[number % 2]
+    (raw / "reid_raw.json").write_text(json.dumps(records))
+    assert call(raw, f"--out={tmp_path}/carried") == 0
+    shutil.move(tmp_path / "carried", tmp_path / "moved")
+    source = open_split(tmp_path / "moved")
+    assert source.paths == ["0.jpg", "1.jpg"] and source.read(range(2)) == images(raw, source)
+
+
 def test_data_prepared_elsewhere_are_carried_as_well(raw, tmp_path, bucket, cache):
     assert call(raw, f"--prepared={tmp_path}/elsewhere", f"--out={bucket}") == 0
     assert not (raw / "prepared").exists()

@@ -145,9 +145,9 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main([f"--out={tmp_path / 'data'}", "--persons=300"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: train must be at least 1, not 0: --persons=300 includes those of val and test\n"
+    assert capsys.readouterr().err == (
+        "error: --persons=300 must be more than --val_persons=100 and --test_persons=200 together: the rest is for "
+        "training\n"
     )
     assert not list(tmp_path.iterdir())
 

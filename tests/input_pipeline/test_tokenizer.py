@@ -92,7 +92,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_line_ends_with_a_line_feed_alone(name, tmp_path):
+def test_vocab_txt_is_read_as_the_tokenizers_library_reads_it(name, tmp_path):
     """As in the tokenizers library, which transformers' BertTokenizer reads with."""
     from tokenizers.models import WordPiece
     from transformers import BertTokenizer

@@ -1,5 +1,6 @@
 """What conditions mean, and an index in memory: slow, plain, and beside which stores are compared."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -41,6 +42,8 @@ class MemoryStore:
             assert row.vector.shape == (self.about.dimension,) and row.vector.dtype == self.about.dtype
             assert row.metadata.keys() == self.about.fields.keys() and isinstance(row.thumbnail, bytes)
         self.rows |= {row.id: row for row in rows}
+        paths = collections.Counter(row.path for row in self.rows.values())
+        assert max(paths.values(), default=0) <= 2, "a path has more rows than its old one and its new one"
         self._had |= {*ids}
         self.written.append(len(rows))
 

@@ -24,6 +24,7 @@ from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
 from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.sources import read_folder, read_list
@@ -1149,6 +1150,72 @@ def test_whenever_it_is_stopped_the_next_build_ends_as_if_it_were_not(
     assert reached >= 10
 
 
+def unfinished(store):
+    """What a searcher says of the index."""
+    return store.about.describe_unfinished(store.count())
+
+
+def test_an_index_is_unfinished_from_its_first_rows_to_its_last(index, gallery, stores, monkeypatch, make_store):
+    """In both kinds of store: a first build, its continuation, and an update that adds pictures."""
+    monkeypatch.setattr(builder, "ROWS", 2)
+    monkeypatch.setattr(builder, "create_store", lambda place, about: stores.setdefault(place, make_store(about)))
+    real = {kind: kind.add for kind in (LanceStore, QdrantStore)}
+
+    def fail_at(number):
+        """Makes the call of this number fail; 0 for none."""
+        calls = itertools.count(1)
+
+        def add(store, rows):
+            if next(calls) == number:
+                raise StopError
+            real[type(store)](store, rows)
+
+        for kind in real:
+            monkeypatch.setattr(kind, "add", add)
+
+    for pictures in (2, 4):
+        fail_at(2)
+        with pytest.raises(StopError):
+            index()
+        assert stores[PLACE].count() == pictures
+        assert f"unfinished ({pictures} of 6 pictures)" in unfinished(stores[PLACE])
+    fail_at(1)  # a single write is left, of an index that is unfinished
+    with pytest.raises(StopError):
+        index()
+    assert "unfinished (4 of 6 pictures)" in unfinished(stores[PLACE])
+    fail_at(0)
+    assert index() == "6 pictures: 2 new, 0 changed, 0 renamed, 0 gone, 4 unchanged"
+    assert unfinished(stores[PLACE]) == "" and stores[PLACE].about.planned == 0
+    for number in range(3):
+        put(gallery / f"new {number}.png", 20 + number)
+    fail_at(2)
+    with pytest.raises(StopError):
+        index()
+    assert "unfinished (8 of 9 pictures)" in unfinished(stores[PLACE])
+    (gallery / "new 2.png").unlink()  # nothing is left to do
+    fail_at(0)
+    index()
+    assert unfinished(stores[PLACE]) == "" and stores[PLACE].about.planned == 0
+
+
+def test_an_update_is_unfinished_only_while_pictures_are_to_be_added(index, gallery, stores, monkeypatch):
+    index()
+    said, add = [], stores[PLACE].add
+    monkeypatch.setattr(stores[PLACE], "add", lambda rows: said.append(unfinished(stores[PLACE])) or add(rows))
+    change_all(gallery)
+    index()
+    assert said == ["", ""]  # every picture has a row
+    put(gallery / "new.png", 30)
+    index()
+    assert said[2:] == [""]  # one write, which is done whole or not at all
+    shutil.rmtree(gallery / "cam 1")
+    for number in range(5):
+        put(gallery / f"cam 9/{number}.png", 31 + number)
+    index(prune=True)
+    told = "the index is unfinished; wait for its build, or run python -m ivt_jax.index again"
+    assert said[3:] == [told, told] and unfinished(stores[PLACE]) == ""
+
+
 def test_a_path_with_two_rows_is_mended(index, stores, rows, assert_holds, embedded):
     """As two leave it that indexed at once in a place without locks."""
     index()
@@ -1182,3 +1249,108 @@ def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stor
     index()
     assert len(stores[PLACE].rows) == 96
     assert max(most) <= 4 + 3 * encoder.devices + 1  # a write, a batch in hand, and two ahead
+
+
+# ---- rows from before pictures were turned upright by EXIF
+
+
+def lay_sideways(path, seed):
+    """Stores the picture of a seed as a camera on its side does: orientation 6."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(picture(seed))).rotate(90, expand=True).save(path, exif=exif)
+
+
+@pytest.fixture
+def made_before(index, gallery, stores, monkeypatch):
+    """make(): an index of the gallery by a version that ignored orientation, and states nothing of it."""
+
+    def make():
+        with monkeypatch.context() as patch:
+            patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+            index()
+        store = stores[PLACE]
+        images = {key: value for key, value in store.about.images.items() if key != "orientation"}
+        store.set_about(dataclasses.replace(store.about, images=images))
+
+    return make
+
+
+def test_an_older_index_gets_upright_vectors_where_it_needs_them(
+    index, gallery, stores, rows, made_before, embedded, assert_holds, capsys
+):
+    lay_sideways(gallery / "b.png", 1)
+    made_before()
+    assert "sideways" not in stores[PLACE].about.to_json() and "orientation" not in stores[PLACE].about.images
+    before, _ = rows(), embedded.clear()
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert capsys.readouterr().err.startswith(
+        f"{PLACE} has rows from before pictures were turned upright by EXIF: looking at 6 pictures; those with an "
+        "orientation are embedded again\n"
+    )
+    assert sum(embedded) == 1
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+    assert Image.open(io.BytesIO(rows()["b.png"].thumbnail)).size == (20, 30)
+    assert all(rows()[path].id == before[path].id for path in GALLERY if path != "b.png")
+    about = stores[PLACE].about
+    assert about.sideways == 0 and "orientation" in about.images
+    assert index().endswith("6 unchanged") and sum(embedded) == 1 and capsys.readouterr().err == ""
+
+
+def test_no_vector_of_a_sideways_picture_is_taken_for_another_path(
+    index, gallery, made_before, embedded, assert_holds, capsys
+):
+    """Renamed, copied, touched: all of them are embedded upright."""
+    for seed, name in enumerate(("a.png", "b.png", "f.png")):
+        lay_sideways(gallery / name, seed)
+    made_before()
+    (gallery / "a.png").rename(gallery / "cam 1/z.png")
+    shutil.copy(gallery / "b.png", gallery / "copy.png")
+    os.utime(gallery / "f.png", (1, 1))
+    embedded.clear()
+    assert index() == "7 pictures: 1 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
+    assert_holds({"cam 1/z.png": 0, "b.png": 1, "copy.png": 1, "f.png": 2, "cam 1/c.png": 2, "cam 1/d.png": 3,
+                  "cam 2/e.png": 4})  # fmt: skip
+
+
+def test_rows_out_of_reach_are_looked_at_when_they_are_back(index, gallery, stores, made_before, assert_holds, rows):
+    lay_sideways(gallery / "cam 1/c.png", 2)
+    made_before()
+    (gallery / "cam 1").rename(gallery.parent / "away")
+    assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert stores[PLACE].about.sideways == 6
+    (gallery.parent / "away").rename(gallery / "cam 1")
+    assert index().endswith("6 unchanged")
+    assert stores[PLACE].about.sideways == 0
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+
+
+def test_older_vectors_serve_the_pictures_that_need_no_turning(
+    index, gallery, tmp_path, encoder, embedded, assert_holds, monkeypatch, capsys
+):
+    lay_sideways(gallery / "b.png", 1)
+    out = tmp_path / "vectors"
+    before = {key: value for key, value in encoder.about["images"].items() if key != "orientation"}
+    with monkeypatch.context() as patch:
+        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        embed_shard(encoder, gallery, out)
+    about = json.loads((out / "gallery.json").read_text())
+    (out / "gallery.json").write_text(json.dumps({**about, "images": before}))
+    path = out / "gallery.safetensors"
+    metadata = json.loads(read_header(path).metadata["ivt_jax"])
+    del metadata["orientation"]
+    save_file(load_file(path), path, {"ivt_jax": json.dumps(metadata)})
+    embedded.clear()
+    index(vectors=out)
+    assert sum(embedded) == 1
+    assert_holds(dict(zip(GALLERY, range(6), strict=True)))
+    capsys.readouterr()
+    assert embed_shard(encoder, gallery, out).before  # neither refused nor done again
+    path.unlink()
+    assert not embed_shard(encoder, gallery, out).before
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"{out} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a shard "
+        "again, remove its .safetensors"
+    )
+    (shard,) = read_gallery(out)
+    assert "orientation" in shard.metadata

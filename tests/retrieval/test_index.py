@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivt_jax import index
+from ivt_jax.gallery import walk
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.workdir import lock_folder
-from tests.retrieval.conftest import put
+from tests.retrieval.conftest import GALLERY, put
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -91,6 +93,58 @@ def test_a_list_tells_more_of_the_pictures(gallery, place, workdir, capsys):
     assert capsys.readouterr().out.endswith("0 gone, 1 unchanged\n")
 
 
+def test_what_a_list_has_wrong_is_named_by_line_and_counted_by_reason(gallery, place, workdir, tmp_path, capsys):
+    """As Excel writes it, with a line outside the folder, one without a path, a missing file and a bad time."""
+    names = [*GALLERY, "../secret.png", "", "gone.png", f"{tmp_path}/other.png"]
+    times = ["2024-05-01", "2024-13-45", *["2024-05-02"] * 8]
+    lines = [f"{name};{time};{number}" for number, (name, time) in enumerate(zip(names, times, strict=True))]
+    listed = gallery / "list.csv"
+    listed.write_bytes("\r\n".join(["path; time; camera", *lines, ";;", ""]).encode("utf-8-sig"))
+    put(tmp_path / "secret.png", 9)
+    call = [f"--list={listed}", f"--index={place}", f"--workdir={workdir}"]
+    assert index.main(call) == 1
+    output = capsys.readouterr()
+    skipped = [
+        f"line 8 of list.csv: ../secret.png: not in {gallery}",
+        "line 9 of list.csv: no path",
+        f"line 11 of list.csv: {tmp_path}/other.png: not in {gallery}",
+        "gone.png: missing",
+    ]
+    assert output.err.splitlines() == [
+        f"{listed}: field time is text, because line 3 has '2024-13-45'; 6 of 7 values are of type time",
+        *(f"skipped {line}" for line in skipped),
+        f"{place}: 4 skipped: not in {gallery} (2), no path (1), missing (1)",
+    ]
+    assert (place / "unreadable.txt").read_text().splitlines() == skipped
+    assert output.out.splitlines()[0] == f"{place}: fields: time (text), camera (integer)"
+    assert {path: row.metadata["camera"] for path, row in rows(place).items()} == {
+        path: number for number, path in enumerate(GALLERY)
+    }
+    listed.write_bytes(listed.read_bytes().replace(b"2024-13-45", b"2024-12-31"))
+    assert index.main(call) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == f"{place}: fields: time (time), camera (integer)"
+    assert "because line" not in output.err
+
+
+def test_a_list_of_which_nothing_is_in_the_folder_changes_nothing(gallery, place, workdir, capsys):
+    listed = gallery / "list.csv"
+    call = [f"--list={listed}", f"--index={place}", f"--workdir={workdir}"]
+    listed.write_text("path\n" + "\n".join(GALLERY))
+    assert index.main(call) == 0
+    listed.write_text("path\n" + "\n".join(f"../{name}" for name in GALLERY))
+    capsys.readouterr()
+    assert index.main(call) == 2
+    assert error_of(capsys) == f"{listed}: line 2: ../a.png is not in {gallery}; name the folder of all with --images"
+    assert {*rows(place)} == {*GALLERY}
+
+
+def test_many_reasons_are_counted_together():
+    reasons = [("missing", 1_200), *((f"reason {number}", 1) for number in range(10))]
+    told = ", ".join(["missing (1,200)", *(f"reason {number} (1)" for number in range(7)), "other reasons (3)"])
+    assert index._count_reasons(reasons) == f"1,210 skipped: {told}"
+
+
 def test_unreadable_pictures_are_told_on_lines_of_their_own(call, gallery, place, capsys):
     for number in range(25):
         (gallery / f"bad\n{number:02}.jpg").write_bytes(b"no picture")
@@ -99,7 +153,7 @@ def test_unreadable_pictures_are_told_on_lines_of_their_own(call, gallery, place
     output = capsys.readouterr()
     skipped = [line for line in output.err.splitlines() if line.startswith("skipped ")]
     assert len(skipped) == 21 and skipped[0] == r"skipped bad\n00.jpg: not a readable image"
-    assert skipped[-1] == f"skipped 5 more, which {place}/unreadable.txt lists"
+    assert skipped[-1] == f"skipped 5 more, listed in {place}/unreadable.txt"
     listed = (place / "unreadable.txt").read_text().splitlines()
     assert len(listed) == 25 and listed[24] == r"bad\n24.jpg: not a readable image"
     assert output.out.startswith(f"{place}: 7 pictures: 7 new") and len(rows(place)) == 7
@@ -184,7 +238,7 @@ def test_a_file_of_any_date_is_indexed_once(call, place, gallery, capsys, date):
     assert "0 new, 1 changed, 0 renamed, 0 gone, 6 unchanged; 1 embedded" in capsys.readouterr().out
 
 
-def test_folders_that_cannot_be_reached_are_named_and_need_a_word(call, place, gallery, capsys):
+def test_folders_out_of_reach_are_named_and_need_prune(call, place, gallery, capsys):
     assert call() == 0
     shutil.rmtree(gallery / "cam 1")
     (gallery / "cam 2/e.png").unlink()
@@ -220,7 +274,7 @@ def test_of_many_folders_the_first_are_printed_and_all_are_listed(call, place, g
     assert call() == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 21 and lines[0] == f"kept 1 row in {gallery}/track 00: the folder is missing"
-    assert lines[-1] == f"kept 3 more, which {place}/unreadable.txt lists"
+    assert lines[-1] == f"kept 3 more, listed in {place}/unreadable.txt"
     assert len((place / "unreadable.txt").read_text().splitlines()) == 23
 
 
@@ -305,3 +359,52 @@ def test_help_and_a_mistyped_folder_answer_without_jax(flags):
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert output.endswith("[]\n")
+
+
+def test_files_that_are_passed_over_are_printed_and_kept_and_are_no_fault(call, gallery, place, capsys):
+    for name in ("a.mp4", "b.mp4", "@eaDir/a.png/thumb.jpg", "._a.png"):
+        (gallery / name).parent.mkdir(parents=True, exist_ok=True)
+        (gallery / name).write_bytes(b"x")
+    assert call() == 0
+    told = "passed over: 2 of no picture format (.mp4 2), 1 in @eaDir/, 1 hidden"
+    assert capsys.readouterr().out.splitlines()[0] == f"{place}: {told}"
+    assert (place / "unreadable.txt").read_text() == f"{told}\n" and len(rows(place)) == 6
+
+
+def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery, place, capsys, monkeypatch):
+    """An index made before such folders were passed over."""
+    put(gallery / "@eaDir/t.png", 7)
+    put(gallery / "._a.png", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(walk, "is_passed_folder", lambda name: False)
+        patch.setattr(walk, "reason_to_pass", lambda name: None)
+        assert call() == 0
+    assert {"@eaDir/t.png", "._a.png"} < {*rows(place)}
+    capsys.readouterr()
+    assert call() == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"kept 1 row in {gallery}: hidden files and such folders are passed over now",
+        f"kept 1 row in {gallery}/@eaDir: hidden files and such folders are passed over now",
+    ]
+    assert call("--prune") == 0
+    assert {*rows(place)} == {"a.png", "b.png", "cam 1/c.png", "cam 1/d.png", "cam 2/e.png", "f.png"}
+
+
+def test_an_older_index_is_brought_up_to_date_on_disk(call, gallery, place, capsys, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(gallery / "a.png") as image:
+        image.rotate(90, expand=True).save(gallery / "s.png", exif=exif)
+    with monkeypatch.context() as patch:
+        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        assert call() == 0
+    store = open_store(place)
+    images = {key: value for key, value in store.about.images.items() if key != "orientation"}
+    store.set_about(dataclasses.replace(store.about, images=images))
+    assert np.abs(rows(place)["a.png"].vector - rows(place)["s.png"].vector).max() > 0.01
+    capsys.readouterr()
+    assert call() == 0
+    output = capsys.readouterr()
+    assert "0 gone, 7 unchanged; 1 embedded at" in output.out and "looking at 7 pictures" in output.err
+    np.testing.assert_allclose(rows(place)["a.png"].vector, rows(place)["s.png"].vector, atol=1e-5)
+    assert call() == 0 and capsys.readouterr().err == ""

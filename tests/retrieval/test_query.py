@@ -85,6 +85,13 @@ def test_phrases_are_those_of_all_terms_and_none_comes_twice():
     assert phrases_of(Query(image=b"")) == {}
 
 
+def test_phrases_of_a_query_have_the_scenery():
+    terms = (Term("A man in a red hoodie next to a white car on a grey street."), Term("green trees", -1.0))
+    assert phrases_of(Query(terms)) == {
+        "man": True, "red hoodie": True, "white car": True, "grey street": True, "green trees": False
+    }  # fmt: skip
+
+
 def test_phrases_of_a_sentence_without_end_are_bounded():
     colours = ("red", "blue", "green", "black", "white")
     things = ("hat", "coat", "bag", "shirt", "shoes", "skirt", "scarf", "jacket")

@@ -413,7 +413,41 @@ def test_where_nothing_meets_the_filter_there_is_no_good_match(opened, folder):
     calibrate(folder)
     found = opened(HALF_RED, [{"camera": 0}, {"camera": 1}])
     answer = found.search(Query((Term("red hat"),), where="camera = 2"))
-    assert answer == ([], 0, "no good match: there is no such picture", False, "")
+    assert answer == ([], 0, "no good match: there is no such picture", False, "", "")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_unfinished_index_says_so_and_gives_no_probability(opened, folder, known):
+    if known:
+        calibrate(folder)
+    told = "the index is unfinished (2 of 20,000 pictures); wait for its build, or run python -m ivt_jax.index again"
+    found = opened(HALF_RED, [{"camera": 0}, {"camera": 1}], planned=20_000)
+    for query in (
+        "red hat",
+        Query((Term("red hat"), Term("blue bag"))),
+        Query((Term("white hat"),), where="camera = 0"),
+    ):
+        answer = found.search(query)
+        assert (answer.verdict, answer.good, answer.unfinished) == (f"No confidence estimate: {told}", None, told)
+        assert [result.probability for result in answer.results] == [None] * len(answer.results) != []
+    answer = found.search(Query((Term("red hat"),), where="camera = 2"))
+    assert answer == ([], 0, f"No such picture yet: {told}", None, "", told)
+
+
+def test_the_index_is_as_it_was_when_it_was_counted(opened, folder, monkeypatch):
+    """A build that ends during a search does not lend it a probability."""
+    calibrate(folder)
+    found = opened(HALF_RED, planned=3)
+    search = found.store.search
+
+    def finish(*arguments):
+        found.store.about = dataclasses.replace(found.store.about, planned=0)
+        return search(*arguments)
+
+    monkeypatch.setattr(found.store, "search", finish)
+    assert "unfinished (2 of 3 pictures)" in found.search("red hat").verdict
+    answer = found.search("red hat")
+    assert answer.unfinished == "" and answer.results[0].probability == pytest.approx(0.731059, abs=1e-6)
 
 
 # ---- opening

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from input_pipeline.errors import UserError
+from ivt_jax.gallery.walk import describe_passed
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
 
 
@@ -285,6 +286,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.csv", "path\n../a.PNG\n", r"l.csv: line 2: ../a.PNG is not in \S+/crops; name the folder of all with --im"),
         ("l.csv", "path\n/etc/passwd\n", "l.csv: line 2: /etc/passwd is not in "),
         ("l.csv", "path\n.\n", "l.csv: line 2: . is not in "),
+        ("l.csv", "path\na.PNG\n".encode("utf-16-le"), "l.csv: line 1 is not UTF-8 text: save the file as UTF-8"),
         ("l.csv", b"path\na.PNG\nb\xe9.jpg\n", "l.csv: line 3 is not UTF-8 text: save the file as UTF-8"),
         ("l.jsonl", '{"path": "a.PNG"}\n{"path": \n', "l.jsonl: line 2 is malformed: "),
         ("l.jsonl", '["a.PNG"]\n', "l.jsonl: line 1 is malformed: expected an object"),
@@ -307,3 +309,181 @@ def test_mistakes_in_a_list_name_file_and_line(folder, name, content, message):
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"--list: \S+/none.csv cannot be read: No such file or directory"):
         read_list(tmp_path / "none.csv")
+
+
+# ---- what a folder holds beside its pictures
+
+BESIDE = {  # name -> whether it is taken
+    "c.heic": True, "d.avif": True, "e.tif": True, "f.TIFF": True, "g.jfif": True, "h.jpe": True, "i.mpo": True,
+    "film.mp4": False, "other.MP4": False, "raw.dng": False, "old.jp2": False, "README": False,
+    "._a.PNG": False, ".hidden.jpg": False, "@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg": False, "cam 2/@eaDir/z.jpg": False,
+    ".Trash-0/files/x.jpg": False, ".thumbnails/large/y.png": False, "__MACOSX/crops/._b.jpg": False,
+    "#recycle/r.jpg": False, "$RECYCLE.BIN/S-1/r.jpg": False, "My Previews.lrdata/p.jpg": False,
+}  # fmt: skip
+
+
+def test_what_is_passed_over_is_counted_by_reason(folder):
+    for name in BESIDE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    source = read_folder(folder)
+    taken = [name for name, is_taken in BESIDE.items() if is_taken]
+    assert [*source.pictures] == sorted(["a.PNG", "b.jpg", "cam 2/deep/y.gif", "cam 2/z.webp", *taken])
+    assert sum(source.passed.values()) == 1 + len(BESIDE) - len(taken)  # and notes.txt
+    assert source.passed == {
+        ("suffix", ".mp4"): 2, ("suffix", ".dng"): 1, ("suffix", ".jp2"): 1, ("suffix", ".txt"): 1, ("suffix", ""): 1,
+        ("folder", "@eaDir"): 2, ("folder", ".Trash-0"): 1, ("folder", ".thumbnails"): 1, ("folder", "__MACOSX"): 1,
+        ("folder", "#recycle"): 1, ("folder", "$RECYCLE.BIN"): 1, ("folder", "My Previews.lrdata"): 1,
+        ("hidden", ""): 2,
+    }  # fmt: skip
+
+
+def test_counts_of_what_is_passed_over_in_words():
+    counts = {("suffix", ".mp4"): 8, ("suffix", ".dng"): 4, ("folder", "@eaDir"): 1160, ("hidden", ""): 3}
+    assert describe_passed(counts) == "12 of no picture format (.mp4 8, .dng 4), 1,160 in @eaDir/, 3 hidden"
+    many = {("suffix", f".{letter}"): 1 for letter in "abcdefg"} | {("suffix", ".z\n"): 9}
+    assert describe_passed(many) == r"16 of no picture format (.z\n 9, .a 1, .b 1, .c 1, .d 1, ...)"
+    folders = {("folder", f".{letter}"): 7 - number for number, letter in enumerate("abcdefg")}
+    assert describe_passed(folders) == "7 in .a/, 6 in .b/, 5 in .c/, 4 in .d/, 3 in .e/, 3 in 2 more such folders"
+    assert describe_passed({}) == "" == describe_passed({("folder", ".empty"): 0})
+
+
+def test_a_folder_of_films_says_what_it_holds(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no pictures \(.jpg .*\); passed over: 1 of no picture format \(.mp4 1\): "):
+        read_folder(tmp_path)
+
+
+def test_a_list_may_name_hidden_pictures_and_a_folder_may_be_hidden_itself(folder, tmp_path):
+    (folder / ".x.jpg").write_bytes(b"x")
+    source = read_list(written(folder / "list.csv", "path\n.x.jpg\n"))
+    assert list(source.pictures) == [".x.jpg"] and not source.passed
+    folder.rename(tmp_path / ".crops")
+    assert len(read_folder(tmp_path / ".crops").pictures) == 4
+
+
+# ---- lists as people have them
+
+PLAIN = {"a.PNG": {"camera": 3, "note": "x, y"}, "b.jpg": {"camera": 4, "note": "two\nlines"}}
+
+
+def excel(separator, ends="\r\n"):
+    return (
+        ends.join(["path,camera,note", 'a.PNG,3,"x, y"', 'b.jpg,4,"two\nlines"', ""])
+        .replace("x, y", "\0")
+        .replace(",", separator)
+        .replace("\0", "x, y")
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        excel(","),
+        excel(";"),
+        excel("\t", "\n"),
+        excel(";").encode("utf-8-sig"),
+        "\ufeff".encode("utf-16-le") + excel("\t").encode("utf-16-le"),
+        "\ufeff".encode("utf-16-be") + excel(",").encode("utf-16-be"),
+        excel(",").replace("path,camera,note", "path, camera ,note "),
+        excel(",").replace("path", "Path"),
+        excel(";").replace("path", '" PATH"'),
+        excel(",").replace("path,camera,note", "path, camera, note").replace(',3,"', ', 3 , "'),
+        excel(",").replace("note", "note,,").replace('y"', 'y",,').replace('lines"', 'lines",,') + ",,,,\r\n  ,,,,\r\n",
+        excel(";") + ";;\r\n\r\n",
+        excel(",").replace('lines"', 'lines",'),
+        excel(",", "\r"),
+    ],
+)  # fmt: skip
+def test_a_csv_is_read_as_spreadsheets_and_people_write_it(folder, content):
+    source = read_list(written(folder / "list.csv", content))
+    assert source.fields == {"camera": "integer", "note": "text"} and told(source) == PLAIN
+    assert source.unreadable == [] and source.notes == ()
+
+
+def test_separators_in_a_list_of_paths_are_parts_of_names(folder):
+    (folder / "a;b\tc.jpg").write_bytes(b"x")
+    assert told(read_list(written(folder / "list.csv", "path\na;b\tc.jpg\n"))) == {"a;b\tc.jpg": {}}
+
+
+def test_blanks_around_values_stay_where_the_header_has_none(folder):
+    assert told(read_list(written(folder / "list.csv", "path,x\na.PNG, 1\n"))) == {"a.PNG": {"x": " 1"}}
+
+
+def test_a_path_in_capitals_is_one_in_jsonl_too_and_else_a_field(folder):
+    text = '{"Path": "a.PNG", "camera": 3}\n{"path": "b.jpg", "Path": "other"}\n'
+    source = read_list(written(folder / "list.jsonl", text.encode("utf-16")))
+    assert told(source) == {"a.PNG": {"camera": 3, "Path": None}, "b.jpg": {"camera": None, "Path": "other"}}
+
+
+def test_a_value_may_be_longer_than_pythons_limit(folder):
+    long = "word " * 40_000
+    assert told(read_list(written(folder / "list.csv", f'path,x\na.PNG,"{long}"\n'))) == {"a.PNG": {"x": long}}
+
+
+def test_damage_is_named_by_the_line_where_it_begins(folder):
+    text = 'path,x\na.PNG,1\nb.jpg,"2\n' + "c.jpg,3\n" * 100
+    with pytest.raises(UserError, match=r"list.csv: line 3 is malformed: "):
+        read_list(written(folder / "list.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        (
+            [*["2024-05-01"] * 15, "2024-13-45", *["2024-05-02"] * 4],
+            "field x is text, because line 17 has '2024-13-45'; 19 of 20 values are of type time",
+        ),
+        (["unknown", "1", "2.5"], "field x is text, because line 2 has 'unknown'; 2 of 3 values are of type number"),
+        (["1", "", "2", "gate"], "field x is text, because line 5 has 'gate'; 2 of 3 values are of type integer"),
+        (
+            [*map(str, range(18)), "a" * 90, "-"],
+            f"field x is text, because line 20 has '{'a' * 60} ...'; 18 of 20 values are of type integer",
+        ),
+        (["true", "false", "yes"], "field x is text, because line 4 has 'yes'; 2 of 3 values are of type boolean"),
+        ([*map(str, range(17)), "a", "b", "c"], None),  # more than a tenth
+        (["blue", "red", "1"], None),
+        (["gate"], None),
+        (["", "gate", "hall"], None),
+    ],
+)
+def test_the_line_that_makes_text_of_a_field_is_named(folder, values, note):
+    for number in range(len(values)):
+        (folder / f"{number}.jpg").write_bytes(b"x")
+    lines = [f"{number}.jpg,{value}" for number, value in enumerate(values)]
+    source = read_list(written(folder / "list.csv", "\n".join(["path,x", *lines])))
+    assert source.fields == {"x": "text"} and source.notes == ((note,) if note else ())
+    assert [known["x"] for known in told(source).values()] == [value or None for value in values]
+
+
+def test_lines_outside_the_folder_are_passed_over_and_never_looked_at(folder, tmp_path, monkeypatch):
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    text = f"path,x\na.PNG,1\n../secret.jpg,2\n,3\n{tmp_path}/secret.jpg,4\n/etc/passwd,5\n.,6\nb.jpg,7\n"
+    listed = written(folder / "list.csv", text)
+    looked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **options: looked.append(str(path)) or stat(path, **options))
+    source = read_list(listed)
+    assert not [path for path in looked if "secret" in path or "passwd" in path]
+    assert told(source) == {"a.PNG": {"x": 1}, "b.jpg": {"x": 7}}
+    outside = f"not in {folder}"
+    assert source.unreadable == [
+        ("line 3 of list.csv: ../secret.jpg", outside),
+        ("line 4 of list.csv", "no path"),
+        (f"line 5 of list.csv: {tmp_path}/secret.jpg", outside),
+        ("line 6 of list.csv: /etc/passwd", outside),
+        ("line 7 of list.csv: .", outside),
+    ]
+
+
+def test_an_absolute_path_is_in_the_folder_whatever_link_leads_there(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    listed = written(tmp_path / "list.csv", f"path\n{folder}/a.PNG\n{tmp_path}/link/b.jpg\ncam 2/z.webp\n")
+    source = read_list(listed, tmp_path / "link")
+    assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/z.webp"] and source.unreadable == []
+
+
+def test_lines_that_name_a_picture_again_are_counted(folder):
+    text = "path,x\na.PNG,1\nb.jpg,2\na.PNG,3\n./a.PNG,1\nb.jpg,2\n"
+    message = r"list.csv: line 4 names a.PNG again, after line 2: remove one of them \(3 lines name a picture again\)$"
+    with pytest.raises(UserError, match=message):
+        read_list(written(folder / "list.csv", text))

@@ -162,6 +162,35 @@ def test_an_unfinished_build_is_stated_and_else_nothing_that_an_older_version_do
         assert reopen().about == about(unfinished=number)
 
 
+def test_a_build_that_adds_pictures_is_stated_and_seen_by_whoever_counts(create):
+    store, reopen = create(about())
+    other = reopen()
+    assert "planned" not in about().to_json()  # nor in the indexes of older versions, which are complete
+    store.set_about(about(planned=20_000))
+    assert other.count() == 0 and other.about == about(planned=20_000)
+    store.set_about(about())
+    assert other.count() == 0 and other.about == about()
+
+
+@pytest.mark.parametrize(
+    ("stated", "rows", "told"),
+    [
+        ({}, 0, ""),
+        (
+            {"planned": 20_000},
+            15_360,
+            "the index is unfinished (15,360 of 20,000 pictures); wait for its build, or run",
+        ),
+        ({"planned": 20_000}, 20_000, ""),
+        ({"planned": 20_000}, 20_001, ""),
+        ({"planned": 20_000, "unfinished": 7}, 19_999, "the index is unfinished; wait for its build, or run"),
+        ({"unfinished": 7}, 5, ""),
+    ],
+)
+def test_an_index_is_unfinished_until_all_its_pictures_are_in(stated, rows, told):
+    assert about(**stated).describe_unfinished(rows) == (told and f"{told} python -m ivt_jax.index again")
+
+
 def test_times_of_files_have_64_bits(create):
     store, reopen = create(about())
     ends = (-(2**63), -1, 0, 2**53 + 1, 2**63 - 1)

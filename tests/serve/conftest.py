@@ -66,7 +66,10 @@ PERSONS = [
 class StandIn:
     """What `ivt_jax.retrieval.searcher.Searcher` gives, of PERSONS; an image is like those with the same pixels."""
 
-    about = types.SimpleNamespace(model="3fa9c1d2e8b4" + 52 * "0", fields=FIELDS)
+    unfinished = ""  # what an index says that is unfinished
+    about = types.SimpleNamespace(
+        model="3fa9c1d2e8b4" + 52 * "0", fields=FIELDS, describe_unfinished=lambda rows: StandIn.unfinished
+    )
     store = types.SimpleNamespace(
         about=about,
         count=lambda: len(PERSONS),
@@ -90,7 +93,10 @@ class StandIn:
         good = bool(results) and results[0].score > 0.4
         told = "if the person is among them, the first is right with 90%" if good else "no good match: nobody fits"
         unread = 'not read: "grün" (unknown to the model)' if "grün" in str(query.terms) else ""
-        return Answer(results, len(found), told, good, unread)
+        if self.unfinished:
+            results = [result._replace(probability=None) for result in results]
+            told, good = f"No confidence estimate: {self.unfinished}", None
+        return Answer(results, len(found), told, good, unread, self.unfinished)
 
     def _filter(self, query):
         asked = re.fullmatch(r"camera = (\d)", query.where)

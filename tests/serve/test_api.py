@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax.pages import INTENDED_USE
-from tests.serve.conftest import PERSONS, jpeg
+from tests.serve.conftest import PERSONS, StandIn, jpeg
 
 
 def search(client, **asked):
@@ -68,10 +68,19 @@ def test_phrases_thumbnails_and_heat(client):
 
 def test_about_says_what_is_served(client):
     assert client.get("/api/about").json() == {
-        "index": "people.index", "pictures": 12, "model": "3fa9c1d2e8b4" + 52 * "0",
+        "index": "people.index", "pictures": 12, "unfinished": "", "model": "3fa9c1d2e8b4" + 52 * "0",
         "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
         "values": {"camera": [0, 1, 2], "zone": ["gate"]},
     }  # fmt: skip
+
+
+def test_an_unfinished_index_is_stated_by_every_answer(client, monkeypatch):
+    assert search(client, terms=[{"text": "red coat"}]).json()["unfinished"] == ""
+    monkeypatch.setattr(StandIn, "unfinished", "the index is unfinished")
+    answer = search(client, terms=[{"text": "red coat"}]).json()
+    assert answer["unfinished"] == client.get("/api/about").json()["unfinished"] == "the index is unfinished"
+    assert answer["verdict"] == "No confidence estimate: the index is unfinished" and answer["good"] is None
+    assert answer["results"][0]["probability"] is None
 
 
 def test_openapi_describes_every_endpoint(client):

@@ -42,6 +42,12 @@ def test_it_says_what_it_serves_and_where(serve):
     assert told.out.startswith("serving people.index (12 pictures) at http://127.0.0.1:") and told.out.count("\n") == 1
 
 
+def test_it_says_that_the_index_is_unfinished(serve, monkeypatch):
+    monkeypatch.setattr(StandIn, "unfinished", "the index is unfinished")
+    code, told = serve()
+    assert code == 0 and told.out.splitlines()[1:] == ["the index is unfinished"]
+
+
 @pytest.mark.parametrize(
     ("flags", "at"), [(["--host=0.0.0.0"], "0.0.0.0"), (["--allow_host=Search.example"], "search.example")]
 )

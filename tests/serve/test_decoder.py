@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import struct
 import time
 import zlib
 
@@ -54,12 +55,19 @@ def png_of_chunks(count):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + texts + pixels + chunk(b"IEND", b"")
 
 
+SIDEWAYS = Image.Exif()
+SIDEWAYS[0x0112] = 8
+
+
 @pytest.mark.parametrize(
     "content",
     [jpeg(noise(60, 130)), jpeg(noise(60, 130, mode="L"), progressive=True), encoded(noise(24, 48), "PNG"),
      encoded(noise(30, 50, mode="RGBA"), "PNG"), encoded(noise(30, 50, mode="P"), "PNG"),
-     encoded(noise(60, 130), "WEBP", save_all=True, append_images=[noise(60, 130)])],
-    ids=["jpeg", "progressive grey", "same size", "transparent", "palette", "animation"],
+     encoded(noise(60, 130), "WEBP", save_all=True, append_images=[noise(60, 130)]),
+     encoded(noise(60, 130), "TIFF", compression="tiff_lzw"), encoded(noise(60, 130), "AVIF"),
+     encoded(noise(60, 130, mode="P"), "GIF"), encoded(noise(60, 130), "BMP"), jpeg(noise(130, 60), exif=SIDEWAYS)],
+    ids=["jpeg", "progressive grey", "same size", "transparent", "palette", "animation", "tiff", "avif", "gif", "bmp",
+         "sideways"],
 )  # fmt: skip
 def test_the_pixels_are_those_of_an_index(decode, content):
     found = decode(content)
@@ -94,6 +102,38 @@ def test_what_takes_too_much_memory_is_refused_and_the_next_is_decoded(monkeypat
         own.decode(encoded(Image.new("RGB", (4000, 4000)), "PNG"))  # 64 MB in Pillow
     assert own.decode(jpeg(noise(8, 16)))
     own._process.kill()
+
+
+@pytest.mark.parametrize("format", ["TIFF", "AVIF"])
+def test_every_format_has_the_limit_of_memory(monkeypatch, format):
+    options = {"TIFF": {"compression": "tiff_adobe_deflate"}, "AVIF": {"speed": 10}}[format]
+    monkeypatch.setattr(decoder, "DECODE_BYTES", 30 << 20)
+    own = decoder.Decoder(SIZE)
+    with pytest.raises(UserError, match=r"too much memory|cannot be decoded|Out of memory"):
+        own.decode(encoded(Image.new("RGB", (3000, 3000)), format, **options))  # 36 MB in Pillow
+    assert own.decode(jpeg(noise(8, 16)))
+    own._process.kill()
+
+
+def tiff_of(width, height, strip):
+    """A grey TIFF of one deflated strip, whose header may say anything."""
+    entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (273, 4, 8 + 2 + 9 * 12 + 4),
+               (277, 3, 1), (278, 4, height), (279, 4, len(strip))]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + strip
+
+
+def test_a_tiff_larger_than_its_limit_or_its_file_is_refused(decode, capfd):
+    strip = zlib.compress(bytes(1000))
+    assert decode(tiff_of(25, 40, strip)).shape == (*SIZE, 3)
+    for content, told in (
+        (tiff_of(30_000, 30_000, strip), "at most 16,000,000 are taken"),
+        (tiff_of(4000, 4000, strip), "the image: cut short or damaged"),
+        (tiff_of(25, 40, b"garbage"), "the image: cut short or damaged"),
+    ):
+        with pytest.raises(UserError, match=told):
+            decode(content)
+    assert capfd.readouterr().err == ""  # libtiff would print
 
 
 def test_a_process_that_was_killed_is_replaced(decode):

@@ -20,7 +20,6 @@ from ivt_jax.retrieval.store import StoreError
 from ivt_jax.serve import guard, limits, server, settings
 from ivt_jax.serve.decoder import decode
 from ivt_jax.serve.pictures import check_upload
-from ivt_jax.serve.public import read_origin, read_public_url
 from ivt_jax.serve.sessions import Sessions
 from tests.serve.conftest import LOOPBACK, StandIn, jpeg, served
 
@@ -132,7 +131,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch):
                 assert not part.startswith(b"HTTP/1.1")
 
 
-def test_bodies_that_do_not_come_take_no_place(monkeypatch):
+def test_bodies_that_do_not_come_take_no_slot(monkeypatch):
     monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
     with served(StandIn()) as address:
         slow = http.client.HTTPConnection(address.removeprefix("http://"))
@@ -247,7 +246,7 @@ class Slow(StandIn):
         return super().search(*args, **more)
 
 
-def test_more_than_can_be_worked_off_are_sent_away(monkeypatch):
+def test_requests_beyond_the_limit_get_503(monkeypatch):
     monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
     slow, statuses = Slow(), []
     with served(slow) as address:
@@ -283,6 +282,17 @@ def test_a_token_is_demanded_for_all_but_the_page(monkeypatch):
             assert "httponly" in cookie and "samesite=strict" in cookie and token not in cookie
             assert cookie.startswith(f"ivt_serve_{httpx.URL(address).port}=")
             assert client.get("/api/about").status_code == 200
+
+
+def test_a_token_that_a_proxy_adds_for_itself_does_not_close_the_page():
+    """Proxies with a sign-on of their own may send `Authorization: Bearer` with every request of a browser."""
+    token, proxys = "0123456789abcdef", {"authorization": "Bearer of-the-proxy"}
+    with served(StandIn(), token=token) as address, httpx.Client(base_url=address, headers=proxys) as client:
+        for path in ("/", "/app.js") * 20:
+            assert client.get(path).status_code == 200
+        assert client.get("/api/about").status_code == 401
+        assert client.post("/login", json={"token": token}).status_code == 204
+        assert client.get("/api/about").status_code == 200
 
 
 def test_where_no_token_is_demanded_none_is_taken(address):
@@ -332,8 +342,8 @@ def upload(client, content):
     return client.post("/api/search", json={"image": base64.b64encode(content).decode()})
 
 
-@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
-def test_only_three_formats_are_taken(client, format):
+@pytest.mark.parametrize("format", ["JPEG2000", "PPM", "TGA", "PCX"])
+def test_no_other_formats_are_taken(client, format):
     file = io.BytesIO()
     Image.new("RGB", (8, 16)).save(file, format)
     assert refused(upload(client, file.getvalue()), 422, "send a JPEG, PNG or WEBP")
@@ -422,7 +432,7 @@ def test_a_multi_picture_jpeg_has_the_limits_of_a_jpeg(client, monkeypatch):
     check_upload(few)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     with pytest.raises(UserError, match="more than 100 scans"):
-        check_upload(many)
+        decode(many, (8, 4))
     assert refused(upload(client, many), 422, "more than 100 scans: save it anew")
 
 
@@ -466,10 +476,10 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
 
 def test_wrong_tokens_are_forgotten_after_a_minute(capfd):
     tokens = limits.Tokens("0123456789abcdef")
-    statuses = [tokens.refuse("a", float(second)).status_code for second in range(12)]
+    statuses = [tokens.count_wrong("a", float(second)).status_code for second in range(12)]
     assert statuses == [401] * 10 + [429] * 2
-    assert tokens.refuse("a", 59.9).status_code == 429 and tokens.refuse("b", 59.9).status_code == 401
-    assert tokens.refuse("a", 60.0).status_code == 401
+    assert tokens.count_wrong("a", 59.9).status_code == 429 and tokens.count_wrong("b", 59.9).status_code == 401
+    assert tokens.count_wrong("a", 60.0).status_code == 401
     assert capfd.readouterr().err.count("a has sent a wrong token") == 2
 
 
@@ -550,7 +560,8 @@ def test_a_client_has_a_bounded_number_of_requests_under_way(monkeypatch):
             slow = stack.enter_context(connect(address))
             slow.sendall(b"POST /login HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
         with from_another_address(address) as other:
-            while other.get("/icon.svg").status_code == 200:  # until the slow ones have arrived
+            for _ in range(100):  # until the slow ones have arrived
+                assert other.get("/icon.svg").status_code == 200
                 busy = httpx.get(f"{address}/icon.svg")
                 if busy.status_code != 200:
                     break
@@ -558,7 +569,7 @@ def test_a_client_has_a_bounded_number_of_requests_under_way(monkeypatch):
 
 
 def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(guard, "PLACE_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "SLOT_SECONDS", 0.3)
     large = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\r\n{"
     with served(StandIn()) as address, contextlib.ExitStack() as stack, from_another_address(address) as other:
         for _ in range(settings.MAX_CLIENT_BODIES):
@@ -572,9 +583,9 @@ def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
         assert other.post("/api/search", json={"image": image}).status_code == 200  # a large one of another
 
 
-def test_only_a_body_above_the_small_size_needs_a_place(monkeypatch):
+def test_only_a_body_above_the_small_size_needs_a_slot(monkeypatch):
     monkeypatch.setattr(guard, "MAX_CLIENT_BODIES", 0)
-    monkeypatch.setattr(guard, "PLACE_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "SLOT_SECONDS", 0.1)
     headers = {"content-type": "application/json"}
     with served(StandIn()) as address:
         for size, status in ((settings.MAX_SMALL_BODY, 200), (settings.MAX_SMALL_BODY + 1, 503)):
@@ -584,34 +595,12 @@ def test_only_a_body_above_the_small_size_needs_a_place(monkeypatch):
         assert httpx.post(f"{address}/api/search", content=chunks, headers=headers).status_code == 503
 
 
-@pytest.mark.parametrize(
-    ("public", "origin", "host", "port", "own"),
-    [
-        ("https://search.example", "https://search.example", "search.example", None, True),
-        ("https://search.example", "https://search.example", "127.0.0.1", "8765", True),  # the proxy's own Host
-        ("https://search.example", "http://search.example", "search.example", None, False),
-        ("https://search.example", "https://evil.example", "search.example", None, False),
-        ("https://search.example", "null", "search.example", None, False),
-        ("https://search.example", "http://127.0.0.1:8765", "127.0.0.1", "8765", True),
-        ("", "http://127.0.0.1:8765", "127.0.0.1", "8765", True),
-        ("", "http://127.0.0.1", "127.0.0.1", None, True),
-        ("", "http://127.0.0.1", "127.0.0.1", "8765", False),
-        ("", "null", "127.0.0.1", "8765", False),
-    ],
-)
-def test_which_pages_are_the_servers_own(public, origin, host, port, own):
-    url = read_public_url(public) if public else None
-    known = settings.Settings(index="people.index", hosts=LOOPBACK, public=url)
-    guarded = guard.Guard(None, known, Sessions(), limits.Tokens(""), frozenset())
-    assert guarded._is_own(read_origin(origin), host, port) is own
-
-
-def test_a_place_is_given_to_clients_in_turn():
+def test_a_slot_is_given_to_clients_in_turn():
     async def ask():
-        places, order = limits.Places(1, 1, 10.0, "full"), []
+        slots, order = limits.Slots(1, 1, 10.0, "full"), []
 
         async def hold(client):
-            async with places.taken(client):
+            async with slots.taken(client):
                 order.append(client)
                 await asyncio.sleep(0.01)
 

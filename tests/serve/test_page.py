@@ -203,6 +203,15 @@ def test_a_link_with_a_filter_shows_that_it_has_one(open_page):
     assert page.text_content("#poor") == "no picture meets the filter"
 
 
+def test_an_unfinished_index_is_noticed_whatever_is_found(open_page, monkeypatch):
+    monkeypatch.setattr(StandIn, "unfinished", "the index is unfinished")
+    for where in ("", "&where=camera+%3D+7"):
+        page = open_page(f"#text=a+red+coat{where}")
+        page.wait_for_selector("body[data-state=poor]")
+        assert page.text_content("#poor") == "No confidence estimate: the index is unfinished"
+        assert len(cards(page)) == (0 if where else 12)
+
+
 def test_a_picture_is_uploaded_and_is_not_in_the_address(open_page):
     page = open_page()
     crop = {"name": "crop.jpg", "mimeType": "image/jpeg", "buffer": jpeg(PERSONS[4].image)}
@@ -345,8 +354,8 @@ def test_a_link_survives_a_server_that_fails_at_first(open_page):
 def test_a_picture_that_is_refused_takes_nothing_away(open_page):
     page = open_page(console=False)
     ask(page)
-    page.set_input_files("#file", files=[{"name": "a.gif", "mimeType": "image/gif", "buffer": b"GIF89a"}])
-    until(page, lambda: "none of JPEG, PNG and WEBP" in page.text_content("#refused"))
+    page.set_input_files("#file", files=[{"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"film"}])
+    until(page, lambda: "the file is no picture" in page.text_content("#refused"))
     assert len(cards(page)) == 12 and page.query_selector_all("li.chip") == []
     page.set_input_files("#file", files=[{"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}])
     page.wait_for_selector("body[data-state=error]")

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import re
 
 import httpx
 import pytest
@@ -107,6 +106,7 @@ def test_the_origin_is_compared_with_the_public_url(url, host, origin, status):
     [
         ("localhost:443", "https://localhost", 200), ("localhost", "http://localhost:80", 200),
         ("localhost:443", "http://localhost", 403), ("localhost", "https://localhost:8443", 403),
+        ("127.0.0.1:8765", "http://127.0.0.1", 403),
     ],
 )  # fmt: skip
 def test_ports_of_the_scheme_are_as_good_as_none(address, host, origin, status):
@@ -120,8 +120,6 @@ def test_below_a_path(prefix):
         page = client.get(f"{prefix}/")
         assert page.status_code == 200 and 'src="app.js"' in page.text and 'href="/' not in page.text
         assert client.get(f"{prefix}/app.js").status_code == client.get(f"{prefix}/api/about").status_code == 200
-        scripts = [client.get(f"{prefix}/{name}.js").text for name in ("app", "detail", "filter", "results", "server")]
-        assert not [script for script in scripts if re.search(r"""from "/|fetch\(path|[`"]/api/thumbnails""", script)]
         del client.headers["authorization"]
         assert client.get(f"{prefix}/api/about").status_code == 401 and client.get(f"{prefix}/").status_code == 200
         large = client.post(f"{prefix}/login", json={"token": "x" * 100_001})

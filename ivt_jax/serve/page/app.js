@@ -6,7 +6,6 @@ import {fromFragment, isEmpty, readPhrase, tellOptions, toBody, toFragment} from
 import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "./results.js";
 import {ask} from "./server.js";
 
-const TYPES = ["image/jpeg", "image/png", "image/webp"];
 const byId = (id) => document.getElementById(id);
 const whole = (number) => number.toLocaleString("en");
 let query = fromFragment(location.hash);
@@ -54,8 +53,8 @@ async function learn(signal) {
 
 function drawAnswer(answer, seconds) {
   const unmet = !answer.searched && toBody(query).where;
-  const verdict = unmet ? "no picture meets the filter" : answer.verdict;
-  const poor = unmet || answer.good === false;
+  const verdict = unmet && !answer.unfinished ? "no picture meets the filter" : answer.verdict;
+  const poor = unmet || answer.good === false || answer.unfinished !== "";
   show(poor ? "poor" : "found", answer.results);
   const count = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds.toFixed(2)} s`;
   byId("status").textContent = verdict && !poor ? `${count}; ${verdict}` : count;
@@ -143,6 +142,7 @@ function drawChip(chip, {text, weight, source, set}) {
   chip.classList.toggle("unwanted", !wanted);
   find(".text").textContent = text;
   find("img").hidden = !source;
+  find("img").onerror = () => { find("img").hidden = true; }; // a format that this browser cannot show
   if (source) find("img").src = source;
   sign.textContent = wanted ? "+" : "\u2212";
   sign.title = wanted ? "Wanted; press for the contrary" : "Not wanted; press for the contrary";
@@ -157,7 +157,8 @@ function drawChip(chip, {text, weight, source, set}) {
 
 function upload(file) {
   const largest = about ? Math.floor((about.max_body - 100_000) * 0.75) : Infinity; // Base64 makes four bytes of three
-  if (!TYPES.includes(file.type)) return refuse("the picture is none of JPEG, PNG and WEBP");
+  // Browsers know no type of some pictures, such as HEIC; the server looks at the content.
+  if (file.type && !file.type.startsWith("image/")) return refuse("the file is no picture");
   if (file.size > largest) return refuse(`the picture is too large: at most ${whole(largest)} bytes are taken`);
   reader.abort(); // of two pictures the later counts, whichever is read first
   reader = new FileReader();

@@ -1,0 +1,135 @@
+"""Opens picture files: the formats that are taken, and the one way from a file to upright RGB pixels.
+
+The doctor, `prepare`, training, `index`, `embed`, `search` and the server's uploads all use it, so they take the same
+files and see the same pixels. docs/datasets.md has the table.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL.AvifImagePlugin
+import PIL.Image
+import PIL.PngImagePlugin
+
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+
+# Format by Pillow's name -> suffixes of its files. A file's content decides its format; suffixes only choose files in
+# folders and archives. Pillow knows fifty formats more, some of which start programs.
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+FORMATS = tuple(name for name in SUFFIXES_OF if name != "HEIF" or pillow_heif)
+SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
+MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
+ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_NO_HEIF = "HEIC needs another library: pip install '.[heif]'"
+_UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would spoil
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # MAX_PIXELS refuses these pictures
+warnings.filterwarnings("ignore", module=r"PIL\.")  # damage that matters raises an exception
+# Pillow refuses a PNG whose ICC profile or text has over 1 MiB, though no pixel depends on it. Real profiles have a few
+# MB; chunks that inflate beyond 8 MiB are still refused, and all texts together beyond Pillow's 64 MiB.
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
+PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # files are decoded in parallel; each thread reserves address space
+if pillow_heif:
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+
+
+class NotTakenError(Exception):
+    """A picture of a kind that is not taken. The message names the kind and the remedy."""
+
+
+def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
+    """Opens a picture without decoding it.
+
+    Raises NotTakenError if it is HEIC and pillow-heif is not installed, PIL.UnidentifiedImageError if it has no format
+    that is taken, and whatever else Pillow raises for a damaged file.
+    """
+    try:
+        return PIL.Image.open(file, formats=FORMATS)
+    except (PIL.UnidentifiedImageError, ValueError):
+        head = _read(file, 12)
+        if head[4:8] != b"ftyp" or head[8:] not in (*_HEIF_BRANDS, *_AVIF_BRANDS):
+            raise
+        if "HEIF" not in FORMATS and head[8:] in _HEIF_BRANDS:
+            raise NotTakenError(_NO_HEIF) from None
+        return PIL.Image.open(io.BytesIO(_without_exif(_read(file))), formats=FORMATS)
+
+
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Decodes a picture to RGB, upright by its EXIF orientation (or XMP's, if EXIF has none).
+
+    Takes the first frame of an animation or of several pages, ignores transparency and colour profiles, and keeps the
+    upper eight bits of 16. Raises NotTakenError for pixels of another kind, and whatever Pillow raises for damage.
+    """
+    try:
+        image.load()
+    except OSError as error:  # libtiff gives a number alone
+        raise OSError("cut short or damaged") if str(error).startswith("decoder error") else error from None
+    turn = _TURNS.get(orientation(image))  # the conversions below lose it
+    if image.mode in _UNUSUAL:
+        raise NotTakenError(f"{_UNUSUAL[image.mode]} pixels have no agreed range: save them with 8 bits a channel")
+    rgb = (_upper_bits(image) if image.mode.startswith("I;16") else image).convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def orientation(image: PIL.Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8; 1 if there is none or the EXIF is damaged."""
+    try:
+        found = image.getexif().get(0x0112, 1)
+        return int(found) if found in _TURNS else 1
+    except Exception:  # of many kinds; the pixels are unharmed
+        return 1
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether a picture has an EXIF orientation to be turned by."""
+    with open_picture(io.BytesIO(content)) as image:
+        return orientation(image) != 1
+
+
+def _upper_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns 12 or 16 bits of grey as 8 bits. Pillow's `convert` would cut off at 255, which gives a white picture."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(258, (16,))[0]
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    return PIL.Image.fromarray(255 - grey if tags.get(262) == 0 else grey)  # 0: white is zero
+
+
+def _without_exif(content: bytes) -> bytes:
+    """Returns an AVIF whose EXIF is not read. If it is damaged Pillow refuses the picture, which does not need it."""
+    head, mdat, rest = content.partition(b"mdat")
+    return head.replace(b"Exif", b"none") + mdat + rest
+
+
+def _read(file: Path | str | BinaryIO, most: int = -1) -> bytes:
+    if isinstance(file, Path | str):
+        with open(file, "rb") as opened:
+            return opened.read(most)
+    file.seek(0)
+    return file.read(most)

@@ -1,0 +1,97 @@
+"""Persons and images that splits share: a test on them measures what was trained on."""
+
+import collections
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from input_pipeline.annotations import Record
+from input_pipeline.decoding import as_rgb, open_picture
+from input_pipeline.inspection import Inspected, near_duplicates
+from input_pipeline.pictures import look_at
+from input_pipeline.variants import SPLITS
+
+Pair = tuple[str, str]  # the paths of an image and of an earlier one
+
+_GRID = (16, 32)  # width and height at which two pictures are compared
+_ALIKE = 0.95  # correlation of their colours there
+
+
+def shared_persons(records: Iterable[Record]) -> dict[int, list[str]]:
+    """Returns the person ids that several splits have, sorted, each with its splits."""
+    splits = collections.defaultdict(set)
+    for record in records:
+        splits[record.person_id].add(record.split)
+    return {person: sorted(splits[person], key=SPLITS.index) for person in sorted(splits) if len(splits[person]) > 1}
+
+
+def digests_of_twins(folder: Path, images: Sequence[Inspected]) -> dict[str, str]:
+    """Returns the digests, by path, of all images that agree with another in size on disk and perceptual hash."""
+    groups: dict[tuple[int, bytes], list[str]] = collections.defaultdict(list)
+    for image in images:
+        if image.file_bytes:
+            groups[image.file_bytes, image.hash].append(image.path)
+    twins = [path for paths in groups.values() if len(paths) > 1 for path in paths]
+    return {path: picture.digest for path, picture in look_at(folder, twins, {}).items()}
+
+
+def copies_between_splits(records: Iterable[Record], digests: Mapping[str, str]) -> list[Pair]:
+    """Returns each image whose content an earlier split (train, val, test) has as well, with the first such image.
+
+    digests: of the contents, by path; images without one are left out.
+    """
+    ordered = sorted(records, key=lambda record: SPLITS.index(record.split))
+    return _copies((r.image_path, digests[r.image_path], r.split) for r in ordered if digests.get(r.image_path))
+
+
+def copies_between_persons(records: Iterable[Record], digests: Mapping[str, str]) -> list[Pair]:
+    """Returns each image whose content another person of its split has as well, with the first such image."""
+    return _copies(
+        (r.image_path, (r.split, digests[r.image_path]), r.person_id) for r in records if digests.get(r.image_path)
+    )
+
+
+def near_copies_between_splits(
+    folder: Path, records: Iterable[Record], images: Sequence[Inspected], known: Collection[str]
+) -> list[Pair]:
+    """Returns each image that looks like one of an earlier split, with the most similar one; `known` is left out."""
+    split_of = {record.image_path: record.split for record in records}
+    earlier: list[Inspected] = []
+    pairs: list[Pair] = []
+    for split in SPLITS:
+        own = [image for image in images if split_of[image.path] == split]
+        pairs += near_duplicates([image for image in own if image.path not in known], earlier)
+        earlier += own
+    return [(path, other) for path, other in pairs if look_alike(folder / path, folder / other)]
+
+
+def look_alike(file: Path, other: Path) -> bool:
+    """Whether two pictures are one, apart from size, compression, brightness and tint.
+
+    Perceptual hashes alone also match pictures of different persons before one background. A picture of one tone is
+    like no other: it shows nothing.
+    """
+    one, two = _colours(file), _colours(other)
+    return float((one * two).mean()) >= _ALIKE
+
+
+def _colours(file: Path) -> np.ndarray:
+    """Returns the picture at 32 x 16 in RGB, each colour with mean 0 and deviation 1 (0 if it does not vary)."""
+    with open_picture(file) as image:
+        small = as_rgb(image).resize(_GRID, PIL.Image.Resampling.BOX)
+    pixels = np.asarray(small, np.float32).reshape(-1, 3)
+    pixels = pixels - pixels.mean(0)
+    return pixels / np.maximum(pixels.std(0), 1.0)
+
+
+def _copies(images: Iterable[tuple[str, Hashable, Hashable]]) -> list[Pair]:
+    """images: path, content, owner. Returns each image with the first of its content, if that has another owner."""
+    first: dict[Hashable, tuple[str, Hashable]] = {}
+    pairs = []
+    for path, content, owner in images:
+        earlier, its_owner = first.setdefault(content, (path, owner))
+        if owner != its_owner:
+            pairs.append((path, earlier))
+    return pairs

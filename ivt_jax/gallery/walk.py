@@ -1,0 +1,80 @@
+"""Chooses the pictures of a folder or an archive by their names, and counts what it passes over.
+
+Passed over are files of another suffix, hidden files, and all files in hidden folders and in those where systems keep
+thumbnails, deleted files and the like. A list names its pictures, so nothing of it is passed over.
+"""
+
+import collections
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from input_pipeline.decoding import SUFFIXES
+from input_pipeline.files import printable
+
+FOLDERS = (
+    "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",
+    "system volume information",
+)  # fmt: skip
+_PREVIEWS = (".lrdata",)  # ends the folders of Lightroom's previews
+_SHOWN = 5  # suffixes and folders that are named, those with most files first
+
+Passed = Mapping[tuple[str, str], int]  # ("suffix", ".mp4"), ("folder", "@eaDir") or ("hidden", "") -> count of files
+
+
+def reason_to_pass(path: str) -> tuple[str, str] | None:
+    """Returns why a file is passed over, as a key of `Passed`, or None for a picture to take.
+
+    path: relative to the folder or archive, with "/" between folders.
+    """
+    *folders, name = path.split("/")
+    for folder in folders:
+        if is_passed_folder(folder):
+            return "folder", folder
+    if name.startswith("."):
+        return "hidden", ""
+    return None if name.lower().endswith(SUFFIXES) else ("suffix", os.path.splitext(name)[1].lower())
+
+
+def is_passed_folder(name: str) -> bool:
+    """Whether all that is in a folder of this name is passed over."""
+    hidden = name.startswith(".") and name not in (".", "..")
+    return hidden or name.lower() in FOLDERS or name.lower().endswith(_PREVIEWS)
+
+
+def walk(
+    root: Path, passed: collections.Counter[tuple[str, str]], onerror: Callable[[OSError], object]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yields each folder below `root`, the names of its folders and those of its pictures; counts the rest in `passed`.
+
+    onerror: called with the error of a folder that cannot be listed.
+    """
+    for place, folders, files in os.walk(root, onerror=onerror):
+        for name in filter(is_passed_folder, tuple(folders)):
+            folders.remove(name)
+            passed["folder", name] += _count_files(os.path.join(place, name))
+        reasons = {name: reason_to_pass(name) for name in files}
+        passed.update(reason for reason in reasons.values() if reason)
+        yield Path(place), folders, [name for name, reason in reasons.items() if not reason]
+
+
+def describe_passed(passed: Passed) -> str:
+    """Counts by reason, such as "12 of no picture format (.mp4 8, .dng 4), 160 in @eaDir/, 3 hidden"; "" for none."""
+    counts = sorted(((key, count) for key, count in passed.items() if count), key=lambda item: (-item[1], item[0]))
+    suffixes = [(name or "without suffix", count) for (kind, name), count in counts if kind == "suffix"]
+    folders = [(name, count) for (kind, name), count in counts if kind == "folder"]
+    told = []
+    if suffixes:
+        named = ", ".join(f"{name} {count:,}" for name, count in suffixes[:_SHOWN])
+        more = ", ..." if len(suffixes) > _SHOWN else ""
+        told.append(f"{sum(count for _, count in suffixes):,} of no picture format ({named}{more})")
+    told += [f"{count:,} in {name}/" for name, count in folders[:_SHOWN]]
+    if rest := folders[_SHOWN:]:
+        told.append(f"{sum(count for _, count in rest):,} in {len(rest)} more such folders")
+    if hidden := passed.get(("hidden", "")):
+        told.append(f"{hidden:,} hidden")
+    return printable(", ".join(told))
+
+
+def _count_files(folder: str) -> int:
+    return 0 if os.path.islink(folder) else sum(len(files) for _, _, files in os.walk(folder))
