@@ -279,7 +279,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
         if args.all:
             print("".join(f"    {printable(example)}\n" for example in finding.examples), end="")
-    print("clean" if not findings else f"{len(findings)} kinds of fault")
+    noun = "kind" if len(findings) == 1 else "kinds"
+    print(f"{len(findings)} {noun} of fault" if findings else "clean")
     return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
 
 

@@ -174,9 +174,9 @@ def _compare(
     """The index, None where there is none yet; what it is to state, and its model. Nothing is written."""
     try:
         store = open_store(place)
-    except NoIndexError as error:
+    except NoIndexError:
         if workdir is None:
-            raise UserError(f"{error}; that needs the folder of a model, --workdir") from None
+            raise UserError(f"there is no index at {place} yet: name the folder of its model with --workdir") from None
         encoder = encoder or ImageEncoder(workdir)
         about = state(encoder, workdir, dtype or "float32", source.fields, source.root)
         return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder

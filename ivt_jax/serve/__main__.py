@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         "--proxy", type=proxy_address, action="append", default=[], metavar="ADDRESS",
         help="address or network of a proxy whose X-Forwarded-For is trusted; may be given more than once",
     )  # fmt: skip
-    parser.add_argument("--log_queries", action="store_true", help="tell on stderr who asks what")
+    parser.add_argument("--log_queries", action="store_true", help="log each query with its address on stderr")
     args = parser.parse_args(argv)
     return run_command(lambda: run(args))
 

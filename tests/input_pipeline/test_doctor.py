@@ -80,7 +80,7 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
     assert call(tmp_path, dataset="cuhk") == 1
     out = capsys.readouterr().out
     assert "train            6         6         6  published: 11,003 34,054 68,126\n" in out
-    assert "warning: not as published: train, val, test\n1 kinds of fault\n" in out
+    assert "warning: not as published: train, val, test\n1 kind of fault\n" in out
     counts = {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)}
     assert doctor.check_splits(counts, statistics.PUBLISHED["icfg_pedes"]) == []
     assert statistics.split_table(counts, statistics.PUBLISHED["icfg_pedes"]).count("as published") == 2
@@ -104,7 +104,7 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
 def test_a_faulty_image_makes_the_folder_unusable(tmp_path, capsys, content, line):
     make(tmp_path, n2=content)
     assert call(tmp_path) == 2
-    assert capsys.readouterr().out.endswith(f"error: {line}\n1 kinds of fault\n")
+    assert capsys.readouterr().out.endswith(f"error: {line}\n1 kind of fault\n")
 
 
 def test_a_link_out_of_the_images_is_not_opened(tmp_path, capsys):
@@ -137,9 +137,9 @@ def test_a_person_in_two_splits_makes_the_folder_unusable_unless_it_is_allowed(t
     assert call(tmp_path) == 2
     kind, persons = "2 person ids are in several splits", "1 (train, val), 4 (train, test)"
     remedy = "(if each split numbers its own persons, --allow=shared_persons)"
-    assert capsys.readouterr().out.endswith(f"error: {kind} {remedy}: {persons}\n1 kinds of fault\n")
+    assert capsys.readouterr().out.endswith(f"error: {kind} {remedy}: {persons}\n1 kind of fault\n")
     assert call(tmp_path, "--allow=shared_persons") == 1
-    assert capsys.readouterr().out.endswith(f"warning: {kind}: {persons}\n1 kinds of fault\n")
+    assert capsys.readouterr().out.endswith(f"warning: {kind}: {persons}\n1 kind of fault\n")
     assert call(tmp_path, "--allow=shared_images") == 2
     assert call(tmp_path, "--allow=shared_images,persons") == 2
     line = "error: --allow=shared_images,persons: persons is none of shared_persons, shared_images\n"
@@ -290,7 +290,7 @@ def test_copies_within_a_split_are_a_warning_only_between_persons(tmp_path, caps
     write(tmp_path, [record | {"id": 4} if i == 2 else record for i, record in enumerate(records)])
     assert call(tmp_path) == 1
     line = "1 images are copies of an image of another person: person 10 a/3.jpg = person 1 a/0.jpg"
-    assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n1 kinds of fault\n")
+    assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n1 kind of fault\n")
 
 
 def chroma(seed):
@@ -328,7 +328,7 @@ def test_files_that_both_datasets_name_are_not_compared_with_themselves(tmp_path
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "4 files are images of both datasets: not compared with themselves",
         f"warning: 1 pairs of images look the same here and in {tmp_path}/two: a/3.jpg = a/small.jpg",
-        "1 kinds of fault",
+        "1 kind of fault",
     ]
 
 
