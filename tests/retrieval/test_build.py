@@ -858,7 +858,7 @@ def test_another_type_of_number_is_refused(index, rows):
 
 
 def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, gallery):
-    with pytest.raises(UserError, match="holds no index"):
+    with pytest.raises(UserError, match="there is no index at"):
         index(workdir=None)
     index()
     assert index(workdir=None, encoder=None).endswith("6 unchanged")
