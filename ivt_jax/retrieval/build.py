@@ -1,16 +1,16 @@
-"""An index is made to hold what a folder or a list holds, and no more is done for it than has changed.
+"""Builds or updates an index of a folder or a list; only new and changed pictures are embedded.
 
-What the index knows of a file tells what has become of it, the cheap questions first:
+Each picture is compared with the rows of the index. The cheap comparisons come first:
 
     the row of its path has its size, time of change and metadata     the row stays
     ... but other metadata                                            a new row, with the old vector
-    a row has its content, for which it is read                       a new row, with the vector of that one: the file
+    a row has its content (the file is read to know it)               a new row, with the vector of that one: the file
                                                                       was renamed, copied or touched
-    `ivt_jax.embed` has met its content, on whatever machine          a new row, with that vector
+    `ivt_jax.embed` has embedded its content, on any machine          a new row, with that vector
     none of these                                                     it is embedded
-    a row has a path that was deleted                                 the row goes, when all others are done: until then
-                                                                      its vector may be wanted for another path
-    ... that cannot be reached                                        the row stays (`ivt_jax.retrieval.missing`)
+    a row has the path of a deleted picture                           the row is deleted when all others are written:
+                                                                      until then another path may need its vector
+    ... of a picture out of reach                                     the row stays (`ivt_jax.retrieval.missing`)
 
 Rows are added in groups, each whole or not at all; then the rows that they replace are deleted by their ids. So every
 path keeps a row, whatever fails and when. A path may have two rows for a moment, or until the next build, which deletes
@@ -50,19 +50,19 @@ from ivt_jax.workdir import folder_tokenizer, lock_folder
 BATCH = 64  # pictures that a device takes at once
 ROWS = 512  # that are written at once: what a kill costs at most
 THUMBNAIL = (160, 192)  # width and height at most
-SHARE = 10  # deleting more than 1 row in SHARE needs --prune,
-FEW = 100  # if the index has FEW rows or more
-MANY = "their pictures are gone, but more than a tenth of the index would be deleted"
+PRUNE_SHARE = 10  # deleting more than 1 row in PRUNE_SHARE needs --prune,
+PRUNE_ROWS = 100  # if the index has PRUNE_ROWS rows or more
+TOO_MANY = "their pictures are gone, but more than a tenth of the index would be deleted"
 
 
 class Built(NamedTuple):
     """What became of the pictures: counts, and "path: reason" of each that cannot be read.
 
-    changed: of another content or other metadata; unchanged: with those that were but touched; gone: without those that
-    were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many had to be; taken: had been, by
-    `ivt_jax.embed`. seconds: for reading, embedding and writing. told: what the store says of itself, "" for nothing.
-    kept: rows that stay although their pictures are missing or cannot be read, by folder; they count as unchanged.
-    reasons: how many of `unreadable` have each reason, the most frequent first.
+    changed: of another content or other metadata; unchanged: includes those that were only touched; gone: without those
+    that were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many this build embedded;
+    taken: how many vectors came from `ivt_jax.embed`. seconds: for reading, embedding and writing. told: a message of
+    the store, "" for none. kept: rows that stay although their pictures are missing or cannot be read, by folder; they
+    count as unchanged. reasons: how many of `unreadable` have each reason, the most frequent first.
     """
 
     new: int
@@ -100,17 +100,17 @@ def build(
     vectors: Path | None = None,
     prune: bool = False,
 ) -> Built:
-    """Makes the index hold the pictures of `source`, all that can be read and no others; where there is none, makes it.
+    """Builds or updates an index, so that it holds all readable pictures of `source` and no others.
 
     Rows whose pictures are out of reach stay. If more than a tenth of an index of 100 rows or more would be deleted,
     these rows stay as well.
 
     workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
     `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
-    another folder now; encoder: the model, where it is open already; vectors: a folder of `ivt_jax.embed`'s, for the
-    pictures whose content it knows; prune: deletes the rows that would stay without their pictures.
-    Raises UserError where no picture can be read, another process is at work there, or the index is of another model,
-    type or folder than is named: it keeps its rows then.
+    another folder now; encoder: the model, if it is loaded already; vectors: a folder that `ivt_jax.embed` wrote, whose
+    vectors are used for pictures of the same content; prune: deletes the rows that would stay without their pictures.
+    Raises UserError if no picture can be read, if another process is building the index, or if the index is of another
+    model, type or folder than is named; the index then keeps its rows.
     """
     store, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
     known = ByDigest(vectors) if vectors else None
@@ -120,9 +120,7 @@ def build(
         stale = find_stale(place, source, store, about.sideways) if store and about.sideways else set[int]()
         plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
-        if plan.missing and plan.todo and about.unfinished < 0:
-            about = dataclasses.replace(about, unfinished=plan.next_id)
-        about = dataclasses.replace(about, planned=_planned_rows(plan, about.planned))
+        about = _about_during(about, plan)
         store = store or create_store(place, about)
         if store.about != about:
             store.set_about(about)
@@ -131,21 +129,29 @@ def build(
         work.run()
         seconds = time.monotonic() - start
         unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
-        if not plan.kept + work.counts.total():
+        if not plan.current + work.counts.total():
             raise _nothing_readable(unreadable)
-        goes, kept = work.sort_out(prune)
-        store.delete(sorted({*goes, *plan.surplus} - kept.keys()))
+        deleted, kept = work.delete_old(prune)
         sideways = about.sideways if stale & kept.keys() else 0
-        if about.unfinished >= 0 or about.planned or about.sideways != sideways:
-            store.set_about(dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
+        finished = dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways)
+        if finished != about:
+            store.set_about(finished)
         told = store.optimize()
     counts = work.counts
-    gone = len(goes) + work.overwritten
-    unchanged = plan.kept + counts["touched"] + len(kept)
-    written = (counts["new"], counts["changed"], counts["renamed"])
-    reasons = (collections.Counter(reason for _, reason in source.unreadable) + work.reasons).most_common()
+    reasons = collections.Counter(reason for _, reason in source.unreadable) + work.reasons
     return Built(
-        *written, unchanged, gone, work.embedded, work.taken, seconds, unreadable, told, count_kept(kept), reasons
+        new=counts["new"],
+        changed=counts["changed"],
+        renamed=counts["renamed"],
+        unchanged=plan.current + counts["touched"] + len(kept),
+        gone=deleted + work.overwritten,
+        embedded=work.embedded,
+        taken=work.taken,
+        seconds=seconds,
+        unreadable=unreadable,
+        told=told,
+        kept=count_kept(kept),
+        reasons=reasons.most_common(),
     )
 
 
@@ -171,7 +177,7 @@ def _compare(
     moved: bool,
     encoder: ImageEncoder | None,
 ) -> tuple[VectorStore | None, About, ImageEncoder]:
-    """The index, None where there is none yet; what it is to state, and its model. Nothing is written."""
+    """Returns the index (None if there is none yet), what it is to state, and its model. Writes nothing."""
     try:
         store = open_store(place)
     except NoIndexError:
@@ -199,7 +205,7 @@ def _compare(
 
 
 def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path) -> About:
-    """What an index of this model and these pictures states."""
+    """Returns what an index of this model and these pictures states."""
     folder = Path(workdir).absolute()
     return About(
         model=encoder.about["model"],
@@ -241,13 +247,16 @@ def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: 
 
 
 def _short(value: object) -> str:
-    """Digests are told by their first digits."""
+    """Shortens a digest to its first digits."""
     return value[:12] if isinstance(value, str) else str(value)
 
 
 def _refuse_unreadable(source: Source, plan: "Plan") -> None:
-    """Before anything is written: an index whose pictures are all unreadable is most likely of another folder."""
-    if plan.kept:
+    """Raises UserError if no picture can be read; an index of them is most likely of another folder.
+
+    Must be called before anything is written.
+    """
+    if plan.current:
         return
     reasons = [f"{path}: {reason}" for path, reason in source.unreadable]
     for picture, _ in plan.todo:
@@ -269,8 +278,8 @@ def _nothing_readable(reasons: list[str]) -> UserError:
 class Plan(NamedTuple):
     """What has become of an index's pictures."""
 
-    todo: list[tuple[Picture, Row | None]]  # that are to have new rows, and the old one of the path
-    kept: int  # rows that agree with their pictures and stay
+    todo: list[tuple[Picture, Row | None]]  # pictures that need a new row, each with the old row of its path
+    current: int  # rows that agree with their pictures and stay
     missing: list[Missing]  # rows whose pictures the source does not have
     surplus: list[int]  # second rows of a picture, left by a stopped build, or by two builds at once
     shared: list[Missing]  # rows that share an id, left by two builds at once; they can only be deleted together
@@ -306,30 +315,32 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1, stale:
         elif agrees and 0 <= unfinished <= id:
             recent.append(row.digest)
         found[row.path] = None if agrees else row
-    # New ones first: until then changed ones have their old rows, whose vectors may be wanted. These in the order of
-    # ids: of each content the last row is known, and so is there for the others.
+    # New pictures first, while the old rows of changed ones still have vectors that they may need. Changed ones in the
+    # order of ids: `known` has the last row of each content, so it is replaced last.
     todo: list[tuple[Picture, Row | None]]
     todo = [(picture, None) for path, picture in source.pictures.items() if path not in found]
     todo += [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
-    kept = sum(row is None for row in found.values())
-    return Plan(todo, kept, missing, surplus, shared, recent, known, count, next_id)
+    current = sum(row is None for row in found.values())
+    return Plan(todo, current, missing, surplus, shared, recent, known, count, next_id)
 
 
-def _planned_rows(plan: Plan, before: int) -> int:
-    """`About.planned` for a build; before: the one that a stopped build has left.
-
-    0 if all new pictures are added by a single write, which is done whole or not at all.
-    """
+def _about_during(about: About, plan: Plan) -> About:
+    """Returns what the index states while a build runs; about: what it stated before, maybe by a stopped build."""
+    unfinished, planned = about.unfinished, 0
+    if plan.missing and plan.todo and unfinished < 0:
+        unfinished = plan.next_id
     new = sum(old is None for _, old in plan.todo)
-    return plan.rows + new if new and (before or len(plan.todo) > ROWS) else 0
+    if new and (about.planned or len(plan.todo) > ROWS):  # a single write is done whole or not at all
+        planned = plan.rows + new
+    return dataclasses.replace(about, unfinished=unfinished, planned=planned)
 
 
 # ---- doing it
 
 
 class _Entry(NamedTuple):
-    """A picture that is to have a row. With pixels it has to be embedded; with neither, the index has its vector."""
+    """A picture that needs a row. With pixels it has to be embedded; without pixels and vector, the index has that."""
 
     picture: Picture
     old: Row | None
@@ -378,28 +389,28 @@ class _Work:
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
 
-    def sort_out(self, prune: bool) -> tuple[set[int], Reasons]:
-        """Returns the ids of the rows to delete, besides the surplus, and of those that stay, with the reasons.
+    def delete_old(self, prune: bool) -> tuple[int, Reasons]:
+        """Deletes rows without pictures and surplus rows; returns how many had no picture, and why others are kept.
 
-        To be called when all rows are written: looks at the folders as they are then.
+        Must be called when all rows are written: looks at the folders as they are then.
         """
         plan = self._plan
-        for digest in plan.recent:  # a stopped build may not have deleted the row that the picture was moved from
-            row = self._moved_from(digest)
-            plan.surplus.extend([row.id] if row else [])
+        # A stopped build may not have deleted the rows that its pictures were moved from.
+        moved = [row.id for digest in plan.recent if (row := self._moved_from(digest))]
         unsure = [*self._missing.values(), *self._unread_rows]
         for row in plan.shared:
             if row.path in self._unread or row.path not in self._pictures:
                 unsure.append(row._replace(reason=self._unread.get(row.path, "")))
         kept = {} if prune else self._reach.reasons_to_keep(unsure)
-        goes = {*self._damaged, *(row.id for row in unsure)} - kept.keys()
-        if not prune and plan.rows >= FEW and SHARE * len(goes) > plan.rows:
-            kept |= dict.fromkeys(goes, ("", MANY))
-            goes = set()
-        return goes, kept
+        gone = {*self._damaged, *(row.id for row in unsure)} - kept.keys()
+        if not prune and plan.rows >= PRUNE_ROWS and PRUNE_SHARE * len(gone) > plan.rows:
+            kept |= dict.fromkeys(gone, ("", TOO_MANY))
+            gone = set()
+        self._store.delete(sorted({*gone, *plan.surplus, *moved} - kept.keys()))
+        return len(gone), kept
 
     def _entries(self) -> Iterator[_Entry]:
-        """All that can be read; those that have to be embedded come a batch at a time."""
+        """Yields an entry for each readable picture; those that have to be embedded come a batch at a time."""
         waiting: list[_Entry] = []
         for (picture, old), read in done_ahead(self._read, self._plan.todo, 2 * self._batch):
             try:
@@ -432,7 +443,7 @@ class _Work:
         self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
-        """Runs in threads. Digest and pixels are of the same bytes, whatever is done to the file meanwhile."""
+        """Reads a picture, in a thread. Digest and pixels are of the same bytes, even if the file changes meanwhile."""
         picture, old = item
         same = old and (old.size, old.changed) == (picture.size, picture.changed)
         if old and same and old.digest in self._known:
@@ -503,7 +514,7 @@ class _Work:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG of the picture alone; what else the file told, such as where it was taken, is left out."""
+    """Returns a small JPEG of the pixels alone, without other data of the file, such as where it was taken."""
     image.thumbnail(THUMBNAIL)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82, comment=b"")
