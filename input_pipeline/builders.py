@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from input_pipeline import augment
-from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
+from input_pipeline.annotations import Annotations, Record, annotation_file, quarantined, read_annotations
 from input_pipeline.decoding import MAX_PIXELS, as_rgb, open_picture, orientation
 from input_pipeline.errors import DataError
 from input_pipeline.files import printable, refuse_path
@@ -54,7 +54,7 @@ _OTHER_PIXELS = "-upright"
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
 _PNG_LEVEL = 1
 _LEAVE_OUT = (
-    "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+    "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`, which lists all in "
     "quarantine.txt"
 )
 
@@ -190,17 +190,6 @@ def annotations_digest(path: Path, folder: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-def make_builder(root: Path, name: str, prepared: Path | None = None, max_damaged: float = 0.0) -> PedesBuilder:
-    """The builder of the dataset `name`, prepared or not; arguments as PedesBuilder's.
-
-    A folder without images is a portable one, which has its prepared data with it: `prepared` is not asked then.
-    Raises DataError, in one line, where the annotations are missing or at fault.
-    """
-    tfds.disable_progress_bar()
-    elsewhere = prepared if read_annotations(root, name).images.is_dir() else None
-    return BUILDERS[name](root=root, prepared=elsewhere, max_damaged=max_damaged)
-
-
 def prepare(
     root: Path,
     name: str,
@@ -221,7 +210,7 @@ def prepare(
     if builder is None:
         annotations = read_annotations(root, name)
         if not annotations.images.is_dir():
-            place = make_builder(root, name).data_path
+            place = BUILDERS[name](root=root).data_path
             where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
             raise DataError(f"{annotations.images} not found: {where}; {README}")
         with _locked(_prepared_folder(annotations.path, prepared)) as folder:
@@ -246,53 +235,75 @@ def _find(
     """Returns the builder of the data of the current images, or None and how these differ from those prepared last."""
     annotations = read_annotations(root, name)
     has_images = annotations.images.is_dir()  # a portable folder has none
-    unrecorded = Path(make_builder(root, name, prepared, max_damaged).data_path).parent.parent
+    versions = _versions(BUILDERS[name].VERSION, pictures, renew and has_images)
     folder = _prepared_folder(annotations.path, prepared if has_images else None)
     digest = annotations_digest(annotations.path)
-    versions = _versions(BUILDERS[name].VERSION, pictures, renew and has_images)
-
-    def opened(place: Path) -> tuple[PedesBuilder, str]:
-        version = next(version for version in versions if (place / name / str(version)).exists())
-        if version == BEFORE:
-            remedy = "`python -m input_pipeline.prepare`" if has_images else "preparing it where its images are"
-            _say(
-                f"{place / name / str(version)} was prepared before images were turned upright by EXIF, so their "
-                f"pixels are used as they lie in the files; {remedy} makes it anew"
-            )
-        return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place, version=version), ""
-
     found = [path.parent.parent for version in versions for path in folder.glob(f"{digest}-*/{name}/{version}")]
-    places = list(dict.fromkeys(found))
-    if not places:
-        if not any((unrecorded / name / str(version)).exists() for version in versions):
-            return None, ""
+    places, changes = list(dict.fromkeys(found)), ""
+    if places:
+        record = _record_name(annotations.path, prepared)
+        own = folder / f"{digest}-{pictures[:16]}"
+        place = own if own in places else max(places, key=lambda place: _modified(place / record))
         if has_images:
-            _say(
-                f"{unrecorded} does not record its images, so changed images go unnoticed; "
-                "remove it to prepare it again"
-            )
-        return opened(unrecorded)
-    own = next((place for place in places if pictures and place.name == f"{digest}-{pictures[:16]}"), None)
-    record = _record_name(annotations.path, prepared)
-    last = own or max(places, key=lambda place: _modified(place / record))
-    if not has_images:
-        return opened(last)
+            place, changes = _place_of_images(annotations, places, place, record, pictures)
+    else:
+        place = _unrecorded_data(root, name, prepared, versions)
+    return (_open(root, name, place, max_damaged, versions) if place else None), changes
+
+
+def _unrecorded_data(
+    root: Path, name: str, prepared: Path | None, versions: Sequence[tfds.core.Version]
+) -> Path | None:
+    """Returns the folder of data that do not record their images, None if there is none."""
+    has_images = read_annotations(root, name).images.is_dir()
+    place = Path(BUILDERS[name](root=root, prepared=prepared if has_images else None).data_path).parent.parent
+    if not any((place / name / str(version)).exists() for version in versions):
+        return None
+    if has_images:
+        _say(f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again")
+    return place
+
+
+def _place_of_images(
+    annotations: Annotations, places: Sequence[Path], last: Path, record: str, pictures: str
+) -> tuple[Path | None, str]:
+    """Returns which of `places` has the data of the current images, or None and how these differ from those of `last`.
+
+    last: the data used last, or those that the run began with, while they exist; such a run continues with them even
+    if the images differ. record: the name of the file that records the images; it is written again if any was touched.
+    pictures: as `prepare`'s. Raises DataError if the run began with other images whose data no longer exist.
+    """
     known = read_record(last / record)
     now = look_at(annotations.images, [image.image_path for image in annotations.records], known)
-    contents = contents_digest(now)
+    digest, contents = annotations_digest(annotations.path), contents_digest(now)
     changes = describe_changes(known, now) if known else ""
     if pictures and contents != pictures.removesuffix(_OTHER_PIXELS):
-        if not own:
+        if last.name != f"{digest}-{pictures[:16]}":
             raise _other_pictures(annotations.images, pictures)
-        _say(f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {own}")
-        return opened(own)
-    place = folder / f"{digest}-{contents[:16]}"
+        _say(f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {last}")
+        return last, ""
+    place = last.with_name(f"{digest}-{contents[:16]}")
     if place not in places:
         return None, changes
     if place != last or known != now:
         with contextlib.suppress(OSError):  # another user's folder: the images are read again the next time
             write_record(place / record, now)
-    return opened(place)
+    return place, ""
+
+
+def _open(
+    root: Path, name: str, place: Path, max_damaged: float, versions: Sequence[tfds.core.Version]
+) -> PedesBuilder:
+    """Opens the data in `place`, in the first of the versions that exists; prints a line if that is BEFORE."""
+    version = next(version for version in versions if (place / name / str(version)).exists())
+    if version == BEFORE:
+        has_images = read_annotations(root, name).images.is_dir()
+        remedy = "`python -m input_pipeline.prepare`" if has_images else "preparing it where its images are"
+        _say(
+            f"{place / name / str(version)} was prepared before images were turned upright by EXIF, so their "
+            f"pixels are used as they lie in the files; {remedy} makes it anew"
+        )
+    return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place, version=version)
 
 
 def _versions(newest: tfds.core.Version, pictures: str, renew: bool) -> list[tfds.core.Version]:
@@ -304,6 +315,7 @@ def _versions(newest: tfds.core.Version, pictures: str, renew: bool) -> list[tfd
 
 def _prepare_anew(root: Path, name: str, folder: Path, max_damaged: float, record: str) -> PedesBuilder:
     """Prepares the data in a hidden folder and moves them to their place when complete, beside the file `record`."""
+    tfds.disable_progress_bar()
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     digest = annotations_digest(annotation_file(root, name))  # before reading: a later change is noticed the next time
