@@ -2,7 +2,7 @@
 
     python -m input_pipeline.doctor --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
-    python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix-list
+    python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix_list
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --allow=shared_persons,shared_images --all
 
 It reads the annotations as training does, opens every image, and prints the splits beside the published ones, the words
@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
         "--tokenizer", default="", help="a folder or a name on the hub, as config.text.tokenizer; else the shipped one"
     )
     parser.add_argument("--against", default="", help="DATASET:DIR, look for images that another dataset has too")
-    parser.add_argument("--fix-list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
+    parser.add_argument("--fix_list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
     parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {_SHOWN}")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)

@@ -68,7 +68,7 @@ class Source:
             first = self.paths[int(self.damaged.argmax())]
             raise DataError(
                 f"{self.images}: {count} images of {self.split} are damaged, the first is {first}; mend them, or leave "
-                "them out by `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`"
+                "them out by `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`"
             )
         if count:
             print(f"{count} damaged training images, others of their person stand in for them", file=sys.stderr)

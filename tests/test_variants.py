@@ -477,7 +477,7 @@ def test_a_damaged_image_of_test_is_refused_until_the_fix_list_leaves_it_out(tmp
     assert str(error.value) == message
     assert doctor.main(call) == 2 and not (root / "quarantine.txt").exists()
     capsys.readouterr()
-    assert doctor.main([*call, "--fix-list"]) == 2
+    assert doctor.main([*call, "--fix_list"]) == 2
     out = capsys.readouterr().out
     assert f"left out from now on: {root}/quarantine.txt\n" in out
     assert "error: 1 images are an empty file: images/15.jpg\n" in out
@@ -506,7 +506,7 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
             "training images are like that (data.max_damaged); restore them and start again, or leave them out with "
-            "`python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix-list`, which lists all in "
+            "`python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`, which lists all in "
             "quarantine.txt, or allow more"
         )
 

@@ -134,7 +134,7 @@ def test_a_picture_is_opened_or_refused_in_one_line(dataset):
 def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path, capsys):
     (tmp_path / "imgs").symlink_to(dataset / "imgs")
     (tmp_path / "reid_raw.json").write_text((dataset / "reid_raw.json").read_text())
-    assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix-list"]) == 2
+    assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix_list"]) == 2
     out = capsys.readouterr().out
     assert "error: 2 images are absurdly large: bomb.jpg, bomb.png\n" in out
     assert "1 images are an empty file: empty.jpg" in out and "2 images are no image: postscript.png, text.png" in out

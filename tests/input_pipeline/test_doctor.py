@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):
 def test_the_fix_list_is_what_the_reader_leaves_out(tmp_path, capsys):
     make(tmp_path, n2=b"", n7=None)
     (tmp_path / "imgs/a/6.jpg").write_bytes(b"GIF")
-    assert call(tmp_path, "--fix-list") == 2
+    assert call(tmp_path, "--fix_list") == 2
     assert f"left out from now on: {tmp_path}/quarantine.txt\n" in capsys.readouterr().out
     assert (tmp_path / "quarantine.txt").read_text() == "a/2.jpg\na/6.jpg\na/7.jpg\n"
     left = [record.image_path for record in read_annotations(tmp_path, "pedes_synth").records]
@@ -223,7 +223,7 @@ def test_the_fix_list_is_what_the_reader_leaves_out(tmp_path, capsys):
 def test_a_longer_fix_list_keeps_what_was_listed(tmp_path):
     make(tmp_path, n2=b"")
     (tmp_path / "quarantine.txt").write_text("a/0.jpg\n")
-    assert call(tmp_path, "--fix-list") == 2
+    assert call(tmp_path, "--fix_list") == 2
     assert (tmp_path / "quarantine.txt").read_text() == "a/0.jpg\na/2.jpg\n"
     assert call(tmp_path) == 0
 
@@ -231,7 +231,7 @@ def test_a_longer_fix_list_keeps_what_was_listed(tmp_path):
 def test_a_name_that_no_list_can_hold_is_one_line_and_nothing_is_written(tmp_path, capsys):
     records = make(tmp_path)
     write(tmp_path, [{**records[2], "file_path": "a/gone\n2.jpg"}, *records[:2], *records[3:]])
-    assert call(tmp_path, "--fix-list") == 2
+    assert call(tmp_path, "--fix_list") == 2
     err = capsys.readouterr().err.splitlines()[-1]
     where = f"{tmp_path}/quarantine.txt cannot list a/gone\\n2.jpg"
     assert err == f"error: {where}, whose name holds a line break: rename the image"
@@ -240,7 +240,7 @@ def test_a_name_that_no_list_can_hold_is_one_line_and_nothing_is_written(tmp_pat
 
 def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsys):
     make(tmp_path, n2=b"", n3=None)
-    assert call(tmp_path, "--fix-list") == 2
+    assert call(tmp_path, "--fix_list") == 2
     (tmp_path / "imgs/a/3.jpg").write_bytes(encoded(scene(3)))
     capsys.readouterr()
     line = "\n1 intact image left out by quarantine.txt (to use an image, remove its line): a/3.jpg\n"

@@ -266,7 +266,7 @@ def test_too_many_damaged_pictures_are_refused_with_the_remedy_until_they_are_ba
     assert str(error.value).endswith(
         "1 of 3 training images are damaged, the first is b.png; more than 0.50% are not allowed (data.max_damaged): "
         "restore them and start again, or leave them out with `python -m input_pipeline.doctor --dataset=NAME "
-        "--root=DIR --fix-list`, which lists all in quarantine.txt, or allow more; metadata.json lists the damaged "
+        "--root=DIR --fix_list`, which lists all in quarantine.txt, or allow more; metadata.json lists the damaged "
         "images"
     )
     paint(root, "b.png", GREEN)
