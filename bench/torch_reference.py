@@ -31,6 +31,7 @@ from configs import cuhk
 from input_pipeline.arguments import positive
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_text
+from input_pipeline.messages import install
 from ivt_jax.startup import set_environment
 
 SIDES = ("jax", "torch", "plain")
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import torch
     except ImportError:
-        print("error: PyTorch is not installed: pip install '.[torch]' in the clone of this project", file=sys.stderr)
+        print(f"error: PyTorch is not installed: {install('torch')}", file=sys.stderr)
         return 2
     try:
         with tempfile.TemporaryDirectory() as folder:

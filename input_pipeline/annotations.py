@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_remote, lines_of
+from input_pipeline.files import is_remote, is_utf8, lines_of
+from input_pipeline.messages import counted, first_few
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 
 QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
-_SHOWN = 3  # records that a message names, of many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +145,11 @@ def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Ann
     records = _without_empty_captions([record for record in merged if record.image_path not in left_out], path)
     counts = collections.Counter(record.split for record in merged if record.image_path in left_out)
     if counts:
-        told = ", ".join(f"{count} of {split}" for split, count in counts.items())
-        print(f"{path.with_name(QUARANTINE)} leaves out images: {told}", file=sys.stderr)
+        by_split = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        print(f"{path.with_name(QUARANTINE)} leaves out images: {by_split}", file=sys.stderr)
     if unknown := sorted(left_out - {record.image_path for record in merged}):
-        lines = "1 line names" if len(unknown) == 1 else f"{len(unknown):,} lines name"
-        told = f"{lines} no image of {path.name}: {', '.join(map(repr, unknown[:_SHOWN]))}"
-        print(f"{path.with_name(QUARANTINE)}: {told}", file=sys.stderr)
+        lines = f"{counted(len(unknown), 'line')} without an image of {path.name}"
+        print(f"{path.with_name(QUARANTINE)}: {lines}: {first_few([*map(repr, unknown)])}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
     # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.
@@ -198,10 +197,9 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
         if record.captions:
             result.append(record)
     if dropped:
-        print(f"{path}: {dropped} empty captions dropped from train", file=sys.stderr)
+        print(f"{path}: {counted(dropped, 'empty caption')} dropped from train", file=sys.stderr)
     if kept_empty:
-        names = ", ".join(kept_empty[:_SHOWN]) + (", ..." if len(kept_empty) > _SHOWN else "")
-        print(f"{path}: empty captions in val or test, which stay queries: {names}", file=sys.stderr)
+        print(f"{path}: empty captions in val or test, which stay queries: {first_few(kept_empty)}", file=sys.stderr)
     return tuple(result)
 
 
@@ -264,7 +262,7 @@ def _record(entry: Entry, where: str, place: _Place) -> Record:
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
         raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one; {README}')
     attributes = _attributes(value.get("att", {}), where)
-    if any("\ud800" <= character <= "\udfff" for text in [*captions, str(path), *attributes] for character in text):
+    if not all(map(is_utf8, [*captions, str(path), *attributes])):
         raise DataError(f"{where} has half of a character (\\ud800 to \\udfff in the JSON); mend its text")
     number = _person_id(person)
     if number is None:
@@ -296,7 +294,7 @@ def _person_id(value: Any) -> int | None:
 
 
 def _attributes(att: Any, where: str) -> tuple[str, ...]:
-    """The phrases of `att`, an object {key: phrase}; of what kind each is, the key tells, and nobody here asks."""
+    """Returns the phrases of `att`, an object {key: phrase}. The keys, which are kinds of phrases, are not used."""
     check_object(att, f'{where}: "att"')
     if not all(isinstance(phrase, str) for phrase in att.values()):
         raise DataError(f'{where}: "att" has a phrase that is no text; {README}')

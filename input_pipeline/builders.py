@@ -25,11 +25,12 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, annotation_file, quarantined, read_annotations
-from input_pipeline.decoding import MAX_PIXELS, as_rgb, open_picture, orientation
+from input_pipeline.decoding import as_rgb, open_picture, orientation
 from input_pipeline.errors import DataError
 from input_pipeline.files import printable, refuse_path
 from input_pipeline.inspection import leads_out
 from input_pipeline.leaks import copies_between_splits, shared_persons
+from input_pipeline.messages import counted
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -239,15 +240,17 @@ def _find(
     folder = _prepared_folder(annotations.path, prepared if has_images else None)
     digest = annotations_digest(annotations.path)
     found = [path.parent.parent for version in versions for path in folder.glob(f"{digest}-*/{name}/{version}")]
-    places, changes = list(dict.fromkeys(found)), ""
+    places = list(dict.fromkeys(found))
+    place: Path | None
     if places:
         record = _record_name(annotations.path, prepared)
         own = folder / f"{digest}-{pictures[:16]}"
-        place = own if own in places else max(places, key=lambda place: _modified(place / record))
+        last = own if own in places else max(places, key=lambda place: _modified(place / record))
+        place, changes = last, ""
         if has_images:
-            place, changes = _place_of_images(annotations, places, place, record, pictures)
+            place, changes = _place_of_images(annotations, places, last, record, pictures)
     else:
-        place = _unrecorded_data(root, name, prepared, versions)
+        place, changes = _unrecorded_data(root, name, prepared, versions), ""
     return (_open(root, name, place, max_damaged, versions) if place else None), changes
 
 
@@ -394,10 +397,12 @@ def _say_shared(builder: PedesBuilder) -> None:
     advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
     if persons:
         numbered = "unless each split numbers its own persons, "
-        _say(f"warning: {annotations.path}: {len(persons)} person ids are in several splits: {numbered}{advice}")
+        count = counted(len(persons), "person id")
+        _say(f"warning: {annotations.path}: {count} in several splits: {numbered}{advice}")
     if images:
         first = " = ".join(printable(path) for path in images[0])
-        _say(f"warning: {annotations.images}: {len(images)} images are copies of another split's ({first}): {advice}")
+        count = counted(len(images), "image")
+        _say(f"warning: {annotations.images}: {count} with a copy in another split ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:
@@ -433,8 +438,6 @@ def _encoded_image(images: Path, record: Record, content: bytes | None = None) -
     try:
         encoded = path.read_bytes() if content is None else content
         with open_picture(io.BytesIO(encoded)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
             rgb = as_rgb(image)  # decodes it: a file cut short shows only here
             other_pixels = image.format not in _FORMATS_BEFORE or orientation(image) != 1
             if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):

@@ -1,11 +1,12 @@
-"""What can be wrong with one caption, seen in its characters alone."""
+"""Finds faults of single captions by their characters."""
 
 import re
 import unicodedata
 from collections.abc import Iterator
 
+from input_pipeline.messages import SHOWN
+
 LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
-_SHOWN = 3  # characters that a fault names
 _READ = 10_000  # characters of a caption that are looked at: no token lies beyond
 
 # What programs and spreadsheets write for an empty cell, and what people write to fill it later.
@@ -35,14 +36,14 @@ def caption_faults(caption: str) -> Iterator[tuple[str, str]]:
     """Yields each kind of fault of a caption that is not blank, with the characters that a reader could not see."""
     caption = caption[:_READ]
     if " ".join(caption.lower().split()).strip(".,;:-_\"'<>()[]?! ") in _PLACEHOLDERS:
-        yield "captions are placeholders, such as nan, null, none or n/a", ""
+        yield "captions have only a placeholder, such as nan, null, none or n/a", ""
         return
     if not any(map(str.isalpha, caption)):
         yield "captions have no letter", ""
     if _REFUSAL.match(caption.strip().lower().replace("\u2019", "'")):
-        yield "captions are refusals of a language model", ""
+        yield "captions have the refusal of a language model", ""
     if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
-        yield f"captions have over {LONGEST} words and marks: their ends are cut off", ""
+        yield f"captions have over {LONGEST} words and marks: the rest is cut off", ""
     if _CODE.search(caption):
         yield "captions have pieces of code in them: tags, braces, escapes", ""
     elif _STATEMENT.search(caption):
@@ -59,7 +60,7 @@ def _character_faults(caption: str) -> Iterator[tuple[str, str]]:
     characters = dict.fromkeys(caption)
     for kind, wrong in _UNSEEN.items():
         if found := [f"U+{ord(character):04X}" for character in characters if wrong(character)]:
-            yield kind, ", ".join(found[:_SHOWN])
+            yield kind, ", ".join(found[:SHOWN])
     if any(map(_foreign, characters)):
         yield "captions have letters that are not Latin", ""
     if any(map(_styled, characters)):

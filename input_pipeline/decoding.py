@@ -14,6 +14,8 @@ import PIL.AvifImagePlugin
 import PIL.Image
 import PIL.PngImagePlugin
 
+from input_pipeline.messages import install
+
 try:
     import pillow_heif
 except ImportError:
@@ -38,7 +40,7 @@ ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
-_NO_HEIF = "HEIC needs another library: pip install '.[heif]'"
+_NO_HEIF = f"HEIC needs another library: {install('heif')}"
 _UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would spoil
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,6 +66,10 @@ class NotTakenError(Exception):
     """A picture of a kind that is not taken. The message names the kind and the remedy."""
 
 
+class TooLargeError(Exception):
+    """A picture of more than MAX_PIXELS."""
+
+
 def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
     """Opens a picture without decoding it.
 
@@ -85,8 +91,11 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Decodes a picture to RGB, upright by its EXIF orientation (or XMP's, if EXIF has none).
 
     Takes the first frame of an animation or of several pages, ignores transparency and colour profiles, and keeps the
-    upper eight bits of 16. Raises NotTakenError for pixels of another kind, and whatever Pillow raises for damage.
+    upper eight bits of 16. Raises TooLargeError before any pixel is decoded, NotTakenError for pixels of another kind,
+    and whatever Pillow raises for damage.
     """
+    if image.width * image.height > MAX_PIXELS:
+        raise TooLargeError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
     try:
         image.load()
     except OSError as error:  # libtiff gives a number alone

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset folder, said before any training.
+"""Checks a dataset folder before training.
 
     python -m input_pipeline.doctor --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
@@ -46,6 +46,7 @@ from input_pipeline.leaks import (
     near_copies_between_splits,
     shared_persons,
 )
+from input_pipeline.messages import SHOWN, counted, first_few
 from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
@@ -55,7 +56,12 @@ from input_pipeline.variants import README, SPLITS
 SHARED_PERSONS, SHARED_IMAGES = ALLOWED = ("shared_persons", "shared_images")
 SMALLEST = 16  # pixels of a side
 _BATCH, _INSTANCES, _EPOCHS = 28, 4, 120  # of the released recipe
-_SHOWN = 3  # examples that a line names
+# Kinds of fault begin with these words; of a single fault, with those on the right.
+_SINGULAR = {
+    "images are": "image is", "images have": "image has", "images look": "image looks", "images equal": "image equals",
+    "pairs of images look": "pair of images looks", "person ids are": "person id is", "captions are": "caption is",
+    "captions have": "caption has", "captions were": "caption was",
+}  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -67,7 +73,7 @@ class Finding(NamedTuple):
 
 
 def check_splits(counts: Counts, published: Counts) -> list[Finding]:
-    """Splits that are not as published, and a test split that lacks."""
+    """Finds splits that are not as published, and a missing test split."""
     other = other_splits(counts, published)
     findings = [Finding(False, f"not as published: {', '.join(other)}")] if other else []
     if "test" not in counts:
@@ -76,7 +82,7 @@ def check_splits(counts: Counts, published: Counts) -> list[Finding]:
 
 
 def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> list[Finding]:
-    """Person ids that several splits have: persons seen in training must not be searched for in evaluation."""
+    """Finds person ids in several splits: evaluation must not search for persons seen in training."""
     shared = [f"{person} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
     severe = SHARED_PERSONS not in allowed
     remedy = f" (if each split numbers its own persons, --allow={SHARED_PERSONS})" if severe else ""
@@ -84,7 +90,7 @@ def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> l
 
 
 def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed: Collection[str] = ()) -> list[Finding]:
-    """Images that several splits have, or several persons of a split: exact copies, and those that look alike."""
+    """Finds images in several splits, or of several persons of a split: exact copies, and those that look alike."""
     records, digests = annotations.records, digests_of_twins(annotations.images, images)
     exact = copies_between_splits(records, digests)
     near = near_copies_between_splits(annotations.images, records, images, {path for path, _ in exact})
@@ -94,14 +100,14 @@ def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed:
     splits = {record.image_path: record.split for record in records}
     persons = {record.image_path: f"person {record.person_id}" for record in records}
     return [
-        *_findings(severe, f"images are copies of an image of another split{remedy}", _named(exact, splits)),
+        *_findings(severe, f"images equal an image of another split{remedy}", _named(exact, splits)),
         *_findings(severe, f"images look the same as an image of another split{remedy}", _named(near, splits)),
-        *_findings(False, "images are copies of an image of another person", _named(one_picture, persons)),
+        *_findings(False, "images equal an image of another person", _named(one_picture, persons)),
     ]
 
 
 def check_captions(records: Sequence[Record]) -> list[Finding]:
-    """Captions that are empty or at fault by themselves, or the same for several persons of a split."""
+    """Finds captions that are empty or at fault by themselves, or the same for several persons of a split."""
     persons = collections.defaultdict(set)
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     for record in records:
@@ -130,7 +136,7 @@ def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> t
         words = collections.Counter(word.lower() for text in unread.values() for word in text.words)
         share = words.total() / max(count, 1)
         if texts:
-            often = "".join(f', "{word[:30]}" {times:,}' for word, times in words.most_common(_SHOWN))
+            often = "".join(f', "{word[:30]}" {times:,}' for word, times in words.most_common(SHOWN))
             known = f"{words.total():,} of {count:,} tokens ({share:.2%}){printable(often)}"
             lines.append(f"unknown to the tokenizer ({name}): {split} {known}")
         blank += [texts[i][0] for i, text in unread.items() if text.all]
@@ -138,7 +144,7 @@ def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> t
 
 
 def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[Finding]:
-    """Folders and images that are missing, images that cannot be read, and those too small for a person."""
+    """Finds folders and images that are missing, images that cannot be read, and those too small for a person."""
     kinds: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
     for image in images:
         folder = image.path.rpartition("/")[0]
@@ -160,7 +166,7 @@ def sound_in_quarantine(annotations: Annotations) -> list[str]:
 def check_overlap(
     annotations: Annotations, images: Sequence[Inspected], other: Annotations, others: Sequence[Inspected], name: str
 ) -> tuple[list[str], list[Finding]]:
-    """Images that look like some of another dataset: what is trained on one must not be tested on the other.
+    """Finds images that look like some of another dataset: a model trained on one must not be tested on the other.
 
     Returns lines to print, and the faults. A file that both datasets name is not compared with itself.
     """
@@ -177,7 +183,7 @@ def check_overlap(
 
 
 def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
-    """Ids, sizes on disk and in pixels, and the steps that the released recipe makes of it."""
+    """Returns lines on ids, sizes on disk and in pixels, and the number of steps by the released recipe."""
     ids = sorted({record.person_id for record in records})
     sizes = np.array([image.size for image in images if not image.fault] or [(0, 0)])
     persons = np.array([r.person_id for r in records if r.split == "train" for _ in r.captions])
@@ -224,16 +230,16 @@ def _real(annotations: Annotations, image: Inspected) -> str:
 
 def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]:
     """No finding if there are no examples."""
-    return [Finding(severe, _line(kind, examples), tuple(examples))] if examples else []
-
-
-def _line(kind: str, examples: Sequence[str]) -> str:
-    shown = printable(", ".join(examples[:_SHOWN])) + (", ..." if len(examples) > _SHOWN else "")
-    return f"{len(examples):,} {kind}: {shown}"
+    if not examples:
+        return []
+    if len(examples) == 1:
+        plural = next(words for words in _SINGULAR if kind.startswith(f"{words} "))
+        kind = f"{_SINGULAR[plural]}{kind.removeprefix(plural)}"
+    return [Finding(severe, f"{len(examples):,} {kind}: {first_few(examples)}", tuple(examples))]
 
 
 def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
-    """All images. Raises DataError where their folder is missing, as in one that `input_pipeline.prepare` made."""
+    """Inspects all images. Raises DataError if their folder is missing, as in a portable dataset."""
     if not annotations.images.is_dir():
         where = f"the images of {annotations.path.name} are expected in it"
         raise DataError(f"{annotations.images} not found: {where}; {README}")
@@ -261,8 +267,8 @@ def run(args: argparse.Namespace) -> int:
     images = _inspect(annotations, args.workers)
     print(describe_run(annotations.records, images))
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
-        noun = "image" if len(sound) == 1 else "images"
-        print(_line(f"intact {noun} left out by {QUARANTINE} (to use an image, remove its line)", sound))
+        count = counted(len(sound), "intact image")
+        print(f"{count} left out by {QUARANTINE} (to use an image, remove its line): {first_few(sound)}")
     lines, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
     print("\n".join(lines))
     findings = check_splits(counts, published) + check_persons(annotations.records, allowed) + findings
@@ -279,8 +285,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
         if args.all:
             print("".join(f"    {printable(example)}\n" for example in finding.examples), end="")
-    noun = "kind" if len(findings) == 1 else "kinds"
-    print(f"{len(findings)} {noun} of fault" if findings else "clean")
+    print(f"{counted(len(findings), 'kind')} of fault" if findings else "clean")
     return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
 
 
@@ -288,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.doctor",
-        description="Say what is wrong with a dataset folder.",
+        description="Check a dataset folder before training.",
         epilog="exit code: 0 clean; 1 usable, with warnings; 2 unusable",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
@@ -301,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--against", default="", help="DATASET:DIR, look for images that another dataset has too")
     parser.add_argument("--fix_list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
-    parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {_SHOWN}")
+    parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {SHOWN}")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

@@ -79,6 +79,15 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: Python has lone surrogates for bytes of a file's name that are not."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
     """Raises UserError if a C++ library would misread the absolute path.
 
@@ -86,20 +95,12 @@ def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
     """
     whole = str(Path(path).absolute())
     remedy = "rename the folder, choose another, or use a symbolic link to it"
-    if not _is_utf8(whole):
+    if not is_utf8(whole):
         raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
     found = next((part for part in forbidden if part in f"{whole}/"), None)
     if found:
         reason = f'a path with "{found}" is not supported for checkpoints and exports'
         raise UserError(f"{printable(whole)}: {reason}; {remedy}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
 
 
 @contextlib.contextmanager

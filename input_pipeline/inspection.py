@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from input_pipeline.decoding import MAX_PIXELS, NotTakenError, as_rgb, open_picture
+from input_pipeline.decoding import NotTakenError, TooLargeError, as_rgb, open_picture
 
 MISSING = "missing"
 _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
@@ -59,15 +59,13 @@ def inspect_image(folder: Path, path: str) -> Inspected:
         return Inspected(path, "an empty file")
     try:
         with open_picture(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return Inspected(path, "absurdly large", (image.height, image.width), file_bytes)
             rgb = as_rgb(image)
             return Inspected(path, "", (rgb.height, rgb.width), file_bytes, _difference_hash(rgb))
     except NotTakenError as error:
         return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
     except PIL.UnidentifiedImageError:
         return Inspected(path, "no image", file_bytes=file_bytes)
-    except PIL.Image.DecompressionBombError:
+    except (TooLargeError, PIL.Image.DecompressionBombError):
         return Inspected(path, "absurdly large", file_bytes=file_bytes)
     except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         return Inspected(path, "cut short or damaged", file_bytes=file_bytes)

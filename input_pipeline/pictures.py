@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.files import printable, write_text
+from input_pipeline.files import write_text
 from input_pipeline.inspection import leads_out
+from input_pipeline.messages import first_few
 
 _THREADS = 16  # network file systems answer many requests at once; local ones are no slower
 _DIGITS = 32  # of a picture's SHA-256
-_SHOWN = 3  # pictures that a message names
 
 
 class Picture(NamedTuple):
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     digest: str
 
 
-MISSING = Picture(0, 0, 0, "")
+NO_FILE = Picture(0, 0, 0, "")
 
 
 def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
@@ -40,7 +40,7 @@ def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
         status = file.stat()  # before the content: a change during the read is noticed the next time
         content = None if leads_out(folder, file) else file.read_bytes()
     except OSError:
-        return MISSING, None
+        return NO_FILE, None
     digest = "" if content is None else hashlib.sha256(content).hexdigest()[:_DIGITS]
     return Picture(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest), content
 
@@ -49,11 +49,11 @@ def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) ->
     """Returns the pictures as they are now, by path; files with the size and the times in `known` are not opened."""
 
     def look(path: str) -> Picture:
-        picture = known.get(path, MISSING)
+        picture = known.get(path, NO_FILE)
         try:
             status = os.stat(f"{folder}/{path}")
         except OSError:
-            return MISSING
+            return NO_FILE
         same = picture[:3] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return picture if same and picture.digest else read_picture(folder, path)[0]
 
@@ -73,13 +73,12 @@ def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) 
     """Counts the pictures whose content differs and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
     kinds: dict[str, list[str]] = {"changed": [], "back": [], "missing": []}
     for path, picture in now.items():
-        former = before.get(path, MISSING).digest
+        former = before.get(path, NO_FILE).digest
         if picture.digest != former:
             kinds["missing" if not picture.digest else "changed" if former else "back"].append(path)
     differ = [path for paths in kinds.values() for path in paths]
     counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
-    named = printable(", ".join(differ[:_SHOWN])) + (", ..." if len(differ) > _SHOWN else "")
-    return f" ({counts}: {named})"
+    return f" ({counts}: {first_few(differ)})"
 
 
 def read_record(path: Path) -> dict[str, Picture]:

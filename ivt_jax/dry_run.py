@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.messages import counted
 from ivt_jax.compiled import compile_config
 from ivt_jax.config_check import check_config, edge_notice
 from ivt_jax.flops import step_cost
@@ -37,8 +38,8 @@ def dry_run(config: Any, devices: int = 1) -> str:
         plan(config),
         str(step_cost(config)),
         f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
-        f"{device_memory(config, sizes)}\n{_kept(config, devices)} Nothing was compiled: --plan adds XLA's own figure "
-        "for this machine.",
+        f"{device_memory(config, sizes)}\n{_assumption(config, devices)} Nothing was compiled: --plan adds XLA's own "
+        "figure for this machine.",
     ]
     return "\n".join(line for line in lines if line)
 
@@ -51,15 +52,15 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     check_config(config)
     yield plan_table(config)
     devices, platform = jax.device_count(), jax.default_backend()
-    told = f"\nthe config as given, on this machine's {devices} {platform} device{'s' * (devices > 1)}:"
+    told = f"\nthe config as given, on this machine's {counted(devices, f'{platform} device')}:"
     try:
         check_config(config, devices)
         sizes = mesh_sizes(config.runtime.mesh, devices)
     except UserError as error:
         yield f"{told} not compiled: {error}"
         return
-    kept = device_memory(config, sizes)
-    lines = [told, f"{kept}; matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs", _kept(config, devices)]
+    products = f"matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs"
+    lines = [told, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":
         widened = device_memory(config, sizes, widened=True)
         lines += [str(widened), "As above, with activations kept in float32."]
@@ -69,7 +70,8 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     yield str(compile_config(config))
 
 
-def _kept(config: Any, devices: int) -> str:
+def _assumption(config: Any, devices: int) -> str:
     """Returns what the formula of the memory assumes."""
-    number = f"{devices} device{'s' * (devices > 1)}"
-    return f"The formula is for {number}, with activations kept in model.dtype {config.model.dtype}."
+    return (
+        f"The formula is for {counted(devices, 'device')}, with activations kept in model.dtype {config.model.dtype}."
+    )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from input_pipeline.arguments import positive
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.messages import install
 from ivt_jax.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.
@@ -57,9 +58,7 @@ def embed_by_beam(args: argparse.Namespace, shards: Sequence[Path], flags: Seque
     except ModuleNotFoundError as error:
         if error.name != "apache_beam":
             raise
-        remedy = (
-            "pip install '.[beam]' in the clone of this project, best in an environment of its own, or leave --beam out"
-        )
+        remedy = f"{install('beam')}, best in an environment of its own, or leave --beam out"
         raise UserError(f"--beam: Apache Beam is not installed: {remedy}") from None
     return embed_shards(shards, args.workdir.resolve(), args.out.resolve(), args.dtype, args.batch, flags)
 

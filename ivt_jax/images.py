@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.decoding import MAX_PIXELS, ORIENTATION, as_rgb, open_picture
+from input_pipeline.decoding import ORIENTATION, as_rgb, open_picture
 from input_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,20 +22,15 @@ MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
-    """The decoded RGB image, upright by its EXIF. The size is read from the header before any pixel is decoded.
+    """Returns the decoded RGB image, upright by its EXIF.
 
-    content: the file or its bytes, where `path` is but its name, such as that of a crop in an archive.
-    Raises UserError, naming the path, where it is missing, no image, truncated, or has more than MAX_PIXELS.
+    content: the file or its bytes, if `path` is only a name, such as that of a crop in an archive.
+    Raises UserError, naming the path, if the file is missing, no image or truncated, or has too many pixels.
     """
     try:
         file = io.BytesIO(content) if isinstance(content, bytes) else content or path
         with open_picture(file) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(f"{path}: {width} x {height} pixels is too large for a picture of a person")
             return as_rgb(image)
-    except UserError:
-        raise
     except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UserError(f"{path}: {reason.splitlines()[0] if reason else 'truncated'}") from error

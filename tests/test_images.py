@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline import decoding
 from input_pipeline.errors import UserError
 from ivt_jax import images
 
@@ -48,10 +49,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_size_is_checked_before_decoding(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 40 * 30 - 1)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 30 - 1)
     path = noisy_jpeg(tmp_path / "big.jpg")
     path.write_bytes(path.read_bytes()[:-700])  # decoding would complain of this
-    with pytest.raises(UserError, match=r"big\.jpg: 30 x 40 pixels is too large"):
+    with pytest.raises(UserError, match=r"big\.jpg: 30 x 40 pixels are too many"):
         images.load_image(path, (8, 4))
 
 

@@ -434,7 +434,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
     [
         (["--images=nowhere", "red"], "nowhere is not a folder"),
         (["--images=EMPTY", "red"], "has no pictures"),
-        (["--images=BROKEN", "red"], "none of the 1 pictures can be read"),
+        (["--images=BROKEN", "red"], "none of 1 picture can be read"),
         (["--images=CROPS", "  "], "the sentence is empty"),
         (["--images=CROPS"], "the query is empty"),
         (["--images=CROPS", "--html=nowhere/x.html", "red"], "nowhere/x.html cannot be written"),

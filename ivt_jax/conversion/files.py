@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.messages import install
 
 # The dtypes that weights may have, as NumPy and PyTorch name them, and as safetensors does.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -141,7 +142,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise UserError(
             f"{path} is neither safetensors nor .npz; PyTorch's own files need PyTorch, which is not installed: "
-            "pip install '.[torch]' in the clone of this project"
+            f"{install('torch')}"
         ) from None
     try:
         with torch.serialization.safe_globals([(Number, name) for name in NUMPY_NUMBER]):

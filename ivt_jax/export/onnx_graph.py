@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from input_pipeline.errors import UserError
+from input_pipeline.messages import install
 from ivt_jax.conversion.release import convolution_weight
 from ivt_jax.export.manifest import write_manifest
 from ivt_jax.export.trained import Trained
@@ -71,9 +72,7 @@ def load_onnx() -> Any:
         import onnx.helper
         import onnx.numpy_helper
     except ImportError:
-        raise UserError(
-            "ONNX graphs need onnx, which is not installed: pip install '.[onnx]' in the clone of this project"
-        ) from None
+        raise UserError(f"ONNX graphs need onnx, which is not installed: {install('onnx')}") from None
     return onnx
 
 

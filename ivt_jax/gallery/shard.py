@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.errors import DataError, UserError
+from input_pipeline.messages import counted
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
@@ -31,7 +32,8 @@ class Embedded(NamedTuple):
             return f"{self.shard}: done before"
         unreadable = f", {self.unreadable:,} more cannot be read" if self.unreadable else ""
         passed = f"; passed over: {self.passed}" if self.passed else ""
-        return f"{self.shard}: {self.crops:,} crops at {self.crops / self.seconds:,.0f} a second{unreadable}{passed}"
+        crops = counted(self.crops, "crop")
+        return f"{self.shard}: {crops} at {self.crops / self.seconds:,.0f} a second{unreadable}{passed}"
 
 
 def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
@@ -81,8 +83,7 @@ def _refuse_loss(
         return
     reason = "no crop can be read"
     if lost:
-        noun = "crop" if len(lost) == 1 else "crops"
-        reason = f"{len(lost):,} embedded {noun} cannot be reached, the first is {lost[0]}"
+        reason = f"{counted(len(lost), 'embedded crop')} cannot be reached, the first is {lost[0]}"
     raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
 
 

@@ -66,7 +66,7 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
     differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
-        told = f"{key} {_short(found.get(key))}, not {_short(wanted.get(key))}"
+        told = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
         raise UserError(f"{folder} holds vectors of {told}, which do not compare: name another folder with --out")
 
 
@@ -166,7 +166,9 @@ def read_gallery(folder: Path) -> Iterator[Vectors]:
     for path in sorted(folder.glob("*.safetensors")):
         shard = read_vectors(path)
         if shard.metadata.get("model") != model:
-            raise UserError(f"{path} is of model {_short(shard.metadata.get('model'))}, not {_short(model)}: remove it")
+            raise UserError(
+                f"{path} is of model {short_digest(shard.metadata.get('model'))}, not {short_digest(model)}: remove it"
+            )
         if shard.vectors.shape[1] != about["dimension"]:
             raise UserError(f"{path} has vectors of {shard.vectors.shape[1]}, not of {about['dimension']}: remove it")
         yield shard
@@ -217,6 +219,6 @@ def _metadata(path: Path) -> dict[str, Any]:
     return told
 
 
-def _short(value: Any) -> str:
-    """Digests are told by their first digits."""
+def short_digest(value: Any) -> str:
+    """Returns the first digits of a digest; any other value as text."""
     return value[:12] if isinstance(value, str) else str(value)

@@ -35,10 +35,11 @@ from PIL import Image
 from input_pipeline.decoding import is_turned
 from input_pipeline.errors import UserError
 from input_pipeline.files import is_remote
+from input_pipeline.messages import counted
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.gallery.vectors import DTYPES, ByDigest
+from ivt_jax.gallery.vectors import DTYPES, ByDigest, short_digest
 from ivt_jax.images import fit, is_as_before, open_image
 from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
@@ -79,14 +80,14 @@ class Built(NamedTuple):
     reasons: Sequence[tuple[str, int]] = ()
 
     def __str__(self) -> str:
-        pictures = self.new + self.changed + self.renamed + self.unchanged
-        told = f"{pictures:,} pictures: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
-        told += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
+        pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
+        text = f"{pictures}: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
+        text += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
         kept = sum(some.rows for some in self.kept)
-        told += f"; {kept:,} of them kept without their pictures (--prune deletes them)" if kept else ""
-        told += f"; {self.taken:,} had been embedded" if self.taken else ""
+        text += f"; {kept:,} of them kept without their pictures (--prune deletes them)" if kept else ""
+        text += f"; {self.taken:,} had been embedded" if self.taken else ""
         pace = f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
-        return told + (pace if self.embedded else "")
+        return text + (pace if self.embedded else "")
 
 
 def build(
@@ -231,24 +232,22 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
     for key in ("model", "tokenizer", "dimension", "images"):
         found, wanted = getattr(about, key), getattr(other, key)
         if found != wanted:
-            told = (
-                f"{place} was made with {key} {_short(found)} ({about.workdir}), {other.workdir} has {_short(wanted)}"
+            raise UserError(
+                f"{place} was made with {key} {short_digest(found)} ({about.workdir}), {other.workdir} has "
+                f"{short_digest(wanted)}: name the folder of the first with --workdir, or another --index"
             )
-            raise UserError(f"{told}: name the folder of the first with --workdir, or another --index")
 
 
 def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:
     if is_as_before(found.get("images", {}), about.images):
         found = {**found, "images": about.images}
     for key in ("model", "images"):
-        if found.get(key) != getattr(about, key):
-            told = f"{folder} holds vectors of {key} {_short(found.get(key))}, not {_short(getattr(about, key))}"
-            raise UserError(f"{told}: embed with the index's model, {about.workdir}, or leave --vectors out")
-
-
-def _short(value: object) -> str:
-    """Shortens a digest to its first digits."""
-    return value[:12] if isinstance(value, str) else str(value)
+        was, wanted = found.get(key), getattr(about, key)
+        if was != wanted:
+            raise UserError(
+                f"{folder} holds vectors of {key} {short_digest(was)}, not {short_digest(wanted)}: embed with the "
+                f"index's model, {about.workdir}, or leave --vectors out"
+            )
 
 
 def _refuse_unreadable(source: Source, plan: "Plan") -> None:
@@ -269,7 +268,7 @@ def _refuse_unreadable(source: Source, plan: "Plan") -> None:
 
 
 def _nothing_readable(reasons: list[str]) -> UserError:
-    return UserError(f"none of the {len(reasons):,} pictures can be read; the first: {reasons[0]}")
+    return UserError(f"none of {counted(len(reasons), 'picture')} can be read; the first: {reasons[0]}")
 
 
 # ---- what is to be done

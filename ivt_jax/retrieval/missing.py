@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
+from input_pipeline.messages import counted
 from ivt_jax.gallery.walk import is_passed_folder, reason_to_pass
 from ivt_jax.retrieval.sources import Source
 
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
 
     def __str__(self) -> str:
         place = f" in {self.folder}" if self.folder else ""
-        return f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}{place}: {self.reason}"
+        return f"{counted(self.rows, 'row')}{place}: {self.reason}"
 
 
 Reasons = Mapping[int, tuple[str, str]]  # id of a row -> (folder, why it stays)

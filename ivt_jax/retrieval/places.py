@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import UserError
+from input_pipeline.messages import install
 from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, Row, VectorStore
 
 UNFINISHED = "of a copy that is not finished"
@@ -41,9 +42,7 @@ def _kind(place: Path | str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "qdrant_client":
             raise
-        raise UserError(
-            "Qdrant's client is not installed: pip install '.[qdrant]' in the clone of this project"
-        ) from None
+        raise UserError(f"Qdrant's client is not installed: {install('qdrant')}") from None
     return QdrantStore
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import is_utf8
 from input_pipeline.noun_phrases import attribute_phrases
 from ivt_jax.retrieval.where import Condition, parse
 
@@ -90,5 +91,5 @@ def _check_text(text: str) -> None:
         raise UserError("the sentence is empty: describe a person")
     if not any(map(str.isalnum, text)):
         raise UserError("the sentence has no word: describe a person")
-    if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are no UTF-8
+    if not is_utf8(text):  # bytes of the command line
         raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")

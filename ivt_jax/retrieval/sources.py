@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_utf16
+from input_pipeline.files import is_utf8, is_utf16
 from input_pipeline.inspection import MISSING, leads_out
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.where import Value, read_time
@@ -130,7 +130,7 @@ def _root(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name the folder of pictures with --images")
     root = os.path.abspath(folder)
-    if not _is_text(root):
+    if not is_utf8(root):
         raise UserError(f"the name of {root} is not UTF-8, which an index cannot state: rename it")
     return Path(root)
 
@@ -179,7 +179,7 @@ def _within_int64(time: int) -> int:
 
 def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
     """That of a file. Raises DataError, with the reason alone, where it is none that may be read."""
-    if not _is_text(str(file)):
+    if not is_utf8(str(file)):
         raise DataError("its name is not UTF-8, which an index cannot hold: rename it")
     try:
         status = os.stat(file)
@@ -194,11 +194,6 @@ def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
     if outside(file if file.is_symlink() else file.parent):
         raise DataError(_OUT)
     return status
-
-
-def _is_text(name: str) -> bool:
-    """Whether the bytes of a file's name are UTF-8; Python has lone surrogates for those that are not."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 # ---- lists: (number of the line, name -> text) of each record
@@ -284,7 +279,7 @@ def _as_text(name: str, value: Any) -> str:
     if isinstance(value, dict | list):
         raise ValueError(f"{name} is no single value")
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
-    if not _is_text(name + text):
+    if not is_utf8(name + text):
         raise ValueError(f"{name} is not Unicode text")
     return text
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from input_pipeline.errors import UserError
+from input_pipeline.files import is_utf8
 
 Value = int | float | bool | str | datetime.datetime  # a time is aware, in UTC
 TYPES: dict[str, type] = {
@@ -244,7 +245,7 @@ def _boolean(kind: str, text: str) -> bool:
 
 
 def _string(kind: str, text: str) -> str:
-    if kind != "text" or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if kind != "text" or "\0" in text or not is_utf8(text):
         raise ValueError(text)
     quote = text[0]
     return text[1:-1].replace(2 * quote, quote)

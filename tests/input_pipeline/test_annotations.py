@@ -311,11 +311,11 @@ def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
     assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg", "c.jpg"]
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/quarantine.txt leaves out images: 1 of train",
-        f"{tmp_path}/quarantine.txt: 2 lines name no image of reid_raw.json: 'b.jpg ', 'imgs/c.jpg'",
+        f"{tmp_path}/quarantine.txt: 2 lines without an image of reid_raw.json: 'b.jpg ', 'imgs/c.jpg'",
     ]
     (tmp_path / "quarantine.txt").write_text("d.jpg\n")
     assert len(read_annotations(tmp_path, "cuhk_pedes").records) == 3
-    assert capsys.readouterr().err.endswith("quarantine.txt: 1 line names no image of reid_raw.json: 'd.jpg'\n")
+    assert capsys.readouterr().err.endswith("quarantine.txt: 1 line without an image of reid_raw.json: 'd.jpg'\n")
 
 
 def test_a_quarantine_leaves_out_names_that_hold_other_line_breaks(tmp_path):

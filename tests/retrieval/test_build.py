@@ -454,7 +454,7 @@ def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vec
 
 
 def test_a_picture_of_too_many_pixels_is_not_decoded(index, gallery, monkeypatch, rows):
-    monkeypatch.setattr("ivt_jax.images.MAX_PIXELS", 20 * 30)
+    monkeypatch.setattr("input_pipeline.decoding.MAX_PIXELS", 20 * 30)
     Image.new("1", (20, 31)).save(gallery / "bomb.png")
     assert index() == "6 pictures: 6 new, 0 changed, 0 renamed, 0 gone, 0 unchanged"
     assert "bomb.png" not in rows()
@@ -787,9 +787,7 @@ def test_an_index_is_never_emptied_because_nothing_can_be_read(index, gallery, a
     index()
     for name in GALLERY:
         (gallery / name).write_bytes(b"damaged")
-    with pytest.raises(
-        UserError, match=r"^none of the 6 pictures can be read; the first: a.png: not a readable image$"
-    ):
+    with pytest.raises(UserError, match=r"^none of 6 pictures can be read; the first: a.png: not a readable image$"):
         index()
     assert_holds(SEEDS)
 
@@ -800,7 +798,7 @@ def test_a_build_that_is_refused_states_nothing(index, gallery, listed, stores, 
     (tmp_path / "others").mkdir()
     (tmp_path / "others/a.png").write_bytes(b"damaged")
     (tmp_path / "others/paths.csv").write_text("path\na.png\n")
-    with pytest.raises(UserError, match="none of the 1 pictures can be read"):
+    with pytest.raises(UserError, match="none of 1 picture can be read"):
         index(read_list(tmp_path / "others/paths.csv"), moved=True)
     assert stores[PLACE].about == before
 

@@ -87,7 +87,7 @@ def test_a_list_tells_more_of_the_pictures(gallery, place, workdir, capsys):
     assert index.main([f"--list={listed}", f"--index={place}"]) == 0  # the index knows its model
     fields, told = capsys.readouterr().out.splitlines()
     assert fields == f"{place}: fields: time (time), camera (integer)"
-    assert told == f"{place}: 1 pictures: 0 new, 1 changed, 0 renamed, 1 gone, 0 unchanged"
+    assert told == f"{place}: 1 picture: 0 new, 1 changed, 0 renamed, 1 gone, 0 unchanged"
     assert str(rows(place)["a.png"].metadata["time"]) == "2024-05-01 12:30:00.123456+00:00"
     assert index.main([f"--list={listed}", f"--index={place}"]) == 0
     assert capsys.readouterr().out.endswith("0 gone, 1 unchanged\n")
