@@ -205,7 +205,7 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a dataset is: the paths of its folder and of its images, as written and with links resolved.
+    """The paths of a dataset's folder and of its images, as written and with links resolved.
 
     portable: whether it has no images. nested: whether imgs/ holds another folder imgs/.
     """

@@ -229,7 +229,7 @@ def _real(annotations: Annotations, image: Inspected) -> str:
 
 
 def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]:
-    """No finding if there are no examples."""
+    """Returns a finding of this kind, none if there are no examples."""
     if not examples:
         return []
     if len(examples) == 1:

@@ -64,9 +64,14 @@ def lines_of(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def is_utf16(content: bytes) -> bool:
-    """Whether a file begins with the byte order mark of UTF-16, as Excel's "Unicode Text" does."""
-    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def decode_list(content: bytes, errors: str = "strict") -> str:
+    """Decodes UTF-8, with or without a byte order mark, or UTF-16 with one, as Excel's "Unicode Text" has.
+
+    errors: as of `bytes.decode`, for UTF-8. Raises UnicodeDecodeError.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig", errors)
 
 
 def is_remote(place: Path | str) -> bool:

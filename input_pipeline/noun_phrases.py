@@ -140,9 +140,9 @@ Span = tuple[int, int]
 
 
 def attribute_phrases(caption: str, scenery: bool = False) -> list[str]:
-    """What the caption says of a person, phrase by phrase, in its order and spelling, none twice.
+    """Returns what the caption says of a person, phrase by phrase, in its order and spelling, none twice.
 
-    scenery: also what it says of the surroundings. Empty only where the caption has no letter and no digit.
+    scenery: also what it says of the surroundings. Empty only if the caption has no letter and no digit.
 
         "The tall man is wearing a grey coat, and his shoes are black and white."
         -> ["tall man", "grey coat", "black and white shoes"]
@@ -151,15 +151,15 @@ def attribute_phrases(caption: str, scenery: bool = False) -> list[str]:
 
 
 def recognised_phrases(caption: str, scenery: bool = False) -> list[str]:
-    """Those of the caption's phrases that have a word of the lexicon; maybe none.
+    """Returns those of the caption's phrases that have a word of the lexicon; maybe none.
 
-    scenery: also what it says of the surroundings, which it always has where the caption says no more.
+    scenery: also what it says of the surroundings; these are always returned if there is nothing else.
     """
     return _phrases(caption, True, scenery) or _phrases(caption, True, scenery=True)
 
 
 def tag(caption: str) -> tuple[str, list[Span]]:
-    """The caption's words and marks: a string of their classes, a letter each, and where each stands in the caption.
+    """Returns the classes of the caption's words and marks, a letter each, and where each stands in the caption.
 
     Scenery has the class of unknown words.
     """
@@ -196,7 +196,7 @@ def _is_two_words(words: str) -> bool:
 
 
 def _settle(letters: str) -> str:
-    """The classes where each word of two has the one that its neighbours decide."""
+    """Gives each word of two classes the one that its neighbours decide."""
     for pattern, letter in _IN_PLACE:
         letters = pattern.sub(letter, letters)
     letters = letters.translate(_ELSEWHERE)

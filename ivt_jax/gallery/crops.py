@@ -1,6 +1,6 @@
 """The crops of a gallery, shard by shard, and their pixels.
 
-A shard is one of three, told by its name:
+A shard is one of three, by its name:
 
     NAME.tar    an archive of crops, not compressed, as webdataset has them: one file to copy, read from front to back
     NAME.txt    the path of a crop on each line, so that a tree of any size becomes shards and no file moves; relative
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_utf16, lines_of
+from input_pipeline.files import decode_list, lines_of
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 from ivt_jax.images import load_image
 
@@ -41,8 +41,11 @@ class UnreachableError(UserError):
 
 
 class Crops(NamedTuple):
-    """What a shard holds: the names, for each the file or its slice of the archive in the same order, (name, reason) of
-    what cannot be read whatever its pixels are, and counts of what is passed over."""
+    """The crops of a shard.
+
+    contents: the file of each name, or its slice of the archive, in the order of `names`. unreadable: (name, reason) of
+    entries that are no files or too large. passed: counts of what is passed over.
+    """
 
     names: list[str]
     contents: Iterable["Path | Slice"]
@@ -51,7 +54,7 @@ class Crops(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Bytes of a file, read by who decodes them: so few are in memory at once, however large each says to be."""
+    """Bytes of a file, which are read only to be decoded, so that few slices are in memory at once."""
 
     file: Path
     start: int
@@ -114,8 +117,7 @@ def read_crops(shard: Path) -> Crops:
             paths = sorted(place / name for place, _, names in walk(shard, passed, _fail) for name in names)
             return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [], passed)
         if shard.suffix == ".txt":
-            names = lines_of(_decode(shard, shard.read_bytes()))
-            names = [line for line in names if line.strip(" \t")]
+            names = [line for line in lines_of(_read_list(shard)) if line.strip(" \t")]
             return Crops(names, map(Path, names), [], {})
         return _read_tar(shard)
     except (OSError, tarfile.TarError) as error:
@@ -127,12 +129,10 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def _decode(shard: Path, content: bytes) -> str:
-    """The text of a list in UTF-8, where names may hold other bytes, or in UTF-16 with a byte order mark."""
-    if not is_utf16(content):
-        return os.fsdecode(content).removeprefix("\ufeff")
+def _read_list(shard: Path) -> str:
+    """Returns the text of a list. In UTF-8 the names may hold other bytes, as names of files may."""
     try:
-        return content.decode("utf-16")
+        return decode_list(shard.read_bytes(), "surrogateescape")
     except UnicodeDecodeError:
         raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
 

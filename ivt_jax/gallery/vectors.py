@@ -194,7 +194,7 @@ class ByDigest:
         self._starts = np.cumsum([0, *map(len, self._shards)])
 
     def get(self, digest: bytes) -> tuple[np.ndarray | None, bool]:
-        """The vector (D,) of the crop whose content has this SHA-256, None if there is no such crop.
+        """Returns the vector (D,) of the crop whose content has this SHA-256, None if there is no such crop.
 
         Also returns whether crops were turned upright by EXIF before they were embedded.
         """

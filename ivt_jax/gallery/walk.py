@@ -1,4 +1,4 @@
-"""Chooses the pictures of a folder or an archive by their names, and counts what it passes over.
+"""Chooses the pictures of a folder or an archive by their names, and counts the files that it passes over.
 
 Passed over are files of another suffix, hidden files, and all files in hidden folders and in those where systems keep
 thumbnails, deleted files and the like. A list names its pictures, so nothing of it is passed over.
@@ -37,7 +37,7 @@ def reason_to_pass(path: str) -> tuple[str, str] | None:
 
 
 def is_passed_folder(name: str) -> bool:
-    """Whether all that is in a folder of this name is passed over."""
+    """Whether all files in a folder of this name are passed over."""
     hidden = name.startswith(".") and name not in (".", "..")
     return hidden or name.lower() in FOLDERS or name.lower().endswith(_PREVIEWS)
 
@@ -63,17 +63,17 @@ def describe_passed(passed: Passed) -> str:
     counts = sorted(((key, count) for key, count in passed.items() if count), key=lambda item: (-item[1], item[0]))
     suffixes = [(name or "without suffix", count) for (kind, name), count in counts if kind == "suffix"]
     folders = [(name, count) for (kind, name), count in counts if kind == "folder"]
-    told = []
+    parts = []
     if suffixes:
         named = ", ".join(f"{name} {count:,}" for name, count in suffixes[:_SHOWN])
         more = ", ..." if len(suffixes) > _SHOWN else ""
-        told.append(f"{sum(count for _, count in suffixes):,} of no picture format ({named}{more})")
-    told += [f"{count:,} in {name}/" for name, count in folders[:_SHOWN]]
+        parts.append(f"{sum(count for _, count in suffixes):,} of no picture format ({named}{more})")
+    parts += [f"{count:,} in {name}/" for name, count in folders[:_SHOWN]]
     if rest := folders[_SHOWN:]:
-        told.append(f"{sum(count for _, count in rest):,} in {len(rest)} more such folders")
+        parts.append(f"{sum(count for _, count in rest):,} in {len(rest)} more such folders")
     if hidden := passed.get(("hidden", "")):
-        told.append(f"{hidden:,} hidden")
-    return printable(", ".join(told))
+        parts.append(f"{hidden:,} hidden")
+    return printable(", ".join(parts))
 
 
 def _count_files(folder: str) -> int:

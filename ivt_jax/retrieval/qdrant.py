@@ -141,8 +141,8 @@ class QdrantStore:
         try:
             return About(**json.loads(stated[_ABOUT]))
         except (KeyError, TypeError, ValueError):
-            told = f"the collection {self._name} is not what ivt_jax.index wrote"
-            raise UserError(f"{told}: name another --index") from None
+            reason = f"the collection {self._name} is not what ivt_jax.index wrote"
+            raise UserError(f"{reason}: name another --index") from None
 
     def _index_fields(self) -> None:
         """So that filters need not look at every row; and `values` needs it."""

@@ -78,7 +78,7 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
 
 def phrases_of(query: Query) -> dict[str, bool]:
     """The attribute phrases of all terms, in their order and spelling, none twice, and whether the first term that has
-    one wants it; the first MAX_PHRASES. Scenery is in them: who types "next to a white car" wants to see its score."""
+    one wants it; the first MAX_PHRASES. Includes scenery, so that "next to a white car" has its score."""
     phrases: dict[str, tuple[str, bool]] = {}
     for term in query.terms:
         for phrase in attribute_phrases(term.text[:_READ], scenery=True):

@@ -332,7 +332,7 @@ class Searcher:
 
 
 def _refrain(results: list[Result], searched: int, unfinished: str) -> Answer:
-    """The answer of an unfinished index: validation says nothing, because the right picture may not be in yet."""
+    """Returns the answer of an unfinished index, without a probability: the right picture may not be in yet."""
     said = "No confidence estimate" if results else "No such picture yet"
     return Answer(results, searched, f"{said}: {unfinished}", None, unfinished=unfinished)
 

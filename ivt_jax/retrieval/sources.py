@@ -1,17 +1,17 @@
-"""The pictures that an index is to hold, and what is known of each: those of a folder, or those of a list.
+"""Reads which pictures an index is to hold, and their metadata, from a folder or a list.
 
 A list is NAME.csv, whose first line names the columns, or NAME.jsonl, an object on each line. Both are UTF-8, with or
-without a byte order mark, or UTF-16 with one. A CSV is separated by commas, semicolons or tabs: by the first of these
-that gives the first line a column `path`. Blanks around the names of columns are dropped, and then those around all
-values too; empty columns and lines at the end are ignored. `path`, in any case, is that of the picture, relative to the
-folder of pictures, or absolute in it. All else is metadata: every other column is a field, of the first of these types
-that fits all its values, however the file writes them; "" and null are missing.
+without a byte order mark, or UTF-16 with one. The separator of a CSV is the first of comma, semicolon and tab that
+gives the first line a column `path`. If there are blanks around the names of columns, they are dropped, there and
+around all values. Empty columns and lines at the end are ignored. `path` (or `Path`, `PATH`) is relative to the folder
+of pictures, or absolute and inside it. Every other column is a field, of the first of these types that fits all its
+values; "" and null are missing values.
 
     integer    -7, 42                   of at most 18 digits; 007 is text, for it names something
     number     0.25, 1e-3               as JSON writes them; 12e4, without sign or point, is text
     boolean    true, false              in small letters or large ones
     time       2024-05-01T14:30+02:00   ISO 8601; without a zone in UTC, and a date is its midnight
-    text       whatever else
+    text       anything else
 
 A line without a path, or with one outside the folder of pictures, is skipped, with its number and the reason; the
 file is not looked at. A list whose structure is damaged, or that names a picture twice, is refused.
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
 from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_utf8, is_utf16
+from input_pipeline.files import decode_list, is_utf8
 from input_pipeline.inspection import MISSING, leads_out
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.where import Value, read_time
@@ -61,24 +61,24 @@ class Source(NamedTuple):
     root: Path  # absolute
     fields: dict[str, str]  # name -> type, a key of `where.TYPES`
     pictures: dict[str, Picture]  # by path
-    unreadable: list[tuple[str, str]]  # (path, reason) of what is no file that could be read
-    closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" behind: what is in them is not known
-    listed: bool = False  # by a list, which tells all that is known of them
-    passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are not taken
+    unreadable: list[tuple[str, str]]  # (path, reason) of entries that are no readable file
+    closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" at the end: their content is unknown
+    listed: bool = False  # whether the pictures are those of a list
+    passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are passed over
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
 
 
 def read_folder(folder: Path) -> Source:
-    """All picture files in `folder` and below, sorted, but those that `ivt_jax.gallery.walk` passes over and counts.
+    """Finds all picture files in `folder` and below, sorted, except those that `ivt_jax.gallery.walk` passes over.
 
-    Links are followed where they lead to a file in it. Raises UserError where there is no picture.
+    Follows links to files inside `folder`. Raises UserError if there is no picture.
     """
     root, faults = _root(folder), list[OSError]()
     paths, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
     for place, folders, files in walk(root, passed, faults.append):
         here = place.relative_to(root)
         paths += [(here / name).as_posix() for name in files]
-        for name in folders:  # what a link to a folder in it holds is found where it lies
+        for name in folders:  # os.walk does not follow links; files behind a link to an inner folder are found there
             if leads_out(root, place / name):
                 unreadable.append(((here / name).as_posix(), _OUT))
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
@@ -93,10 +93,10 @@ def read_folder(folder: Path) -> Source:
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:
-    """The pictures that a list names, in its order. folder: that of the pictures; without it, the list's own.
+    """Reads the pictures that a list names, in its order. folder: of the pictures; by default the list's own.
 
-    Lines without a path in the folder are among `unreadable`. Raises UserError where the list names no picture in the
-    folder, and, with the line, where it is malformed or names one twice.
+    Lines without a path in the folder are skipped, and are among `unreadable`. Raises UserError if the list names no
+    picture in the folder, and, with the line, if it is malformed or names a picture twice.
     """
     root = _root(folder or listed.parent)
     bases = (root, root.resolve())
@@ -119,11 +119,11 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
         raise DataError(_describe_nothing(listed, root, outside))
     fields, metadata, notes = _typed(records, [*lines.values()])
     pictures, unreadable = _look(root, dict(zip(lines, metadata, strict=True)))
-    passed_over = [
+    skipped = [
         (f"line {line} of {listed.name}" + (f": {named}" if named else ""), f"not in {root}" if named else "no path")
         for line, named in outside
     ]
-    return Source(root, fields, pictures, passed_over + unreadable, listed=True, notes=tuple(notes))
+    return Source(root, fields, pictures, skipped + unreadable, listed=True, notes=tuple(notes))
 
 
 def _root(folder: Path) -> Path:
@@ -136,9 +136,9 @@ def _root(folder: Path) -> Path:
 
 
 def _within(bases: Sequence[Path], path: str) -> str:
-    """The path relative to the root; "" where it is the root, or leads out of it.
+    """Returns the path relative to the root; "" if it is the root itself or leads out of it.
 
-    bases: the root, and the root without symbolic links, which an absolute path may name as well.
+    bases: the root, and the root with links resolved: an absolute path may begin with either.
     """
     for base in bases if os.path.isabs(path) else bases[:1]:
         relative = os.path.relpath(os.path.join(base, path), base)
@@ -160,9 +160,9 @@ def _describe_nothing(listed: Path, root: Path, outside: Sequence[tuple[int, str
 def _look(
     root: Path, listed: Mapping[str, Mapping[str, Value | None]]
 ) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
-    """Path -> metadata, to the files that are there, and to (path, reason) of the others."""
+    """Returns the files that exist, by path, and (path, reason) of the others. listed: path -> metadata."""
     pictures, unreadable = {}, []
-    outside = functools.cache(functools.partial(leads_out, root))  # asked once of a folder, not for each of its files
+    outside = functools.cache(functools.partial(leads_out, root))  # once for each folder, not for each file
     for path, metadata in listed.items():
         try:
             status = _status(root / path, outside)
@@ -178,7 +178,7 @@ def _within_int64(time: int) -> int:
 
 
 def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
-    """That of a file. Raises DataError, with the reason alone, where it is none that may be read."""
+    """Returns the status of a file. Raises DataError, with the reason alone, if it is not a file that may be read."""
     if not is_utf8(str(file)):
         raise DataError("its name is not UTF-8, which an index cannot hold: rename it")
     try:
@@ -202,7 +202,7 @@ def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
 def _read_text(listed: Path) -> str:
     try:
         content = listed.read_bytes()
-        return content.decode("utf-16" if is_utf16(content) else "utf-8-sig")
+        return decode_list(content)
     except OSError as error:
         raise UserError(f"--list: {listed} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -230,7 +230,7 @@ def _read_csv(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
-    """The separator of a CSV, the names of its columns, and whether there are blanks around these."""
+    """Returns the separator of a CSV, the names of its columns, and whether there are blanks around these."""
     for separator in _SEPARATORS:
         try:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -252,7 +252,7 @@ def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
 
 
 def _name_path(names: Sequence[str]) -> list[str]:
-    """The names, with "path" for the only one that differs from it in its case alone, such as Path."""
+    """Returns the names with "path" in place of Path or PATH, if only one name is such."""
     if "path" in names or [name.lower() for name in names].count("path") != 1:
         return [*names]
     return ["path" if name.lower() == "path" else name for name in names]
@@ -273,7 +273,7 @@ def _read_jsonl(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]
 
 
 def _as_text(name: str, value: Any) -> str:
-    """A value of JSON as CSV would have it."""
+    """Returns a value of JSON as the text that a CSV would have."""
     if not name:
         raise ValueError("a value has no name")
     if isinstance(value, dict | list):
@@ -285,7 +285,7 @@ def _as_text(name: str, value: Any) -> str:
 
 
 def _reader(listed: Path) -> Callable[[Path, str], Iterator[tuple[int, dict[str, str]]]]:
-    """What reads such a list."""
+    """Returns the function that reads such a list."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if listed.suffix.lower() not in readers:
         raise UserError(f"--list: {listed} is neither .csv nor .jsonl: rename it if it is one of them")
@@ -298,7 +298,7 @@ def _reader(listed: Path) -> Callable[[Path, str], Iterator[tuple[int, dict[str,
 def _typed(
     records: Sequence[Mapping[str, str]], lines: Sequence[int]
 ) -> tuple[dict[str, str], list[dict[str, Value | None]], list[str]]:
-    """Texts by name -> the type of each field, the value that each record has for it, and `Source.notes`."""
+    """Returns the type of each field, the values of each record, and `Source.notes`. records: name -> text."""
     fields: dict[str, str] = {}
     metadata: list[dict[str, Value | None]] = [{} for _ in records]
     notes = []
@@ -311,15 +311,17 @@ def _typed(
             kind, misfits = nearly
             count, text = sum(map(bool, texts)), texts[misfits[0]]
             brief = text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
-            told = f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}"
-            notes.append(f"{told}; {count - len(misfits):,} of {count:,} values are of type {kind}")
+            notes.append(
+                f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}; "
+                f"{count - len(misfits):,} of {count:,} values are of type {kind}"
+            )
     return fields, metadata, notes
 
 
 def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None], tuple[str, list[int]] | None]:
-    """The type of a field, and its values; where all are missing it is text.
+    """Returns the type of a field and its values; a field without values is text.
 
-    Of text also the type that fits nearly all values, and the indices of the others; None where there is no such type.
+    For text, also returns the type that fits nearly all values and the indices of the others, None if there is none.
     """
     count = sum(map(bool, texts))
     nearly: tuple[str, list[int]] | None = None
@@ -334,7 +336,10 @@ def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None], tuple[str, li
 
 
 def _read_all(texts: Sequence[str], read: Callable[[str], Value], most: int) -> tuple[list[Value | None], list[int]]:
-    """The values, None where the text is "" or does not fit, and the indices of those; ends beyond `most` of them."""
+    """Returns the values, None where the text is "" or does not fit, and the indices of texts that do not fit.
+
+    Stops after more than `most` of these.
+    """
     values: list[Value | None] = []
     misfits: list[int] = []
     for index, text in enumerate(texts):

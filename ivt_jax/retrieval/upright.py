@@ -14,11 +14,11 @@ from ivt_jax.gallery.crops import done_ahead
 from ivt_jax.retrieval.sources import Source
 from ivt_jax.retrieval.store import Row, VectorStore
 
-_AHEAD = 256  # files that threads open while the one before is counted
+_AHEAD = 256  # files that threads open in advance
 
 
 def next_id(store: VectorStore) -> int:
-    """The first id above all rows."""
+    """Returns the first id above those of all rows."""
     ids = store.ids()
     return int(ids[-1]) + 1 if len(ids) else 0
 
