@@ -45,11 +45,11 @@ from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
 
 _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else becomes PNG
-# Data of this version are still read, for the runs that began with them: pictures as they lie, without orientation.
+# Data of this version, which ignores EXIF orientation, are still read for the runs that began with them.
 BEFORE = tfds.core.Version("1.4.0")
 _FORMATS_BEFORE = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
-# Ends the digest of images that BEFORE stored with other pixels, or not at all: a run that began with the ones does not
-# go on with the others. Without such images both versions store the same.
+# Ends the digest of images of which BEFORE stored some with other pixels, or not at all: a run that began with data of
+# one version does not go on with the other. Without such images both versions store the same.
 _OTHER_PIXELS = "-upright"
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).
@@ -303,8 +303,8 @@ def _open(
         has_images = read_annotations(root, name).images.is_dir()
         remedy = "`python -m input_pipeline.prepare`" if has_images else "preparing it where its images are"
         _say(
-            f"{place / name / str(version)} was prepared before images were turned upright by EXIF, so their "
-            f"pixels are used as they lie in the files; {remedy} makes it anew"
+            f"{place / name / str(version)} was prepared before images were turned upright by EXIF: their pixels are "
+            f"used as stored in the files; {remedy} makes it anew"
         )
     return BUILDERS[name](root=root, max_damaged=max_damaged, data_dir=place, version=version)
 

@@ -52,15 +52,15 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     check_config(config)
     yield plan_table(config)
     devices, platform = jax.device_count(), jax.default_backend()
-    told = f"\nthe config as given, on this machine's {counted(devices, f'{platform} device')}:"
+    title = f"\nthe config as given, on this machine's {counted(devices, f'{platform} device')}:"
     try:
         check_config(config, devices)
         sizes = mesh_sizes(config.runtime.mesh, devices)
     except UserError as error:
-        yield f"{told} not compiled: {error}"
+        yield f"{title} not compiled: {error}"
         return
     products = f"matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs"
-    lines = [told, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
+    lines = [title, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":
         widened = device_memory(config, sizes, widened=True)
         lines += [str(widened), "As above, with activations kept in float32."]

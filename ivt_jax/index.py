@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.index}: passed over: {passed}")
     if built.reasons:
         print(f"{args.index}: {_count_reasons(built.reasons)}", file=sys.stderr)
-    if built.told:
-        print(f"{args.index}: {built.told}")
+    if built.note:
+        print(f"{args.index}: {built.note}")
     if source.fields:
         fields = ", ".join(f"{name} ({kind})" for name, kind in source.fields.items())
         print(f"{args.index}: fields: {printable(fields)}")

@@ -70,10 +70,10 @@ class Memory:
 
     def __str__(self) -> str:
         parts = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")
-        told = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in parts)
+        figures = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in parts)
         return (
             f"memory per device, by formula: {self.total / 1e9:.2f} GB with activations of {self.number} bytes a "
-            f"number ({told}, and what a block works with)"
+            f"number ({figures}, and what a block works with)"
         )
 
 

@@ -66,8 +66,8 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
     differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
-        told = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
-        raise UserError(f"{folder} holds vectors of {told}, which do not compare: name another folder with --out")
+        differ = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
+        raise UserError(f"{folder} holds vectors of {differ}, which do not compare: name another folder with --out")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is missing or damaged: {folder} is not what ivt_jax.embed wrote") from None
     if version != FORMAT:
-        told = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
-        raise UserError(f"{told}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
+        reason = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
+        raise UserError(f"{reason}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
     return about
 
 
@@ -103,10 +103,10 @@ def is_done(path: Path, model: str, fingerprint: str) -> bool:
     if not path.exists():
         return False
     try:
-        told = _metadata(path)
+        metadata = _metadata(path)
     except UserError:  # damaged
         return False
-    return (told.get("model"), told.get("fingerprint")) == (model, fingerprint)
+    return (metadata.get("model"), metadata.get("fingerprint")) == (model, fingerprint)
 
 
 def write_vectors(
@@ -124,9 +124,9 @@ def write_vectors(
 
     lists = {"names": [name for name, _ in readable], "unreadable": unreadable}
     # ASCII: JSON has an escape for what is no UTF-8 in the name of a file.
-    told = {key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in lists.items()}
+    encoded = {key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in lists.items()}
     digests = np.frombuffer(b"".join(digest for _, digest in readable), np.uint8).reshape(-1, 32)
-    tensors = {"vectors": np.ascontiguousarray(vectors), "digests": digests, **told}
+    tensors = {"vectors": np.ascontiguousarray(vectors), "digests": digests, **encoded}
     write_bytes(path, save(tensors, {_KEY: json.dumps({"format": FORMAT, **metadata})}))
 
 
@@ -146,17 +146,17 @@ def _read(path: Path, metadata: dict[str, Any]) -> Vectors:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-        told = {}
+        contents = {}
         for name in ("names", "digests", "unreadable"):
             start, end = header[name]["data_offsets"]
             file.seek(8 + length + start)
-            told[name] = file.read(end - start)
+            contents[name] = file.read(end - start)
     dtype = {"F32": np.float32, "F16": np.float16}[header["vectors"]["dtype"]]
     shape, offset = tuple(header["vectors"]["shape"]), 8 + length + header["vectors"]["data_offsets"][0]
     vectors = np.memmap(path, dtype, "r", offset, shape) if shape[0] else np.empty(shape, dtype)
-    digests = np.frombuffer(told["digests"], np.uint8).reshape(-1, 32)
-    unreadable = [(name, reason) for name, reason in json.loads(told["unreadable"])]
-    return Vectors(vectors, json.loads(told["names"]), digests, unreadable, metadata)
+    digests = np.frombuffer(contents["digests"], np.uint8).reshape(-1, 32)
+    unreadable = [(name, reason) for name, reason in json.loads(contents["unreadable"])]
+    return Vectors(vectors, json.loads(contents["names"]), digests, unreadable, metadata)
 
 
 def read_gallery(folder: Path) -> Iterator[Vectors]:
@@ -210,13 +210,13 @@ class ByDigest:
 def _metadata(path: Path) -> dict[str, Any]:
     """Raises UserError where the file is damaged, or no shard of ours."""
     try:
-        told = json.loads(read_header(path).metadata.get(_KEY, "{}"))
-        version = told.get("format")
+        metadata = json.loads(read_header(path).metadata.get(_KEY, "{}"))
+        version = metadata.get("format")
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: remove it, and embed its shard again") from None
     if version != FORMAT:
         raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
-    return told
+    return metadata
 
 
 def short_digest(value: Any) -> str:

@@ -61,7 +61,7 @@ class Built(NamedTuple):
 
     changed: of another content or other metadata; unchanged: includes those that were only touched; gone: without those
     that were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many this build embedded;
-    taken: how many vectors came from `ivt_jax.embed`. seconds: for reading, embedding and writing. told: a message of
+    taken: how many vectors came from `ivt_jax.embed`. seconds: for reading, embedding and writing. note: a message of
     the store, "" for none. kept: rows that stay although their pictures are missing or cannot be read, by folder; they
     count as unchanged. reasons: how many of `unreadable` have each reason, the most frequent first.
     """
@@ -75,7 +75,7 @@ class Built(NamedTuple):
     taken: int
     seconds: float
     unreadable: list[str]
-    told: str = ""
+    note: str = ""
     kept: Sequence[Kept] = ()
     reasons: Sequence[tuple[str, int]] = ()
 
@@ -137,7 +137,7 @@ def build(
         finished = dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways)
         if finished != about:
             store.set_about(finished)
-        told = store.optimize()
+        note = store.optimize()
     counts = work.counts
     reasons = collections.Counter(reason for _, reason in source.unreadable) + work.reasons
     return Built(
@@ -150,7 +150,7 @@ def build(
         taken=work.taken,
         seconds=seconds,
         unreadable=unreadable,
-        told=told,
+        note=note,
         kept=count_kept(kept),
         reasons=reasons.most_common(),
     )
@@ -190,8 +190,10 @@ def _compare(
     found = store.about
     _refuse_other_folder(place, found, source.root, dtype, moved)
     if found.fields and not source.listed:
-        told = f"{place} knows {', '.join(found.fields)} of its pictures, of which a folder tells nothing"
-        raise UserError(f"{told}: name the list with --list, or, to forget them, a list of paths alone")
+        raise UserError(
+            f"{place} has the fields {', '.join(found.fields)}, which a folder does not have: name the list with "
+            "--list, or, to drop the fields, a list of paths alone"
+        )
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
@@ -222,8 +224,8 @@ def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mappin
 
 def _refuse_other_folder(place: Path | str, about: About, root: Path, dtype: str | None, moved: bool) -> None:
     if str(root) != about.root and not moved:
-        told = f"{place} is of the pictures in {about.root}, not of those in {root}"
-        raise UserError(f"{told}: where they are the same, but moved, add --moved; else name another --index")
+        reason = f"{place} is of the pictures in {about.root}, not of those in {root}"
+        raise UserError(f"{reason}: if they are the same, but moved, add --moved; else name another --index")
     if dtype not in (None, about.dtype):
         raise UserError(f"{place} holds vectors of {about.dtype}, not {dtype}: leave it so, or name another --index")
 

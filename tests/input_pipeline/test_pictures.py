@@ -384,7 +384,7 @@ def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_onc
             source = open_split(root, split, **given)
         assert shapes(source) == SIDEWAYS and source.pictures == began
         assert capsys.readouterr().err == (
-            f"{data} was prepared before images were turned upright by EXIF, so their pixels are used as they lie in "
+            f"{data} was prepared before images were turned upright by EXIF: their pixels are used as stored in "
             "the files; `python -m input_pipeline.prepare` makes it anew\n"
         )
 

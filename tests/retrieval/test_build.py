@@ -418,7 +418,7 @@ def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded,
     told = index(listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)]))
     assert told == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
     assert rows()["b.png"].metadata == {"camera": "1b", "track": 1}
-    told = "memory://index knows camera, track of its pictures, of which a folder tells nothing: name the list"
+    told = "memory://index has the fields camera, track, which a folder does not have: name the list"
     with pytest.raises(UserError, match=told):
         index(read_folder(gallery))
     (gallery / "paths.csv").write_text("path\n" + "\n".join(GALLERY))
@@ -822,7 +822,7 @@ def test_another_folder_is_refused_unless_the_pictures_have_moved(
     put(tmp_path / "other/x.png", 30)
     told = refusal(index, rows, source=read_folder(tmp_path / "other"))
     assert told == (
-        f"{PLACE} is of the pictures in {gallery}, not of those in {tmp_path}/other: where they are the same, but "
+        f"{PLACE} is of the pictures in {gallery}, not of those in {tmp_path}/other: if they are the same, but "
         "moved, add --moved; else name another --index"
     )
     shutil.copytree(gallery, tmp_path / "copied", copy_function=shutil.copyfile)

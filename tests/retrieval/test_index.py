@@ -190,7 +190,7 @@ def test_another_folder_needs_a_word(call, place, gallery, tmp_path, capsys):
     shutil.copytree(gallery, tmp_path / "moved")
     capsys.readouterr()
     assert call(f"--images={tmp_path}/moved") == 2
-    assert "where they are the same, but moved, add --moved" in error_of(capsys)
+    assert "if they are the same, but moved, add --moved" in error_of(capsys)
     assert call(f"--images={tmp_path}/moved", "--moved") == 0
     assert capsys.readouterr().out.endswith("0 gone, 6 unchanged\n")
 
