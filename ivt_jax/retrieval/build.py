@@ -123,20 +123,15 @@ def build(
         _refuse_unreadable(source, plan)
         about = _about_during(about, plan)
         store = store or create_store(place, about)
-        if store.about != about:
-            store.set_about(about)
+        _set_about(store, about)
         work = _Work(store, encoder, source, plan, batch, known)
-        start = time.monotonic()
-        work.run()
-        seconds = time.monotonic() - start
+        seconds = work.run()
         unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
         if not plan.current + work.counts.total():
             raise _nothing_readable(unreadable)
         deleted, kept = work.delete_old(prune)
         sideways = about.sideways if stale & kept.keys() else 0
-        finished = dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways)
-        if finished != about:
-            store.set_about(finished)
+        _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
         note = store.optimize()
     counts = work.counts
     reasons = collections.Counter(reason for _, reason in source.unreadable) + work.reasons
@@ -220,6 +215,11 @@ def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mappin
         workdir=str(folder),
         root=str(root),
     )
+
+
+def _set_about(store: VectorStore, about: About) -> None:
+    if store.about != about:
+        store.set_about(about)
 
 
 def _refuse_other_folder(place: Path | str, about: About, root: Path, dtype: str | None, moved: bool) -> None:
@@ -384,11 +384,16 @@ class _Work:
         self.unreadable: list[str] = []
         self.reasons = collections.Counter[str]()
 
-    def run(self) -> None:
-        """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
+    def run(self) -> float:
+        """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved.
+
+        Returns the seconds that it took.
+        """
+        start = time.monotonic()
         entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
+        return time.monotonic() - start
 
     def delete_old(self, prune: bool) -> tuple[int, Reasons]:
         """Deletes rows without pictures and surplus rows; returns how many had no picture, and why others are kept.
