@@ -8,7 +8,6 @@ training decodes that to the pixels that Pillow sees; else those pixels are stor
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import io
 import os
@@ -30,7 +29,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.files import printable, refuse_path
 from input_pipeline.inspection import leads_out
 from input_pipeline.leaks import copies_between_splits, shared_persons
-from input_pipeline.messages import counted
+from input_pipeline.messages import counted, say_once
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -263,7 +262,7 @@ def _unrecorded_data(
     if not any((place / name / str(version)).exists() for version in versions):
         return None
     if has_images:
-        _say(f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again")
+        say_once(f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again")
     return place
 
 
@@ -283,7 +282,9 @@ def _place_of_images(
     if pictures and contents != pictures.removesuffix(_OTHER_PIXELS):
         if last.name != f"{digest}-{pictures[:16]}":
             raise _other_pictures(annotations.images, pictures)
-        _say(f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {last}")
+        say_once(
+            f"{annotations.images}: images differ{changes}; this run continues with those it began with, in {last}"
+        )
         return last, ""
     place = last.with_name(f"{digest}-{contents[:16]}")
     if place not in places:
@@ -302,7 +303,7 @@ def _open(
     if version == BEFORE:
         has_images = read_annotations(root, name).images.is_dir()
         remedy = "`python -m input_pipeline.prepare`" if has_images else "preparing it where its images are"
-        _say(
+        say_once(
             f"{place / name / str(version)} was prepared before images were turned upright by EXIF: their pixels are "
             f"used as stored in the files; {remedy} makes it anew"
         )
@@ -375,11 +376,6 @@ def _locked(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-@functools.cache  # once in a process, though a run opens several splits
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def _other_pictures(place: Path, pictures: str, found: str = "") -> DataError:
     """pictures: the digest of the images that the run began with; found: of those in their place, if it is known."""
     if found.removesuffix(_OTHER_PIXELS) == pictures.removesuffix(_OTHER_PIXELS):
@@ -398,11 +394,11 @@ def _say_shared(builder: PedesBuilder) -> None:
     if persons:
         numbered = "unless each split numbers its own persons, "
         count = counted(len(persons), "person id")
-        _say(f"warning: {annotations.path}: {count} in several splits: {numbered}{advice}")
+        say_once(f"warning: {annotations.path}: {count} in several splits: {numbered}{advice}")
     if images:
         first = " = ".join(printable(path) for path in images[0])
         count = counted(len(images), "image")
-        _say(f"warning: {annotations.images}: {count} with a copy in another split ({first}): {advice}")
+        say_once(f"warning: {annotations.images}: {count} with a copy in another split ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:

@@ -1,5 +1,7 @@
-"""Parts of messages: counts with their nouns, the first of many names, what to install."""
+"""Messages: counts with their nouns, the first of many names, what to install, lines that are printed once."""
 
+import functools
+import sys
 from collections.abc import Sequence
 
 from input_pipeline.files import printable
@@ -20,3 +22,9 @@ def first_few(names: Sequence[str]) -> str:
 def install(extra: str) -> str:
     """Returns the command that installs an extra of pyproject.toml; the project is on no package index."""
     return f"pip install '.[{extra}]' in the clone of this project"
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Prints a line on stderr, once in a process."""
+    print(line, file=sys.stderr)

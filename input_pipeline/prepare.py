@@ -34,6 +34,7 @@ from input_pipeline.arguments import share
 from input_pipeline.command import exit_code
 from input_pipeline.errors import UserError
 from input_pipeline.files import lines_of, refuse_path
+from input_pipeline.messages import counted
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 
 SUMS = "SHA256SUMS"
@@ -171,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
     if not builder.fresh:
         say_deviation(annotations, name)  # else `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):
-        print(f"warning: {len(damaged)} training images are damaged, the first is {damaged[0]}", file=sys.stderr)
+        count = counted(len(damaged), "damaged training image")
+        print(f"warning: {count}, the first is {damaged[0]}", file=sys.stderr)
     took = f"prepared in {time.monotonic() - start:.1f} s" if builder.fresh else "already prepared"
     data = Path(builder.data_path)  # TFDS's own kind of path
     shards = list(data.glob("*.array_record*"))

@@ -14,10 +14,8 @@ without a row being read; the vectors lie in it as in memory, so they can be map
 languages. (Of .npz NumPy maps nothing, and a matrix in Parquet must be decoded.)
 """
 
-import functools
 import json
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ import numpy as np
 
 from input_pipeline.errors import UserError
 from input_pipeline.files import write_bytes
+from input_pipeline.messages import say_once
 from ivt_jax.conversion.files import read_header
 from ivt_jax.gallery.crops import name_of
 from ivt_jax.images import is_as_before
@@ -62,7 +61,10 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
     found = read_about(folder)
     if is_as_before(found.get("images", {}), wanted.get("images", {})):
         found["images"] = wanted["images"]
-        _say_before(folder)
+        say_once(
+            f"{folder} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a "
+            "shard again, remove its .safetensors"
+        )
     differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
     if differing:
         key = differing[0]
@@ -82,15 +84,6 @@ def read_about(folder: Path) -> dict[str, Any]:
         reason = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
         raise UserError(f"{reason}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
     return about
-
-
-@functools.cache  # once, not for every shard
-def _say_before(folder: Path) -> None:
-    print(
-        f"{folder} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a "
-        "shard again, remove its .safetensors",
-        file=sys.stderr,
-    )
 
 
 def place(folder: Path, shard: Path) -> Path:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from input_pipeline import augment, builders, pictures, pipeline, prepare
 from input_pipeline.errors import DataError
+from input_pipeline.messages import say_once
 from input_pipeline.pictures import Picture, contents_digest
 
 RED, GREEN, BLUE = (250, 10, 20), (20, 240, 10), (10, 30, 245)
@@ -379,7 +380,7 @@ def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_onc
     (data,) = root.glob("prepared/*/cuhk_pedes/1.4.0")
     for given in ({}, {"pictures": began}):
         capsys.readouterr()
-        builders._say.cache_clear()
+        say_once.cache_clear()
         for split in ("train", "test", "train"):
             source = open_split(root, split, **given)
         assert shapes(source) == SIDEWAYS and source.pictures == began
@@ -447,18 +448,18 @@ def test_a_test_picture_that_is_a_copy_of_a_training_picture_is_said_once(root, 
     open_split(root)
     open_split(root, "test")
     assert made_anew(capsys) == (True, [line])
-    builders._say.cache_clear()  # another process
+    say_once.cache_clear()  # another process
     open_split(root)
     assert made_anew(capsys) == (False, [line])
-    builders._say.cache_clear()
+    say_once.cache_clear()
     assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/out"]) == 0
     assert line in capsys.readouterr().err.splitlines()
     open_split(tmp_path / "out")
     assert made_anew(capsys) == (False, [line.replace(str(root), f"{tmp_path}/out")])
     paint(root, "t.png", (9, 9, 9))
-    builders._say.cache_clear()
+    say_once.cache_clear()
     open_split(root)
-    assert "copies" not in capsys.readouterr().err
+    assert "in another split" not in capsys.readouterr().err
 
 
 def test_a_person_in_two_splits_is_said(root, capsys):
@@ -476,7 +477,7 @@ def test_data_prepared_before_have_no_list_of_copies(root, capsys):
     metadata = json.loads(file.read_text())
     assert metadata.pop("shared") == [["t.png", "b.png"]]
     file.write_text(json.dumps(metadata))
-    builders._say.cache_clear()
+    say_once.cache_clear()
     capsys.readouterr()
     open_split(root)
     assert made_anew(capsys) == (False, [])
