@@ -117,7 +117,9 @@ def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
     # Rows are found by their number. A portable folder may state its paths otherwise than the folder that it is of.
     unknown = {*damaged} - {record.image_path for record in original}
     if len(data) != len(row_of) or unknown:
-        differ = f"{len(data)} images of {stored} instead of {len(row_of)}" if not unknown else f"{min(unknown)} is new"
+        differ = f"{len(data)} images of {stored} instead of {len(row_of)}"
+        if unknown:
+            differ = f"the annotations do not name its image {min(unknown)}"
         raise DataError(
             f"{builder.data_path} was not prepared from {annotations.path} and its quarantine.txt ({differ}): "
             "prepare it again where its images are; if these lie in imgs/imgs/, move them into imgs/ first"
