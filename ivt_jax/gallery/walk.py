@@ -70,7 +70,8 @@ def describe_passed(passed: Passed) -> str:
         told.append(f"{sum(count for _, count in suffixes):,} of no picture format ({named}{more})")
     told += [f"{count:,} in {name}/" for name, count in folders[:_SHOWN]]
     if rest := folders[_SHOWN:]:
-        told.append(f"{sum(count for _, count in rest):,} in {len(rest)} more such folders")
+        noun = "folder" if len(rest) == 1 else "folders"
+        told.append(f"{sum(count for _, count in rest):,} in {len(rest)} other such {noun}")
     if hidden := passed.get(("hidden", "")):
         told.append(f"{hidden:,} hidden")
     return printable(", ".join(told))
