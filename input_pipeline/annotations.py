@@ -204,7 +204,8 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
         if record.captions:
             result.append(record)
     if dropped:
-        print(f"{path}: {dropped} empty captions dropped from train", file=sys.stderr)
+        noun = "caption" if dropped == 1 else "captions"
+        print(f"{path}: {dropped:,} empty {noun} dropped from train", file=sys.stderr)
     if kept_empty:
         names = ", ".join(kept_empty[:_SHOWN]) + (", ..." if len(kept_empty) > _SHOWN else "")
         print(f"{path}: empty captions in val or test, which stay queries: {names}", file=sys.stderr)

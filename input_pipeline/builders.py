@@ -382,10 +382,12 @@ def _say_shared(builder: PedesBuilder) -> None:
     advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
     if persons:
         numbered = "unless each split numbers its own persons, "
-        _say(f"warning: {annotations.path}: {len(persons)} person ids are in several splits: {numbered}{advice}")
+        told = "1 person id is" if len(persons) == 1 else f"{len(persons):,} person ids are"
+        _say(f"warning: {annotations.path}: {told} in several splits: {numbered}{advice}")
     if images:
         first = " = ".join(printable(path) for path in images[0])
-        _say(f"warning: {annotations.images}: {len(images)} images are copies of another split's ({first}): {advice}")
+        told = "1 image is a copy" if len(images) == 1 else f"{len(images):,} images are copies"
+        _say(f"warning: {annotations.images}: {told} of another split's ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:

@@ -15,6 +15,7 @@ Exit code: 0 clean; 1 usable, with warnings; 2 unusable.
 import argparse
 import collections
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,25 @@ SHARED_PERSONS, SHARED_IMAGES = ALLOWED = ("shared_persons", "shared_images")
 SMALLEST = 16  # pixels of a side
 _BATCH, _INSTANCES, _EPOCHS = 28, 4, 120  # of the released recipe
 _SHOWN = 3  # examples that a line names
+# Words of the kinds of fault, at their beginning or after a mark, and what becomes of them for a single example.
+_SINGULAR = {
+    "images are missing with their": "image is missing with its",
+    "images are copies": "image is a copy",
+    "images are": "image is",
+    "images have": "image has",
+    "pairs of images look": "pair of images looks",
+    "images look": "image looks",
+    "person ids are": "person id is",
+    "captions are placeholders": "caption is a placeholder",
+    "captions are refusals": "caption is a refusal",
+    "captions are": "caption is",
+    "captions have": "caption has",
+    "captions were": "caption was",
+    "their ends are": "its end is",
+    "list them": "list it",
+    "intact images": "intact image",
+}
+_PLURAL = re.compile(rf"(^|: |\()({'|'.join(map(re.escape, _SINGULAR))})")
 
 
 class Finding(NamedTuple):
@@ -229,6 +249,8 @@ def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]
 
 def _line(kind: str, examples: Sequence[str]) -> str:
     shown = printable(", ".join(examples[:_SHOWN])) + (", ..." if len(examples) > _SHOWN else "")
+    if len(examples) == 1:
+        kind = _PLURAL.sub(lambda match: match[1] + _SINGULAR[match[2]], kind)
     return f"{len(examples):,} {kind}: {shown}"
 
 
@@ -261,8 +283,7 @@ def run(args: argparse.Namespace) -> int:
     images = _inspect(annotations, args.workers)
     print(describe_run(annotations.records, images))
     if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
-        noun = "image" if len(sound) == 1 else "images"
-        print(_line(f"intact {noun} left out by {QUARANTINE} (to use an image, remove its line)", sound))
+        print(_line(f"intact images left out by {QUARANTINE} (to use an image, remove its line)", sound))
     lines, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
     print("\n".join(lines))
     findings = check_splits(counts, published) + check_persons(annotations.records, allowed) + findings

@@ -171,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
     if not builder.fresh:
         say_deviation(annotations, name)  # else `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):
-        print(f"warning: {len(damaged)} training images are damaged, the first is {damaged[0]}", file=sys.stderr)
+        told = "1 training image is" if len(damaged) == 1 else f"{len(damaged):,} training images are"
+        print(f"warning: {told} damaged, the first is {damaged[0]}", file=sys.stderr)
     took = f"prepared in {time.monotonic() - start:.1f} s" if builder.fresh else "already prepared"
     data = Path(builder.data_path)  # TFDS's own kind of path
     shards = list(data.glob("*.array_record*"))

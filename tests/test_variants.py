@@ -208,8 +208,8 @@ def rstp_said(place):
 
 def rstp_warnings(first, last):
     return [
-        OTHERS, f"1 captions have letters that are not Latin: {first}", f"1 captions are empty: {last}",
-        '1 captions are the same for several persons: "a young woman in a white dress." (2 persons)',
+        OTHERS, f"1 caption has letters that are not Latin: {first}", f"1 caption is empty: {last}",
+        '1 caption is the same for several persons: "a young woman in a white dress." (2 persons)',
     ]  # fmt: skip
 
 
@@ -237,7 +237,7 @@ VARIANTS = {
     "UFine6926": Variant(
         "synth", "data_captions.json", raw(UFINE), UFINE, [],
         {"train": (3, 6, 12), "val": (3, 6, 12), "test": (3, 6, 12)},
-        ["1 captions have over 98 words and marks: their ends are cut off: record 2"],
+        ["1 caption has over 98 words and marks: its end is cut off: record 2"],
         {"val": (12, 6, 3), "test": (12, 6, 3)},
     ),
 }  # fmt: skip
@@ -480,7 +480,7 @@ def test_a_damaged_image_of_test_is_refused_until_the_fix_list_leaves_it_out(tmp
     assert doctor.main([*call, "--fix-list"]) == 2
     out = capsys.readouterr().out
     assert f"left out from now on: {root}/quarantine.txt\n" in out
-    assert "error: 1 images are an empty file: images/15.jpg\n" in out
+    assert "error: 1 image is an empty file: images/15.jpg\n" in out
     assert (root / "quarantine.txt").read_text() == "images/15.jpg\n"
     test = pipeline.open_split(config, "test")
     assert test.paths == [f"images/{i}.jpg" for i in (14, 16, 17, 18, 19)]

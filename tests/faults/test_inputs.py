@@ -137,7 +137,7 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
     assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix-list"]) == 2
     out = capsys.readouterr().out
     assert "error: 2 images are absurdly large: bomb.jpg, bomb.png\n" in out
-    assert "1 images are an empty file: empty.jpg" in out and "2 images are no image: postscript.png, text.png" in out
+    assert "1 image is an empty file: empty.jpg" in out and "2 images are no image: postscript.png, text.png" in out
     kept = {record.image_path for record in read_annotations(tmp_path, "cuhk_pedes").records}
     assert kept == GOOD | {"sound.bmp"}
 

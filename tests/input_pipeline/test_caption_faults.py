@@ -8,9 +8,9 @@ from input_pipeline.caption_faults import caption_faults
 from input_pipeline.tokenizer import load_tokenizer
 
 PLACEHOLDER = "captions are placeholders, such as nan, null, none or n/a"
-STATEMENT = "captions have statements of a program in them: calls, lists, assignments"
-CODE = "captions have pieces of code in them: tags, braces, escapes"
-ADDRESS = "captions have an address or the name of a file in them"
+STATEMENT = "captions have statements of a program: calls, lists, assignments"
+CODE = "captions have pieces of code: tags, braces, escapes"
+ADDRESS = "captions have an address or the name of a file"
 INVISIBLE = "captions have invisible characters: zero-width, direction marks, soft hyphens"
 LOST = "captions have characters that stand for lost ones, or that no font shows"
 CONTROL = "captions have control characters"
@@ -108,13 +108,11 @@ def test_the_doctor_counts_the_tokens_that_the_tokenizer_does_not_know(tmp_path)
         'unknown to the tokenizer (mine): train 3 of 8 tokens (37.50%), "zig" 2, "zag" 1',
         'unknown to the tokenizer (mine): test 1 of 4 tokens (25.00%), "zap" 1',
     ]
-    assert findings == [doctor.Finding(False, "1 captions have no word that the tokenizer knows: test 0", ("test 0",))]
+    assert findings == [doctor.Finding(False, "1 caption has no word that the tokenizer knows: test 0", ("test 0",))]
 
 
 def test_full_width_letters_are_unknown_words_and_what_is_printed_is_printable():
     lines, findings = doctor.check_words(records(train=["A man.", FULL_WIDTH], val=["\x9b31m"]), load_tokenizer(), "x")
     assert lines[0].startswith("unknown to the tokenizer (x): train 7 of 10 tokens (70.00%), ")
-    assert findings == [
-        doctor.Finding(False, "1 captions have no word that the tokenizer knows: train 1", ("train 1",))
-    ]
+    assert findings == [doctor.Finding(False, "1 caption has no word that the tokenizer knows: train 1", ("train 1",))]
     assert all(line.isprintable() for line in lines)

@@ -89,15 +89,15 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (None, "1 images are missing: a/2.jpg"),
-        (b"", "1 images are an empty file: a/2.jpg"),
-        (b"<html>", "1 images are no image: a/2.jpg"),
-        (encoded(scene(2, (200, 100)))[:-400], "1 images are cut short or damaged: a/2.jpg"),
-        (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 images are absurdly large: a/2.jpg"),
+        (None, "1 image is missing: a/2.jpg"),
+        (b"", "1 image is an empty file: a/2.jpg"),
+        (b"<html>", "1 image is no image: a/2.jpg"),
+        (encoded(scene(2, (200, 100)))[:-400], "1 image is cut short or damaged: a/2.jpg"),
+        (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 image is absurdly large: a/2.jpg"),
         # So large that Pillow refuses it: 30,000 x 30,000, in the header only.
         (
             b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0),
-            "1 images are absurdly large: a/2.jpg",
+            "1 image is absurdly large: a/2.jpg",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_link_out_of_the_images_is_not_opened(tmp_path, capsys):
     (tmp_path / "outside.jpg").write_bytes(encoded(scene(2)))
     (tmp_path / "data/imgs/a/2.jpg").symlink_to(tmp_path / "outside.jpg")
     assert call(tmp_path / "data") == 2
-    assert "error: 1 images are a link that leads out of the folder of images: a/2.jpg\n" in capsys.readouterr().out
+    assert "error: 1 image is a link that leads out of the folder of images: a/2.jpg\n" in capsys.readouterr().out
 
 
 def test_a_missing_folder_is_one_fault(tmp_path, capsys):
@@ -161,18 +161,18 @@ def test_progress_tells_how_far_it_is_and_how_long_it_takes(tmp_path, capsys, mo
 def test_a_tiny_image_is_a_warning(tmp_path, capsys):
     make(tmp_path, n2=encoded(scene(2, (30, 15))))
     assert call(tmp_path) == 1
-    assert "warning: 1 images have a side below 16 pixels: a/2.jpg\n" in capsys.readouterr().out
+    assert "warning: 1 image has a side below 16 pixels: a/2.jpg\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({7: ""}, "1 captions are empty: record 7"),
-        ({0: "A \u7537 man."}, "1 captions have letters that are not Latin: record 0"),
+        ({7: ""}, "1 caption is empty: record 7"),
+        ({0: "A \u7537 man."}, "1 caption has letters that are not Latin: record 0"),
         ({0: "Un homme \u00e2g\u00e9, \u00df \u2013 50%."}, None),
         ({0: "a " * 98}, None),
-        ({0: "a, " * 50}, "1 captions have over 98 words and marks: their ends are cut off: record 0"),
-        ({0: "The  same.", 1: "the same."}, '1 captions are the same for several persons: "the same." (2 persons)'),
+        ({0: "a, " * 50}, "1 caption has over 98 words and marks: its end is cut off: record 0"),
+        ({0: "The  same.", 1: "the same."}, '1 caption is the same for several persons: "the same." (2 persons)'),
         (
             {0: "Two.", 1: "two.", 2: "Three.", 3: "Three.", 4: "Three."},
             '2 captions are the same for several persons: "three." (3 persons), "two." (2 persons)',
@@ -253,15 +253,15 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
 
 # ---- images that splits share
 
-REMEDY = " (list them in quarantine.txt, or --allow=shared_images)"
+REMEDY = " (list it in quarantine.txt, or --allow=shared_images)"
 
 
 def test_a_copy_of_a_training_image_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
     """Test has the bytes of a training image; validation has another, larger and compressed anew."""
     make(tmp_path, n7=encoded(scene(2)), n6=encoded(scene(1, (120, 60)), quality=60))
     assert call(tmp_path) == 2
-    exact = "1 images are copies of an image of another split"
-    near = "1 images look the same as an image of another split"
+    exact = "1 image is a copy of an image of another split"
+    near = "1 image looks the same as an image of another split"
     pairs = ("test a/7.jpg = train a/2.jpg", "val a/6.jpg = train a/1.jpg")
     lines = [f"error: {exact}{REMEDY}: {pairs[0]}", f"error: {near}{REMEDY}: {pairs[1]}"]
     assert capsys.readouterr().out.splitlines()[-3:] == [*lines, "2 kinds of fault"]
@@ -280,7 +280,7 @@ def read_text(root):
 def test_validation_and_test_may_share_nothing_either(tmp_path, capsys):
     make(tmp_path, n7=encoded(scene(6)))
     assert call(tmp_path) == 2
-    line = f"error: 1 images are copies of an image of another split{REMEDY}: test a/7.jpg = val a/6.jpg\n"
+    line = f"error: 1 image is a copy of an image of another split{REMEDY}: test a/7.jpg = val a/6.jpg\n"
     assert line in capsys.readouterr().out
 
 
@@ -289,7 +289,7 @@ def test_copies_within_a_split_are_a_warning_only_between_persons(tmp_path, caps
     records = make(tmp_path, n3=encoded(scene(0)), n2=encoded(scene(1)), n5=encoded(scene(4), quality=60))
     write(tmp_path, [record | {"id": 4} if i == 2 else record for i, record in enumerate(records)])
     assert call(tmp_path) == 1
-    line = "1 images are copies of an image of another person: person 10 a/3.jpg = person 1 a/0.jpg"
+    line = "1 image is a copy of an image of another person: person 10 a/3.jpg = person 1 a/0.jpg"
     assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n1 kind of fault\n")
 
 
@@ -327,7 +327,7 @@ def test_files_that_both_datasets_name_are_not_compared_with_themselves(tmp_path
     assert call(tmp_path / "one", f"--against=synth:{tmp_path}/two") == 1
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "4 files are images of both datasets: not compared with themselves",
-        f"warning: 1 pairs of images look the same here and in {tmp_path}/two: a/3.jpg = a/small.jpg",
+        f"warning: 1 pair of images looks the same here and in {tmp_path}/two: a/3.jpg = a/small.jpg",
         "1 kind of fault",
     ]
 
@@ -359,7 +359,7 @@ def test_images_that_look_the_same_in_two_datasets(tmp_path, capsys):
     records = make(tmp_path / "two", **{f"n{i}": encoded(scene(100 + i)) for i in range(8)} | {"n5": same})
     assert len(records) == 8
     assert call(tmp_path / "one", f"--against=synth:{tmp_path}/two") == 1
-    line = f"warning: 1 pairs of images look the same here and in {tmp_path}/two: a/3.jpg = a/5.jpg\n"
+    line = f"warning: 1 pair of images looks the same here and in {tmp_path}/two: a/3.jpg = a/5.jpg\n"
     assert line in capsys.readouterr().out
 
 
@@ -400,7 +400,7 @@ def test_code_in_captions_is_told():
     captions = ["A man <br> in black.", "A {'a': 1} man.", "A man\\n in black.", "A man &amp; a bag.", "A man < 30."]
     records = [Record(f"{i}.jpg", i, (c,), "train", ((),), where=f"record {i}") for i, c in enumerate(captions)]
     lines = [finding.line for finding in doctor.check_captions(records)]
-    assert lines == ["4 captions have pieces of code in them: tags, braces, escapes: record 0, record 1, record 2, ..."]
+    assert lines == ["4 captions have pieces of code: tags, braces, escapes: record 0, record 1, record 2, ..."]
 
 
 def test_a_circle_of_links_and_a_name_too_long_are_faults(tmp_path):
@@ -418,7 +418,7 @@ def test_every_example_is_listed_on_demand(tmp_path, capsys):
     assert lines[-9:] == [
         f"warning: 5 {kind}: record 0, record 1, record 2, ...",
         *(f"    record {number}" for number in range(5)),
-        'warning: 1 captions are the same for several persons: "nan" (5 persons)',
+        'warning: 1 caption is the same for several persons: "nan" (5 persons)',
         '    "nan" (5 persons)',
         "2 kinds of fault",
     ]

@@ -443,7 +443,7 @@ def test_a_test_picture_that_is_a_copy_of_a_training_picture_is_said_once(root, 
     """Also by a folder without its pictures, and by whoever opens data that were prepared before."""
     paint(root, "t.png", GREEN)
     advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
-    line = f"warning: {root}/imgs: 1 images are copies of another split's (t.png = b.png): {advice}"
+    line = f"warning: {root}/imgs: 1 image is a copy of another split's (t.png = b.png): {advice}"
     open_split(root)
     open_split(root, "test")
     assert made_anew(capsys) == (True, [line])
@@ -465,9 +465,7 @@ def test_a_person_in_two_splits_is_said(root, capsys):
     records = json.loads((root / "reid_raw.json").read_text())
     (root / "reid_raw.json").write_text(json.dumps([*records[:3], records[3] | {"id": "01"}]))
     open_split(root)
-    line = (
-        "1 person ids are in several splits: unless each split numbers its own persons, figures of val and test may be"
-    )
+    line = "1 person id is in several splits: unless each split numbers its own persons, figures of val and test may be"
     assert f"warning: {root}/reid_raw.json: {line} too good; " in capsys.readouterr().err
 
 

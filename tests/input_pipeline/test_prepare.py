@@ -122,7 +122,7 @@ def test_damaged_images_are_counted_and_too_many_refused(raw, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {raw}/imgs/1.jpg (record 1) is not a readable image: ") and "0.50%" in error
     assert call(raw, "--max_damaged=0.5") == 0
-    assert "warning: 1 training images are damaged, the first is 1.jpg\n" in capsys.readouterr().err
+    assert "warning: 1 training image is damaged, the first is 1.jpg\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
