@@ -183,8 +183,8 @@ def _compare(
     found = store.about
     _refuse_other_folder(place, found, source.root, dtype, moved)
     if found.fields and not source.listed:
-        told = f"{place} knows {', '.join(found.fields)} of its pictures, of which a folder tells nothing"
-        raise UserError(f"{told}: name the list with --list, or, to forget them, a list of paths alone")
+        told = f"{place} was made from a list, with the fields {', '.join(found.fields)}"
+        raise UserError(f"{told}: name the list with --list, or, to drop the fields, a list of paths alone")
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
     about = state(encoder, workdir, found.dtype, source.fields, source.root)
@@ -228,7 +228,7 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
             told = (
                 f"{place} was made with {key} {_short(found)} ({about.workdir}), {other.workdir} has {_short(wanted)}"
             )
-            raise UserError(f"{told}: name the folder of the first with --workdir, or another --index")
+            raise UserError(f"{told}: name the folder of the index's model with --workdir, or another --index")
 
 
 def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:

@@ -114,7 +114,7 @@ class Searcher:
             wanted = getattr(self.about, name)
             if digest != wanted:
                 told = f"the index was made with {name} {wanted[:12]}, {folder} has {digest[:12]}"
-                raise UserError(f"{told}: name the folder of the first with --workdir, or make the index anew")
+                raise UserError(f"{told}: name the folder of the index's model with --workdir, or make the index anew")
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
