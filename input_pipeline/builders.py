@@ -47,6 +47,7 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else become
 # Data of this version are still read, for the runs that began with them: pictures as they lie, without orientation.
 BEFORE = tfds.core.Version("1.4.0")
 _FORMATS_BEFORE = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
+_TEXT_BEFORE = 1 << 20  # bytes of a PNG's ICC profile, or of one of its texts, above which BEFORE refused it
 # Ends the digest of images that BEFORE stored with other pixels, or not at all: a run that began with the ones does not
 # go on with the others. Without such images both versions store the same.
 _OTHER_PIXELS = "-upright"
@@ -426,7 +427,7 @@ def _encoded_image(images: Path, record: Record, content: bytes | None = None) -
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
             rgb = as_rgb(image)  # decodes it: a file cut short shows only here
-            other_pixels = image.format not in _FORMATS_BEFORE or orientation(image) != 1
+            other_pixels = _had_other_pixels(image)
             if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):
                 return encoded, other_pixels
         png = io.BytesIO()
@@ -437,6 +438,14 @@ def _encoded_image(images: Path, record: Record, content: bytes | None = None) -
     except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         reason = "cannot be identified" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise DataError(f"{path} ({record.where}) is not a readable image: {reason}") from None
+
+
+def _had_other_pixels(image: PIL.Image.Image) -> bool:
+    """Whether BEFORE stored other pixels of a decoded picture, or none."""
+    if image.format not in _FORMATS_BEFORE or orientation(image) != 1:
+        return True
+    texts = [image.info.get("icc_profile") or b"", *getattr(image, "text", {}).values()]  # `text`: of a PNG
+    return image.format == "PNG" and max(map(len, texts)) > _TEXT_BEFORE
 
 
 def _decodes_to(encoded: bytes, rgb: PIL.Image.Image) -> bool:

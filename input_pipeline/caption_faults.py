@@ -16,11 +16,12 @@ _PLACEHOLDERS = {
     "object object",
 }  # fmt: skip
 _REFUSAL = re.compile(
-    r"as an ai\b|(i'm |i am )?(sorry|unable to)\b|i (can't|cannot|can not) (assist|help|describe|provide|identify|view)"
+    r"as an ai\b|(i'm |i am )?sorry\b"
+    r"|((i'm |i am )?unable to|i can't|i cannot|i can not) (assist|help|describe|provide|identify|view)\b"
 )
-_CODE = re.compile(r"<\s*/?\w[^<>]*>|[{}]|\\[nrtux]|&#?\w+;")
+_CODE = re.compile(r"<\s*/?\w[^<>]*>|[{}]|\\[nrtux]|&(#\w+|amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]dash|hellip);")
 _STATEMENT = re.compile(
-    r"\b(print|printf|println|len|str|int|range|eval|exec|alert|imread|imshow)\("
+    r"(^|[;:\n])\s*print\(|\b(printf|println|len|str|int|range|eval|exec|alert|imread|imshow)\("
     r"|\w\(\s*[\"')]"  # a call with a text, or without arguments
     r"|\[\s*[\"'\]]|[\"']\s*\]"  # a list of texts, printed
     r"|^\s*(import\s+[\w.]+(\s+as\s+\w+)?\s*$|from\s+[\w.]+\s+import\b|def\s+\w+\(|class\s+\w+[(:]|#include\b|//|/\*)"

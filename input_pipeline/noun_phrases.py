@@ -14,8 +14,7 @@ Each word and mark is put in a class, one letter, and the grammar is a regular e
 
 - Determiners, "pair of" and its like, prepositions, pronouns, auxiliaries and verbs end a phrase and are not in it.
 - "and" and a comma join modifiers before one noun ("black and white shoes"); after a noun they part two phrases. So
-  does a modifier after a noun: "shirt black pants" is two phrases. So is "long sleeve plaid shirt", wrongly; captions
-  of PEDES-Synth have such shirts, and its figures rest on their phrases.
+  does a modifier after a noun: "shirt black pants" is two phrases.
 - A statement gives the predicate before what it is about: "her hair is tied back" gives "tied back hair". Where that
   is a pronoun, the predicate stands alone: "she is tall" gives "tall".
 - A negation stays with its phrase, and so does all between them: "without a hat".

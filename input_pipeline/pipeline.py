@@ -113,10 +113,21 @@ def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
     builder = prepare(root, name, elsewhere, config.data.max_damaged, pictures)
+    data, damaged = builder.as_data_source(stored), builder.info.metadata["damaged"]
+    # Rows are found by their number. A portable folder may state its paths otherwise than the folder that it is of.
+    unknown = {*damaged} - {record.image_path for record in original}
+    if len(data) != len(row_of) or unknown:
+        differ = f"{len(data)} images of {stored} instead of {len(row_of)}"
+        if unknown:
+            differ = f"the annotations do not name its image {min(unknown)}"
+        raise DataError(
+            f"{builder.data_path} was not prepared from {annotations.path} and its quarantine.txt ({differ}): "
+            "prepare it again where its images are; if these lie in imgs/imgs/, move them into imgs/ first"
+        )
     rows = np.array([row_of[number] for number in chosen])
-    source = Source(name, split, annotations, [records[n] for n in chosen], builder.as_data_source(stored), rows)
+    source = Source(name, split, annotations, [records[n] for n in chosen], data, rows)
     source.pictures = builder.pictures
-    source.set_damaged(builder.info.metadata["damaged"])
+    source.set_damaged(damaged)
     return source
 
 

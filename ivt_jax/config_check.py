@@ -115,10 +115,13 @@ BOUNDS = {
 SHORTEST = 3  # tokens of a text: [CLS], one of the caption, [SEP]
 
 
-def check_config(config: ConfigDict, devices: int = 1) -> None:
-    """Raises UserError, in one line, for the first fault of a config that `devices` devices are to train."""
+def check_config(config: ConfigDict, devices: int = 1, resumed: bool = False) -> None:
+    """Raises UserError, in one line, for the first fault of a config that `devices` devices are to train.
+
+    resumed: for a run that has begun, whose geometry of patches and crops stays as it is (`find_geometry_faults`).
+    """
     check_keys(config)
-    fault = next(find_faults(config, devices), None)
+    fault = next(find_faults(config, devices), None) or (None if resumed else next(find_geometry_faults(config), None))
     if fault:
         raise UserError(fault)
 
@@ -203,6 +206,16 @@ def _patch_faults(config: ConfigDict) -> Iterator[str]:
     model, size = config.model, tuple(config.model.image_size)
     if min(size) < model.patch_size:
         yield f"model.image_size {size} is smaller than model.patch_size {model.patch_size}"
+    elif config.bmm.patch_weight and int(config.bmm.patch_ratio * num_patches(model)) < 1:
+        yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {num_patches(model)} patches"
+
+
+def find_geometry_faults(config: ConfigDict) -> Iterator[str]:
+    """Yields one line for each way in which a model could miss pixels; expects a config without other faults.
+
+    No new run begins with such a config. Runs of older versions did, train well and can be resumed.
+    """
+    model, size = config.model, tuple(config.model.image_size)
     if model.stride > model.patch_size:
         yield (
             f"model.stride {model.stride} is larger than model.patch_size {model.patch_size}: no patch would cover "
@@ -217,8 +230,6 @@ def _patch_faults(config: ConfigDict) -> Iterator[str]:
             f"augment.pad {config.augment.pad} is not below the shorter side of model.image_size {size}: "
             "a random crop could miss the image"
         )
-    if config.bmm.patch_weight and int(config.bmm.patch_ratio * num_patches(model)) < 1:
-        yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {num_patches(model)} patches"
 
 
 def unseen_pixels(model: ConfigDict) -> tuple[int, int]:
@@ -228,10 +239,10 @@ def unseen_pixels(model: ConfigDict) -> tuple[int, int]:
 
 
 def edge_notice(config: ConfigDict) -> str:
-    """Returns a line about pixels that overlapping patches do not cover, or "".
+    """Returns a line about pixels that no patch covers at the edges, or "".
 
-    Patches without overlap must cover the image. Overlapping ones need not, since the release's do not: at stride 12,
-    they leave 8 rows and 4 columns of 384x128 out.
+    In a new run, patches without overlap must cover the image. Overlapping ones need not, since the release's do not:
+    at stride 12, they leave 8 rows and 4 columns of 384x128 out.
     """
     if unseen_pixels(config.model) == (0, 0):
         return ""

@@ -53,7 +53,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
 
     A run that is complete is left as it is; one that is preempted saves its step and exits with 75.
     """
-    check_config(config, jax.device_count())
+    check_config(config, jax.device_count(), resumed=(workdir / "config.json").exists())
     refuse_path(workdir, UNWRITABLE)
     if holds_params_alone(workdir):
         raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -178,6 +179,26 @@ def test_every_key_is_checked_or_takes_any_value():
 @pytest.mark.parametrize("key", CHOICES)
 def test_every_choice_is_checked(key):
     assert fault(**{key.replace(".", "__"): "x"}).startswith(f"{key} is ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"image_size": (390, 130)}, "model.image_size (390, 130): patches of 16 "),
+        ({"stride": 24}, "model.stride 24 is larger than model.patch_size 16: "),
+        ({"image_size": (16, 16), "patch_size": 8, "stride": 8}, "augment.pad 16 is not below the shorter side "),
+    ],
+)
+def test_a_run_that_began_with_a_geometry_that_is_refused_now_can_be_resumed(changes, new):
+    config = default.get_config()
+    config.model.update(changes)
+    config.augment.pad = min(config.augment.pad + 6, 16)
+    with pytest.raises(UserError, match=f"^{re.escape(new)}"):
+        check_config(config)
+    check_config(config, resumed=True)
+    config.mla.views = 2
+    with pytest.raises(UserError, match=r"^mla\.views 2 "):
+        check_config(config, resumed=True)
 
 
 def test_overlapping_patches_may_leave_an_edge_as_the_release_does():

@@ -14,6 +14,7 @@ from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import train
 from ivt_jax.checkpoint import Checkpoints
+from ivt_jax.workdir import record_config
 
 
 def stub_config(**changes):
@@ -181,6 +182,16 @@ def test_a_complete_run_is_left_as_it_is(loop, capsys):
 def test_a_run_that_resumes_does_not_need_what_it_started_from(loop):
     config = stub_config(**{"train.init_from": "nowhere"})
     assert loop.run(config, saved=4)[-1] == "report"
+
+
+def test_a_run_that_began_with_pixels_that_no_patch_covers_is_resumed(loop, capsys):
+    config = stub_config(**{"model.image_size": (100, 52)})  # patches of 12: 96 rows and 48 columns
+    with pytest.raises(UserError, match=r"^model.image_size \(100, 52\): patches of 12 at stride 12 do not cover "):
+        loop.run(config)
+    assert not loop.workdir.exists()
+    record_config(loop.workdir, config, loop.workdir.parent / "reid_raw.json", SimpleNamespace(digest="d"))
+    assert loop.run(config, saved=4)[-1] == "report"
+    assert "note: model.image_size (100, 52): patches of 12 at stride 12 do not cover" in capsys.readouterr().err
 
 
 def test_nothing_is_recorded_where_the_start_is_missing(loop):

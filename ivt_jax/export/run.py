@@ -92,7 +92,7 @@ def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
 
     An export of an older ivt_jax does not name its parameters, and is refused too.
     """
-    found = load_record(folder)
+    found = load_record(folder) if (folder / "config.json").is_file() else {}
     if any(found.get(key) != record.get(key) for key in ("model", "tokenizer")):
         was, now = found.get("step", 0), record["step"]
         raise UserError(

@@ -11,7 +11,7 @@ from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
 from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, place, read_vectors, write_vectors
-from ivt_jax.gallery.walk import describe_passed
+from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 
 BATCH = 64  # crops that a device takes at once
 
@@ -99,14 +99,18 @@ def _lost_folders(
 ) -> list[str]:
     """Returns the embedded crops whose folder is missing or empty, which looks like a dropped share.
 
-    Crops whose content has another name now were moved, and are not among them.
+    Crops whose content has another name now were moved, and are not among them. Neither are those that a walk passes
+    over, which an older ivt_jax embedded.
     """
     names, contents = {name for name, _ in (*readable, *unreadable)}, {digest for _, digest in readable}
     folders = _folders_above(names)
     return [
         name
         for name, digest in zip(before.names, before.digests, strict=True)
-        if name not in names and os.path.dirname(name) not in folders and digest.tobytes() not in contents
+        if name not in names
+        and os.path.dirname(name) not in folders
+        and digest.tobytes() not in contents
+        and not reason_to_pass(name)
     ]
 
 

@@ -363,6 +363,16 @@ def test_an_export_of_other_parameters_is_not_touched(converted):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_that_is_no_export_is_not_touched(converted):
+    folder = converted / "export"
+    folder.mkdir()
+    with pytest.raises(
+        UserError, match=rf"^{folder} exists already, .*; remove it, or move it away, to export step 0$"
+    ):
+        export(converted, ["safetensors"])
+    assert not list(folder.iterdir())
+
+
 def test_an_export_where_its_files_would_be_lost_is_refused(converted, tmp_path):
     (tmp_path / "[x]").mkdir()
     folder = converted.rename(tmp_path / "[x]/converted")

@@ -330,6 +330,20 @@ def test_vectors_stay_where_a_folder_of_their_shard_is_missing_or_empty(encoder,
     assert names() == ["1.png", *rest]
 
 
+def test_crops_that_are_passed_over_now_are_not_waited_for(encoder, crops, tmp_path, monkeypatch):
+    """An older ivt_jax embedded what is in hidden folders and @eaDir/."""
+    for place in ("@eaDir", ".hidden/deep"):
+        (crops / place).mkdir(parents=True)
+        (crops / place / "small.png").write_bytes(picture(9))
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("ivt_jax.gallery.walk.is_passed_folder", lambda name: False)
+        assert embed_shard(encoder, crops, out).crops == 5
+    done = embed_shard(encoder, crops, out)
+    assert (done.crops, done.passed) == (3, "1 in .hidden/, 1 in @eaDir/")
+    assert read_vectors(out / "crops.safetensors").names == ["0.png", "1.png", "2.png"]
+
+
 def test_a_shard_whose_crops_vanish_while_it_is_read_is_not_taken_for_done(encoder, tmp_path, monkeypatch):
     crops, out = tmp_path / "crops", tmp_path / "out"
     crops.mkdir()

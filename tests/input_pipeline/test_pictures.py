@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline import augment, builders, pictures, pipeline, prepare
 from input_pipeline.errors import DataError
@@ -423,6 +424,24 @@ def test_without_orientation_both_versions_are_the_same_data(root):
     shutil.rmtree(root / "prepared")
     source = open_split(root, pictures=began)
     assert source.pictures == began and pixels(source) == [RED, GREEN, BLUE]
+
+
+@pytest.mark.parametrize("kind", ["profile", "text"])
+def test_a_picture_that_the_version_before_refused_counts_as_other_pixels(root, monkeypatch, kind):
+    """A PNG with a profile or a text of over 1 MiB."""
+    info = PngInfo()
+    info.add_text("note", "x" * 2_000_000 if kind == "text" else "", zip=True)
+    profile = bytes(2_000_000) if kind == "profile" else None
+    Image.new("RGB", (8, 16), GREEN).save(root / "imgs/b.png", icc_profile=profile, pnginfo=info)
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20)
+        before = open_as_before(root)
+    assert before.damaged.tolist() == [False, True, False]
+    assert prepare.main(["--dataset=cuhk", f"--root={root}"]) == 0
+    began = open_split(root)
+    assert began.pictures == f"{before.pictures}-upright"
+    assert pixels(open_split(root, pictures=began.pictures)) == [RED, GREEN, BLUE]
+    assert open_split(root, pictures=before.pictures).damaged.any()
 
 
 def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys):

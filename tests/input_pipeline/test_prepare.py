@@ -57,8 +57,8 @@ def call(root, *arguments):
     return prepare.main(["--dataset=cuhk", f"--root={root}", *arguments])
 
 
-def open_split(root, split="train", prepared=""):
-    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": 0.0}
+def open_split(root, split="train", prepared="", max_damaged=0.0):
+    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged}
     return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(prepared)}}), split)
 
 
@@ -214,6 +214,25 @@ def test_the_quarantine_is_carried(raw, bucket, cache, capsys):
     assert call(raw, f"--out={bucket}") == 0
     assert open_split(bucket).paths == ["1.jpg"]
     assert "datasets/cuhk-" in (error := capsys.readouterr().err) and "quarantine.txt leaves out images: 1 of" in error
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_captions_are_never_read_beside_the_images_of_others(raw, tmp_path, left_out):
+    """In imgs/imgs/, "imgs/0.jpg" is the name of an image; without the images nobody knows that."""
+    records = json.loads((raw / "reid_raw.json").read_text())
+    for record in records:
+        record["file_path"] = f"imgs/{record['file_path']}"
+    (raw / "reid_raw.json").write_text(json.dumps(records))
+    (raw / "imgs").rename(raw / "inner")
+    (raw / "imgs").mkdir()
+    (raw / "inner").rename(raw / "imgs/imgs")
+    (raw / "imgs/imgs/0.jpg").write_bytes(b"")
+    if left_out:
+        (raw / "quarantine.txt").write_text("imgs/0.jpg\n")
+    assert call(raw, "--max_damaged=0.5", f"--out={tmp_path}/carried") == 0
+    differ = "1 images of train instead of 2" if left_out else "the annotations do not name its image imgs/0.jpg"
+    with pytest.raises(DataError, match=rf"its quarantine.txt \({differ}\): prepare it again where its images are; "):
+        open_split(tmp_path / "carried", max_damaged=0.5)
 
 
 def test_a_changed_dataset_is_fetched_anew_and_the_old_copy_stays(raw, bucket, cache):
