@@ -111,14 +111,20 @@ def annotation_file(root: Path, name: str) -> Path:
 
 
 def quarantined(path: Path) -> frozenset[str]:
-    """The images that the quarantine file beside the annotations `path` leaves out."""
+    """The images that the quarantine file beside the annotations `path` leaves out.
+
+    Its paths may have any form that those of the annotations may have. One that leads out of the folder of images names
+    none of them, and is returned as it is written.
+    """
     listed = path.with_name(QUARANTINE)
     if not listed.exists():
         return frozenset()
     try:
-        return frozenset(lines_of(listed.read_bytes().decode("utf-8-sig"))) - {""}
+        lines = lines_of(listed.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed} cannot be read as UTF-8 text ({error}); write it anew, or remove it") from None
+    place = _Place.of(path.parent)
+    return frozenset(place.relative(line) or line for line in lines if line)
 
 
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:

@@ -46,11 +46,11 @@ def caption_faults(caption: str) -> Iterator[tuple[str, str]]:
     if len(re.findall(r"\w+|[^\w\s]", caption)) > LONGEST:
         yield f"captions have over {LONGEST} words and marks: the rest is cut off", ""
     if _CODE.search(caption):
-        yield "captions have pieces of code in them: tags, braces, escapes", ""
+        yield "captions have pieces of code: tags, braces, escapes", ""
     elif _STATEMENT.search(caption):
-        yield "captions have statements of a program in them: calls, lists, assignments", ""
+        yield "captions have statements of a program: calls, lists, assignments", ""
     if _ADDRESS.search(caption.lower()):
-        yield "captions have an address or the name of a file in them", ""
+        yield "captions have an address or the name of a file", ""
     if not (caption.isascii() and caption.isprintable()):
         yield from _character_faults(caption)
 

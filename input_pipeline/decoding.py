@@ -40,6 +40,7 @@ ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
+_LONG_TEXT = "its text or colour profile inflates beyond 8 MiB: save it without metadata"
 _NO_HEIF = f"HEIC needs another library: {install('heif')}"
 _UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would spoil
 _TURNS = {
@@ -73,12 +74,13 @@ class TooLargeError(Exception):
 def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
     """Opens a picture without decoding it.
 
-    Raises NotTakenError if it is HEIC and pillow-heif is not installed, PIL.UnidentifiedImageError if it has no format
-    that is taken, and whatever else Pillow raises for a damaged file.
+    Raises NotTakenError if it is HEIC and pillow-heif is not installed, or a PNG whose text is a bomb,
+    PIL.UnidentifiedImageError if it has no format that is taken, and whatever else Pillow raises for a damaged file.
     """
     try:
         return PIL.Image.open(file, formats=FORMATS)
-    except (PIL.UnidentifiedImageError, ValueError):
+    except (PIL.UnidentifiedImageError, ValueError) as error:
+        _refuse_long_text(error)
         head = _read(file, 12)
         if head[4:8] != b"ftyp" or head[8:] not in (*_HEIF_BRANDS, *_AVIF_BRANDS):
             raise
@@ -100,6 +102,9 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         image.load()
     except OSError as error:  # libtiff gives a number alone
         raise OSError("cut short or damaged") if str(error).startswith("decoder error") else error from None
+    except ValueError as error:  # a text may come after the pixels
+        _refuse_long_text(error)
+        raise
     turn = _TURNS.get(orientation(image))  # the conversions below lose it
     if image.mode in _UNUSUAL:
         raise NotTakenError(f"{_UNUSUAL[image.mode]} pixels have no agreed range: save them with 8 bits a channel")
@@ -120,6 +125,12 @@ def is_turned(content: bytes) -> bool:
     """Whether a picture has an EXIF orientation to be turned by."""
     with open_picture(io.BytesIO(content)) as image:
         return orientation(image) != 1
+
+
+def _refuse_long_text(error: Exception) -> None:
+    """Raises NotTakenError if that is what Pillow says of a PNG."""
+    if str(error).startswith(("Decompressed data too large", "Too much memory used in text chunks")):
+        raise NotTakenError(_LONG_TEXT) from None
 
 
 def _upper_bits(image: PIL.Image.Image) -> PIL.Image.Image:

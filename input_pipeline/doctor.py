@@ -96,7 +96,7 @@ def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed:
     near = near_copies_between_splits(annotations.images, records, images, {path for path, _ in exact})
     one_picture = copies_between_persons(records, digests)
     severe = SHARED_IMAGES not in allowed
-    remedy = f" (list them in {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
+    remedy = f" (leave images out by {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
     splits = {record.image_path: record.split for record in records}
     persons = {record.image_path: f"person {record.person_id}" for record in records}
     return [

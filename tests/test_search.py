@@ -227,7 +227,7 @@ def test_the_table_ends_with_what_validation_says(ask, call, calibrated, capsys)
     assert ask("red", "--csv") == 0
     assert capsys.readouterr().err == f"{told}\n"
     assert ask("red", "--and", "blue", "--paths") == 0
-    assert capsys.readouterr().err.startswith("validation says what a score means for one sentence")
+    assert capsys.readouterr().err.startswith("No confidence estimate: calibration covers single sentences")
 
 
 # ---- forms
@@ -240,7 +240,7 @@ def test_json_is_one_object(ask, calibrated, tmp_path, capsys):
         "terms": [{"text": "red coat", "weight": 1.0}, {"text": "blue bag", "weight": -0.25}],
         "image": None, "like": None, "image_weight": 1.0, "where": "",
     }  # fmt: skip
-    assert (told["searched"], told["good"], told["verdict"][:15]) == (4, None, "validation says")
+    assert (told["searched"], told["good"], told["verdict"][:13]) == (4, None, "No confidence")
     (result,) = told["results"]
     assert result.pop("score") > 0.5
     assert result == {

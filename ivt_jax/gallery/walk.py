@@ -11,6 +11,7 @@ from pathlib import Path
 
 from input_pipeline.decoding import SUFFIXES
 from input_pipeline.files import printable
+from input_pipeline.messages import counted
 
 FOLDERS = (
     "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",
@@ -70,7 +71,7 @@ def describe_passed(passed: Passed) -> str:
         parts.append(f"{sum(count for _, count in suffixes):,} of no picture format ({named}{more})")
     parts += [f"{count:,} in {name}/" for name, count in folders[:_SHOWN]]
     if rest := folders[_SHOWN:]:
-        parts.append(f"{sum(count for _, count in rest):,} in {len(rest)} more such folders")
+        parts.append(f"{sum(count for _, count in rest):,} in {counted(len(rest), 'other such folder')}")
     if hidden := passed.get(("hidden", "")):
         parts.append(f"{hidden:,} hidden")
     return printable(", ".join(parts))

@@ -186,8 +186,8 @@ def _compare(
     _refuse_other_folder(place, found, source.root, dtype, moved)
     if found.fields and not source.listed:
         raise UserError(
-            f"{place} has the fields {', '.join(found.fields)}, which a folder does not have: name the list with "
-            "--list, or, to drop the fields, a list of paths alone"
+            f"{place} was made from a list, with the fields {', '.join(found.fields)}: name the list with --list, or, "
+            "to drop the fields, a list of paths alone"
         )
     workdir = found.model_folder(workdir)
     encoder = encoder or ImageEncoder(workdir)
@@ -236,7 +236,7 @@ def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
         if found != wanted:
             raise UserError(
                 f"{place} was made with {key} {short_digest(found)} ({about.workdir}), {other.workdir} has "
-                f"{short_digest(wanted)}: name the folder of the first with --workdir, or another --index"
+                f"{short_digest(wanted)}: name the folder of the index's model with --workdir, or another --index"
             )
 
 

@@ -114,7 +114,7 @@ class Searcher:
             wanted = getattr(self.about, name)
             if digest != wanted:
                 told = f"the index was made with {name} {wanted[:12]}, {folder} has {digest[:12]}"
-                raise UserError(f"{told}: name the folder of the first with --workdir, or make the index anew")
+                raise UserError(f"{told}: name the folder of the index's model with --workdir, or make the index anew")
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
@@ -298,7 +298,7 @@ class Searcher:
             return Answer(results, searched, "", None)
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
-            told = "validation says what a score means for one sentence and all pictures, not for such a query"
+            told = "No confidence estimate: calibration covers single sentences without filters"
             return Answer(results, searched, told, None)
         gallery = self.calibration.gallery
         learned = f"from validation, with {gallery:,} pictures"
@@ -310,7 +310,7 @@ class Searcher:
             told = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
             return Answer(results, searched, told, False)
         if larger:
-            told = f"validation, with {gallery:,} pictures, does not say what a score means among {searched:,}"
+            told = f"No confidence estimate: calibration with {gallery:,} pictures does not cover {searched:,}"
             return Answer(results, searched, told, None)
         told = f"if the person is among them, the first is right with {right:.0%} ({learned})"
         return Answer(results, searched, told, True)

@@ -263,13 +263,22 @@ def _read_jsonl(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]
         if not content.strip():
             continue
         try:
-            record = json.loads(content, parse_constant=lambda name: None)  # NaN, which is no JSON, for what is missing
+            # NaN, which is no JSON, for what is missing
+            record = json.loads(content, parse_constant=lambda name: None, object_pairs_hook=_object)
             if not isinstance(record, dict):
                 raise ValueError("expected an object")
             values = [_as_text(name, value) for name, value in record.items()]
             yield line, dict(zip(_name_path([*record]), values, strict=True))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{listed}: line {line} is malformed: {error}") from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice} is named twice")
+    return record
 
 
 def _as_text(name: str, value: Any) -> str:

@@ -23,8 +23,10 @@ def check_upload(content: bytes) -> None:
         raise UserError(f"the image cannot be read ({error}): send a JPEG, PNG or WEBP") from None
     except Image.DecompressionBombError:
         raise UserError(f"the image has too many pixels: at most {MAX_UPLOAD_PIXELS:,} are taken") from None
-    except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
+    except Image.UnidentifiedImageError:
         raise UserError("the image cannot be read: send a JPEG, PNG or WEBP") from None  # formats that all can write
+    except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
+        raise UserError("the image is cut short or damaged: save it anew") from None
     # By content: Pillow has other names for kinds of JPEG, such as MPO. The marker stands before each scan.
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
         raise UserError(f"the image has more than {MAX_SCANS} scans: save it anew")

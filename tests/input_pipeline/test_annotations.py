@@ -307,15 +307,27 @@ def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
     names = ("a.jpg", "b.jpg", "c.jpg")
     records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
     (tmp_path / "reid_raw.json").write_text(json.dumps(records))
-    (tmp_path / "quarantine.txt").write_text("a.jpg\nb.jpg \nimgs/c.jpg\n")
+    (tmp_path / "quarantine.txt").write_text("a.jpg\nb.jpg \n../c.jpg\n")
     assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg", "c.jpg"]
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/quarantine.txt leaves out images: 1 of train",
-        f"{tmp_path}/quarantine.txt: 2 lines without an image of reid_raw.json: 'b.jpg ', 'imgs/c.jpg'",
+        f"{tmp_path}/quarantine.txt: 2 lines without an image of reid_raw.json: '../c.jpg', 'b.jpg '",
     ]
     (tmp_path / "quarantine.txt").write_text("d.jpg\n")
     assert len(read_annotations(tmp_path, "cuhk_pedes").records) == 3
     assert capsys.readouterr().err.endswith("quarantine.txt: 1 line without an image of reid_raw.json: 'd.jpg'\n")
+
+
+@pytest.mark.parametrize("of_records", ["{0}", "imgs/{0}", "{1}/imgs/{0}"])
+@pytest.mark.parametrize("of_quarantine", ["{0}", "imgs/{0}", "./{0}", "{1}/imgs/{0}"])
+def test_a_quarantine_names_images_in_every_form_that_annotations_may_have(tmp_path, capsys, of_records, of_quarantine):
+    (tmp_path / "imgs").mkdir()
+    names = [of_records.format(name, tmp_path) for name in ("a.jpg", "b.jpg")]
+    records = [{"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in names]
+    (tmp_path / "reid_raw.json").write_text(json.dumps(records))
+    (tmp_path / "quarantine.txt").write_text(of_quarantine.format("a.jpg", tmp_path) + "\n")
+    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg"]
+    assert capsys.readouterr().err == f"{tmp_path}/quarantine.txt leaves out images: 1 of train\n"
 
 
 def test_a_quarantine_leaves_out_names_that_hold_other_line_breaks(tmp_path):

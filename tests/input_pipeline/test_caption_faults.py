@@ -8,9 +8,9 @@ from input_pipeline.caption_faults import caption_faults
 from input_pipeline.tokenizer import load_tokenizer
 
 PLACEHOLDER = "captions have only a placeholder, such as nan, null, none or n/a"
-STATEMENT = "captions have statements of a program in them: calls, lists, assignments"
-CODE = "captions have pieces of code in them: tags, braces, escapes"
-ADDRESS = "captions have an address or the name of a file in them"
+STATEMENT = "captions have statements of a program: calls, lists, assignments"
+CODE = "captions have pieces of code: tags, braces, escapes"
+ADDRESS = "captions have an address or the name of a file"
 INVISIBLE = "captions have invisible characters: zero-width, direction marks, soft hyphens"
 LOST = "captions have characters that stand for lost ones, or that no font shows"
 CONTROL = "captions have control characters"

@@ -138,9 +138,19 @@ def test_what_a_png_says_beside_its_pixels_may_be_long(tmp_path, options):
 
 
 @pytest.mark.parametrize("options", [{"icc_profile": bytes(9 << 20)}, texts(text=("x" * (9 << 20), True))])
-def test_what_a_png_says_beside_its_pixels_has_a_bound(options):
-    with pytest.raises(UserError, match="a: Decompressed data too large"):
-        load_image("a", (16, 32), encoded(QUARTERS, "PNG", **options))
+@pytest.mark.parametrize("at_end", [False, True])
+def test_what_a_png_says_beside_its_pixels_has_a_bound(tmp_path, options, at_end):
+    content = encoded(QUARTERS, "PNG", **options)
+    if at_end:  # the chunks before the pixels follow them
+        pixels, end = content.index(b"IDAT") - 4, content.index(b"IEND") - 4
+        content = content[:33] + content[pixels:end] + content[33:pixels] + content[end:]
+    told = "its text or colour profile inflates beyond 8 MiB: save it without metadata"
+    with pytest.raises(UserError, match=f"^a: {told}$"):
+        load_image("a", (16, 32), content)
+    (tmp_path / "a.png").write_bytes(content)
+    assert inspect_image(tmp_path, "a.png").fault == f"not taken ({told})"
+    with pytest.raises(UserError, match=told):
+        decoder.decode(content, (16, 32))
 
 
 GREY16 = np.arange(0, 65536, 128, dtype=np.uint16).reshape(16, 32)

@@ -253,7 +253,7 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
 
 # ---- images that splits share
 
-REMEDY = " (list them in quarantine.txt, or --allow=shared_images)"
+REMEDY = " (leave images out by quarantine.txt, or --allow=shared_images)"
 
 
 def test_a_copy_of_a_training_image_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
@@ -400,7 +400,7 @@ def test_code_in_captions_is_told():
     captions = ["A man <br> in black.", "A {'a': 1} man.", "A man\\n in black.", "A man &amp; a bag.", "A man < 30."]
     records = [Record(f"{i}.jpg", i, (c,), "train", ((),), where=f"record {i}") for i, c in enumerate(captions)]
     lines = [finding.line for finding in doctor.check_captions(records)]
-    assert lines == ["4 captions have pieces of code in them: tags, braces, escapes: record 0, record 1, record 2, ..."]
+    assert lines == ["4 captions have pieces of code: tags, braces, escapes: record 0, record 1, record 2, ..."]
 
 
 def test_a_circle_of_links_and_a_name_too_long_are_faults(tmp_path):

@@ -418,7 +418,7 @@ def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded,
     told = index(listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)]))
     assert told == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
     assert rows()["b.png"].metadata == {"camera": "1b", "track": 1}
-    told = "memory://index has the fields camera, track, which a folder does not have: name the list"
+    told = "memory://index was made from a list, with the fields camera, track: name the list"
     with pytest.raises(UserError, match=told):
         index(read_folder(gallery))
     (gallery / "paths.csv").write_text("path\n" + "\n".join(GALLERY))
@@ -838,7 +838,7 @@ def test_another_model_is_refused(index, rows, other_workdir, workdir):
     index()
     told = refusal(index, rows, workdir=other_workdir, encoder=None)
     assert told.startswith(f"{PLACE} was made with model ") and f"({workdir}), {other_workdir} has " in told
-    assert told.endswith("name the folder of the first with --workdir, or another --index")
+    assert told.endswith("name the folder of the index's model with --workdir, or another --index")
 
 
 @pytest.mark.parametrize("change", [{"tokenizer": "0" * 64}, {"images": {"height": 15}}, {"dimension": 13}])

@@ -345,7 +345,7 @@ def test_of_a_far_larger_index_validation_says_no_more_than_that_nobody_fits(ope
     many = [*HALF_RED, *(text_vector("green") for _ in range(18))]
     assert opened(many).search("red hat").results[0].probability is not None  # ten times as many
     answer = opened([*many, many[-1]]).search("red hat")
-    told = "validation, with 2 pictures, does not say what a score means among 21"
+    told = "No confidence estimate: calibration with 2 pictures does not cover 21"
     assert (answer.verdict, answer.good, answer.results[0].probability) == (told, None, None)
     assert opened([*many, many[-1]]).search("white hat").good is False
 
@@ -396,7 +396,7 @@ def test_damaged_validation_results_are_one_line(opened, folder):
 def test_of_other_queries_validation_says_nothing(opened, folder, query):
     calibrate(folder)
     answer = opened(HALF_RED, [{"camera": 0}, {"camera": 1}]).search(query)
-    told = "validation says what a score means for one sentence and all pictures, not for such a query"
+    told = "No confidence estimate: calibration covers single sentences without filters"
     assert (answer.verdict, answer.good) == (told, None)
     assert answer.results[0].probability is None
 

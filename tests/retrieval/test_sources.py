@@ -293,6 +293,8 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.jsonl", '{"path": "a.PNG", "x": [1]}', "l.jsonl: line 1 is malformed: x is no single value"),
         ("l.jsonl", '{"path": "a.PNG", "x": "\\ud800"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
         ("l.jsonl", '{"path": "a.PNG", "x": "\\udfff"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
+        ("l.jsonl", '{"path": "a.PNG", "path": "b.jpg"}', "l.jsonl: line 1 is malformed: path is named twice"),
+        ("l.jsonl", '{"path": "a.PNG", "x": 1, "x": 1}', "l.jsonl: line 1 is malformed: x is named twice"),
         ("l.jsonl", '{"path": "a.PNG", "": 1}', "l.jsonl: line 1 is malformed: a value has no name"),
         ("l.jsonl", "[" * 100_000, "l.jsonl: line 1 is malformed: "),
         ("l.jsonl", '{"camera": 1}', "l.jsonl: line 1 has no path"),
@@ -344,7 +346,7 @@ def test_counts_of_what_is_passed_over_in_words():
     many = {("suffix", f".{letter}"): 1 for letter in "abcdefg"} | {("suffix", ".z\n"): 9}
     assert describe_passed(many) == r"16 of no picture format (.z\n 9, .a 1, .b 1, .c 1, .d 1, ...)"
     folders = {("folder", f".{letter}"): 7 - number for number, letter in enumerate("abcdefg")}
-    assert describe_passed(folders) == "7 in .a/, 6 in .b/, 5 in .c/, 4 in .d/, 3 in .e/, 3 in 2 more such folders"
+    assert describe_passed(folders) == "7 in .a/, 6 in .b/, 5 in .c/, 4 in .d/, 3 in .e/, 3 in 2 other such folders"
     assert describe_passed({}) == "" == describe_passed({("folder", ".empty"): 0})
 
 

@@ -166,7 +166,8 @@ def test_the_process_ends_with_the_decoder():
 @pytest.mark.parametrize(
     ("content", "told"),
     [(b"", "the image cannot be read: send a JPEG, PNG or WEBP"), (b"GIF89a", "send a JPEG, PNG or WEBP"),
-     (jpeg(noise(200, 200))[:5000], "truncated")],
+     (jpeg(noise(200, 200))[:5000], "truncated"),
+     (jpeg(noise(200, 200))[:300], "^the image is cut short or damaged: save it anew$")],
 )  # fmt: skip
 def test_what_is_damaged_is_one_line(decode, content, told):
     with pytest.raises(UserError, match=told) as refused:
