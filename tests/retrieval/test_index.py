@@ -178,8 +178,8 @@ def test_an_index_of_another_model_is_refused_in_one_line(call, place, workdir, 
     capsys.readouterr()
     assert call(f"--workdir={other_workdir}") == 2
     assert re.fullmatch(
-        rf"{place} was made with model \w{{12}} \({workdir}\), {other_workdir} has \w{{12}}: name the folder of the index's "
-        "model with --workdir, or another --index",
+        rf"{place} was made with model \w{{12}} \({workdir}\), {other_workdir} has \w{{12}}: name the folder of the "
+        "index's model with --workdir, or another --index",
         error_of(capsys),
     )
     assert rows(place).keys() == before.keys()
