@@ -247,11 +247,12 @@ def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
     return list(progress(inspect_images(annotations.images, paths, workers), len(paths)))
 
 
-def _allowed(names: str) -> frozenset[str]:
-    allowed = frozenset(filter(None, names.split(",")))
-    if unknown := sorted(allowed - {*ALLOWED}):
-        raise UserError(f"--allow={names}: {unknown[0]} is none of {', '.join(ALLOWED)}")
-    return allowed
+def _allowed(given: Sequence[str]) -> frozenset[str]:
+    """Returns the names in all --allow flags. Raises UserError for an unknown one."""
+    names = frozenset(name.strip() for names in given for name in names.split(",")) - {""}
+    if unknown := sorted(names - {*ALLOWED}):
+        raise UserError(f"--allow={','.join(given)}: {unknown[0]} is none of {', '.join(ALLOWED)}")
+    return names
 
 
 def run(args: argparse.Namespace) -> int:
@@ -299,7 +300,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
     parser.add_argument(
-        "--allow", default="", help=f"faults that are to be warnings, separated by commas: {', '.join(ALLOWED)}"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FAULTS",
+        help=f"faults that count as warnings, separated by commas: {', '.join(ALLOWED)}",
     )
     parser.add_argument(
         "--tokenizer", default="", help="a folder or a name on the hub, as config.text.tokenizer; else the shipped one"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from input_pipeline.decoding import NotTakenError, TooLargeError, as_rgb, open_picture
+from input_pipeline.decoding import MAX_PIXELS, NotTakenError, TooLargeError, as_rgb, open_picture
 
 MISSING = "missing"
 _SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
@@ -66,7 +66,7 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     except PIL.UnidentifiedImageError:
         return Inspected(path, "no image", file_bytes=file_bytes)
     except (TooLargeError, PIL.Image.DecompressionBombError):
-        return Inspected(path, "absurdly large", file_bytes=file_bytes)
+        return Inspected(path, f"over {MAX_PIXELS / 1e6:.0f} megapixels", file_bytes=file_bytes)
     except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
         return Inspected(path, "cut short or damaged", file_bytes=file_bytes)
 

@@ -136,7 +136,7 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
     (tmp_path / "reid_raw.json").write_text((dataset / "reid_raw.json").read_text())
     assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix_list"]) == 2
     out = capsys.readouterr().out
-    assert "error: 2 images are absurdly large: bomb.jpg, bomb.png\n" in out
+    assert "error: 2 images are over 50 megapixels: bomb.jpg, bomb.png\n" in out
     assert "1 image is an empty file: empty.jpg" in out and "2 images are no image: postscript.png, text.png" in out
     kept = {record.image_path for record in read_annotations(tmp_path, "cuhk_pedes").records}
     assert kept == GOOD | {"sound.bmp"}
