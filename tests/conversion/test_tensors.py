@@ -7,7 +7,7 @@ import pytest
 from input_pipeline.errors import UserError
 from ivt_jax.conversion import bert, clip, release, vit
 from ivt_jax.conversion.own import convert_own
-from ivt_jax.conversion.tensors import read, shapes
+from ivt_jax.conversion.tensors import Row, read, shapes, table
 
 NAMINGS = {
     "release": release.NAMING, "bert": bert.NAMING,
@@ -71,3 +71,17 @@ def test_empty_weights_are_refused():
     tensors = {name: value[..., :0] for name, value in zeros(naming).items()}
     with pytest.raises(UserError, match=r'weights.bin: tensor "cls_token" is empty, of shape \(1, 1, 0\); fetch'):
         read(naming, tensors, "weights.bin", {})
+
+
+def test_blocks_that_differ_in_their_number_share_a_line_other_numbers_stay():
+    names = [f"blocks.{block}.experts.{expert}.bias" for block in range(3) for expert in range(2)]
+    lines = table(Row("ignored", name, (4,), "not used") for name in names).splitlines()[1:]
+    assert [line.split() for line in lines] == [
+        ["ignored", "3", f"blocks.*.experts.{expert}.bias", "4", "not", "used"] for expert in range(2)
+    ]
+
+
+def test_a_file_in_no_known_naming_is_described_by_its_first_three_tensors():
+    source = vit.Source({name: np.ones(1) for name in "dbeca"}, "weights")
+    with pytest.raises(UserError, match=r"it has a, b, c, \.\.\.; "):
+        vit.naming_of(source)
