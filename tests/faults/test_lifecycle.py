@@ -256,7 +256,8 @@ def test_evaluate_on_two_processes_writes_once(start, tmp_path, reference):
     before = summary_of_test(reference)
     assert [process.finish() for process in processes] == [0, 0], [process.said() for process in processes]
     assert summary_of_test(reference) == before
-    assert '"test": {' in processes[0].said() and f"report: {reference}/report.html" in processes[0].said()
+    said = processes[0].said()
+    assert f"test, step {before['step']}, text to image" in said and f"report: {reference}/report.html" in said
     assert not [line for line in processes[1].lines() if not line.startswith("[Gloo]")]
 
 
