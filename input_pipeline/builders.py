@@ -48,8 +48,8 @@ _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else become
 BEFORE = tfds.core.Version("1.4.0")
 _FORMATS_BEFORE = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
 _TEXT_BEFORE = 1 << 20  # bytes of a PNG's ICC profile, or of one of its texts, above which BEFORE refused it
-# Ends the digest of images of which BEFORE stored some with other pixels, or not at all: a run that began with data of
-# one version does not go on with the other. Without such images both versions store the same.
+# Suffix of the digest if BEFORE stored other pixels of some image, or refused it: a run that began with data of one
+# version then does not go on with the other. Without such images both versions store the same.
 _OTHER_PIXELS = "-upright"
 # Of Pillow's levels, 0 to 9: for 300 crops of 300 x 120 with a little noise, a third of the time of its default, 6
 # (3 ms against 8), for a tenth more bytes (70 kB against 64).

@@ -112,7 +112,7 @@ _STRAY_COMMA = re.compile(
     f"((?<=h)(?:{_JOINED},){{1,9}}{_JOINED}|(?:(?<=d)|{_OF_NOUN}(?:{_JOINED},){{1,9}}){_JOINED}(?!,N+[tw]?b)),(?=N)"
 )
 
-# The grammar, of which `text_levels` uses parts for clauses.
+# The grammar. `text_levels` uses parts of it for clauses.
 _AND = "(?:,?[&o])"
 _LISTED = f"(?:{_JOINED},){{0,9}}"  # a bound, lest a caption of thousands take seconds
 HEADED = f"(?:{_LISTED}(?:{_JOINED}{_AND}){{0,9}}{_WORD}+)?N+"

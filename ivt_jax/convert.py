@@ -36,9 +36,9 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
         record, made = from_export(args.weights, rest)
     else:
         record, made = from_others(args, rest)
-    tokenizer, told = find_tokenizer(args, record)
+    tokenizer, notice = find_tokenizer(args, record)
     write_folder(args.out, record, made.params, args.source, [args.weights, args.weights_text], tokenizer)
-    return "\n".join(filter(None, [table(made.rows), told, edge_notice(ConfigDict(record["config"]))]))
+    return "\n".join(filter(None, [table(made.rows), notice, edge_notice(ConfigDict(record["config"]))]))
 
 
 def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:

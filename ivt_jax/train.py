@@ -156,6 +156,8 @@ def refuse_other_length(workdir: Path, config: ConfigDict, epoch_starts: np.ndar
     if not taken or not (workdir / "config.json").exists():
         return
     before, now = load_config(workdir).train.steps, config.train.steps
+    if before == now:  # without a comparison of rates, which every resumed run would wait for
+        return
     last = [steps or int(epoch_starts[-1]) for steps in (before, now)]
     if last[1] < taken:
         raise UserError(f"{workdir} is at step {taken} already, train.steps is {last[1]}: set {taken} or more")

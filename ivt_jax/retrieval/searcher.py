@@ -33,6 +33,7 @@ from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.evaluation.embedding import encode_texts
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.images import fit, load_image, open_image
 from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.retrieval import explain
@@ -113,8 +114,10 @@ class Searcher:
         for name, digest in found.items():
             wanted = getattr(self.about, name)
             if digest != wanted:
-                told = f"the index was made with {name} {wanted[:12]}, {folder} has {digest[:12]}"
-                raise UserError(f"{told}: name the folder of the index's model with --workdir, or make the index anew")
+                raise UserError(
+                    f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}: name "
+                    "the folder of the index's model with --workdir, or make the index anew"
+                )
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
@@ -298,8 +301,8 @@ class Searcher:
             return Answer(results, searched, "", None)
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
-            told = "No confidence estimate: calibration covers single sentences without filters"
-            return Answer(results, searched, told, None)
+            verdict = "No confidence estimate: calibration covers single sentences without filters"
+            return Answer(results, searched, verdict, None)
         gallery = self.calibration.gallery
         learned = f"from validation, with {gallery:,} pictures"
         larger = searched > _LARGER * gallery
@@ -307,13 +310,13 @@ class Searcher:
         if not larger:
             results[0] = results[0]._replace(probability=right)
         if results[0].score < self.calibration.threshold:
-            told = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
-            return Answer(results, searched, told, False)
+            verdict = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
+            return Answer(results, searched, verdict, False)
         if larger:
-            told = f"No confidence estimate: calibration with {gallery:,} pictures does not cover {searched:,}"
-            return Answer(results, searched, told, None)
-        told = f"if the person is among them, the first is right with {right:.0%} ({learned})"
-        return Answer(results, searched, told, True)
+            verdict = f"No confidence estimate: calibration with {gallery:,} pictures does not cover {searched:,}"
+            return Answer(results, searched, verdict, None)
+        verdict = f"if the person is among them, the first is right with {right:.0%} ({learned})"
+        return Answer(results, searched, verdict, True)
 
     def _content(self, row: Row) -> bytes | None:
         """The file of a row, where it lies in the folder of pictures and is what was indexed; else the thumbnail."""

@@ -131,8 +131,8 @@ def test_other_data_than_those_of_the_training_are_a_warning(evaluate, monkeypat
     assert "warning" not in capsys.readouterr().err
     monkeypatch.setattr(run, "other_data", lambda *args: "images")
     evaluate(best=60, last=60, write=True)
-    told = "warning: nowhere has other images than nowhere was trained with: restore them to reproduce its scores\n"
-    assert told in capsys.readouterr().err
+    warning = "warning: nowhere has other images than nowhere was trained with: restore them to reproduce its scores\n"
+    assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", [0.5, 2])
