@@ -121,9 +121,9 @@ def orientation(image: PIL.Image.Image) -> int:
         return 1
 
 
-def is_turned(content: bytes) -> bool:
-    """Whether a picture has an EXIF orientation to be turned by."""
-    with open_picture(io.BytesIO(content)) as image:
+def is_turned(file: Path | str | BinaryIO) -> bool:
+    """Whether a picture has an EXIF orientation to be turned by. Raises as `open_picture` does."""
+    with open_picture(file) as image:
         return orientation(image) != 1
 
 

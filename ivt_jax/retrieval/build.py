@@ -460,7 +460,7 @@ class _Work:
             return _Entry(picture, old, digest.hexdigest())
         image = open_image(picture.path, content)
         vector, upright = self._vectors.get(digest.digest()) if self._vectors else (None, True)
-        if not upright and is_turned(content):
+        if not upright and is_turned(io.BytesIO(content)):
             vector = None
         if vector is not None:
             vector = vector.astype(DTYPES[self._store.about.dtype])

@@ -8,7 +8,7 @@ other row is stale: its vector is not used for another path, and its picture is 
 import sys
 from pathlib import Path
 
-from input_pipeline.decoding import open_picture, orientation
+from input_pipeline.decoding import is_turned
 from input_pipeline.progress import progress
 from ivt_jax.gallery.crops import done_ahead
 from ivt_jax.retrieval.sources import Source
@@ -41,7 +41,6 @@ def _is_stale(source: Source, row: Row) -> bool:
     if picture is None or (row.size, row.changed) != (picture.size, picture.changed):
         return True
     try:
-        with open_picture(source.root / row.path) as image:
-            return orientation(image) != 1
+        return is_turned(source.root / row.path)
     except Exception:  # of many kinds; reading it again says what is wrong
         return True
