@@ -64,7 +64,7 @@ test-core: ## run the tests that need no TensorFlow, in .venv-core, an environme
 test-extras: ## run the tests that need PyTorch or Apache Beam, in .venv-extras, a separate environment
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
 	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # otherwise pytest would skip the tests
-	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/gallery/test_beam.py
+	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py
 
 mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and check that tests fail (2 hours, resumable)
 	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
@@ -76,7 +76,7 @@ lint: $(DEVELOPED) ## check style, types and shell scripts
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/shellcheck launch/*.sh bench/*.sh .ci/run
+	@$(BIN)/shellcheck launch/*.sh ivt_jax/benchmarks/*.sh .ci/run
 
 ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or more, resumable), write the table and the plot
 	@echo "== data: $(FEW)"

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_remote, is_utf8, lines_of
-from input_pipeline.messages import counted, first_few
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import is_remote, is_utf8, lines_of
+from ivt_jax.common.messages import counted, first_few
 
 QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
 

@@ -24,9 +24,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
-from input_pipeline.arguments import positive
-from input_pipeline.command import exit_code
 from input_pipeline.synthetic.bulk import FORMATS, Counts, write
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import exit_code
 
 _SPLITS = {"train": Counts(300, 900, 1800), "val": Counts(2, 4, 8), "test": Counts(2, 4, 8)}
 _WARM_UP = 10  # batches of each side

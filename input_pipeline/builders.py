@@ -25,11 +25,8 @@ import tensorflow_datasets as tfds
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, annotation_file, quarantined, read_annotations
 from input_pipeline.decoding import as_rgb, open_picture, orientation
-from input_pipeline.errors import DataError
-from input_pipeline.files import printable, refuse_path
 from input_pipeline.inspection import leads_out
 from input_pipeline.leaks import copies_between_splits, shared_persons
-from input_pipeline.messages import counted, say_once
 from input_pipeline.pictures import (
     Picture,
     contents_digest,
@@ -39,9 +36,12 @@ from input_pipeline.pictures import (
     read_record,
     write_record,
 )
-from input_pipeline.progress import progress
 from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import README, SPLITS
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.files import printable, refuse_path
+from ivt_jax.common.messages import counted, say_once
+from ivt_jax.common.progress import progress
 
 _KEPT_FORMATS = ("JPEG", "PNG")  # that training decodes; everything else becomes PNG
 # Data of this version, which ignores EXIF orientation, are still read for the runs that began with them.

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from input_pipeline.messages import SHOWN
+from ivt_jax.common.messages import SHOWN
 
 LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
 _READ = 10_000  # characters of a caption that are looked at: no token lies beyond

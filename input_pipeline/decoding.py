@@ -14,7 +14,7 @@ import PIL.AvifImagePlugin
 import PIL.Image
 import PIL.PngImagePlugin
 
-from input_pipeline.messages import install
+from ivt_jax.common.messages import install
 
 try:
     import pillow_heif

@@ -31,11 +31,7 @@ from input_pipeline.annotations import (
     quarantined,
     read_annotations,
 )
-from input_pipeline.arguments import positive
 from input_pipeline.caption_faults import LONGEST, caption_faults
-from input_pipeline.command import exit_code
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import lines_of, printable, write_text
 from input_pipeline.inspection import MISSING, Inspected, inspect_images, near_duplicates
 from input_pipeline.leaks import (
     Pair,
@@ -46,12 +42,16 @@ from input_pipeline.leaks import (
     near_copies_between_splits,
     shared_persons,
 )
-from input_pipeline.messages import SHOWN, counted, first_few
-from input_pipeline.progress import progress
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from input_pipeline.variants import README, SPLITS
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import exit_code
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import lines_of, printable, write_text
+from ivt_jax.common.messages import SHOWN, counted, first_few
+from ivt_jax.common.progress import progress
 
 SHARED_PERSONS, SHARED_IMAGES = ALLOWED = ("shared_persons", "shared_images")
 SMALLEST = 16  # pixels of a side

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.files import write_text
 from input_pipeline.inspection import leads_out
-from input_pipeline.messages import first_few
+from ivt_jax.common.files import write_text
+from ivt_jax.common.messages import first_few
 
 _THREADS = 16  # network file systems answer many requests at once; local ones are no slower
 _DIGITS = 32  # of a picture's SHA-256

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import prepare
-from input_pipeline.errors import DataError
 from input_pipeline.prepare import local_copy
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
+from ivt_jax.common.errors import DataError
 
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is the training step's, where that runs on the CPU
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 
 
 def keyed_rng(seed: int, epoch: int, row: int = -1) -> np.random.Generator:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 
 STABLEHLO_VERSION = "1.13.0"  # TensorFlow 2.21 reads no later version
 

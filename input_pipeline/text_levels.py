@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.annotations import DATASETS, Record, read_annotations
-from input_pipeline.command import exit_code
-from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
 from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
-from input_pipeline.progress import progress
+from ivt_jax.common.command import exit_code
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import write_text
+from ivt_jax.common.progress import progress
 
 LEVELS = ("sentence", "phrase", "word")
 PHRASE_RULES = ("released", "clauses")

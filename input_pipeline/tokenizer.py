@@ -11,8 +11,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from input_pipeline.errors import DataError
-from input_pipeline.files import lines_of, write_text
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.files import lines_of, write_text
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 

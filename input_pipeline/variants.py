@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from input_pipeline.errors import DataError
+from ivt_jax.common.errors import DataError
 
 SPLITS = ("train", "val", "test")
 PATH_KEYS = ("file_path", "img_path")

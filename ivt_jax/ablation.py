@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import synth
-from input_pipeline.arguments import positive
-from input_pipeline.command import exit_code
-from input_pipeline.errors import UserError
-from input_pipeline.files import UNWRITABLE, refuse_path
-from ivt_jax.metrics import format_seconds
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import exit_code
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import UNWRITABLE, refuse_path
+from ivt_jax.training.metrics import format_seconds
 
 # The demo is one of the choices: `align_fast` and `one_view` are what it has.
 CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))

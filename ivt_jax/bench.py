@@ -22,14 +22,14 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from input_pipeline.arguments import positive, seconds
-from input_pipeline.files import write_text
-from ivt_jax.config_flag import read_config
-from ivt_jax.flops import BYTES
-from ivt_jax.startup import run_command, set_environment
+from ivt_jax.common.arguments import positive, seconds
+from ivt_jax.common.config_flag import read_config
+from ivt_jax.common.files import write_text
+from ivt_jax.common.startup import run_command, set_environment
+from ivt_jax.cost.flops import BYTES
 
 if TYPE_CHECKING:
-    from ivt_jax.measure import Row
+    from ivt_jax.benchmarks.measure import Row
 
 # JAX is imported where it is used, after the environment is set: `--help` and a mistyped flag answer at once.
 
@@ -74,8 +74,8 @@ def rows_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator["Ro
         set_environment(wanted[0][-1])  # which asks for nothing in which they differ
     import jax
 
-    from ivt_jax import measure
-    from ivt_jax.config_check import check_config
+    from ivt_jax.benchmarks import measure
+    from ivt_jax.training.config_check import check_config
 
     jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is one of the figures
     for _, _, config in wanted:
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, changes: Sequence[str]) -> None:
         print(line(row), flush=True)
         rows.append(row)
     if options.json:
-        from ivt_jax.workdir import environment
+        from ivt_jax.run.workdir import environment
 
         measured = {"environment": environment(), "rows": [dataclasses.asdict(row) for row in rows]}
         write_text(options.json, json.dumps(measured, indent=2) + "\n")

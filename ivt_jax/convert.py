@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import UNWRITABLE, refuse_path, whole_folder
-from ivt_jax.startup import run_command
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
+from ivt_jax.common.startup import run_command
 
 WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
 
@@ -29,8 +29,8 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
     check_paths(args)
     from ml_collections import ConfigDict
 
-    from ivt_jax.config_check import edge_notice
     from ivt_jax.conversion.tensors import table
+    from ivt_jax.training.config_check import edge_notice
 
     if args.source == "export":
         record, made = from_export(args.weights, rest)
@@ -43,13 +43,13 @@ def convert(args: argparse.Namespace, rest: list[str]) -> str:
 
 def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """What config.json is to hold, and the conversion: the release's checkpoint, or a ViT with BERT."""
-    from ivt_jax.config_check import check_keys
-    from ivt_jax.config_flag import read_config
+    from ivt_jax.common.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.vit import Source, convert_vit
     from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.training.config_check import check_keys
 
     config = read_config(args.config or "configs/cuhk.py", rest)
     check_keys(config)  # what must agree is checked by record_model: the weights give the patch size and others
@@ -75,8 +75,8 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.own import convert_own
     from ivt_jax.models.ivt import IVTConfig
-    from ivt_jax.parameter_file import refuse_other_metadata
-    from ivt_jax.workdir import load_record
+    from ivt_jax.run.parameter_file import refuse_other_metadata
+    from ivt_jax.run.workdir import load_record
 
     if rest:
         raise UserError(f"unexpected arguments: {' '.join(rest)}; --source=export takes the config beside --weights")
@@ -93,9 +93,9 @@ def find_tokenizer(args: argparse.Namespace, record: dict[str, Any]) -> tuple[An
     """The tokenizer that goes with the weights, or None where it cannot be had here, and the line that tells of it."""
     from ml_collections import ConfigDict
 
-    from input_pipeline.errors import DataError
     from input_pipeline.tokenizer import load_tokenizer
-    from ivt_jax.workdir import folder_tokenizer
+    from ivt_jax.common.errors import DataError
+    from ivt_jax.run.workdir import folder_tokenizer
 
     config = ConfigDict(record["config"])
     try:
@@ -132,7 +132,7 @@ def check_paths(args: argparse.Namespace) -> None:
 
 def record_model(config: Any, model: Any) -> None:
     """Sizes and options that the tensors need, into the config. Raises UserError where only the config tells heads."""
-    from ivt_jax.config_check import check_config
+    from ivt_jax.training.config_check import check_config
 
     if model.width != config.model.width:
         raise UserError(
@@ -149,8 +149,8 @@ def write_folder(
     out: Path, record: dict[str, Any], params: Any, source: str, files: list[Path | None], tokenizer: Any
 ) -> None:
     """Writes params/, config.json and the tokenizer as an export has them; whole or not at all."""
-    from ivt_jax.checkpoint import export_params
-    from ivt_jax.workdir import record_conversion
+    from ivt_jax.run.checkpoint import export_params
+    from ivt_jax.run.workdir import record_conversion
 
     with whole_folder(out) as folder:
         export_params(folder / "params", params)

@@ -18,19 +18,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.arguments import positive
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.messages import install
-from ivt_jax.startup import run_command
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.messages import install
+from ivt_jax.common.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped pattern answer at once.
 
 
 def embed_here(args: argparse.Namespace, shards: Sequence[Path]) -> collections.Counter[str]:
     """Embeds the shards one after the other, says how far it is, and counts. A shard that cannot be read is told."""
-    from ivt_jax.gallery.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import ImageEncoder
     from ivt_jax.gallery.shard import embed_shard
-    from ivt_jax.metrics import format_seconds
+    from ivt_jax.training.metrics import format_seconds
 
     encoder, counts, spent = ImageEncoder(args.workdir), collections.Counter[str](), 0.0
     for number, shard in enumerate(shards, start=1):

@@ -26,9 +26,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from input_pipeline.arguments import positive
-from input_pipeline.files import is_remote, printable, write_bytes
-from ivt_jax.startup import run_command
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.files import is_remote, printable, write_bytes
+from ivt_jax.common.startup import run_command
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
 _REASONS = 8  # that are counted by themselves

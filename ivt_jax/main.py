@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from input_pipeline.errors import DISK, UserError
-from input_pipeline.files import printable
-from ivt_jax import preemption, watchdog
-from ivt_jax.config_flag import faults_in_one_line
-from ivt_jax.startup import keep_compiled, platform_fault, set_environment
+from ivt_jax.common.config_flag import faults_in_one_line
+from ivt_jax.common.errors import DISK, UserError
+from ivt_jax.common.files import printable
+from ivt_jax.common.startup import keep_compiled, platform_fault, set_environment
+from ivt_jax.run import preemption, watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
@@ -54,22 +54,22 @@ def main(argv: list[str]) -> None:
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     set_environment(config)
     keep_compiled()
-    from ivt_jax.config_check import check_keys  # imports JAX, which reads the environment set above
+    from ivt_jax.training.config_check import check_keys  # imports JAX, which reads the environment set above
 
     check_keys(config)
     if DRY_RUN.value:
-        from ivt_jax import dry_run
+        from ivt_jax.cost import dry_run
 
         for text in dry_run.dry_run_plan(config) if PLAN.value else [dry_run.dry_run(config, DEVICES.value)]:
             print(text, flush=True)
         return
     start_distributed(config)
     if MODE.value == "train":
-        from ivt_jax import train
+        from ivt_jax.training import loop
 
-        train.train_and_evaluate(config, workdir)
+        loop.train_and_evaluate(config, workdir)
         return
-    from ivt_jax.workdir import config_of_run
+    from ivt_jax.run.workdir import config_of_run
 
     config = config_of_run(workdir, config, config_flags.get_override_values(flags.FLAGS["config"]))
     if MODE.value == "export":

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.command import exit_code
-from input_pipeline.errors import UserError
-from input_pipeline.files import lines_of, printable, write_text
-from ivt_jax import pages
+from ivt_jax.common.command import exit_code
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import lines_of, printable, write_text
+from ivt_jax.encoding.images import open_image
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
-from ivt_jax.figures import cmc_figure, loss_figures, roc_figure, validation_figures
-from ivt_jax.images import open_image
-from ivt_jax.workdir import flatten, load_record
+from ivt_jax.pages.figures import cmc_figure, loss_figures, roc_figure, validation_figures
+from ivt_jax.pages.render import TEMPLATES, data_uri
+from ivt_jax.pages.render import render as render_page
+from ivt_jax.run.workdir import flatten, load_record
 
 TOP = 10
 QUERIES, FAILURES, SEED = 20, 8, 0
@@ -62,7 +63,7 @@ def write_report(workdir: Path | str) -> Path:
 
 def render(**sections: Any) -> str:
     """The page with the sections given; report.html says what each consists of, and leaves out those that lack."""
-    return pages.render(Path(__file__).with_name("report.html"), **sections)
+    return render_page(TEMPLATES / "report.html", **sections)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def thumbnail(path: Path) -> str | None:
     except UserError:
         return None
     image.thumbnail(_THUMBNAIL)
-    return pages.data_uri(image)
+    return data_uri(image)
 
 
 def attribute_sections(

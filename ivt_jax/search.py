@@ -24,15 +24,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from input_pipeline.arguments import positive
-from input_pipeline.errors import UserError
-from input_pipeline.files import printable, whole_folder, write_bytes
-from input_pipeline.progress import progress
-from ivt_jax.pages import data_uri, render
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import printable, whole_folder, write_bytes
+from ivt_jax.common.progress import progress
+from ivt_jax.common.startup import run_command
+from ivt_jax.pages.render import TEMPLATES, data_uri, render
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.sources import read_folder
-from ivt_jax.startup import run_command
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
@@ -100,7 +100,7 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
     Raises UserError where none can be read, or the workdir holds no model.
     """
     source = read_folder(folder)
-    from ivt_jax.gallery.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import ImageEncoder
     from ivt_jax.retrieval.build import build
     from ivt_jax.retrieval.searcher import Searcher
 
@@ -163,7 +163,7 @@ def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str =
 
 def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Path | str, explained: bool) -> str:
     """One self-contained HTML page: the query and the pictures found, in order, with heat-maps where `explained`."""
-    from ivt_jax.images import open_image
+    from ivt_jax.encoding.images import open_image
 
     asked = open_image("the image", query.image) if query.image else None
     if asked:
@@ -171,7 +171,7 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
     results = list(enumerate(answer.results, start=1))
     counted = progress(results, len(results), "explaining: ", "pictures", brief=True) if explained else results
     return render(
-        Path(__file__).with_name("search.html"),
+        TEMPLATES / "search.html",
         terms=query.terms,
         image=asked and data_uri(asked),
         where=query.where,

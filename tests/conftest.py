@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivt_jax import startup
+from ivt_jax.common import startup
 
 # Programs are compiled without optimisation, six times as fast; what is computed is the same to rounding. jaxlib 0.11
 # does not know the second flag any more. The commands that tests start get them too.
@@ -32,11 +32,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
 
 # Tests that import TensorFlow, or clu, which imports it. All others run without (tests/requirements-core.txt).
 NEED_TENSORFLOW = [
-    "conversion/test_convert.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
+    "conversion/test_convert.py", "cost/test_dry_run.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
     "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_pipeline.py",
-    "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py", "test_configs.py", "test_dry_run.py",
-    "test_hyperparameters.py", "test_init_from.py", "test_main.py", "test_train.py", "test_variants.py",
+    "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py", "test_configs.py", "test_main.py",
+    "test_variants.py", "training/test_hyperparameters.py", "training/test_init_from.py", "training/test_loop.py",
 ]  # fmt: skip
 WITHOUT_TENSORFLOW = importlib.util.find_spec("tensorflow") is None
 collect_ignore = NEED_TENSORFLOW if WITHOUT_TENSORFLOW else []
@@ -101,7 +101,7 @@ def given_away(request):
     """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""
     from configs import default
     from input_pipeline.tokenizer import load_tokenizer
-    from ivt_jax.evaluation.embedding import embed_images, embed_texts
+    from ivt_jax.encoding.embedding import embed_images, embed_texts
     from ivt_jax.export.trained import Trained
     from ivt_jax.models.ivt import IVT, IVTConfig
 

@@ -50,16 +50,25 @@ WANTED = 95  # percent that the tests must kill
 
 # The modules of each group and the tests that run on their mutants; those named after the module go first.
 GROUPS = {
-    "losses": ("ivt_jax/losses/*.py", "tests/test_contrastive.py tests/test_mla.py tests/test_bmm.py"),
-    "objective": ("ivt_jax/objective.py", "tests/test_objective.py tests/test_gradient_cache.py"),
-    "train_step": ("ivt_jax/train_step.py", "tests/test_train_step.py"),
-    "optimizer": ("ivt_jax/optimizer.py", "tests/test_optimizer.py tests/test_train_step.py"),
-    "gradient_cache": ("ivt_jax/gradient_cache.py", "tests/test_gradient_cache.py"),
+    "losses": (
+        "ivt_jax/losses/*.py",
+        "tests/losses/test_contrastive.py tests/losses/test_mla.py tests/losses/test_bmm.py",
+    ),
+    "objective": (
+        "ivt_jax/training/objective.py",
+        "tests/training/test_objective.py tests/training/test_gradient_cache.py",
+    ),
+    "train_step": ("ivt_jax/training/train_step.py", "tests/training/test_train_step.py"),
+    "optimizer": (
+        "ivt_jax/training/optimizer.py",
+        "tests/training/test_optimizer.py tests/training/test_train_step.py",
+    ),
+    "gradient_cache": ("ivt_jax/training/gradient_cache.py", "tests/training/test_gradient_cache.py"),
     "evaluation": ("ivt_jax/evaluation/*.py", "tests/evaluation/test_*.py"),
     "sampling": ("input_pipeline/sampling.py", "tests/input_pipeline/test_sampling.py"),
     "pipeline": ("input_pipeline/pipeline.py", "tests/input_pipeline/test_pipeline.py"),
     "text_levels": ("input_pipeline/text_levels.py", "tests/input_pipeline/test_text_levels.py"),
-    "conversion": ("ivt_jax/conversion/*.py", "tests/conversion/test_*.py tests/test_init_from.py"),
+    "conversion": ("ivt_jax/conversion/*.py", "tests/conversion/test_*.py tests/training/test_init_from.py"),
     "retrieval": ("ivt_jax/retrieval/*.py", "tests/retrieval/test_*.py tests/test_search.py"),
     "guard": ("ivt_jax/serve/guard.py", "tests/serve/test_guard.py tests/serve/test_public.py tests/serve/test_api.py"),
 }

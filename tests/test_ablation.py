@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import synth
-from input_pipeline.errors import UserError
 from ivt_jax import ablation
+from ivt_jax.common.errors import UserError
 
 RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in synth.TERMS]
 

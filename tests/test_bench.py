@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from ivt_jax import bench, measure, startup
-from ivt_jax.flops import step_cost
+from ivt_jax import bench
+from ivt_jax.benchmarks import measure
+from ivt_jax.common import startup
+from ivt_jax.cost.flops import step_cost
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -14,20 +14,21 @@ import pytest
 
 from configs import cuhk, default, icfg, rstp, synth
 from input_pipeline import pipeline
-from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
-from ivt_jax import ablation, main, train
-from ivt_jax.checkpoint import export_params
-from ivt_jax.compiled import batch_shapes
+from ivt_jax import ablation, main
+from ivt_jax.common.errors import UserError
+from ivt_jax.cost.compiled import batch_shapes
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.objective import objective
-from ivt_jax.optimizer import make_optimizer, make_schedules
-from ivt_jax.program import build_program
-from ivt_jax.sharding import make_mesh
+from ivt_jax.run.checkpoint import export_params
+from ivt_jax.training import loop
+from ivt_jax.training.objective import objective
+from ivt_jax.training.optimizer import make_optimizer, make_schedules
+from ivt_jax.training.program import build_program
+from ivt_jax.training.sharding import make_mesh
 
 
 def flatten(config, prefix=""):
@@ -155,7 +156,7 @@ def loss(config):
 def start(config):
     """The parameters of the state at step 0."""
     program = build_program(config, np.array([0, 10]), 10, mask_id=4)
-    return jax.tree.map(np.asarray, train.start_state(program, train.given_params(config).params).params)
+    return jax.tree.map(np.asarray, loop.start_state(program, loop.given_params(config).params).params)
 
 
 def start_state(config):
@@ -232,9 +233,9 @@ def selection(config):
     """The scores that choose a checkpoint."""
     program = SimpleNamespace(model=None, mesh=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "embed_split", lambda *args: SPLIT)
-        patch.setattr(train, "local_copy", lambda mesh, params: params)
-        return sorted(train.make_validation(config, program, None)(SimpleNamespace(learned={})))
+        patch.setattr(loop, "embed_split", lambda *args: SPLIT)
+        patch.setattr(loop, "local_copy", lambda mesh, params: params)
+        return sorted(loop.make_validation(config, program, None)(SimpleNamespace(learned={})))
 
 
 def told(config):
@@ -257,7 +258,7 @@ def flags(config):
         patch.setattr(main, "WORKDIR", SimpleNamespace(value="runs/x"))
         for name, value in (("DRY_RUN", True), ("PLAN", False), ("DEVICES", 1)):
             patch.setattr(main, name, SimpleNamespace(value=value))
-        patch.setattr("ivt_jax.dry_run.dry_run", lambda config, devices: "")
+        patch.setattr("ivt_jax.cost.dry_run.dry_run", lambda config, devices: "")
         patch.setattr(main, "check_flags", lambda: None)
         main.main(["main"])
         return os.environ["XLA_FLAGS"]
@@ -280,13 +281,13 @@ def watched(config):
     """After how long the loop counts as hung."""
     seen = []
 
-    class Watching(train.Watchdog):
+    class Watching(loop.Watchdog):
         def __init__(self, limit):
             seen.append(limit)
             super().__init__(limit)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "Watchdog", Watching)
+        patch.setattr(loop, "Watchdog", Watching)
         run(config)
     return seen
 
@@ -295,7 +296,7 @@ def damage(config):
     """What a run is to do about a damaged checkpoint."""
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "set_damaged_aside", lambda workdir, on_damage, say: seen.append(on_damage))
+        patch.setattr(loop, "set_damaged_aside", lambda workdir, on_damage, say: seen.append(on_damage))
         run(config)
     return str(seen)
 
@@ -341,10 +342,10 @@ def run(config):
             ("make_workdir", lambda workdir: workdir), ("hold_workdir", lambda workdir: None),
             ("write_text", lambda *args: None),
         ):  # fmt: skip
-            patch.setattr(train, name, value)
+            patch.setattr(loop, name, value)
         patch.setattr(pipeline, "train_batches", lambda *args: ({} for _ in itertools.count()))
         try:
-            train.train_and_evaluate(config, Path("nowhere"))
+            loop.train_and_evaluate(config, Path("nowhere"))
         except UserError as error:
             events.append(str(error))
     return events

@@ -20,14 +20,14 @@ CONFINED = {
         "input_pipeline.saved_model",
     },
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
-    "orbax": {"ivt_jax.checkpoint"},
-    "clu": {"ivt_jax.metrics"},
-    "torch": {"ivt_jax.conversion.files", "ivt_jax.conversion.benchmark"},
+    "orbax": {"ivt_jax.run.checkpoint"},
+    "clu": {"ivt_jax.training.metrics"},
+    "torch": {"ivt_jax.conversion.files", "ivt_jax.benchmarks.conversion"},
     "safetensors": {
         "ivt_jax.conversion.files",
-        "ivt_jax.conversion.benchmark",
+        "ivt_jax.benchmarks.conversion",
         "ivt_jax.gallery.vectors",
-        "ivt_jax.parameter_file",
+        "ivt_jax.run.parameter_file",
     },
     "pillow_heif": {"input_pipeline.decoding"},
     "onnx": {"ivt_jax.export.onnx_graph"},
@@ -40,16 +40,18 @@ CONFINED = {
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [
-    "ivt_jax.models.ivt", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.losses.bmm", "ivt_jax.objective",
-    "ivt_jax.train_step", "ivt_jax.optimizer", "ivt_jax.sharding", "ivt_jax.evaluation.split", "ivt_jax.search",
-    "ivt_jax.report", "ivt_jax.images", "ivt_jax.flops", "input_pipeline.tokenizer", "input_pipeline.text_levels",
-    "ivt_jax.plan", "ivt_jax.convert", "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.export.run",
-    "ivt_jax.export.stablehlo", "ivt_jax.export.onnx_graph", "ivt_jax.export.saved_model",
-    "input_pipeline.sampling", "input_pipeline.statistics", "input_pipeline.doctor", "input_pipeline.prepare",
-    "ivt_jax.embed", "ivt_jax.gallery.shard", "ivt_jax.gallery.nearest", "ivt_jax.program", "ivt_jax.compiled",
-    "ivt_jax.bench", "ivt_jax.startup", "ivt_jax.index", "ivt_jax.retrieval.build", "ivt_jax.retrieval.searcher",
-    "ivt_jax.retrieval.explain", "ivt_jax.retrieval.grounding", "ivt_jax.retrieval.sources",
-    "ivt_jax.retrieval.benchmark", "ivt_jax.serve.app", "ivt_jax.serve.__main__", "input_pipeline.synthetic.parts",
+    "input_pipeline.doctor", "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
+    "input_pipeline.synthetic.parts", "input_pipeline.text_levels", "input_pipeline.tokenizer", "ivt_jax.bench",
+    "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.common.startup",
+    "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.convert", "ivt_jax.cost.compiled",
+    "ivt_jax.cost.flops", "ivt_jax.cost.plan", "ivt_jax.embed", "ivt_jax.encoding.images",
+    "ivt_jax.evaluation.split", "ivt_jax.export.onnx_graph", "ivt_jax.export.run", "ivt_jax.export.saved_model",
+    "ivt_jax.export.stablehlo", "ivt_jax.gallery.nearest", "ivt_jax.gallery.shard", "ivt_jax.index",
+    "ivt_jax.losses.bmm", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.models.ivt",
+    "ivt_jax.report", "ivt_jax.retrieval.build", "ivt_jax.retrieval.explain", "ivt_jax.retrieval.searcher",
+    "ivt_jax.retrieval.sources", "ivt_jax.search", "ivt_jax.serve.__main__", "ivt_jax.serve.app",
+    "ivt_jax.training.objective", "ivt_jax.training.optimizer", "ivt_jax.training.program",
+    "ivt_jax.training.sharding", "ivt_jax.training.train_step",
 ]  # fmt: skip
 
 
@@ -128,8 +130,8 @@ def test_model_losses_search_and_report_run_without_tensorflow():
 
 
 def test_the_formulas_run_without_jax():
-    loaded, _, _ = loaded_by("-c", "import ivt_jax.flops")
-    assert "ivt_jax.flops" in loaded and "jax" not in loaded
+    loaded, _, _ = loaded_by("-c", "import ivt_jax.cost.flops")
+    assert "ivt_jax.cost.flops" in loaded and "jax" not in loaded
 
 
 def test_help_answers_without_jax():
@@ -141,7 +143,7 @@ def test_help_answers_without_jax():
 def test_no_text_says_to_install_this_project_from_an_index():
     """It is on none: whoever registered the name there could have their code installed. Extras come from the clone."""
     wrong = re.compile(r"ivt[_-]jax\[\w|pip3? install[^\n`]*['\" ]ivt[_-]jax\b")
-    folders = (*PACKAGES, "bench", "docs", "launch", "tests", ".ci")
+    folders = (*PACKAGES, "docs", "launch", "tests", ".ci")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix not in (".pyc", ".npz")]
     files += [path for path in ROOT.iterdir() if path.suffix in (".md", ".toml", ".txt") or path.name == "Makefile"]
     texts = {path.relative_to(ROOT): path.read_text(errors="ignore") for path in files if path.is_file()}

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from configs import synth
-from input_pipeline.errors import UserError
 from input_pipeline.perturbations import PERTURBATIONS
-from ivt_jax import main, search, train
-from ivt_jax.checkpoint import Checkpoints, restore_params
+from ivt_jax import main, search
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.images import load_image, normalise
 from ivt_jax.evaluation.cross_domain import cross_domain
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
-from ivt_jax.images import load_image, normalise
-from ivt_jax.workdir import config_of_run, load_config
+from ivt_jax.run.checkpoint import Checkpoints, restore_params
+from ivt_jax.run.workdir import config_of_run, load_config
+from ivt_jax.training import loop
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +205,7 @@ def test_another_tokenizer_is_refused_wherever_a_run_is_used(trained, pedes_root
     (workdir / "config.json").write_text(json.dumps({**record, "tokenizer": "0123456789ab" + "0" * 52}))
     config = load_config(workdir)
     actions = {
-        "train": lambda: train.train_and_evaluate(config, workdir),
+        "train": lambda: loop.train_and_evaluate(config, workdir),
         "evaluate": lambda: evaluate(workdir, config),
         "cross_domain": lambda: cross_domain([workdir], {"cuhk_pedes": str(pedes_root)}, config),
         "search": lambda: search.index_folder(pedes_root / "imgs", workdir).__enter__(),
@@ -223,11 +224,11 @@ def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
     before = (workdir / "config.json").read_bytes()
     config = load_config(workdir)
     config.runtime.log_every = 7
-    train.train_and_evaluate(config, workdir)  # eight devices instead of one
+    loop.train_and_evaluate(config, workdir)  # eight devices instead of one
     assert capsys.readouterr().err == f"complete: 2 steps, tested; report: {workdir}/report.html\n"
     config.train.steps = 3
     with pytest.raises(UserError, match=r"belongs to another config: train.steps was 2, is 3\."):
-        train.train_and_evaluate(config, workdir)
+        loop.train_and_evaluate(config, workdir)
     assert (workdir / "config.json").read_bytes() == before
     assert Checkpoints(workdir).latest_step() == 2
 
@@ -389,9 +390,9 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, pl
         monkeypatch.setattr(main, name, Flag(value))
     for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID", "DISTRIBUTED", "DATASETS", "RUNS"):
         monkeypatch.setattr(main, name, Flag(None))
-    monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: calls.append(f"train {workdir}"))
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda config, workdir: calls.append(f"train {workdir}"))
     monkeypatch.setattr(main.config_flags, "get_override_values", lambda _: {})
-    monkeypatch.setattr("ivt_jax.workdir.config_of_run", lambda workdir, config, given: config)
+    monkeypatch.setattr("ivt_jax.run.workdir.config_of_run", lambda workdir, config, given: config)
     monkeypatch.setattr(main, "evaluate", lambda workdir, config: calls.append(f"evaluate {workdir}"))
     monkeypatch.setattr(main, "FORMATS", Flag(["orbax"], present=mode == "export"))
     monkeypatch.setattr(
@@ -399,8 +400,8 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, pl
     )
     monkeypatch.setattr(main, "DEVICES", Flag(4))
     monkeypatch.setattr(main, "PLAN", Flag(plan))
-    monkeypatch.setattr("ivt_jax.dry_run.dry_run", lambda config, devices: calls.append(f"dry on {devices}"))
-    monkeypatch.setattr("ivt_jax.dry_run.dry_run_plan", lambda config: calls.append("plan") or ["a table"])
+    monkeypatch.setattr("ivt_jax.cost.dry_run.dry_run", lambda config, devices: calls.append(f"dry on {devices}"))
+    monkeypatch.setattr("ivt_jax.cost.dry_run.dry_run_plan", lambda config: calls.append("plan") or ["a table"])
     main.main(["main"])
     assert calls == [called]
 

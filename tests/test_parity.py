@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from configs import cuhk
-from ivt_jax import train_step
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.losses.contrastive import cmpm_loss
 from ivt_jax.models.ivt import IVT
-from ivt_jax.optimizer import make_optimizer
+from ivt_jax.training import train_step
+from ivt_jax.training.optimizer import make_optimizer
 
 RELEASE = np.load(Path(__file__).parent / "data" / "release_tiny.npz")
 TENSORS = {name.removeprefix("weights/"): RELEASE[name] for name in RELEASE.files if name.startswith("weights/")}

@@ -13,8 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-import ivt_jax.checkpoint
-import ivt_jax.gallery.encoder
+import ivt_jax.encoding.encoder
+import ivt_jax.run.checkpoint
 from ivt_jax import search
 from ivt_jax.retrieval import build, searcher
 from ivt_jax.retrieval.places import open_store
@@ -61,10 +61,10 @@ def workdir(tmp_path, monkeypatch):
         }
     )
     params = {"colours": jnp.array([(0, 0, 0), *COLOURS.values()]) / 127.5 - 1}
-    restored = ivt_jax.checkpoint.Restored(config, params, 7)
-    monkeypatch.setattr(ivt_jax.gallery.encoder, "restore_params", lambda workdir: restored)
-    monkeypatch.setattr(ivt_jax.gallery.encoder, "IVT", MeanColour)
-    monkeypatch.setattr(ivt_jax.gallery.encoder.IVTConfig, "from_config", lambda model: None)
+    restored = ivt_jax.run.checkpoint.Restored(config, params, 7)
+    monkeypatch.setattr(ivt_jax.encoding.encoder, "restore_params", lambda workdir: restored)
+    monkeypatch.setattr(ivt_jax.encoding.encoder, "IVT", MeanColour)
+    monkeypatch.setattr(ivt_jax.encoding.encoder.IVTConfig, "from_config", lambda model: None)
     for module in (build, searcher):
         monkeypatch.setattr(module, "folder_tokenizer", lambda workdir, config: FirstColour())
     (tmp_path / "run").mkdir()

@@ -23,10 +23,10 @@ from configs import default, synth
 from input_pipeline import doctor, pipeline
 from input_pipeline.annotations import DATASETS, read_annotations
 from input_pipeline.builders import prepare
-from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
-from ivt_jax import train
+from ivt_jax.common.errors import UserError
+from ivt_jax.training import loop
 
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "yellow", "pink", "purple", "orange")
 
@@ -366,8 +366,8 @@ def test_the_splits(variant, root):
 
 
 def test_training_and_evaluation(variant, root, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "write_report", lambda workdir: "")  # test_report has it
-    train.train_and_evaluate(tiny(variant.dataset, root), tmp_path)
+    monkeypatch.setattr(loop, "write_report", lambda workdir: "")  # test_report has it
+    loop.train_and_evaluate(tiny(variant.dataset, root), tmp_path)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in steps if "loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all()
@@ -422,11 +422,11 @@ def test_another_share_of_persons_is_held_out(tmp_path):
 
 
 def test_without_validation_the_last_step_is_evaluated(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "write_report", lambda workdir: "")
+    monkeypatch.setattr(loop, "write_report", lambda workdir: "")
     root = write(tmp_path / "data", "ICFG_PEDES.json", raw(ICFG_RECORDS), pictures(ICFG))
     config = tiny("icfg", root, **{"data.val_persons": 0.0, "train.eval_every": 1})
     assert pipeline.open_split(config, "train").persons.tolist() == list(range(40))
-    train.train_and_evaluate(config, tmp_path / "run")
+    loop.train_and_evaluate(config, tmp_path / "run")
     said = "ICFG_PEDES.json has no val split; data.val_persons is 0: all persons train, and the last step counts as the"
     assert f"{said} best\n" in capsys.readouterr().err
     summary = read_json(tmp_path / "run/test/summary.json")
@@ -451,7 +451,7 @@ def test_captions_alone_are_refused_by_all(tmp_path, capsys):
     for use in (
         lambda: read_annotations(root, "cuhk_pedes"),
         lambda: prepare(root, "cuhk_pedes"),
-        lambda: train.train_and_evaluate(tiny("cuhk", root), tmp_path / "run"),
+        lambda: loop.train_and_evaluate(tiny("cuhk", root), tmp_path / "run"),
     ):
         with pytest.raises(UserError) as error:
             use()

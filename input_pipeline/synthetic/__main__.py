@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from input_pipeline.arguments import not_negative, positive
-from input_pipeline.command import exit_code
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
+from ivt_jax.common.arguments import not_negative, positive
+from ivt_jax.common.command import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:

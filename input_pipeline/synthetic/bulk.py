@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.arguments import not_negative, positive
-from input_pipeline.command import exit_code
-from input_pipeline.errors import UserError
-from input_pipeline.files import write_text
-from input_pipeline.progress import progress
 from input_pipeline.statistics import PUBLISHED
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.persons import draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import draw_scene
+from ivt_jax.common.arguments import not_negative, positive
+from ivt_jax.common.command import exit_code
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import write_text
+from ivt_jax.common.progress import progress
 
 FOLDERS = ("CUHK01", "CUHK03", "Market", "cam_a", "cam_b", "test_query", "train_query")
 FORMATS = {"jpeg": ".jpg", "png": ".png", "bmp": ".bmp"}

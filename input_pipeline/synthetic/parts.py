@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from input_pipeline.errors import DataError
 from input_pipeline.synthetic.renderer import render_parts
 from input_pipeline.synthetic.writer import QUALITY, VERSION, Arguments, Job, Shot, list_jobs, shots
+from ivt_jax.common.errors import DataError
 
 _MOST = 2.0  # levels of 255, mean of all pixels: what another JPEG library may make; two images differ by 20 and more
 

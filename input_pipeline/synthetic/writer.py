@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import whole_name, write_text
 from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.oracle import oracle_r1
 from input_pipeline.synthetic.persons import Attributes, draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import CAMERAS, Scene, draw_scene
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import whole_name, write_text
 
 VERSION = "1"
 QUALITY = 92

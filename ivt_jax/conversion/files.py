@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from input_pipeline.messages import install
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import install
 
 # The dtypes that weights may have, as NumPy and PyTorch name them, and as safetensors does.
 FLOATS = ("float16", "bfloat16", "float32", "float64")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import Flat, Row, Sizes
 from ivt_jax.models.ivt import IVT, IVTConfig
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import FLOATS, other_dtype
 
 Sizes = Mapping[str, int]

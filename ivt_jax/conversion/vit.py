@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import bert
 from ivt_jax.conversion.model import Conversion, complete
 from ivt_jax.conversion.positions import resize_positions

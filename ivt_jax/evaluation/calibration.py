@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 
 _CHUNK = 1024  # queries whose similarities are held at once
 _BINS = 10  # of the calibration error

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.annotations import DATASETS
-from input_pipeline.errors import UserError
-from ivt_jax.checkpoint import restore_params
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import folder_tokenizer, write_json
+from ivt_jax.run.checkpoint import restore_params
+from ivt_jax.run.workdir import folder_tokenizer, write_json
 
 _SHARED = {"icfg_pedes", "rstp_reid"}
 SHARED_WARNING = (

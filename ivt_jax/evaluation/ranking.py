@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 
 _CHUNK = 1024  # queries whose similarities are held at once
 _PART = 4096  # the same where both directions are ranked: fewer parts are faster, and take more memory

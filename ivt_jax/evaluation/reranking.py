@@ -26,7 +26,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 
 
 def rerank(

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.perturbations import PERTURBATIONS, perturb
-from ivt_jax.checkpoint import restore_params
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
 from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores, rank_embeddings
@@ -25,7 +24,8 @@ from ivt_jax.evaluation.split import (
     write_results,
 )
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import folder_tokenizer, other_data
+from ivt_jax.run.checkpoint import restore_params
+from ivt_jax.run.workdir import folder_tokenizer, other_data
 
 _ROC_POINTS = 200  # of the curve in summary.json
 

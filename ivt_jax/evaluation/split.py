@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.files import whole_file, write_text
-from input_pipeline.progress import progress
-from ivt_jax.evaluation.embedding import embed_images, embed_texts
+from ivt_jax.common.files import whole_file, write_text
+from ivt_jax.common.progress import progress
+from ivt_jax.encoding.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
-from ivt_jax.workdir import write_json
+from ivt_jax.run.workdir import write_json
 
 TOP = 10  # of the gallery, for each query in queries.jsonl
 

@@ -36,12 +36,12 @@ JAX = """With JAX and the parameters in `params/` (Orbax); FOLDER is this folder
 ```python
 import orbax.checkpoint as ocp
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.workdir import load_config
+from ivt_jax.run.workdir import load_config
 params = ocp.StandardCheckpointer().restore("FOLDER/params")
 model = IVT(IVTConfig.from_config(load_config("FOLDER").model))
 ```
 
-Then, from `ivt_jax.evaluation.embedding`, `encode_images(model, params, images)` embeds images
+Then, from `ivt_jax.encoding.embedding`, `encode_images(model, params, images)` embeds images
 (B, {height}, {width}, 3), uint8, and `encode_texts(model, params, ids)` token ids (B, L), int32, padded with 0. Both
 return unit vectors. A row of ids gives NaN if it has an id outside of the vocabulary or begins with padding.
 """

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ivt_jax.encoding.images import preprocessing
 from ivt_jax.export.trained import Trained
-from ivt_jax.images import preprocessing
 from ivt_jax.models.ivt import PAD_ID
-from ivt_jax.workdir import digest, write_json
+from ivt_jax.run.workdir import digest, write_json
 
 FORMAT_VERSION = 1
 

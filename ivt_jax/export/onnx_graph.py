@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline.errors import UserError
-from input_pipeline.messages import install
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import install
 from ivt_jax.conversion.release import convolution_weight
+from ivt_jax.encoding.images import DEVIATION, MEAN
 from ivt_jax.export.manifest import write_manifest
 from ivt_jax.export.trained import Trained
-from ivt_jax.images import DEVIATION, MEAN
 from ivt_jax.models.blocks import MASKED
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import PAD_ID, IVTConfig

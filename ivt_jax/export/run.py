@@ -7,18 +7,18 @@ from typing import Any
 
 import jax
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import UNWRITABLE, hidden_folder, refuse_path, write_text
-from ivt_jax.checkpoint import export_params, restore_params
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import UNWRITABLE, hidden_folder, refuse_path, write_text
 from ivt_jax.export.card import card
 from ivt_jax.export.onnx_graph import write_onnx
 from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
 from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.parameter_file import NAME, model_digest, write_parameter_file
 from ivt_jax.report import read_json
-from ivt_jax.workdir import folder_tokenizer, load_record, write_record
+from ivt_jax.run.checkpoint import export_params, restore_params
+from ivt_jax.run.parameter_file import NAME, model_digest, write_parameter_file
+from ivt_jax.run.workdir import folder_tokenizer, load_record, write_record
 
 
 def write_orbax(folder: Path, trained: Trained) -> None:

@@ -4,7 +4,7 @@
     encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
 `text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions; a row
-with an id outside of the vocabulary, or that begins with padding, gives NaN, as in ivt_jax/evaluation/embedding.py.
+with an id outside of the vocabulary, or that begins with padding, gives NaN, as in ivt_jax/encoding/embedding.py.
 b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1.
 
 The parameters lie in the programs as constants, so that a file is all there is to hand on; the price is that the
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from input_pipeline.errors import UserError
-from ivt_jax.evaluation.embedding import encode_images, encode_texts
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.export.manifest import write_manifest
 from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT

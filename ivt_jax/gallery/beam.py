@@ -12,8 +12,8 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 
-from input_pipeline.errors import DataError
-from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.common.errors import DataError
+from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 
 _COUNTERS = "ivt_jax.embed"

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import decode_list, lines_of
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import decode_list, lines_of
+from ivt_jax.encoding.images import load_image
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
-from ivt_jax.images import load_image
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.messages import counted
-from input_pipeline.progress import progress
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.messages import counted
+from ivt_jax.common.progress import progress
+from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
-from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, place, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import write_bytes
-from input_pipeline.messages import say_once
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import write_bytes
+from ivt_jax.common.messages import say_once
 from ivt_jax.conversion.files import read_header
+from ivt_jax.encoding.images import is_as_before
 from ivt_jax.gallery.crops import name_of
-from ivt_jax.images import is_as_before
 
 FORMAT = 2  # another one where what is written now is no longer what an older ivt_jax wrote
 ABOUT = "gallery.json"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from input_pipeline.decoding import SUFFIXES
-from input_pipeline.files import printable
-from input_pipeline.messages import counted
+from ivt_jax.common.files import printable
+from ivt_jax.common.messages import counted
 
 FOLDERS = (
     "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",

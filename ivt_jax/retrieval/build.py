@@ -33,20 +33,20 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.decoding import is_turned
-from input_pipeline.errors import UserError
-from input_pipeline.files import is_remote
-from input_pipeline.messages import counted
-from input_pipeline.progress import progress
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import is_remote
+from ivt_jax.common.messages import counted
+from ivt_jax.common.progress import progress
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import fit, is_as_before, open_image
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
-from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import DTYPES, ByDigest, short_digest
-from ivt_jax.images import fit, is_as_before, open_image
 from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
 from ivt_jax.retrieval.upright import find_stale, next_id
-from ivt_jax.workdir import folder_tokenizer, lock_folder
+from ivt_jax.run.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures that a device takes at once
 ROWS = 512  # that are written at once: what a kill costs at most

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.images import normalise
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import normalise
 
 # The colours of heat, from 0 to 1 in equal steps, each lighter than the one before.
 _COLOURS = ((20, 11, 54), (113, 31, 110), (203, 65, 73), (248, 142, 9), (245, 249, 161))

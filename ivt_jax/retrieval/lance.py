@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfPq
 
-from input_pipeline.errors import UserError, disk_fault
-from input_pipeline.files import is_remote
+from ivt_jax.common.errors import UserError, disk_fault
+from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
-from input_pipeline.messages import counted
+from ivt_jax.common.messages import counted
 from ivt_jax.gallery.walk import is_passed_folder, reason_to_pass
 from ivt_jax.retrieval.sources import Source
 

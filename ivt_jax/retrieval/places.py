@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from input_pipeline.errors import UserError
-from input_pipeline.messages import install
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import install
 from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, Row, VectorStore
 
 UNFINISHED = "of a copy that is not finished"

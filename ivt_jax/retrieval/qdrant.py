@@ -23,7 +23,7 @@ import numpy as np
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import is_utf8
 from input_pipeline.noun_phrases import attribute_phrases
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import is_utf8
 from ivt_jax.retrieval.where import Condition, parse
 
 MAX_TERMS = 16

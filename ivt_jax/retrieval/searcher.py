@@ -27,21 +27,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.errors import UserError
 from input_pipeline.inspection import leads_out
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.embedding import encode_texts
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import fit, load_image, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
-from ivt_jax.evaluation.embedding import encode_texts
 from ivt_jax.gallery.crops import read_content
-from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.vectors import short_digest
-from ivt_jax.images import fit, load_image, open_image
 from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
-from ivt_jax.workdir import folder_tokenizer, load_record
+from ivt_jax.run.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most
 _LOOKED_THROUGH = 10_000  # rows at most, before a search for distinct pictures is content with fewer

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import decode_list, is_utf8
 from input_pipeline.inspection import MISSING, leads_out
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import decode_list, is_utf8
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.where import Value, read_time
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.where import Condition, Value
 
 FORMAT = 1  # raise it where an older ivt_jax would misread what is written now
@@ -31,7 +31,7 @@ class About:
     """What all rows have in common, and what a query must have in common with them.
 
     model: digest of parameters and `config.model`; tokenizer: its digest; images: what is done to a picture
-    (`ivt_jax.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
+    (`encoding.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name and type (a key of
     `where.TYPES`) of each column of metadata; workdir: folder of the model, root: of the pictures, absolute; made:
     distinguishes the index from another made in its place; unfinished: the first id that a running or stopped build has
     assigned, -1 if there is none or it does not matter; planned: the number of rows that the index holds once such a

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from input_pipeline.decoding import is_turned
-from input_pipeline.progress import progress
+from ivt_jax.common.progress import progress
 from ivt_jax.gallery.crops import done_ahead
 from ivt_jax.retrieval.sources import Source
 from ivt_jax.retrieval.store import Row, VectorStore

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import is_utf8
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import is_utf8
 
 Value = int | float | bool | str | datetime.datetime  # a time is aware, in UTC
 TYPES: dict[str, type] = {

@@ -16,11 +16,11 @@ import socket
 import sys
 from pathlib import Path
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import printable
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import printable
+from ivt_jax.common.startup import run_command
 from ivt_jax.serve.public import PublicUrl, read_public_url
 from ivt_jax.serve.settings import LEAST_TOKEN, MAX_CONNECTIONS, Settings
-from ivt_jax.startup import run_command
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ANY = frozenset({"0.0.0.0", "[::]"})  # every address of this machine, which is no name to call it by

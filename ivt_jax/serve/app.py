@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from input_pipeline.errors import UserError
-from input_pipeline.files import printable
-from ivt_jax.pages import INTENDED_USE, render
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import printable
+from ivt_jax.pages.render import INTENDED_USE, render
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from input_pipeline.errors import UserError
-from ivt_jax.images import load_image
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.images import load_image
 from ivt_jax.serve.pictures import check_upload
 from ivt_jax.serve.settings import DECODE_BYTES, DECODE_SECONDS
 
@@ -33,7 +33,7 @@ class Decoder:
         self._start()
 
     def decode(self, content: bytes) -> bytes:
-        """Returns an uploaded image as a PNG, resized as by `ivt_jax.images.fit`.
+        """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`.
 
         Raises UserError if its format is not taken, it is damaged or too large, or exceeds a limit of time or memory.
         """

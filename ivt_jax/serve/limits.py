@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Hashable
 
 from starlette.exceptions import HTTPException
 
-from input_pipeline.files import printable
+from ivt_jax.common.files import printable
 from ivt_jax.serve.settings import MAX_CLIENTS, RETRY_SECONDS, WRONG_SECONDS, WRONG_TOKENS
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.decoding import NotTakenError, open_picture
-from input_pipeline.errors import UserError
-from ivt_jax.pages import data_uri
+from ivt_jax.common.errors import UserError
+from ivt_jax.pages.render import data_uri
 from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS
 
 _SHOWN = (512, 1024)  # width and height at most of a picture with heat drawn over it

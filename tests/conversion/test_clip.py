@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.clip import convert_clip
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source
-from ivt_jax.images import normalise
+from ivt_jax.encoding.images import normalise
 from ivt_jax.models.ivt import IVT, IVTConfig
 
 NAMINGS = ("openai", "transformers_clip")

@@ -12,17 +12,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
-from ivt_jax import checkpoint, convert, search
-from ivt_jax.config_flag import read_config
+from ivt_jax import convert, search
+from ivt_jax.common.config_flag import read_config
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.evaluation.run import evaluate
-from ivt_jax.init_from import plan
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.report import write_report
-from ivt_jax.workdir import digest
+from ivt_jax.run import checkpoint
+from ivt_jax.run.workdir import digest
+from ivt_jax.training.init_from import plan
 
 TINY = [
     "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import read_header, read_tensors
 
 SAMPLE = np.arange(6, dtype=np.float32).reshape(2, 3)

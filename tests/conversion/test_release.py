@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.conversion.release import convert_release
 from ivt_jax.models.ivt import IVTConfig

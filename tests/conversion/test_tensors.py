@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import bert, clip, release, vit
 from ivt_jax.conversion.own import convert_own
 from ivt_jax.conversion.tensors import Row, read, shapes, table

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import read_tensors
 from ivt_jax.conversion.release import params_from_release
 from ivt_jax.conversion.vit import Source, convert_vit

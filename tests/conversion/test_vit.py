@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source, convert_vit, naming_of
 from ivt_jax.models.ivt import IVT, IVTConfig

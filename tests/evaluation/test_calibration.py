@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import calibration
 from ivt_jax.evaluation.calibration import (
     Calibration,

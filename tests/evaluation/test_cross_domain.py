@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import icfg, rstp
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import cross_domain
 from ivt_jax.evaluation.protocols import Embeddings
 

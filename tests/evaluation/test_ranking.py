@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from input_pipeline.errors import UserError
 from ivt_jax import evaluation
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import ranking
 from ivt_jax.evaluation.ranking import (
     bootstrap_interval,

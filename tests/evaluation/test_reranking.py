@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.ranking import retrieval_metrics
 from ivt_jax.evaluation.reranking import rerank
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivt_jax.evaluation import embedding, ranking
+from ivt_jax.encoding import embedding
+from ivt_jax.evaluation import ranking
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings, standard
 

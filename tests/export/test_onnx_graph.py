@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.benchmarks.export import LOAD
+from ivt_jax.common.errors import UserError
 from ivt_jax.export import onnx_graph
-from ivt_jax.export.benchmark import LOAD
 
 
 @pytest.fixture

@@ -18,16 +18,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert, search
-from ivt_jax.checkpoint import restore_params
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.calibration import Calibration
-from ivt_jax.evaluation.embedding import embed_images, embed_texts
 from ivt_jax.export import run as export_run
 from ivt_jax.export.run import export
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.retrieval.searcher import read_calibration
+from ivt_jax.run.checkpoint import restore_params
 
 ROOT = Path(__file__).parent.parent.parent
 BOTH = ["orbax", "safetensors"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from input_pipeline.errors import UserError
 from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.benchmarks.export import LOAD
+from ivt_jax.common.errors import UserError
 from ivt_jax.export import stablehlo
-from ivt_jax.export.benchmark import LOAD
 
 
 @pytest.fixture

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from input_pipeline.errors import UserError
-from ivt_jax import search, train
-from ivt_jax.checkpoint import SELECTION, Checkpoints
-from ivt_jax.digests import UNFINISHED
+from ivt_jax import search
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
-from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.program import build_program
-from ivt_jax.workdir import load_config
+from ivt_jax.run.checkpoint import SELECTION, Checkpoints
+from ivt_jax.run.digests import UNFINISHED
+from ivt_jax.run.workdir import load_config
+from ivt_jax.training import loop
+from ivt_jax.training.program import build_program
 from tests.faults.conftest import history, state_of
 
 RUN = [
@@ -34,7 +35,8 @@ STOPPED = """
 import sys, time
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import deleter
-from ivt_jax import digests, main
+from ivt_jax.run import digests
+from ivt_jax import main
 
 original = {function}
 
@@ -298,7 +300,7 @@ def test_a_workdir_of_a_later_format_is_refused(workdir):
     (workdir / "config.json").write_text(json.dumps({**record, "format": 99}))
     told = f"{workdir}/config.json has format 99, this ivt_jax reads format 1 and older: update ivt_jax"
     for action, arguments in (
-        (train.train_and_evaluate, (ConfigDict(record["config"]), workdir)),
+        (loop.train_and_evaluate, (ConfigDict(record["config"]), workdir)),
         (export, (workdir, ["orbax"])),
         (ImageEncoder, (workdir,)),
     ):
@@ -307,7 +309,7 @@ def test_a_workdir_of_a_later_format_is_refused(workdir):
 
 def test_a_workdir_of_another_config_is_refused(workdir):
     config = config_of(workdir, optimizer__ema=0.5, model__width=16, runtime__log_every=7)
-    told = refusal(workdir, train.train_and_evaluate, config, workdir)
+    told = refusal(workdir, loop.train_and_evaluate, config, workdir)
     difference = "model.width was 8, is 16; optimizer.ema was 0.9, is 0.5"
     assert told == f"{workdir} belongs to another config: {difference}. Choose another --workdir"
 
@@ -315,7 +317,7 @@ def test_a_workdir_of_another_config_is_refused(workdir):
 def test_a_workdir_of_another_vocabulary_is_refused(workdir):
     record = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**record, "tokenizer": "0" * 64}))
-    told = refusal(workdir, train.train_and_evaluate, config_of(workdir), workdir)
+    told = refusal(workdir, loop.train_and_evaluate, config_of(workdir), workdir)
     assert f"{workdir} was made with tokenizer 000000000000, but " in told
 
 
@@ -325,7 +327,7 @@ def test_checkpoints_of_another_shape_are_refused(workdir):
     remedy = f"remove {workdir}/checkpoints/12 to use the checkpoint before it"
     config = config_of(workdir)
     name = f"{workdir}, step 12"
-    assert refusal(workdir, train.train_and_evaluate, config, workdir) == f"{name}: params/{told}; {remedy}"
+    assert refusal(workdir, loop.train_and_evaluate, config, workdir) == f"{name}: params/{told}; {remedy}"
     assert refusal(workdir, export, workdir, ["orbax"]) == f"{name}: {told}; {remedy}"
 
 
@@ -339,12 +341,12 @@ def doors(workdir, crops):
     """Every way in to the parameters of a run, with what it is called by."""
     config = config_of(workdir)
     return {
-        "resume": (train.train_and_evaluate, config, workdir),
+        "resume": (loop.train_and_evaluate, config, workdir),
         "evaluate": (evaluate, workdir, config),
         "export": (export, workdir, ["orbax", "safetensors"]),
         "search": (search.index_folder(crops, workdir).__enter__,),
         "embed": (ImageEncoder, workdir),
-        "init_from": (train.given_params, config_of(workdir, train__init_from=str(workdir))),
+        "init_from": (loop.given_params, config_of(workdir, train__init_from=str(workdir))),
     }
 
 

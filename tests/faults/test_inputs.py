@@ -21,7 +21,6 @@ from PIL import Image
 
 from input_pipeline import doctor
 from input_pipeline.annotations import read_annotations
-from input_pipeline.errors import UserError
 from input_pipeline.inspection import inspect_image
 from input_pipeline.noun_phrases import attribute_phrases
 from input_pipeline.perturbations import PERTURBATIONS, perturb
@@ -30,10 +29,11 @@ from input_pipeline.text_levels import main as text_levels
 from input_pipeline.text_levels import words as word_level
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import report, search
-from ivt_jax.gallery.encoder import ImageEncoder
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import load_image
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
-from ivt_jax.images import load_image
 from tests.conftest import needs_tensorflow
 
 ROOT = Path(__file__).parent.parent.parent
@@ -207,7 +207,7 @@ from input_pipeline.builders import _encoded_image
 from input_pipeline.annotations import Record
 from input_pipeline.inspection import inspect_image
 from ivt_jax.gallery.crops import load_batches, read_crops
-from ivt_jax.images import load_image
+from ivt_jax.encoding.images import load_image
 
 def peak():  # MB; not ru_maxrss, which a child inherits from who starts it
     status = Path("/proc/self/status").read_text()

@@ -202,7 +202,7 @@ def test_the_watchdog_ends_a_run_whose_neighbour_is_stopped(start, tmp_path):
     said = processes[0].said()
     line = "error: no step in 6 s (runtime.watchdog): the run hangs; the same command resumes. What every thread was"
     _, stacks = said.split(f"{line} doing:\n")
-    assert re.search(r"ivt_jax/train.py\", line \d+ in train_and_evaluate", stacks)
+    assert re.search(r"ivt_jax/training/loop.py\", line \d+ in train_and_evaluate", stacks)
     assert stacks.count("Thread 0x") > 1
     processes[1].send(signal.SIGCONT)
     assert processes[1].finish(60) == 76

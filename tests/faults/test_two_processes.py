@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ivt_jax.checkpoint import Checkpoints, restore_params
+from ivt_jax.run.checkpoint import Checkpoints, restore_params
 
 pytestmark = pytest.mark.faults
 RUN = ["--config.train.steps=3", "--config.train.eval_every=2"]

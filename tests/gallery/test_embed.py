@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from input_pipeline.errors import DataError
 from ivt_jax import embed, search
-from ivt_jax.evaluation.embedding import embed_texts
+from ivt_jax.common.errors import DataError
+from ivt_jax.encoding.embedding import embed_texts
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import load_image
 from ivt_jax.export.run import export
 from ivt_jax.gallery import shard as one_shard
 from ivt_jax.gallery.crops import load_batches, read_crops
-from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery, read_vectors
-from ivt_jax.images import load_image
-from ivt_jax.workdir import folder_tokenizer
+from ivt_jax.run.workdir import folder_tokenizer
 from tests.gallery.conftest import call, picture, snapshot, write_tar
 
 ROOT = Path(__file__).parent.parent.parent

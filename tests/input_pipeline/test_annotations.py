@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.annotations import Record, hold_out_persons, local_root, read_annotations
-from input_pipeline.errors import DataError, UserError
-from input_pipeline.files import is_remote
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import is_remote
 
 GOOD = {"split": "train", "captions": ["A woman.", "She."], "file_path": "cam_a/000_45.bmp", "id": 1}
 

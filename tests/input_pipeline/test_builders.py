@@ -8,8 +8,8 @@ from PIL import Image
 
 from input_pipeline import augment, builders
 from input_pipeline.builders import BUILDERS, prepare
-from input_pipeline.errors import DataError
-from ivt_jax.images import open_image
+from ivt_jax.common.errors import DataError
+from ivt_jax.encoding.images import open_image
 from tests.input_pipeline.test_decoding import FILES, REFUSED, write_dataset
 
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from input_pipeline.annotations import read_annotations
-from input_pipeline.errors import UserError
 from input_pipeline.synthetic import bulk
 from input_pipeline.synthetic.bulk import Counts
+from ivt_jax.common.errors import UserError
 
 SPLITS = {"train": Counts(3, 8, 18), "val": Counts(2, 2, 2), "test": Counts(1, 3, 6)}
 

@@ -13,10 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline import decoding
 from input_pipeline.decoding import FORMATS, MAX_PIXELS, NotTakenError, as_rgb, open_picture
-from input_pipeline.errors import UserError
 from input_pipeline.inspection import inspect_image
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.images import load_image, open_image
 from ivt_jax.gallery.crops import load_batches
-from ivt_jax.images import load_image, open_image
 from ivt_jax.serve import decoder
 from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS
 

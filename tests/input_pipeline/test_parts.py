@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import DataError
 from input_pipeline.synthetic import renderer
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.figure import Build
@@ -17,6 +16,7 @@ from input_pipeline.synthetic.persons import Attributes
 from input_pipeline.synthetic.renderer import render, render_parts
 from input_pipeline.synthetic.scenery import VIEWS, Scene
 from input_pipeline.synthetic.writer import Arguments, generate
+from ivt_jax.common.errors import DataError
 
 PERSON = Attributes(
     gender="woman", hair_style="long", hair_colour="black", hat="cap", hat_colour="red", glasses="yes",

@@ -10,9 +10,9 @@ from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline import augment, builders, pictures, pipeline, prepare
-from input_pipeline.errors import DataError
-from input_pipeline.messages import say_once
 from input_pipeline.pictures import Picture, contents_digest
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.messages import say_once
 
 RED, GREEN, BLUE = (250, 10, 20), (20, 240, 10), (10, 30, 245)
 COLOURS = {"a.png": RED, "b.png": GREEN, "c.png": BLUE}

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from input_pipeline import augment, pipeline
-from input_pipeline.errors import DataError, UserError
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.common.errors import DataError, UserError
 
 H, W = 32, 16
 

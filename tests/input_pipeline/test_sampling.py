@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from input_pipeline.errors import UserError
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
+from ivt_jax.common.errors import UserError
 
 # Persons 0..7 with 1, 2, 3, 4, 5, 8, 9 and 12 pairs, in mixed order.
 PERSONS = np.random.default_rng(0).permutation(np.repeat(np.arange(8), [1, 2, 3, 4, 5, 8, 9, 12]))

@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
-from input_pipeline.errors import UserError
 from input_pipeline.saved_model import write_saved_model
+from ivt_jax.benchmarks.export import LOAD
+from ivt_jax.common.errors import UserError
 from ivt_jax.export import saved_model
-from ivt_jax.export.benchmark import LOAD
 from ivt_jax.export.stablehlo import encoders
 from tests.conftest import needs_tensorflow
 

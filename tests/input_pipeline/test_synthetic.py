@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import UserError
 from input_pipeline.synthetic import __main__ as command
 from input_pipeline.synthetic.captioner import LONGEST, MISTAKES, SHORTEST, describe
 from input_pipeline.synthetic.figure import Build
@@ -23,6 +22,7 @@ from input_pipeline.synthetic.persons import FIELDS, VALUES, Attributes, distanc
 from input_pipeline.synthetic.renderer import render
 from input_pipeline.synthetic.scenery import VIEWS, Scene, draw_scene
 from input_pipeline.synthetic.writer import Arguments, draw_splits, generate
+from ivt_jax.common.errors import UserError
 
 SMALL = Arguments(persons=12, seed=3, images_per_person=2, size=(48, 24), val_persons=3, test_persons=4)
 PERSON = Attributes(

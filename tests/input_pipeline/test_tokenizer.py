@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from input_pipeline.errors import DataError
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
+from ivt_jax.common.errors import DataError
 
 TINY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "coat", "##s", "rain", "##coat", ","]
 

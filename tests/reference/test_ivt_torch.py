@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 import jax  # noqa: E402
 
 from ivt_jax.conversion import release_from_params  # noqa: E402
-from ivt_jax.program import build_program  # noqa: E402
-from ivt_jax.sharding import global_batch  # noqa: E402
+from ivt_jax.training.program import build_program  # noqa: E402
+from ivt_jax.training.sharding import global_batch  # noqa: E402
 from tests.reference.ivt_torch import IVT, cmpm, released_rate, set_rates, sgd, stacked_loss  # noqa: E402
 from tests.reference.trajectory import Reference, agrees, gap, kept_positions, scaled_down  # noqa: E402
 

@@ -3,9 +3,9 @@
     python -m input_pipeline.synthetic --out=data/pedes-synth-trajectory --persons=440 --size=96x48
     python -m tests.reference.trajectory --root=data/pedes-synth-trajectory --out=docs/trajectory.png
 
-Ours is the jitted step of `ivt_jax.train`; PyTorch's is tests/reference/ivt_torch.py, once in float32 and once in
-float64, from our initial weights. All three see the same views, texts and kept positions; the tower, the loss, the
-gradients, the rates and the updates are each side's own. Needs PyTorch.
+Ours is the jitted step of `ivt_jax.training.loop`; PyTorch's is tests/reference/ivt_torch.py, once in float32 and
+once in float64, from our initial weights. All three see the same views, texts and kept positions; the tower, the
+loss, the gradients, the rates and the updates are each side's own. Needs PyTorch.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from configs import synth
 from configs.default import released
-from input_pipeline.arguments import positive
-from input_pipeline.errors import UserError
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import release_from_params
 from ivt_jax.evaluation.protocols import Embeddings, standard
 from ivt_jax.evaluation.ranking import bootstrap_interval, query_scores
@@ -137,8 +137,8 @@ def trajectory(config: ConfigDict, steps: int) -> dict[str, Any]:
     from input_pipeline.pipeline import open_split, train_batches
     from input_pipeline.sampling import EpochPlans
     from input_pipeline.tokenizer import load_tokenizer
-    from ivt_jax.program import build_program
-    from ivt_jax.sharding import global_batch
+    from ivt_jax.training.program import build_program
+    from ivt_jax.training.sharding import global_batch
 
     source, test = open_split(config, "train"), open_split(config, "test")
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ivt_jax.evaluation.embedding import embed_images
-from ivt_jax.gallery.encoder import ImageEncoder
-from ivt_jax.images import load_image
+from ivt_jax.encoding.embedding import embed_images
+from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.images import load_image
 from ivt_jax.retrieval import build
 from ivt_jax.retrieval.store import NoIndexError
 from tests.gallery.conftest import picture

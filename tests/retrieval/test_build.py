@@ -16,10 +16,10 @@ from PIL import Image
 from qdrant_client import QdrantClient
 from safetensors.numpy import load_file, save_file
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import read_header
+from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.gallery.crops import UnreachableError
-from ivt_jax.gallery.encoder import ImageEncoder
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
@@ -1265,7 +1265,7 @@ def made_before(index, gallery, stores, monkeypatch):
 
     def make():
         with monkeypatch.context() as patch:
-            patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+            patch.setattr("ivt_jax.encoding.images.as_rgb", lambda image: image.convert("RGB"))
             index()
         store = stores[PLACE]
         images = {key: value for key, value in store.about.images.items() if key != "orientation"}
@@ -1330,7 +1330,7 @@ def test_older_vectors_serve_the_pictures_that_need_no_turning(
     out = tmp_path / "vectors"
     before = {key: value for key, value in encoder.about["images"].items() if key != "orientation"}
     with monkeypatch.context() as patch:
-        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr("ivt_jax.encoding.images.as_rgb", lambda image: image.convert("RGB"))
         embed_shard(encoder, gallery, out)
     about = json.loads((out / "gallery.json").read_text())
     (out / "gallery.json").write_text(json.dumps({**about, "images": before}))

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from scipy.special import erf
 
-from ivt_jax.evaluation.embedding import embed_images
+from ivt_jax.encoding.embedding import embed_images
 from ivt_jax.retrieval.explain import heat_maps, overlay
 from tests.gallery.conftest import SIZE
 

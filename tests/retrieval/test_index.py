@@ -15,7 +15,7 @@ from PIL import Image
 from ivt_jax import index
 from ivt_jax.gallery import walk
 from ivt_jax.retrieval.places import open_store
-from ivt_jax.workdir import lock_folder
+from ivt_jax.run.workdir import lock_folder
 from tests.retrieval.conftest import GALLERY, put
 
 ROOT = Path(__file__).parent.parent.parent
@@ -396,7 +396,7 @@ def test_an_older_index_is_brought_up_to_date_on_disk(call, gallery, place, caps
     with Image.open(gallery / "a.png") as image:
         image.rotate(90, expand=True).save(gallery / "s.png", exif=exif)
     with monkeypatch.context() as patch:
-        patch.setattr("ivt_jax.images.as_rgb", lambda image: image.convert("RGB"))
+        patch.setattr("ivt_jax.encoding.images.as_rgb", lambda image: image.convert("RGB"))
         assert call() == 0
     store = open_store(place)
     images = {key: value for key, value in store.about.images.items() if key != "orientation"}

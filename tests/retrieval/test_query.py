@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS, Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.where import Comparison
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import UserError
-from ivt_jax.images import load_image
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.images import load_image
 from ivt_jax.retrieval import explain, searcher
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.searcher import Phrase, Searcher
 from ivt_jax.retrieval.store import About, Row
-from ivt_jax.workdir import folder_tokenizer
+from ivt_jax.run.workdir import folder_tokenizer
 from tests.gallery.conftest import picture
 from tests.retrieval.memory import MemoryStore
 

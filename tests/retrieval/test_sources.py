@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.gallery.walk import describe_passed
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 from qdrant_client import QdrantClient, models
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.ranking import rank_both_ways
 from ivt_jax.retrieval import places, qdrant
 from ivt_jax.retrieval.lance import LanceStore

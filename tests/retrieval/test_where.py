@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.where import All, Comparison, Missing, Not, OneOf, Some, parse
 
 FIELDS = {"camera": "integer", "speed": "number", "time": "time", "track": "text", "indoors": "boolean", "in": "text"}

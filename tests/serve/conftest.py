@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.query import Query, Term, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
 from ivt_jax.serve.app import create_app

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivt_jax.pages import INTENDED_USE
+from ivt_jax.pages.render import INTENDED_USE
 from tests.serve.conftest import PERSONS, StandIn, jpeg
 
 

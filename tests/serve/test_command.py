@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval import searcher
 from ivt_jax.serve import __main__ as command
 from ivt_jax.serve import server

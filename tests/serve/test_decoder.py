@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import UserError
-from ivt_jax.images import load_image
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.images import load_image
 from ivt_jax.serve import decoder
 from tests.serve.conftest import jpeg
 

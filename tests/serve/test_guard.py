@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from input_pipeline.errors import UserError
+from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.store import StoreError
 from ivt_jax.serve import guard, limits, server, settings
 from ivt_jax.serve.decoder import decode

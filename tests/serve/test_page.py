@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ivt_jax.pages import INTENDED_USE
+from ivt_jax.pages.render import INTENDED_USE
 from ivt_jax.retrieval.searcher import Searcher
 from ivt_jax.serve.public import read_public_url
 from tests.conftest import needs_tensorflow

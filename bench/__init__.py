@@ -1,1 +1,0 @@
-"""Comparisons with other implementations; nothing of the project needs them."""

@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the parts are, and how well phrases point at pixels."""

@@ -1,0 +1,133 @@
+"""What a conversion costs at ViT-B's size: time and peak memory of `ivt_jax.convert`, from each kind of file.
+
+    python -m ivt_jax.benchmarks.conversion --scratch=DIR      # a folder with some 4 GB free; left as it was
+
+The weights are random. Each conversion is a process of its own, from its start to the written folder; peak is the most
+memory it held. PyTorch's files are left out where PyTorch is not installed.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from configs import cuhk
+from ivt_jax.conversion import bert, clip, release, vit
+from ivt_jax.conversion.model import parameter_shapes
+from ivt_jax.conversion.tensors import Naming, shapes
+from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.run.workdir import write_record
+
+Tensors = dict[str, np.ndarray]
+
+VIT_B = {"D": 768, "F": 3072, "H": 12, "E": 64, "P": 16, "N": 197, "V": 30522, "L": 512, "depth": 12}
+OVERLAPPING = 1 + 31 * 10  # positions of the release at 384x128 pixels and stride 12
+WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
+
+
+class Case(NamedTuple):
+    """One conversion: the --source, one of its namings, and the kind of file."""
+
+    source: str
+    naming: str
+    suffix: str
+
+
+CASES = (
+    Case("release", "release", ".pth"),
+    Case("release", "release", ".safetensors"),
+    Case("vit", "timm", ".pth"),
+    Case("vit", "timm", ".safetensors"),
+    Case("vit", "google", ".npz"),
+    Case("vit", "transformers", ".safetensors"),
+    Case("clip", "openai", ".pth"),
+    Case("clip", "transformers", ".safetensors"),
+    Case("export", "our own", ".safetensors"),
+)
+NAMINGS: Mapping[str, Mapping[str, Naming]] = {
+    "release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS
+}  # fmt: skip
+CONFIG = cuhk.get_config("release")
+
+
+def random_tensors(naming: Naming, positions: int) -> Tensors:
+    """Weights of a ViT-B or of BERT-base under their names in a file, float32."""
+    rng = np.random.default_rng(0)
+    wanted = shapes(naming, {**VIT_B, "N": positions})
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
+
+
+def random_export(folder: Path) -> Tensors:
+    """The same under our own names; writes the config.json that goes with them."""
+    rng = np.random.default_rng(0)
+    write_record(folder, {"config": CONFIG.to_dict()}, None)
+    wanted = parameter_shapes(IVTConfig.from_config(CONFIG.model))
+    return {path.replace("/", "."): rng.standard_normal(shape, np.float32) for path, shape in wanted.items()}
+
+
+def write(path: Path, tensors: Tensors) -> None:
+    """Writes tensors in the kind of file that the suffix tells; a .pth as the release has it."""
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(tensors, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **tensors)  # type: ignore[arg-type]
+    else:
+        import torch
+
+        state = {f"module.{name}" if "encoder_vl" in name else name: torch.from_numpy(t) for name, t in tensors.items()}
+        torch.save({"state_dict": state, "epoch": 60, "best_acc": 0.5}, path)
+
+
+def measure(case: Case, folder: Path) -> tuple[float, float, float]:
+    """MB of the files, seconds, and peak GiB of one conversion. Raises RuntimeError where it fails."""
+    weights, text, out = folder / f"weights{case.suffix}", folder / "bert.safetensors", folder / "out"
+    if case.source == "export":
+        write(weights, random_export(folder))
+    else:
+        positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
+        write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
+    command = [sys.executable, "-m", "ivt_jax.convert", f"--source={case.source}", f"--weights={weights}"]
+    files = [weights]
+    if case.source in WITH_BERT:
+        write(text, random_tensors(bert.NAMING, 0))
+        command += ["--source_text=bert", f"--weights_text={text}"]
+        files.append(text)
+    size = sum(file.stat().st_size for file in files) / 1e6
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, f"--out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if process.stderr and status:
+        raise RuntimeError(f"{case.naming}, {case.suffix}: {process.stderr.read()}")
+    return size, seconds, usage.ru_maxrss / 2**20
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.benchmarks.conversion", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--scratch", type=Path, default=None, help="where files are written meanwhile (default: /tmp)")
+    scratch = parser.parse_args(argv).scratch
+    with_torch = importlib.util.find_spec("torch") is not None
+    print("| --source | names | file | MB | seconds | peak, GiB |\n|---|---|---|---|---|---|")
+    for case in CASES:
+        if case.suffix != ".pth" or with_torch:
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                size, seconds, peak = measure(case, Path(folder))
+            row = f"| {case.source} | {case.naming} | {case.suffix} | {size:.0f} | {seconds:.1f} | {peak:.2f} |"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

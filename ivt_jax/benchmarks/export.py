@@ -1,0 +1,122 @@
+"""What the compiled forms cost at ViT-B's size: to write one, and to use it first, by a program that knows it alone.
+
+    python -m ivt_jax.benchmarks.export --scratch=DIR      # a folder with some 3 GB free; left as it was
+
+The parameters are random, float32. Writing and using are processes of their own; peak is the most memory each held.
+Using is loading, and embedding two pictures and two texts, compiled then; the cosine is the lowest to what the model
+itself gives. ONNX is left out where onnx or onnxruntime is not installed.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ivt_jax.common.startup import set_xla_flags
+
+LOAD = {
+    "stablehlo": """
+import jax, pathlib
+encode_images, encode_texts = (
+    jax.export.deserialize(pathlib.Path(f"{side}_encoder.stablehlo").read_bytes()).call for side in ("image", "text")
+)""",
+    "saved_model": """
+import tensorflow as tf
+signatures = tf.saved_model.load(".").signatures
+encode_images = lambda images: signatures["encode_images"](images=tf.constant(images))["embeddings"]
+encode_texts = lambda ids: signatures["encode_texts"](ids=tf.constant(ids))["embeddings"]""",
+    "onnx": """
+import onnxruntime
+image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in ("image", "text"))
+encode_images = lambda images: image.run(None, {"images": images})[0]
+encode_texts = lambda ids: text.run(None, {"ids": ids})[0]""",
+}
+NEEDS = {"onnx": ("onnx", "onnxruntime")}
+USE = """
+import json, resource, time
+import numpy as np
+given = np.load("../given.npz")
+start = time.perf_counter()
+{load}
+got = np.concatenate([encode_images(given["images"]), encode_texts(given["ids"])])
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps(dict(seconds=seconds, peak=peak, cosine=float((got * given["expected"]).sum(1).min()))))
+"""
+
+
+def write(form: str, folder: Path) -> dict[str, float]:
+    """Writes one form of a random ViT-B to folder/FORM, and to folder/given.npz what is embedded, and as what."""
+    set_xla_flags()
+    import jax
+    from flax.traverse_util import unflatten_dict
+
+    from configs import cuhk
+    from input_pipeline.tokenizer import load_tokenizer
+    from ivt_jax.conversion.model import parameter_shapes
+    from ivt_jax.encoding.embedding import embed_images, embed_texts
+    from ivt_jax.export.run import COMPILED
+    from ivt_jax.export.trained import Trained
+    from ivt_jax.models.ivt import IVT, IVTConfig
+
+    config = cuhk.get_config("release")
+    config.model.dtype = "float32"
+    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(0)
+    shapes = parameter_shapes(model.config).items()
+    flat = {path: rng.normal(path.endswith("scale"), 0.05, shape).astype(np.float32) for path, shape in shapes}
+    params = unflatten_dict(flat, sep="/")
+    (folder / form).mkdir()
+    start = time.perf_counter()
+    COMPILED[form](folder / form, Trained(model, params, config, load_tokenizer()))
+    told = {"seconds": time.perf_counter() - start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    images = rng.integers(0, 256, (2, *config.model.image_size, 3), np.uint8)
+    ids = rng.integers(1, config.model.vocab_size, (2, 32), np.int32)
+    with jax.default_matmul_precision("highest"):
+        expected = [embed_images(model, params, [images]), embed_texts(model, params, ids, 2)]
+    np.savez(folder / "given.npz", images=images, ids=ids, expected=np.concatenate(expected))
+    return told
+
+
+def run(command: list[str], folder: Path | None = None) -> dict[str, float]:
+    """The last line that a command prints, which is JSON. Raises RuntimeError where it fails."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(form: str, folder: Path) -> str:
+    """One row of the table."""
+    written = run([sys.executable, "-m", "ivt_jax.benchmarks.export", f"--write={form}", f"--scratch={folder}"])
+    size = sum(file.stat().st_size for file in (folder / form).rglob("*") if file.is_file()) / 1e6
+    used = run([sys.executable, "-c", USE.format(load=LOAD[form])], folder / form)
+    cells = (
+        f"{written['seconds']:.0f} | {written['peak']:.1f} | {size:.0f} | {used['seconds']:.0f} | {used['peak']:.1f}"
+    )
+    return f"| {form} | {cells} | {1 - used['cosine']:.1e} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--scratch", type=Path, default=None, help="where files are written meanwhile (default: /tmp)")
+    parser.add_argument("--write", choices=LOAD, help="write one form alone into --scratch; tells its cost as JSON")
+    options = parser.parse_args(argv)
+    if options.write:
+        return print(json.dumps(write(options.write, options.scratch)))
+    print("| form | written in, s | peak, GiB | MB | used in, s | peak, GiB | 1 - cosine |\n" + "|---" * 7 + "|")
+    for form in LOAD:
+        if all(importlib.util.find_spec(name) for name in NEEDS.get(form, ())):
+            with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+                print(measure(form, Path(folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

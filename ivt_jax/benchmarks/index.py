@@ -1,0 +1,183 @@
+"""What a search costs: in indexes of several sizes, exact and approximate, beside FAISS and a plain matrix product.
+
+    python -m ivt_jax.benchmarks.index --scratch=DIR                        # with 4 GB free for a million rows
+    python -m ivt_jax.benchmarks.index --scratch=DIR --workdir=runs/demo    # and a sentence, with this model
+
+Random vectors around the centres of clusters, 768 numbers each, in a LanceDB index without thumbnails; queries are
+vectors of the index with noise. Each row is the time of one query, ten rows wanted, the sides by turns: `index` is
+`VectorStore.search`, `nearest` the same without the store, `matrix product` NumPy's with a full sort, as small tools do
+it, `faiss` its flat index, left out where faiss is not installed, `ivf` LanceDB's approximate index of the largest,
+with its recall. With --workdir the first row is `Searcher.search` of sentences: their tokens, embedding and phrases are
+included.
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ivt_jax.common.arguments import positive
+from ivt_jax.common.progress import progress
+from ivt_jax.common.startup import run_command
+
+if TYPE_CHECKING:
+    from ivt_jax.retrieval.lance import LanceStore
+    from ivt_jax.retrieval.store import About
+
+TOP, WANTED = 10, 100  # rows; sentences' index, in thousands of rows
+ROWS_AT_ONCE = 10_000
+WARM_UP = 3
+SENTENCES = (
+    "a woman with long brown hair in a red coat and dark blue trousers, with a red shoulder bag",
+    "a man in a grey hoodie and black jeans",
+    "a man with short black hair, a white T-shirt, blue shorts and white shoes, and a black backpack",
+    "this person has glasses and a yellow jacket",
+)
+
+
+def draw_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
+    """(count, dimension) float32 of length 1, a hundred around each centre."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((-(-count // 100), dimension), np.float32)
+    vectors = np.empty((count, dimension), np.float32)
+    for start in range(0, count, ROWS_AT_ONCE):
+        rows = vectors[start : start + ROWS_AT_ONCE]
+        rng.standard_normal(rows.shape, np.float32, rows)
+        rows += centres[rng.integers(len(centres), size=len(rows))]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return vectors
+
+
+def draw_queries(vectors: np.ndarray, count: int, seed: int = 1) -> np.ndarray:
+    """(count, D) float32 of length 1: rows with as much noise."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((count, vectors.shape[1]), np.float32) / np.sqrt(vectors.shape[1])
+    queries = vectors[rng.integers(len(vectors), size=count)] + noise
+    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_index(place: Path, about: "About", vectors: np.ndarray) -> "LanceStore":
+    """An index of the vectors, with no pictures behind them."""
+    from ivt_jax.retrieval.lance import LanceStore
+    from ivt_jax.retrieval.store import Row
+
+    store = LanceStore.create(str(place), about)
+    starts = range(0, len(vectors), ROWS_AT_ONCE)
+    for start in progress(starts, len(starts), f"{len(vectors):,} rows: ", "parts", brief=True):
+        some = enumerate(vectors[start : start + ROWS_AT_ONCE], start)
+        store.add([Row(i, f"{i:08}.jpg", f"{i:064x}", 0, 0, {}, vector, b"") for i, vector in some])
+    store.optimize()
+    return store
+
+
+def by_turns(calls: dict[str, Callable[[Any], Any]], queries: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Milliseconds of each call with each query but the first WARM_UP; every query goes to all before the next."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for query in queries:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(query)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: np.array(spent[WARM_UP:]) for name, spent in times.items()}
+
+
+def sides(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.ndarray], Any]]:
+    """The ways of searching the vectors that are compared, of which `index` is ours."""
+    from ivt_jax.gallery.nearest import nearest
+
+    calls: dict[str, Callable[[np.ndarray], Any]] = {
+        "index": lambda query: store.search(query[None], TOP, exact=True),
+        "nearest": lambda query: nearest(query[None], vectors, TOP),
+        "matrix product": lambda query: np.argsort(-(vectors @ query))[:TOP],
+    }
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        return calls
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    return {**calls, "faiss": lambda query: flat.search(query[None], TOP)}
+
+
+def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int) -> Iterator[list[str]]:
+    """A row for each size and side, and the approximate index of the largest, as they are measured."""
+    from ivt_jax.retrieval.store import About
+
+    about = About("", "", dimension, "float32", {}, {}, "", "")
+    for count in counts:
+        vectors = draw_vectors(count, dimension)
+        queries = draw_queries(vectors, WARM_UP + calls)
+        store = make_index(scratch / str(count), about, vectors)
+        size = sum(file.stat().st_size for file in (scratch / str(count)).rglob("*") if file.is_file())
+        start = time.perf_counter()
+        store.search(queries[:1], TOP, exact=True)
+        first = time.perf_counter() - start
+        times = by_turns(sides(store, vectors), list(queries))
+        for name, own in times.items():
+            note = f"{size / 1e6:,.0f} MB on disk; the first search {first:.1f} s" if name == "index" else ""
+            yield _row(name, count, own, np.median(times["index"]), note)
+        if count == max(counts):
+            start = time.perf_counter()
+            store.build_index()
+            note = f"made in {time.perf_counter() - start:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
+            ivf = functools.partial(store.search, k=TOP, exact=False)
+            spent = by_turns({"ivf": ivf}, [query[None] for query in queries])["ivf"]
+            yield _row("ivf", count, spent, np.median(times["index"]), note)
+
+
+def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
+    """Sentences asked of a searcher that is open."""
+    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.retrieval.build import state
+    from ivt_jax.retrieval.searcher import Searcher
+
+    encoder = ImageEncoder(workdir)
+    about = state(encoder, workdir, "float32", {}, scratch)
+    count = 1000 * WANTED
+    store = make_index(scratch / "sentences", about, draw_vectors(count, about.dimension))
+    searcher = Searcher(store, encoder=encoder)
+    sentences = list(itertools.islice(itertools.cycle(SENTENCES), WARM_UP + len(SENTENCES) + calls))
+    spent = by_turns({"a sentence": searcher.search}, sentences)["a sentence"][len(SENTENCES) :]  # those compile
+    return _row("a sentence", count, spent, np.median(spent), f"vectors of {about.dimension}")
+
+
+def _row(name: str, count: int, spent: np.ndarray, ours: float, note: str) -> list[str]:
+    median, late = np.percentile(spent, [50, 95])
+    return [name, f"{count:,}", f"{median:.2f}", f"{late:.2f}", f"{median / ours:.2f}", note]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, and prints each row as it comes."""
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
+        rows = search_rows(Path(scratch), args.rows, args.dimension, args.calls)
+        sentences = [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
+        for row in itertools.chain([header, ["---"] * len(header)], sentences, rows):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.index", description=__doc__.splitlines()[0])
+    parser.add_argument("--scratch", type=Path, help="folder for the indexes, which go again (the system's)")
+    parser.add_argument("--rows", type=_counts, default=[10_000, 100_000, 1_000_000], help="10000,100000,1000000")
+    parser.add_argument("--dimension", type=positive, default=768, help="numbers of a vector (768)")
+    parser.add_argument("--calls", type=positive, default=50, help="queries timed for each row (50)")
+    parser.add_argument("--workdir", type=Path, help="folder of a trained run: time sentences, too")
+    args = parser.parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+def _counts(text: str) -> list[int]:
+    return [positive(count) for count in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

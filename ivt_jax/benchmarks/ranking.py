@@ -1,0 +1,77 @@
+"""What an evaluation costs beside the embedding: time and peak memory of ranking, at the sizes of the datasets.
+
+    python -m ivt_jax.benchmarks.ranking                    # ICFG-PEDES: 19,848 captions, 19,848 images
+    python -m ivt_jax.benchmarks.ranking --queries=6156 --gallery=3074 --persons=1000 --rerank
+
+Random embeddings that lie near one of their person: the work is that of a trained model. Each row is one piece of the
+evaluation; peak is the process's so far, the embeddings included.
+"""
+
+import argparse
+import resource
+import time
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from ivt_jax.common.arguments import positive
+from ivt_jax.evaluation.calibration import fit_calibration, top_scores
+from ivt_jax.evaluation.protocols import Embeddings, reranked, standard
+from ivt_jax.evaluation.split import query_lines, summarise
+
+
+def draw_split(queries: int, gallery: int, persons: int, width: int, seed: int = 0) -> Embeddings:
+    """Embeddings of a split, (., width) float32: captions and images at some distance from their person's own."""
+    rng = np.random.default_rng(seed)
+    image_person, text_image = np.arange(gallery) % persons, np.arange(queries) % gallery
+    centres = rng.standard_normal((persons, width), np.float32)
+
+    def around(person: np.ndarray, noise: float) -> np.ndarray:
+        x = rng.standard_normal((len(person), width), np.float32)
+        x *= noise
+        x += centres[person]
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        return x
+
+    text_person = image_person[text_image]
+    image, text = around(image_person, 2.0), around(text_person, 3.0)
+    return Embeddings(image, text, image_person, text_person, text_image, np.ones(gallery, np.int64))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.ranking", description=__doc__.splitlines()[0])
+    parser.add_argument("--queries", type=positive, default=19848)
+    parser.add_argument("--gallery", type=positive, default=19848)
+    parser.add_argument("--persons", type=positive, default=1000)
+    parser.add_argument("--width", type=positive, default=768)
+    parser.add_argument("--rerank", action="store_true", help="measure k-reciprocal re-ranking, too")
+    options = parser.parse_args(argv)
+
+    found = draw_split(options.queries, options.gallery, options.persons, options.width)
+    source = SimpleNamespace(name="icfg_pedes", root=Path("nowhere"))
+    paths, captions = [""] * options.gallery, [""] * options.queries
+    pieces = {
+        "scores, intervals, protocols": lambda: summarise(found, standard(found), source, 0),
+        "queries.jsonl": lambda: deque(query_lines(found, paths, captions), maxlen=0),
+        "calibration": lambda: fit_calibration(
+            top_scores(found.text, found.image, found.text_person, found.image_person)
+        ),
+    } | ({"re-ranking": lambda: reranked(found)} if options.rerank else {})
+    print(f"{'':32}{'seconds':>10}{'peak, MiB':>12}")
+    print(f"{'embeddings':32}{'':10}{peak():>12.0f}")
+    for name, piece in pieces.items():
+        start = time.perf_counter()
+        piece()
+        print(f"{name:32}{time.perf_counter() - start:>10.1f}{peak():>12.0f}", flush=True)
+
+
+def peak() -> float:
+    """The most memory that the process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Memory and FLOPs of a training step, by formula and by XLA, before it runs."""

@@ -1,0 +1,1 @@
+"""Training: the loop, the step and its objective, the optimiser, the mesh."""

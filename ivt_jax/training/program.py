@@ -1,0 +1,73 @@
+"""What a config compiles to: the model on its mesh, the state, the training step. Needs no data and no TensorFlow."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
+from ivt_jax.training.optimizer import make_optimizer, make_schedules
+from ivt_jax.training.sharding import make_mesh, state_sharding
+from ivt_jax.training.train_step import init_state, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config compiles to: the model, its place on the mesh, and the jitted step."""
+
+    model: IVT
+    mesh: jax.sharding.Mesh
+    init: Any  # () -> TrainState, sharded
+    step: Any  # jitted: (state, global batch, hyperparameters) -> (state, scalar metrics); the state is donated
+    target: Any  # the state's shapes and shardings, to restore a checkpoint into
+    hyperparameters: Any  # () -> the step's third argument, on all devices: "values" and "rates" (hyperparameters.py)
+    hyperparameter_shapes: Any  # their shapes and shardings, to compile the step
+
+
+def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
+    """Nothing is computed or allocated here; `epoch_starts` and `total_steps` shape the learning rates."""
+    model = IVT(IVTConfig.from_config(config.model))
+    mesh = make_mesh(config.runtime.mesh)
+    schedules = make_schedules(config, epoch_starts, total_steps)
+    tx = make_optimizer(config, schedules)
+    values = plain_values(config)
+
+    def init(seed):
+        return init_state(model, tx, with_values(config, {"seed": seed}))
+
+    shapes = jax.eval_shape(init, values["seed"])
+    sharding = state_sharding(mesh, shapes)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
+
+    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
+
+    def hyperparameters():
+        return {"values": values, "rates": rate_tables(schedules, total_steps)}
+
+    def step(state, batch, inputs):
+        traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
+        rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
+        state, metrics = train_step(
+            state, batch, model=model, tx=traced_tx, config=traced, mask_id=mask_id, matching=matching
+        )
+        return state, {**metrics, "learning_rate": rate}
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    compute = jax.jit(hyperparameters, out_shardings=everywhere)
+    return Program(
+        model=model,
+        mesh=mesh,
+        init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
+        target=target,
+        hyperparameters=compute,
+        hyperparameter_shapes=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(compute)
+        ),
+    )

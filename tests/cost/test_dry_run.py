@@ -1,0 +1,94 @@
+import re
+
+import pytest
+
+from configs import cuhk, icfg, rstp, synth
+from ivt_jax.common.errors import UserError
+from ivt_jax.cost import dry_run
+from ivt_jax.cost.compiled import Compiled
+from ivt_jax.cost.flops import parameter_count, step_cost
+from ivt_jax.cost.plan import device_memory, plan_table
+
+CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
+CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release")]
+
+
+@pytest.mark.parametrize(("module", "variant"), CONFIGS, ids=[f"{m.__name__[8:]}:{v}" for m, v in CONFIGS])
+def test_every_config_is_told_without_data(module, variant):
+    config = module.get_config(variant)
+    config.data.root = "nowhere"
+    text = dry_run.dry_run(config)
+    total = int(re.search(r"Total: ([\d,]+)", text)[1].replace(",", ""))
+    assert total == parameter_count(config.model)  # the model's own shapes against the formula
+    assert str(step_cost(config)) in text
+    assert str(device_memory(config, {"data": 1, "fsdp": 1})) in text
+    assert "\nmesh: data 1 x fsdp 1, " in text
+    assert f"name: {config.data.name}" in text and "root: nowhere" in text
+
+
+def test_what_training_would_start_from_is_told(monkeypatch):
+    config = synth.get_config()
+    monkeypatch.setattr(dry_run, "plan", lambda config: f"parameters from {config.train.init_from}")
+    config.train.init_from = "weights/x"
+    assert "\nparameters from weights/x\n" in dry_run.dry_run(config)
+
+
+def test_a_config_at_fault_is_refused():
+    config = synth.get_config()
+    config.optimizer.name = "adam"
+    with pytest.raises(UserError, match=r'^optimizer.name is "adam"; expected one of sgd, adamw$'):
+        dry_run.dry_run(config)
+
+
+def test_it_tells_as_if_on_more_devices():
+    config = synth.get_config()
+    config.runtime.mesh.fsdp = 2
+    text = dry_run.dry_run(config, 4)
+    assert "\nmesh: data 2 x fsdp 2, " in text
+    assert str(device_memory(config, {"data": 2, "fsdp": 2})) in text
+    with pytest.raises(UserError, match="does not fit 1 devices"):
+        dry_run.dry_run(config)
+    with pytest.raises(UserError, match=r"data.batch_size 32 is not a multiple of the 3 devices"):
+        dry_run.dry_run(config, 3)
+
+
+def test_the_plan_says_which_figures_are_formula_and_which_compiled(monkeypatch):
+    monkeypatch.setattr(dry_run, "compile_config", lambda config: Compiled(10**9, 2 * 10**9, 5 * 10**12, 1))
+    config = synth.get_config()
+    table, formula, xla = dry_run.dry_run_plan(config)
+    assert table == plan_table(config) and table.startswith("Every figure of this table is by formula")
+    assert formula.startswith(
+        "\nthe config as given, on this machine's 8 cpu devices:\nmemory per device, by formula: "
+    )
+    assert xla == (
+        "memory per device, compiled: 3.00 GB (state and batch 1.000, temporary 2.000); matrix products 5.000 TFLOPs"
+    )
+    assert formula.count("by formula") == 1  # float32 is kept as it is: one figure is enough
+    config.data.batch_size, config.bmm.rows = 28, 0
+    *_, last = dry_run.dry_run_plan(config)
+    assert last.endswith("not compiled: data.batch_size 28 is not a multiple of the 8 devices")
+
+
+def test_dry_run_and_plan_say_why_their_memory_differs(monkeypatch):
+    """XLA computes bfloat16 in float32 on a CPU before JAX 0.11, so 2 bytes a number are too few there."""
+    monkeypatch.setattr(dry_run, "compile_config", lambda config: Compiled(10**9, 2 * 10**9, 5 * 10**12, 1))
+    monkeypatch.setattr(dry_run.jax, "__version_info__", (0, 10, 2))
+    config = synth.get_config()
+    config.model.dtype = "bfloat16"
+    sizes = {"data": 8, "fsdp": 1}
+    as_kept, widened = device_memory(config, sizes), device_memory(config, sizes, widened=True)
+    assert (as_kept.number, widened.number) == (2, 4) and widened.total > as_kept.total
+    assert " GB with activations of 2 bytes a number (" in str(as_kept)
+    reason = "The formula is for 8 devices, with activations kept in model.dtype bfloat16."
+    text = dry_run.dry_run(config, 8)
+    assert f"\n{as_kept}\n{reason} Nothing was compiled: --plan adds XLA's own figure for this machine." in text
+    _, formula, _ = dry_run.dry_run_plan(config)
+    first, why, second, *why_not = formula.splitlines()[2:-1]
+    assert first.startswith(f"{as_kept}; matrix products ") and (why, second) == (reason, str(widened))
+    assert why_not == [
+        "As above, with activations kept in float32.",
+        "On a CPU, XLA of JAX before 0.11 keeps a part of them so: its own figure lies between the two.",
+    ]
+    monkeypatch.setattr(dry_run.jax, "__version_info__", (0, 11, 2))
+    _, formula, _ = dry_run.dry_run_plan(config)
+    assert str(as_kept) in formula and str(widened) not in formula

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import decoding
+from ivt_jax.common.errors import UserError
+from ivt_jax.encoding import images
+
+
+def test_load_image_is_bilinear_with_antialiasing(tmp_path):
+    # Halving the width with a triangle filter: at the first output pixel the weights are 3/7, 3/7, 1/7 for the first
+    # three input pixels, so (0 * 3 + 80 * 3 + 160) / 7 = 57.1; at the second (80 + 160 * 3 + 240 * 3) / 7 = 182.9.
+    Image.fromarray(np.array([[0, 80, 160, 240]], np.uint8)).save(tmp_path / "grey.png")
+    loaded = images.load_image(tmp_path / "grey.png", (1, 2))
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, [[[57, 57, 57], [183, 183, 183]]])
+
+
+def test_load_image_keeps_the_pixels_of_an_image_of_the_right_size(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "crop.bmp")
+    np.testing.assert_array_equal(images.load_image(tmp_path / "crop.bmp", (6, 3)), pixels)
+
+
+def noisy_jpeg(path, size=(40, 30)):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = noisy_jpeg(tmp_path / "cut.jpg")
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(UserError, match=r"cut\.jpg: .*truncated"):
+        images.load_image(path, (8, 4))
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "note.jpg").write_text("hello")
+    with pytest.raises(UserError, match=r"note\.jpg: not a readable image"):
+        images.load_image(tmp_path / "note.jpg", (8, 4))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg"):
+        images.load_image(tmp_path / "gone.jpg", (8, 4))
+
+
+def test_the_size_is_checked_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 30 - 1)
+    path = noisy_jpeg(tmp_path / "big.jpg")
+    path.write_bytes(path.read_bytes()[:-700])  # decoding would complain of this
+    with pytest.raises(UserError, match=r"big\.jpg: 30 x 40 pixels are too many"):
+        images.load_image(path, (8, 4))
+
+
+def test_normalise():
+    np.testing.assert_allclose(images.normalise(np.array([0, 51, 255], np.uint8)), [-1, -0.6, 1], atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_erase_fills_the_box_and_nothing_else(compiled):
+    key, shape = jax.random.key(3), (4, 6, 3)
+    image = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + 100
+    erase = jax.jit(images.erase) if compiled else images.erase
+    erased = np.asarray(erase(key, image, jnp.array([1, 2, 2, 3])))
+
+    expected = np.array(image)
+    expected[1:3, 2:5] = np.asarray(jax.random.normal(key, shape))[1:3, 2:5]
+    np.testing.assert_array_equal(erased, expected)
+    assert np.abs(erased[1:3, 2:5]).max() < 6  # noise of unit variance, where there was 100 and more
+    np.testing.assert_array_equal(erase(key, image, jnp.zeros(4, jnp.int32)), image)  # no box

@@ -1,0 +1,181 @@
+"""What training starts from: parameters of another folder, fitted to the config's model, on the mesh."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from configs import synth
+from ivt_jax.common.errors import UserError
+from ivt_jax.conversion.positions import resize_positions
+from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.run.checkpoint import Checkpoints, export_params
+from ivt_jax.training import loop
+from ivt_jax.training.init_from import given_params, plan
+from ivt_jax.training.program import build_program
+from ivt_jax.training.train_step import TrainState
+
+POSITIONS, TYPES = "image_embedding/pos_embed", "image_embedding/type_embed"
+
+
+def tiny_config(**changes):
+    config = synth.get_config()
+    config.update_from_flattened_dict(
+        {"model.image_size": (24, 12), "model.patch_size": 6, "model.stride": 6, "model.width": 8, "model.depth": 2,
+         "model.num_heads": 2, "model.vocab_size": 40, **{key.replace("__", "."): v for key, v in changes.items()}}
+    )  # fmt: skip
+    return config
+
+
+def random_params(config, seed=0):
+    model = IVT(IVTConfig.from_config(config.model))
+    shapes = flatten_dict(jax.eval_shape(lambda: model.init(jax.random.key(0))["params"]), sep="/")
+    rng = np.random.default_rng(seed)
+    return {path: rng.normal(size=value.shape).astype(np.float32) for path, value in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(params, config) writes an export; returns its path."""
+
+    def write(flat, config):
+        export_params(tmp_path / "weights/params", unflatten_dict(flat, sep="/"))
+        (tmp_path / "weights/config.json").write_text(json.dumps({"config": config.to_dict()}))
+        return str(tmp_path / "weights")
+
+    return write
+
+
+def test_without_a_folder_nothing_is_given():
+    assert given_params(tiny_config()) == ({}, "") and plan(tiny_config()) == ""
+
+
+def test_equal_sizes_are_loaded_bit_for_bit(folder):
+    flat = random_params(tiny_config())
+    config = tiny_config(train__init_from=folder(flat, tiny_config()))
+    given = given_params(config)
+    jax.tree.map(np.testing.assert_array_equal, given.params, flat)
+    assert given.told == f"parameters from {config.train.init_from}, step 0: {len(flat)} loaded" == plan(config)
+
+
+def test_another_grid_is_resized_and_what_only_training_needs_may_lack(folder):
+    old, new = tiny_config(), tiny_config(model__image_size=(30, 18), model__stride=4)  # 4x2 and 7x4 patches
+    flat = {path: value for path, value in random_params(old).items() if not path.startswith("word_head/")}
+    new.train.init_from = folder(flat, old)
+    given = given_params(new)
+    for path in (POSITIONS, TYPES):
+        np.testing.assert_array_equal(given.params[path], resize_positions(flat[path], (4, 2), (7, 4)))
+    others = given.params.keys() - {POSITIONS, TYPES}
+    assert others == flat.keys() - {POSITIONS, TYPES}
+    for path in others:
+        np.testing.assert_array_equal(given.params[path], flat[path])
+    end = f"resized 4x2 -> 7x4: {POSITIONS}, {TYPES}; initialised: word_head/bias, word_head/kernel, "
+    assert end in given.told and given.told == plan(new)
+
+
+def test_all_that_reconstruction_alone_needs_may_lack(folder):
+    alone = ("word_head/", "patch_head/", "image_embedding/mask_token")
+    config = tiny_config()
+    flat = {path: value for path, value in random_params(config).items() if not path.startswith(alone)}
+    config.train.init_from = folder(flat, config)
+    given = given_params(config)
+    assert given.params.keys() == flat.keys() < random_params(config).keys()
+    drawn = sorted(random_params(config).keys() - flat.keys())
+    assert "image_embedding/mask_token" in drawn
+    assert sorted(given.told.partition("initialised: ")[2].split(", ")) == drawn and given.told == plan(config)
+
+
+def test_as_many_patches_in_another_grid_are_resized(folder):
+    old, new = tiny_config(), tiny_config(model__image_size=(12, 24))  # 4x2 and 2x4 patches
+    flat = random_params(old)
+    new.train.init_from = folder(flat, old)
+    np.testing.assert_array_equal(given_params(new).params[TYPES], resize_positions(flat[TYPES], (4, 2), (2, 4)))
+
+
+def test_a_run_gives_its_best_checkpoint(tmp_path):
+    config = tiny_config()
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in ((1, 20.0), (2, 10.0)):
+        params = unflatten_dict(random_params(config, seed=step), sep="/")
+        state = TrainState(np.int32(step), params, (params, ()), np.int32(0))
+        checkpoints.save(step, state, {"val/t2i/R1": score})
+    checkpoints.close()
+    (tmp_path / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+    config.train.init_from = str(tmp_path)
+    given = given_params(config)
+    jax.tree.map(np.testing.assert_array_equal, given.params, random_params(config, seed=1))
+    assert given.told.startswith(f"parameters from {tmp_path}, step 1: ") and given.told == plan(config)
+
+
+FAULTS = [
+    (
+        {"model__width": 16},
+        (),
+        r"train.init_from: blocks/attn/proj/bias of .* has shape \(2, 8\), the config wants \(2, 16\)",
+    ),
+    ({"model__vocab_size": 41}, (), r"text_embedding/word of .* has shape \(40, 8\), the config wants \(41, 8\)"),
+    ({"model__depth": 3}, (), r"blocks/attn/proj/bias of .* has shape \(2, 8\), the config wants \(3, 8\)"),
+    ({"model__num_heads": 4}, (), r"of a model with another num_heads; set --config.model.num_heads=2$"),
+    (
+        {"model__norm_epsilon": 1e-5},
+        (),
+        r"of a model with another norm_epsilon; set --config.model.norm_epsilon=1e-06$",
+    ),
+    (
+        {"model__image_norm": True, "model__image_activation": "quick_gelu"},
+        (),
+        r"another image_norm, image_activation; set --config.model.image_norm=False "
+        r"--config.model.image_activation=gelu$",
+    ),
+    ({}, ("blocks/norm/bias",), r"^train.init_from: .*, step 0: blocks/norm/bias is missing; export or convert again$"),
+    ({}, (POSITIONS,), r"step 0: image_embedding/pos_embed is missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "without", "message"), FAULTS)
+def test_a_misfit_is_one_line_that_names_the_parameter(folder, changes, without, message):
+    flat = {path: value for path, value in random_params(tiny_config()).items() if path not in without}
+    config = tiny_config(**changes, train__init_from=folder(flat, tiny_config()))
+    for read in (plan, given_params):
+        with pytest.raises(UserError) as error:
+            read(config)
+        assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_a_parameter_that_the_model_lacks_is_named(folder):
+    flat = {**random_params(tiny_config()), "fusion/kernel": np.ones(3, np.float32)}
+    with pytest.raises(UserError, match=r"step 0: fusion/kernel has shape \(3,\), and the model of its config has no "):
+        plan(tiny_config(train__init_from=folder(flat, tiny_config())))
+
+
+def test_words_of_another_tokenizer_are_refused(folder, tmp_path):
+    """Its words are as many as the config's, but stand in another order."""
+    config = tiny_config()
+    (tmp_path / "vocabulary").mkdir()
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(config.model.vocab_size - 5))]
+    (tmp_path / "vocabulary/vocab.txt").write_text("\n".join(entries))
+    config.text.tokenizer = str(tmp_path / "vocabulary")
+    config.train.init_from = given = folder(random_params(config), config)
+    assert given_params(config).params.keys() == random_params(config).keys()  # a folder that records none
+    record = json.loads((Path(given) / "config.json").read_text())
+    (Path(given) / "config.json").write_text(json.dumps(record | {"tokenizer": "0" * 64}))
+    with pytest.raises(UserError, match=r"was made with tokenizer 0{12}, but text.tokenizer=.* is now [0-9a-f]{12}: "):
+        given_params(config)
+
+
+def test_the_state_holds_what_is_given_on_its_mesh(folder):
+    """The parameters that are not given are the random ones, the optimiser's memory is empty, shardings stay."""
+    config = tiny_config(runtime__mesh__fsdp=2)
+    flat = {path: value for path, value in random_params(config).items() if not path.startswith("patch_head/")}
+    config.train.init_from = folder(flat, config)
+    program = build_program(config, np.array([0, 10]), 10, mask_id=4)
+    state = loop.start_state(program, given_params(config).params)
+    random = program.init()
+    expected = {**flatten_dict(random.params, sep="/"), **flat}
+    jax.tree.map(np.testing.assert_array_equal, flatten_dict(state.params, sep="/"), expected)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, random.opt_state)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, program.target)
