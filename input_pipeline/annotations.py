@@ -57,6 +57,11 @@ LAYOUTS = {
 DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
 
 
+def title_of(name: str) -> str:
+    """Returns what people call a dataset, such as "CUHK-PEDES" for "cuhk_pedes"; an unknown name as it is."""
+    return LAYOUTS[name].folder if name in LAYOUTS else name
+
+
 @dataclasses.dataclass(frozen=True)
 class Annotations:
     """A dataset as its annotation file states it: the file, the folder of the images, the records in their order."""

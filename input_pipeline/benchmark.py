@@ -25,8 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import cuhk
 from input_pipeline.synthetic.bulk import FORMATS, Counts, write
-from ivt_jax.common.arguments import positive
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, positive
 
 _SPLITS = {"train": Counts(300, 900, 1800), "val": Counts(2, 4, 8), "test": Counts(2, 4, 8)}
 _WARM_UP = 10  # batches of each side

@@ -46,8 +46,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from input_pipeline.variants import README, SPLITS
-from ivt_jax.common.arguments import positive
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lines_of, printable, write_text
 from ivt_jax.common.messages import SHOWN, counted, first_few

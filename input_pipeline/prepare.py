@@ -31,8 +31,7 @@ from pathlib import Path, PurePosixPath
 
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
-from ivt_jax.common.arguments import share
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, share
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lines_of, refuse_path
 from ivt_jax.common.messages import counted

@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import synth
-from ivt_jax.common.arguments import positive
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds

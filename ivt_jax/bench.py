@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from ivt_jax.common.arguments import positive, seconds
+from ivt_jax.common.command import positive, seconds
 from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.files import write_text
 from ivt_jax.common.startup import run_command, set_environment

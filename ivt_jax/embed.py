@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.messages import install
 from ivt_jax.common.startup import run_command

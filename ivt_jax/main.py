@@ -88,7 +88,7 @@ def evaluate(workdir: Path, config: Any) -> None:
     import jax
 
     from ivt_jax.evaluation import cross_domain, run
-    from ivt_jax.report import write_report
+    from ivt_jax.pages.report import write_report
 
     first = jax.process_index() == 0
     if DATASETS.value:

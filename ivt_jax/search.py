@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress

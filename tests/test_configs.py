@@ -18,7 +18,6 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
 from ivt_jax.common.errors import UserError
-from ivt_jax.cost.compiled import batch_shapes
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
@@ -27,7 +26,7 @@ from ivt_jax.run.checkpoint import export_params
 from ivt_jax.training import loop
 from ivt_jax.training.objective import objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
-from ivt_jax.training.program import build_program
+from ivt_jax.training.program import batch_shapes, build_program
 from ivt_jax.training.sharding import make_mesh
 
 

@@ -22,7 +22,7 @@ CONFINED = {
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
     "orbax": {"ivt_jax.run.checkpoint"},
     "clu": {"ivt_jax.training.metrics"},
-    "torch": {"ivt_jax.conversion.files", "ivt_jax.benchmarks.conversion"},
+    "torch": {"ivt_jax.conversion.files", "ivt_jax.benchmarks.conversion", "ivt_jax.benchmarks.torch_reference"},
     "safetensors": {
         "ivt_jax.conversion.files",
         "ivt_jax.benchmarks.conversion",
@@ -55,12 +55,36 @@ WITHOUT_TENSORFLOW = [
 ]  # fmt: skip
 
 
+# The folders, from the ground up: a module imports from its own folder and from lower floors.
+FLOORS = [
+    ("ivt_jax.common",),
+    ("configs",),
+    ("input_pipeline", "ivt_jax.models", "ivt_jax.losses"),
+    ("ivt_jax.conversion",),
+    ("ivt_jax.run",),
+    ("ivt_jax.encoding",),
+    ("ivt_jax.evaluation", "ivt_jax.gallery"),
+    ("ivt_jax.pages",),
+    ("ivt_jax.training", "ivt_jax.export", "ivt_jax.retrieval"),
+    ("ivt_jax.cost", "ivt_jax.serve"),
+    ("ivt_jax.benchmarks",),
+    ("ivt_jax",),
+]
+
+
 def module_name(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def folder_of(name):
+    """The folder of a module; a package belongs to itself, and input_pipeline has one floor."""
+    if name.startswith("input_pipeline."):
+        return "input_pipeline"
+    return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
 def imports(name):
@@ -95,14 +119,32 @@ def test_models_and_losses_import_nothing_of_ours_outside_their_folder(folder):
             assert not outside, name
 
 
-def test_the_input_pipeline_does_not_know_the_model():
+def test_the_input_pipeline_knows_of_ivt_jax_the_common_code_alone():
     for name in FILES:
         if name.startswith("input_pipeline"):
-            assert not {module for module in OURS[name] if module.startswith("ivt_jax")}, name
+            ours = {module for module in OURS[name] if module.startswith("ivt_jax")}
+            assert all(module.startswith("ivt_jax.common.") for module in ours), name
+
+
+def test_imports_lead_to_the_own_folder_or_to_a_lower_one():
+    floors = [folder_of(name) for name in FILES]
+    assert set(floors) == {folder for floor in FLOORS for folder in floor}
+    height = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
+    upward = [
+        f"{name} -> {module}"
+        for name, modules in OURS.items()
+        for module in modules
+        if folder_of(name) != folder_of(module) and height[folder_of(name)] <= height[folder_of(module)]
+    ]
+    assert not upward
+
+
+def test_the_top_of_ivt_jax_holds_at_most_ten_modules():
+    assert len(list((ROOT / "ivt_jax").glob("*.py"))) <= 10
 
 
 def test_nobody_imports_a_command():
-    commands = {name for name in FILES if name.split(".")[-1] in ("main", "__main__")}
+    commands = {name for name in FILES if name.split(".")[-1] == "__main__" or folder_of(name) == "ivt_jax"}
     assert "ivt_jax.main" in commands
     assert not [(name, commands & OURS[name]) for name in FILES if commands & OURS[name]]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
-from ivt_jax.common.arguments import not_negative, positive
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,8 +26,7 @@ from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.persons import draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import draw_scene
-from ivt_jax.common.arguments import not_negative, positive
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, not_negative, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.progress import progress

@@ -21,9 +21,8 @@ import numpy as np
 
 from configs import cuhk
 from ivt_jax.conversion import bert, clip, release, vit
-from ivt_jax.conversion.model import parameter_shapes
 from ivt_jax.conversion.tensors import Naming, shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.run.workdir import write_record
 
 Tensors = dict[str, np.ndarray]

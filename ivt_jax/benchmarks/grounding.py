@@ -28,7 +28,7 @@ from PIL import Image
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.parts import label_parts, list_shots
 from input_pipeline.synthetic.persons import NONE, Attributes
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 

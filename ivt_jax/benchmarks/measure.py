@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ivt_jax.benchmarks.ranking import draw_split
 from ivt_jax.cost.compiled import analyse
-from ivt_jax.cost.flops import num_patches, tower_flops
+from ivt_jax.cost.flops import tower_flops
 from ivt_jax.cost.plan import device_flops
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
@@ -89,7 +89,7 @@ def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], 
     c, length, rng = model.config, config.text.length["sentence"], np.random.default_rng(0)
     if piece == "images":
         given: Any = rng.integers(0, 256, (config.data.batch_size, *c.image_size, 3), np.uint8)
-        tokens, embedding = 1 + num_patches(config.model), 2 * c.num_patches * 3 * c.patch_size**2 * c.width
+        tokens, embedding = 1 + c.num_patches, 2 * c.num_patches * 3 * c.patch_size**2 * c.width
     else:
         given = rng.integers(5, c.vocab_size, (config.data.batch_size, length), np.int32)
         tokens, embedding = length, 0

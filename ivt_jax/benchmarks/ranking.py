@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.evaluation.calibration import fit_calibration, top_scores
 from ivt_jax.evaluation.protocols import Embeddings, reranked, standard
 from ivt_jax.evaluation.split import query_lines, summarise

@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.messages import install
@@ -62,7 +62,7 @@ def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
 
     program = build_program(config, np.array([0, 10**6]), 1000, mask_id=4)
     state, batch, hyperparameters = program.init(), jax.device_put(random_batch(config)), program.hyperparameters()
-    np.savez(weights, **release_from_params(jax.device_get(state.params)))
+    np.savez(weights, **release_from_params(jax.device_get(state.params)))  # type: ignore[arg-type]
     step = program.step.lower(state, batch, hyperparameters).compile()
 
     def take() -> float:

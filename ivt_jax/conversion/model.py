@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import Flat, Row, Sizes
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 
 
 class Conversion(NamedTuple):
@@ -55,12 +55,6 @@ def complete(flat: Flat, sizes: Sizes, model: IVTConfig, seed: int, rows: Sequen
     drawn = initial_params(model, missing, seed)
     made = [Row("initialised", "", shapes[path], f"{path}, from seed {seed}") for path in missing]
     return Conversion(model, unflatten_dict({**flat, **drawn}, sep="/"), [*rows, *made])
-
-
-def parameter_shapes(model: IVTConfig) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a model; nothing is allocated."""
-    shapes = jax.eval_shape(lambda: IVT(model).init(jax.random.key(0))["params"])
-    return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}
 
 
 def initial_params(model: IVTConfig, paths: Sequence[str], seed: int) -> Flat:

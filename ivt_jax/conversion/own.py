@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from ivt_jax.conversion.model import Conversion, parameter_shapes
+from ivt_jax.conversion.model import Conversion
 from ivt_jax.conversion.tensors import Naming, read, rule
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 
 
 def convert_own(tensors: Mapping[str, np.ndarray], file: str, model: IVTConfig) -> Conversion:

@@ -6,10 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
-from ivt_jax.training.program import build_program
-from ivt_jax.training.sharding import BATCH
+from ivt_jax.training.program import batch_shapes, build_program
 
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)|branch_computations=\{(.*?)\}")
@@ -17,16 +15,15 @@ CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)|branch_computations=\
 
 @dataclass(frozen=True)
 class Compiled:
-    """Of one device. arguments: state and batch. temporary: all else that is alive at once, by XLA's buffer assignment.
+    """XLA's figures for one device, in bytes and FLOPs.
 
-    products: FLOPs of the matrix products, loops by their length. counted: XLA's own count, which adds one FLOP for
-    each number that any other operation makes, and takes the body of a loop once.
+    arguments: state and batch. temporary: everything else that is alive at once, by XLA's buffer assignment.
+    products: FLOPs of the matrix products; the body of a loop counts as often as it runs.
     """
 
     arguments: int
     temporary: int
     products: int
-    counted: int
 
     @property
     def total(self) -> int:
@@ -56,25 +53,7 @@ def analyse(compiled: Any, uncounted: int = 0) -> Compiled:
         arguments=memory.argument_size_in_bytes - uncounted,
         temporary=memory.temp_size_in_bytes + grown,
         products=matrix_products(compiled.as_text()),
-        counted=int(compiled.cost_analysis()["flops"]),
     )
-
-
-def batch_shapes(config: Any, mesh: Mesh) -> dict[str, Any]:
-    """The shapes of a global batch (input_pipeline/pipeline.py), split over the mesh."""
-    batch, length, views = config.data.batch_size, config.text.length, config.mla.views
-
-    def rows(*shape, dtype=np.int32):
-        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
-
-    return {
-        "images": rows(views, *config.model.image_size, 3, dtype=np.uint8),
-        "erase": rows(views, 4),
-        "text": {level: rows(length[level]) for level in {*config.mla.levels, "sentence"}},
-        "words": rows(length["sentence"]),
-        "person_ids": rows(),
-        "pair_ids": rows(),
-    }
 
 
 def matrix_products(text: str) -> int:

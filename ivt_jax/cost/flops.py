@@ -4,11 +4,12 @@ A multiply-add counts as two FLOPs. Counted are the matrix products of the train
 and the optimiser. `ivt_jax/cost/plan.py` has the memory.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ivt_jax.models.patches import num_patches
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}  # numbers kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -57,7 +58,7 @@ class StepCost:
 def step_cost(config: Mapping[str, Any]) -> StepCost:
     """The cost of one step of a run; `config` as in configs/default.py, a ConfigDict or nested dicts."""
     model, mla, bmm = config["model"], config["mla"], config["bmm"]
-    width, patches, pixels = model["width"], num_patches(model), 3 * model["patch_size"] ** 2
+    width, patches, pixels = model["width"], _patches(model), 3 * model["patch_size"] ** 2
     passes = tower_passes(config)
 
     def encoder(kind: str) -> int:
@@ -81,7 +82,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
 def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
     """What goes through the blocks in one step, over the global batch."""
     mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
-    batch, image = config["data"]["batch_size"], 1 + num_patches(config["model"])
+    batch, image = config["data"]["batch_size"], 1 + _patches(config["model"])
     passes = []
     if mla["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
@@ -128,65 +129,5 @@ def kept_tokens(tokens: int, bmm: Mapping[str, Any]) -> int:
     return tokens - int(bmm["align_ratio"] / 2 * (tokens - 1) + 1e-4) if bmm["align"] == "fast" else tokens
 
 
-def num_patches(model: Mapping[str, Any]) -> int:
-    """Patches of an image; they overlap where the stride is below the patch size."""
-    rows, columns = ((extent - model["patch_size"]) // model["stride"] + 1 for extent in model["image_size"])
-    return rows * columns
-
-
-def parameter_count(model: Mapping[str, Any]) -> int:
-    """All parameters, the reconstruction heads included."""
-    return sum(parameter_counts(model).values())
-
-
-def parameter_counts(model: Mapping[str, Any]) -> dict[str, int]:
-    """Parameters by part of the model; the word decoder is tied to the word embedding and counts there."""
-    counts: dict[str, int] = {}
-    for name, shape in parameter_shapes(model).items():
-        part = name.partition("/")[0]
-        counts[part] = counts.get(part, 0) + math.prod(shape)
-    return counts
-
-
-def parameter_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Path of every parameter -> its shape, as `IVT.init` makes them."""
-    width, vocab, depth = model["width"], model["vocab_size"], model["depth"]
-    hidden, pixels, tokens = int(width * model["mlp_ratio"]), 3 * model["patch_size"] ** 2, 1 + num_patches(model)
-    mlp = {**_dense("fc1", width, hidden, depth), **_dense("fc2", hidden, width, depth)}
-    parts = {
-        "image_embedding": {
-            **_dense("", pixels, width),
-            **{name: (1, 1, width) for name in ("cls", "mask_token")},
-            **{name: (1, tokens, width) for name in ("pos_embed", "type_embed")},
-            **(_norm("norm", width) if model["image_norm"] else {}),
-        },
-        "text_embedding": {
-            "word": (vocab, width),
-            "position": (model["max_text_length"], width),
-            "token_type": (2, width),
-            **_norm("", width),
-        },
-        "blocks": {
-            **_norm("norm1", depth, width),
-            **_under("attn", _dense("qkv", width, 3 * width, depth) | _dense("proj", width, width, depth)),
-            **_norm("norm2", depth, width),
-            **_under("mlp_vis", mlp),
-            **_under("mlp_txt", mlp),
-            **_norm("norm", width),
-        },
-        "word_head": {**_dense("", width, width), **_norm("norm", width), "output/bias": (vocab,)},
-        "patch_head": _dense("", width, pixels),
-    }
-    return {name: shape for part, shapes in parts.items() for name, shape in _under(part, shapes).items()}
-
-
-def _under(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {f"{name}/{inner}".strip("/"): shape for inner, shape in shapes.items()}
-
-
-def _dense(name: str, inputs: int, outputs: int, *stack: int) -> dict[str, tuple[int, ...]]:
-    return _under(name, {"kernel": (*stack, inputs, outputs), "bias": (*stack, outputs)})
-
-
-def _norm(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
-    return _under(name, {"scale": shape, "bias": shape})
+def _patches(model: Mapping[str, Any]) -> int:
+    return num_patches(model["image_size"], model["patch_size"], model["stride"])

@@ -14,12 +14,12 @@ from ivt_jax.cost.flops import (
     OPTIMIZER_SLOTS,
     Pass,
     matching_side,
-    num_patches,
-    parameter_shapes,
     predicted_words,
     step_cost,
     tower_passes,
 )
+from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.models.patches import num_patches
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {
@@ -85,7 +85,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices = math.prod(sizes.values())
-    shapes = parameter_shapes(model)
+    shapes = parameter_shapes(IVTConfig.from_config(model))
     held = {name: 4 * math.prod(shape) // place(name, shape, sizes).parts for name, shape in shapes.items()}
     parameters = sum(held.values())
     mlp = sum(size for name, size in held.items() if "/mlp_" in name)
@@ -167,7 +167,8 @@ def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
 
 def embedding_bytes(p: Pass, config: Mapping[str, Any], size: int) -> int:
     """What is kept outside the blocks: the patches, the tokens and, of texts, the embedding's norm."""
-    model, patches = config["model"], num_patches(config["model"])
+    model = config["model"]
+    patches = num_patches(model["image_size"], model["patch_size"], model["stride"])
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else patches * 3 * model["patch_size"] ** 2 * size
     return p.rows * (patch_bytes + 4 * model["width"] * (p.tokens + 3 * texts))

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from input_pipeline.annotations import title_of
 from input_pipeline.statistics import PUBLISHED
-from ivt_jax.report import DATASETS
 
 FRONT = """---
 license: other # yours to choose, within what the terms of data and initial weights allow
@@ -104,7 +104,7 @@ def title(record: Mapping[str, Any]) -> str:
 
 def dataset(record: Mapping[str, Any]) -> str:
     """The name as its authors write it."""
-    return DATASETS[record["config"]["data"]["name"]]
+    return title_of(record["config"]["data"]["name"])
 
 
 def data(record: Mapping[str, Any]) -> str:

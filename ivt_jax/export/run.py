@@ -15,10 +15,9 @@ from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
 from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.report import read_json
 from ivt_jax.run.checkpoint import export_params, restore_params
 from ivt_jax.run.parameter_file import NAME, model_digest, write_parameter_file
-from ivt_jax.run.workdir import folder_tokenizer, load_record, write_record
+from ivt_jax.run.workdir import folder_tokenizer, load_record, read_json, write_record
 
 
 def write_orbax(folder: Path, trained: Trained) -> None:

@@ -6,14 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivt_jax.models.blocks import layer_norm
+from ivt_jax.models.patches import patch_grid
 
 TEXT_NORM_EPSILON = 1e-12  # BERT's; the tower's own norms have `norm_epsilon`, ViT's 1e-6
-
-
-def patch_grid(image_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches; a stride below the patch size makes them overlap."""
-    height, width = image_size
-    return (height - patch_size) // stride + 1, (width - patch_size) // stride + 1
 
 
 def extract_patches(images: jax.Array, patch_size: int, stride: int) -> jax.Array:

@@ -6,16 +6,19 @@ tokens = model.apply({"params": params}, images, method="encode_image")   # embe
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from ivt_jax.models.blocks import NORM_EPSILON, Blocks
-from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding, patch_grid
+from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding
 from ivt_jax.models.heads import PatchHead, WordHead
+from ivt_jax.models.patches import num_patches, patch_grid
 
 PAD_ID = 0  # the tokenizer asserts it; the mask of a row of ids is ids != PAD_ID
 
@@ -84,7 +87,7 @@ class IVTConfig:
 
     @property
     def num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return num_patches(self.image_size, self.patch_size, self.stride)
 
 
 class IVT(nn.Module):
@@ -185,3 +188,10 @@ def _select(tokens: jax.Array, mask: jax.Array | None, keep: Selection) -> tuple
         mask = jnp.take_along_axis(mask, indices, axis=1)
         return tokens, mask if valid is None else mask & valid
     return tokens, None if valid is None else jnp.broadcast_to(valid, indices.shape)
+
+
+@functools.cache
+def parameter_shapes(model_config: IVTConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its path, such as "blocks/attn/qkv/kernel"; allocates nothing."""
+    shapes = jax.eval_shape(lambda: IVT(model_config).init(jax.random.key(0))["params"])
+    return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}

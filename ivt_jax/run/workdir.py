@@ -229,6 +229,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one where the file lacks."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
     """A recorded config with the keys that it lacks and `config` has, at their defaults.
 

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
-from ivt_jax.cost.flops import BYTES, OPTIMIZER_SLOTS, num_patches
 from ivt_jax.models.blocks import ACTIVATIONS, ATTENTION_KERNELS
+from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
 from ivt_jax.run.workdir import flatten
+from ivt_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
     "data.name": tuple(LAYOUTS),
@@ -21,10 +22,10 @@ CHOICES = {
     "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
     "model.image_activation": tuple(ACTIVATIONS),
-    "model.dtype": tuple(BYTES),
+    "model.dtype": ("float32", "bfloat16"),
     "model.attention": tuple(ATTENTION_KERNELS),
     "bmm.align": ("off", "exact", "fast"),
-    "optimizer.name": tuple(OPTIMIZER_SLOTS),
+    "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": ("released", "smooth"),
     "runtime.on_damage": ON_DAMAGE,
     "runtime.matching": ("global", "sharded"),
@@ -206,8 +207,10 @@ def _patch_faults(config: ConfigDict) -> Iterator[str]:
     model, size = config.model, tuple(config.model.image_size)
     if min(size) < model.patch_size:
         yield f"model.image_size {size} is smaller than model.patch_size {model.patch_size}"
-    elif config.bmm.patch_weight and int(config.bmm.patch_ratio * num_patches(model)) < 1:
-        yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {num_patches(model)} patches"
+        return
+    patches = num_patches(size, model.patch_size, model.stride)
+    if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
+        yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
 
 
 def find_geometry_faults(config: ConfigDict) -> Iterator[str]:

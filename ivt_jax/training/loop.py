@@ -20,11 +20,10 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
-from ivt_jax.cost.compiled import batch_shapes
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
-from ivt_jax.report import read_json, write_report
+from ivt_jax.pages.report import write_report
 from ivt_jax.run import preemption
 from ivt_jax.run.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.run.digests import set_damaged_aside
@@ -34,6 +33,7 @@ from ivt_jax.run.workdir import (
     hold_workdir,
     load_config,
     make_workdir,
+    read_json,
     record_config,
     recorded_pictures,
     refuse_other_config,
@@ -43,7 +43,7 @@ from ivt_jax.training.config_check import check_config, edge_notice
 from ivt_jax.training.init_from import NOTHING, given_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
-from ivt_jax.training.program import Program, build_program
+from ivt_jax.training.program import Program, batch_shapes, build_program
 from ivt_jax.training.sharding import global_batch, local_copy, sharding_table
 from ivt_jax.training.train_step import TrainState
 

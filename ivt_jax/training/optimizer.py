@@ -9,6 +9,8 @@ import optax
 
 from ivt_jax.training.hyperparameters import is_on, with_complement
 
+OPTIMIZERS = ("sgd", "adamw")
+
 
 def released_schedule(
     peak: float, *, start: float, floor: float, warmup: int, horizon: int, first_epoch: int, epoch_starts: np.ndarray

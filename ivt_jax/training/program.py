@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
-from ivt_jax.training.sharding import make_mesh, state_sharding
+from ivt_jax.training.sharding import BATCH, make_mesh, state_sharding
 from ivt_jax.training.train_step import init_state, train_step
 
 
@@ -22,7 +22,7 @@ class Program:
     """What a config compiles to: the model, its place on the mesh, and the jitted step."""
 
     model: IVT
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
     init: Any  # () -> TrainState, sharded
     step: Any  # jitted: (state, global batch, hyperparameters) -> (state, scalar metrics); the state is donated
     target: Any  # the state's shapes and shardings, to restore a checkpoint into
@@ -71,3 +71,20 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(compute)
         ),
     )
+
+
+def batch_shapes(config: Any, mesh: Mesh) -> dict[str, Any]:
+    """The shapes of a global batch (input_pipeline/pipeline.py), split over the mesh."""
+    batch, length, views = config.data.batch_size, config.text.length, config.mla.views
+
+    def rows(*shape, dtype=np.int32):
+        return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
+
+    return {
+        "images": rows(views, *config.model.image_size, 3, dtype=np.uint8),
+        "erase": rows(views, 4),
+        "text": {level: rows(length[level]) for level in {*config.mla.levels, "sentence"}},
+        "words": rows(length["sentence"]),
+        "person_ids": rows(),
+        "pair_ids": rows(),
+    }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline import prepare
-from ivt_jax.common.arguments import not_negative, positive, seconds, share
+from ivt_jax.common.command import not_negative, positive, seconds, share
 
 ROOT = Path(__file__).parents[2]
 # Flags whose numbers are checked later, together with others.

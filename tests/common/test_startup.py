@@ -147,8 +147,8 @@ COMMANDS = {
     "embed": ("run", ["--workdir=w", "--shards=x", "--out=y"]),
     "convert": ("run", ["--source=vit", "--weights=x", "--out=y"]),
     "bench": ("run", []),
-    "retrieval.benchmark": ("run", []),
-    "retrieval.grounding": ("measure", ["--workdir=w"]),
+    "benchmarks.index": ("run", []),
+    "benchmarks.grounding": ("measure", ["--workdir=w"]),
 }
 
 
@@ -216,7 +216,7 @@ def test_xla_is_asked_about_a_users_flags_alone_and_once(monkeypatch):
 def test_flags_are_read_from_the_file_that_the_variable_names(tmp_path):
     """XLA takes a value that begins with no dash for the name of a file."""
     (tmp_path / "flags.txt").write_text("--xla_force_host_platform_device_count=4\n--xla_cpu_prefer_vector_width=256\n")
-    code = "from ivt_jax import startup; startup.set_xla_flags(); import jax; print(jax.device_count())"
+    code = "from ivt_jax.common import startup; startup.set_xla_flags(); import jax; print(jax.device_count())"
     code += "; import os; print(os.environ['XLA_FLAGS'])"
     done = run_python("-c", code, XLA_FLAGS=str(tmp_path / "flags.txt"))
     count, flags = done.stdout.splitlines()

@@ -28,12 +28,13 @@ from input_pipeline.text_levels import LONGEST, clauses, draw_levels
 from input_pipeline.text_levels import main as text_levels
 from input_pipeline.text_levels import words as word_level
 from input_pipeline.tokenizer import load_tokenizer
-from ivt_jax import report, search
+from ivt_jax import search
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.encoding.images import load_image
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
+from ivt_jax.pages import report
 from tests.conftest import needs_tensorflow
 
 ROOT = Path(__file__).parent.parent.parent

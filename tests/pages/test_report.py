@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivt_jax import report
+from ivt_jax import report as command
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.protocols import Embeddings, standard
 from ivt_jax.evaluation.split import summarise, write_results
-from ivt_jax.pages import figures
+from ivt_jax.pages import figures, report
 
 LOSSES = [
     {"step": s, "loss": 9 - s / 100, "mla": 8.0, "words": 4.0, "pairs_per_second": 100 + s, "input_wait": s / 2e4}
@@ -124,7 +124,7 @@ def test_a_line_of_metrics_may_hold_other_line_breaks(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):
-    assert report.main([f"--workdir={tmp_path / 'none'}"]) == 2
+    assert command.main([f"--workdir={tmp_path / 'none'}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "metrics.jsonl" in error
     with pytest.raises(UserError):

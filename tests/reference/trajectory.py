@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from configs import synth
 from configs.default import released
-from ivt_jax.common.arguments import positive
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import release_from_params
 from ivt_jax.evaluation.protocols import Embeddings, standard

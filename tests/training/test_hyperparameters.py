@@ -10,12 +10,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
-from ivt_jax.cost.compiled import batch_shapes
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training import loop
 from ivt_jax.training.hyperparameters import INPUTS, is_on, plain_values, rate_tables, read_tables, with_complement
 from ivt_jax.training.optimizer import make_optimizer, make_schedules, scale_by_adam
-from ivt_jax.training.program import build_program
+from ivt_jax.training.program import batch_shapes, build_program
 from ivt_jax.training.train_step import init_state, train_step
 from tests.training.test_loop import tiny_config
 
