@@ -14,6 +14,7 @@ INSTALLED := $(VENV)/installed
 DEVELOPED := $(VENV)/developed
 CORE := .venv-core
 EXTRAS := .venv-extras
+WHEEL := .venv-wheel
 DATA := data/pedes-synth
 FEW := data/pedes-synth-few
 GALLERY := runs/demo/gallery
@@ -22,7 +23,7 @@ STARTED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: environment help install data demo serve test test-core test-extras faults mutants lint ablation clean
+.PHONY: environment help install data demo serve test test-core test-extras test-wheel faults mutants lint ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -66,6 +67,14 @@ test-extras: ## run the tests that need PyTorch or Apache Beam, in .venv-extras,
 	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # otherwise pytest would skip the tests
 	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py
 
+test-wheel: ## build the wheel, install it into an empty environment, .venv-wheel, and try it from another folder
+	@rm -rf $(WHEEL) build dist
+	@$(MAKE) --no-print-directory VENV=$(WHEEL) environment
+	@$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir=dist .
+	@echo "== install dist/*.whl and what it requires"
+	@$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@$(WHEEL)/bin/python -I tests/smoke.py
+
 mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and check that tests fail (2 hours, resumable)
 	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
 
@@ -84,7 +93,7 @@ ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or 
 	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(FEW)
 
 clean: ## remove the environments, caches, and the demo's data and run
-	rm -rf $(VENV) $(CORE) $(EXTRAS) .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants
+	rm -rf $(VENV) $(CORE) $(EXTRAS) $(WHEEL) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -102,9 +111,10 @@ ifneq ($(origin PYTHON), file)
 		echo "error: $(VENV) was made with $$($(BIN)/python --version), not $(PYTHON); remove $(VENV) first" >&2; exit 2; }
 endif
 
-$(INSTALLED): requirements.txt | environment
-	@echo "== install requirements.txt (about 2.6 GB, minutes the first time)"
+$(INSTALLED): requirements.txt pyproject.toml | environment
+	@echo "== install requirements.txt (about 2.6 GB, minutes the first time) and this project"
 	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -e .
 	@touch $@
 
 $(DEVELOPED): tests/requirements.txt $(INSTALLED)

@@ -1,11 +1,12 @@
-"""Images as the model wants them: the one definition of pre-processing in evaluation and search, and random erasing.
+"""Images as the model takes them: the pre-processing of training, evaluation and search, and random erasing.
 
-Pillow decodes and resizes; normalising and erasing are JAX functions, so that they run on the device. Only these
-two import JAX; the server's process that decodes uploads does not need it.
+Pillow decodes and resizes on the host. Normalising and erasing are JAX functions, so that they run on the device; they
+alone import JAX, which the server's decoding process does without.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ivt_jax.common.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-MEAN = DEVIATION = 0.5  # of the pixels, each channel's, as released
+MEAN = DEVIATION = 0.5  # of each channel, as released
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
@@ -27,31 +28,48 @@ def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.I
     content: the file or its bytes, if `path` is only a name, such as that of a crop in an archive.
     Raises UserError, naming the path, if the file is missing, no image or truncated, or has too many pixels.
     """
-    try:
-        file = io.BytesIO(content) if isinstance(content, bytes) else content or path
-        with open_picture(file) as image:
-            return as_rgb(image)
-    except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
-        reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(f"{path}: {reason.splitlines()[0] if reason else 'truncated'}") from error
+    file = io.BytesIO(content) if isinstance(content, bytes) else content or path
+    with _readable(path), open_picture(file) as image:
+        return as_rgb(image)
 
 
-def load_image(path: Path | str, size: tuple[int, int], content: Path | bytes | None = None) -> np.ndarray:
-    """Reads an image and resizes it to `size` (height, width), as `fit` -> (H, W, 3) uint8.
+def load_image(
+    image: Path | str | Image.Image | np.ndarray, size: tuple[int, int], content: Path | bytes | None = None
+) -> np.ndarray:
+    """Returns an image at `size` (height, width) -> (H, W, 3) uint8.
 
-    content, UserError: as `open_image`.
+    image: a file, a PIL image, or a uint8 RGB array (h, w, 3); content: as of `open_image`.
+    Raises UserError as `open_image` does, and for anything else.
     """
-    return fit(open_image(path, content), size)
+    if isinstance(image, Path | str):
+        return fit(open_image(image, content), size)
+    if isinstance(image, Image.Image):
+        with _readable("the PIL image"):
+            return fit(as_rgb(image), size)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return fit(Image.fromarray(image), size)
+    kind = f"array of {image.dtype}, {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise UserError(f"not an image: {kind}; expected a file, a PIL image or a uint8 array (H, W, 3)")
+
+
+@contextmanager
+def _readable(name: Path | str) -> Iterator[None]:
+    """Raises UserError, naming the image, for any error within."""
+    try:
+        yield
+    except Exception as error:  # of many kinds: Pillow passes on whatever a damaged file causes
+        reason = "not a readable image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise UserError(f"{name}: {reason.splitlines()[0] if reason else 'truncated'}") from error
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """An RGB image resized to `size` (height, width): bilinear, antialiased -> (H, W, 3) uint8."""
+    """Resizes an RGB image to `size` (height, width), bilinear, antialiased -> (H, W, 3) uint8."""
     height, width = size
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
-    """What is done to a picture, said for other programs, and for those who compare embeddings made elsewhere."""
+    """Returns a description of the pre-processing, for other programs and to compare embeddings made elsewhere."""
     return {
         "orientation": ORIENTATION,
         "height": size[0],
@@ -76,9 +94,9 @@ def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":
 
 
 def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array":
-    """Fills a box of one image with standard normal noise, a draw for every pixel and channel, as released.
+    """Fills a box of one image with standard normal noise, drawn for every pixel and channel, as released.
 
-    image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width, zeros for none.
+    image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width; zeros erase nothing.
     """
     import jax
     import jax.numpy as jnp
