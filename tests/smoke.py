@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ.pop("PYTHONPATH", None)
 IVT = Path(sys.executable).with_name("ivt")
+PERSONS = ("--persons=5", "--val_persons=1", "--test_persons=1")
 VERBS = "train evaluate export convert index search serve embed doctor prepare report bench"
 
 
@@ -44,11 +45,11 @@ def main() -> None:
         os.chdir(folder)
         import ivt_jax
 
-        assert "jax" not in sys.modules and checkout not in Path(ivt_jax.__file__).resolve().parents, ivt_jax.__file__
+        assert "jax" not in sys.modules and Path(ivt_jax.__file__).parents[1] != checkout, ivt_jax.__file__
         assert all(f"\n  {verb} " in run(IVT, "--help") for verb in VERBS.split())
         for verb in VERBS.split():
             run(IVT, verb, "--help")
-        run(sys.executable, "-I", "-m", "input_pipeline.synthetic", "--out=data", "--persons=5", "--size=96x48")
+        run(sys.executable, "-I", "-m", "input_pipeline.synthetic", "--out=data", *PERSONS, "--size=96x48")
         write_model(Path("model"))
         run(IVT, "index", "--workdir=model", "--images=data/imgs", "--index=index")
         assert run(IVT, "search", "--index=index", "--paths", "--top=3", "a woman in a red coat").count("\n") == 3
