@@ -1,7 +1,4 @@
-"""What an index is asked: sentences with weights and signs, an image, a row of the index, a filter.
-
-No model is needed to tell whether a query can be asked, so a mistake is told before one is read.
-"""
+"""Queries: weighted sentences, an image or a row of the index, and a filter; checks them before a model is loaded."""
 
 import re
 from collections.abc import Mapping
@@ -16,22 +13,22 @@ from ivt_jax.retrieval.where import Condition, parse
 MAX_TERMS = 16
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
-_READ = 2000  # characters of a sentence in which phrases are looked for; the model reads no more of it
+_READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
 _WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
 
 
 class Term(NamedTuple):
-    """A sentence or a phrase, and how much it counts; a negative weight says what it should not look like."""
+    """A sentence or phrase with its weight; a negative weight describes what the person should not look like."""
 
     text: str
     weight: float = 1.0
 
 
 class Query(NamedTuple):
-    """Terms, and an image or a row, of which one at least; `ivt_jax.retrieval.searcher` says how they are scored.
+    """What to search for: terms, an image or a row of the index, or terms and one of the other two.
 
-    image: a file, or the bytes of one; like: the id of a row, for more like it; image_weight: of either; where: a
-    filter as `ivt_jax.retrieval.where` reads it, "" for none.
+    image: a file or its bytes; like: the id of a row, to find similar ones; image_weight: the weight of the image or
+    the row; where: a filter in the language of `ivt_jax.retrieval.where`, "" for none.
     """
 
     terms: tuple[Term, ...] = ()
@@ -42,24 +39,24 @@ class Query(NamedTuple):
 
 
 def parse_term(text: str) -> Term:
-    """A term as it is typed: "blue backpack", or with its weight before a colon, "2: blue backpack"."""
+    """Parses "blue backpack", or "2: blue backpack" with a weight before the colon."""
     match = _WEIGHTED.fullmatch(text)
     return Term(match[2].strip(), float(match[1])) if match else Term(text.strip())
 
 
 def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: float | None = None) -> Condition | None:
-    """What the query's filter means to an index with these fields; None where it has none.
+    """Checks a query against the fields of an index and returns its parsed filter, None if it has no filter.
 
-    group, distinct: as `Searcher.search` takes them. Raises UserError where any of it cannot be asked.
+    group, distinct: as in `Searcher.search`. Raises UserError if one of the arguments is not valid.
     """
-    image_weight = () if query.image is None and query.like is None else (query.image_weight,)
-    weights = (*(term.weight for term in query.terms), *image_weight)
+    has_image, has_row = query.image is not None, query.like is not None
+    weights = [*(term.weight for term in query.terms), *([query.image_weight] if has_image or has_row else [])]
     if not weights:
         raise UserError("the query is empty: describe a person, or name an image")
-    if query.image is not None and query.like is not None:
-        raise UserError("a query has an image or a row that the rest should be like, not both")
+    if has_image and has_row:
+        raise UserError("the query has an image and a row of the index; choose one of them")
     if len(query.terms) > MAX_TERMS:
-        raise UserError(f"the query has {len(query.terms)} sentences, at most {MAX_TERMS} can be asked at once")
+        raise UserError(f"the query has {len(query.terms)} sentences; the limit is {MAX_TERMS}")
     for weight in weights:
         if not LEAST_WEIGHT <= abs(weight) <= MOST_WEIGHT:
             raise UserError(f"a weight of {weight:g} is out of bounds: from {LEAST_WEIGHT} to {MOST_WEIGHT:g}")
@@ -70,15 +67,16 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     if group and group not in fields:
         raise UserError(f'the index has no field "{group}" to group by; it has: {", ".join(fields) or "none"}')
     if distinct is not None and not 0 < distinct <= 1:
-        raise UserError(
-            f"distinct is the cosine similarity of near-duplicates, above 0 and at most 1, not {distinct:g}"
-        )
+        raise UserError(f"distinct is {distinct:g}; choose a cosine similarity above 0 and at most 1")
     return parse(query.where, fields) if query.where.strip() else None
 
 
 def phrases_of(query: Query) -> dict[str, bool]:
-    """The attribute phrases of all terms, in their order and spelling, none twice, and whether the first term that has
-    one wants it; the first MAX_PHRASES. Includes scenery, so that "next to a white car" has its score."""
+    """Returns the attribute phrases of all terms, and whether each is wanted; at most MAX_PHRASES, without duplicates.
+
+    Phrases keep their order and spelling. One that occurs in several terms has the sign of the first. They include
+    scenery, so "next to a white car" has a score.
+    """
     phrases: dict[str, tuple[str, bool]] = {}
     for term in query.terms:
         for phrase in attribute_phrases(term.text[:_READ], scenery=True):
@@ -91,5 +89,5 @@ def _check_text(text: str) -> None:
         raise UserError("the sentence is empty: describe a person")
     if not any(map(str.isalnum, text)):
         raise UserError("the sentence has no word: describe a person")
-    if not is_utf8(text):  # bytes of the command line
+    if not is_utf8(text):  # bytes from the command line
         raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")

@@ -1,26 +1,30 @@
-"""An index, open for questions: what the command, the page and programs in Python search with.
+"""Searches an index by sentences, images and filters, for the command, the server and programs in Python.
 
     searcher = Searcher.open("INDEX")
     answer = searcher.search("a man in a red hoodie")
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
-*The score of a picture* is the product of its vector with the query's. The model makes a vector e_i, of length 1, of
-each term and of the image; with the weights w_i, the query's is
+How the last query scores a picture:
 
-    q = sum_i (w_i / s_i) e_i  /  sum_i |w_i| / s_i
+    term                                                 hoodie    glasses
+    embedding e, of length 1                             e_1       e_2
+    weight w                                             1         -0.5
+    spread s, standard deviation of its similarities     0.1       0.2
+    share w / s                                          10        -2.5
+    query q = sum of (share * e) / sum of |share|        (10 e_1 - 2.5 e_2) / 12.5 = 0.8 e_1 - 0.2 e_2
+    score of a picture with embedding x                  q . x = 0.8 (e_1 . x) - 0.2 (e_2 . x)
 
-where s_i is the standard deviation of the products of e_i with a sample of the index. Images differ more in their
-products with an image than in those with a sentence, and would else outvote it. Of one sentence alone q is its vector,
-and the score the cosine similarity, of which validation says what it means.
+Similarities are those to a sample of the index. They spread more for an image than for a sentence; without the division
+an image would decide alone. The score of one sentence is its cosine similarity; calibration covers no other score.
 
-*The score of a phrase* with a picture is the share of the same sample that fits the phrase less well, equals counting
-half: 1 for the best of the index, 0.5 for one like any other. So the scores of two phrases compare, which their cosine
-similarities do not.
+Each phrase has a score of its own: the share of the sample that fits it less well than the picture; equals count half.
+It is near 1 for the best picture and 0.5 for a typical one. So the scores of two phrases compare; similarities do not.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,19 +48,17 @@ from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most
-_LOOKED_THROUGH = 10_000  # rows at most, before a search for distinct pictures is content with fewer
-_GROWN = 0.1  # of the rows that the sample was of: with so many more or fewer it is read again
-_EQUAL = 1e-6  # products that differ by less are equal, the rest is rounding
-_LARGER = 10  # times validation's gallery: among more a good score comes by chance too often for its probability
+_LOOKED_THROUGH = 10_000  # rows; after that many a search for distinct pictures ends as soon as it finds no new one
+_GROWN = 0.1  # share of the rows; after a larger change the sample is read again
+_EQUAL = 1e-6  # similarities that differ by less are equal; the rest is rounding
+_LARGER = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
 _BRIEF = 60  # characters of a sentence in a message
-_LEAST_SPREAD = 1e-6  # of an index whose pictures are all alike, where no term has more to say than another
+_LEAST_SPREAD = 1e-6  # standard deviation for an index of equal pictures
+_Ask = Callable[[int, Condition | None], tuple[np.ndarray, np.ndarray]]
 
 
 class Phrase(NamedTuple):
-    """A phrase of the query, and how well a picture fits it: the share of the sample that fits less well, 0 to 1.
-
-    wanted: whether the picture should fit it, or should not.
-    """
+    """A phrase of the query with its score for a picture, 0 to 1; wanted: False if the picture should not fit it."""
 
     text: str
     score: float
@@ -64,10 +66,10 @@ class Phrase(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A picture found.
+    """A picture.
 
-    path: relative to the index's root. probability: that it is of the person described, provided that the person is in
-    the index; validation knows it of the first result alone, and for one sentence without a filter.
+    path: relative to the root of the index. probability: that the picture shows the person described, if this person
+    is in the index; known only for the first result of one sentence without a filter.
     """
 
     id: int
@@ -79,11 +81,10 @@ class Result(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Results from the best to the worst, of how many pictures, and what the best score means, in words.
+    """The results, best first, the number of pictures searched, and a sentence on the best score.
 
-    good: False where validation says that nobody here fits; None where it says nothing of such a query. unread: what of
-    the sentences the model has not read, in words, "" for nothing. unfinished: says that pictures are still to be added
-    to the index, "" if none is.
+    good: False if validation makes a match unlikely; None if validation does not cover the query. unread: the parts of
+    the sentences that the model does not read, "" for none. unfinished: states that a build still adds pictures, or "".
     """
 
     results: list[Result]
@@ -95,40 +96,39 @@ class Answer(NamedTuple):
 
 
 class Searcher:
-    """An index and the model that made it. Threads may share one.
+    """An open index and its model. Threads may share one.
 
-    Attributes: store; encoder; tokenizer; calibration, what the model's validation says of scores, or None.
+    Attributes: store; encoder; tokenizer; calibration, None if the model has none.
     """
 
     def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: ImageEncoder | None = None):
-        """workdir: of the model, where it is not the one that the index states; encoder: its, where it is open already.
+        """Loads the model, from `workdir` or by default from the folder that the index names; encoder: a loaded one.
 
-        Raises UserError where the folder holds no model, or another one than the index was made with, or the index is
-        empty.
+        Raises UserError if the folder has no model or another one than the index, or if the index is empty.
         """
         self.store = store
         folder = self.about.model_folder(workdir)
         self.encoder = encoder or ImageEncoder(folder)
         self.tokenizer = folder_tokenizer(folder, self.encoder.config)
-        found = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
-        for name, digest in found.items():
+        digests = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
+        for name, digest in digests.items():
             wanted = getattr(self.about, name)
             if digest != wanted:
                 raise UserError(
                     f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}: name "
-                    "the folder of the index's model with --workdir, or make the index anew"
+                    "the folder of the index's model with --workdir, or build the index again"
                 )
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
     @property
     def about(self) -> About:
-        """What the index states."""
+        """The description of the index."""
         return self.store.about
 
     @classmethod
     def open(cls, place: Path | str, workdir: Path | str | None = None) -> "Searcher":
-        """An index by its place, as `open_store`; UserError as there and in the constructor."""
+        """Opens the index at a place, such as a folder. Raises UserError as `open_store` and the constructor."""
         return cls(open_store(place), workdir)
 
     def search(
@@ -139,90 +139,102 @@ class Searcher:
         distinct: float | None = None,
         exact: bool | None = None,
     ) -> Answer:
-        """The `top` pictures that fit best; a text is a query of one sentence.
+        """Returns the `top` pictures with the best scores; a text is a query of one sentence.
 
-        group: a field, of each value of which the best picture alone is shown; one without a value stands for itself.
-        distinct: leaves out a picture whose cosine similarity with a better one that is shown lies above it.
-        exact: as `VectorStore.search`. Raises UserError where this cannot be asked.
+        group: a field; only the best picture of each value is returned, and every picture without a value. distinct:
+        drops a picture whose cosine similarity to a better result exceeds this. exact: as in `VectorStore.search`.
+        Raises UserError if the query is not valid for this index.
         """
         count = self._keep_up()
-        unfinished = self.about.describe_unfinished(count)  # as it is now: the build may end during this search
+        unfinished = self.about.describe_unfinished(count)  # now, because the build may end during this search
         query = Query((Term(query),)) if isinstance(query, str) else query
         if top < 1:
-            raise UserError(f"top is how many pictures are wanted, 1 or more, not {top}")
+            raise UserError(f"top is the number of results, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
         unread = self._unread(query.terms)
-        vector, phrases = self._embed_query(query), phrases_of(query)
-        found = self._find(vector, condition, top, group, distinct, exact, query.like)
+        like = [] if query.like is None else [self._row(query.like, vectors=True)]
+        vector, phrases = self._embed_query(query, like)[None], phrases_of(query)
+        found = self._find(
+            lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like
+        )
         fits = self._fit([row for row, _ in found], list(phrases))
         results = [
             Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         searched = count if condition is None else self.store.count(condition)
-        answer = _refrain(results, searched, unfinished) if unfinished else self._judge(query, results, searched)
-        return answer._replace(unread=unread)
+        best = results[0].score if results else None
+        verdict, good, probability = self._judge(query, best, searched, unfinished)
+        if results:
+            results[0] = results[0]._replace(probability=probability)
+        return Answer(results, searched, verdict, good, unread, unfinished)
 
     def phrases(self, text: str) -> list[str]:
-        """The phrases of a sentence, which `heat_maps` takes."""
+        """Returns the phrases of a sentence, such as for `heat_maps`."""
         return list(phrases_of(Query((Term(text),))))
 
     def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
-        """A picture, and where in it each phrase is seen: (P, rows, columns) float32 from 0 to 1, as `explain`.
+        """Returns a picture and, as `explain.heat_maps`, a map of each phrase: (P, rows, columns) float32, 0 to 1.
 
-        The picture is the file, or its thumbnail where the file is gone, or another one than was indexed.
+        The picture is the thumbnail of the index if the file is gone or has changed.
         """
         row, vectors = self._row(id, thumbnails=True), self._embed_texts(phrases)
         image = open_image(row.path, self._content(row))
         return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
     def thumbnail(self, id: int) -> bytes | None:
-        """The small JPEG of a row; None where there is no such row."""
+        """Returns the small JPEG of a row, None if the index has no such row."""
         return next((row.thumbnail for row in self.store.get([id], thumbnails=True)), None)
 
     def file(self, path: str) -> Path:
-        """Where a result's picture lies, or lay."""
+        """Returns the file of a result; it may be gone."""
         return Path(self.about.root) / path
 
     def _keep_up(self) -> int:
-        """Goes with an index that grows, and counts it. Raises StoreError where another one was made in its place."""
+        """Counts the rows; after many changes reads a new sample. Raises StoreError if the index was replaced."""
         count = self.store.count()
         if self.about.made != self._made:
-            raise StoreError("another index has been made in the place of the one that is open: open it again")
+            raise StoreError("another index has replaced the one that is open: open it again")
         if abs(count - self._sampled) > _GROWN * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
         return count
 
     def _unread(self, terms: Sequence[Term]) -> str:
-        """What of the sentences the model does not read, in words. Raises UserError where it reads nothing of one."""
-        length, told = self.encoder.config.text.length["sentence"], []
+        """Describes what the model does not read of the sentences. Raises UserError if it reads nothing of one."""
+        length, notes = self.encoder.config.text.length["sentence"], []
         for term in terms:
             words, end, nothing = self.tokenizer.unread(term.text, length)
             if nothing:
                 raise UserError(f"the sentence has no word that the model knows: {_brief(term.text)}")
             if words:
-                told.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
+                notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
             if end:
-                told.append(f"{_brief(end)} (it reads {length - 2} tokens of a sentence: ask in parts)")
-        return f"not read: {'; '.join(told)}" if told else ""
+                notes.append(
+                    f"{_brief(end)} (the model reads {length - 2} tokens of a sentence; use several sentences)"
+                )
+        return f"not read: {'; '.join(notes)}" if notes else ""
 
-    def _embed_query(self, query: Query) -> np.ndarray:
-        """(D,) float32. Raises UserError where nothing is left of it."""
-        parts, weights = self._embed_texts([term.text for term in query.terms]), [term.weight for term in query.terms]
+    def _embed_query(self, query: Query, like: Sequence[Row]) -> np.ndarray:
+        """Returns the query vector (D,) float32; like: the row of `query.like`, if any. Raises UserError if it is 0."""
+        parts, weights = [self._embed_texts([term.text for term in query.terms])], [term.weight for term in query.terms]
         if query.image is not None:
-            parts, weights = np.vstack([parts, self._embed_image(query.image)]), [*weights, query.image_weight]
-        if query.like is not None:
-            row = self._row(query.like, vectors=True)
-            parts, weights = np.vstack([parts, _vectors([row])]), [*weights, query.image_weight]
-        spread = np.maximum((self._sample @ parts.T).std(0), _LEAST_SPREAD)
+            name = query.image if isinstance(query.image, Path) else "the image"
+            pixels = load_image(name, self.encoder.size, query.image)
+            parts.append(self.encoder.embed(iter([pixels[None]])))
+        if like:
+            parts.append(_vectors(like))
+        if len(parts) > 1:
+            weights.append(query.image_weight)
+        vectors = np.vstack(parts)
+        spread = np.maximum((self._sample @ vectors.T).std(0), _LEAST_SPREAD)
         shares = np.array(weights) / spread
-        vector = shares / np.abs(shares).sum() @ parts
+        vector = shares / np.abs(shares).sum() @ vectors
         if np.abs(vector).max() < _EQUAL:
-            raise UserError("the parts of the query cancel each other out: nothing is left to look for")
+            raise UserError("the parts of the query cancel each other out: remove one, or change its weight")
         return vector.astype(np.float32)
 
     def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, D) float32 of length 1. Rows and tokens are padded to powers of two: so few programs are compiled."""
+        """Returns (n, D) float32 of length 1. Pads rows and tokens to powers of two, to compile few shapes."""
         if not texts:
             return np.empty((0, self.about.dimension), np.float32)
         ids = self.tokenizer.encode(texts, self.encoder.config.text.length["sentence"])
@@ -233,98 +245,79 @@ class Searcher:
         padded = np.pad(ids, [(0, _power_of_two(len(ids)) - len(ids)), (0, 0)])
         return np.asarray(encode_texts(self.encoder.model, self.encoder.params, padded))[: len(ids)]
 
-    def _embed_image(self, image: Path | bytes) -> np.ndarray:
-        """(1, D) float32 of length 1."""
-        name = image if isinstance(image, Path) else "the image"
-        pixels = load_image(name, self.encoder.size, image)
-        return self.encoder.embed(iter([pixels[None]]))
-
     def _find(
-        self,
-        vector: np.ndarray,
-        where: Condition | None,
-        top: int,
-        group: str,
-        distinct: float | None,
-        exact: bool | None,
-        like: int | None,
+        self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, like: Sequence[Row]
     ) -> list[tuple[Row, float]]:
-        """The rows to show, with vectors, and their scores; `like` is not among them.
+        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids.
 
-        Where some have to be left out, more than `top` are asked for, and again, without the groups that are shown.
+        If rows may be dropped it asks for twice as many, and again until there are enough, without the groups it has.
         """
         shown: list[tuple[Row, float]] = []
         kept: list[np.ndarray] = []  # their vectors
-        values: list[Value] = []  # of the group's field, in those shown
-        seen, condition = {like}, where
-        # A path may come again with another id, while its row is replaced.
-        paths = {row.path for row in self.store.get([] if like is None else [like])}
-        k = top if not group and distinct is None and like is None else 2 * top
+        values: list[Value] = []  # their values of the field `group`
+        paths = {row.path for row in like}  # a row that is being replaced has two ids and one path
+        condition, k = where, 2 * top if group or distinct is not None or like else top
         while True:
             before = len(shown)
-            scores, ids = (found[0].tolist() for found in self.store.search(vector[None], k, condition, exact))
+            scores, ids = (found[0].tolist() for found in ask(k, condition))
             score, rows = dict(zip(ids, scores, strict=True)), self.store.get(ids, vectors=True)
-            for row, own in zip(rows, _vectors(rows), strict=True):
+            for row, vector in zip(rows, _vectors(rows), strict=True):
                 value = row.metadata.get(group)
-                if len(shown) == top or row.id in seen or row.path in paths or value in values:
+                if len(shown) == top or row.path in paths or value in values:
                     continue
-                if distinct is not None and kept and np.max(kept @ own) > distinct:
+                if distinct is not None and kept and np.max(kept @ vector) > distinct:
                     continue
                 shown.append((row, score[row.id]))
-                kept.append(own)
-                seen.add(row.id)
+                kept.append(vector)
                 paths.add(row.path)
                 values += [] if value is None else [value]
             stuck = len(shown) == before and k >= _LOOKED_THROUGH
             if len(shown) == top or len(ids) < k or stuck:
-                return sorted(shown, key=lambda found: -found[1])  # as they are, but where rows came meanwhile
+                return sorted(shown, key=lambda found: -found[1])  # a row added meanwhile may score better
             k *= 2
             if values:
                 others = Not(OneOf(group, tuple(values)))
                 condition = others if where is None else All((where, others))
 
     def _fit(self, rows: Sequence[Row], phrases: Sequence[str]) -> list[list[float]]:
-        """For each row the score of each phrase."""
+        """Returns the score of each phrase, for each row."""
         if not rows or not phrases:
             return [[] for _ in rows]
-        vectors, sample = self._embed_texts(phrases), self._sample  # another thread may read a new one meanwhile
+        vectors, sample = self._embed_texts(phrases), self._sample  # another thread may replace it
         products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
         less = [np.searchsorted(all, own - _EQUAL, "left") for all, own in zip(ordered, products, strict=True)]
         up_to = [np.searchsorted(all, own + _EQUAL, "right") for all, own in zip(ordered, products, strict=True)]
         return (np.add(less, up_to).T / (2 * len(sample))).tolist()
 
-    def _judge(self, query: Query, results: list[Result], searched: int) -> Answer:
-        """The answer, with what validation says of it."""
-        if not results:
-            return Answer([], searched, "no good match: there is no such picture", False)
+    def _judge(
+        self, query: Query, best: float | None, searched: int, unfinished: str
+    ) -> tuple[str, bool | None, float | None]:
+        """Returns verdict, `good` and the probability of the first result; best: its score, None if there is none."""
+        if unfinished:  # the right picture may not be in yet
+            return f"{'No such picture yet' if best is None else 'No confidence estimate'}: {unfinished}", None, None
+        if best is None:
+            return "no good match: there is no such picture", False, None
         if self.calibration is None:
-            return Answer(results, searched, "", None)
+            return "", None, None
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
-            verdict = "No confidence estimate: calibration covers single sentences without filters"
-            return Answer(results, searched, verdict, None)
-        gallery = self.calibration.gallery
-        learned = f"from validation, with {gallery:,} pictures"
-        larger = searched > _LARGER * gallery
-        right = float(probability(self.calibration, results[0].score))
-        if not larger:
-            results[0] = results[0]._replace(probability=right)
-        if results[0].score < self.calibration.threshold:
-            verdict = f"no good match: the best score lies below {self.calibration.threshold:.4f} ({learned})"
-            return Answer(results, searched, verdict, False)
-        if larger:
-            verdict = f"No confidence estimate: calibration with {gallery:,} pictures does not cover {searched:,}"
-            return Answer(results, searched, verdict, None)
-        verdict = f"if the person is among them, the first is right with {right:.0%} ({learned})"
-        return Answer(results, searched, verdict, True)
+            return "No confidence estimate: calibration covers single sentences without filters", None, None
+        gallery, threshold = self.calibration.gallery, self.calibration.threshold
+        source = f"(from validation, with {gallery:,} pictures)"
+        right = float(probability(self.calibration, best)) if searched <= _LARGER * gallery else None
+        if best < threshold:
+            return f"no good match: the best score lies below {threshold:.4f} {source}", False, right
+        if right is None:
+            reason = f"calibration with {gallery:,} pictures does not cover {searched:,}"
+            return f"No confidence estimate: {reason}", None, None
+        return f"if the person is among them, the first is right with {right:.0%} {source}", True, right
 
     def _content(self, row: Row) -> bytes | None:
-        """The file of a row, where it lies in the folder of pictures and is what was indexed; else the thumbnail."""
-        file = self.file(row.path)
-        try:
-            content = b"" if leads_out(Path(self.about.root), file) else read_content(row.path, file)
-        except UserError:
-            content = b""
+        """Returns the file of a row if it is in the folder of pictures and unchanged, or else the thumbnail."""
+        file, content = self.file(row.path), b""
+        if not leads_out(Path(self.about.root), file):
+            with contextlib.suppress(UserError):
+                content = read_content(row.path, file)
         return content if hashlib.sha256(content).hexdigest() == row.digest else row.thumbnail
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
@@ -334,14 +327,8 @@ class Searcher:
         return rows[0]
 
 
-def _refrain(results: list[Result], searched: int, unfinished: str) -> Answer:
-    """Returns the answer of an unfinished index, without a probability: the right picture may not be in yet."""
-    said = "No confidence estimate" if results else "No such picture yet"
-    return Answer(results, searched, f"{said}: {unfinished}", None, unfinished=unfinished)
-
-
 def read_calibration(workdir: Path) -> Calibration | None:
-    """What validation says of scores: in a file of a run, in config.json of an export; None where neither tells."""
+    """Reads the calibration from the validation results of a run, or from config.json of an export; None if absent."""
     path = workdir / "val/summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -354,7 +341,7 @@ def read_calibration(workdir: Path) -> Calibration | None:
 
 
 def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:
-    """(S, D) float32: SAMPLE of the rows or fewer, evenly spaced, and of how many. UserError where there is none."""
+    """Reads up to SAMPLE evenly spaced rows -> (S, D) float32, and the number of all rows. UserError if it is 0."""
     ids = store.ids()
     if not len(ids):
         raise UserError("the index has no pictures: add some with python -m ivt_jax.index")
@@ -367,10 +354,10 @@ def _vectors(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _brief(text: str) -> str:
-    """In quotes, not longer than a line bears."""
+    """Quotes a text, shortened to _BRIEF characters."""
     return f'"{text if len(text) <= _BRIEF else text[: _BRIEF - 2].rstrip() + " …"}"'
 
 
 def _power_of_two(count: int) -> int:
-    """The first that is not below the count."""
+    """Returns the first power of two that is not below `count`."""
     return 1 << (int(count) - 1).bit_length()

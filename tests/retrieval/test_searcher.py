@@ -355,7 +355,7 @@ def test_what_of_a_sentence_is_not_read_is_told(opened):
     assert found.search("red hat").unread == ""
     assert found.search("rôt red röt rôt hat").unread == 'not read: "rôt röt" (unknown to the model)'
     long = "green " * 22 + "blue " + "white " * 20
-    told = f'"blue {"white " * 8}white …" (it reads 22 tokens of a sentence: ask in parts)'
+    told = f'"blue {"white " * 8}white …" (the model reads 22 tokens of a sentence; use several sentences)'
     both = found.search(Query((Term("red hüt"), Term(long, -1.0))))
     assert both.unread == f'not read: "hüt" (unknown to the model); {told}'
     with pytest.raises(UserError, match='the sentence has no word that the model knows: "hüt"'):
@@ -509,9 +509,7 @@ def test_the_sample_is_read_again_when_the_rows_are_more_than_a_tenth_more_or_fe
 def test_an_index_made_anew_has_to_be_opened_again(opened):
     found = opened([RED_AXIS, BLUE_AXIS], made="first")
     found.store.about = dataclasses.replace(found.store.about, made="second")
-    with pytest.raises(
-        UserError, match="another index has been made in the place of the one that is open: open it again"
-    ):
+    with pytest.raises(UserError, match="another index has replaced the one that is open: open it again"):
         found.search("red")
 
 

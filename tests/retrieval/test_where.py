@@ -75,7 +75,7 @@ def test_a_field_may_have_any_name_in_backticks():
         ("track = '\udfff'", "track is compared with text in quotes"),
         ("speed = track", "speed is compared with a number"),
         ("time > '1 May'", "time is compared with a time in quotes, such as '2024-05-01'"),
-        ("indoors > false", "indoors is true or false, and compares by = and != alone"),
+        ("indoors > false", "indoors is true or false; expected = or !="),
         ('track = "a', "character 9, '\"a': cannot be read"),
         ("track = 'a\0'", "track is compared with text in quotes"),
         ("track in ()", "character 11, ')': track is compared with text in quotes"),
