@@ -378,8 +378,9 @@ def test_explained_each_phrase_has_its_heat_map(tmp_path, capsys):
 # ---- files
 
 
-def test_copies_are_named_by_rank(ask, tmp_path):
-    assert ask("red", "--top=2", f"--copy-to={tmp_path}/found") == 0
+@pytest.mark.parametrize("flag", ["--copy_to", "--copy-to"])
+def test_copies_are_named_by_rank(ask, tmp_path, flag):
+    assert ask("red", "--top=2", f"{flag}={tmp_path}/found") == 0
     copied = {path.name: path.read_bytes() for path in (tmp_path / "found").iterdir()}
     originals = [(tmp_path / "pictures" / EVIL[name]).read_bytes() for name in ("red", "dim")]
     assert copied == {f"01_{EVIL['red']}": originals[0], f"02_{EVIL['dim']}": originals[1]}
@@ -388,7 +389,7 @@ def test_copies_are_named_by_rank(ask, tmp_path):
 def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
     (tmp_path / "pictures" / EVIL["red"]).unlink()
     page = tmp_path / "found.html"
-    assert ask("red", "--top=3", f"--copy-to={tmp_path}/found", f"--html={page}") == 1
+    assert ask("red", "--top=3", f"--copy_to={tmp_path}/found", f"--html={page}") == 1
     assert [path.name[:2] for path in sorted((tmp_path / "found").iterdir())] == ["02", "03"]
     told = capsys.readouterr()
     assert told.err == rf'skipped {tmp_path}/pictures/a "b", =1\n.png: cannot be read any more' + "\n"
@@ -397,7 +398,7 @@ def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
 
 def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
-    assert ask("red", "--top=2", f"--copy-to={tmp_path}/found") == 1
+    assert ask("red", "--top=2", f"--copy_to={tmp_path}/found") == 1
     *skipped, last = capsys.readouterr().err.splitlines()
     assert len(skipped) == 2 and last.endswith(
         f"python -m ivt_jax.index --index={tmp_path}/index --moved --images=FOLDER"
@@ -408,7 +409,7 @@ def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
 def test_a_copy_has_a_name_that_a_file_can_have(call, folder, tmp_path):
     name = "ü" * 125 + ".png"  # 254 bytes
     Image.new("RGB", (10, 20), COLOURS["red"]).save(folder / name)
-    assert call("red", "--top=2", f"--copy-to={tmp_path}/found") == 0
+    assert call("red", "--top=2", f"--copy_to={tmp_path}/found") == 0
     assert f"01_{'ü' * 124}.png" in {path.name.replace("02_", "01_") for path in (tmp_path / "found").iterdir()}
 
 
@@ -421,7 +422,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(search.shutil, "copyfile", copy)
-    assert ask("red", f"--copy-to={tmp_path}/found") == 2
+    assert ask("red", f"--copy_to={tmp_path}/found") == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/found cannot be written: No space left on device\n"
     assert not [path for path in tmp_path.iterdir() if "found" in path.name]
 
@@ -438,10 +439,10 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "  "], "the sentence is empty"),
         (["--images=CROPS"], "the query is empty"),
         (["--images=CROPS", "--html=nowhere/x.html", "red"], "nowhere/x.html cannot be written"),
-        (["--images=CROPS", "--copy-to=EMPTY", "red"], "exists: name a new folder"),
+        (["--images=CROPS", "--copy_to=EMPTY", "red"], "exists: name a new folder"),
         (["--images=CROPS", "--html=EMPTY", "red"], "is a folder: name a file"),
-        (["--images=CROPS", "--html=EMPTY/x", "--copy-to=EMPTY/x", "red"], "x: name a file and a folder"),
-        (["--images=CROPS", "--copy-to=nowhere/x", "red"], "its folder is closed or missing"),
+        (["--images=CROPS", "--html=EMPTY/x", "--copy_to=EMPTY/x", "red"], "x: name a file and a folder"),
+        (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
         (["--images=CROPS", "red", "--not", "red"], "the parts of the query cancel each other out"),
         (["--images=CROPS", "--where=camera = 1", "red"], "the index has no fields; build it from a list"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),

@@ -1,11 +1,10 @@
-"""Why a picture was found: where in a crop a phrase is seen.
+"""Heat maps: where in a crop the model sees a phrase.
 
-The heat of a patch is the similarity of the phrase with the crop seen through this patch alone: the model gets the
-class token and the patch, at its place, and makes an embedding as it does of a whole crop. Since a sequence of two
-tokens costs little, all patches together cost two or three crops.
+The heat of a patch is the similarity of the phrase to the crop seen through this patch alone: the model embeds a
+sequence of the class token and the one patch, at its position. All patches together cost as much as two or three crops.
 
-The patches' own tokens at the end of the tower do not serve: training matches the class token alone, and where theirs
-is most similar to a phrase, what it speaks of is found hardly more often than by chance (BENCHMARKS.md).
+The tokens of patches after the last block would not do. Only the class token is trained, and the patch most similar to
+a phrase shows what it describes hardly more often than chance (BENCHMARKS.md).
 """
 
 import functools
@@ -19,16 +18,15 @@ from PIL import Image
 from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.encoding.images import normalise
 
-# The colours of heat, from 0 to 1 in equal steps, each lighter than the one before.
+# RGB of heat from 0 to 1 in equal steps, each lighter than the one before.
 _COLOURS = ((20, 11, 54), (113, 31, 110), (203, 65, 73), (248, 142, 9), (245, 249, 161))
-_OPACITY = 0.75  # of the hottest; where it is coldest the picture is as it was
+_OPACITY = 0.75  # at heat 1; 0 at heat 0
 
 
 def heat_maps(encoder: ImageEncoder, image: np.ndarray, phrases: np.ndarray) -> np.ndarray:
-    """Where each phrase is seen in a crop.
+    """image (H, W, 3) uint8 of encoder.size, phrases (P, D) float32 of length 1 -> heat (P, rows, columns) float32.
 
-    image (H, W, 3) uint8 at encoder.size, phrases (P, D) float32 of length 1 -> (P, rows, columns) float32, a value for
-    each patch, from 0 for the coldest of the crop to 1 for the hottest; 0 everywhere where all are equal.
+    The heat of each phrase is scaled to 0 for the coldest patch and 1 for the hottest; 0 everywhere if all are equal.
     """
     scores = phrases @ np.asarray(_embed_patches(encoder.model, encoder.params, image)).T
     least, most = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
@@ -37,7 +35,7 @@ def heat_maps(encoder: ImageEncoder, image: np.ndarray, phrases: np.ndarray) -> 
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The picture with heat (rows, columns), from 0 to 1, drawn over it: RGB, as large as it was."""
+    """Draws heat (rows, columns), 0 to 1, over a picture; returns an RGB image of the same size."""
     smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
     stops = np.linspace(0, 1, len(_COLOURS))
     colours = np.stack([np.interp(smooth, stops, channel) for channel in zip(*_COLOURS, strict=True)], axis=-1)
@@ -48,7 +46,7 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_patches(model: Any, params: Any, image: jax.Array) -> jax.Array:
-    """A crop (H, W, 3) uint8 seen through each of its N patches alone: (N, D) float32 of length 1."""
+    """Embeds a crop (H, W, 3) uint8 seen through each of its N patches alone -> (N, D) float32 of length 1."""
     pixels = normalise(image)[None]
 
     def embed(patch: jax.Array) -> jax.Array:

@@ -450,8 +450,10 @@ def test_a_killed_task_leaves_no_half_shard_and_goes_on(workdir, gallery, tmp_pa
     """kill -9 while the second shard is under way; the command is then given again."""
     out = tmp_path / "out"
     code = (
-        "import sys, time; from ivt_jax import embed\n"
-        "from ivt_jax.common import startup; from ivt_jax.gallery import shard\n"
+        "import sys, time\n"
+        "from ivt_jax import embed\n"
+        "from ivt_jax.common import startup\n"
+        "from ivt_jax.gallery import shard\n"
         "write, done, startup.FLAGS = shard.write_vectors, [], ()\n"  # to the bit as this process, which has no flags
         "def slow(*given):\n"
         "    if done: time.sleep(60)\n"
