@@ -1,6 +1,6 @@
-"""The shards of a gallery as a pipeline of Apache Beam, for those who have a cluster that runs such pipelines.
+"""Embeds the shards of a gallery as a pipeline of Apache Beam.
 
-Workers see the same paths as the machine that starts it: crops, run and output lie on a disk that they share.
+Workers see the same paths as the machine that starts the pipeline: crops, run and output are on a shared disk.
 """
 
 import collections
@@ -20,7 +20,7 @@ _COUNTERS = "ivt_jax.embed"
 
 
 class EmbedShards(beam.DoFn):
-    """Paths of shards -> a line on each. A process has one model, however many of these it runs."""
+    """Embeds shards by their paths and yields a line on each. All instances in a process share one model."""
 
     def __init__(self, workdir: Path, out: Path, dtype: str, batch: int):
         self._workdir, self._out, self._dtype, self._batch = workdir, out, dtype, batch
@@ -30,36 +30,30 @@ class EmbedShards(beam.DoFn):
         self._encoder = self._shared.acquire(lambda: ImageEncoder(self._workdir), str(self._workdir))
 
     def process(self, shard: str) -> Iterator[str]:
-        """A shard that cannot be read is counted; Beam would try it again, and then give up all others."""
+        """Counts an unreadable shard; after an exception Beam would try again, and then give up all shards."""
         try:
             done = embed_shard(self._encoder, Path(shard), self._out, self._dtype, self._batch)
+            counts, line = done.counts(), str(done)
         except DataError as error:
-            _count("failed", 1)
-            yield f"error: {error}"
-            return
-        _count("before" if done.before else "shards", 1)
-        _count("crops", done.crops)
-        _count("unreadable", done.unreadable)
-        yield str(done)
+            counts, line = {"failed": 1}, f"error: {error}"
+        for name, count in counts.items():
+            Metrics.counter(_COUNTERS, name).inc(count)
+        yield line
 
 
 def embed_shards(
     shards: Iterable[Path], workdir: Path, out: Path, dtype: str, batch: int, flags: Sequence[str]
 ) -> collections.Counter[str]:
-    """Runs the pipeline to its end, with Beam's own `flags`, and returns what was counted on all workers."""
+    """Runs the pipeline with Beam's own `flags`; returns the counts of all workers, as `embed_here`."""
     pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
     lines = (
         pipeline
         | beam.Create([str(shard) for shard in shards])
-        | beam.Reshuffle()  # else a runner may give all of them to one worker
+        | beam.Reshuffle()  # or a runner may give all of them to one worker
         | beam.ParDo(EmbedShards(workdir, out, dtype, batch))
     )
-    lines | beam.Map(print)  # on the worker: its log
+    lines | beam.Map(print)  # into the log of the worker
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(_COUNTERS))["counters"]
     return collections.Counter({counter.key.metric.name: counter.result for counter in counters})
-
-
-def _count(name: str, value: int) -> None:
-    Metrics.counter(_COUNTERS, name).inc(value)

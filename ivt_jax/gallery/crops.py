@@ -1,14 +1,13 @@
-"""The crops of a gallery, shard by shard, and their pixels.
+"""Reads the crops of a gallery, shard by shard, and their pixels.
 
-A shard is one of three, by its name:
+A shard is one of:
 
-    NAME.tar    an archive of crops, not compressed, as webdataset has them: one file to copy, read from front to back
-    NAME.txt    the path of a crop on each line, so that a tree of any size becomes shards and no file moves; relative
-                paths are those of the working directory
+    NAME.tar    an uncompressed archive of crops, as in webdataset: one file, read from front to back
+    NAME.txt    the path of a crop on each line, relative to the working directory or absolute
     a folder    with its subfolders
 
-Names and order are those of the archive or the list; of a folder, paths in it, sorted. In an archive or a folder, files
-that are no pictures by their names are passed over and counted (`ivt_jax.gallery.walk`); in a list every line counts.
+Names and order are those of the archive or the list; in a folder they are the paths in it, sorted. In an archive or a
+folder, files whose names are not those of pictures are passed over and counted (`ivt_jax.gallery.walk`).
 """
 
 import collections
@@ -31,9 +30,9 @@ from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_BYTES = 200_000_000  # of a crop, which is read whole: what MAX_PIXELS take as a bitmap, and more
-_BLOCK = 512  # of a tar
-_THREADS = min(os.cpu_count() or 1, 16)  # that decode; Pillow lets go of Python's lock for it
+MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
+_BLOCK = 512  # bytes of a tar
+_THREADS = min(os.cpu_count() or 1, 16)  # decode pictures; Pillow releases Python's lock
 
 
 class UnreachableError(UserError):
@@ -43,8 +42,8 @@ class UnreachableError(UserError):
 class Crops(NamedTuple):
     """The crops of a shard.
 
-    contents: the file of each name, or its slice of the archive, in the order of `names`. unreadable: (name, reason) of
-    entries that are no files or too large. passed: counts of what is passed over.
+    contents: for each name its file, or its slice of the archive. unreadable: (name, reason) of entries that are no
+    files or too large. passed: counts of the files that are passed over.
     """
 
     names: list[str]
@@ -54,7 +53,7 @@ class Crops(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Bytes of a file, which are read only to be decoded, so that few slices are in memory at once."""
+    """Bytes of a file, read only when they are decoded, so that few of them are in memory at once."""
 
     file: Path
     start: int
@@ -67,7 +66,10 @@ class Slice(NamedTuple):
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """What the pattern matches, sorted. Raises UserError where that is nothing, no shard, or two of one name."""
+    """Returns the shards that match the pattern, sorted.
+
+    Raises UserError if nothing matches, a match is no shard, or two shards have the same name.
+    """
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
     if not paths:
         raise UserError(f"--shards={pattern} matches nothing; expected .tar files, .txt lists or folders of crops")
@@ -77,21 +79,19 @@ def find_shards(pattern: str) -> list[Path]:
             raise UserError(f"--shards: {path} is no .tar, no .txt list of paths and no folder; narrow the pattern")
         other = names.setdefault(name_of(path), path)
         if other is not path:
-            raise UserError(
-                f"--shards: {other} and {path} have one name, so would their vectors: use two folders --out"
-            )
+            raise UserError(f"--shards: {other} and {path} would write the same file; use a folder --out for each")
     return paths
 
 
 def name_of(shard: Path) -> str:
-    """What its vectors are called after: its name, that of a link its own."""
+    """Returns the last part of a shard's path; of a link its own name."""
     return os.path.basename(os.path.abspath(shard))
 
 
 def fingerprint(shard: Path) -> str:
-    """SHA-256 of name, size and time of change of the archive, or of each file listed or in the folder, and no content.
+    """Returns the SHA-256 of name, size and time of change of the archive, or of each crop of a list or folder.
 
-    Raises DataError where the shard cannot be read.
+    Reads no content. Raises DataError if the shard cannot be read.
     """
     digest = hashlib.sha256()
     if shard.suffix == ".tar" and not shard.is_dir():
@@ -102,24 +102,27 @@ def fingerprint(shard: Path) -> str:
     for name, path in named:
         try:
             status = path.stat()
-            told = (status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):  # missing, or no name that a file can have
-            told = (-1, -1)
-        digest.update(f"{name!a} {told}\n".encode())
+            state = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):  # missing, or no valid file name
+            state = (-1, -1)
+        digest.update(f"{name!a} {state}\n".encode())
     return digest.hexdigest()
 
 
 def read_crops(shard: Path) -> Crops:
-    """The crops of a shard. Raises DataError where it cannot be read, or is an archive that is cut short."""
+    """Lists the crops of a shard. Raises DataError if it cannot be read, or is an archive that is cut short."""
     try:
         if shard.is_dir():
             passed = collections.Counter[tuple[str, str]]()
             paths = sorted(place / name for place, _, names in walk(shard, passed, _fail) for name in names)
             return Crops([path.relative_to(shard).as_posix() for path in paths], paths, [], passed)
         if shard.suffix == ".txt":
-            names = [line for line in lines_of(_read_list(shard)) if line.strip(" \t")]
+            text = decode_list(shard.read_bytes(), "surrogateescape")  # file names may hold bytes other than UTF-8
+            names = [line for line in lines_of(text) if line.strip(" \t")]
             return Crops(names, map(Path, names), [], {})
         return _read_tar(shard)
+    except UnicodeDecodeError:
+        raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
     except (OSError, tarfile.TarError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{shard} cannot be read ({reason}); make it anew") from None
@@ -129,16 +132,8 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def _read_list(shard: Path) -> str:
-    """Returns the text of a list. In UTF-8 the names may hold other bytes, as names of files may."""
-    try:
-        return decode_list(shard.read_bytes(), "surrogateescape")
-    except UnicodeDecodeError:
-        raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
-
-
 def _read_tar(shard: Path) -> Crops:
-    members, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
+    names, slices, unreadable, passed = [], [], [], collections.Counter[tuple[str, str]]()
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
             if member.isdir():
@@ -148,15 +143,15 @@ def _read_tar(shard: Path) -> Crops:
             elif not member.isreg():
                 unreadable.append((member.name, "a link or a device, not a file of the archive"))
             elif member.size > MAX_BYTES:
-                unreadable.append((member.name, f"{member.size:,} bytes are too many for a picture of a person"))
+                unreadable.append((member.name, _too_large(member.size)))
             else:
-                members.append(member)
-        # tarfile takes whatever is no header for the end, and would lose all that follows.
+                names.append(member.name)
+                slices.append(Slice(shard, member.offset_data, member.size))
+        # tarfile takes a damaged header for the end of the archive, and would lose all members after it.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
-            raise DataError(f"{shard} is cut short or damaged after {len(members):,} crops; make it anew")
-    slices = [Slice(shard, member.offset_data, member.size) for member in members]
-    return Crops([member.name for member in members], slices, unreadable, passed)
+            raise DataError(f"{shard} is cut short or damaged after {len(names):,} crops; make it anew")
+    return Crops(names, slices, unreadable, passed)
 
 
 def load_batches(
@@ -166,13 +161,18 @@ def load_batches(
     readable: list[tuple[Any, bytes]],
     unreadable: list[tuple[Any, str]],
 ) -> Iterator[np.ndarray]:
-    """(name, file or slice of one) -> uint8 batches (b, H, W, 3) of those that can be read, the last one maybe short.
+    """Yields the crops (name, file or slice) that can be read as uint8 batches (b, H, W, 3); the last may be smaller.
 
-    Appends every name to `readable`, in the order of the rows, with the SHA-256 of its content, or to `unreadable` with
+    Appends each name to `readable`, in the order of the rows, with the SHA-256 of its content, or to `unreadable` with
     the reason.
     """
+
+    def load(crop: tuple[Any, Path | Slice]) -> tuple[np.ndarray, bytes]:
+        content = read_content(*crop)
+        return load_image(crop[0], size, content), hashlib.sha256(content).digest()
+
     rows = []
-    for (name, _), loaded in done_ahead(lambda crop: _load(crop[0], size, crop[1]), crops, 2 * batch_size):
+    for (name, _), loaded in done_ahead(load, crops, 2 * batch_size):
         try:
             pixels, digest = loaded.result()
             rows.append(pixels)
@@ -189,7 +189,7 @@ def load_batches(
 def done_ahead(
     work: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[tuple[T, concurrent.futures.Future[R]]]:
-    """Items and what becomes of them, in order; threads work on as many as `ahead` while the one before is in use."""
+    """Yields items and the futures of work(item), in order; threads work on up to `ahead` items in advance."""
     waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
@@ -198,7 +198,7 @@ def done_ahead(
             if len(waiting) > ahead:
                 yield waiting.popleft()
         yield from waiting
-    finally:  # after Ctrl-C, nobody waits for what nobody wants
+    finally:  # after Ctrl-C, queued items are not worth waiting for
         pool.shutdown(cancel_futures=True)
 
 
@@ -210,16 +210,12 @@ def read_content(name: Any, crop: Path | Slice) -> bytes:
     try:
         crop = crop if isinstance(crop, Slice) else Slice(crop, 0, crop.stat().st_size)
         content = crop.read() if crop.size <= MAX_BYTES else b""
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+    except (OSError, ValueError) as error:  # ValueError: no valid file name
         raise UnreachableError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    if crop.size > MAX_BYTES:
-        raise UserError(f"{name}: {crop.size:,} bytes are too many for a picture of a person")
     if not content:
-        raise UserError(f"{name}: an empty file")
+        raise UserError(f"{name}: {_too_large(crop.size) if crop.size > MAX_BYTES else 'an empty file'}")
     return content
 
 
-def _load(name: Any, size: tuple[int, int], crop: Path | Slice) -> tuple[np.ndarray, bytes]:
-    """Pixels and digest, of the same bytes."""
-    content = read_content(name, crop)
-    return load_image(name, size, content), hashlib.sha256(content).digest()
+def _too_large(size: int) -> str:
+    return f"{size:,} bytes are too many for a picture of a person"

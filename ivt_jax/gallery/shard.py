@@ -1,8 +1,8 @@
-"""One shard of crops to one shard of vectors: what every way of running it has in common."""
+"""Embeds one shard of crops into one shard of vectors."""
 
 import os
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,18 +14,18 @@ from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, n
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, place, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 
-BATCH = 64  # crops that a device takes at once
+BATCH = 64  # crops per device
 
 
 class Embedded(NamedTuple):
-    """What became of a shard; nothing was done to one that was done before."""
+    """The outcome of a shard; before: it was embedded earlier, and nothing was done."""
 
     shard: Path
     crops: int = 0
     unreadable: int = 0
     seconds: float = 0.0
     before: bool = False
-    passed: str = ""  # counts of what was passed over, in words
+    passed: str = ""  # counts of the files passed over, in words
 
     def __str__(self) -> str:
         if self.before:
@@ -35,24 +35,28 @@ class Embedded(NamedTuple):
         crops = counted(self.crops, "crop")
         return f"{self.shard}: {crops} at {self.crops / self.seconds:,.0f} a second{unreadable}{passed}"
 
+    def counts(self) -> Mapping[str, int]:
+        """Returns what to add to the counts of a run; `shards` counts those embedded now."""
+        return {"before" if self.before else "shards": 1, "crops": self.crops, "unreadable": self.unreadable}
+
 
 def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
     """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
 
-    dtype: a key of DTYPES; batch: crops that a device takes at once. The file appears whole or not at all, and two
-    processes that do the same shard write equal files. Raises DataError if the shard cannot be read, changes while it
-    is read, or has crops with vectors that are out of reach now, and UserError if the folder is another model's or
-    cannot be written. In these cases an earlier file is kept.
+    dtype: a key of DTYPES; batch: crops per device. The file appears whole or not at all, and two processes that embed
+    the same shard write equal files. Raises DataError if the shard cannot be read, changes while it is read, or has
+    embedded crops that cannot be reached now, and UserError if the folder is another model's or cannot be written. An
+    earlier file is then kept.
     """
     start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
     claim_folder(out, {**encoder.about, "dtype": dtype})
     if is_done(path, encoder.about["model"], made_of):
         return Embedded(shard, before=True)
     names, contents, unreadable, passed = read_crops(shard)
-    told = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
+    crops = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
     readable: list[tuple[str, bytes]] = []
     batch_size = batch * encoder.devices
-    vectors = encoder.embed(load_batches(told, encoder.size, batch_size, readable, unreadable), batch_size)
+    vectors = encoder.embed(load_batches(crops, encoder.size, batch_size, readable, unreadable), batch_size)
     if unreadable and fingerprint(shard) != made_of:  # such as a dropped share: the shard would count as done
         raise DataError(f"{shard} changed while it was read: run the command again when its crops can be reached")
     _refuse_loss(path, shard, encoder.about["model"], readable, unreadable)
@@ -72,36 +76,29 @@ def _refuse_loss(
     """Raises DataError if `path` has vectors of crops that cannot be reached now, or if no crop can be read."""
     try:
         before = read_vectors(path)
-    except (UserError, OSError):  # damaged, or none yet
+    except UserError:  # damaged, or none yet
         return
     if before.metadata.get("model") != model or not before.names:
         return
-    lost = _lost_crops(shard, set(before.names), unreadable)
+    lost, embedded = [], set(before.names)
+    if shard.is_dir() or shard.suffix != ".tar":
+        folder = shard if shard.is_dir() else Path()
+        lost = [name for name, _ in unreadable if name in embedded and _is_unreachable(folder / name)]
     if shard.is_dir() and readable:
         lost += _lost_folders(before, readable, unreadable)
-    if readable and not lost:
-        return
-    reason = "no crop can be read"
-    if lost:
-        reason = f"{counted(len(lost), 'embedded crop')} cannot be reached, the first is {lost[0]}"
-    raise DataError(f"{shard}: {reason}; {path} stays as it is: remove it if these crops were deleted")
-
-
-def _lost_crops(shard: Path, embedded: Set[str], unreadable: Sequence[tuple[str, str]]) -> list[str]:
-    """Returns the embedded crops that are unreadable because they cannot be reached now; none of an archive."""
-    if shard.suffix == ".tar" and not shard.is_dir():
-        return []
-    folder = shard if shard.is_dir() else Path()
-    return [name for name, _ in unreadable if name in embedded and _is_unreachable(folder / name)]
+    if lost or not readable:
+        reason = f"{counted(len(lost), 'embedded crop')} cannot be reached, the first is {lost[0]}" if lost else ""
+        remedy = f"{path} stays as it is: remove it if these crops were deleted"
+        raise DataError(f"{shard}: {reason or 'no crop can be read'}; {remedy}")
 
 
 def _lost_folders(
     before: Vectors, readable: Sequence[tuple[str, bytes]], unreadable: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """Returns the embedded crops whose folder is missing or empty, which looks like a dropped share.
+    """Returns the embedded crops whose folder is missing or empty, as after a dropped share.
 
-    Crops whose content has another name now were moved, and are not among them. Neither are those that a walk passes
-    over, which an older ivt_jax embedded.
+    Leaves out crops whose content now has another name, because they were moved, and crops of folders that are passed
+    over, which older versions of ivt_jax embedded.
     """
     names, contents = {name for name, _ in (*readable, *unreadable)}, {digest for _, digest in readable}
     folders = _folders_above(names)
@@ -116,7 +113,7 @@ def _lost_folders(
 
 
 def _folders_above(names: Iterable[str]) -> set[str]:
-    """Returns the folders that hold one of the files, at whatever depth; "" is the folder of the shard."""
+    """Returns all folders that contain one of the files, also indirectly; "" is the folder of the shard."""
     folders = set[str]()
     for name in names:
         while name and (name := os.path.dirname(name)) not in folders:
@@ -128,8 +125,6 @@ def _is_unreachable(crop: Path) -> bool:
     """Whether the system cannot read the file, whatever its content."""
     try:
         read_content(crop, crop)
-    except UnreachableError:
-        return True
-    except UserError:
-        pass
+    except UserError as error:
+        return isinstance(error, UnreachableError)
     return False

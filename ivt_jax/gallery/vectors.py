@@ -1,21 +1,19 @@
-"""Shards of vectors: a safetensors file for each shard of crops, and what all of a folder have in common.
+"""Shards of vectors: a safetensors file for each shard of crops, and one description of the folder.
 
-    gallery.json            the model by digest, the dimension, the type of number, what is done to a picture
-    SHARD.safetensors       vectors     (n, D) float32 or float16, of length 1, a row for each crop that could be read
+    gallery.json            digest of the model, dimension, dtype, preprocessing of the pictures
+    SHARD.safetensors       vectors     (n, D) float32 or float16, of length 1, a row per readable crop
                             names       UTF-8 JSON, as bytes: a list of n names, in the order of the rows
-                            digests     (n, 32) uint8, SHA-256 of each crop's content
-                            unreadable  as names: [[name, reason], ...] of the others
-                            and in the metadata "ivt_jax": a JSON object of format, model, source, fingerprint, counts
-                            of what was passed over, and orientation if the crops were turned upright (one object, for
-                            safetensors writes several in any order, and equal shards shall be equal files)
+                            digests     (n, 32) uint8, SHA-256 of the content of each crop
+                            unreadable  as names: [[name, reason], ...] of the other crops
+                            metadata    "ivt_jax": a JSON object of format, model, source, fingerprint, passed_over,
+                                        and orientation if the crops were turned upright (one object, because
+                                        safetensors writes several in any order, and equal shards must be equal files)
 
-safetensors, for it is one file, so rows and names are written together or not at all; its header tells shapes and model
-without a row being read; the vectors lie in it as in memory, so they can be mapped; and readers exist in many
-languages. (Of .npz NumPy maps nothing, and a matrix in Parquet must be decoded.)
+A safetensors file holds rows and names together, its header can be read alone, its vectors can be mapped into memory,
+and many languages read it.
 """
 
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,27 +27,27 @@ from ivt_jax.conversion.files import read_header
 from ivt_jax.encoding.images import is_as_before
 from ivt_jax.gallery.crops import name_of
 
-FORMAT = 2  # another one where what is written now is no longer what an older ivt_jax wrote
+FORMAT = 2  # raise it if older versions of ivt_jax would misread what is written now
 ABOUT = "gallery.json"
 _KEY = "ivt_jax"
 DTYPES = {"float32": np.float32, "float16": np.float16}
+_STORED = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}  # the names in safetensors
 
 
 class Vectors(NamedTuple):
-    """A shard of vectors: (n, D), mapped from the file; n names; (n, 32) uint8, SHA-256 of each content; (name, reason)
-    of the unreadable; its metadata."""
+    """A shard of vectors; the arrays are mapped from the file."""
 
-    vectors: np.ndarray
+    vectors: np.ndarray  # (n, D)
     names: list[str]
-    digests: np.ndarray
-    unreadable: list[tuple[str, str]]
+    digests: np.ndarray  # (n, 32) uint8, SHA-256 of each content
+    unreadable: list[tuple[str, str]]  # name, reason
     metadata: dict[str, Any]
 
 
 def claim_folder(folder: Path, about: dict[str, Any]) -> None:
-    """Makes `folder` a gallery of this model, where it is not one yet.
+    """Makes `folder` a gallery of this model if it is none yet.
 
-    Raises UserError where it is another's, or cannot be written.
+    Raises UserError if it is the gallery of another model or dtype, or cannot be written.
     """
     wanted, path = {"format": FORMAT, **about}, folder / ABOUT
     if not path.exists():
@@ -65,15 +63,14 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
             f"{folder} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a "
             "shard again, remove its .safetensors"
         )
-    differing = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    if differing:
-        key = differing[0]
-        differ = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
-        raise UserError(f"{folder} holds vectors of {differ}, which do not compare: name another folder with --out")
+    for key in {**wanted, **found}:
+        if found.get(key) != wanted.get(key):
+            differ = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
+            raise UserError(f"{folder} holds vectors of {differ}; name another folder with --out")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What gallery.json tells. Raises UserError where it is missing, damaged, or of another format."""
+    """Reads gallery.json. Raises UserError if it is missing, damaged, or of another format."""
     path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -87,17 +84,15 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def place(folder: Path, shard: Path) -> Path:
-    """Where the vectors of a shard of crops go."""
+    """Returns the path for the vectors of a shard of crops."""
     return folder / f"{name_of(shard)}.safetensors"
 
 
 def is_done(path: Path, model: str, fingerprint: str) -> bool:
-    """Whether the file holds, whole, this model's vectors of crops that have not changed since."""
-    if not path.exists():
-        return False
+    """Whether the file is complete and holds this model's vectors of crops with this fingerprint."""
     try:
         metadata = _metadata(path)
-    except UserError:  # damaged
+    except UserError:  # missing or damaged
         return False
     return (metadata.get("model"), metadata.get("fingerprint")) == (model, fingerprint)
 
@@ -109,14 +104,11 @@ def write_vectors(
     unreadable: list[tuple[str, str]],
     metadata: dict[str, str],
 ) -> None:
-    """Writes a shard whole or not at all, whoever else writes it; readable: name and digest of each row.
-
-    Raises UserError where it cannot be written.
-    """
+    """Writes a shard whole or not at all; readable: name and digest of each row. Raises UserError if it cannot."""
     from safetensors.numpy import save
 
     lists = {"names": [name for name, _ in readable], "unreadable": unreadable}
-    # ASCII: JSON has an escape for what is no UTF-8 in the name of a file.
+    # json.dumps writes ASCII, with escapes for the bytes of file names that are not UTF-8.
     encoded = {key: np.frombuffer(json.dumps(value).encode(), np.uint8) for key, value in lists.items()}
     digests = np.frombuffer(b"".join(digest for _, digest in readable), np.uint8).reshape(-1, 32)
     tensors = {"vectors": np.ascontiguousarray(vectors), "digests": digests, **encoded}
@@ -124,57 +116,44 @@ def write_vectors(
 
 
 def read_vectors(path: Path) -> Vectors:
-    """One shard; its vectors are mapped, and read where they are used. Raises UserError where it is damaged."""
+    """Opens a shard; its vectors are read only where they are used. Raises UserError if it is damaged."""
     metadata = _metadata(path)
+    content = np.memmap(path, np.uint8, "r")
     try:
-        found = _read(path, metadata)
+        start = 8 + int(content[:8].view("<u8")[0])
+        header, tensors = json.loads(content[8:start].tobytes()), {}
+        for name in ("vectors", "names", "digests", "unreadable"):
+            begin, end = header[name]["data_offsets"]
+            stored = content[start + begin : start + end].view(_STORED[header[name]["dtype"]])
+            tensors[name] = stored.reshape(header[name]["shape"])
+        names, unreadable = (json.loads(tensors[name].tobytes()) for name in ("names", "unreadable"))
+        found = Vectors(tensors["vectors"], names, tensors["digests"], [(a, b) for a, b in unreadable], metadata)
         if not len(found.vectors) == len(found.names) == len(found.digests):
             raise ValueError("the tensors differ in length")
-    except (KeyError, TypeError, ValueError, AttributeError, struct.error):
-        raise UserError(f"{path} is damaged: remove it, and embed its shard again") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _damaged(path) from None
     return found
 
 
-def _read(path: Path, metadata: dict[str, Any]) -> Vectors:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-        contents = {}
-        for name in ("names", "digests", "unreadable"):
-            start, end = header[name]["data_offsets"]
-            file.seek(8 + length + start)
-            contents[name] = file.read(end - start)
-    dtype = {"F32": np.float32, "F16": np.float16}[header["vectors"]["dtype"]]
-    shape, offset = tuple(header["vectors"]["shape"]), 8 + length + header["vectors"]["data_offsets"][0]
-    vectors = np.memmap(path, dtype, "r", offset, shape) if shape[0] else np.empty(shape, dtype)
-    digests = np.frombuffer(contents["digests"], np.uint8).reshape(-1, 32)
-    unreadable = [(name, reason) for name, reason in json.loads(contents["unreadable"])]
-    return Vectors(vectors, json.loads(contents["names"]), digests, unreadable, metadata)
-
-
 def read_gallery(folder: Path) -> Iterator[Vectors]:
-    """All shards of a folder, by name. Raises UserError where one is damaged, or another model's."""
+    """Opens all shards of a folder, sorted by name. Raises UserError if one is damaged or of another model."""
     about = read_about(folder)
-    model = about["model"]
+    model, dimension = about["model"], about["dimension"]
     for path in sorted(folder.glob("*.safetensors")):
         shard = read_vectors(path)
-        if shard.metadata.get("model") != model:
-            raise UserError(
-                f"{path} is of model {short_digest(shard.metadata.get('model'))}, not {short_digest(model)}: remove it"
-            )
-        if shard.vectors.shape[1] != about["dimension"]:
-            raise UserError(f"{path} has vectors of {shard.vectors.shape[1]}, not of {about['dimension']}: remove it")
+        found = shard.metadata.get("model")
+        if found != model:
+            raise UserError(f"{path} is of model {short_digest(found)}, not {short_digest(model)}: remove it")
+        if shard.vectors.shape[1] != dimension:
+            raise UserError(f"{path} has vectors of dimension {shard.vectors.shape[1]}, not {dimension}: remove it")
         yield shard
 
 
 class ByDigest:
-    """The vectors of a folder, by the content of their crops.
-
-    Attributes: about, what gallery.json tells.
-    """
+    """Finds the vectors of a folder by the content of their crops. Attributes: about, the content of gallery.json."""
 
     def __init__(self, folder: Path):
-        """Raises UserError as `read_gallery`, and where there is no vector."""
+        """Raises UserError as `read_gallery`, and if there is no vector."""
         self.about = read_about(folder)
         found = [shard for shard in read_gallery(folder) if len(shard.vectors)]
         if not found:
@@ -189,7 +168,7 @@ class ByDigest:
     def get(self, digest: bytes) -> tuple[np.ndarray | None, bool]:
         """Returns the vector (D,) of the crop whose content has this SHA-256, None if there is no such crop.
 
-        Also returns whether crops were turned upright by EXIF before they were embedded.
+        Also returns whether the crop was turned upright by EXIF before it was embedded.
         """
         found = np.frombuffer(digest, "S32")
         place = int(np.searchsorted(self._digests, found)[0])
@@ -201,17 +180,21 @@ class ByDigest:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Raises UserError where the file is damaged, or no shard of ours."""
+    """Reads our metadata. Raises UserError if the file is missing or damaged, or no shard of this format."""
     try:
         metadata = json.loads(read_header(path).metadata.get(_KEY, "{}"))
         version = metadata.get("format")
     except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: remove it, and embed its shard again") from None
+        raise _damaged(path) from None
     if version != FORMAT:
         raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
     return metadata
 
 
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: remove it, and embed its shard again")
+
+
 def short_digest(value: Any) -> str:
-    """Returns the first digits of a digest; any other value as text."""
+    """Returns the first 12 digits of a digest; any other value as text."""
     return value[:12] if isinstance(value, str) else str(value)

@@ -401,7 +401,7 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     [
         (["--shards=GALLERY/*.zip"], "matches nothing"),
         (["--shards=GALLERY/*.png"], "is no .tar, no .txt list of paths and no folder"),
-        (["--shards=GALLERY/**/000.tar"], "have one name"),
+        (["--shards=GALLERY/**/000.tar"], "would write the same file"),
         (["--shards=GALLERY/*.tar", "--out=GALLERY/x.png/out"], "x.png/out cannot be made: Not a directory"),
         (["--shards=GALLERY/*.tar", "--workdir=nowhere"], "nowhere is not the workdir of a run"),
     ],
