@@ -11,7 +11,6 @@ from Python.
 """
 
 import argparse
-import contextlib
 import csv
 import datetime
 import functools
@@ -21,6 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -76,24 +76,22 @@ def read_query(args: argparse.Namespace) -> Query:
     return Query((*wanted, *unwanted), args.image, where=where)
 
 
-@contextlib.contextmanager
-def open_searcher(args: argparse.Namespace, query: Query) -> "Iterator[tuple[Searcher, list[str]]]":
+def open_searcher(args: argparse.Namespace, query: Query) -> "AbstractContextManager[tuple[Searcher, list[str]]]":
     """Gives a searcher of --index or --images, and a line for each unreadable picture.
 
     Raises UserError if the query is not valid, before the model is loaded, which takes seconds.
     """
-    store = None if args.images else open_store(args.index)
-    check(query, store.about.fields if store else {}, args.group, args.distinct)
-    if store:
-        from ivt_jax.retrieval.searcher import Searcher
+    if args.images:
+        check(query, {}, args.group, args.distinct)
+        return index_folder(args.images, args.workdir)
+    store = open_store(args.index)
+    check(query, store.about.fields, args.group, args.distinct)
+    from ivt_jax.retrieval.searcher import Searcher
 
-        yield Searcher(store, args.workdir), []
-    else:
-        with index_folder(args.images, args.workdir) as opened:
-            yield opened
+    return nullcontext((Searcher(store, args.workdir), []))
 
 
-@contextlib.contextmanager
+@contextmanager
 def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[str]]]":
     """Gives a searcher of a temporary index of all pictures in and below a folder, and a line for each unreadable one.
 
@@ -167,7 +165,7 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
     image = open_image("the image", query.image) if query.image else None
     if image:
         image.thumbnail(_SHOWN)
-    results = list(enumerate(answer.results, start=1))
+    results = answer.results
     counted = progress(results, len(results), "explaining: ", "pictures", brief=True) if explained else results
     return render(
         TEMPLATES / "search.html",
@@ -177,23 +175,21 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
         answer=answer,
         folder=printable(place),
         explained=explained,
-        results=[draw(searcher, result, rank, explained) for rank, result in counted],
+        results=[draw(searcher, result, explained) for result in counted],
     )
 
 
-def draw(searcher: "Searcher", result: "Result", rank: int, explained: bool) -> dict[str, Any]:
-    """Returns what the page shows of a result; the picture is the index's thumbnail, so the file may be gone."""
+def draw(searcher: "Searcher", result: "Result", explained: bool) -> dict[str, Any]:
+    """Returns a result with its pictures as data URIs; the first is the index's thumbnail, so the file may be gone."""
     from ivt_jax.retrieval.explain import overlay
 
-    phrases: list[dict[str, Any]] = [phrase._asdict() for phrase in result.phrases]
-    if explained and phrases:
-        image, heats = searcher.heat_maps(result.id, [phrase.text for phrase in result.phrases])
+    heats = []
+    if explained and result.phrases:
+        image, maps = searcher.heat_maps(result.id, [phrase.text for phrase in result.phrases])
         image.thumbnail(_SHOWN)
-        for phrase, heat in zip(phrases, heats, strict=True):
-            phrase["heat"] = data_uri(overlay(image, heat))
+        heats = [data_uri(overlay(image, heat)) for heat in maps]
     small = searcher.thumbnail(result.id)
-    picture, name = small and data_uri(small), printable(result.path)
-    return {"rank": rank, "score": result.score, "image": picture, "name": name, "phrases": phrases}
+    return {**result._asdict(), "name": printable(result.path), "image": small and data_uri(small), "heats": heats}
 
 
 def copy_files(files: Mapping[int, Path], folder: Path) -> None:

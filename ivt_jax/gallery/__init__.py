@@ -1,1 +1,1 @@
-"""A gallery of any size as vectors: shards of crops in, shards of vectors out, each by itself, on any machine."""
+"""Embeds galleries of any size: one shard of vectors for each shard of crops, independently, on any machine."""

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_CHUNK = 65536  # rows whose similarities are held at once
+_CHUNK = 65536  # rows whose products are in memory at once
 
 
 def nearest(
     queries: np.ndarray, vectors: np.ndarray, k: int, chosen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of vectors (N, D) with the largest products with queries (Q, D): scores (Q, k) float32, rows (Q, k).
+    """Finds the k rows of vectors (N, D) with the largest products with queries (Q, D) float32.
 
-    Best first, ties by row; fewer than k where there are no more. Every row is read once, so the time is that of
-    reading memory; `vectors` may be mapped from a file, and float16 as well as float32. chosen (N,) bool: the rows in
-    question, None for all.
+    Returns scores (Q, k) float32 and rows (Q, k) int64, best first, ties by row; fewer than k if there are no more.
+    vectors: float32 or float16, in memory or mapped; each row is read once. chosen (N,) bool: the rows to consider,
+    None for all.
     """
     best_scores, best_rows = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
     for start in range(0, len(vectors), _CHUNK):
@@ -32,7 +32,7 @@ def nearest(
 
 
 def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best columns of each line, best first; of equal scores the smaller row."""
+    """Returns the k best columns of each line of scores and rows, best first, ties by row."""
     if scores.shape[1] > k:
         least = np.partition(scores, -k, axis=1)[:, [-k]]
         chosen = [np.flatnonzero(line >= limit) for line, limit in zip(scores, least, strict=True)]

@@ -11,7 +11,7 @@ from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
-from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, place, read_vectors, write_vectors
+from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 
 BATCH = 64  # crops per device
@@ -48,7 +48,8 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     embedded crops that cannot be reached now, and UserError if the folder is another model's or cannot be written. An
     earlier file is then kept.
     """
-    start, path, made_of = time.monotonic(), place(out, shard), fingerprint(shard)
+    start, made_of = time.monotonic(), fingerprint(shard)
+    path = out / f"{name_of(shard)}.safetensors"
     claim_folder(out, {**encoder.about, "dtype": dtype})
     if is_done(path, encoder.about["model"], made_of):
         return Embedded(shard, before=True)

@@ -25,7 +25,6 @@ from ivt_jax.common.files import write_bytes
 from ivt_jax.common.messages import say_once
 from ivt_jax.conversion.files import read_header
 from ivt_jax.encoding.images import is_as_before
-from ivt_jax.gallery.crops import name_of
 
 FORMAT = 2  # raise it if older versions of ivt_jax would misread what is written now
 ABOUT = "gallery.json"
@@ -81,11 +80,6 @@ def read_about(folder: Path) -> dict[str, Any]:
         reason = f"{path} has format {version}, this ivt_jax reads format {FORMAT}"
         raise UserError(f"{reason}: {'update ivt_jax' if version > FORMAT else 'embed into another folder'}")
     return about
-
-
-def place(folder: Path, shard: Path) -> Path:
-    """Returns the path for the vectors of a shard of crops."""
-    return folder / f"{name_of(shard)}.safetensors"
 
 
 def is_done(path: Path, model: str, fingerprint: str) -> bool:

@@ -1,7 +1,7 @@
 """Chooses the pictures of a folder or an archive by their names, and counts the files that it passes over.
 
-Passed over are files of another suffix, hidden files, and all files in hidden folders and in those where systems keep
-thumbnails, deleted files and the like. A list names its pictures, so nothing of it is passed over.
+It passes over files of another suffix, hidden files, and all files in hidden folders and in folders where systems keep
+thumbnails, deleted files and the like. The files of a list are all taken.
 """
 
 import collections
@@ -17,8 +17,8 @@ FOLDERS = (
     "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",
     "system volume information",
 )  # fmt: skip
-_PREVIEWS = (".lrdata",)  # ends the folders of Lightroom's previews
-_SHOWN = 5  # suffixes and folders that are named, those with most files first
+_PREVIEWS = ".lrdata"  # suffix of the folders with Lightroom's previews
+_SHOWN = 5  # suffixes and folders to name, those with most files
 
 Passed = Mapping[tuple[str, str], int]  # ("suffix", ".mp4"), ("folder", "@eaDir") or ("hidden", "") -> count of files
 
@@ -38,7 +38,7 @@ def reason_to_pass(path: str) -> tuple[str, str] | None:
 
 
 def is_passed_folder(name: str) -> bool:
-    """Whether all files in a folder of this name are passed over."""
+    """Whether to pass over all files in a folder of this name."""
     hidden = name.startswith(".") and name not in (".", "..")
     return hidden or name.lower() in FOLDERS or name.lower().endswith(_PREVIEWS)
 
@@ -46,9 +46,9 @@ def is_passed_folder(name: str) -> bool:
 def walk(
     root: Path, passed: collections.Counter[tuple[str, str]], onerror: Callable[[OSError], object]
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yields each folder below `root`, the names of its folders and those of its pictures; counts the rest in `passed`.
+    """Yields `root` and each folder below, with the names of its folders and its pictures; counts the rest in `passed`.
 
-    onerror: called with the error of a folder that cannot be listed.
+    onerror: called with the error if a folder cannot be listed.
     """
     for place, folders, files in os.walk(root, onerror=onerror):
         for name in filter(is_passed_folder, tuple(folders)):
@@ -60,7 +60,7 @@ def walk(
 
 
 def describe_passed(passed: Passed) -> str:
-    """Counts by reason, such as "12 of no picture format (.mp4 8, .dng 4), 160 in @eaDir/, 3 hidden"; "" for none."""
+    """Returns "12 of no picture format (.mp4 8, .dng 4), 160 in @eaDir/, 3 hidden", or "" if no file is passed over."""
     counts = sorted(((key, count) for key, count in passed.items() if count), key=lambda item: (-item[1], item[0]))
     suffixes = [(name or "without suffix", count) for (kind, name), count in counts if kind == "suffix"]
     folders = [(name, count) for (kind, name), count in counts if kind == "folder"]

@@ -61,7 +61,12 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
         if not LEAST_WEIGHT <= abs(weight) <= MOST_WEIGHT:
             raise UserError(f"a weight of {weight:g} is out of bounds: from {LEAST_WEIGHT} to {MOST_WEIGHT:g}")
     for term in query.terms:
-        _check_text(term.text)
+        if not term.text.strip():
+            raise UserError("the sentence is empty: describe a person")
+        if not any(map(str.isalnum, term.text)):
+            raise UserError("the sentence has no word: describe a person")
+        if not is_utf8(term.text):  # bytes from the command line
+            raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
     if isinstance(query.image, Path) and not query.image.is_file():
         raise UserError(f"{query.image} is not a file; name a picture")
     if group and group not in fields:
@@ -82,12 +87,3 @@ def phrases_of(query: Query) -> dict[str, bool]:
         for phrase in attribute_phrases(term.text[:_READ], scenery=True):
             phrases.setdefault(phrase.lower(), (phrase, term.weight > 0))
     return dict(list(phrases.values())[:MAX_PHRASES])
-
-
-def _check_text(text: str) -> None:
-    if not text.strip():
-        raise UserError("the sentence is empty: describe a person")
-    if not any(map(str.isalnum, text)):
-        raise UserError("the sentence has no word: describe a person")
-    if not is_utf8(text):  # bytes from the command line
-        raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
