@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.messages import install
+from ivt_jax.common.messages import counted, install
 from ivt_jax.common.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used, so that `--help` and a mistyped pattern answer at once.
@@ -68,13 +68,16 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     task, tasks = args.task
     shards = [path.absolute() if args.beam else path for path in find_shards(args.shards)][task::tasks]
     counts = embed_by_beam(args, shards, flags) if args.beam else embed_here(args, shards)
-    unreadable = (
-        f", {counts['unreadable']:,} more cannot be read, which the shards name" if counts["unreadable"] else ""
-    )
-    before = f", {counts['before']:,} shards were done before" if counts["before"] else ""
-    print(f"{args.out}: {counts['shards']:,} shards of {counts['crops']:,} crops{unreadable}{before}")
+    line = f"{counted(counts['shards'], 'shard')} of {counted(counts['crops'], 'crop')}"
+    if counts["unreadable"]:
+        line += f", {counted(counts['unreadable'], 'unreadable crop')} (listed in the shards)"
+    if counts["before"]:
+        line += f", {counted(counts['before'], 'shard')} done before"
+    print(f"{args.out}: {line}")
     if counts["failed"]:
-        raise UserError(f"shards not embedded, for the reasons above: {counts['failed']:,}; the others are done")
+        raise UserError(
+            f"{counted(counts['failed'], 'shard')} not embedded, for the reasons above; the others are done"
+        )
     return 0
 
 

@@ -28,7 +28,7 @@ def test_the_pipeline_writes_what_the_command_writes(workdir, gallery, tmp_path,
     )
     assert here == beam
     assert call(workdir, gallery, tmp_path / "beam", "--beam", "--runner=DirectRunner") == 0
-    assert "0 shards of 0 crops, 3 shards were done before\n" in capsys.readouterr().out
+    assert "0 shards of 0 crops, 3 shards done before\n" in capsys.readouterr().out
 
 
 def test_a_shard_that_cannot_be_read_does_not_stop_the_others(workdir, gallery, tmp_path, capsys):
@@ -37,8 +37,8 @@ def test_a_shard_that_cannot_be_read_does_not_stop_the_others(workdir, gallery, 
     write_tar(gallery / "003.tar", {"bad.png": b"no picture"})
     assert call(workdir, gallery, tmp_path / "out", "--beam", "--runner=DirectRunner") == 2
     output = capsys.readouterr()
-    assert "3 shards of 6 crops, 1 more cannot be read, which the shards name\n" in output.out
-    assert "error: shards not embedded, for the reasons above: 1; the others are done\n" in output.err
+    assert "3 shards of 6 crops, 1 unreadable crop (listed in the shards)\n" in output.out
+    assert "error: 1 shard not embedded, for the reasons above; the others are done\n" in output.err
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
 
 

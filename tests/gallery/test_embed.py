@@ -150,7 +150,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again(workdir, gallery
     capsys.readouterr()
     assert call(workdir, gallery, out) == 0
     assert snapshot(out) == before
-    assert capsys.readouterr().out == f"{out}: 0 shards of 0 crops, 3 shards were done before\n"
+    assert capsys.readouterr().out == f"{out}: 0 shards of 0 crops, 3 shards done before\n"
     write_tar(gallery / "001.tar", {"new.png": picture(50)})
     (out / "002.tar.safetensors").write_bytes(before["002.tar.safetensors"][0][:-1])  # damaged
     assert call(workdir, gallery, out) == 0
@@ -393,7 +393,7 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     assert {path.name[:3] for path in (tmp_path / "out").glob("*.safetensors")} == {"000", "002"}
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "001.tar" in errors[0] and "make it anew" in errors[0]
-    assert errors[1] == "error: shards not embedded, for the reasons above: 1; the others are done"
+    assert errors[1] == "error: 1 shard not embedded, for the reasons above; the others are done"
 
 
 @pytest.mark.parametrize(
