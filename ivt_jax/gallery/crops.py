@@ -94,14 +94,11 @@ def fingerprint(shard: Path) -> str:
     Reads no content. Raises DataError if the shard cannot be read.
     """
     digest = hashlib.sha256()
-    if shard.suffix == ".tar" and not shard.is_dir():
-        named: Iterable[tuple[str, Path]] = [(name_of(shard), shard)]
-    else:
-        crops = read_crops(shard)
-        named = zip(crops.names, crops.contents, strict=True)  # type: ignore[arg-type]
-    for name, path in named:
+    archive = shard.suffix == ".tar" and not shard.is_dir()
+    crops = Crops([name_of(shard)], [shard], [], {}) if archive else read_crops(shard)
+    for name, path in zip(crops.names, crops.contents, strict=True):
         try:
-            status = path.stat()
+            status = path.stat()  # type: ignore[union-attr]  # only archives have slices
             state = (status.st_size, status.st_mtime_ns)
         except (OSError, ValueError):  # missing, or no valid file name
             state = (-1, -1)
@@ -125,7 +122,7 @@ def read_crops(shard: Path) -> Crops:
         raise DataError(f"{shard} is neither UTF-8 nor UTF-16 text: save the list as UTF-8") from None
     except (OSError, tarfile.TarError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{shard} cannot be read ({reason}); make it anew") from None
+        raise DataError(f"{shard} cannot be read ({reason}); create it again") from None
 
 
 def _fail(error: OSError) -> None:
@@ -150,7 +147,7 @@ def _read_tar(shard: Path) -> Crops:
         # tarfile takes a damaged header for the end of the archive, and would lose all members after it.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
-            raise DataError(f"{shard} is cut short or damaged after {len(names):,} crops; make it anew")
+            raise DataError(f"{shard} is cut short or damaged after {len(names):,} crops; create it again")
     return Crops(names, slices, unreadable, passed)
 
 

@@ -4,7 +4,7 @@
     answer = searcher.search("a man in a red hoodie")
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
-How the last query scores a picture:
+How the last query scores a picture, with example spreads:
 
     term                                                 hoodie    glasses
     embedding e, of length 1                             e_1       e_2

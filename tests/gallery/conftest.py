@@ -69,3 +69,7 @@ def call(workdir, gallery, out, *more, pattern="*.tar"):
 
 def snapshot(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
