@@ -121,12 +121,12 @@ def read_vectors(path: Path) -> Vectors:
             stored = content[start + begin : start + end].view(_STORED[header[name]["dtype"]])
             tensors[name] = stored.reshape(header[name]["shape"])
         names, unreadable = (json.loads(tensors[name].tobytes()) for name in ("names", "unreadable"))
-        found = Vectors(tensors["vectors"], names, tensors["digests"], [(a, b) for a, b in unreadable], metadata)
-        if not len(found.vectors) == len(found.names) == len(found.digests):
-            raise ValueError("the tensors differ in length")
+        vectors, digests, rows = tensors["vectors"], tensors["digests"], len(names)
+        if vectors.dtype == np.uint8 or vectors.ndim != 2 or len(vectors) != rows or digests.shape != (rows, 32):
+            raise ValueError("dtypes or shapes do not fit")
+        return Vectors(vectors, names, digests, [(name, reason) for name, reason in unreadable], metadata)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise _damaged(path) from None
-    return found
 
 
 def read_gallery(folder: Path) -> Iterator[Vectors]:
