@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -35,7 +35,7 @@ from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.sources import read_folder
 
 if TYPE_CHECKING:
-    from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
+    from ivt_jax.retrieval.searcher import Answer, Result, Searcher
 
 _LONGEST_NAME = 255  # bytes of a file name
 _SHOWN = (208, 416)  # largest width and height of a picture on the page
@@ -111,31 +111,23 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
 
 
 def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
-    """Prints a line per result; phrases come before the path, so that their scores are aligned."""
+    """Prints a line per result, such as "  1  +0.4310  red hoodie 0.91 · not glasses 0.20  PATH"."""
     for rank, result in enumerate(answer.results, start=1):
-        cells = [f"{rank:3}", f"{result.score:+.4f}", describe(result.phrases), str(searcher.file(result.path))]
+        phrases = (f"{'' if wanted else 'not '}{text} {score:.2f}" for text, score, wanted in result.phrases)
+        cells = [f"{rank:3}", f"{result.score:+.4f}", " · ".join(phrases), str(searcher.file(result.path))]
         print("  ".join(printable(cell) for cell in cells if cell))
     _print_verdict(answer, sys.stdout)
 
 
-def describe(phrases: "Sequence[Phrase]") -> str:
-    """Returns "red hoodie 0.91 · blue backpack 0.34 · not glasses 0.20"."""
-    return " · ".join(f"{'' if wanted else 'not '}{text} {score:.2f}" for text, score, wanted in phrases)
-
-
 def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     """Prints one object: the query and the answer, each result with its rank and file."""
-    results = [
-        {
-            "rank": rank,
-            "file": str(searcher.file(result.path)),
-            **result._asdict(),
-            "phrases": [phrase._asdict() for phrase in result.phrases],
-        }
-        for rank, result in enumerate(answer.results, start=1)
-    ]
+    results = []
+    for rank, result in enumerate(answer.results, start=1):
+        phrases = [phrase._asdict() for phrase in result.phrases]
+        file = searcher.file(result.path)
+        results.append({"rank": rank, "file": file, **result._asdict(), "phrases": phrases})
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    print(json.dumps({"query": asked, **answer._asdict(), "results": results}, indent=2, default=_plain))
+    print(json.dumps({"query": asked, **answer._asdict(), "results": results}, indent=2, default=_text))
 
 
 def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
@@ -210,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses a command line; ends the process with exit code 2 if its flags are wrong or do not fit together."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.images and not args.workdir:
@@ -286,16 +279,13 @@ def _print_verdict(answer: "Answer", file: TextIO) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Returns a value for CSV; a text that a spreadsheet would run as a formula begins with a quote."""
-    plain = _plain(value)
+    """Returns a value for CSV; a text that a spreadsheet would run as a formula gets a quote in front."""
+    plain = _text(value) if isinstance(value, datetime.datetime | Path) else value
     return f"'{plain}" if isinstance(plain, str) and plain.startswith(("=", "+", "-", "@", "\t", "\r")) else plain
 
 
-def _plain(value: Any) -> Any:
-    """Returns a time or a path as text, for JSON and CSV; other values unchanged."""
-    if isinstance(value, datetime.datetime):
-        return value.isoformat()
-    return str(value) if isinstance(value, Path) else value
+def _text(value: datetime.datetime | Path) -> str:
+    return str(value) if isinstance(value, Path) else value.isoformat()
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ class Searcher:
                 notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
             if end:
                 notes.append(
-                    f"{_brief(end)} (the model reads {length - 2} tokens of a sentence; use several sentences)"
+                    f"{_brief(end)} (beyond the {length - 2} tokens that the model reads; use several sentences)"
                 )
         return f"not read: {'; '.join(notes)}" if notes else ""
 
@@ -285,9 +285,10 @@ class Searcher:
             return [[] for _ in rows]
         vectors, sample = self._embed_texts(phrases), self._sample  # another thread may replace it
         products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
-        less = [np.searchsorted(all, own - _EQUAL, "left") for all, own in zip(ordered, products, strict=True)]
-        up_to = [np.searchsorted(all, own + _EQUAL, "right") for all, own in zip(ordered, products, strict=True)]
-        return (np.add(less, up_to).T / (2 * len(sample))).tolist()
+        pairs = list(zip(ordered, products, strict=True))
+        less = [np.searchsorted(line, own - _EQUAL, "left") for line, own in pairs]
+        less_or_equal = [np.searchsorted(line, own + _EQUAL, "right") for line, own in pairs]
+        return (np.add(less, less_or_equal).T / (2 * len(sample))).tolist()
 
     def _judge(
         self, query: Query, best: float | None, searched: int, unfinished: str
