@@ -163,11 +163,7 @@ class Searcher:
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         searched = count if condition is None else self.store.count(condition)
-        best = results[0].score if results else None
-        verdict, good, probability = self._judge(query, best, searched, unfinished)
-        if results:
-            results[0] = results[0]._replace(probability=probability)
-        return Answer(results, searched, verdict, good, unread, unfinished)
+        return self._judge(query, Answer(results, searched, "", None, unread, unfinished))
 
     def phrases(self, text: str) -> list[str]:
         """Returns the phrases of a sentence, such as for `heat_maps`."""
@@ -209,9 +205,7 @@ class Searcher:
             if words:
                 notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
             if end:
-                notes.append(
-                    f"{_brief(end)} (beyond the {length - 2} tokens that the model reads; use several sentences)"
-                )
+                notes.append(f"{_brief(end)} (beyond the {length - 2} tokens that the model reads; split the sentence)")
         return f"not read: {'; '.join(notes)}" if notes else ""
 
     def _embed_query(self, query: Query, like: Sequence[Row]) -> np.ndarray:
@@ -290,28 +284,34 @@ class Searcher:
         less_or_equal = [np.searchsorted(line, own + _EQUAL, "right") for line, own in pairs]
         return (np.add(less, less_or_equal).T / (2 * len(sample))).tolist()
 
-    def _judge(
-        self, query: Query, best: float | None, searched: int, unfinished: str
-    ) -> tuple[str, bool | None, float | None]:
-        """Returns verdict, `good` and the probability of the first result; best: its score, None if there is none."""
-        if unfinished:  # the right picture may not be in yet
-            return f"{'No such picture yet' if best is None else 'No confidence estimate'}: {unfinished}", None, None
-        if best is None:
-            return "no good match: there is no such picture", False, None
+    def _judge(self, query: Query, answer: Answer) -> Answer:
+        """Adds the verdict, `good`, and the probability of the first result."""
+        results, searched = answer.results, answer.searched
+        if answer.unfinished:  # the right picture may not be in yet
+            said = "No confidence estimate" if results else "No such picture yet"
+            return answer._replace(verdict=f"{said}: {answer.unfinished}")
+        if not results:
+            return answer._replace(verdict="no good match: there is no such picture", good=False)
         if self.calibration is None:
-            return "", None, None
+            return answer
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
-            return "No confidence estimate: calibration covers single sentences without filters", None, None
+            reason = "calibration covers single sentences without filters"
+            return answer._replace(verdict=f"No confidence estimate: {reason}")
         gallery, threshold = self.calibration.gallery, self.calibration.threshold
         source = f"(from validation, with {gallery:,} pictures)"
-        right = float(probability(self.calibration, best)) if searched <= _LARGER * gallery else None
+        best, right = results[0].score, float(probability(self.calibration, results[0].score))
+        covered = searched <= _LARGER * gallery
+        if covered:
+            results[0] = results[0]._replace(probability=right)
         if best < threshold:
-            return f"no good match: the best score lies below {threshold:.4f} {source}", False, right
-        if right is None:
+            verdict = f"no good match: the best score lies below {threshold:.4f} {source}"
+            return answer._replace(verdict=verdict, good=False)
+        if not covered:
             reason = f"calibration with {gallery:,} pictures does not cover {searched:,}"
-            return f"No confidence estimate: {reason}", None, None
-        return f"if the person is among them, the first is right with {right:.0%} {source}", True, right
+            return answer._replace(verdict=f"No confidence estimate: {reason}")
+        verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
+        return answer._replace(verdict=verdict, good=True)
 
     def _content(self, row: Row) -> bytes | None:
         """Returns the file of a row if it is in the folder of pictures and unchanged, or else the thumbnail."""

@@ -355,7 +355,7 @@ def test_what_of_a_sentence_is_not_read_is_told(opened):
     assert found.search("red hat").unread == ""
     assert found.search("rôt red röt rôt hat").unread == 'not read: "rôt röt" (unknown to the model)'
     long = "green " * 22 + "blue " + "white " * 20
-    told = f'"blue {"white " * 8}white …" (beyond the 22 tokens that the model reads; use several sentences)'
+    told = f'"blue {"white " * 8}white …" (beyond the 22 tokens that the model reads; split the sentence)'
     both = found.search(Query((Term("red hüt"), Term(long, -1.0))))
     assert both.unread == f'not read: "hüt" (unknown to the model); {told}'
     with pytest.raises(UserError, match='the sentence has no word that the model knows: "hüt"'):
