@@ -4,10 +4,10 @@
     python -m ivt_jax.search --index=INDEX --image=crop.jpg --where "camera = 3 and time > '2024-05-01'" --group=track
     python -m ivt_jax.search --workdir=runs/demo --images=FOLDER "a woman in a red coat with a black backpack"
 
-`ivt_jax.index` builds an index; with --images the command builds a temporary one. It prints rank, score, the score of
-each phrase, and path of the best pictures, then what the best score means by the model's validation: how likely the
-first picture is right, or "no good match". `ivt_jax.retrieval.searcher` defines the scores, and is the way to search
-from Python.
+`ivt_jax.index` builds an index; with --images the command builds a temporary one. It prints rank, score, score of each
+phrase and path of the best pictures. The last line says what the best score means, by the model's validation: how
+likely the first picture is right, or "no good match". `ivt_jax.retrieval.searcher` defines the scores and searches from
+Python.
 """
 
 import argparse

@@ -83,8 +83,8 @@ class Result(NamedTuple):
 class Answer(NamedTuple):
     """The results, best first, the number of pictures searched, and a sentence on the best score.
 
-    good: False if validation makes a match unlikely; None if validation does not cover the query. unread: the parts of
-    the sentences that the model does not read, "" for none. unfinished: states that a build still adds pictures, or "".
+    good: False if there is no good match; None if validation does not cover the query. unread: the parts of the
+    sentences that the model does not read, "" for none. unfinished: states that a build still adds pictures, or "".
     """
 
     results: list[Result]
