@@ -99,13 +99,13 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
     """
     source = read_folder(folder)
     from ivt_jax.encoding.encoder import ImageEncoder
-    from ivt_jax.retrieval.build import build
+    from ivt_jax.retrieval.build import Options, build
     from ivt_jax.retrieval.searcher import Searcher
 
     encoder = ImageEncoder(workdir)
     with tempfile.TemporaryDirectory(prefix="ivt_jax-search-") as temporary:
         place = Path(temporary) / "index"
-        built = build(place, source, workdir, encoder=encoder)
+        built = build(place, source, Options(workdir, encoder))
         unreadable = [f"{folder}/{problem}" for problem in built.unreadable]
         yield Searcher(open_store(place), workdir, encoder), unreadable
 

@@ -108,7 +108,7 @@ def index(workdir, tmp_path):
     for name, colour in COLOURS.items():
         Image.new("RGB", (10, 20), colour).save(pictures / EVIL[name])
     (tmp_path / "list.csv").write_text("\n".join(METADATA), encoding="utf-8")
-    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", pictures), workdir)
+    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", pictures), build.Options(workdir))
     return tmp_path / "index"
 
 
@@ -280,7 +280,7 @@ def test_no_cell_is_a_formula(workdir, tmp_path, capsys):
         Image.new("RGB", (10, 20), COLOURS["red"]).save(tmp_path / name)
     paths = ["=cmd|' C'!A0.png,+1,-1.5", "@red.png,a+b,2", "-1.png,=1,0"]
     (tmp_path / "list.csv").write_text("\n".join(["path,note,height", *paths]))
-    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", tmp_path), workdir)
+    build.build(tmp_path / "index", read_list(tmp_path / "list.csv", tmp_path), build.Options(workdir))
     assert search.main([f"--index={tmp_path}/index", "red", "--csv"]) == 0
     _, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
     told = {row[4]: row[-2:] for row in rows}
@@ -364,7 +364,7 @@ def test_explained_each_phrase_has_its_heat_map(tmp_path, capsys):
     for seed in range(3):
         (tmp_path / "crops").mkdir(exist_ok=True)
         (tmp_path / "crops" / f"{seed}.png").write_bytes(picture(seed))
-    build.build(tmp_path / "index", read_folder(tmp_path / "crops"), workdir)
+    build.build(tmp_path / "index", read_folder(tmp_path / "crops"), build.Options(workdir))
     (tmp_path / "crops/1.png").unlink()
     page = tmp_path / "found.html"
     arguments = [f"--index={tmp_path}/index", f"--html={page}", "--explain", "a man in a red coat with a black bag"]

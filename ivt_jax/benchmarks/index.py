@@ -135,11 +135,11 @@ def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int
 def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
     """Sentences asked of a searcher that is open."""
     from ivt_jax.encoding.encoder import ImageEncoder
-    from ivt_jax.retrieval.build import state
+    from ivt_jax.retrieval.build import describe_index
     from ivt_jax.retrieval.searcher import Searcher
 
     encoder = ImageEncoder(workdir)
-    about = state(encoder, workdir, "float32", {}, scratch)
+    about = describe_index(encoder, workdir, "float32", {}, scratch)
     count = 1000 * WANTED
     store = make_index(scratch / "sentences", about, draw_vectors(count, about.dimension))
     searcher = Searcher(store, encoder=encoder)

@@ -1,19 +1,18 @@
 """Builds or updates an index of a folder or a list; only new and changed pictures are embedded.
 
-Each picture is compared with the rows of the index. The cheap comparisons come first:
+Each picture is compared with the rows of the index, first by what needs no reading:
 
-    the row of its path has its size, time of change and metadata     the row stays
-    ... but other metadata                                            a new row, with the old vector
-    a row has its content (the file is read to know it)               a new row, with the vector of that one: the file
-                                                                      was renamed, copied or touched
-    `ivt_jax.embed` has embedded its content, on any machine          a new row, with that vector
-    none of these                                                     it is embedded
-    a row has the path of a deleted picture                           the row is deleted when all others are written:
-                                                                      until then another path may need its vector
-    ... of a picture out of reach                                     the row stays (`ivt_jax.retrieval.missing`)
+    size, time and metadata as in the row of its path    the row stays
+    size and time as there, other metadata               a new row with the old vector
+    content of any row (the file is read)                a new row with that vector: a renamed, copied or touched file
+    content that `ivt_jax.embed` has embedded            a new row with that vector
+    any other picture                                    is embedded
+
+The row of a deleted picture is deleted last, because another path may need its vector until then. The row of a picture
+out of reach stays (`ivt_jax.retrieval.missing`).
 
 Rows are added in groups, each whole or not at all; then the rows that they replace are deleted by their ids. So every
-path keeps a row, whatever fails and when. A path may have two rows for a moment, or until the next build, which deletes
+path keeps a row, whenever a build fails. A path may have two rows for a moment, or until the next build, which deletes
 the surplus; a search shows such a path once.
 """
 
@@ -25,7 +24,7 @@ import io
 import itertools
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,27 +42,48 @@ from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.vectors import DTYPES, ByDigest, short_digest
 from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
+from ivt_jax.retrieval.plan import Plan, plan_build
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
-from ivt_jax.retrieval.upright import find_stale, next_id
+from ivt_jax.retrieval.upright import find_stale
 from ivt_jax.run.workdir import folder_tokenizer, lock_folder
 
-BATCH = 64  # pictures that a device takes at once
-ROWS = 512  # that are written at once: what a kill costs at most
+BATCH = 64  # pictures of a batch on each device
+ROWS = 512  # rows of a write; a killed build loses at most these
 THUMBNAIL = (160, 192)  # width and height at most
 PRUNE_SHARE = 10  # deleting more than 1 row in PRUNE_SHARE needs --prune,
 PRUNE_ROWS = 100  # if the index has PRUNE_ROWS rows or more
 TOO_MANY = "their pictures are gone, but more than a tenth of the index would be deleted"
 
 
-class Built(NamedTuple):
-    """What became of the pictures: counts, and "path: reason" of each that cannot be read.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a build.
 
-    changed: of another content or other metadata; unchanged: includes those that were only touched; gone: without those
-    that were renamed. All pictures are new, changed, renamed or unchanged. embedded: how many this build embedded;
-    taken: how many vectors came from `ivt_jax.embed`. seconds: for reading, embedding and writing. note: a message of
-    the store, "" for none. kept: rows that stay although their pictures are missing or cannot be read, by folder; they
-    count as unchanged. reasons: how many of `unreadable` have each reason, the most frequent first.
+    workdir: folder of the model, by default the one that the index states; encoder: the model, if it is loaded already;
+    dtype: of the vectors of a new index, a key of `DTYPES`, by default float32; batch: pictures of a batch on each
+    device; vectors: a folder that `ivt_jax.embed` wrote, whose vectors are used for pictures of the same content;
+    moved: the pictures of the index are in another folder now; prune: deletes the rows that would stay without their
+    pictures.
+    """
+
+    workdir: Path | str | None = None
+    encoder: ImageEncoder | None = None
+    dtype: str | None = None
+    batch: int = BATCH
+    vectors: Path | None = None
+    moved: bool = False
+    prune: bool = False
+
+
+class Built(NamedTuple):
+    """The result of a build.
+
+    All pictures are new, changed (other content or metadata), renamed or unchanged, which includes touched ones. gone:
+    how many rows were deleted without a successor; embedded: how many pictures this build embedded; taken: how many
+    vectors came from `ivt_jax.embed`; seconds: for reading, embedding and writing; unreadable: "path: reason" of each
+    picture that cannot be read; note: a message of the store, or ""; kept: rows that stay although their pictures are
+    missing or cannot be read, counted as unchanged; reasons: counts of `unreadable`, the most frequent first.
     """
 
     new: int
@@ -75,9 +95,9 @@ class Built(NamedTuple):
     taken: int
     seconds: float
     unreadable: list[str]
-    note: str = ""
-    kept: Sequence[Kept] = ()
-    reasons: Sequence[tuple[str, int]] = ()
+    note: str
+    kept: Sequence[Kept]
+    reasons: Sequence[tuple[str, int]]
 
     def __str__(self) -> str:
         pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
@@ -90,72 +110,53 @@ class Built(NamedTuple):
         return text + (pace if self.embedded else "")
 
 
-def build(
-    place: Path | str,
-    source: Source,
-    workdir: Path | str | None = None,
-    dtype: str | None = None,
-    batch: int = BATCH,
-    moved: bool = False,
-    encoder: ImageEncoder | None = None,
-    vectors: Path | None = None,
-    prune: bool = False,
-) -> Built:
+def build(place: Path | str, source: Source, options: Options) -> Built:
     """Builds or updates an index, so that it holds all readable pictures of `source` and no others.
 
     Rows whose pictures are out of reach stay. If more than a tenth of an index of 100 rows or more would be deleted,
     these rows stay as well.
 
-    workdir: of the model, if it is not the one that the index states; dtype: of the vectors of a new index, a key of
-    `DTYPES`, by default float32; batch: pictures that a device takes at once; moved: the pictures of the index are in
-    another folder now; encoder: the model, if it is loaded already; vectors: a folder that `ivt_jax.embed` wrote, whose
-    vectors are used for pictures of the same content; prune: deletes the rows that would stay without their pictures.
-    Raises UserError if no picture can be read, if another process is building the index, or if the index is of another
-    model, type or folder than is named; the index then keeps its rows.
+    Raises UserError if no picture can be read, if another process is building the index, or if the index belongs to
+    another model, dtype or folder; the index then keeps its rows.
     """
-    store, about, encoder = _compare(place, source, workdir, dtype, moved, encoder)
-    known = ByDigest(vectors) if vectors else None
-    if known:
-        _refuse_other_vectors(vectors, known.about, about)
-    with _held(place):
+    store, about, encoder = _open(place, source, options)
+    vectors = _open_vectors(options.vectors, about)
+    with _lock(place):
         stale = find_stale(place, source, store, about.sideways) if store and about.sideways else set[int]()
         plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
         about = _about_during(about, plan)
         store = store or create_store(place, about)
         _set_about(store, about)
-        work = _Work(store, encoder, source, plan, batch, known)
-        seconds = work.run()
-        unreadable = [f"{path}: {reason}" for path, reason in source.unreadable] + work.unreadable
+        work = _Work(store, encoder, source, plan, options.batch, vectors)
+        work.run()
         if not plan.current + work.counts.total():
-            raise _nothing_readable(unreadable)
-        deleted, kept = work.delete_old(prune)
+            raise _nothing_readable(work.unreadable)
+        gone, kept = work.delete_old(options.prune)
         sideways = about.sideways if stale & kept.keys() else 0
         _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
         note = store.optimize()
-    counts = work.counts
-    reasons = collections.Counter(reason for _, reason in source.unreadable) + work.reasons
     return Built(
-        new=counts["new"],
-        changed=counts["changed"],
-        renamed=counts["renamed"],
-        unchanged=plan.current + counts["touched"] + len(kept),
-        gone=deleted + work.overwritten,
+        new=work.counts["new"],
+        changed=work.counts["changed"],
+        renamed=work.counts["renamed"],
+        unchanged=plan.current + work.counts["touched"] + len(kept),
+        gone=gone + work.overwritten,
         embedded=work.embedded,
         taken=work.taken,
-        seconds=seconds,
-        unreadable=unreadable,
+        seconds=work.seconds,
+        unreadable=[f"{path}: {reason}" for path, reason in work.unreadable],
         note=note,
         kept=count_kept(kept),
-        reasons=reasons.most_common(),
+        reasons=collections.Counter(reason for _, reason in work.unreadable).most_common(),
     )
 
 
 # ---- the index
 
 
-def _held(place: Path | str) -> contextlib.AbstractContextManager[Any]:
-    """Keeps other builders out, where the place is a folder of this machine."""
+def _lock(place: Path | str) -> contextlib.AbstractContextManager[Any]:
+    """Keeps other builds out of a local folder, which is made if it is missing."""
     if is_remote(place):
         return contextlib.nullcontext()
     try:
@@ -165,56 +166,42 @@ def _held(place: Path | str) -> contextlib.AbstractContextManager[Any]:
     return lock_folder(Path(place), "indexer", "--index")
 
 
-def _compare(
-    place: Path | str,
-    source: Source,
-    workdir: Path | str | None,
-    dtype: str | None,
-    moved: bool,
-    encoder: ImageEncoder | None,
-) -> tuple[VectorStore | None, About, ImageEncoder]:
-    """Returns the index (None if there is none yet), what it is to state, and its model. Writes nothing."""
+def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorStore | None, About, ImageEncoder]:
+    """Returns the index, None if there is none yet, its `About` for this build, and its model. Writes nothing."""
+    workdir = options.workdir
     try:
         store = open_store(place)
     except NoIndexError:
         if workdir is None:
             raise UserError(f"there is no index at {place} yet: name the folder of its model with --workdir") from None
-        encoder = encoder or ImageEncoder(workdir)
-        about = state(encoder, workdir, dtype or "float32", source.fields, source.root)
+        encoder = options.encoder or ImageEncoder(workdir)
+        about = describe_index(encoder, workdir, options.dtype or "float32", source.fields, source.root)
         return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
     found = store.about
-    _refuse_other_folder(place, found, source.root, dtype, moved)
-    if found.fields and not source.listed:
-        raise UserError(
-            f"{place} was made from a list, with the fields {', '.join(found.fields)}: name the list with --list, or, "
-            "to drop the fields, a list of paths alone"
-        )
+    _refuse_other_source(place, found, source, options)
     workdir = found.model_folder(workdir)
-    encoder = encoder or ImageEncoder(workdir)
-    about = state(encoder, workdir, found.dtype, source.fields, source.root)
-    sideways = found.sideways
+    encoder = options.encoder or ImageEncoder(workdir)
+    about = describe_index(encoder, workdir, found.dtype, source.fields, source.root)
     if is_as_before(found.images, about.images):
-        sideways, found = next_id(store), dataclasses.replace(found, images=about.images)
-    about = dataclasses.replace(
-        about, made=found.made, unfinished=found.unfinished, planned=found.planned, sideways=sideways
-    )
-    _refuse_other_model(place, found, about)
-    return store, about, encoder
+        next_id = int(store.ids().max(initial=-1)) + 1
+        found = dataclasses.replace(found, images=about.images, sideways=next_id)
+    if difference := _difference(vars(found), about, ("model", "tokenizer", "dimension", "images")):
+        key, was, wanted = difference
+        raise UserError(
+            f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}: name the folder of "
+            "the index's model with --workdir, or another --index"
+        )
+    kept = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
+    return store, dataclasses.replace(about, **kept), encoder
 
 
-def state(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path) -> About:
-    """Returns what an index of this model and these pictures states."""
+def describe_index(
+    encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path
+) -> About:
+    """Returns the `About` of a new index with this model, these fields and pictures below `root`."""
     folder = Path(workdir).absolute()
-    return About(
-        model=encoder.about["model"],
-        tokenizer=folder_tokenizer(folder, encoder.config).digest,
-        dimension=encoder.about["dimension"],
-        dtype=dtype,
-        images=encoder.about["images"],
-        fields=fields,
-        workdir=str(folder),
-        root=str(root),
-    )
+    tokenizer = folder_tokenizer(folder, encoder.config).digest
+    return About(**encoder.about, tokenizer=tokenizer, dtype=dtype, fields=fields, workdir=str(folder), root=str(root))
 
 
 def _set_about(store: VectorStore, about: About) -> None:
@@ -222,112 +209,73 @@ def _set_about(store: VectorStore, about: About) -> None:
         store.set_about(about)
 
 
-def _refuse_other_folder(place: Path | str, about: About, root: Path, dtype: str | None, moved: bool) -> None:
-    if str(root) != about.root and not moved:
-        reason = f"{place} is of the pictures in {about.root}, not of those in {root}"
-        raise UserError(f"{reason}: if they are the same, but moved, add --moved; else name another --index")
-    if dtype not in (None, about.dtype):
-        raise UserError(f"{place} holds vectors of {about.dtype}, not {dtype}: leave it so, or name another --index")
+def _difference(found: Mapping[str, Any], about: About, keys: Sequence[str]) -> tuple[str, str, str] | None:
+    """Returns the first key whose values differ, and both values in short."""
+    for key in keys:
+        if found.get(key) != getattr(about, key):
+            return key, short_digest(found.get(key)), short_digest(getattr(about, key))
+    return None
 
 
-def _refuse_other_model(place: Path | str, about: About, other: About) -> None:
-    for key in ("model", "tokenizer", "dimension", "images"):
-        found, wanted = getattr(about, key), getattr(other, key)
-        if found != wanted:
-            raise UserError(
-                f"{place} was made with {key} {short_digest(found)} ({about.workdir}), {other.workdir} has "
-                f"{short_digest(wanted)}: name the folder of the index's model with --workdir, or another --index"
-            )
+def _refuse_other_source(place: Path | str, about: About, source: Source, options: Options) -> None:
+    if str(source.root) != about.root and not options.moved:
+        reason = f"{place} is an index of the pictures in {about.root}, not of those in {source.root}"
+        raise UserError(f"{reason}: if they were moved there, add --moved; else name another --index")
+    if options.dtype not in (None, about.dtype):
+        reason = f"{place} holds vectors of {about.dtype}, not {options.dtype}"
+        raise UserError(f"{reason}: leave --dtype out, or name another --index")
+    if about.fields and not source.listed:
+        raise UserError(
+            f"{place} was made from a list, with the fields {', '.join(about.fields)}: name the list with --list, or, "
+            "to drop the fields, a list of paths alone"
+        )
 
 
-def _refuse_other_vectors(folder: Path | None, found: Mapping[str, Any], about: About) -> None:
+def _open_vectors(folder: Path | None, about: About) -> ByDigest | None:
+    """Opens vectors that `ivt_jax.embed` wrote. Raises UserError if they are of another model or preprocessing."""
+    if not folder:
+        return None
+    vectors = ByDigest(folder)
+    found = vectors.about
     if is_as_before(found.get("images", {}), about.images):
         found = {**found, "images": about.images}
-    for key in ("model", "images"):
-        was, wanted = found.get(key), getattr(about, key)
-        if was != wanted:
-            raise UserError(
-                f"{folder} holds vectors of {key} {short_digest(was)}, not {short_digest(wanted)}: embed with the "
-                f"index's model, {about.workdir}, or leave --vectors out"
-            )
+    if difference := _difference(found, about, ("model", "images")):
+        key, was, wanted = difference
+        raise UserError(
+            f"{folder} holds vectors of {key} {was}, not {wanted}: embed with the index's model, {about.workdir}, or "
+            "leave --vectors out"
+        )
+    return vectors
 
 
-def _refuse_unreadable(source: Source, plan: "Plan") -> None:
-    """Raises UserError if no picture can be read; an index of them is most likely of another folder.
+def _refuse_unreadable(source: Source, plan: Plan) -> None:
+    """Raises UserError if no picture can be read: the source is most likely the wrong folder.
 
     Must be called before anything is written.
     """
     if plan.current:
         return
-    reasons = [f"{path}: {reason}" for path, reason in source.unreadable]
+    unreadable = list(source.unreadable)
     for picture, _ in plan.todo:
         try:
             open_image(picture.path, read_content(picture.path, source.root / picture.path))
             return
         except UserError as error:
-            reasons.append(str(error))
-    raise _nothing_readable(reasons)
+            unreadable.append((picture.path, _reason(picture.path, error)))
+    raise _nothing_readable(unreadable)
 
 
-def _nothing_readable(reasons: list[str]) -> UserError:
-    return UserError(f"none of {counted(len(reasons), 'picture')} can be read; the first: {reasons[0]}")
+def _nothing_readable(unreadable: Sequence[tuple[str, str]]) -> UserError:
+    path, reason = unreadable[0]
+    return UserError(f"none of {counted(len(unreadable), 'picture')} can be read; the first: {path}: {reason}")
 
 
-# ---- what is to be done
-
-
-class Plan(NamedTuple):
-    """What has become of an index's pictures."""
-
-    todo: list[tuple[Picture, Row | None]]  # pictures that need a new row, each with the old row of its path
-    current: int  # rows that agree with their pictures and stay
-    missing: list[Missing]  # rows whose pictures the source does not have
-    surplus: list[int]  # second rows of a picture, left by a stopped build, or by two builds at once
-    shared: list[Missing]  # rows that share an id, left by two builds at once; they can only be deleted together
-    recent: list[str]  # digests of rows that a stopped build has added and that agree with their pictures
-    known: dict[str, int]  # digest -> a row with the vector of that content
-    rows: int  # in the index
-    next_id: int
-
-
-def plan_build(source: Source, rows: Iterable[Row], unfinished: int = -1, stale: Collection[int] = frozenset()) -> Plan:
-    """Compares the pictures with the rows of the index, in the order of their ids.
-
-    unfinished: as in `About`; stale: ids of rows whose pictures are to be embedded again.
-    """
-    found: dict[str, Row | None] = {}  # path -> its row, None if that agrees with the picture
-    known, surplus, shared, recent = dict[str, int](), list[int](), list[Missing](), list[str]()
-    count, next_id = 0, 0
-    for id, of_one_id in itertools.groupby(rows, lambda row: row.id):
-        row, *others = of_one_id
-        count, next_id = count + 1 + len(others), id + 1
-        if others:  # their pictures count as new
-            surplus.append(id)
-            shared += [Missing(id, each.path, each.digest) for each in (row, *others)]
-            continue
-        if id not in stale:
-            known[row.digest] = id
-        picture = source.pictures.get(row.path)
-        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:]
-        if row.path in found:
-            before = found.pop(row.path)  # inserted again below, to keep the order of ids
-            surplus.append(id if before is None else before.id)  # a later row has a later state of the file
-            agrees = agrees or before is None
-        elif agrees and 0 <= unfinished <= id:
-            recent.append(row.digest)
-        found[row.path] = None if agrees else row
-    # New pictures first, while the old rows of changed ones still have vectors that they may need. Changed ones in the
-    # order of ids: `known` has the last row of each content, so it is replaced last.
-    todo: list[tuple[Picture, Row | None]]
-    todo = [(picture, None) for path, picture in source.pictures.items() if path not in found]
-    todo += [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
-    missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
-    current = sum(row is None for row in found.values())
-    return Plan(todo, current, missing, surplus, shared, recent, known, count, next_id)
+def _reason(path: str, error: UserError) -> str:
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _about_during(about: About, plan: Plan) -> About:
-    """Returns what the index states while a build runs; about: what it stated before, maybe by a stopped build."""
+    """Returns the `About` of the index while a build runs. about: from before, maybe of a stopped build."""
     unfinished, planned = about.unfinished, 0
     if plan.missing and plan.todo and unfinished < 0:
         unfinished = plan.next_id
@@ -337,26 +285,26 @@ def _about_during(about: About, plan: Plan) -> About:
     return dataclasses.replace(about, unfinished=unfinished, planned=planned)
 
 
-# ---- doing it
+# ---- its rows
 
 
 class _Entry(NamedTuple):
-    """A picture that needs a row. With pixels it has to be embedded; without pixels and vector, the index has that."""
+    """A picture that needs a row: with pixels to embed, or with a vector, or with a digest that the index knows."""
 
     picture: Picture
     old: Row | None
     digest: str
-    pixels: np.ndarray | None = None  # (H, W, 3) uint8, as the model takes them
+    pixels: np.ndarray | None = None  # (H, W, 3) uint8, of the model's size
     vector: np.ndarray | None = None
     thumbnail: bytes | None = None
 
 
 class _Work:
-    """The pictures of a plan, on their way into the index.
+    """Writes the rows of a plan.
 
-    Attributes: counts, of rows written by kind; embedded, how many pictures were embedded; taken, how many vectors
-    came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of another; unreadable,
-    "path: reason"; reasons, how many of these have each reason.
+    Attributes: counts, of rows written by kind; seconds, of `run`; embedded, how many pictures were embedded; taken,
+    how many vectors came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of
+    another; unreadable, (path, reason).
     """
 
     def __init__(
@@ -381,24 +329,20 @@ class _Work:
         self._unread_rows: list[Missing] = []  # the rows of such paths
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
         self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
-        self.unreadable: list[str] = []
-        self.reasons = collections.Counter[str]()
+        self.unreadable, self.seconds = [*source.unreadable], 0.0
 
-    def run(self) -> float:
-        """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved.
-
-        Returns the seconds that it took.
-        """
+    def run(self) -> None:
+        """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
         start = time.monotonic()
         entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
-        return time.monotonic() - start
+        self.seconds = time.monotonic() - start
 
     def delete_old(self, prune: bool) -> tuple[int, Reasons]:
-        """Deletes rows without pictures and surplus rows; returns how many had no picture, and why others are kept.
+        """Deletes rows without pictures and surplus rows. Must be called after `run`, and checks the folders again.
 
-        Must be called when all rows are written: looks at the folders as they are then.
+        Returns how many of the deleted rows had no picture, and why others are kept.
         """
         plan = self._plan
         # A stopped build may not have deleted the rows that its pictures were moved from.
@@ -416,7 +360,7 @@ class _Work:
         return len(gone), kept
 
     def _entries(self) -> Iterator[_Entry]:
-        """Yields an entry for each readable picture; those that have to be embedded come a batch at a time."""
+        """Yields an entry for each readable picture; embedded ones come a batch at a time."""
         waiting: list[_Entry] = []
         for (picture, old), read in done_ahead(self._read, self._plan.todo, 2 * self._batch):
             try:
@@ -439,21 +383,19 @@ class _Work:
 
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
-        self.unreadable.append(str(error))
-        reason = str(error).removeprefix(f"{path}: ")
-        self.reasons[reason] += 1
-        if not isinstance(error, UnreachableError):
-            self._damaged += [old.id] if old else []
-            return
-        self._unread[path] = reason
-        self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
+        reason = _reason(path, error)
+        self.unreadable.append((path, reason))
+        if isinstance(error, UnreachableError):
+            self._unread[path] = reason
+            self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
+        elif old:
+            self._damaged.append(old.id)
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Reads a picture, in a thread. Digest and pixels are of the same bytes, even if the file changes meanwhile."""
         picture, old = item
-        same = old and (old.size, old.changed) == (picture.size, picture.changed)
-        if old and same and old.digest in self._known:
-            return _Entry(picture, old, old.digest)  # other metadata alone
+        if old and (old.size, old.changed) == (picture.size, picture.changed) and old.digest in self._known:
+            return _Entry(picture, old, old.digest)  # only the metadata differ
         content = read_content(picture.path, self._root / picture.path)
         digest = hashlib.sha256(content)
         if digest.hexdigest() in self._known:

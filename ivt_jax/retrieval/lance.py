@@ -1,13 +1,12 @@
-"""An index in LanceDB: one table in a folder, or in a bucket, and no server.
+"""An index in LanceDB: one table in a local folder or a bucket, without a server.
 
-    id, path, digest, size, changed     as `store.Row` has them; what all rows have in common is JSON beside `id`
+    id, path, digest, size, changed     as in `store.Row`; the field metadata of `id` hold `About` as JSON
     m_NAME                              a field of metadata (`store.column`)
     vector, thumbnail
 
-Every addition and deletion is a version of the table, there whole or not at all: whoever reads has what was there
-before it or after it. When a picture is replaced, its old row is deleted just after its new one is added. Vectors are
-held in memory from the first search on, and read anew when another version has come; above EXACT_ROWS rows LanceDB's
-own index over them is asked instead, unless few rows meet a condition: it would miss many of them.
+Each addition and each deletion creates a version of the table, whole or not at all, so readers never see half of one.
+The first search reads all vectors into memory, and a later search reads them again if there is a new version. Above
+EXACT_ROWS rows LanceDB's approximate index is used, except for filters that few rows meet: it would miss many of them.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
 from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
 
-EXACT_ROWS = 2_000_000  # the most that are searched one by one
+EXACT_ROWS = 2_000_000  # larger indexes are searched approximately
 TABLE = "pictures"
 _ABOUT = "ivt_jax"
 _TYPES = {
@@ -40,36 +39,36 @@ _TYPES = {
     "time": pa.timestamp("us", "UTC"),
 }  # fmt: skip
 _OWN = ["id", "path", "digest", "size", "changed"]
-_SAMPLE = 100  # rows at most whose recall is told
-_KEPT = datetime.timedelta(minutes=10)  # old versions, which somebody may be reading
-_AT_ONCE = 4096  # rows that are read together
-_PARTS = 96  # bytes to which a vector is quantised, or fewer where its dimension is no multiple
-_PROBED = 0.2  # of the partitions of LanceDB's index: what is not found lies in the others
-_REFINED = 20  # candidates for each one wanted, of which the exact products are taken
-_READ_THROUGH = 200_000  # rows that meet a condition, at most, that are read one by one
-_MOST = 10_000  # rows wanted of the index; for more all are read
+_SAMPLE = 100  # rows at most for the estimate of recall
+_KEPT = datetime.timedelta(minutes=10)  # old versions stay this long for their readers
+_AT_ONCE = 4096  # rows of one read
+_PARTS = 96  # bytes of a quantised vector, or fewer if the dimension is no multiple
+_PROBED = 0.2  # share of the partitions that an approximate search reads
+_REFINED = 20  # candidates per result that are scored exactly
+_READ_THROUGH = 200_000  # if no more rows meet a condition, all of them are scored
+_MOST = 10_000  # results of an approximate search; for more, all rows are scored
 
 
 class LanceStore:
-    """As `store.VectorStore`. Threads may share one."""
+    """A `store.VectorStore` that threads may share."""
 
     def __init__(self, place: str, table: Any):
         self._place, self._table, self._lock = place, table, threading.Lock()
-        self._held: tuple[Any, np.ndarray, np.ndarray] | None = None  # of what, ids in ascending order, their vectors
+        self._cached: tuple[Any, np.ndarray, np.ndarray] | None = None  # version, ascending ids, their vectors
         self.about = self._read_about()
 
     @classmethod
     def open(cls, place: str) -> "LanceStore":
+        no_index = NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
         if not is_remote(place) and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
-            raise NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
+            raise no_index
         with _one_line(place):
-            connection = lancedb.connect(place)
             try:
-                table = connection.open_table(TABLE)
+                table = lancedb.connect(place).open_table(TABLE)
             except ValueError as error:
                 if "was not found" not in str(error):
                     raise
-                raise NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index") from None
+                raise no_index from None
         return cls(place, table)
 
     @classmethod
@@ -99,17 +98,17 @@ class LanceStore:
 
     def delete(self, ids: Sequence[int]) -> None:
         with _one_line(self._place):
-            for start in range(0, len(ids), _AT_ONCE):
-                self._table.delete(_among(ids[start : start + _AT_ONCE]))
+            for condition in _conditions(ids):
+                self._table.delete(condition)
 
     def search(
         self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        self._look()
+        self._refresh()
         if exact is None:
             exact = self._count() <= EXACT_ROWS
         if exact or k > _MOST or not self._table.list_indices():
-            ids, vectors = self._vectors()
+            ids, vectors = self._all_vectors()
             chosen = None if where is None else np.isin(ids, self._ids(self._table, where))
             scores, rows = nearest(queries, vectors, k, chosen)
             return scores, ids[rows]
@@ -118,52 +117,50 @@ class LanceStore:
         return self._search_index(queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
-        self._look()
+        self._refresh()
         return self._count(where)
 
     def ids(self) -> np.ndarray:
-        self._look()
+        self._refresh()
         return self._ids(self._table)
 
     def values(self, field: str, most: int) -> list[Value] | None:
-        self._look()
+        self._refresh()
         found = set()
         with _one_line(self._place):
-            for batch in self._table.search().select([column(field)]).to_batches(_AT_ONCE):
+            for batch in _select(self._table, [column(field)]).to_batches(_AT_ONCE):
                 found.update(batch.column(0).unique().drop_null().to_pylist())
                 if len(found) > most:
                     return None
         return sorted(found)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
-        self._look()
+        self._refresh()
         with _one_line(self._place):
             table = lancedb.connect(self._place).open_table(TABLE)
-            table.checkout(table.version)  # later ones do not matter to it
+            table.checkout(table.version)  # stays at this version
         ids = self._ids(table)
         for start in range(0, len(ids), _AT_ONCE):
             first, last = ids[start], ids[min(start + _AT_ONCE, len(ids)) - 1]
             yield from self._rows(table, f"id >= {first} AND id <= {last}", vectors, thumbnails)
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
-        self._look()
-        found: dict[int, Row] = {}
-        for start in range(0, len(ids), _AT_ONCE):
-            rows = self._rows(self._table, _among(ids[start : start + _AT_ONCE]), vectors, thumbnails)
-            found |= {row.id: row for row in rows}
+        self._refresh()
+        conditions = _conditions(ids)
+        found = {row.id: row for part in conditions for row in self._rows(self._table, part, vectors, thumbnails)}
         return [found[id] for id in ids if id in found]
 
     def set_about(self, about: About) -> None:
-        """Only fields that have their columns are ever stated, so a crash between leaves an index that works."""
+        """As in the protocol. Never states a field before its column exists, so a crash leaves a usable index."""
         kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
         with _one_line(self._place):
-            self._state(dataclasses.replace(about, fields=kept))
+            self._write_about(dataclasses.replace(about, fields=kept))
             columns = {*map(column, kept), *_OWN, "vector", "thumbnail"}
             if gone := [name for name in self._table.schema.names if name not in columns]:
                 self._table.drop_columns(gone)
             if new := [(column(name), _TYPES[kind]) for name, kind in about.fields.items() if name not in kept]:
                 self._table.add_columns(pa.schema(new))
-            self._state(about)
+            self._write_about(about)
 
     def optimize(self) -> str:
         with _one_line(self._place):
@@ -171,34 +168,35 @@ class LanceStore:
             changed = any(self._table.index_stats(index.name).num_unindexed_rows for index in before)
             self._table.optimize(cleanup_older_than=_KEPT)
             count = self.count()
-            if count <= EXACT_ROWS:
+            if count <= EXACT_ROWS or (before and not changed):
                 return ""
             if not before:
                 self.build_index()
-            elif not changed:
-                return ""
         ids = self.ids()[:: -(-count // _SAMPLE)].tolist()
         queries = np.array([row.vector for row in self.get(ids, vectors=True)], np.float32)
         return f"searched approximately: recall@10 {self.recall(queries, 10):.3f}, of {len(ids)} of its own vectors"
 
     def build_index(self) -> None:
-        """Makes LanceDB's index over the vectors: an inverted file of product-quantised ones."""
+        """Builds LanceDB's approximate index: an inverted file of product-quantised vectors."""
         partitions, parts = max(1, round(math.sqrt(self.count()))), math.gcd(self.about.dimension, _PARTS)
         config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=parts)
         with _one_line(self._place):
             self._table.create_index("vector", config=config)
 
     def recall(self, queries: np.ndarray, k: int) -> float:
-        """The share of the k nearest of (Q, D) float32 that LanceDB's index finds, 0 to 1; few vectors are held."""
+        """Returns the share, 0 to 1, of the k nearest rows of queries (Q, D) float32 that the approximate index finds.
+
+        Reads the vectors in batches, so few are in memory.
+        """
         true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
-    def _state(self, about: About) -> None:
+    def _write_about(self, about: About) -> None:
         self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: about.to_json()}})
         self.about = about
 
-    def _look(self) -> None:
-        """Goes to the latest version, which another process may have written, and what it states."""
+    def _refresh(self) -> None:
+        """Goes to the latest version of the table, maybe written by another process, and its `about`."""
         with self._lock, _one_line(self._place):
             self._table.checkout_latest()
             self.about = self._read_about()
@@ -209,22 +207,22 @@ class LanceStore:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{self._place} is not what ivt_jax.index wrote: name another --index") from None
 
-    def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """All ids (N,) in ascending order, and their vectors (N, D), in memory."""
+    def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all ids (N,), ascending, and their vectors (N, D), from memory if the version is still the same."""
         with self._lock, _one_line(self._place):
-            now = self.about.made, self._table.version
-            if self._held is None or self._held[0] != now:
-                self._held = None  # before the next, lest there be two in memory
-                self._held = now, *self._read_vectors()
-            return self._held[1:]
+            version = self.about.made, self._table.version
+            if self._cached is None or self._cached[0] != version:
+                self._cached = None  # before reading, so that the vectors of two versions are never in memory
+                self._cached = version, *self._read_vectors()
+            return self._cached[1:]
 
     def _read_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         count = self._table.count_rows()
         ids, vectors = np.empty(count, np.int64), np.empty((count, self.about.dimension), self.about.dtype)
         done = 0
-        for batch in self._table.search().select(["id", "vector"]).to_batches(_AT_ONCE):
+        for batch in _select(self._table, ["id", "vector"]).to_batches(_AT_ONCE):
             rows = slice(done, done + batch.num_rows)
-            ids[rows], vectors[rows] = batch["id"].to_numpy(), _matrix(batch["vector"], self.about.dimension)
+            ids[rows], vectors[rows] = batch["id"].to_numpy(), self._matrix(batch["vector"])
             done += batch.num_rows
         if np.any(ids[1:] < ids[:-1]):
             order = np.argsort(ids)
@@ -236,51 +234,44 @@ class LanceStore:
             return int(self._table.count_rows(None if where is None else to_sql(where)))
 
     def _ids(self, table: Any, where: Condition | None = None) -> np.ndarray:
-        """Those of the rows that meet the condition, ascending."""
+        """Returns the ids of the rows that meet the condition, ascending."""
         with _one_line(self._place):
-            query = table.search().select(["id"])
-            found = (query if where is None else query.where(to_sql(where))).to_arrow()
-        return np.sort(found["id"].to_numpy())
+            return np.sort(_select(table, ["id"], where).to_arrow()["id"].to_numpy())
 
     def _rows(self, table: Any, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
-        """In the order of their ids."""
-        fields = {name: column(name) for name in self.about.fields}
+        """Returns the rows that meet the condition, in the order of their ids."""
+        fields = {column(name): name for name in self.about.fields}
         extra = ["vector"] * vectors + ["thumbnail"] * thumbnails
         with _one_line(self._place):
-            found = table.search().where(sql).select([*_OWN, *fields.values(), *extra]).to_arrow().sort_by("id")
-        if not found.num_rows:
-            return []
+            found = _select(table, [*_OWN, *fields, *extra]).where(sql).to_arrow().sort_by("id")
         columns = [found[name].to_pylist() for name in _OWN]
-        metadata = zip(*(found[name].to_pylist() for name in fields.values()), strict=True) if fields else ()
-        named = [dict(zip(fields, values, strict=True)) for values in metadata] or [{} for _ in range(found.num_rows)]
+        metadata = found.select([*fields]).rename_columns([*fields.values()]).to_pylist()
         nothing = [None] * found.num_rows
-        matrix = _matrix(found["vector"].combine_chunks(), self.about.dimension) if vectors else nothing
+        matrix = self._matrix(found["vector"].combine_chunks()) if vectors else nothing
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
-        return list(map(Row, *columns, named, matrix, pictures))
+        return list(map(Row, *columns, metadata, matrix, pictures))
 
     def _read_through(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, exactly, with no more than the best in memory."""
+        """As `search`, exactly, but reads the vectors in batches and keeps only the best."""
         scores, ids = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
         with _one_line(self._place):
-            query = self._table.search().select(["id", "vector"])
-            query = query if where is None else query.where(to_sql(where))
-            for batch in query.to_batches(_AT_ONCE):
-                own, rows = nearest(queries, _matrix(batch["vector"], self.about.dimension), k)
+            for batch in _select(self._table, ["id", "vector"], where).to_batches(_AT_ONCE):
+                own, rows = nearest(queries, self._matrix(batch["vector"]), k)
                 found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
                 scores, ids = best_of(*found, k)
         return scores, ids
 
     def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`; fewer than k where the partitions that are looked through hold fewer."""
+        """As `search`, approximately; returns fewer than k if the probed partitions hold fewer."""
         probes = max(20, round(_PROBED * math.sqrt(self._count())))
         scores, ids = [], []
         for query in queries:
             with _one_line(self._place):
-                asked = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
-                asked = asked if where is None else asked.where(to_sql(where), prefilter=True)
-                found = asked.select(["id", "vector", "_distance"]).to_arrow()
-            # Lance's own distances round the query to the type of the vectors.
-            vectors = _matrix(found["vector"].combine_chunks(), self.about.dimension)
+                search = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
+                search = search if where is None else search.where(to_sql(where), prefilter=True)
+                found = search.select(["id", "vector", "_distance"]).to_arrow()
+            # LanceDB's own distances round the query to the dtype of the vectors.
+            vectors = self._matrix(found["vector"].combine_chunks())
             own, own_ids = vectors.astype(np.float32, copy=False) @ query, found["id"].to_numpy()
             order = np.lexsort((own_ids, -own))
             scores.append(own[order])
@@ -288,9 +279,12 @@ class LanceStore:
         least = min(map(len, ids))
         return np.stack([own[:least] for own in scores]), np.stack([own[:least] for own in ids])
 
+    def _matrix(self, vectors: Any) -> np.ndarray:
+        return vectors.flatten().to_numpy().reshape(-1, self.about.dimension)
+
 
 def to_sql(condition: Condition) -> str:
-    """The condition in Lance's SQL, of two truths: what has no value is false."""
+    """Returns the condition in LanceDB's SQL; a comparison with a missing value is FALSE, not NULL."""
     match condition:
         case Comparison(field, symbol, value):
             return f"COALESCE({column(field)} {symbol} {_literal(value)}, FALSE)"
@@ -308,24 +302,28 @@ def to_sql(condition: Condition) -> str:
 
 def _literal(value: Value) -> str:
     if isinstance(value, datetime.datetime):
-        text = value.astimezone(datetime.UTC).isoformat()  # as TIMESTAMP it would be in ns, of the years 1678 to 2261
+        text = value.astimezone(datetime.UTC).isoformat()  # a TIMESTAMP in ns would hold only the years 1678 to 2261
         return f"arrow_cast('{text}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return repr(value).upper()
 
 
-def _among(ids: Sequence[int]) -> str:
-    return f"id IN ({', '.join(str(int(id)) for id in ids)})" if len(ids) else "FALSE"
+def _conditions(ids: Sequence[int]) -> Iterator[str]:
+    """Yields SQL conditions for these ids, each for _AT_ONCE of them."""
+    for start in range(0, len(ids), _AT_ONCE):
+        yield f"id IN ({', '.join(str(int(id)) for id in ids[start : start + _AT_ONCE])})"
 
 
-def _matrix(column: Any, dimension: int) -> np.ndarray:
-    return column.flatten().to_numpy().reshape(-1, dimension)
+def _select(table: Any, columns: list[str], where: Condition | None = None) -> Any:
+    """Returns the query for these columns of the rows that meet the condition."""
+    query = table.search().select(columns)
+    return query if where is None else query.where(to_sql(where))
 
 
 @contextlib.contextmanager
 def _one_line(place: str) -> Iterator[None]:
-    """LanceDB's errors, of many kinds, as one line."""
+    """Turns LanceDB's errors, of many types, into StoreErrors of one line."""
     try:
         yield
     except UserError:
@@ -334,8 +332,8 @@ def _one_line(place: str) -> Iterator[None]:
         raise StoreError(f"{place}: {disk_fault(error) or _reason(str(error))}") from error
 
 
-def _reason(said: str) -> str:
-    """What an error says without the places in LanceDB's code; of errors within errors the innermost."""
-    line = said.partition("\n")[0]
+def _reason(message: str) -> str:
+    """Returns the first line without places in LanceDB's code; of nested errors, the innermost message."""
+    line = message.partition("\n")[0]
     inner = re.findall('message: "([^"]+)"', line)
     return inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]

@@ -11,7 +11,6 @@ import functools
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
@@ -56,24 +55,23 @@ def count_kept(reasons: Reasons) -> list[Kept]:
 
 
 class Reach:
-    """Decides which rows may be deleted, for the pictures of one source."""
+    """Decides which rows of one source may be deleted. Lists each folder once, when its rows are checked.
+
+    Folders are relative to the root of the source, which is "".
+    """
 
     def __init__(self, source: Source):
         self._root, self._listed = source.root, source.listed
         self._unread = dict(source.unreadable)
         self._closed = frozenset(folder.rstrip("/") for folder in source.closed)
+        self._names = functools.cache(self._list)
+        self._holds = functools.cache(self._has_pictures)
 
     def reasons_to_keep(self, rows: Iterable[Missing]) -> dict[int, tuple[str, str]]:
         """Returns, by id, the folder and the reason of each row that must stay; the others may be deleted."""
-        folders, reasons = _Folders(self._root), dict[int, tuple[str, str]]()
+        reasons = dict[int, tuple[str, str]]()
         for row in rows:
-            if self._is_unlisted(row):
-                continue
-            # A folder that the walk could not list may hold new pictures that need the row's vector.
-            closed = self._closed_above(row.path)
-            known = row.reason or self._unread.get(row.path, "")
-            found = (closed, self._unread[closed]) if closed else folders.reason_to_keep(row.path, known)
-            if found:
+            if found := self._reason_to_keep(row):
                 reasons[row.id] = str(self._root / found[0]), found[1]
         return reasons
 
@@ -92,6 +90,28 @@ class Reach:
             return isinstance(error, FileNotFoundError)
         return False
 
+    def _reason_to_keep(self, row: Missing) -> tuple[str, str] | None:
+        """Returns (folder, reason) if the row must stay, None if its picture no longer exists."""
+        if self._is_unlisted(row):
+            return None
+        if closed := self._closed_above(row.path):  # it may hold new pictures that need the row's vector
+            return closed, self._unread[closed]
+        folder, name = os.path.split(row.path)
+        suffix = os.path.splitext(name)[1].lower()
+        names, fault = self._names(folder)
+        if fault or not self._holds(folder, suffix):
+            folder = self._topmost(folder, suffix)
+            return folder, self._names(folder)[1] or EMPTY
+        if name not in names:
+            return None
+        reason = row.reason or self._unread.get(row.path, "")
+        try:
+            status = os.stat(self._root / row.path)
+        except OSError as error:
+            return folder, reason or error.strerror or str(error)
+        unseen = PASSED if reason_to_pass(row.path) else UNSEEN
+        return (folder, reason or unseen) if stat.S_ISREG(status.st_mode) else None
+
     def _is_unlisted(self, row: Missing) -> bool:
         """Whether there is a list that does not name the path; a picture on the list was found or is unreadable."""
         return self._listed and not row.reason and row.path not in self._unread
@@ -103,37 +123,8 @@ class Reach:
                 return path
         return ""
 
-
-class _Folders:
-    """The folders below a root as they are now; each is read once. Folders are relative, "" is the root."""
-
-    def __init__(self, root: Path):
-        self._root = root
-        self._names = functools.cache(self._list)
-        self._holds = functools.cache(self._has_pictures)
-
-    def reason_to_keep(self, path: str, known: str) -> tuple[str, str] | None:
-        """Returns (folder, reason) if the picture may still exist, None if it does not.
-
-        known: why the file could not be read, "" if that is not known.
-        """
-        folder, name = os.path.split(path)
-        suffix = os.path.splitext(name)[1].lower()
-        names, fault = self._names(folder)
-        if fault or not self._holds(folder, suffix):
-            folder = self._topmost(folder, suffix)
-            return folder, self._names(folder)[1] or EMPTY
-        if name not in names:
-            return None
-        try:
-            status = os.stat(self._root / path)
-        except OSError as error:
-            return folder, known or error.strerror or str(error)
-        unseen = PASSED if reason_to_pass(path) else UNSEEN
-        return (folder, known or unseen) if stat.S_ISREG(status.st_mode) else None
-
     def _list(self, folder: str) -> tuple[frozenset[str], str]:
-        """Returns the names in a folder, and why it cannot be listed or ""."""
+        """Returns the names in a folder, and "" or the reason why it cannot be listed."""
         try:
             with os.scandir(self._root / folder) as entries:
                 return frozenset(entry.name for entry in entries), ""

@@ -1,24 +1,25 @@
-"""Where indexes are: the place tells which store keeps one.
+"""Opens and creates indexes; the form of the place selects the store.
 
 DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    LanceDB: a folder, no server (`ivt_jax.retrieval.lance`)
 http://HOST:6333/NAME, https://...       Qdrant: the collection NAME of a server (`ivt_jax.retrieval.qdrant`)
 """
 
 import dataclasses
+import itertools
 import uuid
 from pathlib import Path
 from typing import Any
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
-from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, Row, VectorStore
+from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, VectorStore
 
 UNFINISHED = "of a copy that is not finished"
 
 
 def open_store(place: Path | str) -> VectorStore:
-    """Opens the index. Raises NoIndexError where there is none, UserError where it is damaged, or of a later format."""
-    store: VectorStore = _kind(place).open(str(place))
+    """Opens the index. Raises NoIndexError if there is none, UserError if it is damaged or of a later format."""
+    store: VectorStore = _store_class(place).open(str(place))
     if store.about.format > FORMAT:
         raise UserError(
             f"{place} has format {store.about.format}, this ivt_jax reads format {FORMAT} and older: update ivt_jax"
@@ -27,12 +28,12 @@ def open_store(place: Path | str) -> VectorStore:
 
 
 def create_store(place: Path | str, about: About) -> VectorStore:
-    """Makes an empty index. Raises UserError where there is one already, or it cannot be written."""
-    return _kind(place).create(str(place), about)
+    """Creates an empty index. Raises UserError if there is one already, or if it cannot be written."""
+    return _store_class(place).create(str(place), about)
 
 
-def _kind(place: Path | str) -> Any:
-    """The class of the store that keeps indexes there. Raises UserError where what it needs is not installed."""
+def _store_class(place: Path | str) -> Any:
+    """Returns LanceStore or QdrantStore. Raises UserError if Qdrant's client is needed and not installed."""
     if not str(place).startswith(("http://", "https://")):
         from ivt_jax.retrieval.lance import LanceStore
 
@@ -47,18 +48,14 @@ def _kind(place: Path | str) -> Any:
 
 
 def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> VectorStore:
-    """Copies an index as it is now to a new place, of either kind. Raises UserError as `create_store`.
+    """Copies an index to a new place, in either store. Raises UserError like `create_store`.
 
-    Until it is whole, the copy is of a model that nobody has, so it is not taken for an index.
+    An incomplete copy states a model that does not exist, so it cannot be searched by mistake.
     """
     about = dataclasses.replace(store.about, made=uuid.uuid4().hex)
-    copy, batch = create_store(place, dataclasses.replace(about, model=UNFINISHED)), list[Row]()
-    for row in store.scan(vectors=True, thumbnails=True):
-        batch.append(row)
-        if len(batch) == rows_at_once:
-            copy.add(batch)
-            batch = []
-    if batch:
+    copy = create_store(place, dataclasses.replace(about, model=UNFINISHED))
+    rows = store.scan(vectors=True, thumbnails=True)
+    while batch := list(itertools.islice(rows, rows_at_once)):
         copy.add(batch)
     copy.optimize()
     copy.set_about(about)
@@ -66,7 +63,7 @@ def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> 
 
 
 def refuse_taken(place: Path | str) -> None:
-    """Raises UserError where there is an index already, or none can be reached."""
+    """Raises UserError if there is an index already, or if the place cannot be reached."""
     try:
         open_store(place)
     except NoIndexError:

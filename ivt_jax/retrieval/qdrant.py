@@ -1,13 +1,11 @@
-"""An index in Qdrant: a collection of a server, for what one machine cannot hold. Shards and replicas are the server's.
+"""An index in Qdrant: a collection of a server, which handles shards and replicas, for more rows than a machine holds.
 
-The place is its address and the collection's name, `http://HOST:6333/NAME`; QDRANT_API_KEY in the environment is the
-key, where the server demands one. A point is a row: its id, its vector, and in its payload the rest, with the fields of
-metadata as `store.column` calls them and the thumbnail in base64. What all have in common is the collection's metadata,
-which servers have since Qdrant 1.16.
+The place is `http://HOST:6333/NAME`. The environment variable QDRANT_API_KEY holds the key, if the server requires one.
+A point is a row: id, vector, and a payload with the other values, the fields of metadata by `store.column` and the
+thumbnail in Base64. The metadata of the collection, a feature since Qdrant 1.16, hold `About` as JSON.
 
-This differs from LanceDB: text cannot be compared by < and its like, and whole numbers beyond 2**53 only to a double's
-precision; where rows with equal scores compete for the last place, the server chooses; a scan sees what is written
-meanwhile.
+Differences to LanceDB: text cannot be ordered (<, <=, >, >=); integers beyond 2**53 are rounded to doubles; the server
+chooses among rows with equal scores for the last place; a scan sees rows that are written during the scan.
 """
 
 import base64
@@ -30,17 +28,17 @@ from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, On
 _ABOUT = "ivt_jax"
 _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
 _OWN = ("path", "digest", "size", "changed")
-_AT_ONCE = 1000  # rows that are read together
-_SECONDS = 60  # that the server has for an answer
+_AT_ONCE = 1000  # rows of one read
+_SECONDS = 60  # until a request times out
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
 class QdrantStore:
-    """As `store.VectorStore`, over a client that is connected, and the name of its collection."""
+    """A `store.VectorStore`: a connected client and the name of a collection."""
 
     def __init__(self, client: QdrantClient, name: str):
         self._client, self._name = client, name
-        with self._one_line():
+        with _one_line(name):
             if not client.collection_exists(name):
                 raise NoIndexError(f"{name} is not a collection of the server: make it with python -m ivt_jax.index")
         self.about = self._read_about()
@@ -55,8 +53,8 @@ class QdrantStore:
 
     @classmethod
     def create_in(cls, client: QdrantClient, name: str, about: About) -> "QdrantStore":
-        """The new collection, through a client that is connected."""
-        datatype = {"float32": models.Datatype.FLOAT32, "float16": models.Datatype.FLOAT16}[about.dtype]
+        """Creates the collection with a connected client."""
+        datatype = models.Datatype(about.dtype)
         vectors = models.VectorParams(size=about.dimension, distance=models.Distance.DOT, datatype=datatype)
         with _one_line(name):
             client.create_collection(name, vectors_config=vectors, metadata={_ABOUT: about.to_json()})
@@ -65,15 +63,15 @@ class QdrantStore:
         return store
 
     def add(self, rows: Sequence[Row]) -> None:
-        if not rows:  # the server refuses a request for nothing
+        if not rows:  # the server refuses an empty request
             return
-        with self._one_line():
+        with _one_line(self._name):
             self._client.upsert(self._name, [self._point(row) for row in rows], wait=True)
 
     def delete(self, ids: Sequence[int]) -> None:
         if not len(ids):
             return
-        with self._one_line():
+        with _one_line(self._name):
             self._client.delete(self._name, models.PointIdsList(points=[*map(int, ids)]), wait=True)
 
     def search(
@@ -83,7 +81,7 @@ class QdrantStore:
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for query in queries:
-            with self._one_line():
+            with _one_line(self._name):
                 points = self._client.query_points(
                     self._name,
                     query=query.tolist(),
@@ -95,19 +93,19 @@ class QdrantStore:
             points.sort(key=lambda point: (-point.score, point.id))
             scores.append([point.score for point in points])
             ids.append([point.id for point in points])
-        least = min(map(len, ids))  # fewer than counted where rows went meanwhile, or the graph does not reach them
+        least = min(map(len, ids))  # fewer than k if rows were deleted meanwhile, or if the graph does not reach them
         return np.array([own[:least] for own in scores], np.float32), np.array([own[:least] for own in ids], np.int64)
 
     def count(self, where: Condition | None = None) -> int:
-        self.about = self._read_about()  # another process may have stated another one
-        with self._one_line():
+        self.about = self._read_about()  # another process may have replaced it
+        with _one_line(self._name):
             return self._client.count(self._name, count_filter=_filter(where), exact=True).count
 
     def ids(self) -> np.ndarray:
         return np.array([point.id for point in self._scroll(10 * _AT_ONCE, False, False)], np.int64)
 
     def values(self, field: str, most: int) -> list[Value] | None:
-        with self._one_line():
+        with _one_line(self._name):
             hits = self._client.facet(self._name, column(field), limit=most + 1, exact=True).hits
         return None if len(hits) > most else sorted(hit.value for hit in hits)
 
@@ -115,7 +113,7 @@ class QdrantStore:
         return map(self._row, self._scroll(_AT_ONCE, vectors, _payload(thumbnails)))
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
-        with self._one_line():
+        with _one_line(self._name):
             points = self._client.retrieve(
                 self._name, [*map(int, ids)], with_vectors=vectors, with_payload=_payload(thumbnails)
             )
@@ -124,7 +122,7 @@ class QdrantStore:
 
     def set_about(self, about: About) -> None:
         gone = [column(name) for name, kind in self.about.fields.items() if about.fields.get(name) != kind]
-        with self._one_line():
+        with _one_line(self._name):
             if gone:
                 self._client.delete_payload(self._name, keys=gone, points=models.Filter(), wait=True)
             self._client.update_collection(self._name, metadata={_ABOUT: about.to_json()})
@@ -132,31 +130,31 @@ class QdrantStore:
         self._index_fields()
 
     def optimize(self) -> str:
-        """The server does it by itself."""
-        return ""
+        return ""  # the server tidies by itself
 
     def _read_about(self) -> About:
-        with self._one_line():
+        with _one_line(self._name):
             stated = self._client.get_collection(self._name).config.metadata or {}
         try:
             return About(**json.loads(stated[_ABOUT]))
         except (KeyError, TypeError, ValueError):
-            reason = f"the collection {self._name} is not what ivt_jax.index wrote"
-            raise UserError(f"{reason}: name another --index") from None
+            raise UserError(
+                f"the collection {self._name} is not what ivt_jax.index wrote: name another --index"
+            ) from None
 
     def _index_fields(self) -> None:
-        """So that filters need not look at every row; and `values` needs it."""
+        """Indexes the fields: filters get faster, and `values` requires it."""
         kinds = {"integer": "integer", "number": "float", "boolean": "bool", "text": "keyword", "time": "datetime"}
-        with self._one_line():
+        with _one_line(self._name):
             for name, kind in self.about.fields.items():
                 schema = models.PayloadSchemaType(kinds[kind])
                 self._client.create_payload_index(self._name, column(name), field_schema=schema, wait=True)
 
     def _scroll(self, at_once: int, vectors: bool, payload: Any) -> Iterator[Any]:
-        """All points in the order of their ids."""
+        """Yields all points in the order of their ids."""
         start: Any = 0
         while start is not None:
-            with self._one_line():
+            with _one_line(self._name):
                 points, start = self._client.scroll(
                     self._name, limit=at_once, offset=start, with_vectors=vectors, with_payload=payload
                 )
@@ -175,15 +173,12 @@ class QdrantStore:
         payload, metadata = point.payload, dict[str, Value | None]()
         for name, kind in self.about.fields.items():
             value = payload.get(column(name))
-            known_time = kind == "time" and value is not None
-            metadata[name] = datetime.datetime.fromisoformat(value) if known_time else value
+            is_time = kind == "time" and value is not None
+            metadata[name] = datetime.datetime.fromisoformat(value) if is_time else value
         vector = None if point.vector is None else np.array(point.vector, self.about.dtype)
         thumbnail = base64.b64decode(payload["thumbnail"]) if "thumbnail" in payload else None
         own = {name: payload[name] for name in _OWN}
         return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, **own)
-
-    def _one_line(self) -> contextlib.AbstractContextManager[None]:
-        return _one_line(self._name)
 
 
 def _filter(where: Condition | None) -> models.Filter | None:
@@ -191,7 +186,7 @@ def _filter(where: Condition | None) -> models.Filter | None:
 
 
 def to_filter(condition: Condition) -> Any:
-    """The condition as Qdrant's, of two truths. Raises UserError where text is compared by < and its like."""
+    """Returns the condition as a Qdrant filter. Raises UserError if text is compared by <, <=, > or >=."""
     match condition:
         case Comparison(field, "=", value):
             return _equals(field, value)
@@ -200,7 +195,7 @@ def to_filter(condition: Condition) -> Any:
         case Comparison(field, symbol, datetime.datetime() as value):
             return models.FieldCondition(key=column(field), range=models.DatetimeRange(**{_BOUNDS[symbol]: value}))
         case Comparison(field, symbol, str()):
-            raise UserError(f"{field} {symbol}: Qdrant compares numbers and times so, no text: use =, != or in")
+            raise UserError(f"{field} {symbol}: Qdrant cannot order text; use =, != or in")
         case Comparison(field, symbol, int() | float() as value):
             return models.FieldCondition(key=column(field), range=models.Range(**{_BOUNDS[symbol]: value}))
         case OneOf(field, values):
@@ -234,14 +229,14 @@ def _payload(thumbnails: bool) -> Any:
 def _connect(place: str) -> tuple[QdrantClient, str]:
     match = _PLACE.fullmatch(place)
     if not match:
-        raise UserError(f"{place} is no collection of Qdrant: expected http://HOST:6333/NAME")
+        raise UserError(f"{place} names no collection of a Qdrant server; expected http://HOST:6333/NAME")
     key = os.environ.get("QDRANT_API_KEY") or None
     return QdrantClient(url=match[1], api_key=key, timeout=_SECONDS, check_compatibility=False), match[2]
 
 
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """The client's errors, of many kinds, as one line."""
+    """Turns the client's errors, of many types, into StoreErrors of one line."""
     try:
         yield
     except UserError:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax import index
-from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.searcher import Searcher
 from ivt_jax.retrieval.sources import read_folder
 from tests.faults.conftest import Process
@@ -41,7 +41,7 @@ def test_two_hundred_clients_for_a_minute(workdir, tmp_path, monkeypatch):
     (tmp_path / "pictures").mkdir()
     for seed in range(12):
         (tmp_path / f"pictures/{seed}.png").write_bytes(picture(seed))
-    build(tmp_path / "index", read_folder(tmp_path / "pictures"), workdir)
+    build(tmp_path / "index", read_folder(tmp_path / "pictures"), Options(workdir))
     monkeypatch.setattr("ivt_jax.serve.guard.RATE", 1e9)  # they come from one address, as no two hundred people do
     with served(Searcher.open(tmp_path / "index")) as address:
         end, statuses, memory = time.monotonic() + SECONDS, [], []

@@ -23,7 +23,7 @@ from ivt_jax.gallery.crops import UnreachableError
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
-from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store
 from ivt_jax.retrieval.qdrant import QdrantStore
@@ -46,7 +46,7 @@ def index(workdir, encoder, gallery, stores):
 
     def index(source=None, **options):
         options = {"workdir": workdir, "encoder": encoder, "batch": 1, **options}
-        return str(build(PLACE, source or read_folder(gallery), **options)).partition(";")[0]
+        return str(build(PLACE, source or read_folder(gallery), Options(**options))).partition(";")[0]
 
     return index
 
@@ -441,7 +441,7 @@ def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vec
     for name, content in bad.items():
         (gallery / name).write_bytes(content)
     (gallery / "af_gone.png").symlink_to("nowhere.png")
-    built = build(PLACE, read_folder(gallery), workdir, batch=1, encoder=encoder)
+    built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
     told = dict(line.split(": ", 1) for line in built.unreadable)
     assert {*told} == {*bad, "af_gone.png"}
     assert told["aa_empty.png"] == "an empty file" and told["ab_text.png"] == "not a readable image"
@@ -501,7 +501,7 @@ def kept(workdir, encoder, gallery, stores):
     """kept(source): builds the index of the gallery; returns the counts gone and unchanged, and what is kept."""
 
     def kept(source=None, **options):
-        built = build(PLACE, source or read_folder(gallery), workdir, encoder=encoder, batch=1, **options)
+        built = build(PLACE, source or read_folder(gallery), Options(workdir, encoder, batch=1, **options))
         return built.gone, built.unchanged, [str(some) for some in built.kept]
 
     return kept
@@ -576,7 +576,7 @@ def test_a_file_that_cannot_be_read_any_more_keeps_its_row(
         return read(name, file)
 
     monkeypatch.setattr(builder, "read_content", failing)
-    built = build(PLACE, read_folder(gallery), workdir, encoder=encoder, batch=1)
+    built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
     assert built.unreadable == [f"a.png: {os.strerror(error)}"]
     assert [str(some) for some in built.kept] == [f"1 row in {gallery}: {os.strerror(error)}"]
     assert_holds(SEEDS)
@@ -778,7 +778,7 @@ def test_a_tenth_is_a_tenth_however_it_would_go(index, kept, gallery, kind, rows
 def test_what_is_kept_is_in_the_summary(index, gallery, workdir, encoder):
     index()
     shutil.rmtree(gallery / "cam 1")
-    built = build(PLACE, read_folder(gallery), workdir, encoder=encoder, batch=1)
+    built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
     told = "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged; "
     assert str(built) == told + "2 of them kept without their pictures (--prune deletes them)"
 
@@ -822,8 +822,8 @@ def test_another_folder_is_refused_unless_the_pictures_have_moved(
     put(tmp_path / "other/x.png", 30)
     told = refusal(index, rows, source=read_folder(tmp_path / "other"))
     assert told == (
-        f"{PLACE} is of the pictures in {gallery}, not of those in {tmp_path}/other: if they are the same, but "
-        "moved, add --moved; else name another --index"
+        f"{PLACE} is an index of the pictures in {gallery}, not of those in {tmp_path}/other: if they were moved "
+        "there, add --moved; else name another --index"
     )
     shutil.copytree(gallery, tmp_path / "copied", copy_function=shutil.copyfile)
     (tmp_path / "copied/a.png").rename(tmp_path / "copied/aa.png")
@@ -852,7 +852,7 @@ def test_an_index_made_with_another_tokenizer_size_or_width_is_refused(index, ro
 def test_another_type_of_number_is_refused(index, rows):
     index()
     told = refusal(index, rows, dtype="float16")
-    assert told == f"{PLACE} holds vectors of float32, not float16: leave it so, or name another --index"
+    assert told == f"{PLACE} holds vectors of float32, not float16: leave --dtype out, or name another --index"
 
 
 def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, gallery):
@@ -867,7 +867,7 @@ def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, g
 
 def test_a_workdir_without_a_model_leaves_nothing(gallery, tmp_path):
     with pytest.raises(UserError, match="is not the workdir of a run"):
-        build(tmp_path / "index", read_folder(gallery), tmp_path)
+        build(tmp_path / "index", read_folder(gallery), Options(tmp_path))
     assert not (tmp_path / "index").exists()
 
 
@@ -888,7 +888,7 @@ def test_what_was_embedded_elsewhere_is_known_by_its_content(
     shards, workdir, stores, embedded, assert_holds, rows, gallery, encoder
 ):
     embedded.clear()
-    built = build(PLACE, read_folder(gallery), workdir, encoder=encoder, batch=1, vectors=shards)
+    built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1, vectors=shards))
     assert str(built).partition(";")[2].startswith(" 4 had been embedded; 2 embedded at ")
     assert (built.new, built.taken, built.embedded, embedded) == (6, 4, 2, [2])
     assert_holds(SEEDS)
@@ -1283,7 +1283,7 @@ def test_an_older_index_gets_upright_vectors_where_it_needs_them(
     before, _ = rows(), embedded.clear()
     assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
     assert capsys.readouterr().err.startswith(
-        f"{PLACE} has rows from before pictures were turned upright by EXIF: looking at 6 pictures; those with an "
+        f"{PLACE} has rows from before pictures were turned upright by EXIF: checking 6 pictures; those with an "
         "orientation are embedded again\n"
     )
     assert sum(embedded) == 1

@@ -190,7 +190,7 @@ def test_another_folder_needs_a_word(call, place, gallery, tmp_path, capsys):
     shutil.copytree(gallery, tmp_path / "moved")
     capsys.readouterr()
     assert call(f"--images={tmp_path}/moved") == 2
-    assert "if they are the same, but moved, add --moved" in error_of(capsys)
+    assert "if they were moved there, add --moved" in error_of(capsys)
     assert call(f"--images={tmp_path}/moved", "--moved") == 0
     assert capsys.readouterr().out.endswith("0 gone, 6 unchanged\n")
 
@@ -405,6 +405,6 @@ def test_an_older_index_is_brought_up_to_date_on_disk(call, gallery, place, caps
     capsys.readouterr()
     assert call() == 0
     output = capsys.readouterr()
-    assert "0 gone, 7 unchanged; 1 embedded at" in output.out and "looking at 7 pictures" in output.err
+    assert "0 gone, 7 unchanged; 1 embedded at" in output.out and "checking 7 pictures" in output.err
     np.testing.assert_allclose(rows(place)["a.png"].vector, rows(place)["s.png"].vector, atol=1e-5)
     assert call() == 0 and capsys.readouterr().err == ""

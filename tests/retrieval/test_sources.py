@@ -53,7 +53,7 @@ def test_a_name_that_is_no_text_is_told_and_left_out(folder):
     name = os.fsdecode(b"caf\xe9.jpg")
     (folder / name).write_bytes(b"x")
     source = read_folder(folder)
-    assert source.unreadable == [(name, "its name is not UTF-8, which an index cannot hold: rename it")]
+    assert source.unreadable == [(name, "its name is not UTF-8, which an index cannot store: rename it")]
     assert len(source.pictures) == 4
 
 

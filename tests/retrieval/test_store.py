@@ -355,7 +355,7 @@ def test_a_ranking_equals_that_of_the_evaluation(create):
 
 def test_qdrant_compares_no_text_by_order():
     store = QdrantStore.create_in(QdrantClient(":memory:"), "x", about())
-    with pytest.raises(UserError, match="Qdrant compares numbers and times so, no text"):
+    with pytest.raises(UserError, match="Qdrant cannot order text; use =, != or in"):
         store.count(Comparison("track", "<", "b"))
 
 
@@ -567,7 +567,7 @@ def test_a_place_that_holds_no_index_is_told(tmp_path):
         create_store(tmp_path / "empty", about())
     with pytest.raises(NoIndexError, match="x is not a collection of the server"):
         QdrantStore(QdrantClient(":memory:"), "x")
-    with pytest.raises(UserError, match="is no collection of Qdrant: expected http://HOST:6333/NAME"):
+    with pytest.raises(UserError, match="names no collection of a Qdrant server; expected http://HOST:6333/NAME"):
         open_store("http://localhost:6333")
     with pytest.raises(UserError, match="Qdrant, collection x: "):
         open_store("http://127.0.0.1:1/x")
