@@ -3,18 +3,8 @@
     python -m ivt_jax.index --workdir=RUN --images=FOLDER --index=DIR
     python -m ivt_jax.index --list=CAMERAS.csv --index=DIR
 
-The index holds the pictures of a folder with its subfolders, or of a list with metadata such as camera and time
-(`ivt_jax.retrieval.lists`). Run again, the command updates the index, or continues after an interruption: it embeds
-only new and changed pictures, and deletes the rows of deleted ones. Searches report an unfinished index until all new
-pictures are in.
-
-Pictures that cannot be read and bad lines of a list are skipped, printed and listed in DIR/unreadable.txt. Hidden files
-and other files than pictures are passed over and counted. Rows of pictures out of reach stay (a folder is missing,
-empty or unreadable, or a file cannot be read), and so do all rows if more than a tenth of an index of 100 or more rows
-would be deleted; --prune deletes them.
-
---vectors takes embeddings that `ivt_jax.embed` has computed, maybe on many machines. A local folder is locked against a
-second build. Buckets and servers are not locked: run one build at a time there.
+A list holds metadata such as camera and time (`ivt_jax.retrieval.lists`). Run again, the command updates the index, or
+continues after an interruption. docs/search.md describes which pictures are embedded, skipped or deleted.
 """
 
 import argparse

@@ -42,10 +42,9 @@ from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.vectors import DTYPES, ByDigest, short_digest
 from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
 from ivt_jax.retrieval.places import create_store, open_store
-from ivt_jax.retrieval.plan import Plan, plan_build
+from ivt_jax.retrieval.plan import Plan, find_stale, plan_build
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
-from ivt_jax.retrieval.upright import find_stale
 from ivt_jax.run.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures of a batch on each device

@@ -1,12 +1,20 @@
 """Compares the pictures of a source with the rows of an index."""
 
 import itertools
+import sys
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+from input_pipeline.decoding import is_turned
+from ivt_jax.common.messages import counted
+from ivt_jax.common.progress import progress
+from ivt_jax.gallery.crops import done_ahead
 from ivt_jax.retrieval.missing import Missing
 from ivt_jax.retrieval.sources import Picture, Source
-from ivt_jax.retrieval.store import Row
+from ivt_jax.retrieval.store import Row, VectorStore
+
+_AHEAD = 256  # files that threads open in advance
 
 
 class Plan(NamedTuple):
@@ -57,3 +65,31 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int, stale: Coll
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     current = sum(row is None for row in found.values())
     return Plan(todo, current, missing, surplus, shared, recent, known, count, next_id)
+
+
+def find_stale(place: Path | str, source: Source, store: VectorStore, below: int) -> set[int]:
+    """Finds the rows with ids below `below` whose pictures may have been embedded sideways; prints a line on stderr.
+
+    ivt_jax once ignored EXIF orientation, and an index from that time has no "orientation" in `About.images`. A row is
+    stale unless its file is unchanged and has no orientation. No other path takes the vector of a stale row, and its
+    picture is embedded again once it can be read.
+    """
+    rows = [row for row in store.scan() if row.id < below]
+    print(
+        f"{place} has rows from before pictures were turned upright by EXIF: checking {counted(len(rows), 'picture')}; "
+        "those with an orientation are embedded again",
+        file=sys.stderr,
+    )
+    checked = done_ahead(lambda row: _is_stale(source, row), rows, _AHEAD)
+    checked = progress(checked, len(rows), "looking for EXIF orientation: ", "pictures", brief=True)
+    return {row.id for row, stale in checked if stale.result()}
+
+
+def _is_stale(source: Source, row: Row) -> bool:
+    picture = source.pictures.get(row.path)
+    if picture is None or (row.size, row.changed) != (picture.size, picture.changed):
+        return True
+    try:
+        return is_turned(source.root / row.path)
+    except Exception:  # of many types; the build reads the picture again and reports the reason
+        return True

@@ -138,9 +138,8 @@ class QdrantStore:
         try:
             return About(**json.loads(stated[_ABOUT]))
         except (KeyError, TypeError, ValueError):
-            raise UserError(
-                f"the collection {self._name} is not what ivt_jax.index wrote: name another --index"
-            ) from None
+            message = f"the collection {self._name} is not what ivt_jax.index wrote: name another --index"
+            raise UserError(message) from None
 
     def _index_fields(self) -> None:
         """Indexes the fields: filters get faster, and `values` requires it."""
@@ -192,12 +191,10 @@ def to_filter(condition: Condition) -> Any:
             return _equals(field, value)
         case Comparison(field, "!=", value):
             return models.Filter(must_not=[_empty(field), _equals(field, value)])
-        case Comparison(field, symbol, datetime.datetime() as value):
-            return models.FieldCondition(key=column(field), range=models.DatetimeRange(**{_BOUNDS[symbol]: value}))
         case Comparison(field, symbol, str()):
             raise UserError(f"{field} {symbol}: Qdrant cannot order text; use =, != or in")
-        case Comparison(field, symbol, int() | float() as value):
-            return models.FieldCondition(key=column(field), range=models.Range(**{_BOUNDS[symbol]: value}))
+        case Comparison(field, symbol, value):
+            return _range(field, value, _BOUNDS[symbol])
         case OneOf(field, values):
             return models.Filter(should=[_equals(field, value) for value in values])
         case Missing(field):
@@ -211,11 +208,14 @@ def to_filter(condition: Condition) -> Any:
 
 
 def _equals(field: str, value: Value) -> models.FieldCondition:
-    if isinstance(value, datetime.datetime):
-        return models.FieldCondition(key=column(field), range=models.DatetimeRange(gte=value, lte=value))
-    if isinstance(value, float):
-        return models.FieldCondition(key=column(field), range=models.Range(gte=value, lte=value))
+    if isinstance(value, datetime.datetime | float):
+        return _range(field, value, "gte", "lte")
     return models.FieldCondition(key=column(field), match=models.MatchValue(value=value))
+
+
+def _range(field: str, value: Any, *bounds: str) -> models.FieldCondition:
+    kind = models.DatetimeRange if isinstance(value, datetime.datetime) else models.Range
+    return models.FieldCondition(key=column(field), range=kind(**dict.fromkeys(bounds, value)))
 
 
 def _empty(field: str) -> models.IsEmptyCondition:

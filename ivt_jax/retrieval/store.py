@@ -33,7 +33,7 @@ class About:
     distinguishes the index from a later one in the same place; unfinished: the first id that a running or stopped build
     has assigned, -1 if there is none or it does not matter; planned: number of rows once such a build has added all new
     pictures, 0 if no picture is waiting; sideways: rows with smaller ids may have been embedded before pictures were
-    turned upright (`ivt_jax.retrieval.upright`), 0 if there are none.
+    turned upright (`plan.find_stale`), 0 if there are none.
     """
 
     model: str

@@ -1,5 +1,7 @@
 """A tiny tower with random parameters, a folder of pictures, and a builder whose indexes are in memory."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,18 @@ GALLERY = ("a.png", "b.png", "cam 1/c.png", "cam 1/d.png", "cam 2/e.png", "f.png
 def put(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture(seed))
+
+
+def fails(monkeypatch, name, error, function="scandir"):
+    """Makes os.scandir, or another function of os, raise the error for all paths that end with the name."""
+    real = getattr(os, function)
+
+    def call(path=".", *arguments, **options):
+        if str(path).endswith(name):
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, function, call)
 
 
 @pytest.fixture

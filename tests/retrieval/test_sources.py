@@ -1,6 +1,7 @@
 """What is to be indexed: the files of a folder, or of a list with all that it tells of them."""
 
 import datetime
+import errno
 import json
 import os
 
@@ -9,6 +10,7 @@ import pytest
 from ivt_jax.common.errors import UserError
 from ivt_jax.gallery.walk import describe_passed
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
+from tests.retrieval.conftest import fails
 
 
 @pytest.fixture
@@ -101,14 +103,7 @@ def test_times_of_change_fit_into_64_bits(folder, monkeypatch, time, changed):
 
 
 def test_a_folder_whose_folders_cannot_be_listed_has_no_pictures_to_index(folder, monkeypatch):
-    scandir = os.scandir
-
-    def closed(path):
-        if str(path) == str(folder):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
+    fails(monkeypatch, "crops", errno.EACCES)
     with pytest.raises(UserError, match=r"crops cannot be listed: Permission denied$"):
         read_folder(folder)
 
@@ -121,14 +116,7 @@ def test_what_is_no_file_is_not_opened(folder):
 
 
 def test_a_folder_that_cannot_be_listed_is_told_and_remembered(folder, monkeypatch):
-    scandir = os.scandir
-
-    def closed(path):
-        if str(path).endswith("deep"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
+    fails(monkeypatch, "deep", errno.EACCES)
     source = read_folder(folder)
     assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/z.webp"]
     assert source.unreadable == [("cam 2/deep", "Permission denied")] and source.closed == ("cam 2/deep/",)
