@@ -62,8 +62,7 @@ class Reach:
 
     def __init__(self, source: Source):
         self._root, self._listed = source.root, source.listed
-        self._unread = dict(source.unreadable)
-        self._closed = frozenset(folder.rstrip("/") for folder in source.closed)
+        self._unread, self._closed = dict(source.unreadable), frozenset(source.closed)
         self._names = functools.cache(self._list)
         self._holds = functools.cache(self._has_pictures)
 

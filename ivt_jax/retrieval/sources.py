@@ -36,7 +36,7 @@ class Source(NamedTuple):
     fields: dict[str, str]  # name -> type, a key of `where.TYPES`
     pictures: dict[str, Picture]  # by path
     unreadable: list[tuple[str, str]]  # (path, reason) of entries that are no readable file
-    closed: tuple[str, ...] = ()  # folders that cannot be listed, with "/" at the end
+    closed: Sequence[str] = ()  # folders that cannot be listed
     listed: bool = False  # whether a list names the pictures
     passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are passed over
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
@@ -61,8 +61,7 @@ def read_folder(folder: Path) -> Source:
     if not pictures and not missing:
         found = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
         raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){found}: mount it, or name another folder")
-    closed_folders = tuple(f"{path}/" for path, _ in closed)
-    return Source(root, {}, pictures, closed + unreadable + missing, closed_folders, passed=passed)
+    return Source(root, {}, pictures, closed + unreadable + missing, tuple(path for path, _ in closed), passed=passed)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:

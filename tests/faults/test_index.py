@@ -114,8 +114,8 @@ def ask(tmp_path, workdir, capsys):
 
 
 def assert_unfinished(answer, pictures, planned):
-    told = f"({pictures} of {planned} pictures); wait for its build, or run python -m ivt_jax.index again"
-    assert answer["unfinished"] == f"the index is unfinished {told}"
+    message = f"({pictures} of {planned} pictures); wait for its build, or run python -m ivt_jax.index again"
+    assert answer["unfinished"] == f"the index is unfinished {message}"
     assert answer["verdict"] == f"No confidence estimate: {answer['unfinished']}" and answer["good"] is None
     assert {result["probability"] for result in answer["results"]} == {None}
 
@@ -189,8 +189,8 @@ def test_the_second_of_two_indexers_gives_way_and_the_first_goes_on(start, tmp_p
     second = start()
     assert second.finish() == 2
     place = tmp_path / "index"
-    told = f"error: another indexer is at work in {place}: wait for its end, or choose another --index"
-    assert second.lines() == [told]
+    message = f"error: another indexer is at work in {place}: wait for its end, or choose another --index"
+    assert second.lines() == [message]
     assert first.finish() == 0, first.said()
     assert_as_uninterrupted(tmp_path, workdir)
 
@@ -230,8 +230,8 @@ def test_an_empty_mount_point_keeps_its_rows(start, tmp_path, workdir, capsys):
     assert index.main(flags(tmp_path, workdir, "index")) == 0
     process = start(before=mounted("ro", tmp_path / "gallery/share"))
     assert process.finish() == 1, process.said()
-    told = f"kept 3 rows in {tmp_path}/gallery/share: the folder holds no pictures"
-    assert told in process.lines() and "0 gone, 5 unchanged; 3 of them kept" in process.lines()[-1]
+    message = f"kept 3 rows in {tmp_path}/gallery/share: the folder holds no pictures"
+    assert message in process.lines() and "0 gone, 5 unchanged; 3 of them kept" in process.lines()[-1]
     assert paths_of(tmp_path) == sorted(SHARED)
     process = start(0, 0, "--prune", before=mounted("ro", tmp_path / "gallery/share"))
     assert process.finish() == 0, process.said()
@@ -350,6 +350,6 @@ def test_an_index_whose_first_build_has_filled_the_disk_is_unfinished(start, tmp
     (tmp_path / "index").mkdir()
     process = start(before=mounted("size=4m", tmp_path / "index"), code=FIRST.format(folder=str(tmp_path), room=80_000))
     assert process.finish() == 0, process.said()
-    told = r"ended with 2 the index is unfinished \([246]0 of 80 pictures\); wait for its build, or run python -m ivt"
-    assert re.search(told, process.said()) and "Traceback" not in process.said(), process.said()
+    message = r"ended with 2 the index is unfinished \([246]0 of 80 pictures\); wait for its build, or run python"
+    assert re.search(message, process.said()) and "Traceback" not in process.said(), process.said()
     assert process.lines()[-1].strip() == "ended with 0"

@@ -1,4 +1,4 @@
-"""An index follows its folder: what changed is embedded, the rest keeps its vector, and no stop is seen in it."""
+"""Builds of an index: only changed pictures are embedded, and an interruption leaves no trace."""
 
 import dataclasses
 import datetime
@@ -87,7 +87,7 @@ def embedded(monkeypatch, encoder):
 
 @pytest.fixture
 def assert_holds(rows, vector_of):
-    """check(path=seed, ...): the index holds these pictures and no others, each with its vector."""
+    """check({path: seed}): the index holds these pictures and no others, each with its vector."""
 
     def check(seeds):
         found = rows()
@@ -99,6 +99,7 @@ def assert_holds(rows, vector_of):
 
 
 SEEDS = {name: seed for seed, name in enumerate(GALLERY)}
+TOO_MANY = "11 rows: their pictures are gone, but more than a tenth of the index would be deleted"
 
 
 def add_pictures(gallery, count):
@@ -125,7 +126,7 @@ def later(path):
 
 
 def test_every_picture_has_the_vector_that_evaluation_gives_it(index, embedded, assert_holds, stores, rows, vector_of):
-    assert np.abs(vector_of @ vector_of.T - np.eye(40)).max() < 0.9999  # they are not all alike
+    assert np.abs(vector_of @ vector_of.T - np.eye(40)).max() < 0.9999  # no two pictures have the same vector
     assert index() == "6 pictures: 6 new, 0 changed, 0 renamed, 0 gone, 0 unchanged"
     assert sum(embedded) == 6
     assert_holds(SEEDS)
@@ -133,7 +134,7 @@ def test_every_picture_has_the_vector_that_evaluation_gives_it(index, embedded, 
     assert sorted(row.id for row in rows().values()) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_row_tells_its_file(indexed, gallery, rows):
+def test_a_row_has_digest_size_and_time_of_its_file(indexed, gallery, rows):
     row, path = rows()["cam 1/c.png"], gallery / "cam 1/c.png"
     assert row.digest == hashlib.sha256(picture(2)).hexdigest()
     assert (row.size, row.changed, row.metadata) == (len(picture(2)), path.stat().st_mtime_ns, {})
@@ -141,7 +142,7 @@ def test_a_row_tells_its_file(indexed, gallery, rows):
     assert (thumbnail.format, thumbnail.mode, thumbnail.size) == ("JPEG", "RGB", (20, 30))
 
 
-def test_a_thumbnail_is_small_and_tells_nothing_but_the_picture(index, gallery, rows):
+def test_a_thumbnail_is_small_and_has_no_metadata(index, gallery, rows):
     exif = Image.Exif()
     exif[0x010E] = "secret"
     Image.new("RGB", (500, 400), "red").save(gallery / "a.jpg", exif=exif, comment=b"secret")
@@ -168,7 +169,7 @@ def test_float16_vectors_are_those_of_float32_rounded(index, rows, stores, vecto
     assert index() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"  # the type stays
 
 
-def test_the_index_states_what_a_query_must_know(indexed, stores, workdir, encoder, gallery):
+def test_the_index_states_its_model_and_folder(indexed, stores, workdir, encoder, gallery):
     about = stores[PLACE].about
     assert (about.model, about.dimension, about.dtype) == (encoder.about["model"], 12, "float32")
     assert about.images["height"] == 14 and len(about.tokenizer) == 64 and about.fields == {}
@@ -178,9 +179,8 @@ def test_the_index_states_what_a_query_must_know(indexed, stores, workdir, encod
 # ---- what changed since
 
 
-def test_nothing_is_done_where_nothing_changed(indexed, embedded, stores, rows):
+def test_an_unchanged_gallery_leaves_the_index_as_it_is(indexed, embedded, stores, rows):
     before = rows()
-    embedded.clear()
     assert indexed() == "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
     assert embedded == [] and stores[PLACE].written == [4, 2]
     assert [row.id for row in rows().values()] == [row.id for row in before.values()]
@@ -229,7 +229,6 @@ def test_a_deleted_folder_goes_when_it_is_confirmed(indexed, embedded, gallery, 
 
 def test_a_renamed_picture_keeps_its_vector(indexed, embedded, gallery, rows):
     before = rows()
-    embedded.clear()
     (gallery / "a.png").rename(gallery / "z.png")
     (gallery / "cam 1").rename(gallery / "cam 9")
     assert indexed() == "6 pictures: 0 new, 0 changed, 3 renamed, 0 gone, 3 unchanged"
@@ -284,8 +283,8 @@ def test_a_picture_that_makes_room_for_another_keeps_its_vector(index, embedded,
     assert_holds({**SEEDS, "a.png": 1, "z.png": 0})
 
 
-def test_what_is_embedded_is_known_at_once(index, embedded, gallery, assert_holds, monkeypatch):
-    """Of many copies of a new picture those are embedded that were read before the first was written, and no more."""
+def test_copies_of_a_new_picture_take_its_vector(index, embedded, gallery, assert_holds, monkeypatch):
+    """Only the copies that were read before the first one was written are embedded."""
     monkeypatch.setattr(builder, "ROWS", 1)
     for number in range(80):
         put(gallery / f"x{number:02}.png", 20)
@@ -355,7 +354,7 @@ def test_digest_and_vector_are_of_the_same_bytes(index, gallery, monkeypatch, ro
     assert {row.digest for row in rows().values()} == {hashlib.sha256(picture(seed)).hexdigest() for seed in range(6)}
 
 
-def test_many_random_changes_leave_what_a_new_index_would_hold(index, gallery, assert_holds):
+def test_random_changes_lead_to_the_index_of_a_new_build(index, gallery, assert_holds):
     rng = np.random.default_rng(0)
     seeds = dict(SEEDS)
     for _ in range(12):
@@ -409,8 +408,8 @@ def test_other_metadata_are_written_without_reading_the_picture(
     index(listed("camera", range(6)))
     embedded.clear()
     monkeypatch.setattr(builder, "read_content", None)
-    told = index(listed("camera", [0, 1, 2, 3, 4, 50]))
-    assert told == "6 pictures: 0 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
+    source = listed("camera", [0, 1, 2, 3, 4, 50])
+    assert index(source) == "6 pictures: 0 new, 1 changed, 0 renamed, 0 gone, 5 unchanged"
     assert not embedded and rows()["f.png"].metadata == {"camera": 50}
     assert_holds(SEEDS)
 
@@ -418,11 +417,10 @@ def test_other_metadata_are_written_without_reading_the_picture(
 def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded, gallery):
     index(listed("camera", range(6)))
     embedded.clear()
-    told = index(listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)]))
-    assert told == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
+    source = listed("camera,track", [f"{n}{'b' if n else ''},{n}" for n in range(6)])
+    assert index(source) == "6 pictures: 0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged"
     assert rows()["b.png"].metadata == {"camera": "1b", "track": 1}
-    told = "memory://index was made from a list, with the fields camera, track: name the list"
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match="index was made from a list, with the fields camera, track: name the list"):
         index(read_folder(gallery))
     assert index(list_of(gallery, *GALLERY)).startswith("6 pictures: 0 new, 6 changed")
     assert rows()["b.png"].metadata == {} and not embedded
@@ -431,7 +429,7 @@ def test_a_column_may_come_change_its_type_and_go(index, listed, rows, embedded,
 # ---- what cannot be read
 
 
-def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vector_of, workdir, encoder, monkeypatch):
+def test_unreadable_pictures_are_named_and_shift_no_row(index, gallery, rows, vector_of, workdir, encoder, monkeypatch):
     monkeypatch.setattr("ivt_jax.gallery.crops.MAX_BYTES", 5000)
     names = ['b"quoted".png', "it's.png", "two\nlines.png", "🧥.png", "-rf.png"]
     for seed, name in enumerate(names, start=6):
@@ -444,11 +442,11 @@ def test_unreadable_pictures_are_told_and_shift_no_row(index, gallery, rows, vec
         (gallery / name).write_bytes(content)
     (gallery / "af_gone.png").symlink_to("nowhere.png")
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
-    told = dict(line.split(": ", 1) for line in built.unreadable)
-    assert {*told} == {*bad, "af_gone.png"}
-    assert told["aa_empty.png"] == "an empty file" and told["ab_text.png"] == "not a readable image"
-    assert told["ad_large.png"] == "5,001 bytes are too many for a picture of a person"
-    assert told["af_gone.png"] == "missing"
+    reasons = dict(line.split(": ", 1) for line in built.unreadable)
+    assert {*reasons} == {*bad, "af_gone.png"}
+    assert reasons["aa_empty.png"] == "an empty file" and reasons["ab_text.png"] == "not a readable image"
+    assert reasons["ad_large.png"] == "5,001 bytes are too many for a picture of a person"
+    assert reasons["af_gone.png"] == "missing"
     for path, row in rows().items():
         seed = {**SEEDS, **{name: seed for seed, name in enumerate(names, start=6)}}[path]
         np.testing.assert_allclose(row.vector, vector_of[seed], atol=1e-5)
@@ -491,7 +489,6 @@ def test_a_folder_that_is_missing_or_empty_keeps_its_rows_until_that_is_confirme
     if empty:  # as the mount point of a share that was dropped
         (gallery / "cam 1").mkdir()
         reason = "the folder holds no pictures"
-    embedded.clear()
     for _ in range(2):
         assert kept() == (0, 6, [f"2 rows in {gallery}/cam 1: {reason}"])
         assert_holds(SEEDS)
@@ -555,7 +552,7 @@ def test_a_file_that_cannot_be_read_any_more_keeps_its_row(
     assert kept(prune=True) == (1, 5, [])
 
 
-def test_read_errors_are_told_from_damaged_contents(tmp_path):
+def test_read_errors_differ_from_damaged_contents(tmp_path):
     with pytest.raises(UnreachableError, match=r"^x: No such file or directory$"):
         builder.read_content("x", tmp_path / "x")
     with pytest.raises(UnreachableError, match=r"^x: Is a directory$"):
@@ -596,7 +593,7 @@ def test_a_share_that_is_dropped_before_rows_are_deleted_keeps_them(
     assert kept() == (1, 5, [])
 
 
-def test_a_broken_link_keeps_its_row_and_what_is_no_file_any_more_does_not(index, kept, gallery, tmp_path):
+def test_a_broken_link_keeps_its_row_and_a_replaced_file_does_not(index, kept, gallery, tmp_path):
     put(gallery / "store/x.png", 10)
     put(gallery / "store/y.png", 11)
     (gallery / "link.png").symlink_to("store/x.png")
@@ -618,7 +615,7 @@ def test_a_picture_below_counts_as_one_of_the_folder(index, kept, gallery):
     assert kept() == (1, 7, [])
 
 
-def test_a_moved_folder_needs_no_word(index, kept, gallery, assert_holds, embedded):
+def test_a_moved_folder_needs_no_prune(index, kept, gallery, assert_holds, embedded):
     """That includes a folder with copies of a picture, and one whose pictures overwrite others."""
     put(gallery / "cam 1/copy.png", 2)
     put(gallery / "cam 3/a.png", 20)
@@ -632,7 +629,7 @@ def test_a_moved_folder_needs_no_word(index, kept, gallery, assert_holds, embedd
     assert_holds({**seeds, "cam 9/copy.png": 2, "a.png": 20})
 
 
-def test_what_was_not_found_elsewhere_stays_where_a_folder_was_moved(indexed, kept, gallery, assert_holds):
+def test_pictures_of_a_moved_folder_that_are_not_found_keep_their_rows(indexed, kept, gallery, assert_holds):
     (gallery / "cam 1").rename(gallery / "cam 9")
     (gallery / "cam 9/d.png").unlink()
     assert kept() == (0, 5, [f"1 row in {gallery}/cam 1: the folder is missing"])
@@ -640,7 +637,7 @@ def test_what_was_not_found_elsewhere_stays_where_a_folder_was_moved(indexed, ke
     assert_holds(seeds)
 
 
-def test_a_copy_of_what_is_out_of_reach_is_no_rename(indexed, kept, gallery, monkeypatch, assert_holds):
+def test_a_copy_of_a_picture_out_of_reach_is_no_rename(indexed, kept, gallery, monkeypatch, assert_holds):
     shutil.copy(gallery / "cam 1/c.png", gallery / "copy.png")
     with monkeypatch.context() as patch:
         fails(patch, "cam 1", errno.EIO)
@@ -688,8 +685,7 @@ def test_more_than_a_tenth_is_deleted_only_when_that_is_confirmed(
         (gallery / f"x{number:02}.png").unlink()
     (gallery / "a.png").rename(gallery / "z.png")
     (gallery / "cam 1").rename(gallery / "cam 9")  # what is renamed does not count
-    told = [] if goes else ["11 rows: their pictures are gone, but more than a tenth of the index would be deleted"]
-    assert kept() == ((10, 87, []) if goes else (0, 97, told))
+    assert kept() == ((10, 87, []) if goes else (0, 97, [TOO_MANY]))
     assert {"z.png", "cam 9/c.png"} < rows().keys() and "a.png" not in rows() and len(rows()) == (90 if goes else 100)
     assert kept(prune=True) == (0 if goes else 11, 90 if goes else 89, [])
     assert len(rows()) == 100 - deleted
@@ -705,7 +701,7 @@ def test_of_fewer_than_100_rows_any_share_is_deleted(index, kept, gallery, rows)
 
 
 @pytest.mark.parametrize("kind", ["listed", "damaged"])
-def test_a_tenth_is_a_tenth_however_it_would_go(index, kept, gallery, kind, rows):
+def test_unlisted_and_damaged_pictures_count_for_the_tenth(index, kept, gallery, kind, rows):
     names = add_pictures(gallery, 94)
     index(list_of(gallery, *GALLERY, *names))
     if kind == "listed":
@@ -715,17 +711,16 @@ def test_a_tenth_is_a_tenth_however_it_would_go(index, kept, gallery, kind, rows
     else:
         for name in names[:11]:
             (gallery / name).write_bytes(b"damaged")
-    told = ["11 rows: their pictures are gone, but more than a tenth of the index would be deleted"]
-    assert kept(read_list(gallery / "list.csv")) == (0, 100, told)
+    assert kept(read_list(gallery / "list.csv")) == (0, 100, [TOO_MANY])
     assert len(rows()) == 100
     assert kept(read_list(gallery / "list.csv"), prune=True) == (11, 89, [])
 
 
-def test_what_is_kept_is_in_the_summary(indexed, gallery, workdir, encoder):
+def test_the_summary_counts_kept_rows(indexed, gallery, workdir, encoder):
     shutil.rmtree(gallery / "cam 1")
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
-    told = "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged; "
-    assert str(built) == told + "2 of them kept without their pictures (--prune deletes them)"
+    counts = "6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged"
+    assert str(built) == f"{counts}; 2 of them kept without their pictures (--prune deletes them)"
 
 
 def test_an_index_is_never_emptied_because_nothing_can_be_read(indexed, gallery, assert_holds):
@@ -762,24 +757,24 @@ def test_another_folder_is_refused_unless_the_pictures_have_moved(
     indexed, gallery, tmp_path, rows, embedded, assert_holds
 ):
     put(tmp_path / "other/x.png", 30)
-    told = refusal(indexed, rows, source=read_folder(tmp_path / "other"))
-    assert told == (
+    message = refusal(indexed, rows, source=read_folder(tmp_path / "other"))
+    assert message == (
         f"{PLACE} is an index of the pictures in {gallery}, not of those in {tmp_path}/other: if they were moved "
         "there, add --moved; else name another --index"
     )
     shutil.copytree(gallery, tmp_path / "copied", copy_function=shutil.copyfile)
     (tmp_path / "copied/a.png").rename(tmp_path / "copied/aa.png")
-    told = indexed(read_folder(tmp_path / "copied"), moved=True)
-    assert told == "6 pictures: 0 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
+    source = read_folder(tmp_path / "copied")
+    assert indexed(source, moved=True) == "6 pictures: 0 new, 0 changed, 1 renamed, 0 gone, 5 unchanged"
     assert not embedded
     assert_holds({"aa.png": 0, **{path: seed for path, seed in SEEDS.items() if path != "a.png"}})
-    assert indexed(read_folder(tmp_path / "copied")).endswith("6 unchanged")  # it is stated now
+    assert indexed(source).endswith("6 unchanged")  # the index states the new folder
 
 
 def test_another_model_is_refused(indexed, rows, other_workdir, workdir):
-    told = refusal(indexed, rows, workdir=other_workdir, encoder=None)
-    assert told.startswith(f"{PLACE} was made with model ") and f"({workdir}), {other_workdir} has " in told
-    assert told.endswith("name the folder of the index's model with --workdir, or another --index")
+    message = refusal(indexed, rows, workdir=other_workdir, encoder=None)
+    assert message.startswith(f"{PLACE} was made with model ") and f"({workdir}), {other_workdir} has " in message
+    assert message.endswith("name the folder of the index's model with --workdir, or another --index")
 
 
 @pytest.mark.parametrize("change", [{"tokenizer": "0" * 64}, {"images": {"height": 15}}, {"dimension": 13}])
@@ -790,8 +785,8 @@ def test_an_index_made_with_another_tokenizer_size_or_width_is_refused(indexed, 
 
 
 def test_another_type_of_number_is_refused(indexed, rows):
-    told = refusal(indexed, rows, dtype="float16")
-    assert told == f"{PLACE} holds vectors of float32, not float16: leave --dtype out, or name another --index"
+    message = f"{PLACE} holds vectors of float32, not float16: leave --dtype out, or name another --index"
+    assert refusal(indexed, rows, dtype="float16") == message
 
 
 def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, gallery):
@@ -823,7 +818,7 @@ def shards(encoder, gallery, tmp_path):
     return tmp_path / "vectors"
 
 
-def test_what_was_embedded_elsewhere_is_known_by_its_content(
+def test_pictures_embedded_elsewhere_are_known_by_content(
     shards, workdir, stores, embedded, assert_holds, rows, gallery, encoder
 ):
     embedded.clear()
@@ -843,9 +838,9 @@ def test_an_index_of_another_type_of_number_takes_them_rounded(index, shards, ro
 
 def test_vectors_of_another_model_are_refused(indexed, gallery, rows, other_workdir, workdir, tmp_path):
     embed_shard(ImageEncoder(other_workdir), gallery / "cam 1", tmp_path / "others")
-    told = refusal(indexed, rows, vectors=tmp_path / "others")
-    assert told.startswith(f"{tmp_path}/others holds vectors of model ")
-    assert told.endswith(f"embed with the index's model, {workdir}, or leave --vectors out")
+    message = refusal(indexed, rows, vectors=tmp_path / "others")
+    assert message.startswith(f"{tmp_path}/others holds vectors of model ")
+    assert message.endswith(f"embed with the index's model, {workdir}, or leave --vectors out")
 
 
 def test_vectors_of_pictures_of_another_size_are_refused(indexed, shards, rows):
@@ -1134,8 +1129,8 @@ def test_an_update_is_unfinished_only_while_pictures_are_to_be_added(indexed, ga
     for number in range(5):
         put(gallery / f"cam 9/{number}.png", 31 + number)
     indexed(prune=True)
-    told = "the index is unfinished; wait for its build, or run python -m ivt_jax.index again"
-    assert said[3:] == [told, told] and unfinished(stores[PLACE]) == ""
+    message = "the index is unfinished; wait for its build, or run python -m ivt_jax.index again"
+    assert said[3:] == [message, message] and unfinished(stores[PLACE]) == ""
 
 
 def test_a_path_with_two_rows_is_mended(indexed, stores, rows, assert_holds, embedded):
@@ -1148,7 +1143,7 @@ def test_a_path_with_two_rows_is_mended(indexed, stores, rows, assert_holds, emb
     assert not embedded and 50 not in stores[PLACE].rows
 
 
-def test_decoding_stays_a_little_ahead_and_no_more(index, gallery, encoder, stores, monkeypatch):
+def test_decoding_is_a_few_batches_ahead_at_most(index, gallery, encoder, stores, monkeypatch):
     """An index of any size needs the memory of a few batches."""
     add_pictures(gallery, 90)
     read, waiting, most = builder.read_content, set(), []
@@ -1233,7 +1228,7 @@ def test_no_vector_of_a_sideways_picture_is_taken_for_another_path(
                   "cam 2/e.png": 4})  # fmt: skip
 
 
-def test_rows_out_of_reach_are_looked_at_when_they_are_back(index, gallery, stores, made_before, assert_holds, rows):
+def test_rows_out_of_reach_are_checked_for_orientation_later(index, gallery, stores, made_before, assert_holds, rows):
     lay_sideways(gallery / "cam 1/c.png", 2)
     made_before()
     (gallery / "cam 1").rename(gallery.parent / "away")
@@ -1245,7 +1240,7 @@ def test_rows_out_of_reach_are_looked_at_when_they_are_back(index, gallery, stor
     assert_holds(dict(zip(GALLERY, range(6), strict=True)))
 
 
-def test_older_vectors_serve_the_pictures_that_need_no_turning(
+def test_older_vectors_are_used_for_pictures_without_orientation(
     index, gallery, tmp_path, encoder, embedded, assert_holds, monkeypatch, capsys
 ):
     lay_sideways(gallery / "b.png", 1)

@@ -49,7 +49,7 @@ def error_of(capsys):
     return output.err.removeprefix("error: ").rstrip("\n")
 
 
-def test_the_last_line_counts_what_was_done(call, place, gallery, capsys, vector_of):
+def test_the_last_line_has_the_counts(call, place, gallery, capsys, vector_of):
     assert call() == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(
@@ -71,7 +71,7 @@ def test_the_last_line_counts_what_was_done(call, place, gallery, capsys, vector
     assert capsys.readouterr().out == f"{place}: 6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged\n"
 
 
-def test_a_list_tells_more_of_the_pictures(gallery, place, workdir, capsys):
+def test_the_columns_of_a_list_become_fields(gallery, place, workdir, capsys):
     listed = gallery / "list.jsonl"
     listed.write_text(
         '{"path": "a.png", "camera": 3}\n{"path": "cam 1/c.png", "camera": 4, "Ort, genau": "Tür \\"5\\""}\n'
@@ -85,15 +85,15 @@ def test_a_list_tells_more_of_the_pictures(gallery, place, workdir, capsys):
     listed.write_text('{"path": "a.png", "time": "2024-05-01T14:30:00.123456+02:00", "camera": 3}\n')
     capsys.readouterr()
     assert index.main([f"--list={listed}", f"--index={place}"]) == 0  # the index knows its model
-    fields, told = capsys.readouterr().out.splitlines()
+    fields, counts = capsys.readouterr().out.splitlines()
     assert fields == f"{place}: fields: time (time), camera (integer)"
-    assert told == f"{place}: 1 picture: 0 new, 1 changed, 0 renamed, 1 gone, 0 unchanged"
+    assert counts == f"{place}: 1 picture: 0 new, 1 changed, 0 renamed, 1 gone, 0 unchanged"
     assert str(rows(place)["a.png"].metadata["time"]) == "2024-05-01 12:30:00.123456+00:00"
     assert index.main([f"--list={listed}", f"--index={place}"]) == 0
     assert capsys.readouterr().out.endswith("0 gone, 1 unchanged\n")
 
 
-def test_what_a_list_has_wrong_is_named_by_line_and_counted_by_reason(gallery, place, workdir, tmp_path, capsys):
+def test_bad_lines_of_a_list_are_named_and_counted_by_reason(gallery, place, workdir, tmp_path, capsys):
     """As Excel writes it, with a line outside the folder, one without a path, a missing file and a bad time."""
     names = [*GALLERY, "../secret.png", "", "gone.png", f"{tmp_path}/other.png"]
     times = ["2024-05-01", "2024-13-45", *["2024-05-02"] * 8]
@@ -127,7 +127,7 @@ def test_what_a_list_has_wrong_is_named_by_line_and_counted_by_reason(gallery, p
     assert "because line" not in output.err
 
 
-def test_a_list_of_which_nothing_is_in_the_folder_changes_nothing(gallery, place, workdir, capsys):
+def test_a_list_without_a_path_in_the_folder_changes_nothing(gallery, place, workdir, capsys):
     listed = gallery / "list.csv"
     call = [f"--list={listed}", f"--index={place}", f"--workdir={workdir}"]
     listed.write_text("path\n" + "\n".join(GALLERY))
@@ -141,11 +141,11 @@ def test_a_list_of_which_nothing_is_in_the_folder_changes_nothing(gallery, place
 
 def test_many_reasons_are_counted_together():
     reasons = [("missing", 1_200), *((f"reason {number}", 1) for number in range(10))]
-    told = ", ".join(["missing (1,200)", *(f"reason {number} (1)" for number in range(7)), "other reasons (3)"])
-    assert index._count_reasons(reasons) == f"1,210 skipped: {told}"
+    lines = ", ".join(["missing (1,200)", *(f"reason {number} (1)" for number in range(7)), "other reasons (3)"])
+    assert index._count_reasons(reasons) == f"1,210 skipped: {lines}"
 
 
-def test_unreadable_pictures_are_told_on_lines_of_their_own(call, gallery, place, capsys):
+def test_each_unreadable_picture_is_one_line(call, gallery, place, capsys):
     for number in range(25):
         (gallery / f"bad\n{number:02}.jpg").write_bytes(b"no picture")
     put(gallery / 'good "quoted"\n🧥.png', 8)
@@ -185,7 +185,7 @@ def test_an_index_of_another_model_is_refused_in_one_line(call, place, workdir, 
     assert rows(place).keys() == before.keys()
 
 
-def test_another_folder_needs_a_word(call, place, gallery, tmp_path, capsys):
+def test_another_folder_needs_moved(call, place, gallery, tmp_path, capsys):
     call()
     shutil.copytree(gallery, tmp_path / "moved")
     capsys.readouterr()
@@ -224,11 +224,8 @@ def test_a_file_of_any_date_is_indexed_once(call, place, gallery, capsys, date):
     os.utime(gallery / "new.png", (SECONDS[date], SECONDS[date]))
     capsys.readouterr()
     assert call() == 0
-    assert (
-        capsys.readouterr()
-        .out.partition("; ")[0]
-        .endswith("7 pictures: 1 new, 0 changed, 0 renamed, 0 gone, 6 unchanged")
-    )
+    counts = capsys.readouterr().out.partition("; ")[0]
+    assert counts.endswith("7 pictures: 1 new, 0 changed, 0 renamed, 0 gone, 6 unchanged")
     assert len(rows(place)) == 7
     assert call() == 0
     assert capsys.readouterr().out == f"{place}: 7 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 7 unchanged\n"
@@ -246,12 +243,12 @@ def test_folders_out_of_reach_are_named_and_need_prune(call, place, gallery, cap
     for _ in range(2):
         assert call() == 1
         output = capsys.readouterr()
-        told = [
+        lines = [
             f"kept 2 rows in {gallery}/cam 1: the folder is missing",
             f"kept 1 row in {gallery}/cam 2: the folder holds no pictures",
         ]
-        assert output.err.splitlines() == told
-        assert (place / "unreadable.txt").read_text().splitlines() == told
+        assert output.err.splitlines() == lines
+        assert (place / "unreadable.txt").read_text().splitlines() == lines
         assert output.out == (
             f"{place}: 6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged; 3 of them kept without their "
             "pictures (--prune deletes them)\n"
@@ -278,7 +275,7 @@ def test_of_many_folders_the_first_are_printed_and_all_are_listed(call, place, g
     assert len((place / "unreadable.txt").read_text().splitlines()) == 23
 
 
-def test_rows_of_one_id_go_only_when_each_of_them_may(call, place, gallery, capsys):
+def test_rows_with_one_id_are_deleted_only_if_each_may_be(call, place, gallery, capsys):
     """Two indexers at once have given one id to two pictures; one of the pictures is out of reach."""
     call()
     store = open_store(place)
@@ -294,7 +291,7 @@ def test_rows_of_one_id_go_only_when_each_of_them_may(call, place, gallery, caps
     assert len(rows(place)) == 6
 
 
-def test_what_two_indexers_at_once_have_left_is_mended(call, place, capsys):
+def test_the_rows_of_two_builds_at_once_are_mended(call, place, capsys):
     """In a place without locks both give the same ids to the same pictures."""
     call()
     store = open_store(place)
@@ -303,14 +300,13 @@ def test_what_two_indexers_at_once_have_left_is_mended(call, place, capsys):
     assert store.count() == 9
     capsys.readouterr()
     assert call() == 0
-    assert (
-        capsys.readouterr().out.partition("6 pictures: ")[2].startswith("2 new, 0 changed, 0 renamed, 0 gone, 4 unch")
-    )
+    counts = capsys.readouterr().out.partition("6 pictures: ")[2]
+    assert counts.startswith("2 new, 0 changed, 0 renamed, 0 gone, 4 unchanged")
     found = list(open_store(place).scan())
     assert len(found) == len({row.id for row in found}) == len({row.path for row in found}) == 6
 
 
-def test_a_snapshot_is_an_index_like_it(call, place, tmp_path, capsys):
+def test_a_snapshot_is_an_equal_index(call, place, tmp_path, capsys):
     assert call(f"--snapshot={tmp_path}/copy") == 0
     first, second = rows(place), rows(tmp_path / "copy")
     assert first.keys() == second.keys() and len(second) == 6
@@ -366,9 +362,9 @@ def test_files_that_are_passed_over_are_printed_and_kept_and_are_no_fault(call, 
         (gallery / name).parent.mkdir(parents=True, exist_ok=True)
         (gallery / name).write_bytes(b"x")
     assert call() == 0
-    told = "passed over: 2 of no picture format (.mp4 2), 1 in @eaDir/, 1 hidden"
-    assert capsys.readouterr().out.splitlines()[0] == f"{place}: {told}"
-    assert (place / "unreadable.txt").read_text() == f"{told}\n" and len(rows(place)) == 6
+    lines = "passed over: 2 of no picture format (.mp4 2), 1 in @eaDir/, 1 hidden"
+    assert capsys.readouterr().out.splitlines()[0] == f"{place}: {lines}"
+    assert (place / "unreadable.txt").read_text() == f"{lines}\n" and len(rows(place)) == 6
 
 
 def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery, place, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is to be indexed: the files of a folder, or of a list with all that it tells of them."""
+"""The pictures of a folder, or of a list with their metadata."""
 
 import datetime
 import errno
@@ -51,7 +51,7 @@ def test_names_of_any_kind_are_paths(folder):
     assert {*names} < {*read_folder(folder).pictures}
 
 
-def test_a_name_that_is_no_text_is_told_and_left_out(folder):
+def test_a_name_that_is_not_utf8_is_left_out_and_named(folder):
     name = os.fsdecode(b"caf\xe9.jpg")
     (folder / name).write_bytes(b"x")
     source = read_folder(folder)
@@ -108,18 +108,18 @@ def test_a_folder_whose_folders_cannot_be_listed_has_no_pictures_to_index(folder
         read_folder(folder)
 
 
-def test_what_is_no_file_is_not_opened(folder):
+def test_pipes_and_folders_are_not_opened(folder):
     os.mkfifo(folder / "pipe.jpg")
     (folder / "folder.jpg").mkdir()
     source = read_folder(folder)
     assert source.unreadable == [("pipe.jpg", "not a file")] and len(source.pictures) == 4
 
 
-def test_a_folder_that_cannot_be_listed_is_told_and_remembered(folder, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_named_and_remembered(folder, monkeypatch):
     fails(monkeypatch, "deep", errno.EACCES)
     source = read_folder(folder)
     assert list(source.pictures) == ["a.PNG", "b.jpg", "cam 2/z.webp"]
-    assert source.unreadable == [("cam 2/deep", "Permission denied")] and source.closed == ("cam 2/deep/",)
+    assert source.unreadable == [("cam 2/deep", "Permission denied")] and source.closed == ("cam 2/deep",)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ lines, ""blue"" coat"
 b.jpg,,2e-3,,,,3
 """
 UTC = datetime.UTC
-TOLD = {
+METADATA = {
     "a.PNG": {"camera": 3, "height": 1.5, "seen": True, "time": datetime.datetime(2024, 5, 1, tzinfo=UTC),
               "track": "0007", "note": None},
     "cam 2/z.webp": {"camera": -12, "height": None, "seen": False,
@@ -159,23 +159,23 @@ TYPES = {
 }  # fmt: skip
 
 
-def told(source):
+def metadata_of(source):
     return {path: dict(picture.metadata) for path, picture in source.pictures.items()}
 
 
 @pytest.mark.parametrize("change", [str, lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n")])
-def test_a_csv_tells_each_column_in_its_type(folder, change):
+def test_each_column_of_a_csv_has_its_type(folder, change):
     source = read_list(written(folder / "list.csv", change(CSV)))
-    expected = {path: dict(known) for path, known in TOLD.items()}
+    expected = {path: dict(known) for path, known in METADATA.items()}
     if "\r" in change(CSV):
         expected["cam 2/z.webp"]["note"] = 'two\r\nlines, "blue" coat'
-    assert told(source) == expected and list(source.pictures) == list(TOLD)
+    assert metadata_of(source) == expected and list(source.pictures) == list(METADATA)
     assert source.fields == TYPES and source.root == folder and not source.unreadable
     assert source.pictures["b.jpg"][:3] == ("b.jpg", 1, 1_700_000_000_000_000_000)
-    assert {type(known["camera"]) for known in told(source).values()} == {int, type(None)}
+    assert {type(known["camera"]) for known in metadata_of(source).values()} == {int, type(None)}
 
 
-def test_a_jsonl_tells_the_same(folder):
+def test_a_jsonl_is_read_like_a_csv(folder):
     lines = [
         {"path": "a.PNG", "camera": 3, "height": 1.5, "seen": True, "time": "2024-05-01", "track": "0007"},
         {"path": "cam 2/z.webp", "camera": -12, "height": None, "seen": False, "time": "2024-05-01T12:30:00Z",
@@ -184,7 +184,7 @@ def test_a_jsonl_tells_the_same(folder):
     ]  # fmt: skip
     text = "\n\n".join(map(json.dumps, lines)) + "\n"
     source = read_list(written(folder / "list.JSONL", text))
-    assert told(source) == TOLD and source.fields == TYPES
+    assert metadata_of(source) == METADATA and source.fields == TYPES
 
 
 @pytest.mark.parametrize(
@@ -221,18 +221,18 @@ def test_a_field_has_the_first_type_that_fits_all_its_values(folder, texts, kind
     source = read_list(written(folder / "list.csv", "\n".join(["path,x", *lines])))
     assert source.fields == {"x": kind}
     if kind == "text":
-        assert [known["x"] for known in told(source).values()] == [text or None for text in texts]
+        assert [known["x"] for known in metadata_of(source).values()] == [text or None for text in texts]
 
 
 def test_a_number_that_python_wrote_and_json_does_not_know_is_missing(folder):
     text = '{"path": "a.PNG", "x": NaN}\n{"path": "b.jpg", "x": 1e-200}\n'
     source = read_list(written(folder / "list.jsonl", text))
-    assert source.fields == {"x": "number"} and told(source) == {"a.PNG": {"x": None}, "b.jpg": {"x": 1e-200}}
+    assert source.fields == {"x": "number"} and metadata_of(source) == {"a.PNG": {"x": None}, "b.jpg": {"x": 1e-200}}
 
 
 def test_a_list_of_paths_alone_is_enough(folder):
     source = read_list(written(folder / "list.csv", "path\nb.jpg\n"))
-    assert source.fields == {} and told(source) == {"b.jpg": {}}
+    assert source.fields == {} and metadata_of(source) == {"b.jpg": {}}
 
 
 def test_paths_are_those_of_the_folder_that_is_named(folder, tmp_path):
@@ -242,7 +242,7 @@ def test_paths_are_those_of_the_folder_that_is_named(folder, tmp_path):
     assert source.unreadable == [("none.jpg", "missing")]
 
 
-def test_a_listed_link_out_of_the_folder_is_told(folder, tmp_path):
+def test_a_listed_link_out_of_the_folder_is_skipped(folder, tmp_path):
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/s.jpg").write_bytes(b"secret")
     (folder / "other").symlink_to(tmp_path / "secret")
@@ -312,7 +312,7 @@ BESIDE = {  # name -> whether it is taken
 }  # fmt: skip
 
 
-def test_what_is_passed_over_is_counted_by_reason(folder):
+def test_passed_over_files_are_counted_by_reason(folder):
     for name in BESIDE:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -328,7 +328,7 @@ def test_what_is_passed_over_is_counted_by_reason(folder):
     }  # fmt: skip
 
 
-def test_counts_of_what_is_passed_over_in_words():
+def test_counts_of_passed_over_files_as_text():
     counts = {("suffix", ".mp4"): 8, ("suffix", ".dng"): 4, ("folder", "@eaDir"): 1160, ("hidden", ""): 3}
     assert describe_passed(counts) == "12 of no picture format (.mp4 8, .dng 4), 1,160 in @eaDir/, 3 hidden"
     many = {("suffix", f".{letter}"): 1 for letter in "abcdefg"} | {("suffix", ".z\n"): 9}
@@ -338,7 +338,7 @@ def test_counts_of_what_is_passed_over_in_words():
     assert describe_passed({}) == "" == describe_passed({("folder", ".empty"): 0})
 
 
-def test_a_folder_of_films_says_what_it_holds(tmp_path):
+def test_a_folder_of_films_is_refused_with_counts(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.raises(UserError, match=r"no pictures \(.jpg .*\); passed over: 1 of no picture format \(.mp4 1\): "):
         read_folder(tmp_path)
@@ -387,28 +387,28 @@ def excel(separator, ends="\r\n"):
 )  # fmt: skip
 def test_a_csv_is_read_as_spreadsheets_and_people_write_it(folder, content):
     source = read_list(written(folder / "list.csv", content))
-    assert source.fields == {"camera": "integer", "note": "text"} and told(source) == PLAIN
+    assert source.fields == {"camera": "integer", "note": "text"} and metadata_of(source) == PLAIN
     assert source.unreadable == [] and source.notes == ()
 
 
 def test_separators_in_a_list_of_paths_are_parts_of_names(folder):
     (folder / "a;b\tc.jpg").write_bytes(b"x")
-    assert told(read_list(written(folder / "list.csv", "path\na;b\tc.jpg\n"))) == {"a;b\tc.jpg": {}}
+    assert metadata_of(read_list(written(folder / "list.csv", "path\na;b\tc.jpg\n"))) == {"a;b\tc.jpg": {}}
 
 
 def test_blanks_around_values_stay_where_the_header_has_none(folder):
-    assert told(read_list(written(folder / "list.csv", "path,x\na.PNG, 1\n"))) == {"a.PNG": {"x": " 1"}}
+    assert metadata_of(read_list(written(folder / "list.csv", "path,x\na.PNG, 1\n"))) == {"a.PNG": {"x": " 1"}}
 
 
 def test_a_path_in_capitals_is_one_in_jsonl_too_and_else_a_field(folder):
     text = '{"Path": "a.PNG", "camera": 3}\n{"path": "b.jpg", "Path": "other"}\n'
     source = read_list(written(folder / "list.jsonl", text.encode("utf-16")))
-    assert told(source) == {"a.PNG": {"camera": 3, "Path": None}, "b.jpg": {"camera": None, "Path": "other"}}
+    assert metadata_of(source) == {"a.PNG": {"camera": 3, "Path": None}, "b.jpg": {"camera": None, "Path": "other"}}
 
 
 def test_a_value_may_be_longer_than_pythons_limit(folder):
     long = "word " * 40_000
-    assert told(read_list(written(folder / "list.csv", f'path,x\na.PNG,"{long}"\n'))) == {"a.PNG": {"x": long}}
+    assert metadata_of(read_list(written(folder / "list.csv", f'path,x\na.PNG,"{long}"\n'))) == {"a.PNG": {"x": long}}
 
 
 def test_damage_is_named_by_the_line_where_it_begins(folder):
@@ -443,7 +443,7 @@ def test_the_line_that_makes_text_of_a_field_is_named(folder, values, note):
     lines = [f"{number}.jpg,{value}" for number, value in enumerate(values)]
     source = read_list(written(folder / "list.csv", "\n".join(["path,x", *lines])))
     assert source.fields == {"x": "text"} and source.notes == ((note,) if note else ())
-    assert [known["x"] for known in told(source).values()] == [value or None for value in values]
+    assert [known["x"] for known in metadata_of(source).values()] == [value or None for value in values]
 
 
 def test_lines_outside_the_folder_are_passed_over_and_never_looked_at(folder, tmp_path, monkeypatch):
@@ -454,7 +454,7 @@ def test_lines_outside_the_folder_are_passed_over_and_never_looked_at(folder, tm
     monkeypatch.setattr(os, "stat", lambda path, **options: looked.append(str(path)) or stat(path, **options))
     source = read_list(listed)
     assert not [path for path in looked if "secret" in path or "passwd" in path]
-    assert told(source) == {"a.PNG": {"x": 1}, "b.jpg": {"x": 7}}
+    assert metadata_of(source) == {"a.PNG": {"x": 1}, "b.jpg": {"x": 7}}
     outside = f"not in {folder}"
     assert source.unreadable == [
         ("line 3 of list.csv: ../secret.jpg", outside),

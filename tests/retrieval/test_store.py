@@ -96,7 +96,7 @@ def same(found, expected, vectors=True, thumbnails=True):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_added_is_found_to_the_bit(create, dtype):
+def test_added_rows_are_read_back_to_the_bit(create, dtype):
     store, reopen = create(about(dtype=dtype))
     rows = make_rows(30, dtype=dtype) + make_rows(20, first=100, dtype=dtype)
     store.add(rows[:30])
@@ -116,7 +116,7 @@ def test_an_empty_index_answers(create):
     assert store.count() == 0 and [*store.scan()] == [] and store.get([1]) == []
 
 
-def test_nothing_is_added_and_deleted_without_fault(create):
+def test_adding_and_deleting_no_rows_changes_nothing(create):
     store, _ = create(about())
     rows = make_rows(3)
     store.add(rows)
@@ -125,7 +125,7 @@ def test_nothing_is_added_and_deleted_without_fault(create):
     assert same([*store.scan(vectors=True, thumbnails=True)], rows)
 
 
-def test_what_is_deleted_is_gone_and_the_rest_stays(create):
+def test_deleted_rows_are_gone_and_the_others_stay(create):
     store, reopen = create(about())
     rows = make_rows(40)
     store.add(rows)
@@ -154,7 +154,7 @@ def test_a_path_may_have_two_rows_until_the_older_is_deleted(create):
     assert same([*reopen().scan(vectors=True, thumbnails=True)], newer)
 
 
-def test_an_unfinished_build_is_stated_and_else_nothing_that_an_older_version_does_not_know(create):
+def test_only_an_unfinished_build_states_keys_that_older_versions_do_not_know(create):
     store, reopen = create(about())
     assert "unfinished" not in about().to_json()
     for number in (0, 7, -1):
@@ -162,7 +162,7 @@ def test_an_unfinished_build_is_stated_and_else_nothing_that_an_older_version_do
         assert reopen().about == about(unfinished=number)
 
 
-def test_a_build_that_adds_pictures_is_stated_and_seen_by_whoever_counts(create):
+def test_count_reads_what_another_process_states(create):
     store, reopen = create(about())
     other = reopen()
     assert "planned" not in about().to_json()  # nor in the indexes of older versions, which are complete
@@ -173,22 +173,19 @@ def test_a_build_that_adds_pictures_is_stated_and_seen_by_whoever_counts(create)
 
 
 @pytest.mark.parametrize(
-    ("stated", "rows", "told"),
+    ("stated", "rows", "progress"),
     [
-        ({}, 0, ""),
-        (
-            {"planned": 20_000},
-            15_360,
-            "the index is unfinished (15,360 of 20,000 pictures); wait for its build, or run",
-        ),
-        ({"planned": 20_000}, 20_000, ""),
-        ({"planned": 20_000}, 20_001, ""),
-        ({"planned": 20_000, "unfinished": 7}, 19_999, "the index is unfinished; wait for its build, or run"),
-        ({"unfinished": 7}, 5, ""),
+        ({}, 0, None),
+        ({"planned": 20_000}, 15_360, " (15,360 of 20,000 pictures)"),
+        ({"planned": 20_000}, 20_000, None),
+        ({"planned": 20_000}, 20_001, None),
+        ({"planned": 20_000, "unfinished": 7}, 19_999, ""),
+        ({"unfinished": 7}, 5, None),
     ],
 )
-def test_an_index_is_unfinished_until_all_its_pictures_are_in(stated, rows, told):
-    assert about(**stated).describe_unfinished(rows) == (told and f"{told} python -m ivt_jax.index again")
+def test_an_index_is_unfinished_until_all_its_pictures_are_in(stated, rows, progress):
+    message = f"the index is unfinished{progress}; wait for its build, or run python -m ivt_jax.index again"
+    assert about(**stated).describe_unfinished(rows) == ("" if progress is None else message)
 
 
 def test_times_of_files_have_64_bits(create):
@@ -216,7 +213,7 @@ def draw_condition(rng, rows, depth=0):
     ][kind]()
 
 
-def test_search_is_the_brute_force_one_under_any_filter(create):
+def test_search_equals_brute_force_under_any_filter(create):
     store, _ = create(about())
     rows, rng = make_rows(150), np.random.default_rng(1)
     store.add(rows)
@@ -266,12 +263,7 @@ def test_fields_come_and_go(create):
     store, reopen = create(about())
     rows = make_rows(10)
     store.add(rows)
-    fields = {
-        "track": "text",
-        "camera": "text",
-        "new": "time",
-        "id": "integer",
-    }  # camera is of another type than before
+    fields = {"track": "text", "camera": "text", "new": "time", "id": "integer"}  # camera was an integer
     store.set_about(about(fields=fields, root="/moved"))
     for opened in (store, reopen()):
         assert opened.about == about(fields=fields, root="/moved")
@@ -298,7 +290,7 @@ def test_more_rows_than_are_read_together_are_all_found(create, monkeypatch):
     assert same([*store.scan(vectors=True, thumbnails=True)], rows[:3] + rows[97:])
 
 
-def test_the_values_of_a_field_are_told_where_they_are_few(create):
+def test_the_values_of_a_field_are_returned_if_they_are_few(create):
     store, _ = create(about())
     assert store.values("track", 5) == []
     rows = make_rows(150)
@@ -353,7 +345,7 @@ def test_a_ranking_equals_that_of_the_evaluation(create):
     assert [1 + ids[q].tolist().index(q) for q in range(12)] == first.tolist()
 
 
-def test_qdrant_compares_no_text_by_order():
+def test_qdrant_refuses_to_order_text():
     store = QdrantStore.create_in(QdrantClient(":memory:"), "x", about())
     with pytest.raises(UserError, match="Qdrant cannot order text; use =, != or in"):
         store.count(Comparison("track", "<", "b"))
@@ -370,7 +362,7 @@ def test_lance_compares_text_by_its_code_points(tmp_path):
             assert store.count(condition) == sum(holds(condition, row.metadata) for row in rows), condition
 
 
-def test_qdrant_answers_while_rows_go(monkeypatch):
+def test_qdrant_answers_while_rows_are_deleted(monkeypatch):
     client = QdrantClient(":memory:")
     store = QdrantStore.create_in(client, "x", about())
     store.add(make_rows(6))
@@ -380,7 +372,7 @@ def test_qdrant_answers_while_rows_go(monkeypatch):
     assert scores.shape == (2, 4) and [sorted(line) for line in ids.tolist()] == [[1, 2, 4, 5]] * 2
 
 
-def test_qdrant_has_done_what_it_is_asked_before_a_call_returns(monkeypatch):
+def test_qdrant_waits_for_its_writes(monkeypatch):
     client, waits = QdrantClient(":memory:"), []
     writes = ("upsert", "delete", "delete_payload", "create_payload_index")
 
@@ -397,7 +389,7 @@ def test_qdrant_has_done_what_it_is_asked_before_a_call_returns(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_qdrant_keeps_products_of_the_dtype_and_is_exact_where_that_is_asked(monkeypatch, dtype):
+def test_qdrant_has_dot_products_in_the_dtype_and_an_exact_search(monkeypatch, dtype):
     client, asked = QdrantClient(":memory:"), []
     store = QdrantStore.create_in(client, "x", about(dtype=dtype))
     stated = client.get_collection("x").config.params.vectors
@@ -427,13 +419,20 @@ def clustered(count, dimension=32):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+def lance_of(tmp_path, vectors, cameras=1):
+    """Returns a LanceStore of the vectors (N, 32); row i has camera i % cameras."""
+    stated = about(dimension=32, dtype=vectors.dtype.name, fields={"camera": "integer"})
+    store = create_store(tmp_path / "index", stated)
+    store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % cameras}, vector, b"") for i, vector in enumerate(vectors)])
+    return store
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("ivt_jax.retrieval.lance._READ_THROUGH", 0)
     vectors, queries = clustered(3000).astype(dtype), clustered(3000)[::300]
-    store = create_store(tmp_path / "index", about(dimension=32, dtype=dtype, fields={"camera": "integer"}))
+    store = lance_of(tmp_path, vectors, cameras=2)
     assert isinstance(store, LanceStore)
-    store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % 2}, vector, b"") for i, vector in enumerate(vectors)])
     store.build_index()
     assert store.recall(queries, 10) >= 0.9
     scores, ids = store.search(queries, 10, Comparison("camera", "=", 1), exact=False)
@@ -445,8 +444,7 @@ def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, monke
 @pytest.mark.parametrize(("k", "expected"), [(10, 10), (40, 40), (100, 40)])
 def test_of_few_rows_that_meet_a_condition_an_approximate_search_misses_none(tmp_path, k, expected):
     vectors, queries = clustered(4000), clustered(4000)[:2]
-    store = create_store(tmp_path / "index", about(dimension=32, fields={"camera": "integer"}))
-    store.add([Row(i, f"{i}", "", 0, 0, {"camera": i % 100}, vector, b"") for i, vector in enumerate(vectors)])
+    store = lance_of(tmp_path, vectors, cameras=100)
     store.build_index()
     scores, ids = store.search(queries, k, Comparison("camera", "=", 7), exact=False)
     products = queries.astype(float) @ vectors[7::100].T.astype(float)
@@ -458,22 +456,19 @@ def test_of_few_rows_that_meet_a_condition_an_approximate_search_misses_none(tmp
 
 def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
-    store = create_store(tmp_path / "index", about(dimension=32, fields={}))
-    store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(1000))])
+    store = lance_of(tmp_path, clustered(1000))
     monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
-    assert re.fullmatch(
-        r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors", store.optimize()
-    )
+    message = r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors"
+    assert re.fullmatch(message, store.optimize())
     assert store.optimize() == ""  # nothing has changed
-    store.add([Row(1000, "new", "", 0, 0, {}, clustered(1000)[0], b"")])
+    store.add([Row(1000, "new", "", 0, 0, {"camera": 0}, clustered(1000)[0], b"")])
     assert {*store.search(clustered(1000)[:1], 2)[1][0].tolist()} == {0, 1000}  # one indexed, one not yet
     assert store.optimize().endswith(", of 91 of its own vectors")  # every 11th of 1001
 
 
 def test_at_the_bound_all_rows_are_searched(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 300)
-    store = create_store(tmp_path / "index", about(dimension=32, fields={}))
-    store.add([Row(i, f"{i}", "", 0, 0, {}, vector, b"") for i, vector in enumerate(clustered(300))])
+    store = lance_of(tmp_path, clustered(300))
     assert store.optimize() == ""
     store.build_index()
     monkeypatch.setattr(store, "_search_index", lambda *args: pytest.fail("LanceDB's index is asked"))
@@ -494,7 +489,7 @@ def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, 
     assert same([*begun, *scan], rows) and store.count() == 15
 
 
-def test_what_another_process_adds_is_seen(tmp_path):
+def test_rows_that_another_process_adds_are_found(tmp_path):
     store = create_store(tmp_path / "index", about(dimension=2, fields={}))
     store.add([Row(0, "a", "", 0, 0, {}, np.float32([1, 0]), b"")])
     query = np.float32([[0, 1]])
@@ -519,29 +514,26 @@ def test_fields_that_another_process_drops_and_adds_are_no_fault(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("error", "reason"),
     [
-        (
-            "lance error: LanceError(IO): No space left on device (os error 28), /builds/a.rs:1:2",
-            "No space left on device",
-        ),
+        ("lance error: LanceError(IO): No space left on device (os error 28), /a.rs:1", "No space left on device"),
         ("lance error: no such column, /builds/lance/src/dataset.rs:12:3\nBacktrace", "lance error: no such column"),
         ('IO { inner: Http(Os { code: 111, message: "Connection refused" }), location: x.rs }', "Connection refused"),
     ],
 )
-def test_what_lance_says_is_told_without_its_code(tmp_path, said, told):
+def test_an_error_of_lance_is_one_line_without_its_code(tmp_path, error, reason):
     store = create_store(tmp_path / "index", about())
 
     class Failing:
         schema = store._table.schema
 
         def add(self, rows):
-            raise RuntimeError(said)
+            raise RuntimeError(error)
 
     store._table = Failing()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as raised:
         store.add(make_rows(1))
-    assert str(error.value) == f"{tmp_path}/index: {told}"
+    assert str(raised.value) == f"{tmp_path}/index: {reason}"
 
 
 def test_an_index_that_is_made_anew_in_the_same_place_is_another(tmp_path):
@@ -555,7 +547,7 @@ def test_an_index_that_is_made_anew_in_the_same_place_is_another(tmp_path):
     assert opened.search(query, 1)[0] == [[0]] and opened.about.made == "second"
 
 
-def test_a_place_that_holds_no_index_is_told(tmp_path):
+def test_a_place_without_an_index_is_one_line(tmp_path):
     with pytest.raises(NoIndexError, match=r"nowhere is not an index: make it with python -m ivt_jax\.index"):
         open_store(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -589,9 +581,8 @@ def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
 def test_without_its_client_qdrant_is_refused_in_one_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "ivt_jax.retrieval.qdrant")
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
-    with pytest.raises(
-        UserError, match=r"^Qdrant's client is not installed: pip install '\.\[qdrant\]' in the clone of this project$"
-    ):
+    message = r"^Qdrant's client is not installed: pip install '\.\[qdrant\]' in the clone of this project$"
+    with pytest.raises(UserError, match=message):
         open_store("http://localhost:6333/x")
 
 
