@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if passed:
         print(f"{args.index}: passed over: {passed}")
     if built.reasons:
-        print(f"{args.index}: {_count_reasons(built.reasons)}", file=sys.stderr)
+        print(f"{args.index}: {_count_reasons(built.reasons.most_common())}", file=sys.stderr)
     if built.note:
         print(f"{args.index}: {built.note}")
     if source.fields:

@@ -75,28 +75,33 @@ class Options:
     prune: bool = False
 
 
-class Built(NamedTuple):
+@dataclasses.dataclass
+class Built:
     """The result of a build.
 
     All pictures are new, changed (other content or metadata), renamed or unchanged, which includes touched ones. gone:
     how many rows were deleted without a successor; embedded: how many pictures this build embedded; taken: how many
     vectors came from `ivt_jax.embed`; seconds: for reading, embedding and writing; unreadable: "path: reason" of each
-    picture that cannot be read; note: a message of the store, or ""; kept: rows that stay although their pictures are
-    missing or cannot be read, counted as unchanged; reasons: counts of `unreadable`, the most frequent first.
+    picture that cannot be read; reasons: counts of these; note: a message of the store, or ""; kept: rows that stay
+    although their pictures are missing or cannot be read, counted as unchanged.
     """
 
-    new: int
-    changed: int
-    renamed: int
-    unchanged: int
-    gone: int
-    embedded: int
-    taken: int
-    seconds: float
-    unreadable: list[str]
-    note: str
-    kept: Sequence[Kept]
-    reasons: Sequence[tuple[str, int]]
+    new: int = 0
+    changed: int = 0
+    renamed: int = 0
+    unchanged: int = 0
+    gone: int = 0
+    embedded: int = 0
+    taken: int = 0
+    seconds: float = 0.0
+    unreadable: list[str] = dataclasses.field(default_factory=list)
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    note: str = ""
+    kept: Sequence[Kept] = ()
+
+    def add_unreadable(self, path: str, reason: str) -> None:
+        self.unreadable.append(f"{path}: {reason}")
+        self.reasons[reason] += 1
 
     def __str__(self) -> str:
         pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
@@ -129,26 +134,14 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         _set_about(store, about)
         work = _Work(store, encoder, source, plan, options.batch, vectors)
         work.run()
-        if not plan.current + work.counts.total():
-            raise _nothing_readable(work.unreadable)
-        gone, kept = work.delete_old(options.prune)
+        built = work.built
+        if not built.new + built.changed + built.renamed + built.unchanged:
+            raise _nothing_readable(built.unreadable)
+        kept = work.delete_old(options.prune)
         sideways = about.sideways if stale & kept.keys() else 0
         _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
-        note = store.optimize()
-    return Built(
-        new=work.counts["new"],
-        changed=work.counts["changed"],
-        renamed=work.counts["renamed"],
-        unchanged=plan.current + work.counts["touched"] + len(kept),
-        gone=gone + work.overwritten,
-        embedded=work.embedded,
-        taken=work.taken,
-        seconds=work.seconds,
-        unreadable=[f"{path}: {reason}" for path, reason in work.unreadable],
-        note=note,
-        kept=count_kept(kept),
-        reasons=collections.Counter(reason for _, reason in work.unreadable).most_common(),
-    )
+        built.note = store.optimize()
+    return built
 
 
 # ---- the index
@@ -254,23 +247,18 @@ def _refuse_unreadable(source: Source, plan: Plan) -> None:
     """
     if plan.current:
         return
-    unreadable = list(source.unreadable)
+    unreadable = [f"{path}: {reason}" for path, reason in source.unreadable]
     for picture, _ in plan.todo:
         try:
             open_image(picture.path, read_content(picture.path, source.root / picture.path))
             return
         except UserError as error:
-            unreadable.append((picture.path, _reason(picture.path, error)))
+            unreadable.append(str(error))
     raise _nothing_readable(unreadable)
 
 
-def _nothing_readable(unreadable: Sequence[tuple[str, str]]) -> UserError:
-    path, reason = unreadable[0]
-    return UserError(f"none of {counted(len(unreadable), 'picture')} can be read; the first: {path}: {reason}")
-
-
-def _reason(path: str, error: UserError) -> str:
-    return str(error).removeprefix(f"{path}: ")
+def _nothing_readable(unreadable: Sequence[str]) -> UserError:
+    return UserError(f"none of {counted(len(unreadable), 'picture')} can be read; the first: {unreadable[0]}")
 
 
 def _about_during(about: About, plan: Plan) -> About:
@@ -299,12 +287,7 @@ class _Entry(NamedTuple):
 
 
 class _Work:
-    """Writes the rows of a plan.
-
-    Attributes: counts, of rows written by kind; seconds, of `run`; embedded, how many pictures were embedded; taken,
-    how many vectors came from `ivt_jax.embed`; overwritten, how many indexed pictures were moved onto the path of
-    another; unreadable, (path, reason).
-    """
+    """Writes the rows of a plan. built: the result."""
 
     def __init__(
         self,
@@ -327,8 +310,9 @@ class _Work:
         self._unread = dict[str, str]()  # path -> why the system cannot read it
         self._unread_rows: list[Missing] = []  # the rows of such paths
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
-        self.counts, self.embedded, self.taken, self.overwritten = collections.Counter[str](), 0, 0, 0
-        self.unreadable, self.seconds = [*source.unreadable], 0.0
+        self.built = Built(unchanged=plan.current)
+        for path, reason in source.unreadable:
+            self.built.add_unreadable(path, reason)
 
     def run(self) -> None:
         """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
@@ -336,12 +320,12 @@ class _Work:
         entries = progress(self._entries(), len(self._plan.todo), "indexing: ", "pictures", brief=True)
         while some := list(itertools.islice(entries, ROWS)):
             self._write(some)
-        self.seconds = time.monotonic() - start
+        self.built.seconds = time.monotonic() - start
 
-    def delete_old(self, prune: bool) -> tuple[int, Reasons]:
-        """Deletes rows without pictures and surplus rows. Must be called after `run`, and checks the folders again.
+    def delete_old(self, prune: bool) -> Reasons:
+        """Deletes rows without pictures and surplus rows; returns why others are kept.
 
-        Returns how many of the deleted rows had no picture, and why others are kept.
+        Must be called after `run`, and checks the folders again.
         """
         plan = self._plan
         # A stopped build may not have deleted the rows that its pictures were moved from.
@@ -356,7 +340,10 @@ class _Work:
             kept |= dict.fromkeys(gone, ("", TOO_MANY))
             gone = set()
         self._store.delete(sorted({*gone, *plan.surplus, *moved} - kept.keys()))
-        return len(gone), kept
+        self.built.gone += len(gone)
+        self.built.unchanged += len(kept)
+        self.built.kept = count_kept(kept)
+        return kept
 
     def _entries(self) -> Iterator[_Entry]:
         """Yields an entry for each readable picture; embedded ones come a batch at a time."""
@@ -370,7 +357,7 @@ class _Work:
                 self._skip(picture.path, old, error)
                 continue
             if entry.pixels is None:
-                self.taken += entry.vector is not None
+                self.built.taken += entry.vector is not None
                 yield entry
                 continue
             waiting.append(entry)
@@ -382,8 +369,8 @@ class _Work:
 
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
-        reason = _reason(path, error)
-        self.unreadable.append((path, reason))
+        reason = str(error).removeprefix(f"{path}: ")
+        self.built.add_unreadable(path, reason)
         if isinstance(error, UnreachableError):
             self._unread[path] = reason
             self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
@@ -411,7 +398,7 @@ class _Work:
     def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
         pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
         vectors = self._encoder.embed(iter([pixels]), self._batch).astype(DTYPES[self._store.about.dtype])
-        self.embedded += len(entries)
+        self.built.embedded += len(entries)
         for entry, vector in zip(entries, vectors, strict=True):
             yield entry._replace(pixels=None, vector=vector)
 
@@ -452,12 +439,14 @@ class _Work:
         return None
 
     def _count(self, entry: _Entry, moved: Missing | None) -> None:
-        if entry.old:
-            same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
-            self.counts["touched" if same else "changed"] += 1
-            self.overwritten += moved is not None
-        else:
-            self.counts["renamed" if moved else "new"] += 1
+        if not entry.old:
+            self.built.renamed += moved is not None
+            self.built.new += moved is None
+            return
+        same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
+        self.built.unchanged += same
+        self.built.changed += not same
+        self.built.gone += moved is not None  # the picture was moved onto the path of another, whose row is gone
 
 
 def _thumbnail(image: Image.Image) -> bytes:
