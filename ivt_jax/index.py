@@ -1,4 +1,4 @@
-"""Builds an index of a gallery for `ivt_jax.search` and `ivt_jax.serve`, or updates it.
+"""Builds or updates an index of a gallery, for `ivt_jax.search` and `ivt_jax.serve`.
 
     python -m ivt_jax.index --workdir=RUN --images=FOLDER --index=DIR
     python -m ivt_jax.index --list=CAMERAS.csv --index=DIR

@@ -1,6 +1,6 @@
 """Builds or updates an index of a folder or a list; only new and changed pictures are embedded.
 
-Each picture is compared with the rows of the index, first by what needs no reading:
+Each picture is compared with the rows of the index; the cheap comparisons come first:
 
     size, time and metadata as in the row of its path    the row stays
     size and time as there, other metadata               a new row with the old vector
@@ -346,7 +346,7 @@ class _Work:
         return kept
 
     def _entries(self) -> Iterator[_Entry]:
-        """Yields an entry for each readable picture; embedded ones come a batch at a time."""
+        """Yields an entry with a vector, or a known digest, for each readable picture. Embeds in batches."""
         waiting: list[_Entry] = []
         for (picture, old), read in done_ahead(self._read, self._plan.todo, 2 * self._batch):
             try:

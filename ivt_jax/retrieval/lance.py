@@ -205,7 +205,7 @@ class LanceStore:
         try:
             return About(**json.loads(self._table.schema.field("id").metadata[_ABOUT.encode()]))
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{self._place} is not what ivt_jax.index wrote: name another --index") from None
+            raise UserError(f"{self._place} was not written by ivt_jax.index: name another --index") from None
 
     def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all ids (N,), ascending, and their vectors (N, D), from memory if the version is still the same."""
@@ -333,7 +333,7 @@ def _one_line(place: str) -> Iterator[None]:
 
 
 def _reason(message: str) -> str:
-    """Returns the first line without places in LanceDB's code; of nested errors, the innermost message."""
+    """Returns the first line of an error without places in LanceDB's code; for nested errors, the innermost message."""
     line = message.partition("\n")[0]
     inner = re.findall('message: "([^"]+)"', line)
     return inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]

@@ -4,8 +4,8 @@ A list is NAME.csv, whose first line names the columns, or NAME.jsonl, an object
 without a byte order mark, or UTF-16 with one. The separator of a CSV is the first of comma, semicolon and tab that
 gives the first line a column `path`. If blanks surround the names of columns, they are dropped, there and around all
 values. Empty columns and lines at the end are ignored. `path` (or `Path`, `PATH`) is relative to the folder of
-pictures, or absolute and inside it. Every other column is a field, of the first of these types that fits all its
-values; "" and null are missing values.
+pictures, or absolute and inside it. Every other column is a field; its type is the first of these that fits all its
+values. "" and null are missing values.
 
     integer    -7, 42                   at most 18 digits; 007 is text, because the zeros matter in a name
     number     0.25, 1e-3               as JSON writes them; 12e4, without sign or point, is text
@@ -85,12 +85,12 @@ def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
         if "path" not in names:
             continue
         if not all(names) or len({*names}) < len(names):
-            raise DataError(f"{listed}: the first line gives a column no name, or two the same")
+            raise DataError(f"{listed}: the first line has a column without a name, or two of the same name")
         return separator, names, any(name != name.strip() for name in next(_csv_reader(text, separator, False)))
     first = text.partition("\n")[0].strip()[:80]
     if "\0" in first:  # UTF-16 without a byte order mark
         raise DataError(f"{listed}: line 1 is not UTF-8 text: save the file as UTF-8")
-    raise DataError(f"{listed}: the first line names no column path, but {first or 'nothing'}")
+    raise DataError(f"{listed}: the first line has no column path; it is {first or 'empty'}")
 
 
 def _name_path(names: Sequence[str]) -> list[str]:
@@ -127,7 +127,7 @@ def _as_text(name: str, value: Any) -> str:
     if not name:
         raise ValueError("a value has no name")
     if isinstance(value, dict | list):
-        raise ValueError(f"{name} is no single value")
+        raise ValueError(f"{name} is a list or an object")
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     if not is_utf8(name + text):
         raise ValueError(f"{name} is not Unicode text")

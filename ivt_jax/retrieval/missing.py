@@ -21,7 +21,7 @@ from ivt_jax.retrieval.sources import Source
 GONE = "the folder is missing"
 EMPTY = "the folder holds no pictures"
 UNSEEN = "the file exists, but the walk did not find it"
-PASSED = "hidden files and such folders are passed over now"
+PASSED = "hidden files and system folders are passed over now"
 
 
 class Missing(NamedTuple):

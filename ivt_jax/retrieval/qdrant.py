@@ -138,7 +138,7 @@ class QdrantStore:
         try:
             return About(**json.loads(stated[_ABOUT]))
         except (KeyError, TypeError, ValueError):
-            message = f"the collection {self._name} is not what ivt_jax.index wrote: name another --index"
+            message = f"the collection {self._name} was not written by ivt_jax.index: name another --index"
             raise UserError(message) from None
 
     def _index_fields(self) -> None:

@@ -86,7 +86,7 @@ class Row(NamedTuple):
 
 
 class VectorStore(Protocol):
-    """An open index. Every open store sees at once what another one adds or deletes."""
+    """An open index. Additions and deletions are visible at once in every open store of the index."""
 
     about: About  # as of the last call
 

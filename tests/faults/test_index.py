@@ -1,4 +1,4 @@
-"""An indexer that is killed, at any moment, and run again, or twice: the index is as if nothing had been."""
+"""Builds that are killed at any moment, fill the disk or run twice: the next one completes the index."""
 
 import ctypes
 import json
@@ -17,8 +17,8 @@ from tests.conftest import QUICKLY
 from tests.faults.conftest import Process, mounted
 from tests.gallery.conftest import picture
 
-# `python -m ivt_jax.index`, writing two rows at a time, that says so before each call that writes; it stands still at
-# the one of number {at}, and waits {pause} seconds at each.
+# `python -m ivt_jax.index` with two rows per write. Prints a line before each call that writes, stops at call number
+# {at}, and waits {pause} seconds at the others.
 SLOWLY = """
 import sys, time
 from ivt_jax import index
@@ -75,7 +75,7 @@ def put(folder, seeds):
 
 
 def assert_as_uninterrupted(folder, workdir):
-    """The index holds what one holds that is built at once of the same gallery: no gaps, and nothing twice."""
+    """The index equals one that was built without interruption: no gaps, and nothing twice."""
     assert index.main(flags(folder, workdir, "whole")) == 0
     found, expected = (list(open_store(folder / name).scan(True, True)) for name in ("index", "whole"))
     assert len({row.id for row in found}) == len(found)

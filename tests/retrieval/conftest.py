@@ -21,7 +21,7 @@ def encoder(workdir):
 
 @pytest.fixture(scope="session")
 def vector_of(encoder):
-    """The embedding that evaluation has of a picture of `tests.gallery.conftest.picture`, by its seed."""
+    """The embedding, as in evaluation, of each `tests.gallery.conftest.picture`, by its seed."""
     pixels = np.stack([load_image("crop", encoder.size, picture(seed)) for seed in range(40)])
     return embed_images(encoder.model, encoder.params, [pixels])
 
@@ -56,7 +56,7 @@ def fails(monkeypatch, name, error, function="scandir"):
 
 @pytest.fixture
 def stores(monkeypatch):
-    """Place -> MemoryStore; `build` finds its indexes here, and makes them here."""
+    """Place -> MemoryStore; `build` opens and creates its indexes here."""
     found = {}
 
     def open_store(place):

@@ -1,4 +1,4 @@
-"""What conditions mean, and an index in memory: slow, plain, and beside which stores are compared."""
+"""A slow, plain index in memory, to compare the stores with."""
 
 import collections
 import dataclasses
@@ -9,7 +9,7 @@ from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, On
 
 
 def holds(condition, metadata):
-    """What a condition means, of two truths."""
+    """Whether metadata meet a condition; a comparison with a missing value is false."""
     match condition:
         case Comparison(field, symbol, value):
             return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
@@ -26,9 +26,9 @@ def holds(condition, metadata):
 
 
 class MemoryStore:
-    """An index as `VectorStore` has it, slow and plain, as strict as its contract.
+    """A `VectorStore` in memory that checks its callers.
 
-    Attributes: rows, by id; written, how many each call of `add` had; asked, k and exact of each search.
+    Attributes: rows, by id; written, the number of rows of each call of `add`; asked, k and exact of each search.
     """
 
     def __init__(self, about):
@@ -89,7 +89,7 @@ class MemoryStore:
         return ""
 
     def copy(self):
-        """One that goes its own way from here."""
+        """Returns an independent copy."""
         other = MemoryStore(dataclasses.replace(self.about))
         other.rows, other._had = dict(self.rows), set(self._had)
         return other

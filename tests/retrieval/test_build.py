@@ -294,7 +294,7 @@ def test_copies_of_a_new_picture_take_its_vector(index, embedded, gallery, asser
 
 
 def test_copies_of_a_picture_all_keep_its_vector(index, embedded, gallery, assert_holds, monkeypatch):
-    """Also where one of them becomes another picture meanwhile, and the others are touched."""
+    """Also if one copy becomes another picture, and the others are touched."""
     monkeypatch.setattr(builder, "ROWS", 1)
     for name in ("a.png", "f.png", "cam 1/c.png"):
         put(gallery / name, 20)
@@ -309,7 +309,7 @@ def test_copies_of_a_picture_all_keep_its_vector(index, embedded, gallery, asser
 
 
 def test_pictures_that_all_move_on_by_one_are_right(index, gallery, assert_holds, monkeypatch):
-    """Each takes the name of the next; where the row of its content has been replaced already, it is embedded."""
+    """Each takes the name of the next. If the row of its content has been replaced already, it is embedded."""
     monkeypatch.setattr(builder, "ROWS", 1)
     index()
     for name, seed in SEEDS.items():
@@ -471,7 +471,7 @@ def test_a_picture_that_is_damaged_since_loses_its_row(indexed, gallery, assert_
 
 @pytest.fixture
 def kept(workdir, encoder, gallery, stores):
-    """kept(source): builds the index of the gallery; returns the counts gone and unchanged, and what is kept."""
+    """kept(source): builds the index of the gallery; returns the counts gone and unchanged, and the kept rows."""
 
     def kept(source=None, **options):
         built = build(PLACE, source or read_folder(gallery), Options(workdir, encoder, batch=1, **options))
@@ -892,7 +892,7 @@ WRITES = ("add", "delete", "set_about", "optimize")
 
 @pytest.fixture
 def stops(index, stores, monkeypatch):
-    """stops(make, calls): builds on the store of make() with a failure at each call that writes; yields what is left.
+    """stops(make, calls): builds on the store of make() with a failure at each call that writes; yields each store.
 
     calls: numbers of the calls; at a whole number it fails before the call, at .5 after it.
     """

@@ -43,7 +43,7 @@ def rows(place):
 
 
 def error_of(capsys):
-    """The line of the refusal, which is all that was said."""
+    """Returns the error of a refused command, which prints no other line."""
     output = capsys.readouterr()
     assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
     return output.err.removeprefix("error: ").rstrip("\n")
@@ -379,8 +379,8 @@ def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery
     capsys.readouterr()
     assert call() == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"kept 1 row in {gallery}: hidden files and such folders are passed over now",
-        f"kept 1 row in {gallery}/@eaDir: hidden files and such folders are passed over now",
+        f"kept 1 row in {gallery}: hidden files and system folders are passed over now",
+        f"kept 1 row in {gallery}/@eaDir: hidden files and system folders are passed over now",
     ]
     assert call("--prune") == 0
     assert {*rows(place)} == {"a.png", "b.png", "cam 1/c.png", "cam 1/d.png", "cam 2/e.png", "f.png"}

@@ -260,10 +260,10 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.csv", "", "l.csv: the first line names no column path, but nothing"),
-        ("l.csv", "file;camera\na;1\n", "l.csv: the first line names no column path, but file;camera"),
-        ("l.csv", "path,,x\na,1,2\n", "l.csv: the first line gives a column no name, or two the same"),
-        ("l.csv", "path,x,x\na,1,2\n", "l.csv: the first line gives a column no name, or two the same"),
+        ("l.csv", "", "l.csv: the first line has no column path; it is empty"),
+        ("l.csv", "file;camera\na;1\n", "l.csv: the first line has no column path; it is file;camera"),
+        ("l.csv", "path,,x\na,1,2\n", "l.csv: the first line has a column without a name, or two of"),
+        ("l.csv", "path,x,x\na,1,2\n", "l.csv: the first line has a column without a name, or two of"),
         ("l.csv", "path,x\na.PNG\n", "l.csv: line 2 has 1 values for 2 columns"),
         ("l.csv", 'path,x\na.PNG,"1\n2"\nb.jpg,1,2\n', "l.csv: line 4 has 3 values for 2 columns"),
         ("l.csv", 'path,x\na.PNG,"1"2\n', "l.csv: line 2 is malformed: "),
@@ -278,7 +278,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.csv", b"path\na.PNG\nb\xe9.jpg\n", "l.csv: line 3 is not UTF-8 text: save the file as UTF-8"),
         ("l.jsonl", '{"path": "a.PNG"}\n{"path": \n', "l.jsonl: line 2 is malformed: "),
         ("l.jsonl", '["a.PNG"]\n', "l.jsonl: line 1 is malformed: expected an object"),
-        ("l.jsonl", '{"path": "a.PNG", "x": [1]}', "l.jsonl: line 1 is malformed: x is no single value"),
+        ("l.jsonl", '{"path": "a.PNG", "x": [1]}', "l.jsonl: line 1 is malformed: x is a list or an object"),
         ("l.jsonl", '{"path": "a.PNG", "x": "\\ud800"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
         ("l.jsonl", '{"path": "a.PNG", "x": "\\udfff"}', "l.jsonl: line 1 is malformed: x is not Unicode text"),
         ("l.jsonl", '{"path": "a.PNG", "path": "b.jpg"}', "l.jsonl: line 1 is malformed: path is named twice"),

@@ -66,7 +66,7 @@ def make_rows(count, first=0, dtype="float32", fields=FIELDS):
 
 @pytest.fixture(params=["lance", "qdrant"])
 def create(request, tmp_path):
-    """create(about) -> an empty store, and what opens it once more."""
+    """create(about): an empty store, and a function that opens it again."""
     places, server = [], os.environ.get("IVT_QDRANT")
     local = QdrantClient(server or ":memory:") if request.param == "qdrant" else None
 
@@ -570,11 +570,11 @@ def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
     metadata = {"ivt_jax": stated} if stated else None
     schema = pa.schema([pa.field("id", pa.int64(), metadata=metadata)])
     lancedb.connect(str(tmp_path / "foreign")).create_table("pictures", schema=schema)
-    with pytest.raises(UserError, match=r"foreign is not what ivt_jax.index wrote: name another --index$"):
+    with pytest.raises(UserError, match=r"foreign was not written by ivt_jax.index: name another --index$"):
         open_store(tmp_path / "foreign")
     client, size = QdrantClient(":memory:"), models.VectorParams(size=2, distance=models.Distance.DOT)
     client.create_collection("x", vectors_config=size, metadata=metadata)
-    with pytest.raises(UserError, match=r"^the collection x is not what ivt_jax.index wrote: name another --index$"):
+    with pytest.raises(UserError, match=r"^the collection x was not written by ivt_jax.index: name another --index$"):
         QdrantStore(client, "x")
 
 
