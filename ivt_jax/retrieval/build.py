@@ -107,11 +107,13 @@ class Built:
         pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
         text = f"{pictures}: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
         text += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
-        kept = sum(some.rows for some in self.kept)
-        text += f"; {kept:,} of them kept without their pictures (--prune deletes them)" if kept else ""
-        text += f"; {self.taken:,} had been embedded" if self.taken else ""
-        pace = f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
-        return text + (pace if self.embedded else "")
+        if kept := sum(some.rows for some in self.kept):
+            text += f"; {kept:,} of them kept without their pictures (--prune deletes them)"
+        if self.taken:
+            text += f"; {self.taken:,} had been embedded"
+        if self.embedded:
+            text += f"; {self.embedded:,} embedded at {self.embedded / self.seconds:,.0f} a second"
+        return text
 
 
 def build(place: Path | str, source: Source, options: Options) -> Built:
@@ -183,8 +185,8 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
             f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}: name the folder of "
             "the index's model with --workdir, or another --index"
         )
-    kept = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
-    return store, dataclasses.replace(about, **kept), encoder
+    lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
+    return store, dataclasses.replace(about, **lasting), encoder
 
 
 def describe_index(

@@ -335,7 +335,7 @@ def test_a_file_that_changes_after_it_is_found_is_looked_at_again(
     assert looked == ["a.png"] and not embedded
 
 
-def test_digest_and_vector_are_of_the_same_bytes(index, gallery, monkeypatch, rows, assert_holds):
+def test_digest_and_vector_are_of_the_same_bytes(index, monkeypatch, rows, assert_holds):
     """The file is another one as soon as it has been read."""
     read = builder.read_content
 
@@ -593,7 +593,7 @@ def test_a_share_that_is_dropped_before_rows_are_deleted_keeps_them(
     assert kept() == (1, 5, [])
 
 
-def test_a_broken_link_keeps_its_row_and_a_replaced_file_does_not(index, kept, gallery, tmp_path):
+def test_a_broken_link_keeps_its_row_and_a_replaced_file_does_not(index, kept, gallery):
     put(gallery / "store/x.png", 10)
     put(gallery / "store/y.png", 11)
     (gallery / "link.png").symlink_to("store/x.png")
@@ -675,9 +675,7 @@ def test_a_listed_file_without_the_suffix_of_a_picture_goes_like_others(index, k
 
 
 @pytest.mark.parametrize(("deleted", "goes"), [(10, True), (11, False)])
-def test_more_than_a_tenth_is_deleted_only_when_that_is_confirmed(
-    index, kept, gallery, workdir, encoder, rows, deleted, goes
-):
+def test_more_than_a_tenth_is_deleted_only_when_that_is_confirmed(index, kept, gallery, rows, deleted, goes):
     """Of 100 rows: six in the gallery and 94 more. The rest of the build is done."""
     add_pictures(gallery, 94)
     index()
@@ -731,7 +729,7 @@ def test_an_index_is_never_emptied_because_nothing_can_be_read(indexed, gallery,
     assert_holds(SEEDS)
 
 
-def test_a_build_that_is_refused_states_nothing(index, gallery, listed, stores, tmp_path):
+def test_a_build_that_is_refused_states_nothing(index, listed, stores, tmp_path):
     index(listed("camera", range(6)))
     before = stores[PLACE].about
     (tmp_path / "others").mkdir()
@@ -789,7 +787,7 @@ def test_another_type_of_number_is_refused(indexed, rows):
     assert refusal(indexed, rows, dtype="float16") == message
 
 
-def test_the_index_knows_its_model(index, workdir, tmp_path, stores, embedded, gallery):
+def test_the_index_knows_its_model(index, workdir, tmp_path, stores):
     with pytest.raises(UserError, match="there is no index at"):
         index(workdir=None)
     index()
@@ -819,7 +817,7 @@ def shards(encoder, gallery, tmp_path):
 
 
 def test_pictures_embedded_elsewhere_are_known_by_content(
-    shards, workdir, stores, embedded, assert_holds, rows, gallery, encoder
+    shards, workdir, embedded, assert_holds, rows, gallery, encoder
 ):
     embedded.clear()
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1, vectors=shards))
@@ -1228,7 +1226,7 @@ def test_no_vector_of_a_sideways_picture_is_taken_for_another_path(
                   "cam 2/e.png": 4})  # fmt: skip
 
 
-def test_rows_out_of_reach_are_checked_for_orientation_later(index, gallery, stores, made_before, assert_holds, rows):
+def test_rows_out_of_reach_are_checked_for_orientation_later(index, gallery, stores, made_before, assert_holds):
     lay_sideways(gallery / "cam 1/c.png", 2)
     made_before()
     (gallery / "cam 1").rename(gallery.parent / "away")
