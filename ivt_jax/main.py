@@ -89,6 +89,7 @@ def evaluate(workdir: Path, config: Any) -> None:
 
     from ivt_jax.evaluation import cross_domain, run
     from ivt_jax.pages.report import write_report
+    from ivt_jax.run.workdir import write_json
 
     first = jax.process_index() == 0
     if DATASETS.value:
@@ -96,7 +97,7 @@ def evaluate(workdir: Path, config: Any) -> None:
         cells = cross_domain.cross_domain([workdir, *map(Path, RUNS.value)], datasets, config)
         table, files = cross_domain.matrix(cells), [workdir / "cross_domain.json"]
         if first:
-            cross_domain.write_matrix(workdir, cells)
+            write_json(workdir / "cross_domain.json", cells)
     else:
         summaries = run.evaluate(workdir, config, write=first)
         table, files = run.score_table(summaries), [workdir / split / "summary.json" for split in summaries]

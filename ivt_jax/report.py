@@ -1,8 +1,8 @@
-"""Write the report of a run, one HTML file with its figures and pictures inside; it opens anywhere, offline.
+"""Write the report of a run, one HTML file that contains its figures and pictures and opens offline.
 
     python -m ivt_jax.report --workdir=runs/demo
 
-A training run writes it at its end; written by hand, it shows how far a run has come.
+A training run writes its report at the end; this command writes one at any time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How good the retrieval of a model is: embedding, ranking, protocols, and what is told of it."""
+"""Retrieval scores of a model: embeddings of a split, ranking, protocols, calibration, and the results of a run."""
 
 from ivt_jax.evaluation.ranking import retrieval_metrics
 

@@ -1,12 +1,11 @@
-"""What a text query's best score means: whether its first image is right, and whether its person is there at all.
+"""Calibration of text-to-image scores: is the first image right, and is the person in the gallery at all?
 
-Learned on validation, by two questions to every query that has a match. *Present*: the gallery as it is. *Absent*: the
-gallery without the images of the query's person, and so smaller by those alone. Both hold for galleries of about the
-size they were learned on, since the best of more images scores higher; so that size is recorded.
+Fitted on validation, where every query that has a match counts twice: *present*, with the whole gallery, and *absent*,
+without the images of its person. The best of more images scores higher, so a calibration holds for galleries of about
+the size that it was fitted on. It records that size.
 
-The probability that the first image is right is conditional on the person being in the gallery: it is fitted to the
-present queries alone. How often people ask for somebody who is not there, no dataset tells; for that there is the
-threshold.
+The probability that the first image is right assumes that the person is in the gallery: present queries alone fit it.
+No dataset says how often people search for somebody who is not there; use the threshold for that.
 """
 
 from typing import NamedTuple
@@ -23,35 +22,35 @@ _BINS = 10  # of the calibration error
 class TopScores(NamedTuple):
     """Best scores of the N queries that have a match."""
 
-    top: np.ndarray  # (N,) float64, of all images
-    right: np.ndarray  # (N,) bool: the first image is of the query's person; a wrong one with the same score is first
-    absent: np.ndarray  # (N,) float64, of the images of other persons; -inf where there is none
+    top: np.ndarray  # (N,) float64, best score in the gallery
+    right: np.ndarray  # (N,) bool, the first image is of the query's person; False in a tie with another person's
+    absent: np.ndarray  # (N,) float64, best score without the images of the query's person; -inf without any image
     gallery: int  # number of images
 
 
 class Calibration(NamedTuple):
-    """What validation says of scores: plain numbers, so JSON holds `_asdict()` and `Calibration(**...)` reads it."""
+    """Parameters fitted on validation. JSON holds `_asdict()`; `Calibration(**...)` reads it."""
 
     slope: float  # P(first image is right | score, person in the gallery) = sigmoid(slope * score + offset)
     offset: float
-    threshold: float  # a best score below it: nobody in the gallery fits
-    miss: float  # at most this share of the present queries is called absent, on the scores it was learned on
-    caught: float  # share of the absent queries that is called absent there
-    gallery: int  # number of images there
+    threshold: float  # with a lower best score, nobody in the gallery fits
+    miss: float  # present queries that may score below the threshold, as a share of those fitted on
+    caught: float  # absent queries that score below the threshold, as a share of those fitted on
+    gallery: int  # number of images fitted on
 
 
 class Roc(NamedTuple):
-    """Absence told by a low best score, for every threshold, from none called absent to all."""
+    """Detection of absent persons by a low best score, at every threshold; n points, from none detected to all."""
 
-    false_alarm: np.ndarray  # (points,) share of the present queries that are called absent, from 0 to 1
-    caught: np.ndarray  # (points,) share of the absent queries that are called absent, from 0 to 1
-    auc: float  # P(an absent query scores lower than a present one), equal scores counting half
+    false_alarm: np.ndarray  # (n,) share of the present queries below the threshold, from 0 to 1
+    caught: np.ndarray  # (n,) share of the absent queries below the threshold, from 0 to 1
+    auc: float  # P(an absent query scores lower than a present one); equal scores count half
 
 
 def top_scores(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> TopScores:
-    """Best scores by the dot products of (Q, D) and (G, D) float32; person ids (Q,) and (G,).
+    """Returns the best dot products of (Q, D) with (G, D) float32; person ids (Q,) and (G,).
 
-    Queries without a match are left out: they are absent already. UserError where none has one.
+    Leaves out queries without a match. Raises UserError if none has one, or if a product is not finite.
     """
     matched = np.flatnonzero(np.isin(query_ids, gallery_ids))
     if not len(matched):
@@ -70,10 +69,10 @@ def top_scores(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, 
 
 
 def fit_calibration(scores: TopScores, miss: float = 0.05) -> Calibration:
-    """Learns probability and threshold; UserError for `miss` outside 0..1 (1 excluded).
+    """Fits probability and threshold. Raises UserError unless 0 <= miss < 1.
 
-    The threshold is the highest that calls at most the share `miss` of the present queries absent: of their n scores
-    in ascending order number floor(miss * n), from 0.
+    The threshold is the highest that at most the share `miss` of the n present queries scores below: their score number
+    floor(miss * n) in ascending order, counted from 0.
     """
     if not 0 <= miss < 1:
         raise UserError(f"the share of present queries called absent lies between 0 and 1, not {miss}")
@@ -84,14 +83,14 @@ def fit_calibration(scores: TopScores, miss: float = 0.05) -> Calibration:
 
 
 def probability(calibration: Calibration, score: np.ndarray | float) -> np.ndarray:
-    """P(the first image is of the person described | its score (...), the person is in the gallery)."""
+    """Returns P(first image is right | its score, person in the gallery) for scores of any shape."""
     return expit(calibration.slope * np.asarray(score, float) + calibration.offset)
 
 
 def roc(scores: TopScores) -> Roc:
-    """The curve of telling absence, with a point for each distinct score, and its area (Mann-Whitney, exact)."""
+    """Returns the curve with a point for each distinct score, and its exact area (Mann-Whitney)."""
     present, absent = np.sort(scores.top), np.sort(scores.absent)
-    below = np.unique(np.concatenate([present, absent]))  # called absent: up to and with this score
+    below = np.unique(np.concatenate([present, absent]))  # this score and lower ones are called absent
     false_alarm, caught = (np.searchsorted(x, below, "right") / len(x) for x in (present, absent))
     less, up_to = (np.searchsorted(present, absent, side) for side in ("left", "right"))
     auc = 1 - (less + up_to).mean() / (2 * len(present))
@@ -99,12 +98,12 @@ def roc(scores: TopScores) -> Roc:
 
 
 def judge(scores: TopScores, calibration: Calibration) -> dict[str, float]:
-    """How a calibration holds on other scores.
+    """Measures a calibration on other scores than it was fitted on.
 
-    false_alarm: share of the present queries called absent; caught: share of the absent ones; auc: as in `roc`.
-    Of the probability, over the present queries: brier, its mean squared error; ece, the expected calibration error
-    (Guo et al., ICML 2017, section 2): in ten bins of equal count by probability, those with equal ones in the same,
-    how far its mean lies from the share that is right, averaged with the bins' counts as weights.
+    false_alarm, caught: shares of the present and of the absent queries below the threshold; auc: as in `roc`. brier:
+    mean squared error of the present queries' probabilities. ece: their expected calibration error (Guo et al., ICML
+    2017, section 2), the mean distance of probability and share right over ten bins of equally many queries, weighted
+    by their counts; equal probabilities share a bin.
     """
     p = probability(calibration, scores.top)
     error = p - scores.right
@@ -119,12 +118,11 @@ def judge(scores: TopScores, calibration: Calibration) -> dict[str, float]:
 
 
 def _platt(score: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of Platt's sigmoid ("Probabilistic outputs for support vector machines", 1999).
+    """Fits slope and offset of a sigmoid (Platt, "Probabilistic outputs for support vector machines", 1999).
 
-    Maximum likelihood with his targets, (r + 1) / (r + 2) for the r right and 1 / (w + 2) for the w wrong, which keep
-    the fit finite where the scores separate the two. Where all are right, all wrong, or all scores equal, they tell
-    nothing: the slope is 0 and the probability constant. Newton's method, halving steps that lose, as Lin, Lin and
-    Weng ("A note on Platt's probabilistic outputs", 2007).
+    Maximum likelihood with Platt's targets, (r + 1) / (r + 2) for the r right and 1 / (w + 2) for the w wrong; they
+    keep the fit finite if scores separate the two. If all are right, all wrong, or all scores equal, the slope is 0.
+    Newton's method with step halving, as Lin, Lin and Weng ("A note on Platt's probabilistic outputs", 2007).
     """
     r, w = int(right.sum()), int((~right).sum())
     target = np.where(right, (r + 1) / (r + 2), 1 / (w + 2))
@@ -138,8 +136,8 @@ def _platt(score: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     for _ in range(100):
         p = expit(x @ line)
         gradient, hessian = x.T @ (p - target), (x.T * (p * (1 - p))) @ x
-        step = np.linalg.lstsq(hessian, gradient)[0]  # of least length where the scores are all equal
-        while loss(line - step) > (1 + 1e-9) * loss(line):  # more than rounding
+        step = np.linalg.lstsq(hessian, gradient)[0]  # the shortest solution if all scores are equal
+        while loss(line - step) > (1 + 1e-9) * loss(line):  # by more than rounding
             step /= 2
         line = line - step
         if np.abs(step).max() <= 1e-9:

@@ -1,7 +1,8 @@
-"""Train on one dataset, test on another: the matrix that tells what was learned of persons, and what of cameras."""
+"""Train on one dataset, test on another: scores of every run on every dataset."""
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,18 @@ from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import restore_params
-from ivt_jax.run.workdir import folder_tokenizer, write_json
+from ivt_jax.run.workdir import folder_tokenizer
 
 _SHARED = {"icfg_pedes", "rstp_reid"}
 SHARED_WARNING = (
-    "ICFG-PEDES and RSTPReid take their pictures from MSMT17 and number the persons each in its own way: persons of "
-    "this test may have been trained on. "
+    "ICFG-PEDES and RSTPReid take their pictures from MSMT17 and number the persons each in its own way: the run may "
+    "have trained on persons of this test. "
     "`python -m input_pipeline.doctor --dataset=icfg --root=DIR --against=rstp:DIR` finds pictures that both have"
 )
 
 
 def parse_datasets(given: Sequence[str]) -> dict[str, str]:
-    """["icfg:data/ICFG-PEDES"] -> {"icfg_pedes": "data/ICFG-PEDES"}. Raises UserError."""
+    """Parses ["icfg:data/ICFG-PEDES"] into {"icfg_pedes": "data/ICFG-PEDES"}. Raises UserError."""
     datasets = {}
     for text in given:
         name, _, root = text.partition(":")
@@ -36,10 +37,10 @@ def parse_datasets(given: Sequence[str]) -> dict[str, str]:
 
 
 def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: ConfigDict) -> list[dict[str, Any]]:
-    """The best checkpoint of every run on the test split of every dataset; text to image by the protocol `standard`.
+    """Scores the best checkpoint of every run on the test split of every dataset, by the protocol `standard`.
 
-    datasets: name -> root. config: the first run's, which tells where to compute. A cell is {run, trained_on,
-    tested_on, step, queries, gallery, t2i, i2t, warning}.
+    datasets: name -> root. config: its `runtime` applies to all runs. Returns a cell {run, trained_on, tested_on, step,
+    queries, gallery, t2i, i2t, warning} for each pair, run by run.
     """
     cells = []
     for workdir in dict.fromkeys(workdirs):
@@ -49,35 +50,29 @@ def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: Con
         for name, root in datasets.items():
             trained_on = restored.config.data.name
             print(f"{workdir} ({trained_on}) on {name}: {root}", file=sys.stderr)
-            there = ConfigDict(restored.config.to_dict())
-            there.runtime = config.runtime
-            there.data.update({"name": name, "root": root})
-            source = pipeline.open_split(there, "test")
-            found = embed_split(model, restored.params, source, tokenizer, there)
+            test_config = ConfigDict(restored.config.to_dict())
+            test_config.runtime = config.runtime
+            test_config.data.update({"name": name, "root": root})
+            source = pipeline.open_split(test_config, "test")
+            embeddings = embed_split(model, restored.params, source, tokenizer, test_config)
             cells.append(
                 {
                     "run": str(workdir), "trained_on": trained_on, "tested_on": name, "step": restored.step,
-                    "queries": len(found.text), "gallery": int(found.image_copies.sum()),
-                    **both_scores(standard(found)),
+                    "queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum()),
+                    **both_scores(standard(embeddings)),
                     "warning": SHARED_WARNING if {trained_on, name} == _SHARED else "",
                 }
             )  # fmt: skip
     return cells
 
 
-def write_matrix(workdir: Path, cells: list[dict[str, Any]]) -> None:
-    """Keeps the cells for the report."""
-    write_json(workdir / "cross_domain.json", cells)
-
-
 def matrix(cells: list[dict[str, Any]]) -> str:
-    """R@1 / mAP in percent as a table, a line for each run and a column for each test, and the warnings below."""
-    tests = list(dict.fromkeys(cell["tested_on"] for cell in cells))
-    lines = [f"{'trained on':40}" + "".join(f"{test:>16}" for test in tests)]
-    for run in dict.fromkeys(cell["run"] for cell in cells):
-        row = {cell["tested_on"]: cell for cell in cells if cell["run"] == run}
-        label = f"{row[tests[0]]['trained_on']} ({run})"
-        figures = [f"{row[test]['t2i']['R1']:.2f} / {row[test]['t2i']['mAP']:.2f}" for test in tests]
-        lines.append(f"{label:40}" + "".join(f"{figure:>16}" for figure in figures))
+    """Formats R@1 / mAP in percent as a table of runs (lines) by datasets (columns), with the warnings below."""
+    rows = [list(row) for _, row in groupby(cells, key=lambda cell: cell["run"])]
+    lines = [f"{'trained on':40}" + "".join(f"{cell['tested_on']:>16}" for cell in rows[0])]
+    for row in rows:
+        label = f"{row[0]['trained_on']} ({row[0]['run']})"
+        scores = [f"{cell['t2i']['R1']:.2f} / {cell['t2i']['mAP']:.2f}" for cell in row]
+        lines.append(f"{label:40}" + "".join(f"{score:>16}" for score in scores))
     warnings = dict.fromkeys(cell["warning"] for cell in cells if cell["warning"])
     return "\n".join([*lines, "text to image, test: R@1 / mAP, %", *(f"warning: {warning}" for warning in warnings)])

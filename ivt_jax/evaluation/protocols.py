@@ -1,10 +1,10 @@
-"""Who is asked for and who is in the gallery: the protocols under which the field's figures are made.
+"""The field's evaluation protocols: which items are in the gallery, and which average precision is computed.
 
-- `standard`: IRRA's, and its descendants'. The gallery has one entry per image record of the annotation file; average
-  precision is the mean of the precisions at the hits; queries without a match are left out.
+- `standard`: as IRRA and its descendants. One gallery entry per image record of the annotation file; average precision
+  is the mean of the precisions at the matches; queries without a match are left out.
 - `standard-dedup`: the same with one entry per image, however many records name it.
-- `release`: the IVT release's. Of the list of (image, caption) pairs every second one's image is in the gallery, on
-  ICFG-PEDES that of every record; average precision by the trapezoid rule; a query without a match is a miss.
+- `release`: as the IVT release. The gallery holds the image of every second (image, caption) pair, on ICFG-PEDES that
+  of every record; average precision by the trapezoid rule; a query without a match counts as a miss.
 
 The mAPs of `standard` and `release` do not compare. Ties count against the model in all three (see `ranking`); the
 release leaves them to an unstable sort.
@@ -16,6 +16,7 @@ import numpy as np
 
 from ivt_jax.evaluation.ranking import (
     Ranks,
+    joined,
     mean_scores,
     query_scores,
     rank_both_ways,
@@ -27,50 +28,47 @@ from ivt_jax.evaluation.reranking import rerank
 
 
 class Embeddings(NamedTuple):
-    """A split as the model sees it: G images and Q captions, L2-normalised float32, and whom they show."""
+    """The embeddings of a split, of G images and Q captions, L2-normalised float32, and their person ids."""
 
     image: np.ndarray  # (G, D)
     text: np.ndarray  # (Q, D)
     image_person: np.ndarray  # (G,)
     text_person: np.ndarray  # (Q,)
     text_image: np.ndarray  # (Q,) index of the image that the caption was written for
-    image_copies: np.ndarray  # (G,) how many image records name the image
+    image_copies: np.ndarray  # (G,) number of image records that name the image
 
 
 def image_records(e: Embeddings) -> np.ndarray:
-    """Index of the image of every image record."""
+    """Returns the image index of every image record."""
     return np.repeat(np.arange(len(e.image)), e.image_copies)
 
 
 def standard(e: Embeddings) -> dict[str, Ranks]:
-    """Text to image ("t2i") and image to text ("i2t"), with one gallery entry, or query, per image record."""
+    """Ranks text to image ("t2i") and image to text ("i2t"), with one image entry per image record."""
     return _both_ways(e, image_records(e))
 
 
 def standard_dedup(e: Embeddings) -> dict[str, Ranks]:
-    """As `standard`, with every image once."""
+    """Ranks as `standard`, with every image once."""
     return _both_ways(e, np.arange(len(e.image)))
 
 
 def release(e: Embeddings, dataset: str) -> Ranks:
-    """Text to image as the release's evaluator has it; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
+    """Ranks text to image as the release does; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
     rows = image_records(e) if dataset == "icfg_pedes" else e.text_image[::2]
     return with_trapezoid(_text_to_image(e, rows))
 
 
 def reranked(e: Embeddings) -> Ranks:
-    """Text to image as `standard`, after k-reciprocal re-ranking."""
+    """Ranks text to image as `standard`, after k-reciprocal re-ranking."""
     rows = image_records(e)
-    parts = [
-        rank_queries(similarity, e.text_person[chunk], e.image_person[rows])
-        for chunk, similarity in rerank(e.text, e.image[rows])
-    ]
-    return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
+    chunks = rerank(e.text, e.image[rows])
+    return joined([rank_queries(scores, e.text_person[chunk], e.image_person[rows]) for chunk, scores in chunks])
 
 
 def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[str, dict[str, float]]:
-    """Text-to-image scores in percent by every protocol; `standard_t2i`, the ranks of the first, are known already."""
-    # Where the gallery is that of the first, nothing is ranked again.
+    """Returns text-to-image scores in percent by every protocol. standard_t2i: the ranks by `standard`."""
+    # Equal galleries are ranked once.
     once = standard_t2i if (e.image_copies == 1).all() else _text_to_image(e, np.arange(len(e.image)))
     released = with_trapezoid(standard_t2i) if dataset == "icfg_pedes" else release(e, dataset)
     return {

@@ -1,13 +1,13 @@
-"""How good a ranking is: R@k, AP and INP of each query as pure functions, their means, and intervals over persons.
+"""Ranking scores: R@k, average precision and INP of each query, their means, and bootstrap intervals over persons.
 
-A query is right where it finds any item of its own person. Ties count against the model: a wrong item with the same
-similarity ranks first. So no figure depends on the order of the gallery or on a sort, and where all similarities are
-equal the score is the worst instead of luck. That holds for similarities as they are given: in a matrix product even
-equal vectors may get values that differ in the last bit, by where BLAS has them.
+A match is an item with the query's person id. Ties count against the model: another person's item with the same
+similarity ranks first. So no score depends on the order of the gallery or on a sort, and if all similarities are equal
+the score is the worst one. In a matrix product even equal vectors may get similarities that differ in the last bit,
+depending on their position in BLAS's blocks; these are not ties.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,31 +20,28 @@ _PART = 4096  # the same where both directions are ranked: fewer parts are faste
 
 
 class Ranks(NamedTuple):
-    """How each query did, four (Q,) float64 arrays; nan where the gallery has no item of the query's person.
+    """The result of each query, four (Q,) float64 arrays; nan for a query without a match.
 
-    With the j-th right item (j from 0) of R at 0-based rank r_j, average precision is 1/R sum (j+1)/(r_j+1), as IRRA
-    and the field; trapezoid averages each term with j/r_j (1 at r_j = 0), as released.
+    With the j-th of R matches (j from 0) at 0-based rank r_j, average precision is 1/R sum (j+1)/(r_j+1), as IRRA and
+    the field; trapezoid averages each term with j/r_j (1 at r_j = 0), as the release.
     """
 
-    first: np.ndarray  # rank of the best right item, from 1
+    first: np.ndarray  # rank of the best match, from 1
     average_precision: np.ndarray  # in [0, 1]
     trapezoid: np.ndarray  # in [0, 1]
-    inverse_penalty: np.ndarray  # INP, in [0, 1]: right items / rank of the worst of them
+    inverse_penalty: np.ndarray  # INP, in [0, 1]: number of matches / rank of the worst of them
 
 
 def rank_queries(similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> Ranks:
     """Ranks the gallery for every query: similarity (Q, G) float, person ids (Q,) and (G,) int."""
-    score, counts = _right_scores(similarity, query_ids, gallery_ids)
+    score, counts = _match_scores(similarity, query_ids, gallery_ids)
     return _ranks(score, counts, _count_as_similar(similarity, score, counts))
 
 
-def _right_scores(
+def _match_scores(
     similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of the right items of all queries in one array, query by query, the best first; how many each has.
-
-    -> (N,) of the type of `similarity`, (Q,) int. What is not a number comes last.
-    """
+    """Returns the similarities of all M matches, query by query, best first, nan last: (M,); their counts (Q,) int."""
     by_person = np.argsort(gallery_ids, kind="stable")
     starts, ends = (np.searchsorted(gallery_ids[by_person], query_ids, side) for side in ("left", "right"))
     counts = ends - starts
@@ -54,17 +51,17 @@ def _right_scores(
 
 
 def _count_as_similar(similarity: np.ndarray, score: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """How many items of the query's row (of (Q, G)) are as similar as each right item or more: (N,) int.
+    """Counts the items in the query's row of (Q, G) that are at least as similar as each match: (M,) int.
 
-    score, counts: as `_right_scores` gives them.
+    score, counts: from `_match_scores`. Raises UserError if a similarity is nan.
     """
     as_similar = np.empty(len(score), np.int64)
     end = 0
     for row, count in zip(similarity, counts, strict=True):
         start, end = end, end + count
         if count:
-            # Sorted is only what is as similar as the worst right item: of a trained model a small part of the row.
-            found = row.take((~(row < score[end - 1])).nonzero()[0])  # not >=, which would lose what is not a number
+            # Sorts only the items as similar as the worst match, a small part of a trained model's row.
+            found = row.take((~(row < score[end - 1])).nonzero()[0])  # not >=, which would drop nan
             found.sort()
             if found.size and found[-1] != found[-1]:  # np.isnan is slow for one number
                 raise UserError("a similarity is not a number: the parameters are not finite")
@@ -73,13 +70,13 @@ def _count_as_similar(similarity: np.ndarray, score: np.ndarray, counts: np.ndar
 
 
 def _ranks(score: np.ndarray, counts: np.ndarray, as_similar: np.ndarray) -> Ranks:
-    """The ranks from what `_right_scores` and `_count_as_similar` give."""
+    """Computes the ranks from the results of `_match_scores` and `_count_as_similar`."""
     matched, last = counts > 0, np.cumsum(counts) - 1
     query = np.repeat(np.arange(len(counts)), counts)
     found = np.arange(1, len(query) + 1) - np.repeat(last + 1 - counts, counts)  # 1, 2, ... of each query
-    # 1-based ranks: the wrong items that are as similar or more, then the right ones up to this.
+    # 1-based ranks: the other persons' items that are as similar or more, then the matches up to this one.
     ends_tie = np.flatnonzero(np.append((score[1:] != score[:-1]) | (query[1:] != query[:-1]), True))
-    right = found[ends_tie[np.searchsorted(ends_tie, np.arange(len(query)))]]  # right items as similar or more
+    right = found[ends_tie[np.searchsorted(ends_tie, np.arange(len(query)))]]  # matches as similar or more
     rank = as_similar - right + found
     before = np.where(rank == 1, 1.0, (found - 1) / np.maximum(rank - 1, 1))
     ranks = np.full((4, len(counts)), np.nan)
@@ -93,9 +90,9 @@ def _ranks(score: np.ndarray, counts: np.ndarray, as_similar: np.ndarray) -> Ran
 def rank_chunks(
     queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, Ranks]]:
-    """`rank_queries` by the dot products of (Q, D) and (G, D) float32, some queries at a time to bound memory.
+    """Ranks by the dot products of (Q, D) and (G, D) float32, as `rank_queries`, some queries at a time.
 
-    Yields (which queries, their similarities (q, G), their ranks).
+    Yields (slice of the queries, their similarities (q, G), their ranks), to bound memory.
     """
     for start in range(0, len(queries), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -104,47 +101,51 @@ def rank_chunks(
 
 
 def rank_embeddings(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> Ranks:
-    """The ranks of all queries; arguments as `rank_chunks`."""
-    parts = [ranks for _, _, ranks in rank_chunks(queries, gallery, query_ids, gallery_ids)]
+    """Returns the ranks of all queries; arguments as `rank_chunks`."""
+    return joined([ranks for _, _, ranks in rank_chunks(queries, gallery, query_ids, gallery_ids)])
+
+
+def joined(parts: Sequence[Ranks]) -> Ranks:
+    """Concatenates the ranks of parts of the queries."""
     return Ranks(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def rank_both_ways(
     queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray
 ) -> tuple[Ranks, Ranks]:
-    """The ranks of all queries in the gallery, and of the gallery's items in the queries, from one product.
+    """Ranks the gallery for every query, and the queries for every gallery item, from one matrix product.
 
-    Arguments as `rank_chunks`. Both sides are taken by person, in parts, so that all that is right for an item lies in
-    its own part. For the second direction a part's similarities with the parts before it have to wait until its right
-    ones are known: up to a quarter of the whole matrix.
+    Arguments as `rank_chunks`. Both sides are sorted by person and cut into parts, so that all matches of an item are
+    in its own part. In the second direction, similarities with earlier parts wait until the matches are known: they
+    take up to a quarter of the whole matrix.
     """
     by_query, by_item = np.argsort(query_ids, kind="stable"), np.argsort(gallery_ids, kind="stable")
     queries, query_ids = queries[by_query], query_ids[by_query]
     gallery, gallery_ids = gallery[by_item], gallery_ids[by_item]
     count = -(-len(queries) // _PART)
-    # The persons that the parts but the first begin with; parts are about alike in size.
+    # The first person of every part but the first; the parts are about equally large.
     firsts = np.unique(query_ids[np.arange(1, count) * len(queries) // max(count, 1)])
     rows, columns = (_parts(ids, firsts) for ids in (query_ids, gallery_ids))
     waiting: list[list[np.ndarray]] = [[] for _ in columns]
-    forth, right, as_similar = [], [], []
+    forth, matches, as_similar = [], [], []
     most = max(chunk.stop - chunk.start for chunk in rows)
-    held = np.empty((most, len(gallery)), queries.dtype)  # once, for memory is slow when it is fresh
+    buffer = np.empty((most, len(gallery)), queries.dtype)  # allocated once: fresh memory is slow
     for part, chunk in enumerate(rows):
-        similarity = np.matmul(queries[chunk], gallery.T, out=held[: chunk.stop - chunk.start])
+        similarity = np.matmul(queries[chunk], gallery.T, out=buffer[: chunk.stop - chunk.start])
         forth.append(rank_queries(similarity, query_ids[chunk], gallery_ids))
         for other, items in enumerate(columns):
             waiting[other].append(_transposed(similarity[:, items]))
             if other == part:
-                right.append(_right_scores(waiting[other][-1], gallery_ids[items], query_ids[chunk]))
-                as_similar.append(np.zeros(len(right[part][0]), np.int64))
+                matches.append(_match_scores(waiting[other][-1], gallery_ids[items], query_ids[chunk]))
+                as_similar.append(np.zeros(len(matches[part][0]), np.int64))
             while other <= part and waiting[other]:
-                as_similar[other] += _count_as_similar(waiting[other].pop(), *right[other])
-    back = [_ranks(*known, found) for known, found in zip(right, as_similar, strict=True)]
+                as_similar[other] += _count_as_similar(waiting[other].pop(), *matches[other])
+    back = [_ranks(*match, count) for match, count in zip(matches, as_similar, strict=True)]
     return _in_order(forth, by_query), _in_order(back, by_item)
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
-    """A copy of x.T, by some rows at once: so what is read stays in the cache, and large copies are 4 times as fast."""
+    """Copies x.T in blocks of rows that fit into the cache: four times as fast for large arrays."""
     out = np.empty(x.shape[::-1], x.dtype)
     for start in range(0, len(x), 256):
         out[:, start : start + 256] = x[start : start + 256].T
@@ -152,37 +153,37 @@ def _transposed(x: np.ndarray) -> np.ndarray:
 
 
 def _parts(ids: np.ndarray, firsts: np.ndarray) -> list[slice]:
-    """Sorted person ids (n,), cut where each of the persons `firsts` begins or would."""
+    """Cuts sorted person ids (n,) before each of the persons `firsts`."""
     edges = [0, *np.searchsorted(ids, firsts).tolist(), len(ids)]
     return [slice(*edge) for edge in pairwise(edges)]
 
 
-def _in_order(parts: list[Ranks], order: np.ndarray) -> Ranks:
-    """Joins ranks of queries that were taken in `order`."""
+def _in_order(parts: Sequence[Ranks], order: np.ndarray) -> Ranks:
+    """Joins the ranks of queries that were sorted by `order`, and undoes the sort."""
     back = np.argsort(order)
-    return Ranks(*(np.concatenate(values)[back] for values in zip(*parts, strict=True)))
+    return Ranks(*(values[back] for values in joined(parts)))
 
 
 def first_found(scores: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` best of a query's scores (G,), best first; right (G,): of its person, last of ties."""
+    """Returns the indices of the `count` best scores of (G,), best first. right (G,) bool: matches, last in a tie."""
     least = np.partition(scores, -count)[-count] if count < len(scores) else -np.inf
     candidates = np.flatnonzero(scores >= least)
     return candidates[np.lexsort((right[candidates], -scores[candidates]))[:count]]
 
 
 def query_scores(ranks: Ranks) -> dict[str, np.ndarray]:
-    """Every query's share in R1, R5, R10, mAP and mINP: (Q,) float64 in percent, nan where there is no match."""
+    """Returns R1, R5, R10, mAP and mINP of every query: (Q,) float64 in percent, nan without a match."""
     recalls = {f"R{k}": np.where(np.isnan(ranks.first), np.nan, 100.0 * (ranks.first <= k)) for k in (1, 5, 10)}
     return recalls | {"mAP": 100 * ranks.average_precision, "mINP": 100 * ranks.inverse_penalty}
 
 
 def with_trapezoid(ranks: Ranks) -> Ranks:
-    """The same with the release's average precision in the place of the standard one."""
+    """Replaces the average precision by the release's, for `query_scores`."""
     return ranks._replace(average_precision=ranks.trapezoid)
 
 
 def mean_scores(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over the queries that have a match; warns of the others, raises UserError where none has."""
+    """Averages over the queries that have a match; warns about the others. Raises UserError if none has one."""
     without = int(np.isnan(scores["R1"]).sum())
     if without == len(scores["R1"]):
         raise UserError("no query has an item of its person in the gallery: there is nothing to score")
@@ -194,10 +195,10 @@ def mean_scores(scores: dict[str, np.ndarray]) -> dict[str, float]:
 def retrieval_metrics(
     similarity: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, average_precision: str = "standard"
 ) -> dict[str, float]:
-    """R1, R5, R10, mAP, mINP in percent; average_precision: "standard" or "trapezoid", the rest as `rank_queries`.
+    """Returns R1, R5, R10, mAP and mINP in percent; arguments as `rank_queries`.
 
-    Queries without an item of their person in the gallery are left out, with a warning (the release counts them as
-    misses); UserError where none has one.
+    average_precision: "standard" or "trapezoid". Leaves out queries without a match, with a warning (the release counts
+    them as misses). Raises UserError if none has one.
     """
     if average_precision not in ("standard", "trapezoid"):
         raise UserError(f'average_precision is "standard" or "trapezoid", not {average_precision!r}')
@@ -208,9 +209,9 @@ def retrieval_metrics(
 def bootstrap_interval(
     values: np.ndarray, persons: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% percentile interval of the mean of `values` (Q,) under resampling of persons; nan values are left out.
+    """Returns the 95% percentile interval of the mean of `values` (Q,), leaving out nan.
 
-    persons (Q,): each query's. Queries of one person fail together, so persons are drawn, each with all its queries.
+    persons (Q,): person ids. The queries of a person fail together, so whole persons are resampled.
     """
     known = ~np.isnan(values)
     names, index = np.unique(persons[known], return_inverse=True)

@@ -1,23 +1,21 @@
 """k-reciprocal re-ranking of text-to-image retrieval, after Zhong et al., CVPR 2017, sections 3.2 to 3.5.
 
-An image that a query finds is the more believable, the more neighbours the two share. All vectors have length 1, and
-the distance d is 1 - cosine (half the squared Euclidean one): it orders as the similarities that everything else here
-is ranked by. No label is used.
+A result is more credible if query and image share neighbours. All vectors have length 1; the distance d is 1 - cosine,
+half the squared Euclidean distance, which gives the same order. No label is used.
 
-Images, as in the paper. N(g, k) is the image g and its k nearest others; R(g, k) those of them that have g among
-theirs. Every q in R(g, k1) adds its own R(q, k1/2) where at least 2/3 of that lies in R(g, k1). The encoding of g is
-exp(-d(g, i)) for each image i of this set, divided by its sum; it is then replaced by the mean of the encodings of g
-and of its k2 - 1 nearest others.
+Images are encoded as in the paper. N(g, k) holds the image g and its k nearest others; R(g, k) holds the members of
+N(g, k) whose own N contains g. Every q in R(g, k1) adds R(q, k1/2) if R(g, k1) contains at least 2/3 of it. The
+encoding of g is exp(-d(g, i)) for each image i of this set, divided by its sum, and then averaged with the encodings of
+the k2 - 1 nearest other images.
 
-Queries are sentences and cannot be encoded so. A sentence lies in no image's neighbourhood, for images are as a rule
-nearer to each other than to a sentence (the modality gap): reciprocity would leave next to nothing. To compare with
-other queries instead would make a result depend on who else asks. So N(query, k1), its k1 nearest images, stands for R,
-and the rest is the same: its members add their R(q, k1/2) by the same rule, the weights are divided by their sum, which
-takes the gap out of them, and the query's encoding is averaged with those of its k2 - 1 nearest images.
+Queries are sentences, which are nobody's neighbours: images are nearer to each other than to a sentence (the modality
+gap), so R would be nearly empty. Comparing queries with each other would make a result depend on the other queries.
+Instead N(query, k1), the k1 nearest images, replaces R, and the other steps stay the same. Dividing the weights by
+their sum cancels the modality gap.
 
-The final distance is (1 - weight) * Jaccard distance of the encodings + weight * d. Ties go to the lower index, up to
-the rounding of float32 products; an odd k1/2 is rounded up. The defaults are the paper's. Re-ranking gathers images
-that look alike: mINP and mAP gain more by it than R@1, and all may lose where a description fits several persons.
+The final distance is (1 - weight) * Jaccard distance of the encodings + weight * d. In a tie the lower index is first,
+up to the rounding of float32 products; an odd k1/2 is rounded up. The defaults are the paper's. Re-ranking favours
+images that look alike: mINP and mAP gain more than R@1, and all may lose if a description fits several persons.
 """
 
 from collections.abc import Iterator
@@ -34,9 +32,9 @@ def rerank(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Re-ranks the gallery (G, D) for every query (Q, D), both float32 with rows of length 1.
 
-    Yields, `chunk` queries at a time, (which queries, their similarities (q, G) float32): 1 - the final distance, so
-    weight 1 gives back the cosines. A query's result depends on it and the gallery alone. k1 and k2 may exceed the
-    gallery. UserError for k1 or k2 under 1, a weight outside 0..1, and vectors that are not finite.
+    Yields (slice of `chunk` queries, their similarities (q, G) float32): 1 - the final distance, with weight 1 the
+    cosines. A result depends on its query and the gallery only. k1 and k2 may exceed the gallery. Raises UserError at
+    once for k1 or k2 under 1, a weight outside 0..1, or vectors that are not finite.
     """
     if k1 < 1 or k2 < 1:
         raise UserError(f"re-ranking needs k1 and k2 of 1 or more, not {k1} and {k2}")
@@ -51,7 +49,7 @@ def _chunks(
     queries: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: float, chunk: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
     half, encodings, averaged = _encode_gallery(gallery, k1, k2, chunk)
-    inverted = averaged.T.tocsr()  # row i: which images have image i in their encoding
+    inverted = averaged.T.tocsr()  # row i: the images whose encoding contains image i
     for start in range(0, len(queries), chunk):
         some = slice(start, start + chunk)
         similarity = queries[some] @ gallery.T
@@ -61,13 +59,13 @@ def _chunks(
         others = _sets(nearest[:, : k2 - 1], len(gallery))
         encoded = ((own + others @ encodings) / (1 + min(k2 - 1, len(gallery)))).tocsr()
         for row, shared in enumerate(_shared(encoded, inverted)):
-            # Encodings sum to 1, so the sum of their maxima is 2 less that of their minima.
+            # Encodings sum to 1, so their maxima sum to 2 minus the sum of their minima.
             similarity[row] = (1 - weight) * shared / (2 - shared) + weight * similarity[row]
         yield some, similarity
 
 
 def _encode_gallery(gallery: np.ndarray, k1: int, k2: int, chunk: int) -> tuple[csr_array, csr_array, csr_array]:
-    """The sets R(., k1/2) and the encodings before and after averaging, all (G, G) sparse."""
+    """Returns the sets R(., k1/2) and the encodings before and after averaging, all (G, G) sparse."""
     nearest = []
     for start in range(0, len(gallery), chunk):
         similarity = gallery[start : start + chunk] @ gallery.T
@@ -86,38 +84,38 @@ def _encode_gallery(gallery: np.ndarray, k1: int, k2: int, chunk: int) -> tuple[
 
 
 def _nearest(similarity: np.ndarray, k: int) -> np.ndarray:
-    """The k most similar of each row of (n, G), best first, of ties the lower index first -> (n, min(k, G)) int."""
+    """Returns the k most similar of each row of (n, G), best first, ties by index: (n, min(k, G)) int."""
     k = min(k, similarity.shape[1])
     least = np.partition(similarity, -k, axis=1)[:, -k, None]
-    rows, columns = np.nonzero(similarity >= least)  # k of each row, and what ties with the last of them
+    rows, columns = np.nonzero(similarity >= least)  # k of each row, and ties with the last of them
     order = np.lexsort((-similarity[rows, columns], rows))  # stable
     starts = np.searchsorted(rows, np.arange(len(similarity)))
     return columns[order][starts[:, None] + np.arange(k)]
 
 
 def _sets(items: np.ndarray, size: int) -> csr_array:
-    """(n, k) indices of images -> (n, size) sparse, 1 where a row has the image."""
+    """Converts (n, k) image indices to (n, size) sparse, 1 at each index of the row."""
     n, k = items.shape
-    columns = items.flatten()  # a copy, for scipy may sort its indices in place
+    columns = items.flatten()  # a copy: scipy may sort its indices in place
     return csr_array((np.ones(n * k), columns, k * np.arange(n + 1)), shape=(n, size))
 
 
 def _reciprocal(neighbours: np.ndarray) -> csr_array:
-    """R of every image from its N, (G, k + 1) indices -> (G, G) sparse, 1 or nothing."""
+    """Returns the sets R, (G, G) sparse with 1 for each member, from the sets N, (G, k + 1) indices."""
     near = _sets(neighbours, len(neighbours))
     return near.multiply(near.T).tocsr()
 
 
 def _expand(members: csr_array, half: csr_array) -> csr_array:
-    """Adds to each row of `members` (n, G) the R(q, k1/2) of those members q that share 2/3 of it -> 1 or more."""
-    agreeing = members.multiply(members @ half).tocsr()  # |row and R(q, k1/2)|, for `half` is symmetric
+    """Adds R(q, k1/2) to each row of `members` (n, G) for each member q, if the row contains 2/3 of it."""
+    agreeing = members.multiply(members @ half).tocsr()  # |row and R(q, k1/2)|; `half` is symmetric
     agreeing.data = (3 * agreeing.data >= 2 * half.sum(axis=1)[agreeing.indices]).astype(float)
     agreeing.eliminate_zeros()
     return (members + agreeing @ half).tocsr()
 
 
 def _encode(members: csr_array, cosines: np.ndarray) -> csr_array:
-    """Weights exp(-d) of the members, divided by their sum; cosines: one for each stored member, row by row."""
+    """Returns exp(-d) of the members, divided by the sum of the row. cosines: of the stored members, row by row."""
     weights = np.exp(cosines.astype(float))
     sums = np.add.reduceat(weights, members.indptr[:-1])  # no row is empty
     weights /= np.repeat(sums, np.diff(members.indptr))
@@ -125,7 +123,7 @@ def _encode(members: csr_array, cosines: np.ndarray) -> csr_array:
 
 
 def _shared(encoded: csr_array, inverted: csr_array) -> Iterator[np.ndarray]:
-    """For each encoding of (q, G): the sums of its minima with those of all images, (G,) float64."""
+    """Yields, for each encoding of (q, G), its sums of minima with the encodings of all images: (G,) float64."""
     for start, end in pairwise(encoded.indptr):
         found = inverted[encoded.indices[start:end]]
         smaller = np.minimum(found.data, np.repeat(encoded.data[start:end], np.diff(found.indptr)))

@@ -1,4 +1,4 @@
-"""A run's checkpoints scored on validation and test: the best, and beside it the last."""
+"""Evaluation of a run: scores its best checkpoint on validation and test, and its last one on test."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,65 +30,64 @@ from ivt_jax.run.workdir import folder_tokenizer, other_data
 _ROC_POINTS = 200  # of the curve in summary.json
 
 
-def evaluate(workdir: Path, config: ConfigDict, write: bool = True, pictures: str = "") -> dict[str, Any]:
-    """Scores the best checkpoint on val and test: writes val/ and test/ into the workdir, returns {split: summary}.
+def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_digest: str = "") -> dict[str, Any]:
+    """Scores the best checkpoint on val and test; returns {split: summary}.
 
-    config: the run's; where it computes, where the data lie and what is told may differ from what was recorded. Beside
-    what `summarise` tells, the summary of val has the calibration; that of test how it holds there, the last
-    checkpoint's scores, and those with spoiled queries. With several processes all call it, for all read the
-    checkpoint, and one of them writes.
+    Every summary has the keys of `summarise`. Val's adds the calibration fitted there. Test's adds the quality of that
+    calibration on test, the scores of the last checkpoint, and the scores of perturbed captions.
 
-    pictures: the digest of the images that the run began with, to score these; "" scores the images as they are now.
-    Warns on stderr if annotations or images are not those of the training.
+    config: the run's; `runtime`, `data.root` and `evaluation` may differ from the recorded config. write: write
+    WORKDIR/val and WORKDIR/test, and warn on stderr if the data have changed since training; every process of a run
+    calls this, one with `write`. images_digest: which images to score; "" scores the present ones.
     """
     best = restore_params(workdir)
-    params = jax.device_put(best.params)  # once, for all that is embedded with them
+    best_params = jax.device_put(best.params)  # once for both splits
     model = IVT(IVTConfig.from_config(config.model))
     tokenizer = folder_tokenizer(workdir, config)
     rerank = config.evaluation.rerank
     summaries: dict[str, Any] = {}
+
+    def embed(source: Any, params: Any = best_params) -> Embeddings:
+        return embed_split(model, params, source, tokenizer, config)
+
+    def embed_texts(captions: list[str]) -> np.ndarray:
+        return embed_captions(model, best_params, captions, tokenizer, config)
+
+    source = pipeline.open_split(config, "val", images_digest)
     calibration = None
-
-    source = pipeline.open_split(config, "val", pictures)
     if len(source.person_ids):
-        found = embed_split(model, params, source, tokenizer, config)
-        calibration = fit_calibration(_tops(found))
-        told = summarise(found, standard(found), source, best.step, rerank)
-        summaries["val"] = told | {"calibration": calibration._asdict()}
+        embeddings = embed(source)
+        calibration = fit_calibration(_top_scores(embeddings))
+        summary = summarise(embeddings, standard(embeddings), source, best.step, rerank)
+        summaries["val"] = summary | {"calibration": calibration._asdict()}
         if write:
-            write_results(workdir, summaries["val"], source, found)
+            write_results(workdir, summaries["val"], source, embeddings)
 
-    source = pipeline.open_split(config, "test", pictures)
-    if write and (others := other_data(workdir, source.annotations, source.pictures)):
+    source = pipeline.open_split(config, "test", images_digest)
+    if write and (changed := other_data(workdir, source.annotations, source.pictures)):
         remedy = "restore them to reproduce its scores"
-        print(f"warning: {source.root} has other {others} than {workdir} was trained with: {remedy}", file=sys.stderr)
-    found = embed_split(model, params, source, tokenizer, config)
-    ranks = standard(found)
-    summary = summarise(found, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
-    last_step, last_ranks = restore_params(workdir, best=False, shapes_alone=True).step, ranks
-    if last_step != best.step:
-        last = restore_params(workdir, best=False)
-        last_ranks = standard(embed_split(model, last.params, source, tokenizer, config))
-    summary["last"] = {"step": last_step, **both_scores(last_ranks)}
+        print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
+    embeddings = embed(source)
+    ranks = standard(embeddings)
+    summary = summarise(embeddings, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
+    last_step = restore_params(workdir, best=False, shapes_alone=True).step
+    last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, best=False).params))
+    summary["last"] = {"step": last_step, **both_scores(last)}
     if calibration:
-        summary["calibration"] = detection(calibration, _tops(found))
+        summary["calibration"] = detection(calibration, _top_scores(embeddings))
     if config.evaluation.robustness:
-
-        def embed(captions: list[str]) -> np.ndarray:
-            return embed_captions(model, params, captions, tokenizer, config)
-
-        summary["robustness"] = robustness(found, ranks["t2i"], split_captions(source), embed, config.seed)
+        summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed_texts, config.seed)
     if write:
-        write_results(workdir, summary, source, found)
+        write_results(workdir, summary, source, embeddings)
     return summaries | {"test": summary}
 
 
 def score_table(summaries: Mapping[str, Any]) -> str:
-    """Returns what `evaluate` returned as a table of a line for each split and direction, in percent."""
+    """Formats the summaries as a table in percent, with a line for each split and direction."""
     lines = [f"{'':36}{'R@1 (95% interval)':24}{'R@5':>8}{'R@10':>8}{'mAP':>8}{'mINP':>8}"]
 
     def add(title: str, scores: Mapping[str, float], interval: Sequence[float] = ()) -> None:
-        first = f"{scores['R1']:.2f}" + ("" if not interval else " ({:.2f} to {:.2f})".format(*interval))
+        first = f"{scores['R1']:.2f}" + (" ({:.2f} to {:.2f})".format(*interval) if interval else "")
         lines.append(f"{title:36}{first:24}" + "".join(f"{scores[name]:8.2f}" for name in ("R5", "R10", "mAP", "mINP")))
 
     for split, summary in summaries.items():
@@ -103,35 +102,35 @@ def score_table(summaries: Mapping[str, Any]) -> str:
 
 
 def robustness(
-    found: Embeddings, clean: Ranks, captions: list[str], embed: Callable[[list[str]], np.ndarray], seed: int
+    e: Embeddings, clean: Ranks, captions: list[str], embed: Callable[[list[str]], np.ndarray], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """R@1 of text to image, in percent, with the same captions spoiled in the ways of `perturbations`.
+    """Returns R@1 of text to image, in percent, with the captions perturbed in each way of `PERTURBATIONS`.
 
-    clean: the ranks of the captions as they are. embed: captions -> (N, D) float32. -> way: {"R1"; "change", against
-    the captions as they are; "interval", 95%, of the change, by resampling persons; "example", a caption that the way
-    alters}.
+    clean: the ranks of the captions unperturbed. embed: captions -> (N, D) float32. Returns for each way {"R1";
+    "change" from the unperturbed captions; "interval", 95%, of the change, by resampling persons; "example", a caption
+    that the way changes}.
     """
-    rows, correct, table = image_records(found), query_scores(clean)["R1"], {}
+    rows, correct, table = image_records(e), query_scores(clean)["R1"], {}
     for name in PERTURBATIONS:
-        spoiled = perturb(name, captions, seed)
-        ranks = rank_embeddings(embed(spoiled), found.image[rows], found.text_person, found.image_person[rows])
+        perturbed = perturb(name, captions, seed)
+        ranks = rank_embeddings(embed(perturbed), e.image[rows], e.text_person, e.image_person[rows])
         values = query_scores(ranks)["R1"]
         table[name] = {
             "R1": float(np.nanmean(values)),
             "change": float(np.nanmean(values - correct)),
-            "interval": bootstrap_interval(values - correct, found.text_person),
-            "example": next((s for s, c in zip(spoiled, captions, strict=True) if s != c), captions[0]),
+            "interval": bootstrap_interval(values - correct, e.text_person),
+            "example": next((new for new, old in zip(perturbed, captions, strict=True) if new != old), captions[0]),
         }
     return table
 
 
 def detection(calibration: Calibration, scores: TopScores) -> dict[str, Any]:
-    """How the calibration of val holds on other scores, and the ROC of telling that nobody fits, thinned for a plot."""
+    """Returns val's calibration, its quality on `scores`, and the ROC of detecting absent persons, thinned to plot."""
     curve = roc(scores)
     points = np.unique(np.linspace(0, len(curve.caught) - 1, _ROC_POINTS).astype(int))
-    shown = {name: getattr(curve, name)[points].round(5).tolist() for name in ("false_alarm", "caught")}
-    return {**calibration._asdict(), **judge(scores, calibration), "roc": shown}
+    thinned = {name: getattr(curve, name)[points].round(5).tolist() for name in ("false_alarm", "caught")}
+    return {**calibration._asdict(), **judge(scores, calibration), "roc": thinned}
 
 
-def _tops(e: Embeddings) -> TopScores:
+def _top_scores(e: Embeddings) -> TopScores:
     return top_scores(e.text, e.image, e.text_person, e.image_person)

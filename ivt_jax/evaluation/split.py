@@ -1,4 +1,4 @@
-"""A prepared split as the model sees it: embedded, scored under every protocol, and written for the report."""
+"""Evaluation of one split: embeds it, scores it by every protocol, and writes the results for the report."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,12 @@ from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_sco
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
 from ivt_jax.run.workdir import write_json
 
-TOP = 10  # of the gallery, for each query in queries.jsonl
-
+TOP = 10  # results of each query in queries.jsonl
 RERANKED = "standard, re-ranked"  # the protocol `standard` after k-reciprocal re-ranking
 
 
 def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: Any) -> Embeddings:
-    """Embeds every image and caption of a prepared split.
-
-    source: input_pipeline.pipeline.Source; config: the run's.
-    """
+    """Embeds every image and caption of a split. source: input_pipeline.pipeline.Source; config: the run's."""
     from input_pipeline.pipeline import image_batches  # imports TensorFlow, which search does without
 
     persons = source.persons[source.person_ids]
@@ -41,90 +37,83 @@ def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: An
 
 
 def embed_captions(model: Any, params: Any, captions: Sequence[str], tokenizer: Any, config: Any) -> np.ndarray:
-    """Captions at the length of sentences -> (N, D) float32, L2-normalised."""
+    """Embeds N captions, cut to the length of sentences: (N, D) float32, L2-normalised."""
     ids = tokenizer.encode(captions, config.text.length["sentence"])
     return embed_texts(model, params, ids, config.runtime.eval_batch_size)
 
 
 def split_captions(source: Any) -> list[str]:
-    """The captions of a split, in the order of its pairs."""
+    """Returns the captions of a split, in the order of its pairs."""
     return [source.captions[image][caption] for image, caption in zip(*source.pairs, strict=True)]
 
 
 def both_scores(ranks: dict[str, Ranks]) -> dict[str, dict[str, float]]:
-    """Mean scores in percent of text to image ("t2i") and image to text ("i2t")."""
+    """Returns mean scores in percent of text to image ("t2i") and image to text ("i2t")."""
     return {way: mean_scores(query_scores(ranks[way])) for way in ("t2i", "i2t")}
 
 
-def summarise(
-    embeddings: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, rerank: bool = False
-) -> dict[str, Any]:
-    """What is told of a split, of which `ranks` are those of `standard`: the keys of summary.json, scores in percent.
+def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, rerank: bool = False) -> dict[str, Any]:
+    """Returns the content of summary.json for the checkpoint of `step`; scores in percent.
 
-    t2i, i2t and their 95% intervals by the protocol `standard`; text to image by every protocol, with `rerank` after
-    re-ranking too; the numbers of queries, gallery entries and persons; the checkpoint's step; the oracle's R@1 where
-    the data have one.
+    Scores of both directions by the protocol `standard`, whose ranks are `ranks`, with 95% intervals; text to image by
+    every protocol, including re-ranking if `rerank`; counts of queries, gallery entries and persons.
     """
-    scores = {way: query_scores(ranks[way]) for way in ("t2i", "i2t")}
-    persons = {"t2i": embeddings.text_person, "i2t": embeddings.image_person[image_records(embeddings)]}
-    protocols = protocol_scores(embeddings, source.name, ranks["t2i"])
+    persons = {"t2i": e.text_person, "i2t": e.image_person[image_records(e)]}
+    protocols = protocol_scores(e, source.name, ranks["t2i"])
     if rerank:
-        protocols[RERANKED] = mean_scores(query_scores(reranked(embeddings)))
+        protocols[RERANKED] = mean_scores(query_scores(reranked(e)))
     return {
         "step": step,
         **both_scores(ranks),
         "interval": {
-            way: {name: bootstrap_interval(v, persons[way]) for name, v in values.items()}
-            for way, values in scores.items()
+            way: {name: bootstrap_interval(values, persons[way]) for name, values in query_scores(ranks[way]).items()}
+            for way in persons
         },
         "protocols": protocols,
-        "queries": len(embeddings.text),
+        "queries": len(e.text),
         "gallery": len(persons["i2t"]),
-        "persons": len(np.unique(embeddings.image_person)),
+        "persons": len(np.unique(e.image_person)),
         "oracle_R1": oracle(source),
     }
 
 
 def oracle(source: Any) -> float | None:
-    """R@1 in percent of a perfect reader of the captions' attributes, which attributes.json of PEDES-Synth tells."""
+    """Returns the R@1 in percent of an exact reader of the captions' attributes, from PEDES-Synth's attributes.json."""
     attributes = source.root / "attributes.json"
     return json.loads(attributes.read_text())["oracle"][source.split]["R1"] if attributes.exists() else None
 
 
 def write_results(workdir: Path, summary: dict[str, Any], source: Any, embeddings: Embeddings) -> None:
-    """Writes the split's folder: embeddings.npz, items.json and summary.json, which the report reads, queries.jsonl."""
+    """Writes embeddings.npz, items.json, queries.jsonl and summary.json into the folder of the split."""
     folder = Path(workdir) / source.split
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "embeddings.npz") as partial, partial.open("wb") as file:
         np.savez(file, **embeddings._asdict())
-    items = {
-        "root": str(source.root.absolute()), "images": str(source.images.absolute()), "paths": source.paths,
-        "captions": split_captions(source),
-    }  # fmt: skip
-    write_json(folder / "items.json", items)
-    lines = query_lines(embeddings, items["paths"], items["captions"])
+    captions = split_captions(source)
+    root, images = str(source.root.absolute()), str(source.images.absolute())
+    write_json(folder / "items.json", {"root": root, "images": images, "paths": source.paths, "captions": captions})
+    lines = query_lines(embeddings, source.paths, captions)
     write_text(folder / "queries.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_json(folder / "summary.json", summary)  # last: where it is, the rest is whole
+    write_json(folder / "summary.json", summary)  # last: if it exists, the other files are complete
 
 
-def query_lines(embeddings: Embeddings, paths: list[str], captions: list[str]) -> Iterator[dict[str, Any]]:
-    """Every text query: what it asks for, how it did, and the first TOP of the gallery of unique images.
+def query_lines(e: Embeddings, paths: list[str], captions: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields each text query: caption, scores, and the TOP best of the gallery with every image once.
 
-    Ranks count from 1; rank, average_precision and inverse_penalty are None where the query has no match.
+    Ranks count from 1; rank, average_precision and inverse_penalty are None for a query without a match.
     """
-    image, text, image_person, text_person, text_image, _ = embeddings
-    for chunk, similarity, ranks in rank_chunks(text, image, text_person, image_person):
-        how = (ranks.first, ranks.average_precision, ranks.inverse_penalty)
-        for row, query in enumerate(range(len(text))[chunk]):
-            right = image_person == text_person[query]
+    for chunk, similarity, ranks in rank_chunks(e.text, e.image, e.text_person, e.image_person):
+        scores = {
+            "rank": ranks.first, "average_precision": ranks.average_precision, "inverse_penalty": ranks.inverse_penalty,
+        }  # fmt: skip
+        for row, query in enumerate(range(len(e.text))[chunk]):
+            right = e.image_person == e.text_person[query]
             order = first_found(similarity[row], right, TOP)
-            figures = [float(values[row]) if right.any() else None for values in how]
-            scores = similarity[row, order].round(6).tolist()
             yield {
-                "caption": captions[query], "image": paths[text_image[query]], "person": int(text_person[query]),
-                **dict(zip(("rank", "average_precision", "inverse_penalty"), figures, strict=True)),
+                "caption": captions[query], "image": paths[e.text_image[query]], "person": int(e.text_person[query]),
+                **{name: float(values[row]) if right.any() else None for name, values in scores.items()},
                 "top": [
                     {"image": paths[i], "score": score, "hit": bool(right[i])}
-                    for i, score in zip(order, scores, strict=True)
+                    for i, score in zip(order, similarity[row, order].round(6).tolist(), strict=True)
                 ],
             }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The figures of a report: inline SVG that takes the page's own text colour, in light and in dark mode."""
+"""The figures of a report: inline SVG in the text colour of the page, for light and dark mode."""
 
 import io
 import itertools
@@ -13,46 +13,50 @@ from ivt_jax.evaluation.ranking import Ranks
 CMC_RANKS = 50
 TERMS = {"loss": "Total loss", "mla": "Alignment (MLA)", "words": "Masked words", "patches": "Masked patches"}
 _COLOURS = ("#4f7df3", "#e8833a", "#2fa37c", "#b267d6", "#d9527a")
-_INK = "#010203"  # stands for the colour of the page's text, until the figure is inside the page
+_INK = "#010203"  # placeholder for the text colour of the page
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.edgecolor": _INK,
     "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "grid.color": _INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.prop_cycle": f"cycler(color={_COLOURS})", "lines.markersize": 3, "lines.linewidth": 1.8,
 }  # fmt: skip
-_POINTS = 300  # of a curve; longer ones are averaged in as many bins
+_WIDE = (4.8, 2.9)  # width and height of a figure that fills half of the page, inches
+_POINTS = 300  # of a curve; longer ones are averaged in this many bins
 
 
 def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
-    """One small figure for each loss term of the run."""
+    """Plots every loss term of the run in a small figure of its own."""
+    figures = []
     terms = [term for term in TERMS if any(term in line for line in lines)]
-    return [
-        line_figure(TERMS[term], {"": thinned([(x["step"], x[term]) for x in lines if term in x])}, "step", colour)
-        for term, colour in zip(terms, ("#8a90a0", *_COLOURS), strict=False)
-    ]
+    for term, colour in zip(terms, ("#8a90a0", *_COLOURS), strict=False):
+        points = thinned([(x["step"], x[term]) for x in lines if term in x])
+        figures.append(line_figure(TERMS[term], {"": points}, "step", color=colour))
+    return figures
 
 
 def validation_figures(lines: list[dict[str, float]]) -> list[Markup]:
-    """R@k and mAP against steps on the split that chooses, one figure for each of its directions."""
+    """Plots R@k and mAP by step on the split that selects the checkpoint, in a figure for each direction."""
     figures = []
-    splits = ("val", "Validation"), ("test", "Test, which chose")
-    for (split, title), (way, told) in itertools.product(splits, (("t2i", "text to image"), ("i2t", "image to text"))):
+    splits = ("val", "Validation"), ("test", "Test, used for selection")
+    directions = ("t2i", "text to image"), ("i2t", "image to text")
+    for (split, title), (way, direction) in itertools.product(splits, directions):
         prefix = f"{split}/{way}/"
         names = [name for name in ("R10", "R5", "R1", "mAP") if any(prefix + name in line for line in lines)]
         series = {name.replace("R", "R@"): np.array([(x["step"], x[prefix + name]) for x in lines]).T for name in names}
         if series:
-            figures.append(line_figure(f"{title}, {told}", series, "step", unit="%", marker="o"))
+            figures.append(line_figure(f"{title}, {direction}", series, "step", percent=True, marker="o"))
     return figures
 
 
 def roc_figure(roc: dict[str, list[float]]) -> Markup:
-    """How many absent persons are told as such, against how many present ones are too, in percent."""
+    """Plots the share of absent persons detected against the share of present persons called absent, in percent."""
     curve = 100 * np.array([roc["false_alarm"], roc["caught"]])
     series = {"this model": curve, "chance": np.array([[0, 100], [0, 100]])}
-    return line_figure("", series, "present persons called absent, %", unit="%", size=(4.8, 2.9))
+    return line_figure("", series, "present persons called absent, %", percent=True, size=_WIDE)
 
 
 def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:
-    """The share of queries whose person is among the first k, k = 1..CMC_RANKS, in percent."""
+    """Plots the share of queries with a match among the first k, k = 1..CMC_RANKS, in percent."""
     steps = np.arange(1, CMC_RANKS + 1)
     series = {}
     for way, result in ranks.items():
@@ -60,27 +64,27 @@ def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:
         series[way] = np.stack([steps, [100 * (known <= k).mean() for k in steps]])
     if oracle is not None:
         series["oracle, text to image"] = np.array([[1], [oracle]])
-    return line_figure("", series, "rank k", unit="%", marker="o", size=(4.8, 2.9))
+    return line_figure("", series, "rank k", percent=True, size=_WIDE, marker="o")
 
 
 def line_figure(
-    title: str, series: dict[str, np.ndarray], xlabel: str, colour: str = "", unit: str = "", marker: str = "",
-    size: tuple[float, float] = (3.7, 2.5),
+    title: str, series: dict[str, np.ndarray], xlabel: str, *, percent: bool = False,
+    size: tuple[float, float] = (3.7, 2.5), **style: Any,
 ) -> Markup:  # fmt: skip
-    """Curves {label: (2, n) of x and y} as an inline SVG in the colours and the font of the page."""
+    """Plots curves {label: (2, n) of x and y} as an inline SVG. percent: y from 0 to 100 %; style: as `Axes.plot`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        for (label, (x, y)), default in zip(series.items(), _COLOURS, strict=False):
-            axes.plot(x, y, label=label, color=colour or default, marker=marker, markersize=3, linewidth=1.8)
+        for label, (x, y) in series.items():
+            axes.plot(x, y, label=label, **style)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel(xlabel)
         axes.grid(axis="y", alpha=0.12, linewidth=0.8)
-        if unit:
-            axes.yaxis.set_major_formatter(f"{{x:g}} {unit}")
+        if percent:
+            axes.yaxis.set_major_formatter("{x:g} %")
             axes.set_ylim(0, 100)
         if any(series):
             axes.legend(fontsize=8)
@@ -91,6 +95,6 @@ def line_figure(
 
 
 def thinned(points: list[tuple[float, float]]) -> np.ndarray:
-    """(2, n) of x and y with n at most _POINTS: the means of equal bins of consecutive points."""
+    """Averages consecutive points (x, y) in at most _POINTS equal bins: (2, n)."""
     bins = np.array_split(np.array(points, float), min(_POINTS, len(points)))
     return np.stack([part.mean(0) for part in bins], axis=1)

@@ -1,4 +1,4 @@
-"""What all pages have in common: how they are made and hold pictures, and what they say the models are for."""
+"""Rendering of the HTML pages: Jinja templates, inline images, and the intended use that every page states."""
 
 import base64
 import io
@@ -9,16 +9,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEMPLATES = Path(__file__).parent
-QUALITY = 82  # of the JPEGs that a page holds
 INTENDED_USE = (  # README.md has more
     "Research, with pictures of people who consented to it or that are licensed for it. A score is a similarity and no "
-    "proof of identity; errors fall unevenly on people and on clothes that training saw seldom. Not for covert "
-    "surveillance, not for identifying or following people, not for decisions about them."
+    "proof of identity; errors are more frequent for people and clothes that are rare in the training data. Not for "
+    "covert surveillance, not for identifying or following people, not for decisions about them."
 )
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page of a Jinja template with these values; `intended_use` every template has."""
+    """Renders a Jinja template with these values and `intended_use`."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -26,8 +25,8 @@ def render(template: Path, **values: Any) -> str:
     return page.render(intended_use=INTENDED_USE, **values)
 
 
-def data_uri(picture: "Image | bytes", quality: int = QUALITY) -> str:
-    """A picture, or the bytes of a JPEG, for a page to hold."""
+def data_uri(picture: "Image | bytes", quality: int = 82) -> str:
+    """Encodes a picture, or the bytes of a JPEG, as a data URI of a JPEG."""
     if not isinstance(picture, bytes):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality)

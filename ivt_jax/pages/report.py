@@ -1,8 +1,10 @@
-"""The report of a run: one HTML file with its figures, pictures and style inside, that opens anywhere, offline."""
+"""The report of a run: one HTML file that contains its figures, pictures and style, and opens offline."""
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,18 @@ from ivt_jax.encoding.images import open_image
 from ivt_jax.evaluation.protocols import Embeddings, standard_dedup
 from ivt_jax.evaluation.ranking import first_found
 from ivt_jax.pages.figures import cmc_figure, loss_figures, roc_figure, validation_figures
-from ivt_jax.pages.render import TEMPLATES, data_uri
-from ivt_jax.pages.render import render as render_page
+from ivt_jax.pages.render import TEMPLATES, data_uri, render
 from ivt_jax.run.workdir import flatten, load_record, read_json
 
-TOP = 10
+TOP = 10  # results of each query shown
 QUERIES, FAILURES, SEED = 20, 8, 0
-_THUMBNAIL = (160, 192)  # width, height at most
+_THUMBNAIL = (160, 192)  # largest width and height
 
 
 def write_report(workdir: Path | str) -> Path:
-    """Writes report.html from what a run left in its workdir; without test results it shows the curves alone.
+    """Writes report.html from the files of a run; without test results it shows the training curves only.
 
-    Raises UserError where the folder holds neither a config.json nor a metrics.jsonl.
+    Raises UserError if the folder has neither a config.json nor a metrics.jsonl.
     """
     workdir = Path(workdir)
     run = load_record(workdir) if (workdir / "config.json").exists() else {}
@@ -47,17 +48,12 @@ def write_report(workdir: Path | str) -> Path:
     if (workdir / "cross_domain.json").exists():
         sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
-    write_text(path, render(**sections))
+    write_text(path, render(TEMPLATES / "report.html", **sections))
     return path
 
 
-def render(**sections: Any) -> str:
-    """The page with the sections given; report.html says what each consists of, and leaves out those that lack."""
-    return render_page(TEMPLATES / "report.html", **sections)
-
-
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """The training lines and the validation lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    """Reads the training lines and the validation lines of metrics.jsonl, up to a line cut short by a crash."""
     lines = []
     for line in lines_of(path.read_bytes().decode()) if path.exists() else ():
         try:
@@ -68,56 +64,52 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
 
 
 def retrieval_sections(folder: Path) -> dict[str, Any]:
-    """What the page shows of the test split."""
+    """Returns the page's sections on the test split."""
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
-        embeddings = Embeddings(**arrays)
-    image, text, image_person, text_person, *_ = embeddings
-    both = standard_dedup(embeddings)  # the page shows every image once
-    ranks = {"text to image": both["t2i"], "image to text": both["i2t"]}
-    first = ranks["text to image"].first
+        e = Embeddings(**arrays)
+    ranks = standard_dedup(e)  # the page shows every image once
+    first = ranks["t2i"].first
     sections = {
         "summary": summary,
-        "chance": chance(text_person, image_person),
-        "cmc": cmc_figure(ranks, summary["oracle_R1"]),
+        "chance": chance(e.text_person, e.image_person),
+        "cmc": cmc_figure({"text to image": ranks["t2i"], "image to text": ranks["i2t"]}, summary["oracle_R1"]),
         "roc": roc_figure(summary["calibration"]["roc"]) if "calibration" in summary else None,
-        "strips": [strip(q, embeddings, items, first) for q in sample_queries(first)],
-        "failures": [strip(q, embeddings, items, first) for q in hardest_queries(first, text_person)],
+        "strips": [strip(q, e, items, first) for q in sample_queries(first)],
+        "failures": [strip(q, e, items, first) for q in hardest_queries(first, e.text_person)],
     }
     persons = read_json(Path(items["root"]) / "attributes.json").get("persons")
     if persons:
-        top = np.concatenate([(text[q : q + 1024] @ image.T).argmax(1) for q in range(0, len(text), 1024)])
-        sections |= attribute_sections(persons, text_person, image_person[top], image_person)
+        top = np.concatenate([(e.text[q : q + 1024] @ e.image.T).argmax(1) for q in range(0, len(e.text), 1024)])
+        sections |= attribute_sections(persons, e.text_person, e.image_person[top], e.image_person)
     return sections
 
 
 def matrix_section(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The matrix of `cross_domain`: a row for each run, a column for each dataset it was tested on."""
-    tests = list(dict.fromkeys(cell["tested_on"] for cell in cells))
-    rows = []
-    for run in dict.fromkeys(cell["run"] for cell in cells):
-        row = {cell["tested_on"]: cell for cell in cells if cell["run"] == run}
-        trained_on = row[tests[0]]["trained_on"]
-        rows.append({"run": run, "trained_on": title_of(trained_on), "cells": [row[t] for t in tests]})
-    warnings = list(dict.fromkeys(cell["warning"] for cell in cells if cell["warning"]))
-    return {"tests": [title_of(test) for test in tests], "rows": rows, "warnings": warnings}
+    """Groups the cells of `cross_domain` by run: a row for each run, a column for each test dataset."""
+    rows = [list(row) for _, row in groupby(cells, key=lambda cell: cell["run"])]
+    return {
+        "tests": [title_of(cell["tested_on"]) for cell in rows[0]],
+        "rows": [{"run": r[0]["run"], "trained_on": title_of(r[0]["trained_on"]), "cells": r} for r in rows],
+        "warnings": list(dict.fromkeys(cell["warning"] for cell in cells if cell["warning"])),
+    }
 
 
 def chance(query_ids: np.ndarray, gallery_ids: np.ndarray) -> float:
-    """R@1 in percent that a random order of the gallery is expected to reach."""
+    """Returns the expected R@1, in percent, of a gallery in random order."""
     persons, counts = np.unique(gallery_ids, return_counts=True)
-    images = dict(zip(persons.tolist(), counts.tolist(), strict=True))
-    return 100 * float(np.mean([images[i] for i in query_ids.tolist() if i in images])) / len(gallery_ids)
+    known = query_ids[np.isin(query_ids, persons)]
+    return 100 * float(np.mean(counts[np.searchsorted(persons, known)])) / len(gallery_ids)
 
 
 def sample_queries(first: np.ndarray) -> np.ndarray:
-    """QUERIES of the queries with a match, drawn with a fixed seed: no picking."""
+    """Draws QUERIES of the queries that have a match, with a fixed seed. first (Q,): rank of the best match, or nan."""
     known = np.flatnonzero(~np.isnan(first))
     return np.sort(np.random.default_rng(SEED).choice(known, min(QUERIES, len(known)), replace=False))
 
 
 def hardest_queries(first: np.ndarray, persons: np.ndarray) -> list[int]:
-    """The FAILURES queries whose person comes last, one for each person; a query that succeeds is none."""
+    """Returns the FAILURES queries whose best match has the worst rank, one for each person; rank 1 is no failure."""
     worst: dict[int, int] = {}
     for query in np.argsort(-first, kind="stable"):  # nan sorts last
         if first[query] > 1 and len(worst) < FAILURES:
@@ -125,25 +117,26 @@ def hardest_queries(first: np.ndarray, persons: np.ndarray) -> list[int]:
     return list(worst.values())
 
 
-def strip(query: int, embeddings: Embeddings, items: dict[str, Any], first: np.ndarray) -> dict[str, Any]:
-    """A caption, the crop it was written for, and the TOP crops found; ties as in `ranking`."""
-    image, text, image_person, text_person, text_image, _ = embeddings
-    scores, right = image @ text[query], image_person == text_person[query]
-    order = first_found(scores, right, TOP)
-    folder = Path(items["images"])
-    crops = [crop(folder / items["paths"][i], scores[i], bool(right[i])) for i in order]
-    own = crop(folder / items["paths"][text_image[query]])
-    return {"caption": items["captions"][query], "own": own, "crops": crops, "first": int(first[query])}
+def strip(query: int, e: Embeddings, items: dict[str, Any], first: np.ndarray) -> dict[str, Any]:
+    """Returns a caption, the crop it was written for, and its first TOP results; ties as in `ranking`."""
+    scores, right = e.image @ e.text[query], e.image_person == e.text_person[query]
+    paths = [Path(items["images"]) / path for path in items["paths"]]
+    return {
+        "caption": items["captions"][query],
+        "own": crop(paths[e.text_image[query]]),
+        "crops": [crop(paths[i], scores[i], bool(right[i])) for i in first_found(scores, right, TOP)],
+        "first": int(first[query]),
+    }
 
 
 def crop(path: Path, score: float | None = None, hit: bool | None = None) -> dict[str, Any]:
-    """One picture of a strip: outlined green or red where `hit` is known."""
+    """Returns one picture of a strip. hit: outlines it green (True) or red (False)."""
     return {"image": thumbnail(path), "name": printable(path.name), "score": score, "hit": hit}
 
 
 @functools.lru_cache(maxsize=4096)
 def thumbnail(path: Path) -> str | None:
-    """The picture as a data URI of a small JPEG; None where it cannot be read."""
+    """Returns a small JPEG of the picture as a data URI; None if it cannot be read."""
     try:
         image = open_image(path)
     except UserError:
@@ -155,17 +148,19 @@ def thumbnail(path: Path) -> str | None:
 def attribute_sections(
     persons: dict[str, dict[str, str]], true_ids: np.ndarray, found_ids: np.ndarray, gallery_ids: np.ndarray
 ) -> dict[str, Any]:
-    """How the first crop of each query agrees with the right person, attribute by attribute, beside a random crop."""
+    """Compares the attributes of each query's person with those of its first crop, and of a random crop.
+
+    persons: person id -> attributes; true_ids, found_ids (Q,): the query's person, and the first crop's.
+    """
     true, found, gallery = ([persons[str(i)] for i in ids.tolist()] for ids in (true_ids, found_ids, gallery_ids))
     shares = []
     for name in true[0]:
-        values, codes = np.unique([person[name] for person in gallery], return_inverse=True)
-        frequency = dict(zip(values.tolist(), (np.bincount(codes) / len(gallery)).tolist(), strict=True))
+        frequency = Counter(person[name] for person in gallery)
         shares.append(
             {
                 "name": name.replace("_", " "),
                 "share": 100 * float(np.mean([t[name] == f[name] for t, f in zip(true, found, strict=True)])),
-                "chance": 100 * float(np.mean([frequency.get(t[name], 0.0) for t in true])),
+                "chance": 100 * float(np.mean([frequency[t[name]] / len(gallery) for t in true])),
             }
         )
     names = [name for name in ("upper_colour", "lower_colour") if name in true[0]]
@@ -176,7 +171,7 @@ def attribute_sections(
 
 
 def confusion(name: str, true: list[str], found: list[str]) -> dict[str, Any]:
-    """Rows: what the right person wears; columns: what the first crop wears; the shares of a row add up to 100."""
+    """Returns a confusion matrix, person described (rows) by first crop (columns); a row's shares add up to 100."""
     values = sorted({*true, *found}, key=lambda value: (-true.count(value), value))
     counts = np.zeros((len(values), len(values)))
     np.add.at(counts, ([values.index(t) for t in true], [values.index(f) for f in found]), 1)
@@ -186,7 +181,7 @@ def confusion(name: str, true: list[str], found: list[str]) -> dict[str, Any]:
 
 
 def environment_rows(run: dict[str, Any], training: Sequence[dict[str, float]]) -> dict[str, str]:
-    """Where and with what the run was made, and how fast it was."""
+    """Returns device, versions and speed of a run."""
     rows = {"device": run.get("device", ""), "git revision": run.get("revision", "")} | run.get("versions", {})
     rates = [line["pairs_per_second"] for line in training if "pairs_per_second" in line]
     if rates:

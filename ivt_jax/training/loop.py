@@ -141,7 +141,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
 
     if first:
         (workdir / "report.html").unlink(missing_ok=True)  # of an earlier end of the run, with other test figures
-    test = evaluate(workdir, config, write=first, pictures=source.pictures)["test"]
+    test = evaluate(workdir, config, write=first, images_digest=source.pictures)["test"]
     progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
     if first:
         progress.say(f"report: {write_report(workdir)}")

@@ -97,7 +97,7 @@ def test_the_calibration_is_of_captions_that_look_for_unique_images():
         image_person=np.array([2, 1, 3]), text_person=np.array([1, 1]), text_image=np.array([1, 1]),
         image_copies=np.array([1, 4, 1]),
     )  # fmt: skip
-    tops = run._tops(found)
+    tops = run._top_scores(found)
     assert (tops.top.tolist(), tops.right.tolist(), tops.gallery) == ([1, 1], [False, True], 3)
     np.testing.assert_allclose(tops.absent, [1, 0.8], rtol=1e-6)
 

@@ -107,7 +107,7 @@ def test_without_attributes_and_without_test_results(tmp_path):
     assert "no test results yet" in curves and "Masked words" in curves and "Test R@1" not in curves
     write_split(tmp_path, tmp_path / "data", attributes=False)
     page = report.write_report(tmp_path).read_text()
-    assert "Test R@1" in page and "oracle" not in page and "What the first crop gets right" not in page
+    assert "Test R@1" in page and "oracle" not in page and "Attributes of the first crop" not in page
 
 
 def test_metrics_cut_short_by_a_crash(tmp_path):
@@ -181,7 +181,7 @@ def test_curves_of_a_split_that_chose(tmp_path):
     write_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 300, "test/t2i/R1": 31.2}) + "\n")
     page = report.write_report(tmp_path).read_text()
-    assert ">Test, which chose, text to image</text>" in page and "Validation" not in page
+    assert ">Test, used for selection, text to image</text>" in page and "Validation" not in page
 
 
 def test_spoiled_captions_have_their_rows(tmp_path):
