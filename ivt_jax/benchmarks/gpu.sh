@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is measured on a GPU, in one call of under ten minutes: tables on the terminal, JSON in OUT.
+# Runs all measurements for a GPU in under ten minutes: prints tables, writes JSON to OUT.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -7,11 +7,11 @@ if [[ $# -eq 0 || $1 == -* ]]; then
     cat <<'TEXT'
 usage: ivt_jax/benchmarks/gpu.sh OUT [FLAGS]
 
-Measures training steps and encoders of ViT-B in bfloat16 and search by `python -m ivt_jax.bench`, and the step beside
-PyTorch's where PyTorch is installed; the most telling first. What does not fit into the time is left out, and said so.
-FLAGS such as --config.model.depth=2 go to every measurement of ours. TensorFlow is not needed.
+Measures training steps and encoders of ViT-B in bfloat16 with `python -m ivt_jax.bench`, and compares the step with
+PyTorch's if PyTorch is installed. The most important measurements run first; those that do not fit into the time are
+left out with a message. FLAGS such as --config.model.depth=2 apply to every `ivt_jax.bench`. TensorFlow is not needed.
 
-Environment: PYTHON names the interpreter (python3), SECONDS_IN_ALL the time (570).
+Environment: PYTHON, the interpreter (python3); SECONDS_IN_ALL, the time limit (570).
 
   ivt_jax/benchmarks/gpu.sh runs/gpu
 TEXT
@@ -23,7 +23,7 @@ python=${PYTHON:-python3}
 limit=${SECONDS_IN_ALL:-570}
 mkdir -p "$out"
 
-# measure NAME COMMAND...: runs it in the time that is left; one that fails does not keep the others from running.
+# measure NAME COMMAND...: runs the command in the time that is left. If it fails, the next ones still run.
 failed=0
 measure() {
     local name=$1 left=$((limit - SECONDS))
@@ -47,9 +47,8 @@ bench unrolled --pieces=train --variants=full --batches=64 --config.model.unroll
 if "$python" -c "import torch" 2>/dev/null; then
     measure beside_torch "$python" -m ivt_jax.benchmarks.torch_reference --batch=64 --views=3 --dtype=bfloat16 --compile --turns=5
 else
-    echo "PyTorch is not installed: the step is not compared"
+    echo "PyTorch is not installed: no comparison with its step"
 fi
 bench remat --pieces=train --variants=full --batches=128 --config.model.remat=True
-bench search --pieces=search
 bench encoders --pieces=images,texts --batches=256
 exit "$failed"

@@ -1,4 +1,4 @@
-"""What the benchmark measures: compiled programs of a config, ranking, search, and the rate of matrix products."""
+"""The measurements of `ivt_jax.bench`: compiled programs of a config, ranking, search, and matrix products."""
 
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ivt_jax.benchmarks.ranking import draw_split
@@ -18,57 +17,51 @@ from ivt_jax.cost.flops import tower_flops
 from ivt_jax.cost.plan import device_flops
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
-from ivt_jax.gallery.nearest import nearest, nearest_on_devices, place_rows
+from ivt_jax.gallery.nearest import nearest
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import global_batch
 
-SPLITS = {"CUHK-PEDES": (6156, 3074), "ICFG-PEDES": (19848, 19848)}  # captions and images of test
+SPLITS = {"CUHK-PEDES": (6156, 3074), "ICFG-PEDES": (19848, 19848)}  # captions and images of the test splits
 GALLERIES = (100_000, 1_000_000)  # vectors of 768 numbers
-RECALLS = (1.0, 0.95)  # of the search on devices: exact, and what approx_max_k is asked for
-WARM_UP, LEAST = 3, 5  # calls
+WARM_UP, LEAST = 3, 5  # calls before the measurement at most, and calls measured at least
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One measurement. seconds: of a call, median and quartiles; items: pairs, images, texts, queries or vectors of it.
-
-    Of compiled programs alone: tflops, matrix products of a call on one device by formula, and compiled_tflops, as
-    XLA's program has them (0 where its text does not tell); mfu, the share of the machine's measured rate; memory, GB
-    on a device with state and batch; compile_seconds, lowering and compiling.
-    """
+class Measurement:
+    """One row of the benchmark. The fields with a default are for compiled programs only, per device."""
 
     piece: str
     name: str
     dtype: str
-    items: int
-    seconds: float
-    low: float
+    items: int  # pairs, images, texts, queries or vectors in a call
+    seconds: float  # of a call, median
+    low: float  # quartiles
     high: float
     calls: int
-    tflops: float = 0.0
-    compiled_tflops: float = 0.0
-    mfu: float = 0.0
-    memory: float = 0.0
-    compile_seconds: float = 0.0
+    tflops: float = 0.0  # matrix products of a call, by formula
+    compiled_tflops: float = 0.0  # the same in XLA's program; 0 if its text does not list them
+    mfu: float = 0.0  # share of the machine's rate of matrix products
+    memory: float = 0.0  # GB, with state and batch
+    compile_seconds: float = 0.0  # lowering and compiling
 
 
-def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds: float) -> Row:
-    """A training step of all devices, or an encoder's batch on the first one."""
+def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds: float) -> Measurement:
+    """Measures a training step on all devices, or an encoder on the first. rate: from `matmul_rate`."""
     start = time.perf_counter()
-    call, compiled, formula = train_program(config) if piece == "train" else encoder_program(config, piece)
+    call, compiled, flops = train_program(config) if piece == "train" else encoder_program(config, piece)
     compile_seconds = time.perf_counter() - start
-    told = analyse(compiled)
-    median, low, high, calls = time_calls(call, seconds)
-    return Row(
-        piece=piece, name=name, dtype=config.model.dtype, items=config.data.batch_size, seconds=median, low=low,
-        high=high, calls=calls, tflops=formula / 1e12, compiled_tflops=told.products / 1e12,
-        mfu=formula / 1e12 / median / rate, memory=told.total / 1e9, compile_seconds=compile_seconds,
+    cost = analyse(compiled)
+    times = time_calls(call, seconds)
+    return Measurement(
+        piece, name, config.model.dtype, config.data.batch_size, *times, tflops=flops / 1e12,
+        compiled_tflops=cost.products / 1e12, mfu=flops / 1e12 / times[0] / rate, memory=cost.total / 1e9,
+        compile_seconds=compile_seconds,
     )  # fmt: skip
 
 
 def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
-    """A step on random data: a call that takes it, the compiled program, FLOPs of a device by formula."""
+    """Compiles a training step on random data; returns (call, compiled program, FLOPs per device by formula)."""
     program = build_program(config, np.array([0, 10**6]), 1000, mask_id=4)
     state, batch = program.init(), global_batch(program.mesh, random_batch(config))
     hyperparameters = program.hyperparameters()
@@ -83,24 +76,25 @@ def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
 
 
 def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], Any, int]:
-    """An encoder with random parameters on random data, as `train_program`."""
+    """Compiles an encoder with random parameters on random data; returns the same as `train_program`."""
     model = IVT(IVTConfig.from_config(config.model))
     params = jax.jit(model.init)(jax.random.key(0))["params"]
-    c, length, rng = model.config, config.text.length["sentence"], np.random.default_rng(0)
+    c, length, batch = model.config, config.text.length["sentence"], config.data.batch_size
+    rng = np.random.default_rng(0)
     if piece == "images":
-        given: Any = rng.integers(0, 256, (config.data.batch_size, *c.image_size, 3), np.uint8)
+        encode: Any = encode_images
+        inputs = jax.device_put(rng.integers(0, 256, (batch, *c.image_size, 3), np.uint8))
         tokens, embedding = 1 + c.num_patches, 2 * c.num_patches * 3 * c.patch_size**2 * c.width
     else:
-        given = rng.integers(5, c.vocab_size, (config.data.batch_size, length), np.int32)
+        encode, inputs = encode_texts, jax.device_put(rng.integers(5, c.vocab_size, (batch, length), np.int32))
         tokens, embedding = length, 0
-    given = jax.device_put(given)
-    compiled = (encode_images if piece == "images" else encode_texts).lower(model, params, given).compile()
-    flops = config.data.batch_size * (embedding + tower_flops(tokens, c.width, c.depth, c.mlp_ratio))
-    return lambda: compiled(params, given), compiled, flops
+    compiled = encode.lower(model, params, inputs).compile()
+    flops = batch * (embedding + tower_flops(tokens, c.width, c.depth, c.mlp_ratio))
+    return lambda: compiled(params, inputs), compiled, flops
 
 
 def random_batch(config: ConfigDict) -> dict[str, Any]:
-    """A global batch of noise, as input_pipeline/pipeline.py has it: two pairs a person, texts without padding."""
+    """Draws a global batch in the format of input_pipeline/pipeline.py: two pairs per person, texts without padding."""
     rng, batch, length = np.random.default_rng(0), config.data.batch_size, config.text.length
     levels = dict.fromkeys((*config.mla.levels, "sentence"))
     return {
@@ -113,43 +107,24 @@ def random_batch(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def evaluation_row(dataset: str, seconds: float) -> Row:
-    """Ranking both ways by the standard protocol, once everything is embedded."""
+def evaluation_row(dataset: str, seconds: float) -> Measurement:
+    """Measures ranking in both directions by the protocol `standard`, without the embedding."""
     queries, gallery = SPLITS[dataset]
     embeddings = draw_split(queries, gallery, persons=1000, width=768)
-    median, low, high, calls = time_calls(lambda: standard(embeddings), seconds)
     name = f"{dataset}: {queries:,} captions, {gallery:,} images"
-    return Row("evaluation", name, "float32", queries, median, low, high, calls)
+    return Measurement("evaluation", name, "float32", queries, *time_calls(lambda: standard(embeddings), seconds))
 
 
-@functools.lru_cache(maxsize=1)  # a million take seconds to draw, and up to three rows are of the same
-def _draw_gallery(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (count, 768) and queries (64, 768) float32."""
+def search_row(count: int, seconds: float) -> Measurement:
+    """Measures the search for the ten nearest of `count` vectors, on the host."""
     rng = np.random.default_rng(0)
-    return rng.standard_normal((count, 768), np.float32), rng.standard_normal((64, 768), np.float32)
-
-
-def search_row(count: int, seconds: float) -> Row:
-    """The ten nearest of a gallery for one sentence, on the host."""
-    vectors, queries = _draw_gallery(count)
-    median, low, high, calls = time_calls(lambda: nearest(queries[:1], vectors, 10), seconds)
-    return Row("search", f"{count:,} vectors of 768", "float32", count, median, low, high, calls)
-
-
-def device_search_row(count: int, recall: float, seconds: float) -> Row:
-    """`search_row` by `nearest_on_devices`, all devices sharing the vectors; the name has the recall of 64 queries."""
-    (vectors, queries), mesh = _draw_gallery(count), Mesh(np.array(jax.devices()), ("data",))
-    placed = place_rows(vectors[: count - count % mesh.size], mesh)
-    search = functools.partial(nearest_on_devices, placed=placed, k=10, mesh=mesh)
-    exact, found = (np.asarray(search(queries, recall=wanted)[1]) for wanted in (1.0, recall))
-    share = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(exact, found, strict=True)])
-    median, low, high, calls = time_calls(functools.partial(search, queries[:1], recall=recall), seconds)
-    method = "exact" if recall == 1.0 else f"approx_max_k {recall}, recall {share:.3f}"
-    return Row("search", f"{count:,} vectors of 768, {method}", "float32", count, median, low, high, calls)
+    vectors, query = rng.standard_normal((count, 768), np.float32), rng.standard_normal((1, 768), np.float32)
+    times = time_calls(lambda: nearest(query, vectors, 10), seconds)
+    return Measurement("search", f"{count:,} vectors of 768", "float32", count, *times)
 
 
 def matmul_rate(dtype: str, seconds: float) -> float:
-    """TFLOPs a second of the best of some large square products on one device: what MFU compares with."""
+    """Returns the TFLOP/s of one device: the best of some large square matrix products."""
     best = 0.0
     for size in (1024, 2048, 4096, 8192, 16384):
         if best and 2 * size**3 * LEAST > seconds * best * 1e12:
@@ -161,7 +136,7 @@ def matmul_rate(dtype: str, seconds: float) -> float:
 
 
 def time_calls(call: Callable[[], Any], seconds: float) -> tuple[float, float, float, int]:
-    """Median and quartiles of calls, each waited for, for about so many seconds, at least LEAST; and their number."""
+    """Times calls for about `seconds`, at least LEAST of them; returns (median, lower and upper quartile, number)."""
     start = time.perf_counter()
     for _ in range(WARM_UP):
         jax.block_until_ready(call())

@@ -1,11 +1,6 @@
-"""The nearest vectors of a gallery, exactly: on the host in one pass over memory, or on devices that share the rows."""
+"""The nearest vectors of a gallery, exactly, in one pass over memory."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _CHUNK = 65536  # rows whose products are in memory at once
 
@@ -40,36 +35,3 @@ def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, n
         chosen = [np.arange(scores.shape[1])] * len(scores)
     order = np.stack([c[np.lexsort((rows[i, c], -scores[i, c]))[:k]] for i, c in enumerate(chosen)])
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def place_rows(vectors: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Vectors (N, D) split by rows over all devices of the mesh; N is a multiple of their number."""
-    return jax.device_put(vectors, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-
-
-@functools.partial(jax.jit, static_argnames=("k", "mesh", "recall"))
-def nearest_on_devices(
-    queries: jax.Array, placed: jax.Array, *, k: int, mesh: Mesh, recall: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
-    """`nearest` of what `place_rows` placed, products in float32: each device finds its own k, of which the best stay.
-
-    recall: below 1, `approx_max_k` with this expected recall takes the place of the exact search; TPUs gain by it.
-    """
-    axes = mesh.axis_names
-
-    def own(queries: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = jnp.matmul(queries, vectors.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-        count = min(k, len(vectors))
-        exact = recall == 1.0
-        best, rows = (
-            jax.lax.top_k(scores, count) if exact else jax.lax.approx_max_k(scores, count, recall_target=recall)
-        )
-        rows = rows + jax.lax.axis_index(axes) * len(vectors)
-        best, rows = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in (best, rows))
-        best, order = jax.lax.top_k(best, k)  # devices come in the order of their rows, so ties are still by row
-        return best, jnp.take_along_axis(rows, order, axis=1)
-
-    split, whole = PartitionSpec(axes), PartitionSpec()
-    return jax.shard_map(own, mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False)(
-        queries, placed
-    )

@@ -1,12 +1,10 @@
-"""The nearest vectors, against a full sort; ties and chunks; on devices."""
+"""The nearest vectors, against a full sort; ties and chunks."""
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from ivt_jax.gallery import nearest as module
-from ivt_jax.gallery.nearest import nearest, nearest_on_devices, place_rows
+from ivt_jax.gallery.nearest import nearest
 
 RNG = np.random.default_rng(0)
 # Small whole numbers: products are exact in float32, and many are equal.
@@ -37,25 +35,6 @@ def test_a_gallery_mapped_from_a_file_is_read_as_it_is(tmp_path):
     np.save(tmp_path / "vectors.npy", VECTORS)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     np.testing.assert_array_equal(nearest(QUERIES, mapped, 4)[1], full_sort(4)[1])
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (2, 2), (1, 1)])
-@pytest.mark.parametrize("k", [3, 20])
-def test_devices_find_the_same(shape, k):
-    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("data", "fsdp"))
-    placed = place_rows(VECTORS, mesh)
-    assert placed.addressable_shards[0].data.shape == (64 // mesh.size, 5)
-    scores, rows = nearest_on_devices(QUERIES, placed, k=k, mesh=mesh)
-    expected = full_sort(k)
-    np.testing.assert_array_equal(scores, expected[0])
-    np.testing.assert_array_equal(rows, expected[1])
-
-
-def test_an_approximate_search_finds_nearly_all():
-    """On a CPU `approx_max_k` is exact."""
-    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
-    scores, _ = nearest_on_devices(QUERIES, place_rows(VECTORS, mesh), k=10, mesh=mesh, recall=0.9)
-    assert np.isin(np.asarray(scores), full_sort(10)[0]).mean() >= 0.9
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
