@@ -1,19 +1,16 @@
-"""Whether phrases' scores and heat-maps mean something, in figures: on PEDES-Synth, where it is known what is where.
+"""Measure on PEDES-Synth how well the scores and heat maps of phrases agree with what each crop shows.
 
     python -m ivt_jax.benchmarks.grounding --workdir=runs/demo
 
-For each part of the person in a crop of the test split there is a phrase that is true, such as "white shoes".
+Each part of a person in the test split has a true phrase, such as "white shoes", if at least LEAST of the crop's pixels
+show the part.
 
-*Scores.* The area under the ROC curve, twice: how often a phrase scores higher with a crop that it is true of than a
-phrase does with one that it is false of ("false"); and how often the true phrase scores higher than the same thing in
-another colour with the same crop ("recoloured"). Each for the cosine similarity and for the share of the crops that fit
-the phrase less well, which is what search shows.
+*Scores.* Two areas under the ROC curve. "false": how often a true pair of phrase and crop scores higher than a false
+pair. "recoloured": how often the true phrase scores higher with its crop than the same thing in another colour. Each
+for the cosine similarity, and for the share of the crops that fit the phrase less well, which search shows.
 
-*Heat.* The pointing game: how often some of the part lies in the hottest patch of its phrase, and of the phrase without
-its colour ("thing"). Beside them how often it lies in a patch drawn at random ("chance"), and in the one patch of the
-grid, the same for all crops, in which it lies most often ("fixed").
-
-A phrase counts as true where at least LEAST of the crop's pixels show the part.
+*Heat.* The pointing game: how often the hottest patch of a phrase contains some of the part, for the whole phrase and
+without its colour ("thing"). For comparison a random patch ("chance"), and the best one fixed for all crops ("fixed").
 """
 
 import argparse
@@ -31,6 +28,7 @@ from input_pipeline.synthetic.persons import NONE, Attributes
 from ivt_jax.common.command import positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
+from ivt_jax.evaluation.calibration import area
 
 if TYPE_CHECKING:
     from ivt_jax.encoding.encoder import ImageEncoder
@@ -42,7 +40,7 @@ BATCH = 64
 
 
 class Phrase(NamedTuple):
-    """What is said of a part; the colour is "" where none is told."""
+    """A phrase for a part of a person; colour is "" if the attributes have none."""
 
     colour: str
     thing: str
@@ -52,23 +50,23 @@ class Phrase(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """A crop as the model takes it, and what is known of it."""
+    """A crop at the model's size, with its labels."""
 
     pixels: np.ndarray  # (H, W, 3) uint8
-    labels: np.ndarray  # (H, W) uint8, places in PARTS
-    told: dict[str, Phrase]  # part -> what is true of it; what the person lacks is missing
+    labels: np.ndarray  # (H, W) uint8, indices of PARTS
+    phrases: dict[str, Phrase]  # part -> true phrase, for the parts that the person has
 
     def shows(self, part: str) -> bool:
         return bool(self.mask(part).mean() >= LEAST)
 
     def mask(self, part: str) -> np.ndarray:
-        """(H, W) bool: where the part is seen."""
+        """Returns the pixels that show the part, (H, W) bool."""
         return self.labels == PARTS.index(part)
 
 
-def tell(who: Attributes) -> dict[str, Phrase]:
-    """A true phrase for each part that the person has."""
-    told = {
+def true_phrases(who: Attributes) -> dict[str, Phrase]:
+    """Returns a true phrase for each part that the person has."""
+    phrases = {
         "hair": Phrase(who.hair_colour, "hair"),
         "glasses": Phrase("", "glasses" if who.glasses == "yes" else NONE),
         "hat": Phrase(who.hat_colour, who.hat),
@@ -78,13 +76,13 @@ def tell(who: Attributes) -> dict[str, Phrase]:
         "bag": Phrase(who.bag_colour, who.bag),
         "held": Phrase("", who.holding),
     }
-    return {part: phrase for part, phrase in told.items() if phrase.thing != NONE}
+    return {part: phrase for part, phrase in phrases.items() if phrase.thing != NONE}
 
 
 def read_crops(root: Path, size: tuple[int, int], count: int) -> list[Crop]:
-    """`count` crops of the test split, evenly spaced, or all where there are fewer; at `size` (height, width).
+    """Reads `count` crops of the test split, evenly spaced, or all if there are fewer; size: (height, width).
 
-    Raises UserError where `root` is no PEDES-Synth, or an image there another than its seed draws.
+    Raises UserError if `root` is not a PEDES-Synth, or if an image there is not the one that its seed draws.
     """
     from ivt_jax.encoding.images import load_image, open_image
 
@@ -95,47 +93,40 @@ def read_crops(root: Path, size: tuple[int, int], count: int) -> list[Crop]:
         path = root / "imgs" / shot.path
         labels = Image.fromarray(label_parts(job, shot, open_image(path)))
         labels = labels.resize(size[::-1], Image.Resampling.NEAREST)
-        crops.append(Crop(load_image(path, size), np.asarray(labels), tell(job.who)))
+        crops.append(Crop(load_image(path, size), np.asarray(labels), true_phrases(job.who)))
     return crops
 
 
 class Pairs(NamedTuple):
-    """The T phrases that are true of a part of any crop, with each of the N crops."""
+    """The T distinct phrases for a part, each paired with each of the N crops."""
 
     phrases: list[Phrase]
-    true: np.ndarray  # (T, N) bool: the phrase is true of the crop, which shows the part
-    false: np.ndarray  # (T, N) bool: it is false, or the person lacks the part
+    true: np.ndarray  # (T, N) bool: the phrase is true of the crop, and the crop shows the part
+    false: np.ndarray  # (T, N) bool: the phrase is false, or the person does not have the part
 
 
 def all_parts(crops: Sequence[Crop]) -> list[str]:
-    """The parts of which anything is told, from the top down."""
-    return [part for part in PARTS if any(part in crop.told for crop in crops)]
+    """Returns the parts that have a phrase in any crop, from head to foot."""
+    return [part for part in PARTS if any(part in crop.phrases for crop in crops)]
 
 
 def pair_up(crops: Sequence[Crop], part: str) -> Pairs:
-    """All pairs of a phrase and a crop; those of which the part is hidden are neither true nor false."""
-    told = [crop.told.get(part) for crop in crops]
-    phrases = sorted({phrase for phrase in told if phrase})
-    said = np.array([[phrase == own for own in told] for phrase in phrases])
-    return Pairs(phrases, said & [crop.shows(part) for crop in crops], ~said)
-
-
-def area(true: np.ndarray, false: np.ndarray) -> float:
-    """P(one of `true` is larger than one of `false`), equal ones counting half; nan where one of the two is empty."""
-    if not len(true) or not len(false):
-        return float("nan")
-    less, up_to = (np.searchsorted(np.sort(false), true, side) for side in ("left", "right"))
-    return float((less + up_to).mean() / (2 * len(false)))
+    """Pairs all phrases with all crops; a true phrase is left out if the crop hides the part."""
+    own = [crop.phrases.get(part) for crop in crops]
+    phrases = sorted({phrase for phrase in own if phrase})
+    same = np.array([[phrase == other for other in own] for phrase in phrases])
+    return Pairs(phrases, same & [crop.shows(part) for crop in crops], ~same)
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
-    """Of scores (T, N) the share of the N crops that fit a phrase less well, equals counting half: (T, N)."""
-    ranks = [np.searchsorted(np.sort(row), row, side) for side in ("left", "right") for row in scores]
-    return np.mean(np.reshape(ranks, (2, *scores.shape)), axis=0) / scores.shape[1]
+    """Returns for scores (T, N) the share of the N crops that fit the phrase less well; equals count half: (T, N)."""
+    from scipy.stats import rankdata  # slow to import
+
+    return (rankdata(scores, axis=1) - 0.5) / scores.shape[1]
 
 
 def recolour(values: np.ndarray, pairs: Pairs) -> list[float]:
-    """For each true pair: how often its value of (T, N) is larger than the crop's with the thing in another colour."""
+    """Returns for each true pair how often its value of (T, N) exceeds those of the thing in other colours."""
     wins = []
     for row, column in zip(*np.nonzero(pairs.true), strict=True):
         thing = pairs.phrases[row].thing
@@ -146,7 +137,7 @@ def recolour(values: np.ndarray, pairs: Pairs) -> list[float]:
 
 
 def score_table(crops: Sequence[Crop], score: Callable[[list[str]], np.ndarray]) -> str:
-    """The table of scores, in Markdown. score: texts -> their similarities with the crops, (T, N)."""
+    """Formats the table of scores in Markdown. score: T texts -> their similarities with the N crops, (T, N)."""
     kinds: dict[str, list[list[np.ndarray]]] = {}
     for part in all_parts(crops):
         pairs = pair_up(crops, part)
@@ -157,75 +148,72 @@ def score_table(crops: Sequence[Crop], score: Callable[[list[str]], np.ndarray])
         ]
     kinds["all"] = [[np.concatenate(x) for x in zip(*kind, strict=True)] for kind in zip(*kinds.values(), strict=True)]
     lines = ["| part | true pairs | false: cosine | share | recoloured: cosine | share |", "|---|---|---|---|---|---|"]
-    for part, ((true, false, wins), (true_shares, false_shares, wins_of_shares)) in kinds.items():
-        areas = [f"{area(true, false):.3f}", f"{area(true_shares, false_shares):.3f}"]
-        areas += [f"{x.mean():.3f}" if len(x) else "" for x in (wins, wins_of_shares)]  # "glasses" have no colour
-        lines.append(f"| {part} | {len(true):,} | {' | '.join(areas)} |")
+    for part, both in kinds.items():
+        areas = [f"{area(true, false):.3f}" for true, false, _ in both]
+        areas += [f"{wins.mean():.3f}" if len(wins) else "" for *_, wins in both]  # "glasses" have no colour
+        lines.append(f"| {part} | {len(both[0][0]):,} | {' | '.join(areas)} |")
     return "\n".join(lines)
 
 
 def covered(mask: np.ndarray, patch_size: int, stride: int) -> np.ndarray:
-    """In which patches some of a mask (H, W) bool lies: (N,) bool, patches row by row."""
+    """Returns which patches contain some of a mask (H, W) bool: (N,) bool, row by row."""
     windows = np.lib.stride_tricks.sliding_window_view(mask, (patch_size, patch_size))[::stride, ::stride]
     return windows.any((-2, -1)).ravel()
 
 
 class Pointed(NamedTuple):
-    """Where a part lies in a crop, and whether its heat-maps are hottest there."""
+    """Whether the hottest patches for a part in a crop contain some of it."""
 
     phrase: bool
     thing: bool
-    lies: np.ndarray  # (N,) bool: the patches in which some of it is seen
+    patches: np.ndarray  # (N,) bool: the patches that contain some of it
 
 
 def pointing(pointed: Sequence[Pointed]) -> tuple[float, ...]:
-    """Of one part, in percent: hits of the phrase, of the thing, of a random patch, of the best fixed one."""
-    phrase, thing, lies = (np.array(column) for column in zip(*pointed, strict=True))
-    return tuple(100 * float(x) for x in (phrase.mean(), thing.mean(), lies.mean(), lies.mean(0).max()))
+    """Returns hits in percent, for one part: of the phrase, the thing, a random patch, and the best fixed one."""
+    phrase, thing, patches = (np.array(column) for column in zip(*pointed, strict=True))
+    return tuple(100 * float(x) for x in (phrase.mean(), thing.mean(), patches.mean(), patches.mean(0).max()))
 
 
 def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[str, np.ndarray]) -> str:
-    """The table of heat, in Markdown. vectors: of all phrases, and of their things."""
+    """Formats the table of heat maps in Markdown. vectors: embeddings of all phrases and things."""
     from ivt_jax.retrieval.explain import heat_maps
 
-    model = encoder.config.model
+    model_config = encoder.config.model
     found: dict[str, list[Pointed]] = {part: [] for part in all_parts(crops)}
     for crop in progress(crops, len(crops), "heat-maps: ", "crops", brief=True):
-        parts = [part for part in crop.told if crop.shows(part)]
-        texts = [text for part in parts for text in (str(crop.told[part]), crop.told[part].thing)]
+        parts = [part for part in crop.phrases if crop.shows(part)]
+        texts = [text for part in parts for text in (str(crop.phrases[part]), crop.phrases[part].thing)]
         heat = heat_maps(encoder, crop.pixels, np.stack([vectors[text] for text in texts]))
         hottest = heat.reshape(len(texts), -1).argmax(1)
         for part, (phrase, thing) in zip(parts, hottest.reshape(-1, 2), strict=True):
-            lies = covered(crop.mask(part), model.patch_size, model.stride)
-            found[part].append(Pointed(lies[phrase], lies[thing], lies))
+            patches = covered(crop.mask(part), model_config.patch_size, model_config.stride)
+            found[part].append(Pointed(patches[phrase], patches[thing], patches))
     rows = {part: pointing(pointed) for part, pointed in found.items() if pointed}
     lines = ["| part | crops | phrase, % | thing, % | chance, % | fixed, % |", "|---|---|---|---|---|---|"]
-    for part, figures in [*rows.items(), ("mean", np.mean(list(rows.values()), axis=0))]:
+    for part, hits in [*rows.items(), ("mean", np.mean(list(rows.values()), axis=0))]:
         count = f"{len(found[part]):,}" if part in found else ""
-        lines.append(f"| {part} | {count} | {' | '.join(f'{x:.1f}' for x in figures)} |")
+        lines.append(f"| {part} | {count} | {' | '.join(f'{x:.1f}' for x in hits)} |")
     return "\n".join(lines)
 
 
 def measure(workdir: Path, root: Path | None, count: int) -> str:
-    """Both tables, of a run with the dataset in `root`, or else that of its config.
+    """Returns both tables. root: folder of the dataset, None for that of the run's config.
 
-    Raises UserError where the workdir has no checkpoint, or as `read_crops`.
+    Raises UserError if the workdir has no checkpoint, and as `read_crops`.
     """
     from ivt_jax.encoding.embedding import embed_texts
     from ivt_jax.encoding.encoder import ImageEncoder
     from ivt_jax.run.workdir import folder_tokenizer
 
     encoder = ImageEncoder(workdir)
-    tokenizer, length = folder_tokenizer(workdir, encoder.config), encoder.config.text.length["sentence"]
-
-    def embed(texts: list[str]) -> np.ndarray:
-        return embed_texts(encoder.model, encoder.params, tokenizer.encode(texts, length), BATCH)
-
+    tokenizer = folder_tokenizer(workdir, encoder.config)
     crops = read_crops(root or Path(encoder.config.data.root), encoder.size, count)
     pixels = [crop.pixels for crop in crops]
     images = encoder.embed(np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
-    texts = sorted({text for crop in crops for told in crop.told.values() for text in (str(told), told.thing)})
-    vectors = dict(zip(texts, embed(texts), strict=True))
+    texts = sorted({text for crop in crops for phrase in crop.phrases.values() for text in (str(phrase), phrase.thing)})
+    ids = tokenizer.encode(texts, encoder.config.text.length["sentence"])
+    vectors = dict(zip(texts, embed_texts(encoder.model, encoder.params, ids, BATCH), strict=True))
     scores = score_table(crops, lambda texts: np.stack([vectors[text] for text in texts]) @ images.T)
     return f"{scores}\n\n{heat_table(crops, encoder, vectors)}"
 

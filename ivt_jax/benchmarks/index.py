@@ -1,19 +1,16 @@
-"""What a search costs: in indexes of several sizes, exact and approximate, beside FAISS and a plain matrix product.
+"""Measure exact and approximate search in indexes of several sizes, beside FAISS and a plain matrix product.
 
     python -m ivt_jax.benchmarks.index --scratch=DIR                        # with 4 GB free for a million rows
-    python -m ivt_jax.benchmarks.index --scratch=DIR --workdir=runs/demo    # and a sentence, with this model
+    python -m ivt_jax.benchmarks.index --scratch=DIR --workdir=runs/demo    # adds the search for sentences
 
-Random vectors around the centres of clusters, 768 numbers each, in a LanceDB index without thumbnails; queries are
-vectors of the index with noise. Each row is the time of one query, ten rows wanted, the sides by turns: `index` is
-`VectorStore.search`, `nearest` the same without the store, `matrix product` NumPy's with a full sort, as small tools do
-it, `faiss` its flat index, left out where faiss is not installed, `ivf` LanceDB's approximate index of the largest,
-with its recall. With --workdir the first row is `Searcher.search` of sentences: their tokens, embedding and phrases are
-included.
+The indexes are LanceDB's, without thumbnails, of random vectors in clusters; queries are vectors of the index with
+noise. Each row has the time of one query for ten results; the methods take turns. `index` is `VectorStore.search`,
+`nearest` the same without the store, `matrix product` NumPy's with a full sort, `faiss` its flat index (if installed),
+`ivf` LanceDB's approximate index of the largest size, with its recall. `a sentence` is `Searcher.search` of a sentence
+with the model of --workdir, including tokens, embedding and phrases.
 """
 
 import argparse
-import functools
-import itertools
 import sys
 import tempfile
 import time
@@ -31,7 +28,8 @@ if TYPE_CHECKING:
     from ivt_jax.retrieval.lance import LanceStore
     from ivt_jax.retrieval.store import About
 
-TOP, WANTED = 10, 100  # rows; sentences' index, in thousands of rows
+TOP = 10  # results of a query
+WANTED = 100  # thousands of rows in the index for sentences
 ROWS_AT_ONCE = 10_000
 WARM_UP = 3
 SENTENCES = (
@@ -42,9 +40,9 @@ SENTENCES = (
 )
 
 
-def draw_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
-    """(count, dimension) float32 of length 1, a hundred around each centre."""
-    rng = np.random.default_rng(seed)
+def draw_vectors(count: int, dimension: int) -> np.ndarray:
+    """Draws (count, dimension) float32 of length 1, about a hundred around each centre."""
+    rng = np.random.default_rng(0)
     centres = rng.standard_normal((-(-count // 100), dimension), np.float32)
     vectors = np.empty((count, dimension), np.float32)
     for start in range(0, count, ROWS_AT_ONCE):
@@ -55,30 +53,30 @@ def draw_vectors(count: int, dimension: int, seed: int = 0) -> np.ndarray:
     return vectors
 
 
-def draw_queries(vectors: np.ndarray, count: int, seed: int = 1) -> np.ndarray:
-    """(count, D) float32 of length 1: rows with as much noise."""
-    rng = np.random.default_rng(seed)
+def draw_queries(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Draws (count, D) float32 of length 1: some of the vectors (N, D), plus noise of about the same length."""
+    rng = np.random.default_rng(1)
     noise = rng.standard_normal((count, vectors.shape[1]), np.float32) / np.sqrt(vectors.shape[1])
     queries = vectors[rng.integers(len(vectors), size=count)] + noise
     return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
 def make_index(place: Path, about: "About", vectors: np.ndarray) -> "LanceStore":
-    """An index of the vectors, with no pictures behind them."""
+    """Makes an index of the vectors, without pictures."""
     from ivt_jax.retrieval.lance import LanceStore
     from ivt_jax.retrieval.store import Row
 
     store = LanceStore.create(str(place), about)
     starts = range(0, len(vectors), ROWS_AT_ONCE)
     for start in progress(starts, len(starts), f"{len(vectors):,} rows: ", "parts", brief=True):
-        some = enumerate(vectors[start : start + ROWS_AT_ONCE], start)
-        store.add([Row(i, f"{i:08}.jpg", f"{i:064x}", 0, 0, {}, vector, b"") for i, vector in some])
+        part = enumerate(vectors[start : start + ROWS_AT_ONCE], start)
+        store.add([Row(i, f"{i:08}.jpg", f"{i:064x}", 0, 0, {}, vector, b"") for i, vector in part])
     store.optimize()
     return store
 
 
 def by_turns(calls: dict[str, Callable[[Any], Any]], queries: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Milliseconds of each call with each query but the first WARM_UP; every query goes to all before the next."""
+    """Times every call with every query, in milliseconds; leaves out the first WARM_UP queries."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for query in queries:
         for name, call in calls.items():
@@ -88,8 +86,8 @@ def by_turns(calls: dict[str, Callable[[Any], Any]], queries: Sequence[Any]) -> 
     return {name: np.array(spent[WARM_UP:]) for name, spent in times.items()}
 
 
-def sides(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.ndarray], Any]]:
-    """The ways of searching the vectors that are compared, of which `index` is ours."""
+def methods(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.ndarray], Any]]:
+    """Returns the exact searches to compare, each a function of one query (D,)."""
     from ivt_jax.gallery.nearest import nearest
 
     calls: dict[str, Callable[[np.ndarray], Any]] = {
@@ -106,34 +104,31 @@ def sides(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.nd
     return {**calls, "faiss": lambda query: flat.search(query[None], TOP)}
 
 
-def search_rows(scratch: Path, counts: Sequence[int], dimension: int, calls: int) -> Iterator[list[str]]:
-    """A row for each size and side, and the approximate index of the largest, as they are measured."""
+def search_rows(folder: Path, count: int, dimension: int, calls: int, approximate: bool) -> Iterator[list[str]]:
+    """Yields a row for each method in an index of `count` vectors, made in `folder`; approximate: for `ivf`, too."""
     from ivt_jax.retrieval.store import About
 
-    about = About("", "", dimension, "float32", {}, {}, "", "")
-    for count in counts:
-        vectors = draw_vectors(count, dimension)
-        queries = draw_queries(vectors, WARM_UP + calls)
-        store = make_index(scratch / str(count), about, vectors)
-        size = sum(file.stat().st_size for file in (scratch / str(count)).rglob("*") if file.is_file())
+    vectors = draw_vectors(count, dimension)
+    queries = draw_queries(vectors, WARM_UP + calls)
+    store = make_index(folder, About("", "", dimension, "float32", {}, {}, "", ""), vectors)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    start = time.perf_counter()
+    store.search(queries[:1], TOP, exact=True)
+    first = time.perf_counter() - start
+    times = by_turns(methods(store, vectors), list(queries))
+    for name, spent in times.items():
+        note = f"{size / 1e6:,.0f} MB on disk; the first search {first:.1f} s" if name == "index" else ""
+        yield _row(name, count, spent, np.median(times["index"]), note)
+    if approximate:
         start = time.perf_counter()
-        store.search(queries[:1], TOP, exact=True)
-        first = time.perf_counter() - start
-        times = by_turns(sides(store, vectors), list(queries))
-        for name, own in times.items():
-            note = f"{size / 1e6:,.0f} MB on disk; the first search {first:.1f} s" if name == "index" else ""
-            yield _row(name, count, own, np.median(times["index"]), note)
-        if count == max(counts):
-            start = time.perf_counter()
-            store.build_index()
-            note = f"made in {time.perf_counter() - start:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
-            ivf = functools.partial(store.search, k=TOP, exact=False)
-            spent = by_turns({"ivf": ivf}, [query[None] for query in queries])["ivf"]
-            yield _row("ivf", count, spent, np.median(times["index"]), note)
+        store.build_index()
+        note = f"made in {time.perf_counter() - start:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
+        spent = by_turns({"ivf": lambda query: store.search(query[None], TOP, exact=False)}, list(queries))["ivf"]
+        yield _row("ivf", count, spent, np.median(times["index"]), note)
 
 
 def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
-    """Sentences asked of a searcher that is open."""
+    """Returns the row of searches for sentences."""
     from ivt_jax.encoding.encoder import ImageEncoder
     from ivt_jax.retrieval.build import describe_index
     from ivt_jax.retrieval.searcher import Searcher
@@ -143,8 +138,9 @@ def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
     count = 1000 * WANTED
     store = make_index(scratch / "sentences", about, draw_vectors(count, about.dimension))
     searcher = Searcher(store, encoder=encoder)
-    sentences = list(itertools.islice(itertools.cycle(SENTENCES), WARM_UP + len(SENTENCES) + calls))
-    spent = by_turns({"a sentence": searcher.search}, sentences)["a sentence"][len(SENTENCES) :]  # those compile
+    compiling = len(SENTENCES)  # the first search of each sentence compiles
+    sentences = [SENTENCES[i % compiling] for i in range(WARM_UP + compiling + calls)]
+    spent = by_turns({"a sentence": searcher.search}, sentences)["a sentence"][compiling:]
     return _row("a sentence", count, spent, np.median(spent), f"vectors of {about.dimension}")
 
 
@@ -154,29 +150,33 @@ def _row(name: str, count: int, spent: np.ndarray, ours: float, note: str) -> li
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, and prints each row as it comes."""
+    """Prints each row when it is measured."""
+
+    def show(*cells: str) -> None:
+        print(f"| {' | '.join(cells)} |", flush=True)
+
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        header = ["search", "rows", "ms, p50", "ms, p95", "time / index", ""]
-        rows = search_rows(Path(scratch), args.rows, args.dimension, args.calls)
-        sentences = [sentence_row(Path(scratch), args.workdir, args.calls)] if args.workdir else []
-        for row in itertools.chain([header, ["---"] * len(header)], sentences, rows):
-            print(f"| {' | '.join(row)} |", flush=True)
+        show("search", "rows", "ms, p50", "ms, p95", "time / index", "")
+        show(*["---"] * 6)
+        if args.workdir:
+            show(*sentence_row(Path(scratch), args.workdir, args.calls))
+        for count in args.rows:
+            folder, approximate = Path(scratch, str(count)), count == max(args.rows)
+            for row in search_rows(folder, count, args.dimension, args.calls, approximate):
+                show(*row)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Parses the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.index", description=__doc__.splitlines()[0])
-    parser.add_argument("--scratch", type=Path, help="folder for the indexes, which go again (the system's)")
-    parser.add_argument("--rows", type=_counts, default=[10_000, 100_000, 1_000_000], help="10000,100000,1000000")
+    parser.add_argument("--scratch", type=Path, help="folder for the temporary indexes (the system's)")
+    parser.add_argument("--rows", type=lambda text: [positive(count) for count in text.split(",")],
+                        default=[10_000, 100_000, 1_000_000], help="10000,100000,1000000")  # fmt: skip
     parser.add_argument("--dimension", type=positive, default=768, help="numbers of a vector (768)")
     parser.add_argument("--calls", type=positive, default=50, help="queries timed for each row (50)")
     parser.add_argument("--workdir", type=Path, help="folder of a trained run: time sentences, too")
     args = parser.parse_args(argv)
     return run_command(lambda: run(args))
-
-
-def _counts(text: str) -> list[int]:
-    return [positive(count) for count in text.split(",")]
 
 
 if __name__ == "__main__":

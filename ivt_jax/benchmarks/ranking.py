@@ -1,10 +1,10 @@
-"""What an evaluation costs beside the embedding: time and peak memory of ranking, at the sizes of the datasets.
+"""Measure time and peak memory of an evaluation without the embedding, at the sizes of the datasets.
 
     python -m ivt_jax.benchmarks.ranking                    # ICFG-PEDES: 19,848 captions, 19,848 images
     python -m ivt_jax.benchmarks.ranking --queries=6156 --gallery=3074 --persons=1000 --rerank
 
-Random embeddings that lie near one of their person: the work is that of a trained model. Each row is one piece of the
-evaluation; peak is the process's so far, the embeddings included.
+Draws random embeddings around a centre for each person; ranking them takes as long as those of a trained model. `peak`
+is the process's maximum so far, including the embeddings.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from ivt_jax.evaluation.protocols import Embeddings, reranked, standard
 from ivt_jax.evaluation.split import query_lines, summarise
 
 
-def draw_split(queries: int, gallery: int, persons: int, width: int, seed: int = 0) -> Embeddings:
-    """Embeddings of a split, (., width) float32: captions and images at some distance from their person's own."""
-    rng = np.random.default_rng(seed)
+def draw_split(queries: int, gallery: int, persons: int, width: int) -> Embeddings:
+    """Draws the embeddings of a split, (., width) float32, at some distance from their person's centre."""
+    rng = np.random.default_rng(0)
     image_person, text_image = np.arange(gallery) % persons, np.arange(queries) % gallery
     centres = rng.standard_normal((persons, width), np.float32)
 
@@ -41,7 +41,7 @@ def draw_split(queries: int, gallery: int, persons: int, width: int, seed: int =
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.ranking", description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=positive, default=19848)
     parser.add_argument("--gallery", type=positive, default=19848)
@@ -50,18 +50,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rerank", action="store_true", help="measure k-reciprocal re-ranking, too")
     options = parser.parse_args(argv)
 
-    found = draw_split(options.queries, options.gallery, options.persons, options.width)
+    e = draw_split(options.queries, options.gallery, options.persons, options.width)
     source = SimpleNamespace(name="icfg_pedes", root=Path("nowhere"))
     paths, captions = [""] * options.gallery, [""] * options.queries
     pieces = {
-        "scores, intervals, protocols": lambda: summarise(found, standard(found), source, 0),
-        "queries.jsonl": lambda: deque(query_lines(found, paths, captions), maxlen=0),
-        "calibration": lambda: fit_calibration(
-            top_scores(found.text, found.image, found.text_person, found.image_person)
-        ),
-    } | ({"re-ranking": lambda: reranked(found)} if options.rerank else {})
-    print(f"{'':32}{'seconds':>10}{'peak, MiB':>12}")
-    print(f"{'embeddings':32}{'':10}{peak():>12.0f}")
+        "scores, intervals, protocols": lambda: summarise(e, standard(e), source, 0),
+        "queries.jsonl": lambda: deque(query_lines(e, paths, captions), maxlen=0),
+        "calibration": lambda: fit_calibration(top_scores(e.text, e.image, e.text_person, e.image_person)),
+    }
+    if options.rerank:
+        pieces["re-ranking"] = lambda: reranked(e)
+    print(f"{'':32}{'seconds':>10}{'peak, MiB':>12}\n{'embeddings':32}{'':10}{peak():>12.0f}")
     for name, piece in pieces.items():
         start = time.perf_counter()
         piece()
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def peak() -> float:
-    """The most memory that the process has held so far, MiB."""
+    """Returns the process's peak memory so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

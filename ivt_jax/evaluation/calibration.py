@@ -92,9 +92,15 @@ def roc(scores: TopScores) -> Roc:
     present, absent = np.sort(scores.top), np.sort(scores.absent)
     below = np.unique(np.concatenate([present, absent]))  # this score and lower ones are called absent
     false_alarm, caught = (np.searchsorted(x, below, "right") / len(x) for x in (present, absent))
-    less, up_to = (np.searchsorted(present, absent, side) for side in ("left", "right"))
-    auc = 1 - (less + up_to).mean() / (2 * len(present))
-    return Roc(np.append(0.0, false_alarm), np.append(0.0, caught), float(auc))
+    return Roc(np.append(0.0, false_alarm), np.append(0.0, caught), 1 - area(absent, present))
+
+
+def area(high: np.ndarray, low: np.ndarray) -> float:
+    """Returns P(one of `high` exceeds one of `low`), equal ones counting half; nan if one of the two is empty."""
+    if not len(high) or not len(low):
+        return float("nan")
+    less, up_to = (np.searchsorted(np.sort(low), high, side) for side in ("left", "right"))
+    return float((less + up_to).mean() / (2 * len(low)))
 
 
 def judge(scores: TopScores, calibration: Calibration) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the measurement counts, by hand; the command on a tiny tower that knows nothing."""
+"""The measures by hand; the command on a tiny untrained tower."""
 
 import json
 import re
@@ -16,7 +16,6 @@ from ivt_jax.benchmarks.grounding import (
     Pairs,
     Phrase,
     Pointed,
-    area,
     covered,
     pair_up,
     pointing,
@@ -24,8 +23,9 @@ from ivt_jax.benchmarks.grounding import (
     recolour,
     score_table,
     shares,
-    tell,
+    true_phrases,
 )
+from ivt_jax.evaluation.calibration import area
 
 RED, BLUE, GREEN = (Phrase(colour, "hat") for colour in ("red", "blue", "green"))
 BLUE_CAP = Phrase("blue", "cap")
@@ -114,21 +114,21 @@ def test_crops_are_at_the_size_of_the_model_and_evenly_spaced(root):
     persons = list(json.loads((root / "attributes.json").read_text())["persons"].values())[-4:]
     for number, crop in enumerate(crops):
         who = Attributes(**persons[number // 2])
-        assert crop.told == tell(who) and crop.shows("upper")
+        assert crop.phrases == true_phrases(who) and crop.shows("upper")
         assert (crop.mask("bag").any(), crop.mask("hat").any()) == (who.bag != "none", who.hat != "none")
     few = read_crops(root, (48, 24), 3)  # numbers 0, 4 and 7 of 0 to 7: of 3.5 the even neighbour
     for crop, number in zip(few, (0, 4, 7), strict=True):
         np.testing.assert_array_equal(crop.pixels, crops[number].pixels)
 
 
-def test_what_a_person_lacks_is_not_told():
+def test_a_part_that_the_person_does_not_have_has_no_phrase():
     who = Attributes(
         gender="man", hair_style="short", hair_colour="grey", hat="none", hat_colour="none", glasses="no",
         upper_type="T-shirt", upper_colour="dark blue", upper_pattern="plain", sleeves="short", lower_type="jeans",
         lower_colour="black", shoes_type="boots", shoes_colour="brown", bag="handbag", bag_colour="red",
         holding="umbrella",
     )  # fmt: skip
-    assert {part: str(phrase) for part, phrase in tell(who).items()} == {
+    assert {part: str(phrase) for part, phrase in true_phrases(who).items()} == {
         "hair": "grey hair", "upper": "dark blue T-shirt", "lower": "black jeans", "shoes": "brown boots",
         "bag": "red handbag", "held": "umbrella",
     }  # fmt: skip
@@ -145,8 +145,8 @@ def test_the_command_prints_both_tables(workdir, root, capsys):
 
 def test_a_mistake_is_one_line(workdir, root, tmp_path, capsys):
     assert grounding.main([f"--workdir={workdir}", f"--root={tmp_path}"]) == 2
-    told = "is missing or damaged: name the folder of a PEDES-Synth as it was generated"
-    assert capsys.readouterr().err == f"error: {tmp_path}/attributes.json {told}\n"
+    message = "is missing or damaged: name the folder of a PEDES-Synth as it was generated"
+    assert capsys.readouterr().err == f"error: {tmp_path}/attributes.json {message}\n"
     shutil.copytree(root, tmp_path / "data")
     first, second, *_ = sorted((tmp_path / "data" / "imgs").glob("*/*_0.jpg"), key=lambda path: path.name)[-4:]
     shutil.copy(second, first)

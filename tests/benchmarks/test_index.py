@@ -4,10 +4,10 @@ from ivt_jax.benchmarks import index as benchmark
 from ivt_jax.retrieval.store import About
 
 
-def test_measures_every_side_and_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):
+def test_measures_every_method_and_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "WANTED", 1)
     (tmp_path / "scratch").mkdir()
-    # Of fewer rows a product takes less than the 0.01 ms that are told.
+    # With fewer rows a product takes less than 0.01 ms, the precision of the table.
     flags = ["--rows=1000,3000", "--dimension=32", "--calls=5", f"--scratch={tmp_path}/scratch", f"--workdir={workdir}"]
     assert benchmark.main(flags) == 0
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
@@ -26,11 +26,11 @@ def test_measures_every_side_and_leaves_nothing_behind(workdir, tmp_path, capsys
     assert [*(tmp_path / "scratch").iterdir()] == []
 
 
-def test_sides_find_the_same(tmp_path):
+def test_methods_find_the_same(tmp_path):
     vectors = benchmark.draw_vectors(500, 32)
     queries = benchmark.draw_queries(vectors, 3)
     store = benchmark.make_index(tmp_path / "index", About("", "", 32, "float32", {}, {}, "", ""), vectors)
-    calls = benchmark.sides(store, vectors)
+    calls = benchmark.methods(store, vectors)
     expected = [sorted(range(500), key=lambda i, s=vectors @ query: -s[i])[:10] for query in queries]
     for query, ten in zip(queries, expected, strict=True):
         found = [calls[name](query) for name in ("index", "nearest", "matrix product")]
