@@ -1,12 +1,11 @@
-"""The ablations: variants of configs/synth.py, some seeds each, at equal steps.
+"""Train the variants of configs/synth.py with some seeds each, at equal steps, and compare them.
 
     python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few
     python -m ivt_jax.ablation --study=optimizers --out=runs/optimizers --root=data/pedes-synth-few
     python -m ivt_jax.ablation --study=choices --out=runs/choices --root=data/pedes-synth-few
 
-Each run is `ivt_jax.main` in a workdir of its own, so that a second call resumes where the first one ended; the table
-(ablation.md) and the plot (ablation.png) are made from what the runs wrote. Several run at a time, each on its own
-share of the cores: so small a model gains little from a second core.
+Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Runs share the cores: so small a model gains
+little from a second core. Writes a table, ablation.md, and a plot, ablation.png.
 """
 
 import argparse
@@ -27,16 +26,16 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds
 
-# The demo is one of the choices: `align_fast` and `one_view` are what it has.
+# `align_fast` and `one_view` are the demo itself, which is `full`.
 CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))
 STUDIES = {"terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES}
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 
 def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, jobs: int) -> None:
-    """Trains every variant with every seed, `jobs` runs at a time; a run that is complete is left as it is.
+    """Trains every variant with every seed, `jobs` runs at a time; complete runs end at once.
 
-    Raises UserError where a run fails: those under way are still waited for, no other is started.
+    After a failure no other run starts. Raises its UserError when the running ones have ended.
     """
     pending = [(variant, seed) for seed in range(seeds) for variant in variants]
     cores = sorted(os.sched_getaffinity(0))
@@ -46,7 +45,7 @@ def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, j
     failures: list[UserError] = []
 
     def take_share() -> None:
-        os.sched_setaffinity(0, shares.pop())  # of this thread; the processes it starts inherit it
+        os.sched_setaffinity(0, shares.pop())  # of this thread; its processes inherit it
 
     def attempt(variant: str, seed: int) -> None:
         if not failures:
@@ -66,14 +65,14 @@ def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, j
 
 
 def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
-    """One run in the workdir OUT/VARIANT-SEED, its output beside it in OUT/VARIANT-SEED.log."""
+    """Trains in the workdir OUT/VARIANT-SEED, with the output in OUT/VARIANT-SEED.log. Raises UserError if it fails."""
     workdir, log = out / f"{variant}-{seed}", out / f"{variant}-{seed}.log"
     command = [
         sys.executable, "-m", "ivt_jax.main", f"--config=configs/synth.py:{variant}", f"--workdir={workdir}",
         f"--config.seed={seed}", f"--config.data.root={root}", f"--config.train.steps={steps}",
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{variant}, seed {seed}: {log}\n", end="", flush=True)  # in one piece: others print at the same time
+    print(f"{variant}, seed {seed}: {log}\n", end="", flush=True)  # in one write: other threads print, too
     with log.open("a") as file:
         failed = subprocess.run(command, stdout=file, stderr=file).returncode
     if failed:
@@ -81,16 +80,17 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
 
 
 def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarray]:
-    """Test scores, text to image, percent: variant -> (seeds, measures)."""
+    """Reads test scores of text to image in percent: variant -> (seeds, measures)."""
 
-    def read(variant: str, seed: int) -> dict[str, float]:
-        return json.loads((out / f"{variant}-{seed}" / "test/summary.json").read_text())["t2i"]
+    def read(variant: str, seed: int) -> list[float]:
+        summary = json.loads((out / f"{variant}-{seed}" / "test/summary.json").read_text())
+        return [summary["t2i"][measure] for measure in MEASURES]
 
-    return {v: np.array([[read(v, s)[m] for m in MEASURES] for s in range(seeds)]) for v in variants}
+    return {variant: np.array([read(variant, seed) for seed in range(seeds)]) for variant in variants}
 
 
 def table(results: dict[str, np.ndarray]) -> str:
-    """Markdown: mean and sample standard deviation over the seeds."""
+    """Formats means and sample standard deviations over the seeds in Markdown."""
     lines = ["| variant | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
     for variant, values in results.items():
         spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
@@ -100,7 +100,7 @@ def table(results: dict[str, np.ndarray]) -> str:
 
 
 def plot(results: dict[str, np.ndarray], path: Path) -> None:
-    """R@1 of every seed as a dot, their mean as a bar."""
+    """Plots R@1: a dot for each seed, a bar for their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -115,21 +115,8 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", choices=STUDIES, default="terms", help="which variants are compared")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
-    parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the generated benchmark")
-    parser.add_argument("--seeds", type=positive, default=3)
-    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run")
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
-    args = parser.parse_args()
-    return exit_code(lambda: compare(args))
-
-
 def compare(args: argparse.Namespace) -> None:
-    """Trains what lacks, writes table and plot."""
+    """Trains the missing runs; writes and prints the table, writes the plot."""
     refuse_path(args.out, UNWRITABLE)
     variants = STUDIES[args.study]
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
@@ -137,6 +124,19 @@ def compare(args: argparse.Namespace) -> None:
     (args.out / "ablation.md").write_text(table(results))
     plot(results, args.out / "ablation.png")
     print(table(results) + f"{args.out}/ablation.md, {args.out}/ablation.png")
+
+
+def main() -> int:
+    """Parses the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", choices=STUDIES, default="terms", help="the variants to compare")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
+    parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the PEDES-Synth dataset")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
+    args = parser.parse_args()
+    return exit_code(lambda: compare(args))
 
 
 if __name__ == "__main__":

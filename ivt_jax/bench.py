@@ -61,19 +61,16 @@ def make_config(model: str, variant: str, batch: int, dtype: str, changes: Seque
     return config
 
 
-def programs_of(options: argparse.Namespace, changes: Sequence[str]) -> Iterator[tuple[str, str, ConfigDict]]:
-    """Yields (piece, name, config) of every compiled program to measure."""
-    for model in options.models:
-        for batch in options.batches:
-            for piece in filter(options.pieces.__contains__, PROGRAMS):
-                for variant in options.variants if piece == "train" else ["full"]:
-                    name = f"{model}, {variant}" if piece == "train" else model
-                    yield piece, name, make_config(model, variant, batch, options.dtype, changes)
-
-
 def measurements(options: argparse.Namespace, changes: Sequence[str]) -> Iterator["Measurement"]:
     """Measures and yields one row after the other."""
-    programs = list(programs_of(options, changes))
+    programs = [
+        (piece, f"{model}, {variant}" if piece == "train" else model,
+         make_config(model, variant, batch, options.dtype, changes))
+        for model in options.models
+        for batch in options.batches
+        for piece in PROGRAMS if piece in options.pieces
+        for variant in (options.variants if piece == "train" else ["full"])
+    ]  # fmt: skip
     if programs:
         set_environment(programs[0][-1])  # the configs do not differ in what this reads
     import jax

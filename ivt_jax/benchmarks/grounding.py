@@ -15,6 +15,7 @@ without its colour ("thing"). For comparison a random patch ("chance"), and the 
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -97,25 +98,20 @@ def read_crops(root: Path, size: tuple[int, int], count: int) -> list[Crop]:
     return crops
 
 
-class Pairs(NamedTuple):
-    """The T distinct phrases for a part, each paired with each of the N crops."""
-
-    phrases: list[Phrase]
-    true: np.ndarray  # (T, N) bool: the phrase is true of the crop, and the crop shows the part
-    false: np.ndarray  # (T, N) bool: the phrase is false, or the person does not have the part
-
-
 def all_parts(crops: Sequence[Crop]) -> list[str]:
     """Returns the parts that have a phrase in any crop, from head to foot."""
     return [part for part in PARTS if any(part in crop.phrases for crop in crops)]
 
 
-def pair_up(crops: Sequence[Crop], part: str) -> Pairs:
-    """Pairs all phrases with all crops; a true phrase is left out if the crop hides the part."""
+def pair_up(crops: Sequence[Crop], part: str) -> tuple[list[Phrase], np.ndarray, np.ndarray]:
+    """Pairs the T distinct phrases for a part with the N crops; returns (phrases, true (T, N), false (T, N)), bool.
+
+    A pair is true if the phrase is true of the crop and the crop shows the part, and neither if the crop hides it.
+    """
     own = [crop.phrases.get(part) for crop in crops]
     phrases = sorted({phrase for phrase in own if phrase})
     same = np.array([[phrase == other for other in own] for phrase in phrases])
-    return Pairs(phrases, same & [crop.shows(part) for crop in crops], ~same)
+    return phrases, same & [crop.shows(part) for crop in crops], ~same
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
@@ -125,12 +121,12 @@ def shares(scores: np.ndarray) -> np.ndarray:
     return (rankdata(scores, axis=1) - 0.5) / scores.shape[1]
 
 
-def recolour(values: np.ndarray, pairs: Pairs) -> list[float]:
+def recolour(values: np.ndarray, phrases: Sequence[Phrase], true: np.ndarray) -> list[float]:
     """Returns for each true pair how often its value of (T, N) exceeds those of the thing in other colours."""
     wins = []
-    for row, column in zip(*np.nonzero(pairs.true), strict=True):
-        thing = pairs.phrases[row].thing
-        others = [i for i, phrase in enumerate(pairs.phrases) if phrase.thing == thing and i != row]
+    for row, column in zip(*np.nonzero(true), strict=True):
+        thing = phrases[row].thing
+        others = [i for i, phrase in enumerate(phrases) if phrase.thing == thing and i != row]
         if others:
             wins.append(area(values[[row], column], values[others, column]))
     return wins
@@ -140,10 +136,10 @@ def score_table(crops: Sequence[Crop], score: Callable[[list[str]], np.ndarray])
     """Formats the table of scores in Markdown. score: T texts -> their similarities with the N crops, (T, N)."""
     kinds: dict[str, list[list[np.ndarray]]] = {}
     for part in all_parts(crops):
-        pairs = pair_up(crops, part)
-        scores = score([str(phrase) for phrase in pairs.phrases])
+        phrases, true, false = pair_up(crops, part)
+        scores = score([str(phrase) for phrase in phrases])
         kinds[part] = [
-            [values[pairs.true], values[pairs.false], np.array(recolour(values, pairs))]
+            [values[true], values[false], np.array(recolour(values, phrases, true))]
             for values in (scores, shares(scores))
         ]
     kinds["all"] = [[np.concatenate(x) for x in zip(*kind, strict=True)] for kind in zip(*kinds.values(), strict=True)]
@@ -161,18 +157,13 @@ def covered(mask: np.ndarray, patch_size: int, stride: int) -> np.ndarray:
     return windows.any((-2, -1)).ravel()
 
 
-class Pointed(NamedTuple):
-    """Whether the hottest patches for a part in a crop contain some of it."""
+def pointing(hits: Sequence[tuple[bool, bool]], patches: Sequence[np.ndarray]) -> list[float]:
+    """Returns hits in percent, for one part: of the phrase, the thing, a random patch, and the best fixed one.
 
-    phrase: bool
-    thing: bool
-    patches: np.ndarray  # (N,) bool: the patches that contain some of it
-
-
-def pointing(pointed: Sequence[Pointed]) -> tuple[float, ...]:
-    """Returns hits in percent, for one part: of the phrase, the thing, a random patch, and the best fixed one."""
-    phrase, thing, patches = (np.array(column) for column in zip(*pointed, strict=True))
-    return tuple(100 * float(x) for x in (phrase.mean(), thing.mean(), patches.mean(), patches.mean(0).max()))
+    hits: for each crop, whether the hottest patches of phrase and thing contain some of the part; patches: (N,) bool
+    for each crop, the patches that do.
+    """
+    return [100 * float(x) for x in (*np.mean(hits, axis=0), np.mean(patches), np.mean(patches, axis=0).max())]
 
 
 def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[str, np.ndarray]) -> str:
@@ -180,7 +171,8 @@ def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[
     from ivt_jax.retrieval.explain import heat_maps
 
     model_config = encoder.config.model
-    found: dict[str, list[Pointed]] = {part: [] for part in all_parts(crops)}
+    hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    covers: dict[str, list[np.ndarray]] = defaultdict(list)
     for crop in progress(crops, len(crops), "heat-maps: ", "crops", brief=True):
         parts = [part for part in crop.phrases if crop.shows(part)]
         texts = [text for part in parts for text in (str(crop.phrases[part]), crop.phrases[part].thing)]
@@ -188,12 +180,13 @@ def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[
         hottest = heat.reshape(len(texts), -1).argmax(1)
         for part, (phrase, thing) in zip(parts, hottest.reshape(-1, 2), strict=True):
             patches = covered(crop.mask(part), model_config.patch_size, model_config.stride)
-            found[part].append(Pointed(patches[phrase], patches[thing], patches))
-    rows = {part: pointing(pointed) for part, pointed in found.items() if pointed}
+            hits[part].append((patches[phrase], patches[thing]))
+            covers[part].append(patches)
+    rows = {part: pointing(hits[part], covers[part]) for part in all_parts(crops) if part in hits}
     lines = ["| part | crops | phrase, % | thing, % | chance, % | fixed, % |", "|---|---|---|---|---|---|"]
-    for part, hits in [*rows.items(), ("mean", np.mean(list(rows.values()), axis=0))]:
-        count = f"{len(found[part]):,}" if part in found else ""
-        lines.append(f"| {part} | {count} | {' | '.join(f'{x:.1f}' for x in hits)} |")
+    for part, figures in [*rows.items(), ("mean", np.mean(list(rows.values()), axis=0))]:
+        count = f"{len(hits[part]):,}" if part in hits else ""
+        lines.append(f"| {part} | {count} | {' | '.join(f'{x:.1f}' for x in figures)} |")
     return "\n".join(lines)
 
 

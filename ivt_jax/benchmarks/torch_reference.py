@@ -1,26 +1,27 @@
-"""The training step beside PyTorch's: the same weights, the same batch, the same loss, timed in turn on one machine.
+"""Compare the training step with PyTorch's: the same weights, batch and loss, timed on one machine.
 
     pip install -e ".[torch]"
     python -m ivt_jax.benchmarks.torch_reference           # ViT-B, 12 pairs, float32: minutes on a CPU
     python -m ivt_jax.benchmarks.torch_reference --batch=64 --views=3 --dtype=bfloat16 --compile      # on a GPU
 
-Three sides, each in a process of its own, which take their steps in turn: `jax`, this project's step; `torch`, the same
-as PyTorch has it best (scaled_dot_product_attention, channels_last, fused SGD, autocast, with --compile torch.compile);
-`plain`, in the style of the release (explicit attention, a gradient scaler, synchronise and empty_cache each step).
+Three sides take turns, each in its own process: `jax`, this project's step; `torch`, the fastest in PyTorch
+(scaled_dot_product_attention, channels_last, fused SGD, autocast, with --compile torch.compile); `plain`, in the style
+of the release (explicit attention, gradient scaler, synchronize and empty_cache each step).
 
-The step is the release's without its draws, which two frameworks never share: views of images and levels of texts
-through the tower, CMPM over them all, SGD with momentum. The first losses must agree, or nothing is timed.
+The step is the release's without random draws, which differ between frameworks: views of images and levels of texts,
+CMPM over all of them, SGD with momentum. Nothing is timed unless the first losses agree.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import statistics
 import sys
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.messages import install
@@ -37,10 +38,11 @@ from ivt_jax.common.startup import set_environment
 SIDES = ("jax", "torch", "plain")
 LEVELS = ("sentence", "phrase", "word")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the first losses, relative
+_take: Callable[[], float]  # the step of a side, in its own process
 
 
 def make_config(options: argparse.Namespace) -> ConfigDict:
-    """The released recipe with nothing that is drawn."""
+    """Returns the config of the released recipe without random draws."""
     config = cuhk.get_config("release")
     config.data.batch_size, config.model.dtype = options.batch, options.dtype
     config.mla.views, config.mla.levels = options.views, LEVELS[: options.views]
@@ -52,7 +54,7 @@ def make_config(options: argparse.Namespace) -> ConfigDict:
 
 
 def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
-    """This project's step; writes its first parameters for the others, under the release's names."""
+    """Returns this project's step; writes its initial parameters to `weights` under the release's names."""
     set_environment(config)
     import jax
 
@@ -74,13 +76,11 @@ def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
 
 
 def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -> Callable[[], float]:
-    """PyTorch's step, from the weights that `jax_step` wrote."""
+    """Returns PyTorch's step with the weights that `jax_step` wrote."""
     import torch
-    from torch.nn import functional
 
     from ivt_jax.benchmarks.measure import random_batch
-    from ivt_jax.encoding.images import DEVIATION, MEAN
-    from tests.reference.ivt_torch import IVT, cmpm, sgd, stacked_loss
+    from tests.reference.ivt_torch import IVT, sgd
 
     device, m = "cuda" if torch.cuda.is_available() else "cpu", config.model
     model = IVT(
@@ -90,47 +90,21 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
     with np.load(weights) as arrays:
         model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files}, strict=False)
     model.to(device)
-    tower, autocast = model.encoder_vl, torch.autocast(device, torch.bfloat16, enabled=m.dtype == "bfloat16")
     scaler = torch.amp.GradScaler(device, enabled=plain and device == "cuda")
     optimizer = sgd(model) if plain else torch.optim.SGD(sgd(model).param_groups, momentum=0.9, fused=True)
     for group in optimizer.param_groups:
         group["lr"] = config.optimizer.start
-    if not plain:
-        tower.patch_embed.to(memory_format=torch.channels_last)
     batch = random_batch(config)
     pixels = torch.from_numpy(batch["images"]).to(device)
-    ids = torch.cat([torch.from_numpy(x) for x in map(batch["text"].get, config.mla.levels)]).to(device).long()
-    persons = torch.from_numpy(batch["person_ids"]).to(device).repeat(config.mla.views)
-
-    def attention(layer: Any, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        rows, length, width = tokens.shape
-        heads = layer.qkv(tokens).view(rows, length, 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask)
-        return layer.proj(mixed.transpose(1, 2).reshape(rows, length, width))
-
-    def walk(tokens: torch.Tensor, mask: torch.Tensor | None, modality: str) -> torch.Tensor:
-        for block in tower.blocks:
-            tokens = tokens + attention(block.attn, block.norm1(tokens), mask)
-            tokens = tokens + (block.mlp_vis if modality == "image" else block.mlp_txt)(block.norm2(tokens))
-        return tower.norm(tokens)[:, 0].float()
-
-    def fast_loss() -> torch.Tensor:
-        views = ((pixels.transpose(0, 1).flatten(0, 1) / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2)  # channels last
-        patches = tower.patch_embed(views)
-        tokens = torch.cat([tower.cls_token.expand(len(views), -1, -1), patches], 1)
-        images = walk(tokens + tower.pos_embed + tower.type_embed, None, "image")
-        return cmpm(images, walk(tower.embeddings(ids), (ids != 0)[:, None, None], "text"), persons)
-
-    def plain_loss() -> torch.Tensor:
-        views = [(pixels[:, view] / 255 - MEAN) / DEVIATION for view in range(config.mla.views)]
-        texts = [(part, (part != 0).float()) for part in ids.chunk(config.mla.views)]
-        return stacked_loss(model, views, texts, persons[: config.data.batch_size])
-
-    loss_of = plain_loss if plain else torch.compile(fast_loss) if compiled else fast_loss
+    ids = torch.cat([torch.from_numpy(batch["text"][level]) for level in config.mla.levels]).to(device).long()
+    persons = torch.from_numpy(batch["person_ids"]).to(device)
+    loss_of = (plain_loss if plain else fast_loss)(model, pixels, ids, persons)
+    if compiled and not plain:
+        loss_of = torch.compile(loss_of)
 
     def take() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with autocast:
+        with torch.autocast(device, torch.bfloat16, enabled=m.dtype == "bfloat16"):
             loss = loss_of()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -143,50 +117,108 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
     return take
 
 
-def serve(side: str, options: argparse.Namespace, weights: Path, pipe: Connection) -> None:
-    """A side's process: builds its step, tells its first loss, then takes as many steps as it is asked for."""
-    config = make_config(options)
-    take = jax_step(config, weights) if side == "jax" else torch_step(config, weights, side == "plain", options.compile)
-    pipe.send(take())
-    while count := pipe.recv():
-        taken = []
-        for _ in range(count):
-            start = time.perf_counter()
-            take()
-            taken.append(time.perf_counter() - start)
-        pipe.send(taken)
+def plain_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], Any]:
+    """Returns the loss in the release's style: pixels (B, V, H, W, 3) uint8, ids (V * B, L), person ids (B,)."""
+    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from tests.reference.ivt_torch import stacked_loss
+
+    def loss() -> Any:
+        views = [(view / 255 - MEAN) / DEVIATION for view in pixels.unbind(1)]
+        texts = [(part, (part != 0).float()) for part in ids.chunk(len(views))]
+        return stacked_loss(model, views, texts, persons)
+
+    return loss
+
+
+def fast_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], Any]:
+    """Returns the same loss as `plain_loss` in PyTorch's fastest form."""
+    import torch
+    from torch.nn import functional
+
+    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from tests.reference.ivt_torch import cmpm
+
+    tower = model.encoder_vl
+    tower.patch_embed.to(memory_format=torch.channels_last)
+    persons = persons.repeat(pixels.shape[1])
+
+    def attention(layer: Any, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        rows, length, width = tokens.shape
+        heads = layer.qkv(tokens).view(rows, length, 3, layer.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=mask)
+        return layer.proj(mixed.transpose(1, 2).reshape(rows, length, width))
+
+    def encode(tokens: torch.Tensor, mask: torch.Tensor | None, modality: str) -> torch.Tensor:
+        for block in tower.blocks:
+            tokens = tokens + attention(block.attn, block.norm1(tokens), mask)
+            tokens = tokens + (block.mlp_vis if modality == "image" else block.mlp_txt)(block.norm2(tokens))
+        return tower.norm(tokens)[:, 0].float()
+
+    def loss() -> torch.Tensor:
+        views = ((pixels.transpose(0, 1).flatten(0, 1) / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2)  # channels last
+        tokens = torch.cat([tower.cls_token.expand(len(views), -1, -1), tower.patch_embed(views)], 1)
+        images = encode(tokens + tower.pos_embed + tower.type_embed, None, "image")
+        return cmpm(images, encode(tower.embeddings(ids), (ids != 0)[:, None, None], "text"), persons)
+
+    return loss
+
+
+def start(side: str, options: argparse.Namespace, weights: Path) -> float:
+    """Builds the step of a side in this process; returns its first loss."""
+    global _take
+    config, plain = make_config(options), side == "plain"
+    _take = jax_step(config, weights) if side == "jax" else torch_step(config, weights, plain, options.compile)
+    return _take()
+
+
+def time_steps(count: int) -> list[float]:
+    """Returns the seconds of `count` steps of this process's side."""
+    return [timeit.timeit(_take, number=1) for _ in range(count)]
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Seconds of every step of each side. Raises UserError where the first losses differ."""
-    context, pipes, losses = multiprocessing.get_context("spawn"), {}, {}
-    for side in SIDES:  # the first one writes the weights that the others read
-        pipes[side], other = context.Pipe()
-        arguments = side, options, folder / "weights.npz", other
-        context.Process(target=serve, args=arguments, daemon=True).start()
-        other.close()
-        losses[side] = pipes[side].recv()
-        print(f"{side}: first loss {losses[side]:.6f}", file=sys.stderr, flush=True)
-        if not np.isclose(losses[side], losses["jax"], rtol=TOLERANCE[options.dtype]):
-            raise UserError(f"the first loss of {side} is {losses[side]}, of jax {losses['jax']}: not the same step")
+    """Returns the seconds of every step of each side. Raises UserError if the first losses differ."""
+    spawn, losses = multiprocessing.get_context("spawn"), {}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for turn in range(-1, options.turns):  # the first turn warms up
-        for side in SIDES:
-            pipes[side].send(options.steps)
-            taken = pipes[side].recv()
-            seconds[side] += taken if turn >= 0 else []
-    for pipe in pipes.values():
-        pipe.send(0)  # no more steps
+    with contextlib.ExitStack() as stack:
+        pools = {side: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for side in SIDES}
+        for side, pool in pools.items():  # the first side writes the weights that the others read
+            loss = losses[side] = pool.submit(start, side, options, folder / "weights.npz").result()
+            print(f"{side}: first loss {loss:.6f}", file=sys.stderr, flush=True)
+            if not np.isclose(loss, losses["jax"], rtol=TOLERANCE[options.dtype]):
+                raise UserError(f"the first loss of {side} is {loss}, of jax {losses['jax']}: not the same step")
+        for turn in range(-1, options.turns):  # the first turn warms up
+            for side, pool in pools.items():
+                taken = pool.submit(time_steps, options.steps).result()
+                seconds[side] += taken if turn >= 0 else []
     return seconds
 
 
+def run(options: argparse.Namespace) -> None:
+    """Prints the table, and writes all times to --json."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"PyTorch is not installed: {install('torch')}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = compare(options, Path(folder))
+    print("| side | s, median | fastest | slowest | pairs/s | our time / theirs |", "|" + " --- |" * 6, sep="\n")
+    for side, taken in seconds.items():
+        median = statistics.median(taken)
+        times = f"{median:.4f} | {min(taken):.4f} | {max(taken):.4f} | {options.batch / median:.2f}"
+        print(f"| {side} | {times} | {statistics.median(seconds['jax']) / median:.3f} |")
+    if options.json:
+        given = {name: str(value) for name, value in vars(options).items()}
+        results = {"options": given, "torch": torch.__version__, "seconds": seconds}
+        write_text(options.json, json.dumps(results, indent=2) + "\n")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ivt_jax.benchmarks.torch_reference", description=__doc__.splitlines()[0]
-    )
+    """Parses the command line; returns the exit code."""
+    name, description = "python -m ivt_jax.benchmarks.torch_reference", __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("--batch", type=positive, default=12, help="pairs (12)")
-    parser.add_argument("--views", type=int, choices=(1, 2, 3), default=1, help="views, and as many text levels (1)")
+    parser.add_argument("--views", type=int, choices=(1, 2, 3), default=1, help="views, and text levels (1)")
     parser.add_argument("--length", type=positive, default=64, help="tokens of a text (64)")
     parser.add_argument("--stride", type=positive, choices=range(1, 17), default=16, help="of the patches (16)")
     parser.add_argument("--depth", type=positive, default=12, help="blocks of ViT-B's width (12)")
@@ -195,28 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax")
     parser.add_argument("--turns", type=positive, default=7, help="turns of each side (7)")
     parser.add_argument("--steps", type=positive, default=1, help="steps in a turn (1)")
-    parser.add_argument("--json", type=Path, help="write all times")
+    parser.add_argument("--json", type=Path, help="file for all times")
     options = parser.parse_args(argv)
-    try:
-        import torch
-    except ImportError:
-        print(f"error: PyTorch is not installed: {install('torch')}", file=sys.stderr)
-        return 2
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = compare(options, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    medians = {side: statistics.median(taken) for side, taken in seconds.items()}
-    print("| side | s, median | fastest | slowest | pairs/s | our time / theirs |", "|" + " --- |" * 6, sep="\n")
-    for side, taken in seconds.items():
-        figures = f"{medians[side]:.4f} | {min(taken):.4f} | {max(taken):.4f} | {options.batch / medians[side]:.2f}"
-        print(f"| {side} | {figures} | {medians['jax'] / medians[side]:.3f} |")
-    if options.json:
-        told = {"options": {k: str(v) for k, v in vars(options).items()}, "torch": torch.__version__}
-        write_text(options.json, json.dumps({**told, "seconds": seconds}, indent=2) + "\n")
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

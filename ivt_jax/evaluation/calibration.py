@@ -1,11 +1,8 @@
 """Calibration of text-to-image scores: is the first image right, and is the person in the gallery at all?
 
 Fitted on validation, where every query that has a match counts twice: *present*, with the whole gallery, and *absent*,
-without the images of its person. The best of more images scores higher, so a calibration holds for galleries of about
-the size that it was fitted on. It records that size.
-
+without the images of its person. It holds for galleries of about the same size: the best of more images scores higher.
 The probability that the first image is right assumes that the person is in the gallery: present queries alone fit it.
-No dataset says how often people search for somebody who is not there; use the threshold for that.
 """
 
 from typing import NamedTuple
@@ -37,14 +34,6 @@ class Calibration(NamedTuple):
     miss: float  # present queries that may score below the threshold, as a share of those fitted on
     caught: float  # absent queries that score below the threshold, as a share of those fitted on
     gallery: int  # number of images fitted on
-
-
-class Roc(NamedTuple):
-    """Detection of absent persons by a low best score, at every threshold; n points, from none detected to all."""
-
-    false_alarm: np.ndarray  # (n,) share of the present queries below the threshold, from 0 to 1
-    caught: np.ndarray  # (n,) share of the absent queries below the threshold, from 0 to 1
-    auc: float  # P(an absent query scores lower than a present one); equal scores count half
 
 
 def top_scores(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> TopScores:
@@ -87,12 +76,12 @@ def probability(calibration: Calibration, score: np.ndarray | float) -> np.ndarr
     return expit(calibration.slope * np.asarray(score, float) + calibration.offset)
 
 
-def roc(scores: TopScores) -> Roc:
-    """Returns the curve with a point for each distinct score, and its exact area (Mann-Whitney)."""
+def roc(scores: TopScores) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the shares of present and of absent queries below each of n thresholds, both (n,), rising from 0 to 1."""
     present, absent = np.sort(scores.top), np.sort(scores.absent)
-    below = np.unique(np.concatenate([present, absent]))  # this score and lower ones are called absent
-    false_alarm, caught = (np.searchsorted(x, below, "right") / len(x) for x in (present, absent))
-    return Roc(np.append(0.0, false_alarm), np.append(0.0, caught), 1 - area(absent, present))
+    below = np.unique(np.concatenate([present, absent]))
+    false_alarm, caught = (np.append(0.0, np.searchsorted(x, below, "right") / len(x)) for x in (present, absent))
+    return false_alarm, caught
 
 
 def area(high: np.ndarray, low: np.ndarray) -> float:
@@ -106,10 +95,9 @@ def area(high: np.ndarray, low: np.ndarray) -> float:
 def judge(scores: TopScores, calibration: Calibration) -> dict[str, float]:
     """Measures a calibration on other scores than it was fitted on.
 
-    false_alarm, caught: shares of the present and of the absent queries below the threshold; auc: as in `roc`. brier:
-    mean squared error of the present queries' probabilities. ece: their expected calibration error (Guo et al., ICML
-    2017, section 2), the mean distance of probability and share right over ten bins of equally many queries, weighted
-    by their counts; equal probabilities share a bin.
+    false_alarm, caught: shares of the present and of the absent queries below the threshold. auc: area under `roc`.
+    brier: mean squared error of the present queries' probabilities. ece: their expected calibration error (Guo et al.,
+    ICML 2017, section 2) in ten bins with equally many queries; equal probabilities share a bin.
     """
     p = probability(calibration, scores.top)
     error = p - scores.right
@@ -117,7 +105,7 @@ def judge(scores: TopScores, calibration: Calibration) -> dict[str, float]:
     return {
         "false_alarm": float((scores.top < calibration.threshold).mean()),
         "caught": float((scores.absent < calibration.threshold).mean()),
-        "auc": roc(scores).auc,
+        "auc": 1 - area(scores.absent, scores.top),
         "ece": float(np.abs(np.bincount(bins, error)).sum() / len(p)),
         "brier": float((error**2).mean()),
     }

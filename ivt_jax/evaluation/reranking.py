@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking of text-to-image retrieval, after Zhong et al., CVPR 2017, sections 3.2 to 3.5.
 
 A result is more credible if query and image share neighbours. All vectors have length 1; the distance d is 1 - cosine,
-half the squared Euclidean distance, which gives the same order. No label is used.
+half the squared Euclidean distance. No label is used.
 
 Images are encoded as in the paper. N(g, k) holds the image g and its k nearest others; R(g, k) holds the members of
 N(g, k) whose own N contains g. Every q in R(g, k1) adds R(q, k1/2) if R(g, k1) contains at least 2/3 of it. The
@@ -9,13 +9,12 @@ encoding of g is exp(-d(g, i)) for each image i of this set, divided by its sum,
 the k2 - 1 nearest other images.
 
 Queries are sentences, which are nobody's neighbours: images are nearer to each other than to a sentence (the modality
-gap), so R would be nearly empty. Comparing queries with each other would make a result depend on the other queries.
-Instead N(query, k1), the k1 nearest images, replaces R, and the other steps stay the same. Dividing the weights by
-their sum cancels the modality gap.
+gap). So N(query, k1), the k1 nearest images, replaces R; the other steps stay the same. Dividing the weights by their
+sum cancels the gap. Comparing queries with each other would make a result depend on the other queries.
 
 The final distance is (1 - weight) * Jaccard distance of the encodings + weight * d. In a tie the lower index is first,
-up to the rounding of float32 products; an odd k1/2 is rounded up. The defaults are the paper's. Re-ranking favours
-images that look alike: mINP and mAP gain more than R@1, and all may lose if a description fits several persons.
+up to the rounding of float32 products; an odd k1/2 is rounded up. The defaults are the paper's. mINP and mAP gain more
+than R@1, since images that look alike move up together; all may lose if a description fits several persons.
 """
 
 from collections.abc import Iterator

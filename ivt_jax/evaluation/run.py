@@ -126,10 +126,10 @@ def robustness(
 
 def detection(calibration: Calibration, scores: TopScores) -> dict[str, Any]:
     """Returns val's calibration, its quality on `scores`, and the ROC of detecting absent persons, thinned to plot."""
-    curve = roc(scores)
-    points = np.unique(np.linspace(0, len(curve.caught) - 1, _ROC_POINTS).astype(int))
-    thinned = {name: getattr(curve, name)[points].round(5).tolist() for name in ("false_alarm", "caught")}
-    return {**calibration._asdict(), **judge(scores, calibration), "roc": thinned}
+    curve = np.stack(roc(scores))
+    thinned = curve[:, np.unique(np.linspace(0, curve.shape[1] - 1, _ROC_POINTS).astype(int))].round(5).tolist()
+    points = dict(zip(("false_alarm", "caught"), thinned, strict=True))
+    return {**calibration._asdict(), **judge(scores, calibration), "roc": points}
 
 
 def _top_scores(e: Embeddings) -> TopScores:

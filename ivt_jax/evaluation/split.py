@@ -12,7 +12,7 @@ from ivt_jax.common.progress import progress
 from ivt_jax.encoding.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
-from ivt_jax.run.workdir import write_json
+from ivt_jax.run.workdir import read_json, write_json
 
 TOP = 10  # results of each query in queries.jsonl
 RERANKED = "standard, re-ranked"  # the protocol `standard` after k-reciprocal re-ranking
@@ -56,9 +56,11 @@ def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, re
     """Returns the content of summary.json for the checkpoint of `step`; scores in percent.
 
     Scores of both directions by the protocol `standard`, whose ranks are `ranks`, with 95% intervals; text to image by
-    every protocol, including re-ranking if `rerank`; counts of queries, gallery entries and persons.
+    every protocol, including re-ranking if `rerank`; counts of queries, gallery entries and persons; on PEDES-Synth the
+    R@1 of an exact reader of the captions' attributes.
     """
     persons = {"t2i": e.text_person, "i2t": e.image_person[image_records(e)]}
+    attributes = read_json(source.root / "attributes.json")
     protocols = protocol_scores(e, source.name, ranks["t2i"])
     if rerank:
         protocols[RERANKED] = mean_scores(query_scores(reranked(e)))
@@ -73,14 +75,8 @@ def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, re
         "queries": len(e.text),
         "gallery": len(persons["i2t"]),
         "persons": len(np.unique(e.image_person)),
-        "oracle_R1": oracle(source),
+        "oracle_R1": attributes["oracle"][source.split]["R1"] if attributes else None,
     }
-
-
-def oracle(source: Any) -> float | None:
-    """Returns the R@1 in percent of an exact reader of the captions' attributes, from PEDES-Synth's attributes.json."""
-    attributes = source.root / "attributes.json"
-    return json.loads(attributes.read_text())["oracle"][source.split]["R1"] if attributes.exists() else None
 
 
 def write_results(workdir: Path, summary: dict[str, Any], source: Any, embeddings: Embeddings) -> None:

@@ -20,31 +20,27 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "axes.prop_cycle": f"cycler(color={_COLOURS})", "lines.markersize": 3, "lines.linewidth": 1.8,
 }  # fmt: skip
-_WIDE = (4.8, 2.9)  # width and height of a figure that fills half of the page, inches
 _POINTS = 300  # of a curve; longer ones are averaged in this many bins
 
 
 def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
     """Plots every loss term of the run in a small figure of its own."""
-    figures = []
-    terms = [term for term in TERMS if any(term in line for line in lines)]
-    for term, colour in zip(terms, ("#8a90a0", *_COLOURS), strict=False):
-        points = thinned([(x["step"], x[term]) for x in lines if term in x])
-        figures.append(line_figure(TERMS[term], {"": points}, "step", color=colour))
-    return figures
+    points = {term: [(line["step"], line[term]) for line in lines if term in line] for term in TERMS}
+    curves = {TERMS[term]: thinned(curve) for term, curve in points.items() if curve}
+    colours = ("#8a90a0", *_COLOURS)
+    return [line_figure(x, {"": curves[x]}, "step", color=c) for x, c in zip(curves, colours, strict=False)]
 
 
 def validation_figures(lines: list[dict[str, float]]) -> list[Markup]:
     """Plots R@k and mAP by step on the split that selects the checkpoint, in a figure for each direction."""
     figures = []
-    splits = ("val", "Validation"), ("test", "Test, used for selection")
-    directions = ("t2i", "text to image"), ("i2t", "image to text")
-    for (split, title), (way, direction) in itertools.product(splits, directions):
-        prefix = f"{split}/{way}/"
-        names = [name for name in ("R10", "R5", "R1", "mAP") if any(prefix + name in line for line in lines)]
-        series = {name.replace("R", "R@"): np.array([(x["step"], x[prefix + name]) for x in lines]).T for name in names}
+    splits = {"val": "Validation", "test": "Test, used for selection"}
+    for split, (way, direction) in itertools.product(splits, (("t2i", "text to image"), ("i2t", "image to text"))):
+        keys = {name.replace("R", "R@"): f"{split}/{way}/{name}" for name in ("R10", "R5", "R1", "mAP")}
+        found = {name: key for name, key in keys.items() if any(key in line for line in lines)}
+        series = {name: np.array([(line["step"], line[key]) for line in lines]).T for name, key in found.items()}
         if series:
-            figures.append(line_figure(f"{title}, {direction}", series, "step", percent=True, marker="o"))
+            figures.append(line_figure(f"{splits[split]}, {direction}", series, "step", percent=True, marker="o"))
     return figures
 
 
@@ -52,7 +48,7 @@ def roc_figure(roc: dict[str, list[float]]) -> Markup:
     """Plots the share of absent persons detected against the share of present persons called absent, in percent."""
     curve = 100 * np.array([roc["false_alarm"], roc["caught"]])
     series = {"this model": curve, "chance": np.array([[0, 100], [0, 100]])}
-    return line_figure("", series, "present persons called absent, %", percent=True, size=_WIDE)
+    return line_figure("", series, "present persons called absent, %", percent=True, size=(4.8, 2.9))
 
 
 def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:
@@ -61,10 +57,10 @@ def cmc_figure(ranks: dict[str, Ranks], oracle: float | None) -> Markup:
     series = {}
     for way, result in ranks.items():
         known = result.first[~np.isnan(result.first)]
-        series[way] = np.stack([steps, [100 * (known <= k).mean() for k in steps]])
+        series[way] = np.stack([steps, 100 * (known[:, None] <= steps).mean(0)])
     if oracle is not None:
         series["oracle, text to image"] = np.array([[1], [oracle]])
-    return line_figure("", series, "rank k", percent=True, size=_WIDE, marker="o")
+    return line_figure("", series, "rank k", percent=True, size=(4.8, 2.9), marker="o")
 
 
 def line_figure(

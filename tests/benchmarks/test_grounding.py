@@ -13,9 +13,7 @@ from input_pipeline.synthetic.writer import Arguments, generate
 from ivt_jax.benchmarks import grounding
 from ivt_jax.benchmarks.grounding import (
     Crop,
-    Pairs,
     Phrase,
-    Pointed,
     covered,
     pair_up,
     pointing,
@@ -52,10 +50,10 @@ def test_the_share_is_of_the_crops_that_fit_less_well():
 
 def test_a_hidden_part_makes_a_phrase_neither_true_nor_false():
     crops = [crop(RED), crop(BLUE), crop(RED, seen=False), crop()]
-    pairs = pair_up(crops, "hat")
-    assert pairs.phrases == [BLUE, RED]
-    np.testing.assert_array_equal(pairs.true, [[0, 1, 0, 0], [1, 0, 0, 0]])
-    np.testing.assert_array_equal(pairs.false, [[1, 0, 1, 1], [0, 1, 0, 1]])
+    phrases, true, false = pair_up(crops, "hat")
+    assert phrases == [BLUE, RED]
+    np.testing.assert_array_equal(true, [[0, 1, 0, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(false, [[1, 0, 1, 1], [0, 1, 0, 1]])
 
 
 @pytest.mark.parametrize(("width", "shown"), [(25, True), (26, False)])
@@ -67,10 +65,9 @@ def test_a_part_is_shown_from_two_pixels_of_a_thousand_on(width, shown):
 
 def test_a_phrase_is_compared_with_the_same_thing_in_other_colours():
     true = np.array([[True, False], [False, True], [False, False], [False, False]])
-    pairs = Pairs([BLUE, RED, GREEN, BLUE_CAP], true, ~true)
     values = np.array([[2.0, 5.0], [1.0, 5.0], [3.0, 1.0], [9.0, 9.0]])
     # crop 0, blue hat: above red, below green. Crop 1, red hat: like blue, above green. The cap is another thing.
-    assert recolour(values, pairs) == [0.5, 0.75]
+    assert recolour(values, [BLUE, RED, GREEN, BLUE_CAP], true) == [0.5, 0.75]
 
 
 def test_the_table_of_a_reader_who_knows_hats_but_no_colours():
@@ -93,8 +90,7 @@ def test_a_patch_is_covered_where_some_of_the_mask_lies_in_it():
 def test_pointing_beside_a_random_and_a_fixed_patch():
     lies = [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     hits = [(True, False), (True, True), (False, False), (True, False)]
-    pointed = [Pointed(*hit, np.array(where, bool)) for hit, where in zip(hits, lies, strict=True)]
-    assert pointing(pointed) == (75.0, 25.0, 31.25, 75.0)
+    assert pointing(hits, np.array(lies, bool)) == [75.0, 25.0, 31.25, 75.0]
 
 
 # --- on PEDES-Synth

@@ -22,6 +22,10 @@ def scores(top, right=None, absent=None, gallery=100):
     return TopScores(top, right, np.array(top if absent is None else absent, float), gallery)
 
 
+def auc(given):
+    return judge(given, Calibration(1.0, 0.0, 0.0, 0.05, 0.0, 1))["auc"]
+
+
 def platt(top, right):
     fitted = fit_calibration(scores(top, right))
     return fitted.slope, fitted.offset
@@ -53,7 +57,7 @@ def test_the_gallery_without_a_person_equals_a_smaller_gallery():
 def test_a_gallery_of_one_person_has_nothing_left_without_it():
     found = top_scores(np.array([[0.5]]), np.array([[1.0], [0.5]]), np.array([3]), np.array([3, 3]))
     assert found.right.all() and found.absent[0] == -np.inf
-    assert roc(found).auc == 1 and fit_calibration(found).caught == 1
+    assert auc(found) == 1 and fit_calibration(found).caught == 1
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -80,22 +84,24 @@ def test_mistakes_are_refused():
 
 def test_roc_worked_by_hand():
     # Present: 1 2 2 4. Absent: 0 2 3. Called absent up to 0: 0 of 4, 1 of 3; up to 1: 1, 1; 2: 3, 2; 3: 3, 3; 4: 4, 3.
-    curve = roc(scores([2, 1, 4, 2], absent=[3, 0, 2]))
-    np.testing.assert_allclose(curve.false_alarm, [0, 0, 1 / 4, 3 / 4, 3 / 4, 1])
-    np.testing.assert_allclose(curve.caught, [0, 1 / 3, 1 / 3, 2 / 3, 1, 1])
+    given = scores([2, 1, 4, 2], absent=[3, 0, 2])
+    false_alarm, caught = roc(given)
+    np.testing.assert_allclose(false_alarm, [0, 0, 1 / 4, 3 / 4, 3 / 4, 1])
+    np.testing.assert_allclose(caught, [0, 1 / 3, 1 / 3, 2 / 3, 1, 1])
     # Of 12 pairs absent 0 is below all 4, absent 2 below one and level with two, absent 3 below one: 4 + 2 + 1.
-    assert curve.auc == pytest.approx(7 / 12)
+    assert auc(given) == pytest.approx(7 / 12)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_area_counts_pairs_and_equals_that_under_the_curve(seed):
     rng = np.random.default_rng(seed)
     present, absent = rng.integers(0, 9, 40) / 8, rng.integers(0, 7, 40) / 8
-    curve = roc(scores(present, absent=absent))
+    given = scores(present, absent=absent)
+    false_alarms, caughts = roc(given)
     pairs = [(a < p) + 0.5 * (a == p) for a in absent for p in present]
-    assert curve.auc == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert np.trapezoid(curve.caught, curve.false_alarm) == pytest.approx(curve.auc, abs=1e-12)
-    for false_alarm, caught in zip(curve.false_alarm, curve.caught, strict=True):  # each point is some threshold's
+    assert auc(given) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert np.trapezoid(caughts, false_alarms) == pytest.approx(auc(given), abs=1e-12)
+    for false_alarm, caught in zip(false_alarms, caughts, strict=True):  # each point is some threshold's
         assert any(((present < t).mean(), (absent < t).mean()) == (false_alarm, caught) for t in np.arange(0, 10) / 8)
 
 
@@ -173,12 +179,13 @@ def test_judging_worked_by_hand():
     # With slope log 3 and offset 0 a score of 1 means 3/4, 0 means 1/2 and -1 means 1/4.
     fitted = Calibration(np.log(3), 0.0, 0.5, 0.05, 0.9, 100)
     np.testing.assert_allclose(probability(fitted, np.array([[1], [0], [-1]])), [[3 / 4], [1 / 2], [1 / 4]])
-    told = judge(scores([1, -1, 1, 0, 1], [True, False, False, True, True], [0, -1, 0.5, 1, -2]), fitted)
-    assert told["false_alarm"] == 2 / 5 and told["caught"] == 3 / 5
+    found = judge(scores([1, -1, 1, 0, 1], [True, False, False, True, True], [0, -1, 0.5, 1, -2]), fitted)
+    assert found["false_alarm"] == 2 / 5 and found["caught"] == 3 / 5
     # Bins: -1 with 0 of 1 right, 0 with 1 of 1, 1 with 2 of 3.
-    assert told["ece"] == pytest.approx((1 / 4 + 1 / 2 + 3 * (3 / 4 - 2 / 3)) / 5)
-    assert told["brier"] == pytest.approx((1 / 16 + 1 / 4 + 2 / 16 + 9 / 16) / 5)
-    assert told["auc"] == roc(scores([1, -1, 1, 0, 1], absent=[0, -1, 0.5, 1, -2])).auc
+    assert found["ece"] == pytest.approx((1 / 4 + 1 / 2 + 3 * (3 / 4 - 2 / 3)) / 5)
+    assert found["brier"] == pytest.approx((1 / 16 + 1 / 4 + 2 / 16 + 9 / 16) / 5)
+    # Of 25 pairs of an absent and a present score, 15 have the absent one lower and 5 are equal.
+    assert found["auc"] == pytest.approx(17.5 / 25)
 
 
 def test_the_bins_of_the_calibration_error_hold_equally_many():
@@ -188,8 +195,8 @@ def test_the_bins_of_the_calibration_error_hold_equally_many():
     expected = np.abs(p.reshape(10, 4).mean(1) - 0.5).mean()
     order = np.random.default_rng(0).permutation(40)
     right = np.tile([True, False, False, True], 10)
-    told = judge(scores(top[order], right[order]), Calibration(1.0, 0.0, 0.0, 0.05, 0.0, 1))
-    assert told["ece"] == pytest.approx(expected)
+    found = judge(scores(top[order], right[order]), Calibration(1.0, 0.0, 0.0, 0.05, 0.0, 1))
+    assert found["ece"] == pytest.approx(expected)
 
 
 def test_the_probability_holds_on_other_scores_of_the_kind():
@@ -199,8 +206,8 @@ def test_the_probability_holds_on_other_scores_of_the_kind():
         top = rng.normal(0.5, 0.1, 20_000)
         return scores(top, rng.random(20_000) < 1 / (1 + np.exp(-(20 * top - 10))), rng.normal(0.3, 0.1, 20_000))
 
-    told = judge(draw(), fit_calibration(draw()))
-    assert told["ece"] < 0.02 and told["false_alarm"] == pytest.approx(0.05, abs=0.01)
+    found = judge(draw(), fit_calibration(draw()))
+    assert found["ece"] < 0.02 and found["false_alarm"] == pytest.approx(0.05, abs=0.01)
     # Present ~ N(0.5, 0.1), absent ~ N(0.3, 0.1): the area is Phi(0.2 / (0.1 sqrt 2)) = Phi(1.414) = 0.921, and below
     # the 5% quantile 0.3355 lie Phi(0.355) = 0.639 of the absent.
-    assert told["auc"] == pytest.approx(0.921, abs=0.005) and told["caught"] == pytest.approx(0.639, abs=0.02)
+    assert found["auc"] == pytest.approx(0.921, abs=0.005) and found["caught"] == pytest.approx(0.639, abs=0.02)
