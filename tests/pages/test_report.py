@@ -27,7 +27,7 @@ def write_run(workdir):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*LOSSES, SCORES]))
 
 
-def write_split(workdir, root, attributes=True, **told):
+def write_split(workdir, root, attributes=True, **results):
     """Two persons, two images of each. The first caption finds its person at ranks 2 and 3, the second at 1 and 2."""
     (root / "imgs").mkdir(parents=True)
     paths = ["a.png", "b.png", "c.png", "d.png"]
@@ -45,7 +45,7 @@ def write_split(workdir, root, attributes=True, **told):
         pairs=(own, np.array([0, 0])),
     )  # fmt: skip
     last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
-    summary = summarise(embeddings, standard(embeddings), source, 200) | {"selected_on": "val", "last": last} | told
+    summary = summarise(embeddings, standard(embeddings), source, 200) | {"selected_on": "val", "last": last} | results
     write_results(workdir, summary, source, embeddings)
 
 
@@ -196,8 +196,8 @@ def test_spoiled_captions_have_their_rows(tmp_path):
 def test_absence_is_shown_by_its_curve_and_figures(tmp_path):
     write_run(tmp_path)
     curve = {"false_alarm": [0.0, 0.25, 1.0], "caught": [0.0, 0.75, 1.0]}
-    told = {"threshold": 0.3125, "gallery": 1200, "caught": 0.75, "false_alarm": 0.25, "auc": 0.8125, "ece": 0.0625}
-    write_split(tmp_path, tmp_path / "data", calibration=told | {"roc": curve})
+    figures = {"threshold": 0.3125, "gallery": 1200, "caught": 0.75, "false_alarm": 0.25, "auc": 0.8125, "ece": 0.0625}
+    write_split(tmp_path, tmp_path / "data", calibration=figures | {"roc": curve})
     page = report.write_report(tmp_path).read_text()
     assert "0.312, for galleries of about 1,200 pictures" in page and "<dd>75.0%</dd>" in page
     assert "<dd>0.812</dd>" in page and ">present persons called absent, %</text>" in page
