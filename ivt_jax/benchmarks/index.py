@@ -11,11 +11,12 @@ with the model of --workdir, including tokens, embedding and phrases.
 """
 
 import argparse
+import functools
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from timeit import timeit
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,9 +81,7 @@ def by_turns(calls: dict[str, Callable[[Any], Any]], queries: Sequence[Any]) -> 
     times: dict[str, list[float]] = {name: [] for name in calls}
     for query in queries:
         for name, call in calls.items():
-            start = time.perf_counter()
-            call(query)
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(1000 * timeit(functools.partial(call, query), number=1))
     return {name: np.array(spent[WARM_UP:]) for name, spent in times.items()}
 
 
@@ -112,17 +111,14 @@ def search_rows(folder: Path, count: int, dimension: int, calls: int, approximat
     queries = draw_queries(vectors, WARM_UP + calls)
     store = make_index(folder, About("", "", dimension, "float32", {}, {}, "", ""), vectors)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    start = time.perf_counter()
-    store.search(queries[:1], TOP, exact=True)
-    first = time.perf_counter() - start
+    first = timeit(lambda: store.search(queries[:1], TOP, exact=True), number=1)
     times = by_turns(methods(store, vectors), list(queries))
     for name, spent in times.items():
         note = f"{size / 1e6:,.0f} MB on disk; the first search {first:.1f} s" if name == "index" else ""
         yield _row(name, count, spent, np.median(times["index"]), note)
     if approximate:
-        start = time.perf_counter()
-        store.build_index()
-        note = f"made in {time.perf_counter() - start:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
+        built = timeit(store.build_index, number=1)
+        note = f"made in {built:.0f} s; recall@{TOP} {store.recall(queries, TOP):.3f}"
         spent = by_turns({"ivf": lambda query: store.search(query[None], TOP, exact=False)}, list(queries))["ivf"]
         yield _row("ivf", count, spent, np.median(times["index"]), note)
 
@@ -133,11 +129,9 @@ def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
     from ivt_jax.retrieval.build import describe_index
     from ivt_jax.retrieval.searcher import Searcher
 
-    encoder = ImageEncoder(workdir)
+    encoder, count = ImageEncoder(workdir), 1000 * WANTED
     about = describe_index(encoder, workdir, "float32", {}, scratch)
-    count = 1000 * WANTED
-    store = make_index(scratch / "sentences", about, draw_vectors(count, about.dimension))
-    searcher = Searcher(store, encoder=encoder)
+    searcher = Searcher(make_index(scratch / "sentences", about, draw_vectors(count, about.dimension)), encoder=encoder)
     compiling = len(SENTENCES)  # the first search of each sentence compiles
     sentences = [SENTENCES[i % compiling] for i in range(WARM_UP + compiling + calls)]
     spent = by_turns({"a sentence": searcher.search}, sentences)["a sentence"][compiling:]

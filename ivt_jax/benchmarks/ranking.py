@@ -9,9 +9,9 @@ is the process's maximum so far, including the embeddings.
 
 import argparse
 import resource
-import time
 from collections import deque
 from pathlib import Path
+from timeit import timeit
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         pieces["re-ranking"] = lambda: reranked(e)
     print(f"{'':32}{'seconds':>10}{'peak, MiB':>12}\n{'embeddings':32}{'':10}{peak():>12.0f}")
     for name, piece in pieces.items():
-        start = time.perf_counter()
-        piece()
-        print(f"{name:32}{time.perf_counter() - start:>10.1f}{peak():>12.0f}", flush=True)
+        print(f"{name:32}{timeit(piece, number=1):>10.1f}{peak():>12.0f}", flush=True)
 
 
 def peak() -> float:

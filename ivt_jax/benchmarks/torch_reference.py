@@ -19,10 +19,10 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import timeit
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def start(side: str, options: argparse.Namespace, weights: Path) -> float:
 
 def time_steps(count: int) -> list[float]:
     """Returns the seconds of `count` steps of this process's side."""
-    return [timeit.timeit(_take, number=1) for _ in range(count)]
+    return [timeit(_take, number=1) for _ in range(count)]
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:

@@ -14,16 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivt_jax.evaluation.ranking import (
-    Ranks,
-    joined,
-    mean_scores,
-    query_scores,
-    rank_both_ways,
-    rank_embeddings,
-    rank_queries,
-    with_trapezoid,
-)
+from ivt_jax.evaluation import ranking
+from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, with_trapezoid
 from ivt_jax.evaluation.reranking import rerank
 
 
@@ -62,8 +54,8 @@ def release(e: Embeddings, dataset: str) -> Ranks:
 def reranked(e: Embeddings) -> Ranks:
     """Ranks text to image as `standard`, after k-reciprocal re-ranking."""
     rows = image_records(e)
-    chunks = rerank(e.text, e.image[rows])
-    return joined([rank_queries(scores, e.text_person[chunk], e.image_person[rows]) for chunk, scores in chunks])
+    gallery_ids, chunks = e.image_person[rows], rerank(e.text, e.image[rows])
+    return ranking.joined([ranking.rank_queries(scores, e.text_person[chunk], gallery_ids) for chunk, scores in chunks])
 
 
 def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[str, dict[str, float]]:
@@ -79,9 +71,9 @@ def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[st
 
 
 def _both_ways(e: Embeddings, rows: np.ndarray) -> dict[str, Ranks]:
-    t2i, i2t = rank_both_ways(e.text, e.image[rows], e.text_person, e.image_person[rows])
+    t2i, i2t = ranking.rank_both_ways(e.text, e.image[rows], e.text_person, e.image_person[rows])
     return {"t2i": t2i, "i2t": i2t}
 
 
 def _text_to_image(e: Embeddings, rows: np.ndarray) -> Ranks:
-    return rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows])
+    return ranking.rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows])

@@ -1,9 +1,8 @@
 """Ranking scores: R@k, average precision and INP of each query, their means, and bootstrap intervals over persons.
 
 A match is an item with the query's person id. Ties count against the model: another person's item with the same
-similarity ranks first. So no score depends on the order of the gallery or on a sort, and if all similarities are equal
-the score is the worst one. In a matrix product even equal vectors may get similarities that differ in the last bit,
-depending on their position in BLAS's blocks; these are not ties.
+similarity ranks first. So no score depends on the order of the gallery or on a sort. Products of equal vectors may
+differ in the last bit, by their position in BLAS's blocks; these are not ties.
 """
 
 import warnings
@@ -90,9 +89,9 @@ def _ranks(score: np.ndarray, counts: np.ndarray, as_similar: np.ndarray) -> Ran
 def rank_chunks(
     queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, Ranks]]:
-    """Ranks by the dot products of (Q, D) and (G, D) float32, as `rank_queries`, some queries at a time.
+    """Ranks by the dot products of (Q, D) and (G, D) float32, as `rank_queries`, in chunks that bound memory.
 
-    Yields (slice of the queries, their similarities (q, G), their ranks), to bound memory.
+    Yields (slice of the queries, their similarities (q, G), their ranks).
     """
     for start in range(0, len(queries), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -115,9 +114,9 @@ def rank_both_ways(
 ) -> tuple[Ranks, Ranks]:
     """Ranks the gallery for every query, and the queries for every gallery item, from one matrix product.
 
-    Arguments as `rank_chunks`. Both sides are sorted by person and cut into parts, so that all matches of an item are
-    in its own part. In the second direction, similarities with earlier parts wait until the matches are known: they
-    take up to a quarter of the whole matrix.
+    Arguments as `rank_chunks`. Sorts both sides by person and cuts them into parts that contain all matches of their
+    items. In the second direction, an item's similarities with earlier queries wait until its matches are known: up to
+    a quarter of the whole matrix.
     """
     by_query, by_item = np.argsort(query_ids, kind="stable"), np.argsort(gallery_ids, kind="stable")
     queries, query_ids = queries[by_query], query_ids[by_query]
