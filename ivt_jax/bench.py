@@ -72,7 +72,7 @@ def measurements(options: argparse.Namespace, changes: Sequence[str]) -> Iterato
         for variant in (options.variants if piece == "train" else ["full"])
     ]  # fmt: skip
     if programs:
-        set_environment(programs[0][-1])  # the configs do not differ in what this reads
+        set_environment(programs[0][-1])  # reads only keys in which the configs agree
     import jax
 
     from ivt_jax.benchmarks import measure

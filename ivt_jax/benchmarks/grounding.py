@@ -2,8 +2,8 @@
 
     python -m ivt_jax.benchmarks.grounding --workdir=runs/demo
 
-Each part of a person in the test split has a true phrase, such as "white shoes", if at least LEAST of the crop's pixels
-show the part.
+Every part of a person in the test split has a true phrase, such as "white shoes". It counts if at least LEAST of the
+crop's pixels show the part.
 
 *Scores.* Two areas under the ROC curve. "false": how often a true pair of phrase and crop scores higher than a false
 pair. "recoloured": how often the true phrase scores higher with its crop than the same thing in another colour. Each
@@ -51,7 +51,7 @@ class Phrase(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """A crop at the model's size, with its labels."""
+    """A crop at the model's input size: pixels, part labels and true phrases."""
 
     pixels: np.ndarray  # (H, W, 3) uint8
     labels: np.ndarray  # (H, W) uint8, indices of PARTS
@@ -106,7 +106,8 @@ def all_parts(crops: Sequence[Crop]) -> list[str]:
 def pair_up(crops: Sequence[Crop], part: str) -> tuple[list[Phrase], np.ndarray, np.ndarray]:
     """Pairs the T distinct phrases for a part with the N crops; returns (phrases, true (T, N), false (T, N)), bool.
 
-    A pair is true if the phrase is true of the crop and the crop shows the part, and neither if the crop hides it.
+    A pair is true if the phrase describes the crop's person and the crop shows the part. It is neither true nor false
+    if the phrase describes the person but the crop hides the part.
     """
     own = [crop.phrases.get(part) for crop in crops]
     phrases = sorted({phrase for phrase in own if phrase})
@@ -115,7 +116,7 @@ def pair_up(crops: Sequence[Crop], part: str) -> tuple[list[Phrase], np.ndarray,
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
-    """Returns for scores (T, N) the share of the N crops that fit the phrase less well; equals count half: (T, N)."""
+    """Returns for each score of (T, N) the share of the N crops that score lower; equal scores count half."""
     from scipy.stats import rankdata  # slow to import
 
     return (rankdata(scores, axis=1) - 0.5) / scores.shape[1]

@@ -104,7 +104,7 @@ def methods(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.
 
 
 def search_rows(folder: Path, count: int, dimension: int, calls: int, approximate: bool) -> Iterator[list[str]]:
-    """Yields a row for each method in an index of `count` vectors, made in `folder`; approximate: for `ivf`, too."""
+    """Yields a row for each method in an index of `count` vectors, made in `folder`. approximate: add `ivf`."""
     from ivt_jax.retrieval.store import About
 
     vectors = draw_vectors(count, dimension)

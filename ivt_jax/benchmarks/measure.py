@@ -29,7 +29,7 @@ WARM_UP, LEAST = 3, 5  # calls before the measurement at most, and calls measure
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One row of the benchmark. The fields with a default are for compiled programs only, per device."""
+    """One row of the benchmark. Fields with a default are set for compiled programs only; they are per device."""
 
     piece: str
     name: str

@@ -64,7 +64,7 @@ def fit_calibration(scores: TopScores, miss: float = 0.05) -> Calibration:
     floor(miss * n) in ascending order, counted from 0.
     """
     if not 0 <= miss < 1:
-        raise UserError(f"the share of present queries called absent lies between 0 and 1, not {miss}")
+        raise UserError(f"miss, the share of present queries called absent, must be between 0 and 1, not {miss}")
     slope, offset = _platt(scores.top, scores.right)
     allowed = int(miss * len(scores.top) + 1e-9)  # 0.29 * 100 is a little less than 29
     threshold = float(np.sort(scores.top)[allowed])

@@ -15,7 +15,7 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 
 _CHUNK = 1024  # queries whose similarities are held at once
-_PART = 4096  # the same where both directions are ranked: fewer parts are faster, and take more memory
+_PART = 4096  # queries in a part of `rank_both_ways`: fewer parts are faster, but take more memory
 
 
 class Ranks(NamedTuple):

@@ -31,9 +31,9 @@ def rerank(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Re-ranks the gallery (G, D) for every query (Q, D), both float32 with rows of length 1.
 
-    Yields (slice of `chunk` queries, their similarities (q, G) float32): 1 - the final distance, with weight 1 the
-    cosines. A result depends on its query and the gallery only. k1 and k2 may exceed the gallery. Raises UserError at
-    once for k1 or k2 under 1, a weight outside 0..1, or vectors that are not finite.
+    Yields (slice of `chunk` queries, their similarities (q, G) float32). A similarity is 1 - the final distance, with
+    weight 1 the cosine; it depends on its query and the gallery only. k1 and k2 may exceed the gallery. Raises
+    UserError, before any work, for k1 or k2 under 1, a weight outside 0..1, or vectors that are not finite.
     """
     if k1 < 1 or k2 < 1:
         raise UserError(f"re-ranking needs k1 and k2 of 1 or more, not {k1} and {k2}")

@@ -110,11 +110,10 @@ def sample_queries(first: np.ndarray) -> np.ndarray:
 
 def hardest_queries(first: np.ndarray, persons: np.ndarray) -> list[int]:
     """Returns the FAILURES queries whose best match has the worst rank, one for each person; rank 1 is no failure."""
-    worst: dict[int, int] = {}
-    for query in np.argsort(-first, kind="stable"):  # nan sorts last
-        if first[query] > 1 and len(worst) < FAILURES:
-            worst.setdefault(int(persons[query]), int(query))
-    return list(worst.values())
+    order = np.argsort(-first, kind="stable")
+    order = order[first[order] > 1]  # drops nan, too
+    _, worst = np.unique(persons[order], return_index=True)
+    return order[np.sort(worst)[:FAILURES]].tolist()
 
 
 def strip(query: int, e: Embeddings, items: dict[str, Any], first: np.ndarray) -> dict[str, Any]:

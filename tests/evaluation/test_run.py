@@ -1,4 +1,4 @@
-"""What the evaluation of a run tells, with a stand-in for the model: the best checkpoint is right, the last is not."""
+"""The evaluation of a run, with a stand-in for the model: the best checkpoint is right, the last is wrong."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def evaluate(monkeypatch):
     return evaluate
 
 
-def test_test_is_told_for_the_best_and_for_the_last(evaluate):
+def test_test_is_scored_for_the_best_and_for_the_last_checkpoint(evaluate):
     summary = evaluate(best=40, last=60)["test"]
     assert (summary["step"], summary["t2i"]["R1"]) == (40, 100)
     assert (summary["last"]["step"], summary["last"]["t2i"]["R1"]) == (60, 0)
@@ -84,7 +84,7 @@ def test_re_ranking_and_robustness_follow_the_config(evaluate):
     assert evaluate.texts == []
 
 
-def test_captions_are_spoiled_by_the_seed_of_the_config(evaluate):
+def test_captions_are_perturbed_with_the_seed_of_the_config(evaluate):
     table = evaluate(best=60, last=60, seed=7)["test"]["robustness"]
     assert evaluate.texts == [perturb(name, CAPTIONS, 7) for name in table]
     assert evaluate.texts != [perturb(name, CAPTIONS, 8) for name in table]

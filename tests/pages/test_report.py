@@ -73,7 +73,7 @@ def test_headline_stands_beside_the_oracle_and_chance(page):
     assert "oracle 87.5" in page and "chance 50" in page and "step 200" in page
 
 
-def test_page_tells_curves_config_and_environment(page):
+def test_page_shows_curves_config_and_environment(page):
     for title in ("Total loss", "Alignment (MLA)", "Masked words", "Validation, text to image"):
         assert f">{title}</text>" in page
     assert "Masked patches" not in page
@@ -168,7 +168,7 @@ def test_the_last_checkpoint_stands_beside_the_best(page):
     assert "chosen without the test split" in page and 'class="warning"' not in page
 
 
-def test_a_checkpoint_chosen_on_test_is_told_in_red(tmp_path):
+def test_a_checkpoint_chosen_on_test_has_a_red_warning(tmp_path):
     write_run(tmp_path)
     write_split(tmp_path, tmp_path / "data", selected_on="test")
     page = report.write_report(tmp_path).read_text()
@@ -184,7 +184,7 @@ def test_curves_of_a_split_that_chose(tmp_path):
     assert ">Test, used for selection, text to image</text>" in page and "Validation" not in page
 
 
-def test_spoiled_captions_have_their_rows(tmp_path):
+def test_perturbed_captions_have_their_rows(tmp_path):
     write_run(tmp_path)
     row = {"R1": 40.0, "change": -10.0, "interval": (-12.25, -7.75), "example": "A mna & <b>"}
     write_split(tmp_path, tmp_path / "data", robustness={"typos": row})
