@@ -171,7 +171,7 @@ def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[
     """Formats the table of heat maps in Markdown. vectors: embeddings of all phrases and things."""
     from ivt_jax.retrieval.explain import heat_maps
 
-    model_config = encoder.config.model
+    model = encoder.config.model
     hits: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     covers: dict[str, list[np.ndarray]] = defaultdict(list)
     for crop in progress(crops, len(crops), "heat-maps: ", "crops", brief=True):
@@ -180,7 +180,7 @@ def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[
         heat = heat_maps(encoder, crop.pixels, np.stack([vectors[text] for text in texts]))
         hottest = heat.reshape(len(texts), -1).argmax(1)
         for part, (phrase, thing) in zip(parts, hottest.reshape(-1, 2), strict=True):
-            patches = covered(crop.mask(part), model_config.patch_size, model_config.stride)
+            patches = covered(crop.mask(part), model.patch_size, model.stride)
             hits[part].append((patches[phrase], patches[thing]))
             covers[part].append(patches)
     rows = {part: pointing(hits[part], covers[part]) for part in all_parts(crops) if part in hits}

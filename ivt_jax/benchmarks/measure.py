@@ -77,19 +77,19 @@ def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
 
 def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], Any, int]:
     """Compiles an encoder with random parameters on random data; returns the same as `train_program`."""
-    model = IVT(IVTConfig.from_config(config.model))
+    model_config, batch, length = IVTConfig.from_config(config.model), config.data.batch_size, config.text.length
+    model, rng = IVT(model_config), np.random.default_rng(0)
     params = jax.jit(model.init)(jax.random.key(0))["params"]
-    c, length, batch = model.config, config.text.length["sentence"], config.data.batch_size
-    rng = np.random.default_rng(0)
+    width, patches = model_config.width, model_config.num_patches
     if piece == "images":
         encode: Any = encode_images
-        inputs = jax.device_put(rng.integers(0, 256, (batch, *c.image_size, 3), np.uint8))
-        tokens, embedding = 1 + c.num_patches, 2 * c.num_patches * 3 * c.patch_size**2 * c.width
+        inputs = jax.device_put(rng.integers(0, 256, (batch, *model_config.image_size, 3), np.uint8))
+        tokens, embedding = 1 + patches, 2 * patches * 3 * model_config.patch_size**2 * width
     else:
-        encode, inputs = encode_texts, jax.device_put(rng.integers(5, c.vocab_size, (batch, length), np.int32))
-        tokens, embedding = length, 0
+        encode, tokens, embedding = encode_texts, length["sentence"], 0
+        inputs = jax.device_put(rng.integers(5, model_config.vocab_size, (batch, tokens), np.int32))
     compiled = encode.lower(model, params, inputs).compile()
-    flops = batch * (embedding + tower_flops(tokens, c.width, c.depth, c.mlp_ratio))
+    flops = batch * (embedding + tower_flops(tokens, width, model_config.depth, model_config.mlp_ratio))
     return lambda: compiled(params, inputs), compiled, flops
 
 
