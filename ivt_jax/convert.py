@@ -1,4 +1,4 @@
-"""Weights of other programs, or of an export, as a folder of parameters to evaluate, search with, or train from.
+"""Converts weights of other programs, or of an export, to a folder of parameters to evaluate, search or train with.
 
     python -m ivt_jax.convert --source=release --weights=ivt_cuhk.pth --out=weights/ivt-cuhk
     python -m ivt_jax.convert --source=vit --weights=vit_base.safetensors --source_text=bert \\
@@ -7,7 +7,7 @@
         --weights_text=bert_base.safetensors --out=weights/clip-bert
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
-It prints what became of every tensor. Nothing in a file of weights is executed.
+Prints the use of every tensor. Nothing in a file of weights is executed.
 """
 
 import argparse
@@ -19,61 +19,66 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
 from ivt_jax.common.startup import run_command
 
-WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
-
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
 
 
-def convert(args: argparse.Namespace, rest: list[str]) -> str:
-    """Reads, converts, writes the folder --out; returns the account of the tensors. Raises UserError."""
+def convert(args: argparse.Namespace, rest: list[str]) -> None:
+    """Reads and converts the weights, writes the folder --out, and prints the use of every tensor."""
     check_paths(args)
     from ml_collections import ConfigDict
 
     from ivt_jax.conversion.tensors import table
+    from ivt_jax.run.checkpoint import export_params
+    from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
-    if args.source == "export":
-        record, made = from_export(args.weights, rest)
-    else:
-        record, made = from_others(args, rest)
-    tokenizer, notice = find_tokenizer(args, record)
-    write_folder(args.out, record, made.params, args.source, [args.weights, args.weights_text], tokenizer)
-    return "\n".join(filter(None, [table(made.rows), notice, edge_notice(ConfigDict(record["config"]))]))
+    record, conversion = from_export(args.weights, rest) if args.source == "export" else from_others(args, rest)
+    tokenizer, line = find_tokenizer(args, record)
+    with whole_folder(args.out) as folder:
+        export_params(folder / "params", conversion.params)
+        files = [path for path in (args.weights, args.weights_text) if path]
+        record_conversion(folder, record, args.source, files, tokenizer)
+        if tokenizer:
+            tokenizer.save(folder)
+    print(table(conversion.uses), line, sep="\n")
+    if notice := edge_notice(ConfigDict(record["config"])):
+        print(notice)
+    print(f"written: {args.out}", file=sys.stderr)
 
 
 def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
-    """What config.json is to hold, and the conversion: the release's checkpoint, or a ViT with BERT."""
+    """Returns the content of config.json and the conversion of weights that another program wrote."""
     from ivt_jax.common.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.vit import Source, convert_vit
     from ivt_jax.models.ivt import IVTConfig
-    from ivt_jax.training.config_check import check_keys
+    from ivt_jax.training.config_check import check_config, check_keys
 
     config = read_config(args.config or "configs/cuhk.py", rest)
-    check_keys(config)  # what must agree is checked by record_model: the weights give the patch size and others
-    model = IVTConfig.from_config(config.model)
-    tensors = read_tensors(args.weights)
+    check_keys(config)
+    model_config = IVTConfig.from_config(config.model)
+    image = Source(read_tensors(args.weights), str(args.weights))
     if args.source == "release":
-        made = convert_release(tensors, str(args.weights), model, config.seed)
+        conversion = convert_release(*image, model_config, config.seed)
     else:
-        image = Source(tensors, str(args.weights))
         text = Source(read_tensors(args.weights_text), str(args.weights_text))
         if args.source == "clip":
-            made = convert_clip(image, text, model, args.activation, args.resize, config.seed)
+            conversion = convert_clip(image, text, model_config, args.activation, args.resize, config.seed)
         else:
-            made = convert_vit(image, text, model, args.resize, config.seed)
-    record_model(config, made.model)
-    return {"config": config.to_dict()}, made
+            conversion = convert_vit(image, text, model_config, args.resize, config.seed)
+    record_sizes(config, conversion.model_config)
+    check_config(config)  # only now: the weights determine patch size, depth and others
+    return {"config": config.to_dict()}, conversion
 
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
-    """The same of an export's model.safetensors: all that config.json beside it holds stays true of the parameters."""
+    """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
     from ml_collections import ConfigDict
 
     from ivt_jax.conversion.files import read_tensors
-    from ivt_jax.conversion.own import convert_own
+    from ivt_jax.conversion.model import convert_export
     from ivt_jax.models.ivt import IVTConfig
     from ivt_jax.run.parameter_file import refuse_other_metadata
     from ivt_jax.run.workdir import load_record
@@ -86,11 +91,11 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     record = load_record(folder)
     config = ConfigDict(record["config"])
     refuse_other_metadata(weights, config)
-    return record, convert_own(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
+    return record, convert_export(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
 
 
 def find_tokenizer(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, str]:
-    """The tokenizer that goes with the weights, or None where it cannot be had here, and the line that tells of it."""
+    """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it."""
     from ml_collections import ConfigDict
 
     from input_pipeline.tokenizer import load_tokenizer
@@ -105,15 +110,13 @@ def find_tokenizer(args: argparse.Namespace, record: dict[str, Any]) -> tuple[An
             tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     except DataError as error:
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
-    return (
-        tokenizer,
-        f"tokenizer: {tokenizer.digest[:12]}, {tokenizer.vocab_size:,} entries, written beside the parameters",
-    )
+    digest, size = tokenizer.digest[:12], tokenizer.vocab_size
+    return tokenizer, f"tokenizer: {digest}, {size:,} entries, written beside the parameters"
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together, a file is missing, or the folder exists."""
-    if (args.source in WITH_BERT) != bool(args.source_text and args.weights_text):
+    """Raises UserError if flags do not go together, a file is missing, or the folder exists."""
+    if (args.source in ("vit", "clip")) != bool(args.source_text and args.weights_text):
         raise UserError(
             "--source=vit and --source=clip go with --source_text=bert and --weights_text=FILE, which give the text "
             "side; --source=release and --source=export have both sides and go without"
@@ -130,82 +133,57 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError(f"--out: the folder {args.out.absolute().parent} does not exist; make it first")
 
 
-def record_model(config: Any, model: Any) -> None:
-    """Sizes and options that the tensors need, into the config. Raises UserError where only the config tells heads."""
-    from ivt_jax.training.config_check import check_config
-
-    if model.width != config.model.width:
+def record_sizes(config: Any, model_config: Any) -> None:
+    """Writes the sizes and options of the converted model into the config. Raises UserError if the widths differ."""
+    if model_config.width != config.model.width:
         raise UserError(
-            f"the weights are {model.width} wide, the config {config.model.width}: set --config.model.width and with "
-            "it --config.model.num_heads, which cannot be read off the weights"
+            f"the weights are {model_config.width} wide, the config {config.model.width}: set --config.model.width and "
+            "with it --config.model.num_heads, which cannot be read off the weights"
         )
     sizes = ("patch_size", "depth", "mlp_ratio", "vocab_size", "max_text_length")
-    names = (*sizes, "image_norm", "image_activation", "norm_epsilon")
-    config.model.update({name: getattr(model, name) for name in names})
-    check_config(config)
-
-
-def write_folder(
-    out: Path, record: dict[str, Any], params: Any, source: str, files: list[Path | None], tokenizer: Any
-) -> None:
-    """Writes params/, config.json and the tokenizer as an export has them; whole or not at all."""
-    from ivt_jax.run.checkpoint import export_params
-    from ivt_jax.run.workdir import record_conversion
-
-    with whole_folder(out) as folder:
-        export_params(folder / "params", params)
-        record_conversion(folder, record, source, [file for file in files if file], tokenizer)
-        if tokenizer:
-            tokenizer.save(folder)
+    options = ("image_norm", "image_activation", "norm_epsilon")
+    config.model.update({name: getattr(model_config, name) for name in sizes + options})
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags; those of a config's keys are left to the config."""
+    """Returns the parser; it leaves flags of config keys to `read_config`."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.convert",
-        description="Make a folder of parameters from weights of other programs: the IVT release's checkpoint, an "
-        "ImageNet ViT together with BERT, or, experimental, CLIP's image tower together with BERT; or from the "
-        "model.safetensors of an export.",
-        epilog="Files: .safetensors, Google's .npz, and, where PyTorch is installed, .pth and .bin. The folder goes to "
-        "--workdir of ivt_jax.search and of --mode=evaluate, or to --config.train.init_from of a training.",
+        description="Converts weights to a folder of parameters: the IVT release's checkpoint, an ImageNet ViT with "
+        "BERT, CLIP's image tower with BERT (experimental), or the model.safetensors of an export.",
+        epilog="Files: .safetensors, Google's .npz and, if PyTorch is installed, .pth and .bin. Use the folder as "
+        "--workdir of ivt_jax.search and of --mode=evaluate, or as --config.train.init_from of a training.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--source", required=True, choices=("release", "vit", "clip", "export"), help="what made --weights"
-    )
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("--source", required=True, choices=("release", "vit", "clip", "export"), help="what --weights comes from")
+    flag(
         "--weights", required=True, type=Path,
-        help="the release's checkpoint, the ViT's or CLIP's file, or an export's model.safetensors, its config.json "
-        "beside it",
+        help="file of the release, the ViT or CLIP; or an export's model.safetensors, with config.json beside it",
     )  # fmt: skip
-    parser.add_argument("--source_text", choices=("bert",), help="with vit and clip: what made --weights_text")
-    parser.add_argument("--weights_text", type=Path, help="with vit and clip: BERT's file")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist yet")
-    parser.add_argument(
-        "--config", help="config that tells image size, stride and heads, and what is "
-        "recorded beside them (default configs/cuhk.py); --config.KEY=VALUE changes a key",
-    )  # fmt: skip
-    parser.add_argument(
+    flag("--source_text", choices=("bert",), help="with vit and clip: what --weights_text comes from")
+    flag("--weights_text", type=Path, help="with vit and clip: BERT's file")
+    flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
+    flag(
+        "--config",
+        help="config with image size, stride and heads, recorded beside the parameters (default configs/cuhk.py); "
+        "--config.KEY=VALUE changes a key",
+    )
+    flag(
         "--resize", choices=("bilinear", "bicubic"), default="bilinear",
-        help="with vit and clip: how positions come from the square grid to the config's (default bilinear)",
+        help="with vit and clip: how positions are resized to the config's grid (default bilinear)",
     )  # fmt: skip
-    parser.add_argument(
+    flag(
         "--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",
-        help="with clip: that of its MLPs, which no tensor tells (default quick_gelu, OpenAI's; most others: gelu)",
+        help="with clip: activation of its MLPs (default quick_gelu, OpenAI's; most others have gelu)",
     )  # fmt: skip
     return parser
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> None:
-    """Converts, and tells what was done."""
-    print(convert(args, rest))
-    print(f"written: {args.out}", file=sys.stderr)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, or 2 on a mistake."""
+    """Runs the command; returns the exit code: 0, or 2 on a mistake."""
     args, rest = make_parser().parse_known_args(argv)
-    return run_command(lambda: run(args, rest))
+    return run_command(lambda: convert(args, rest))
 
 
 if __name__ == "__main__":

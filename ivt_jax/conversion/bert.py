@@ -1,20 +1,26 @@
-"""BERT: its embeddings, and the two layers of each block's MLP, become the text side of the tower.
+"""BERT's tensors: its embeddings and the MLPs of its layers become the text side of the tower.
 
-The tower's attention and norms serve images and texts alike and come from the ViT, so BERT's own are left.
+Attention and norms serve images and texts alike and come from the ViT; BERT's own are ignored.
 """
 
-from ivt_jax.conversion.tensors import Naming, linear, rule
+from ivt_jax.conversion.layers import layer_rules
+from ivt_jax.conversion.tensors import Naming, Rule, rule
+
+
+def text_embedding(prefix: str) -> tuple[Rule, ...]:
+    """Returns the rules of BERT's embeddings, whose names begin with `prefix`."""
+    return (
+        rule("text_embedding/word", f"{prefix}word_embeddings.weight", "V D"),
+        rule("text_embedding/position", f"{prefix}position_embeddings.weight", "L D"),
+        rule("text_embedding/token_type", f"{prefix}token_type_embeddings.weight", "2 D"),
+        *layer_rules("text_embedding", f"{prefix}LayerNorm."),
+    )
+
 
 RULES = (
-    rule("text_embedding/word", "embeddings.word_embeddings.weight", "V D"),
-    rule("text_embedding/position", "embeddings.position_embeddings.weight", "L D"),
-    rule("text_embedding/token_type", "embeddings.token_type_embeddings.weight", "2 D"),
-    rule("text_embedding/scale", "embeddings.LayerNorm.weight", "D"),
-    rule("text_embedding/bias", "embeddings.LayerNorm.bias", "D"),
-    rule("blocks/mlp_txt/fc1/kernel", "encoder.layer.{}.intermediate.dense.weight", "F D", linear),
-    rule("blocks/mlp_txt/fc1/bias", "encoder.layer.{}.intermediate.dense.bias", "F"),
-    rule("blocks/mlp_txt/fc2/kernel", "encoder.layer.{}.output.dense.weight", "D F", linear),
-    rule("blocks/mlp_txt/fc2/bias", "encoder.layer.{}.output.dense.bias", "D"),
+    *text_embedding("embeddings."),
+    *layer_rules("blocks/mlp_txt/fc1", "encoder.layer.{}.intermediate.dense."),
+    *layer_rules("blocks/mlp_txt/fc2", "encoder.layer.{}.output.dense."),
 )
 IGNORED = {
     r"encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.(dense|LayerNorm))\.(weight|bias)":
@@ -27,7 +33,7 @@ IGNORED = {
 
 
 def clean(name: str) -> str:
-    """Without the prefix of the models around BERT; gamma and beta, which old files have, by their new names."""
+    """Removes the prefix "bert." and replaces gamma and beta, the names in old files, by weight and bias."""
     name = name.removeprefix("bert.")
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         name = name.removesuffix(old) + new if name.endswith(old) else name

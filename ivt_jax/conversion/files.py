@@ -1,7 +1,7 @@
-"""Tensors out of a file of weights, whatever its format; nothing in a file is ever executed.
+"""Reads the tensors of a file of weights: safetensors, NumPy's .npz, or PyTorch's own (.pth, .bin).
 
-The format is told by the first bytes, not by the suffix: safetensors, NumPy's .npz, or PyTorch's own (.pth, .bin). The
-last is a pickle, so it is left to `torch.load(weights_only=True)`, which builds tensors and plain containers alone.
+The first bytes decide the format, not the suffix. Nothing in a file is executed: PyTorch's files are pickles and are
+read by `torch.load(weights_only=True)`, which builds only tensors and plain containers.
 """
 
 import re
@@ -15,21 +15,21 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 
-# The dtypes that weights may have, as NumPy and PyTorch name them, and as safetensors does.
+# The dtypes that weights may have, in the names of NumPy and PyTorch, and of safetensors.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
 SAFETENSORS_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-WRAPPERS = ("state_dict", "model")  # where a training script's checkpoint keeps its tensors
-# What a NumPy number beside the tensors (the best score, say) is made with; the second is NumPy 2's.
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors
+# Globals in the pickle of a NumPy number, such as the best score; the second is NumPy 2's.
 NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Returns every tensor of a file by its name, those with a dtype of FLOATS as float32.
 
-    Integers and booleans stay as they are: files hold indices, which namings ignore, and `tensors.read` refuses them as
-    weights. Prints a line on stderr if float64 is rounded. Raises UserError that names the file if it cannot be read,
-    and the tensor if it has another dtype, or a value that is not finite or beyond float32.
+    Integers and booleans stay as they are, because files hold indices; `tensors.read` refuses them as weights. Prints a
+    line on stderr if float64 is rounded. Raises UserError, naming the file, if it cannot be read; and naming the tensor
+    if it has another dtype or a value that is not finite or beyond float32.
     """
     try:
         with path.open("rb") as file:
@@ -38,11 +38,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if start[8:] == b"{":  # eight bytes with the length of a JSON header, and the header
         tensors = _read_safetensors(path)
-    elif _is_npz(path):
+    elif all(name.endswith(".npy") for name in _zipped(path)):
         tensors = _read_npz(path)
-    elif _is_torchscript(path):
+    elif any(name.endswith("/constants.pkl") for name in _zipped(path)):  # torch.save writes none
         raise UserError(
-            f"{path} is a TorchScript archive, as OpenAI's own CLIP files are: it holds a program, not tensors alone; "
+            f"{path} is a TorchScript archive, as OpenAI's own CLIP files are: it holds a program, not only tensors; "
             "name transformers' .safetensors of it, or a state dict that torch.save wrote"
         )
     else:
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def other_dtype(file: Path | str, name: str, dtype: object) -> UserError:
-    """Returns the error for a tensor whose dtype no weight may have."""
+    """Returns the error for a tensor that is not of a dtype in FLOATS."""
     return UserError(
         f'{file}: tensor "{name}" has dtype {dtype}; weights must be float16, bfloat16, float32 or float64: '
         "fetch the weights as they were before they were quantised or converted"
@@ -78,27 +78,20 @@ def _as_float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return narrow
 
 
-def _is_npz(path: Path) -> bool:
-    """PyTorch's files are zip archives as well, with a pickle inside."""
-    return zipfile.is_zipfile(path) and all(name.endswith(".npy") for name in _zipped(path))
-
-
-def _is_torchscript(path: Path) -> bool:
-    """torch.jit.save writes constants beside the pickle of the model, torch.save does not."""
-    return zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in _zipped(path))
-
-
 def _zipped(path: Path) -> list[str]:
+    """Returns the names in a zip archive, which .npz and PyTorch's files are; [""] for any other file."""
+    if not zipfile.is_zipfile(path):
+        return [""]
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 
 class Header(NamedTuple):
-    """What a safetensors file tells before its tensors."""
+    """The header of a safetensors file."""
 
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]  # as safetensors names them
+    dtypes: dict[str, str]  # in the names of safetensors
 
 
 def read_header(path: Path) -> Header:
@@ -147,13 +140,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         with torch.serialization.safe_globals([(Number, name) for name in NUMPY_NUMBER]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: a pickle that wants to run code, a damaged archive, no archive at all
+    except Exception as error:  # many kinds: a pickle that would run code, a damaged archive, no archive
         raise UserError(f"{path} is refused by torch.load(weights_only=True): {_torch_line(error)}") from None
     return {name: _from_torch(path, name, value) for name, value in _state_dict(path, content).items()}
 
 
 class Number:
-    """Stands where a checkpoint has a NumPy number: the number is read past, and nothing of NumPy is called."""
+    """Takes the place of a NumPy number in a checkpoint, so that nothing of NumPy is called."""
 
     def __init__(self, *described: Any):
         pass
@@ -163,7 +156,7 @@ class Number:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Any]:
-    """The tensors by name, out of what a training script may have put around them (optimiser, epoch, ...)."""
+    """Returns the tensors by name, without what a training script stores beside them (optimiser, epoch, ...)."""
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             return content[key]
@@ -191,6 +184,6 @@ def _line(error: Exception) -> str:
 
 
 def _torch_line(error: Exception) -> str:
-    """What torch.load found, without the lines around it, which advise to load the file unsafely."""
+    """Returns the fault that torch.load found, without its advice to load the file unsafely."""
     found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
     return found[1] if found else _line(error)

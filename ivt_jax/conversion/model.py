@@ -1,7 +1,7 @@
-"""From the parameters that a file gives to the whole tree of the model."""
+"""Completes parameters read from a file to the whole tree of the model, and reads back those of an export."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,22 +9,27 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.conversion.tensors import Flat, Row, Sizes
+from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 
 
 class Conversion(NamedTuple):
-    """The model that the weights describe, its parameters as NumPy arrays, and where each comes from."""
+    """The config of the model that the weights describe, its parameters (NumPy arrays), and the use of each tensor."""
 
-    model: IVTConfig
+    model_config: IVTConfig
     params: Any
-    rows: list[Row]
+    uses: list[TensorUse]
 
 
-def sized(model: IVTConfig, sizes: Sizes) -> IVTConfig:
-    """`model` with the sizes that were read off the tensors (letters as in the tables of rules)."""
-    return dataclasses.replace(
-        model,
+def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> Conversion:
+    """Returns the whole tree: parameters of a file, the missing ones initialised from `seed`.
+
+    model_config: image size, stride, heads and options; the other sizes are replaced by those of the tensors. Raises
+    UserError, naming the parameter, if one does not fit.
+    """
+    sizes = loaded.sizes
+    model_config = dataclasses.replace(
+        model_config,
         patch_size=sizes["P"],
         width=sizes["D"],
         depth=sizes["depth"],
@@ -32,43 +37,47 @@ def sized(model: IVTConfig, sizes: Sizes) -> IVTConfig:
         vocab_size=sizes["V"],
         max_text_length=sizes["L"],
     )
-
-
-def complete(flat: Flat, sizes: Sizes, model: IVTConfig, seed: int, rows: Sequence[Row], file: str) -> Conversion:
-    """Parameters of a file and, for those it lacks, what the model would be initialised with from `seed`.
-
-    Raises UserError, naming the parameter, where one does not fit the image size, stride and heads of `model`.
-    """
-    model = sized(model, sizes)
-    if min(model.grid) < 1:
-        raise UserError(f"{file}: patches of {model.patch_size} pixels do not fit the image size {model.image_size}")
-    if model.width % model.num_heads:
-        raise UserError(f"{file}: the width {model.width} is not a multiple of the {model.num_heads} heads")
-    shapes = parameter_shapes(model)
-    for path, value in flat.items():
+    patch_size, width, heads = model_config.patch_size, model_config.width, model_config.num_heads
+    if min(model_config.grid) < 1:
+        raise UserError(f"{file}: patches of {patch_size} pixels do not fit the image size {model_config.image_size}")
+    if width % heads:
+        raise UserError(f"{file}: the width {width} is not a multiple of the {heads} heads")
+    shapes = parameter_shapes(model_config)
+    for path, value in loaded.flat.items():
         if value.shape != shapes[path]:
             raise UserError(
-                f"{file}: {path} has shape {value.shape}, {_described(model)} has {shapes[path]}; give the image size "
-                "and the stride that the weights were trained with"
+                f"{file}: {path} has shape {value.shape}, {_described(model_config)} has {shapes[path]}; give the "
+                "image size and the stride that the weights were trained with"
             )
-    missing = [path for path in shapes if path not in flat]
-    drawn = initial_params(model, missing, seed)
-    made = [Row("initialised", "", shapes[path], f"{path}, from seed {seed}") for path in missing]
-    return Conversion(model, unflatten_dict({**flat, **drawn}, sep="/"), [*rows, *made])
+    missing = [path for path in shapes if path not in loaded.flat]
+    params = unflatten_dict({**loaded.flat, **initial_params(model_config, missing, seed)}, sep="/")
+    initialised = [TensorUse("initialised", "", shapes[path], f"{path}, from seed {seed}") for path in missing]
+    return Conversion(model_config, params, [*loaded.uses, *initialised])
 
 
-def initial_params(model: IVTConfig, paths: Sequence[str], seed: int) -> Flat:
-    """The parameters at `paths` as training from random weights would start them; no other is allocated."""
+def initial_params(model_config: IVTConfig, paths: Sequence[str], seed: int) -> Flat:
+    """Returns the parameters at `paths` as the model initialises them from `seed`; no others are allocated."""
 
     @jax.jit  # drops whatever the paths do not need
     def draw() -> dict[str, jax.Array]:
-        flat = flatten_dict(IVT(model).init(jax.random.key(seed))["params"], sep="/")
+        flat = flatten_dict(IVT(model_config).init(jax.random.key(seed))["params"], sep="/")
         return {path: flat[path] for path in paths}
 
     return {path: np.asarray(value) for path, value in draw().items()}
 
 
-def _described(model: IVTConfig) -> str:
-    height, width = model.image_size
-    rows, columns = model.grid
-    return f"a model of {height}x{width} pixels at stride {model.stride} ({rows}x{columns} patches and [CLS])"
+def convert_export(tensors: Mapping[str, np.ndarray], file: str, model_config: IVTConfig) -> Conversion:
+    """Returns the parameters of an export's model.safetensors, bit for bit.
+
+    Tensors are named as the parameters, with dots. Raises UserError as `tensors.read`.
+    """
+    shapes = parameter_shapes(model_config)
+    rules = tuple(rule(path, path.replace("/", "."), " ".join(map(str, shape))) for path, shape in shapes.items())
+    loaded = read(Naming(rules, {}), tensors, file, {})
+    return Conversion(model_config, unflatten_dict(loaded.flat, sep="/"), loaded.uses)
+
+
+def _described(model_config: IVTConfig) -> str:
+    height, width = model_config.image_size
+    rows, columns = model_config.grid
+    return f"a model of {height}x{width} pixels at stride {model_config.stride} ({rows}x{columns} patches and [CLS])"

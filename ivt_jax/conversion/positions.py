@@ -1,21 +1,20 @@
-"""Positions learned for one grid of patches, resized to another.
+"""Resizes learned positions from one grid of patches to another.
 
-Half-pixel centres, no antialiasing, the border repeated: PyTorch's `interpolate(align_corners=False)`, with which the
-release resizes. (`jax.image.resize` antialiases unless told not to, and has another cubic kernel.)
+As PyTorch's `interpolate(align_corners=False)`, which the release uses: half-pixel centres, no antialiasing, the border
+repeated. (`jax.image.resize` antialiases by default and has another cubic kernel.)
 """
 
 import numpy as np
 
-METHODS = ("bilinear", "bicubic")
 CUBIC = -0.75  # the free coefficient of the cubic kernel (Keys 1981); PyTorch's value
 
 
 def resize_positions(
     positions: np.ndarray, source: tuple[int, int], target: tuple[int, int], method: str = "bilinear"
 ) -> np.ndarray:
-    """(1, 1 + rows * columns, D) of the grid `source` -> the same of the grid `target`; the class token's stays.
+    """Returns the positions (1, 1 + rows * columns, D) of grid `source` for grid `target`; that of [CLS] stays.
 
-    Grids are (rows, columns). Equal grids give back the array itself.
+    Grids are (rows, columns). For equal grids the array itself is returned.
     """
     if tuple(source) == tuple(target):
         return positions
@@ -27,7 +26,7 @@ def resize_positions(
 
 
 def weights(old: int, new: int, method: str) -> np.ndarray:
-    """(new, old): what each of `old` points along an axis gives to each of `new` points."""
+    """Returns (new, old): the weight of each old point of an axis in each new point."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(centres).astype(int)
     matrix = np.zeros((new, old))
@@ -37,11 +36,10 @@ def weights(old: int, new: int, method: str) -> np.ndarray:
     return matrix
 
 
-def kernel(distance: np.ndarray, method: str) -> np.ndarray:
-    """The weight of a point at a distance from 0 to 2."""
+def kernel(x: np.ndarray, method: str) -> np.ndarray:
+    """Returns the weight of points at distances `x` from 0 to 2."""
     if method == "bilinear":
-        return 1 - distance
-    a, x = CUBIC, distance
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        return 1 - x
+    near = (CUBIC + 2) * x**3 - (CUBIC + 3) * x**2 + 1
+    far = CUBIC * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, far)

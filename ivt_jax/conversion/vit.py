@@ -1,7 +1,4 @@
-"""ImageNet ViTs in three namings, and the initial tower made of one of them and of BERT (REFERENCE, section 2).
-
-timm's (`timm`), Google's JAX checkpoints (`google`) and transformers' `ViTModel` (`transformers`) hold the same model.
-"""
+"""ImageNet ViTs in three namings, and the initial tower made of one of them and of BERT (REFERENCE, section 2)."""
 
 import math
 from collections.abc import Mapping
@@ -11,59 +8,36 @@ import numpy as np
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import bert
+from ivt_jax.conversion.layers import FLAX, Block, block_rules, layer_rules
 from ivt_jax.conversion.model import Conversion, complete
 from ivt_jax.conversion.positions import resize_positions
-from ivt_jax.conversion.tensors import Naming, Read, convolution, joined, linear, read, rule
+from ivt_jax.conversion.tensors import Loaded, Naming, read, rule
 from ivt_jax.models.embeddings import patch_grid
 from ivt_jax.models.ivt import IVTConfig
 
-POSITIONS = "image_embedding/pos_embed"
+CLS, POSITIONS = "image_embedding/cls", "image_embedding/pos_embed"
 CLASSIFIER, POOLER = "the classifier", "a pooler"
 
 TIMM = (
-    rule("image_embedding/cls", "cls_token", "1 1 D"),
+    rule(CLS, "cls_token", "1 1 D"),
     rule(POSITIONS, "pos_embed", "1 N D"),
-    rule("image_embedding/kernel", "patch_embed.proj.weight", "D 3 P P", convolution),
-    rule("image_embedding/bias", "patch_embed.proj.bias", "D"),
-    rule("blocks/norm1/scale", "blocks.{}.norm1.weight", "D"),
-    rule("blocks/norm1/bias", "blocks.{}.norm1.bias", "D"),
-    rule("blocks/attn/qkv/kernel", "blocks.{}.attn.qkv.weight", "3D D", linear),
-    rule("blocks/attn/qkv/bias", "blocks.{}.attn.qkv.bias", "3D"),
-    rule("blocks/attn/proj/kernel", "blocks.{}.attn.proj.weight", "D D", linear),
-    rule("blocks/attn/proj/bias", "blocks.{}.attn.proj.bias", "D"),
-    rule("blocks/norm2/scale", "blocks.{}.norm2.weight", "D"),
-    rule("blocks/norm2/bias", "blocks.{}.norm2.bias", "D"),
-    rule("blocks/mlp_vis/fc1/kernel", "blocks.{}.mlp.fc1.weight", "F D", linear),
-    rule("blocks/mlp_vis/fc1/bias", "blocks.{}.mlp.fc1.bias", "F"),
-    rule("blocks/mlp_vis/fc2/kernel", "blocks.{}.mlp.fc2.weight", "D F", linear),
-    rule("blocks/mlp_vis/fc2/bias", "blocks.{}.mlp.fc2.bias", "D"),
-    rule("blocks/norm/scale", "norm.weight", "D"),
-    rule("blocks/norm/bias", "norm.bias", "D"),
+    *layer_rules("image_embedding", "patch_embed.proj."),
+    *block_rules(Block("blocks.{}.", "norm1.", "attn.qkv.", "attn.proj.", "norm2.", "mlp.fc1.", "mlp.fc2.")),
+    *layer_rules("blocks/norm", "norm."),
 )
-
-_HF = "encoder.layer.{}."
-_HF_QKV = " ".join(_HF + f"attention.attention.{part}.KIND" for part in ("query", "key", "value"))
+TRANSFORMERS_BLOCK = Block(
+    "encoder.layer.{}.", "layernorm_before.",
+    "attention.attention.query. attention.attention.key. attention.attention.value.", "attention.output.dense.",
+    "layernorm_after.", "intermediate.dense.", "output.dense.",
+)  # fmt: skip
 TRANSFORMERS = (
-    rule("image_embedding/cls", "embeddings.cls_token", "1 1 D"),
+    rule(CLS, "embeddings.cls_token", "1 1 D"),
     rule(POSITIONS, "embeddings.position_embeddings", "1 N D"),
-    rule("image_embedding/kernel", "embeddings.patch_embeddings.projection.weight", "D 3 P P", convolution),
-    rule("image_embedding/bias", "embeddings.patch_embeddings.projection.bias", "D"),
-    rule("blocks/norm1/scale", _HF + "layernorm_before.weight", "D"),
-    rule("blocks/norm1/bias", _HF + "layernorm_before.bias", "D"),
-    rule("blocks/attn/qkv/kernel", _HF_QKV.replace("KIND", "weight"), "D D", linear),
-    rule("blocks/attn/qkv/bias", _HF_QKV.replace("KIND", "bias"), "D", joined),
-    rule("blocks/attn/proj/kernel", _HF + "attention.output.dense.weight", "D D", linear),
-    rule("blocks/attn/proj/bias", _HF + "attention.output.dense.bias", "D"),
-    rule("blocks/norm2/scale", _HF + "layernorm_after.weight", "D"),
-    rule("blocks/norm2/bias", _HF + "layernorm_after.bias", "D"),
-    rule("blocks/mlp_vis/fc1/kernel", _HF + "intermediate.dense.weight", "F D", linear),
-    rule("blocks/mlp_vis/fc1/bias", _HF + "intermediate.dense.bias", "F"),
-    rule("blocks/mlp_vis/fc2/kernel", _HF + "output.dense.weight", "D F", linear),
-    rule("blocks/mlp_vis/fc2/bias", _HF + "output.dense.bias", "D"),
-    rule("blocks/norm/scale", "layernorm.weight", "D"),
-    rule("blocks/norm/bias", "layernorm.bias", "D"),
+    *layer_rules("image_embedding", "embeddings.patch_embeddings.projection."),
+    *block_rules(TRANSFORMERS_BLOCK),
+    *layer_rules("blocks/norm", "layernorm."),
 )
-# transformers 5 writes files with the names above, but has these in memory: a state dict of its model has them.
+# transformers 5 writes the names above to files; a state dict of its model has these.
 IN_MEMORY = {
     "layers.": "encoder.layer.",
     ".attention.q_proj.": ".attention.attention.query.",
@@ -76,7 +50,7 @@ IN_MEMORY = {
 
 
 def transformers_name(name: str) -> str:
-    """Without the prefix of the models around the ViT; a name that the model has in memory as its files have it."""
+    """Removes the prefix "vit." and replaces a name of the model in memory by that of its files."""
     name = name.removeprefix("vit.")
     if name.startswith("layers."):
         for new, old in IN_MEMORY.items():
@@ -84,46 +58,19 @@ def transformers_name(name: str) -> str:
     return name
 
 
-def heads_in(*kernels: np.ndarray) -> np.ndarray:
-    """Query, key and value, each (in, heads, head) -> (in, 3 * heads * head)."""
-    return np.concatenate([kernel.reshape(len(kernel), -1) for kernel in kernels], axis=1)
-
-
-def heads_out(kernel: np.ndarray) -> np.ndarray:
-    """(heads, head, out) -> (heads * head, out)."""
-    return kernel.reshape(-1, kernel.shape[-1])
-
-
-def pixels(kernel: np.ndarray) -> np.ndarray:
-    """(row, column, channel, out) -> (row * column * channel, out)."""
-    return kernel.reshape(-1, kernel.shape[-1])
-
-
-_JAX = "Transformer/encoderblock_{}/"
-_JAX_ATTENTION = _JAX + "MultiHeadDotProductAttention_1/"
-_JAX_QKV = " ".join(_JAX_ATTENTION + f"{part}/KIND" for part in ("query", "key", "value"))
+_ATTENTION = "MultiHeadDotProductAttention_1/"
+GOOGLE_BLOCK = Block(
+    "Transformer/encoderblock_{}/", "LayerNorm_0/",
+    f"{_ATTENTION}query/ {_ATTENTION}key/ {_ATTENTION}value/", f"{_ATTENTION}out/",
+    "LayerNorm_2/", "MlpBlock_3/Dense_0/", "MlpBlock_3/Dense_1/",
+)  # fmt: skip
 GOOGLE = (
-    rule("image_embedding/cls", "cls", "1 1 D"),
+    rule(CLS, "cls", "1 1 D"),
     rule(POSITIONS, "Transformer/posembed_input/pos_embedding", "1 N D"),
-    rule("image_embedding/kernel", "embedding/kernel", "P P 3 D", pixels),
-    rule("image_embedding/bias", "embedding/bias", "D"),
-    rule("blocks/norm1/scale", _JAX + "LayerNorm_0/scale", "D"),
-    rule("blocks/norm1/bias", _JAX + "LayerNorm_0/bias", "D"),
-    rule("blocks/attn/qkv/kernel", _JAX_QKV.replace("KIND", "kernel"), "D H E", heads_in),
-    rule("blocks/attn/qkv/bias", _JAX_QKV.replace("KIND", "bias"), "H E", joined),
-    rule("blocks/attn/proj/kernel", _JAX_ATTENTION + "out/kernel", "H E D", heads_out),
-    rule("blocks/attn/proj/bias", _JAX_ATTENTION + "out/bias", "D"),
-    rule("blocks/norm2/scale", _JAX + "LayerNorm_2/scale", "D"),
-    rule("blocks/norm2/bias", _JAX + "LayerNorm_2/bias", "D"),
-    rule("blocks/mlp_vis/fc1/kernel", _JAX + "MlpBlock_3/Dense_0/kernel", "D F"),
-    rule("blocks/mlp_vis/fc1/bias", _JAX + "MlpBlock_3/Dense_0/bias", "F"),
-    rule("blocks/mlp_vis/fc2/kernel", _JAX + "MlpBlock_3/Dense_1/kernel", "F D"),
-    rule("blocks/mlp_vis/fc2/bias", _JAX + "MlpBlock_3/Dense_1/bias", "D"),
-    rule("blocks/norm/scale", "Transformer/encoder_norm/scale", "D"),
-    rule("blocks/norm/bias", "Transformer/encoder_norm/bias", "D"),
+    *layer_rules("image_embedding", "embedding/", FLAX),
+    *block_rules(GOOGLE_BLOCK, FLAX),
+    *layer_rules("blocks/norm", "Transformer/encoder_norm/", FLAX),
 )
-
-
 NAMINGS = {
     "timm": Naming(TIMM, {r"head\.(weight|bias)": CLASSIFIER, r"pre_logits\.fc\.(weight|bias)": POOLER}),
     "google": Naming(GOOGLE, {r"head/(kernel|bias)": CLASSIFIER, r"pre_logits/(kernel|bias)": POOLER}),
@@ -136,14 +83,14 @@ NAMINGS = {
 
 
 class Source(NamedTuple):
-    """Tensors by name, and the file they come from, for errors."""
+    """Tensors by name, and their file, which errors name."""
 
     tensors: Mapping[str, np.ndarray]
     file: str
 
 
 def naming_of(source: Source, namings: Mapping[str, Naming] = NAMINGS, kind: str = "ViT") -> str:
-    """Whose names the tensors have: what the patch embedding is called tells. Raises UserError for others'."""
+    """Returns the naming that has the source's name of the patch embedding. Raises UserError if none has it."""
     for name, naming in namings.items():
         patches = next(rule for rule in naming.rules if rule.ours == "image_embedding/kernel").names[0]
         if patches in {naming.clean(tensor) for tensor in source.tensors}:
@@ -151,44 +98,47 @@ def naming_of(source: Source, namings: Mapping[str, Naming] = NAMINGS, kind: str
     first = ", ".join(sorted(source.tensors)[:3])
     raise UserError(
         f"{source.file} is no {kind} in the naming of {', '.join(namings)}: it has {first}, ...; "
-        "docs/weights.md tells which --source takes what"
+        "docs/weights.md lists what each --source reads"
     )
 
 
-def convert_vit(vit: Source, text: Source, model: IVTConfig, method: str, seed: int) -> Conversion:
-    """The tower that training starts from: attention, norms, image side from a ViT, text side from BERT.
+def convert_vit(vit: Source, text: Source, model_config: IVTConfig, method: str, seed: int) -> Conversion:
+    """Returns the tower that training starts from: attention, norms and image side of a ViT, text side of BERT.
 
-    model: image size, stride and heads wanted, and what else no tensor tells; the other sizes are the tensors'. The
-    positions are resized by `method` from the ViT's square grid. Type embedding, mask token and heads are as the model
-    initialises them from `seed`. Raises UserError as `tensors.read`, and where the two do not go together.
+    model_config: image size, stride, heads and options; the other sizes are those of the tensors. method: how positions
+    are resized from the ViT's square grid. Type embedding, mask token and heads are initialised from `seed`. Raises
+    UserError as `tensors.read`, and if the sizes of ViT and BERT differ.
     """
-    image = read(NAMINGS[naming_of(vit)], vit.tensors, vit.file, {"H": model.num_heads})
-    return with_bert(image, vit.file, text, model, method, seed)
+    image = read(NAMINGS[naming_of(vit)], vit.tensors, vit.file, {"H": model_config.num_heads})
+    return with_bert(image, vit.file, text, model_config, method, seed)
 
 
-def with_bert(image: Read, file: str, text: Source, model: IVTConfig, method: str, seed: int) -> Conversion:
-    """The tower of the attention, norms and image side that were read from `file`, and of BERT's text side."""
+def with_bert(
+    image: Loaded, file: str, text: Source, model_config: IVTConfig, method: str, seed: int
+) -> Conversion:  # fmt: skip
+    """Returns the tower with the image side `image`, read from `file`, and BERT's text side."""
     words = read(bert.NAMING, text.tensors, text.file, {})
     for letter, what in (("D", "wide"), ("depth", "deep"), ("F", "wide in the MLPs")):
         ours, theirs = image.sizes[letter], words.sizes[letter]
         if ours != theirs:
             raise UserError(f"{file} is {ours} {what}, {text.file} {theirs}; name a pair of the same size")
-    sizes = words.sizes | image.sizes
-    image = resized(image, file, model, method)
-    return complete(image.flat | words.flat, sizes, model, seed, [*image.rows, *words.rows], f"{file}, {text.file}")
+    image = resized(image, file, model_config, method)
+    both = Loaded(image.flat | words.flat, words.sizes | image.sizes, image.uses + words.uses)
+    return complete(both, model_config, seed, f"{file}, {text.file}")
 
 
-def resized(image: Read, file: str, model: IVTConfig, method: str) -> Read:
-    """With the positions on the model's grid of patches."""
+def resized(image: Loaded, file: str, model_config: IVTConfig, method: str) -> Loaded:
+    """Returns `image` with the positions resized to the model's grid of patches."""
     side = math.isqrt(image.sizes["N"] - 1)
     if side < 1 or side**2 != image.sizes["N"] - 1:
         raise UserError(f"{file}: position embedding of length {image.sizes['N']}; expected [CLS] and a square grid")
-    grid = patch_grid(model.image_size, image.sizes["P"], model.stride)
+    patch_size, image_size = image.sizes["P"], model_config.image_size
+    grid = patch_grid(image_size, patch_size, model_config.stride)
     if min(grid) < 1:
-        raise UserError(f"{file}: patches of {image.sizes['P']} pixels do not fit the image size {model.image_size}")
+        raise UserError(f"{file}: patches of {patch_size} pixels do not fit the image size {image_size}")
     if grid == (side, side):
         return image
     positions = resize_positions(image.flat[POSITIONS], (side, side), grid, method)
     note = f"{POSITIONS}, {side}x{side} -> {grid[0]}x{grid[1]} patches, {method}"
-    rows = [row._replace(action="resized", note=note) if row.note == POSITIONS else row for row in image.rows]
-    return Read(image.flat | {POSITIONS: positions}, image.sizes, rows)
+    uses = [use._replace(action="resized", note=note) if use.note == POSITIONS else use for use in image.uses]
+    return Loaded(image.flat | {POSITIONS: positions}, image.sizes, uses)

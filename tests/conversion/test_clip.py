@@ -59,7 +59,7 @@ def features(w, pixels, epsilon=1e-5):
 
 
 def cls_of(made, pixels):
-    return IVT(made.model).apply({"params": made.params}, normalise(pixels)[None], method="encode_image")[0, 0]
+    return IVT(made.model_config).apply({"params": made.params}, normalise(pixels)[None], method="encode_image")[0, 0]
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -80,7 +80,7 @@ def test_a_grey_image_is_no_zero_to_clip(convert, openai):
 def test_the_other_gelu_is_another_tower(convert, openai):
     expected = features(openai, PIXELS)
     made = convert("openai", activation="gelu")
-    assert made.model.image_activation == "gelu"
+    assert made.model_config.image_activation == "gelu"
     assert np.abs(cls_of(made, PIXELS) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
@@ -98,18 +98,22 @@ def test_both_namings_give_the_same_parameters_and_bert_the_text_side(convert, p
 def test_every_tensor_is_accounted_for(request, convert, naming, bert, params):
     made = convert(naming, image_size=(24, 12))
     tensors = request.getfixturevalue(naming)
-    assert sorted(row.name for row in made.rows if row.name) == sorted([*tensors, *bert])
-    ignored = {row.name for row in made.rows if row.action == "ignored"}
+    assert sorted(row.name for row in made.uses if row.name) == sorted([*tensors, *bert])
+    ignored = {row.name for row in made.uses if row.action == "ignored"}
     assert ignored - bert.keys() == {name for name in tensors if not name.startswith("vis")} | (
         {"visual.proj"} & tensors.keys()
     ) | ({"visual_projection.weight", "vision_model.embeddings.position_ids"} & tensors.keys())
-    initialised = {row.note.split(",")[0] for row in made.rows if row.action == "initialised"}
+    initialised = {row.note.split(",")[0] for row in made.uses if row.action == "initialised"}
     heads = {path for path in params if path.startswith(("word_head/", "patch_head/"))}
     assert initialised == heads | {"image_embedding/type_embed", "image_embedding/mask_token"}
-    text = table(made.rows)
+    text = table(made.uses)
     assert "image_embedding/pos_embed, 3x3 -> 6x3 patches, bilinear" in text and "of CLIP's text tower" in text
     assert "image_embedding/kernel and bias, CLIP's mean and deviation of pixels made ours" in text
-    assert (made.model.image_norm, made.model.image_activation, made.model.norm_epsilon) == (True, "quick_gelu", 1e-5)
+    assert (made.model_config.image_norm, made.model_config.image_activation, made.model_config.norm_epsilon) == (
+        True,
+        "quick_gelu",
+        1e-5,
+    )
 
 
 @pytest.mark.parametrize("naming, prefix", [("openai", "module."), ("transformers_clip", "")])

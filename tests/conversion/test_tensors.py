@@ -6,8 +6,8 @@ import pytest
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import bert, clip, release, vit
-from ivt_jax.conversion.own import convert_own
-from ivt_jax.conversion.tensors import Row, read, shapes, table
+from ivt_jax.conversion.model import convert_export
+from ivt_jax.conversion.tensors import TensorUse, read, shapes, table
 
 NAMINGS = {
     "release": release.NAMING, "bert": bert.NAMING,
@@ -39,9 +39,9 @@ def test_a_weight_of_another_dtype_is_refused(name, dtype):
 @pytest.mark.parametrize("dtype", ["int32", "bool"])
 def test_a_parameter_of_our_own_of_another_dtype_is_refused(model, params, dtype):
     tensors = {path.replace("/", "."): value for path, value in params.items()}
-    convert_own(tensors, "model.safetensors", model)
+    convert_export(tensors, "model.safetensors", model)
     with pytest.raises(UserError, match=f'tensor "blocks.norm.bias" has dtype {dtype}; weights must be'):
-        convert_own(tensors | {"blocks.norm.bias": np.ones(12, dtype)}, "model.safetensors", model)
+        convert_export(tensors | {"blocks.norm.bias": np.ones(12, dtype)}, "model.safetensors", model)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
@@ -62,7 +62,7 @@ def test_floating_point_weights_are_taken(name, dtype):
 )
 def test_indices_stay_ignored(name, index):
     tensors = zeros(NAMINGS[name]) | {index: np.arange(14)[None]}
-    rows = read(NAMINGS[name], tensors, "weights.bin", {}).rows
+    rows = read(NAMINGS[name], tensors, "weights.bin", {}).uses
     assert [(row.name, row.shape) for row in rows if row.action == "ignored"] == [(index, (1, 14))]
 
 
@@ -75,7 +75,7 @@ def test_empty_weights_are_refused():
 
 def test_blocks_that_differ_in_their_number_share_a_line_other_numbers_stay():
     names = [f"blocks.{block}.experts.{expert}.bias" for block in range(3) for expert in range(2)]
-    lines = table(Row("ignored", name, (4,), "not used") for name in names).splitlines()[1:]
+    lines = table(TensorUse("ignored", name, (4,), "not used") for name in names).splitlines()[1:]
     assert [line.split() for line in lines] == [
         ["ignored", "3", f"blocks.*.experts.{expert}.bias", "4", "not", "used"] for expert in range(2)
     ]

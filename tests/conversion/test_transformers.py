@@ -63,7 +63,7 @@ def without_types(params):
 @pytest.mark.parametrize("store", [written, kept])
 def test_the_tower_computes_what_the_vit_does(tmp_path, vit, bert, store):
     made = convert_vit(store(vit, tmp_path), written(bert, tmp_path), MODEL, "bilinear", 0)
-    ours = IVT(made.model).apply({"params": without_types(made.params)}, images(), method="encode_image")
+    ours = IVT(made.model_config).apply({"params": without_types(made.params)}, images(), method="encode_image")
     with torch.no_grad():
         theirs = vit(pixel_values=channels_first(images())).last_hidden_state.numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
@@ -91,7 +91,7 @@ def clip(request, activation):
 def test_the_tower_computes_what_clip_does(tmp_path, clip, activation, bert, store):
     made = convert_clip(store(clip, tmp_path), written(bert, tmp_path), MODEL, activation, "bilinear", 0)
     pixels = np.random.default_rng(2).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
-    ours = IVT(made.model).apply({"params": made.params}, normalise(pixels), method="encode_image")[:, 0]
+    ours = IVT(made.model_config).apply({"params": made.params}, normalise(pixels), method="encode_image")[:, 0]
     mean, deviation = transformers.image_utils.OPENAI_CLIP_MEAN, transformers.image_utils.OPENAI_CLIP_STD
     inputs = channels_first(((pixels / 255 - mean) / deviation).astype(np.float32))
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_texts_are_embedded_as_bert_does(tmp_path, vit, bert, store):
     def embed(tower, ids):
         return tower.text_embedding(ids, tower.dtype)
 
-    ours = IVT(made.model).apply({"params": made.params}, ids, method=embed)
+    ours = IVT(made.model_config).apply({"params": made.params}, ids, method=embed)
     with torch.no_grad():
         theirs = bert.embeddings(torch.tensor(ids)).numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

@@ -41,7 +41,7 @@ def convert(request, bert, model):
 def test_every_naming_gives_the_parameters_bit_for_bit(convert, params, model, naming):
     made = convert(naming)
     flat = flatten_dict(made.params, sep="/")
-    assert made.model == model and flat.keys() == params.keys()
+    assert made.model_config == model and flat.keys() == params.keys()
     for path in flat:
         if not path.startswith(DRAWN):
             assert flat[path].dtype == np.float32
@@ -62,7 +62,7 @@ def test_a_tower_of_one_block_and_an_image_of_one_row_of_patches(convert, timm, 
     upper = {name: None for name in (*timm, *bert) if re.search(r"(blocks|layer)\.[1-9]", name)}
     made = convert("timm", upper, upper, image_size=(model.patch_size, model.image_size[1]))
     columns = model.grid[1]
-    assert made.model.depth == 1 and made.model.grid == (1, columns)
+    assert made.model_config.depth == 1 and made.model_config.grid == (1, columns)
     flat = flatten_dict(made.params, sep="/")
     for path in ("blocks/attn/qkv/kernel", "blocks/mlp_vis/fc1/kernel", "blocks/mlp_txt/fc1/kernel"):
         np.testing.assert_array_equal(flat[path], params[path][:1], err_msg=path)
@@ -106,7 +106,9 @@ def test_the_tower_computes_what_the_vit_does(convert, timm):
     made = convert("timm")
     made.params["image_embedding"]["type_embed"] = np.zeros_like(made.params["image_embedding"]["type_embed"])
     image = np.random.default_rng(0).normal(size=(12, 12, 3))
-    ours = IVT(made.model).apply({"params": made.params}, image[None].astype(np.float32), method="encode_image")[0]
+    ours = IVT(made.model_config).apply({"params": made.params}, image[None].astype(np.float32), method="encode_image")[
+        0
+    ]
     expected = vit_tokens({name: value.astype(np.float64) for name, value in timm.items()}, image)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -144,11 +146,11 @@ def test_positions_are_resized_to_another_image_size(convert, params, naming):
     grid = source[0, 1:].reshape(3, 3, -1)
     expected = jax.image.resize(grid, (7, 3, grid.shape[-1]), "linear", antialias=False)
     np.testing.assert_allclose(positions[0, 1:].reshape(7, 3, -1), expected, atol=1e-6)
-    assert made.model.grid == (7, 3) and made.params["image_embedding"]["type_embed"].shape == (1, 22, 12)
+    assert made.model_config.grid == (7, 3) and made.params["image_embedding"]["type_embed"].shape == (1, 22, 12)
 
 
 def test_the_account_has_every_tensor_and_every_parameter(convert, timm, bert, params):
-    rows = convert("timm", image_size=(24, 12), method="bicubic").rows
+    rows = convert("timm", image_size=(24, 12), method="bicubic").uses
     assert sorted(row.name for row in rows if row.name) == sorted([*timm, *bert])
     actions = {action: {row.name for row in rows if row.action == action} for action in ("resized", "ignored")}
     assert actions["resized"] == {"pos_embed"}
