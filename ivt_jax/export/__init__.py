@@ -1,4 +1,1 @@
-"""A trained model as a folder that is complete in itself: parameters in several formats, tokenizer, config, model card.
-
-`run.export` writes it; `--mode=export` is the command line.
-"""
+"""A trained model as a self-contained folder: parameters, tokenizer, config, model card, compiled encoders."""

@@ -1,6 +1,5 @@
-"""What a compiled form needs to be used without this package: manifest.json and the tokenizer, beside the encoders."""
+"""Writes manifest.json and the tokenizer, which a compiled form needs to be used without this package."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,16 @@ FORMAT_VERSION = 1
 def write_manifest(
     folder: Path, form: str, encoders: tuple[str, str], trained: Trained, smallest_batch: int, **more: Any
 ) -> None:
-    """Writes the tokenizer's files and manifest.json; `more` is said of the form alone.
+    """Writes the tokenizer's files and manifest.json into `folder`, which has the encoders' files.
 
-    form: its name; encoders: the names of the image's and the text's file, which lie in `folder` already;
-    smallest_batch: 0 if the encoders return (0, D) for a batch of no rows, 1 if they refuse it.
+    form: name of the format. encoders: names of the image encoder's and the text encoder's file. smallest_batch: 0 if
+    the encoders return (0, D) for an empty batch, 1 if they refuse it. more: further keys of this form.
     """
-    model, config, tokenizer = trained.model.config, trained.config, trained.tokenizer
+    model_config, tokenizer = trained.model.config, trained.tokenizer
     tokenizer.save(folder)
-    height, width = model.image_size
-    images = {"name": "images", "dtype": "uint8", "shape": ["batch", height, width, 3]}
+    images = {"name": "images", "dtype": "uint8", "shape": ["batch", *model_config.image_size, 3]}
     ids = {"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}
-    output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model.width]}
+    output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model_config.width]}
     manifest = {
         "format": form,
         "format_version": FORMAT_VERSION,
@@ -35,9 +33,9 @@ def write_manifest(
             "text": {"file": encoders[1], "inputs": [ids], "outputs": [output]},
         },
         "smallest_batch": smallest_batch,
-        "embedding": {"dimension": model.width, "normalised": "L2", "compared_by": "inner product"},
+        "embedding": {"dimension": model_config.width, "normalised": "L2", "compared_by": "inner product"},
         "images": {
-            **preprocessing(model.image_size),
+            **preprocessing(model_config.image_size),
             "normalised_by": "the encoder: it takes pixels from 0 to 255",
         },
         "text": {
@@ -47,16 +45,13 @@ def write_manifest(
             "sep_id": tokenizer.sep_id,
             "pad_id": PAD_ID,
             "unk_id": tokenizer.unk_id,
-            "vocab_size": model.vocab_size,
+            "vocab_size": model_config.vocab_size,
             "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with pad_id",
-            "length": config.text.length["sentence"],
-            "max_length": model.max_text_length,
+            "length": trained.config.text.length["sentence"],
+            "max_length": model_config.max_text_length,
             "lower_cased": bool((tokenizer.encode(["A RED coat"], 16) == tokenizer.encode(["a red Coat"], 16)).all()),
         },
-        "sha256": _digests(folder),
     }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    manifest["sha256"] = {str(path.relative_to(folder)): digest(path) for path in files}
     write_json(folder / "manifest.json", manifest)
-
-
-def _digests(folder: Path) -> Mapping[str, str]:
-    return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,11 +1,11 @@
-"""The encoders as ONNX graphs, written out by hand, for ONNX Runtime and what else reads ONNX.
+"""The encoders as ONNX graphs, for ONNX Runtime and other programs that read ONNX.
 
-Each has an input `images`, uint8 (batch, H, W, 3), or `ids`, int32 (batch, length), padded with 0; its output
-`embeddings`, float32 (batch, D), are unit vectors. A row with an id outside of the vocabulary, or that begins with
-padding, gives NaN (`is_valid`). They compute in float32, whatever the model's dtype.
+The inputs are `images`, uint8 (batch, H, W, 3), and `ids`, int32 (batch, length), padded with 0. The output
+`embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that begins with
+padding, gives NaN (`is_valid`). The graphs compute in float32, whatever the model's dtype.
 
-By hand, because the converter jax2onnx pins an Orbax older than ours and cannot be installed beside it. The functions
-below follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of what they compute.
+They are written node by node because the converter jax2onnx requires an Orbax older than ours. The functions below
+follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of the last one's output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
-from ivt_jax.conversion.release import convolution_weight
+from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.encoding.images import DEVIATION, MEAN
 from ivt_jax.export.manifest import write_manifest
 from ivt_jax.export.trained import Trained
@@ -27,19 +27,21 @@ from ivt_jax.models.ivt import PAD_ID, IVTConfig
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"
 OPSET, IR_VERSION = 20, 9  # the first that has Gelu, and its file format: ONNX Runtime 1.17 and later
-LARGEST = 1_900_000_000  # bytes of parameters within a file, whose limit is 2 GiB; more lie beside it in FILE.data
+LARGEST = 1_900_000_000  # bytes of parameters in a file, which can have 2 GiB; beyond, they go to FILE.data
 
 Params = Mapping[str, Any]
 
 
 class Graph:
-    """Nodes and constants; calling it adds a node and returns the name of its output."""
+    """Nodes and constants of one encoder; calling it adds a node and returns the name of its output."""
 
-    def __init__(self):
-        self.onnx, self.nodes, self.constants = load_onnx(), [], []
+    def __init__(self, config: IVTConfig):
+        self.config, self.onnx = config, load_onnx()
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """`inputs` are names, or values, which become constants: NumPy's as they are, lists as int64."""
+        """Adds a node; inputs are names, or values, which become constants (lists as int64)."""
         names = [x if isinstance(x, str) else self.constant(np.asarray(x)) for x in inputs]
         made = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(op, names, made, **attributes))
@@ -50,14 +52,13 @@ class Graph:
         self.constants.append(self.onnx.numpy_helper.from_array(value, name))
         return name
 
-    def save(self, path: Path, given: tuple[str, Any, Sequence[str | int]], result: str, width: int) -> None:
-        """Writes the graph from one input (name, dtype, shape) to the node `result`, (batch, width)."""
+    def save(self, path: Path, name: str, dtype: Any, shape: Sequence[str | int], result: str) -> None:
+        """Writes the graph from the input (name, dtype, shape) to the node `result`, (batch, D)."""
         helper = self.onnx.helper
         self.nodes.append(helper.make_node("Identity", [result], ["embeddings"]))
-        name, dtype, shape = given
         inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)]
         floats = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
-        outputs = [helper.make_tensor_value_info("embeddings", floats, ["batch", width])]
+        outputs = [helper.make_tensor_value_info("embeddings", floats, ["batch", self.config.width])]
         graph = helper.make_graph(self.nodes, path.stem, inputs, outputs, self.constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="ivt_jax")
@@ -66,7 +67,7 @@ class Graph:
 
 
 def load_onnx() -> Any:
-    """The onnx package, an optional one."""
+    """Imports and returns onnx. Raises UserError if it is not installed."""
     try:
         import onnx
         import onnx.helper
@@ -77,104 +78,104 @@ def load_onnx() -> Any:
 
 
 def write_onnx(folder: Path, trained: Trained) -> None:
-    """Writes the two encoders, the tokenizer and manifest.json into `folder`, which is there and empty.
+    """Writes the two encoders, the tokenizer and manifest.json into an empty folder.
 
-    Parameters beyond 1.9 GB lie in a file beside the encoder's, FILE.data. Raises UserError where onnx is missing.
+    Parameters beyond 1.9 GB go to a file beside the encoder's, FILE.data. Raises UserError if onnx is not installed.
     """
-    c, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
-    image, text = Graph(), Graph()
-    tokens = image_embedding(image, params["image_embedding"], "images", c)
-    embedded = encode(image, params["blocks"], tokens, None, "mlp_vis", c)
-    image.save(folder / FILES[0], ("images", np.uint8, ["batch", *c.image_size, 3]), embedded, c.width)
+    config, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
+    image, text = Graph(config), Graph(config)
+    embedded = encode(image, params["blocks"], image_embedding(image, params["image_embedding"], "images"), "mlp_vis")
+    image.save(folder / FILES[0], "images", np.uint8, ["batch", *config.image_size, 3], embedded)
     tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
-    embedded = encode(text, params["blocks"], tokens, key_bias, "mlp_txt", c)
-    embedded = text("Where", is_valid(text, "ids", c), embedded, np.float32(np.nan))
-    text.save(folder / FILES[1], ("ids", np.int32, ["batch", "length"]), embedded, c.width)
+    embedded = encode(text, params["blocks"], tokens, "mlp_txt", key_bias)
+    embedded = text("Where", is_valid(text, "ids"), embedded, np.float32(np.nan))
+    text.save(folder / FILES[1], "ids", np.int32, ["batch", "length"], embedded)
     write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
 
 
-def image_embedding(g: Graph, p: Params, images: str, c: IVTConfig) -> str:
-    """uint8 (B, H, W, 3) -> (B, 1 + P, D): [CLS] and patches, by a convolution, which wants channels first."""
+def image_embedding(g: Graph, p: Params, images: str) -> str:
+    """Embeds uint8 (B, H, W, 3) as the tokens (B, 1 + P, D) of [CLS] and patches, by a convolution."""
+    config = g.config
     pixels = g("Div", g("Cast", images, to=g.onnx.TensorProto.FLOAT), np.float32(255))
     pixels = g("Div", g("Sub", pixels, np.float32(MEAN)), np.float32(DEVIATION))
     pixels = g("Transpose", pixels, perm=[0, 3, 1, 2])
-    grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[c.stride, c.stride])
-    patches = g("Transpose", g("Reshape", grid, [0, c.width, c.num_patches]), perm=[0, 2, 1])
+    grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[config.stride, config.stride])
+    patches = g("Transpose", g("Reshape", grid, [0, config.width, config.num_patches]), perm=[0, 2, 1])
     batch = g("Shape", images, start=0, end=1)
-    cls = g("Expand", p["cls"], g("Concat", batch, [1, c.width], axis=0))
+    cls = g("Expand", p["cls"], g("Concat", batch, [1, config.width], axis=0))
     tokens = g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
-    return layer_norm(g, p["norm"], tokens, c.norm_epsilon) if c.image_norm else tokens
+    return layer_norm(g, p["norm"], tokens) if config.image_norm else tokens
 
 
 def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
-    """int32 (B, L) -> (B, L, D), and what is added to the scores of the keys, (B, 1, 1, L)."""
+    """Embeds int32 (B, L) as (B, L, D); also returns the bias of the attention scores per key, (B, 1, 1, L)."""
     length = g("Shape", ids, start=1, end=2)
     positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
     # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_valid` makes their row NaN.
-    found = g("Where", known(g, ids, len(p["word"])), ids, np.int32(PAD_ID))
+    found = g("Where", known(g, ids), ids, np.int32(PAD_ID))
     tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
     key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
     return tokens, g("Unsqueeze", key_bias, [1, 2])
 
 
-def known(g: Graph, ids: str, vocab_size: int) -> str:
-    """(B, L) int32 -> (B, L) bool: whether the vocabulary has the id."""
-    return g("And", g("GreaterOrEqual", ids, np.int32(0)), g("Less", ids, np.int32(vocab_size)))
+def known(g: Graph, ids: str) -> str:
+    """Returns whether each id of (B, L) is in the vocabulary, (B, L) bool."""
+    return g("And", g("GreaterOrEqual", ids, np.int32(0)), g("Less", ids, np.int32(g.config.vocab_size)))
 
 
-def is_valid(g: Graph, ids: str, c: IVTConfig) -> str:
-    """(B, L) int32 -> (B, 1) bool: whether all ids are known and the first is not padding."""
-    integers = g("Cast", known(g, ids, c.vocab_size), to=g.onnx.TensorProto.INT32)
+def is_valid(g: Graph, ids: str) -> str:
+    """Returns whether all ids of a row of (B, L) are known and the first is not padding, (B, 1) bool."""
+    integers = g("Cast", known(g, ids), to=g.onnx.TensorProto.INT32)
     all_known = g("Cast", g("ReduceMin", integers, [1], keepdims=1), to=g.onnx.TensorProto.BOOL)
     return g("And", all_known, g("Not", g("Equal", g("Gather", ids, [0], axis=1), np.int32(PAD_ID))))
 
 
-def encode(g: Graph, blocks: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:
-    """(B, N, D) -> (B, D): the blocks, the final norm of the first token, at length 1."""
+def encode(g: Graph, blocks: Params, x: str, mlp_name: str, key_bias: str | None = None) -> str:
+    """Encodes tokens (B, N, D) as embeddings (B, D): the blocks, the norm of the first token, at length 1."""
     layers = {name: blocks[name] for name in ("norm1", "attn", "norm2", mlp_name)}
-    for i in range(c.depth):
-        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, key_bias, mlp_name, c)
-    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1), c.norm_epsilon)
+    for i in range(g.config.depth):
+        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, mlp_name, key_bias)
+    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1))
     norm = g("ReduceL2", first, [-1], keepdims=1)
     return g("Div", first, g("Max", norm, np.float32(1e-12)))
 
 
-def block(g: Graph, p: Params, x: str, key_bias: str | None, mlp_name: str, c: IVTConfig) -> str:
-    """(B, N, D) -> (B, N, D), through the MLP of one modality."""
-    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x, c.norm_epsilon), key_bias, c))
-    activation = c.image_activation if mlp_name == "mlp_vis" else "gelu"
-    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x, c.norm_epsilon), activation))
+def block(g: Graph, p: Params, x: str, mlp_name: str, key_bias: str | None) -> str:
+    """Applies a block with the MLP of one modality to (B, N, D)."""
+    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x), key_bias))
+    activation = g.config.image_activation if mlp_name == "mlp_vis" else "gelu"
+    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x), activation))
 
 
-def attention(g: Graph, p: Params, x: str, key_bias: str | None, c: IVTConfig) -> str:
-    """Multi-head self-attention over (B, N, D)."""
-    heads = [0, 0, c.num_heads, c.width // c.num_heads]  # 0: as in the input
-    q, k, v = (
-        g("Reshape", part, heads) for part in g("Split", linear(g, p["qkv"], x), outputs=3, axis=-1, num_outputs=3)
-    )
-    q = g("Mul", g("Transpose", q, perm=[0, 2, 1, 3]), np.float32((c.width // c.num_heads) ** -0.5))
+def attention(g: Graph, p: Params, x: str, key_bias: str | None) -> str:
+    """Applies multi-head self-attention to (B, N, D)."""
+    size = g.config.width // g.config.num_heads
+    parts = g("Split", linear(g, p["qkv"], x), outputs=3, axis=-1, num_outputs=3)
+    q, k, v = (g("Reshape", part, [0, 0, g.config.num_heads, size]) for part in parts)  # 0: as in the input
+    q = g("Mul", g("Transpose", q, perm=[0, 2, 1, 3]), np.float32(size**-0.5))
     scores = g("MatMul", q, g("Transpose", k, perm=[0, 2, 3, 1]))
     if key_bias is not None:
         scores = g("Add", scores, key_bias)
     mixed = g("MatMul", g("Softmax", scores, axis=-1), g("Transpose", v, perm=[0, 2, 1, 3]))
-    return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, c.width]))
+    return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, g.config.width]))
 
 
 def mlp(g: Graph, p: Params, x: str, activation: str) -> str:
-    """fc2(activation(fc1(x)))."""
+    """Returns fc2(activation(fc1(x)))."""
     hidden = linear(g, p["fc1"], x)
     if activation == "quick_gelu":
         hidden = g("Mul", hidden, g("Sigmoid", g("Mul", hidden, np.float32(1.702))))
     else:
-        hidden = g("Gelu", hidden, approximate="none")  # the exact one, by erf
+        hidden = g("Gelu", hidden, approximate="none")  # exact, by erf
     return linear(g, p["fc2"], hidden)
 
 
 def linear(g: Graph, p: Params, x: str) -> str:
-    """x @ kernel + bias."""
+    """Returns x @ kernel + bias."""
     return g("Add", g("MatMul", x, p["kernel"]), p["bias"])
 
 
-def layer_norm(g: Graph, p: Params, x: str, epsilon: float) -> str:
-    """Over the last axis."""
+def layer_norm(g: Graph, p: Params, x: str, epsilon: float | None = None) -> str:
+    """Normalises the last axis; epsilon is the config's by default."""
+    epsilon = g.config.norm_epsilon if epsilon is None else epsilon
     return g("LayerNormalization", x, p["scale"], p["bias"], axis=-1, epsilon=epsilon)

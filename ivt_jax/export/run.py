@@ -1,4 +1,4 @@
-"""The export: WORKDIR/export, a folder that can be taken elsewhere. Each format is written whole or not at all."""
+"""Writes the export, WORKDIR/export, a self-contained folder. Each format is written whole or not at all."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,36 +19,28 @@ from ivt_jax.run.checkpoint import export_params, restore_params
 from ivt_jax.run.parameter_file import NAME, model_digest, write_parameter_file
 from ivt_jax.run.workdir import folder_tokenizer, load_record, read_json, write_record
 
-
-def write_orbax(folder: Path, trained: Trained) -> None:
-    """Writes params/, an Orbax checkpoint."""
-    export_params(folder / "params", trained.params)
-
-
-def write_safetensors(folder: Path, trained: Trained) -> None:
-    """Writes model.safetensors."""
-    write_parameter_file(folder / NAME, trained.params, trained.config)
-
-
-# What --formats may name -> what writes it: the parameters into the folder, beside config.json and the tokenizer;
-# the compiled forms, which need neither, into folders of their own.
+# Value of --formats -> function that writes the format. Parameters lie beside config.json and the tokenizer, each
+# compiled form in a folder of its own.
 Write = Callable[[Path, Trained], None]
-PARAMETERS: dict[str, Write] = {"orbax": write_orbax, "safetensors": write_safetensors}
+PARAMETERS: dict[str, Write] = {
+    "orbax": lambda folder, trained: export_params(folder / "params", trained.params),
+    "safetensors": lambda folder, trained: write_parameter_file(folder / NAME, trained.params, trained.config),
+}
 COMPILED: dict[str, Write] = {"stablehlo": write_stablehlo, "saved_model": write_saved_model, "onnx": write_onnx}
 FORMATS = PARAMETERS | COMPILED
 ENTRIES = {"orbax": "params", "safetensors": NAME} | {name: name for name in COMPILED}  # format -> file or folder
 PATTERNS = {"orbax", "saved_model"}  # their libraries read a path as a pattern
-# Of val/summary.json and test/summary.json, what the export keeps.
+# Keys of val/summary.json and test/summary.json that the export records.
 _SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
 
 
 def export(workdir: Path, formats: Sequence[str]) -> Path:
     """Writes the best checkpoint's parameters in `formats`, config.json, tokenizer and model card; returns the folder.
 
-    An export of the same parameters gets the formats that are missing, and the current figures in its card.
+    If there is an export of the same parameters, the missing formats are added and the card gets the current scores.
 
-    workdir: of a run, or a folder of parameters alone. Raises UserError where a format is unknown, the folder has other
-    parameters, or what lies in the workdir does not go together.
+    workdir: of a run, or a folder of parameters. Raises UserError if a format is unknown, the export has other
+    parameters, or the files of the workdir do not go together.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -59,8 +51,8 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
         refuse_path(workdir, UNWRITABLE)
     config, params, step = restore_params(workdir)
     tokenizer = folder_tokenizer(workdir, config)
-    found = {"step": step, "model": model_digest(config, params), "tokenizer": tokenizer.digest}
-    record = {**load_record(workdir), **found}
+    record = load_record(workdir)
+    record |= {"step": step, "model": model_digest(config, params), "tokenizer": tokenizer.digest}
     record["scores"] = scores(workdir, step) or record.get("scores", {})
     folder = workdir / "export"
     exists = folder.exists()
@@ -68,7 +60,7 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
         refuse_other_export(folder, record)
     present = [name for name, entry in ENTRIES.items() if (folder / entry).exists()]
     missing = [name for name in dict.fromkeys(formats) if name not in present]
-    model = dataclasses.replace(IVTConfig.from_config(config.model), attention="xla")  # what all platforms have
+    model = dataclasses.replace(IVTConfig.from_config(config.model), attention="xla")  # available on all platforms
     trained = Trained(IVT(model), params, config, tokenizer)
     with hidden_folder(folder) as partial:
         for name in missing:
@@ -80,16 +72,16 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
         write_text(partial / "README.md", card(record, [*present, *missing]))
         if not exists:
             partial.rename(folder.absolute())
-        else:  # the card last: it describes what is there
+        else:  # the card last, because it describes the other files
             for path in sorted(partial.iterdir(), key=lambda path: path.name == "README.md"):
                 path.rename(folder / path.name)
     return folder
 
 
 def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raises UserError if the export in `folder` has other parameters or another tokenizer than `record` names.
+    """Raises UserError if the export in `folder` has other parameters or another tokenizer than `record`.
 
-    An export of an older ivt_jax does not name its parameters, and is refused too.
+    An export of an older ivt_jax has no digest of its parameters and is refused too.
     """
     found = load_record(folder) if (folder / "config.json").is_file() else {}
     if any(found.get(key) != record.get(key) for key in ("model", "tokenizer")):
@@ -101,10 +93,10 @@ def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def scores(workdir: Path, step: int) -> dict[str, Any]:
-    """Split -> what the last evaluation told of it, in percent; a split that was scored at another step is left out."""
-    told = {}
+    """Returns split -> scores of its last evaluation, in percent; a split evaluated at another step is left out."""
+    found = {}
     for split, names in (("val", (*_SCORES, "calibration")), ("test", _SCORES)):
         summary = read_json(workdir / split / "summary.json")
         if summary.get("step") == step:
-            told[split] = {name: summary[name] for name in names if name in summary}
-    return told
+            found[split] = {name: summary[name] for name in names if name in summary}
+    return found

@@ -1,4 +1,4 @@
-"""The encoders as a TensorFlow SavedModel; input_pipeline/saved_model.py, which may import TensorFlow, makes it."""
+"""The encoders as a TensorFlow SavedModel; input_pipeline/saved_model.py has the part that imports TensorFlow."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ SIGNATURES = "encode_images", "encode_texts"
 
 
 def write_saved_model(folder: Path, trained: Trained) -> None:
-    """Writes the SavedModel, the tokenizer and manifest.json into `folder`, which is there and empty.
+    """Writes the SavedModel, which computes in the model's dtype, the tokenizer and manifest.json into an empty folder.
 
-    It computes in the model's dtype. Raises UserError where TensorFlow is missing.
+    Raises UserError if TensorFlow is missing.
     """
     sides = dict(zip(SIGNATURES, encoders(trained.model, trained.params), strict=True))
     input_pipeline.saved_model.write_saved_model(folder, sides)
     files = "saved_model.pb", "saved_model.pb"
-    about = {"signatures": SIGNATURES, "dtype": trained.model.config.dtype}
-    write_manifest(folder, "saved_model", files, trained, smallest_batch=0, **about)
+    more = {"signatures": SIGNATURES, "dtype": trained.model.config.dtype}
+    write_manifest(folder, "saved_model", files, trained, smallest_batch=0, **more)

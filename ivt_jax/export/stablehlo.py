@@ -1,15 +1,14 @@
-"""The encoders as compiled programs that need JAX alone, not this package: StableHLO, serialised by jax.export.
+"""The encoders as compiled programs for JAX without this package: StableHLO, serialised by jax.export.
 
     encode = jax.export.deserialize(Path("image_encoder.stablehlo").read_bytes()).call
     encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
-`text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions; a row
+`text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions. A row
 with an id outside of the vocabulary, or that begins with padding, gives NaN, as in ivt_jax/encoding/embedding.py.
 b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1.
 
-The parameters lie in the programs as constants, so that a file is all there is to hand on; the price is that the
-attention, which both sides share, is in both files. What a side does not use (the other side's MLP and embeddings, the
-heads of reconstruction) is left out.
+The parameters are constants of the programs, so each program is one file. Both hold the shared attention; parameters
+that one side does not use are left out.
 """
 
 import functools
@@ -30,23 +29,19 @@ from ivt_jax.models.ivt import IVT
 
 FILES = "image_encoder.stablehlo", "text_encoder.stablehlo"
 PLATFORMS = "cpu", "cuda", "tpu"
-LARGEST = 2_000_000_000  # bytes of parameters in one file: what jax.export writes cannot exceed 2 GiB
+LARGEST = 2_000_000_000  # bytes of parameters in one file: jax.export cannot write more than 2 GiB
 
 
 class Encoder(NamedTuple):
-    """One side of a model, `function(parameters, argument)`, with the parameters that have an effect on it alone.
-
-    name, dtype and shape are the argument's; the shape is one for `jax.export.symbolic_shape`, under `constraints`.
-    width: D of the embeddings.
-    """
+    """One side of a model, `function(parameters, argument)`, with the parameters that affect it."""
 
     function: Callable[[Sequence[Any], jax.Array], jax.Array]
     parameters: list[np.ndarray]
-    name: str
+    name: str  # of the argument
     dtype: Any
-    shape: str
-    width: int
-    constraints: tuple[str, ...] = ()
+    shape: str  # of the argument, for `jax.export.symbolic_shape`
+    width: int  # D of the embeddings
+    constraints: tuple[str, ...] = ()  # of the shape
 
     @property
     def argument(self) -> jax.ShapeDtypeStruct:
@@ -54,7 +49,7 @@ class Encoder(NamedTuple):
 
 
 def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
-    """The image's and the text's."""
+    """Returns the image encoder and the text encoder."""
     shape, width = "batch, {}, {}, 3".format(*model.config.image_size), model.config.width
     constraint = f"length <= {model.config.max_text_length}"
     image = Encoder(functools.partial(encode_images, model), [], "images", np.uint8, shape, width)
@@ -65,9 +60,9 @@ def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
 
 
 def write_stablehlo(folder: Path, trained: Trained) -> None:
-    """Writes the two encoders, the tokenizer and manifest.json into `folder`, which is there and empty.
+    """Writes the two encoders, the tokenizer and manifest.json into an empty folder.
 
-    They compute in the model's dtype, as evaluation and search do. Raises UserError where the parameters of an encoder
+    They compute in the model's dtype, as evaluation and search do. Raises UserError if the parameters of an encoder
     exceed 2 GB.
     """
     for file, encoder in zip(FILES, encoders(trained.model, trained.params), strict=True):
@@ -76,23 +71,21 @@ def write_stablehlo(folder: Path, trained: Trained) -> None:
             raise UserError(f"stablehlo: {size / 1e9:.1f} GB of parameters do not fit into one file of at most 2 GB")
         alone = jax.jit(functools.partial(encoder.function, encoder.parameters))
         (folder / file).write_bytes(export.export(alone, platforms=PLATFORMS)(encoder.argument).serialize())
-    about = {"platforms": PLATFORMS, "dtype": trained.model.config.dtype}
-    write_manifest(folder, "stablehlo", FILES, trained, smallest_batch=1, **about)
+    more = {"platforms": PLATFORMS, "dtype": trained.model.config.dtype}
+    write_manifest(folder, "stablehlo", FILES, trained, smallest_batch=1, **more)
 
 
 def _pruned(encoder: Encoder, params: Any, precision: str) -> Encoder:
-    """The encoder whose function takes a tree of parameters, as one that takes a list of those that have an effect."""
+    """Returns the encoder with a function of the list of parameters that affect it, instead of the tree `params`."""
     leaves, tree = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    # JAX finds them, for constant shapes alone.
-    constant = jax.ShapeDtypeStruct(
-        [size if isinstance(size, int) else 1 for size in encoder.argument.shape], encoder.dtype
-    )
+    sizes = [size if isinstance(size, int) else 1 for size in encoder.argument.shape]
+    constant = jax.ShapeDtypeStruct(sizes, encoder.dtype)  # JAX finds unused arguments only for constant shapes
     whole = export.export(jax.jit(encoder.function))(jax.tree.unflatten(tree, shapes), constant)
     used = [i for i in whole.module_kept_var_idx if i < len(leaves)]
 
     def function(parameters: Sequence[Any], x: jax.Array) -> jax.Array:
-        filled = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]  # cost nothing: they have no effect
+        filled = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]  # unused, so they cost nothing
         for i, leaf in zip(used, parameters, strict=True):
             filled[i] = leaf
         with jax.default_matmul_precision(precision):

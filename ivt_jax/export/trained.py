@@ -1,4 +1,4 @@
-"""What is exported."""
+"""The input of every export format."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from ivt_jax.models.ivt import IVT
 
 
 class Trained(NamedTuple):
-    """A model with its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
+    """A model, its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
 
     model: IVT
     params: Any

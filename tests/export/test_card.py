@@ -31,7 +31,7 @@ def test_figures_stand_with_their_intervals(record):
     row = (
         "| text to image | 41.50 (40.00 to 43.50) | 60.00 (58.50 to 62.00) | 71.25 (69.75 to 73.25) | 38.00 (36.50 to "
     )
-    assert text.count(row) == 2 and "CUHK-PEDES, test, by the protocol `standard`: 6,156 captions, 3,074 images" in text
+    assert text.count(row) == 2 and "CUHK-PEDES, test, protocol `standard`: 6,156 captions, 3,074 images" in text
     assert "Not evaluated" not in text and "its step: 12,345." in text.lower()
 
 
@@ -45,9 +45,9 @@ def test_what_was_not_evaluated_is_said(record):
     ("select_on", "splits", "told"),
     [
         ("val", ("val", "test"), "with the best R@1 (text to image) on validation"),
-        ("val", ("test",), "the last; there is no validation split"),
-        ("val", (), "on validation (the last where none was scored)"),
-        ("test", ("val", "test"), "on the TEST split itself, so test figures are too good"),
+        ("val", ("test",), "the last one: there is no validation split"),
+        ("val", (), "on validation (the last one if none was evaluated)"),
+        ("test", ("val", "test"), "on the TEST split itself, so the test scores are too high"),
     ],
 )
 def test_how_the_checkpoint_was_chosen(record, select_on, splits, told):
@@ -58,7 +58,7 @@ def test_how_the_checkpoint_was_chosen(record, select_on, splits, told):
 
 def test_real_data_are_told_with_their_sizes_and_terms(record):
     text = card(record, ["orbax"])
-    assert "| train | 11,003 | 34,054 | 68,126 |" in text and "those terms bind" in text and "`ab12`" in text
+    assert "| train | 11,003 | 34,054 | 68,126 |" in text and "Those terms bind" in text and "`ab12`" in text
     record["config"]["data"]["name"] = "pedes_synth"
     text = card(record, ["orbax"])
     assert "its persons are drawn" in text and "show real people" not in text and "| train |" not in text

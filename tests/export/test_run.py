@@ -278,7 +278,7 @@ def test_formats_are_added_to_an_export_of_the_same_parameters(run, best, write_
     assert {path: path.stat().st_mtime_ns for path in (folder / "params").rglob("*")} == first
     same_bits(load_file(folder / "model.safetensors"), {k.replace("/", "."): v for k, v in best.items()})
     card = (folder / "README.md").read_text()
-    assert "With JAX and the parameters" in card and "With safetensors alone" in card
+    assert "With JAX and the parameters" in card and "With safetensors, without JAX" in card
     assert "| text to image | 10.00 (9.00 to 11.25) |" in card  # the figures are the current ones
     assert not [name for name in names(run) if name.endswith(".partial")]
 
