@@ -1,9 +1,9 @@
-"""What a conversion costs at ViT-B's size: time and peak memory of `ivt_jax.convert`, from each kind of file.
+"""Time and peak memory of `ivt_jax.convert` at ViT-B's size, from each kind of file.
 
     python -m ivt_jax.benchmarks.conversion --scratch=DIR      # a folder with some 4 GB free; left as it was
 
-The weights are random. Each conversion is a process of its own, from its start to the written folder; peak is the most
-memory it held. PyTorch's files are left out where PyTorch is not installed.
+The weights are random. Each conversion is a process, measured from its start to the written folder; peak is the most
+memory it held. PyTorch's files are skipped if PyTorch is not installed.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,8 @@ Tensors = dict[str, np.ndarray]
 
 VIT_B = {"D": 768, "F": 3072, "H": 12, "E": 64, "P": 16, "N": 197, "V": 30522, "L": 512, "depth": 12}
 OVERLAPPING = 1 + 31 * 10  # positions of the release at 384x128 pixels and stride 12
-WITH_BERT = ("vit", "clip")  # sources whose text side is BERT's
+NAMINGS = {"release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS}
+CONFIG = cuhk.get_config("release")
 
 
 class Case(NamedTuple):
@@ -51,29 +51,28 @@ CASES = (
     Case("clip", "transformers", ".safetensors"),
     Case("export", "our own", ".safetensors"),
 )
-NAMINGS: Mapping[str, Mapping[str, Naming]] = {
-    "release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS
-}  # fmt: skip
-CONFIG = cuhk.get_config("release")
 
 
 def random_tensors(naming: Naming, positions: int) -> Tensors:
-    """Weights of a ViT-B or of BERT-base under their names in a file, float32."""
-    rng = np.random.default_rng(0)
-    wanted = shapes(naming, {**VIT_B, "N": positions})
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
+    """Returns random float32 weights of a ViT-B or BERT-base by their names in a file."""
+    return normal(shapes(naming, {**VIT_B, "N": positions}))
 
 
 def random_export(folder: Path) -> Tensors:
-    """The same under our own names; writes the config.json that goes with them."""
-    rng = np.random.default_rng(0)
+    """Returns random float32 parameters by their names in an export; writes its config.json to `folder`."""
     write_record(folder, {"config": CONFIG.to_dict()}, None)
     wanted = parameter_shapes(IVTConfig.from_config(CONFIG.model))
-    return {path.replace("/", "."): rng.standard_normal(shape, np.float32) for path, shape in wanted.items()}
+    return normal({path.replace("/", "."): shape for path, shape in wanted.items()})
+
+
+def normal(wanted: dict[str, tuple[int, ...]]) -> Tensors:
+    """Returns float32 tensors of these shapes, from a normal distribution."""
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    """Writes tensors in the kind of file that the suffix tells; a .pth as the release has it."""
+    """Writes tensors in the format of the suffix; a .pth as the release's checkpoint."""
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
@@ -88,22 +87,21 @@ def write(path: Path, tensors: Tensors) -> None:
 
 
 def measure(case: Case, folder: Path) -> tuple[float, float, float]:
-    """MB of the files, seconds, and peak GiB of one conversion. Raises RuntimeError where it fails."""
-    weights, text, out = folder / f"weights{case.suffix}", folder / "bert.safetensors", folder / "out"
+    """Returns MB of the files, seconds and peak GiB of one conversion. Raises RuntimeError if it fails."""
+    weights, text = folder / f"weights{case.suffix}", folder / "bert.safetensors"
     if case.source == "export":
         write(weights, random_export(folder))
     else:
         positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
         write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
     command = [sys.executable, "-m", "ivt_jax.convert", f"--source={case.source}", f"--weights={weights}"]
-    files = [weights]
-    if case.source in WITH_BERT:
+    if case.source in ("vit", "clip"):
         write(text, random_tensors(bert.NAMING, 0))
         command += ["--source_text=bert", f"--weights_text={text}"]
-        files.append(text)
-    size = sum(file.stat().st_size for file in files) / 1e6
+    size = sum(file.stat().st_size for file in (weights, text) if file.exists()) / 1e6
+    command.append(f"--out={folder / 'out'}")
     start = time.perf_counter()
-    process = subprocess.Popen([*command, f"--out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if process.stderr and status:
@@ -112,11 +110,11 @@ def measure(case: Case, folder: Path) -> tuple[float, float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Measures every case and prints a table."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.benchmarks.conversion", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--scratch", type=Path, default=None, help="where files are written meanwhile (default: /tmp)")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
     scratch = parser.parse_args(argv).scratch
     with_torch = importlib.util.find_spec("torch") is not None
     print("| --source | names | file | MB | seconds | peak, GiB |\n|---|---|---|---|---|---|")

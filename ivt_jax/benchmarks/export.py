@@ -1,10 +1,10 @@
-"""What the compiled forms cost at ViT-B's size: to write one, and to use it first, by a program that knows it alone.
+"""Time and memory of the compiled forms at ViT-B's size: writing one, and its first use without ivt_jax.
 
     python -m ivt_jax.benchmarks.export --scratch=DIR      # a folder with some 3 GB free; left as it was
 
-The parameters are random, float32. Writing and using are processes of their own; peak is the most memory each held.
-Using is loading, and embedding two pictures and two texts, compiled then; the cosine is the lowest to what the model
-itself gives. ONNX is left out where onnx or onnxruntime is not installed.
+The parameters are random, float32. Writing and using are separate processes; peak is the most memory each held. Using
+includes loading, compiling, and embedding two images and two texts; the cosine is the lowest one to the model's own
+embeddings. ONNX is skipped if onnx or onnxruntime is not installed.
 """
 
 import argparse
@@ -46,14 +46,16 @@ given = np.load("../given.npz")
 start = time.perf_counter()
 {load}
 got = np.concatenate([encode_images(given["images"]), encode_texts(given["ids"])])
-seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps(dict(seconds=seconds, peak=peak, cosine=float((got * given["expected"]).sum(1).min()))))
+cost = dict(seconds=time.perf_counter() - start, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(json.dumps(dict(cost, cosine=float((got * given["expected"]).sum(1).min()))))
 """
 
 
 def write(form: str, folder: Path) -> dict[str, float]:
-    """Writes one form of a random ViT-B to folder/FORM, and to folder/given.npz what is embedded, and as what."""
+    """Writes one form of a random ViT-B to folder/FORM, and inputs with their embeddings to folder/given.npz.
+
+    Returns seconds and peak GiB of writing the form.
+    """
     set_xla_flags()
     import jax
     from flax.traverse_util import unflatten_dict
@@ -74,17 +76,17 @@ def write(form: str, folder: Path) -> dict[str, float]:
     (folder / form).mkdir()
     start = time.perf_counter()
     COMPILED[form](folder / form, Trained(model, params, config, load_tokenizer()))
-    told = {"seconds": time.perf_counter() - start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    cost = {"seconds": time.perf_counter() - start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     images = rng.integers(0, 256, (2, *config.model.image_size, 3), np.uint8)
     ids = rng.integers(1, config.model.vocab_size, (2, 32), np.int32)
     with jax.default_matmul_precision("highest"):
         expected = [embed_images(model, params, [images]), embed_texts(model, params, ids, 2)]
     np.savez(folder / "given.npz", images=images, ids=ids, expected=np.concatenate(expected))
-    return told
+    return cost
 
 
 def run(command: list[str], folder: Path | None = None) -> dict[str, float]:
-    """The last line that a command prints, which is JSON. Raises RuntimeError where it fails."""
+    """Runs a command in `folder` and returns the last line of its output, parsed as JSON. Raises RuntimeError."""
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stderr)
@@ -92,21 +94,19 @@ def run(command: list[str], folder: Path | None = None) -> dict[str, float]:
 
 
 def measure(form: str, folder: Path) -> str:
-    """One row of the table."""
+    """Writes and uses one form; returns its row of the table."""
     written = run([sys.executable, "-m", "ivt_jax.benchmarks.export", f"--write={form}", f"--scratch={folder}"])
     size = sum(file.stat().st_size for file in (folder / form).rglob("*") if file.is_file()) / 1e6
     used = run([sys.executable, "-c", USE.format(load=LOAD[form])], folder / form)
-    cells = (
-        f"{written['seconds']:.0f} | {written['peak']:.1f} | {size:.0f} | {used['seconds']:.0f} | {used['peak']:.1f}"
-    )
-    return f"| {form} | {cells} | {1 - used['cosine']:.1e} |"
+    row = "| {} | {seconds:.0f} | {peak:.1f} | {:.0f} |".format(form, size, **written)
+    return row + " {seconds:.0f} | {peak:.1f} | {:.1e} |".format(1 - used["cosine"], **used)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Measures every form and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--scratch", type=Path, default=None, help="where files are written meanwhile (default: /tmp)")
-    parser.add_argument("--write", choices=LOAD, help="write one form alone into --scratch; tells its cost as JSON")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
+    parser.add_argument("--write", choices=LOAD, help="write one form into --scratch, print its cost as JSON")
     options = parser.parse_args(argv)
     if options.write:
         return print(json.dumps(write(options.write, options.scratch)))
