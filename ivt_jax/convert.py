@@ -155,14 +155,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--workdir of ivt_jax.search and of --mode=evaluate, or as --config.train.init_from of a training.",
         allow_abbrev=False,
     )
-    flag = parser.add_argument
-    flag("--source", required=True, choices=("release", "vit", "clip", "export"), help="what --weights comes from")
-    flag(
-        "--weights", required=True, type=Path,
-        help="file of the release, the ViT or CLIP; or an export's model.safetensors, with config.json beside it",
-    )  # fmt: skip
-    flag("--source_text", choices=("bert",), help="with vit and clip: what --weights_text comes from")
-    flag("--weights_text", type=Path, help="with vit and clip: BERT's file")
+    flag, with_bert = parser.add_argument, "with vit and clip: "
+    flag("--source", required=True, choices=("release", "vit", "clip", "export"), help="origin of --weights")
+    flag("--weights", required=True, type=Path, help="file of weights; an export's has config.json beside it")
+    flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
+    flag("--weights_text", type=Path, help=with_bert + "BERT's file")
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
     flag(
         "--config",
@@ -171,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     flag(
         "--resize", choices=("bilinear", "bicubic"), default="bilinear",
-        help="with vit and clip: how positions are resized to the config's grid (default bilinear)",
+        help=with_bert + "how positions are resized to the config's grid (default bilinear)",
     )  # fmt: skip
     flag(
         "--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",

@@ -102,7 +102,7 @@ def given_away(request):
     from configs import default
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.encoding.embedding import embed_images, embed_texts
-    from ivt_jax.export.trained import Trained
+    from ivt_jax.export.manifest import Trained
     from ivt_jax.models.ivt import IVT, IVTConfig
 
     config = default.get_config()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,11 @@ import numpy as np
 
 from configs import cuhk
 from ivt_jax.conversion import bert, clip, release, vit
-from ivt_jax.conversion.tensors import Naming, shapes
+from ivt_jax.conversion.tensors import shapes as named_shapes
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.run.workdir import write_record
 
-Tensors = dict[str, np.ndarray]
-
+Shapes = Mapping[str, tuple[int, ...]]
 VIT_B = {"D": 768, "F": 3072, "H": 12, "E": 64, "P": 16, "N": 197, "V": 30522, "L": 512, "depth": 12}
 OVERLAPPING = 1 + 31 * 10  # positions of the release at 384x128 pixels and stride 12
 NAMINGS = {"release": {"release": release.NAMING}, "vit": vit.NAMINGS, "clip": clip.NAMINGS}
@@ -53,26 +53,19 @@ CASES = (
 )
 
 
-def random_tensors(naming: Naming, positions: int) -> Tensors:
-    """Returns random float32 weights of a ViT-B or BERT-base by their names in a file."""
-    return normal(shapes(naming, {**VIT_B, "N": positions}))
+def shapes_of(case: Case) -> Shapes:
+    """Returns name -> shape of the tensors in the case's file, at ViT-B's size."""
+    if case.source == "export":
+        shapes = parameter_shapes(IVTConfig.from_config(CONFIG.model))
+        return {path.replace("/", "."): shape for path, shape in shapes.items()}
+    positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
+    return named_shapes(NAMINGS[case.source][case.naming], {**VIT_B, "N": positions})
 
 
-def random_export(folder: Path) -> Tensors:
-    """Returns random float32 parameters by their names in an export; writes its config.json to `folder`."""
-    write_record(folder, {"config": CONFIG.to_dict()}, None)
-    wanted = parameter_shapes(IVTConfig.from_config(CONFIG.model))
-    return normal({path.replace("/", "."): shape for path, shape in wanted.items()})
-
-
-def normal(wanted: dict[str, tuple[int, ...]]) -> Tensors:
-    """Returns float32 tensors of these shapes, from a normal distribution."""
+def write(path: Path, shapes: Shapes) -> None:
+    """Writes random float32 tensors in the format of the suffix; a .pth as the release's checkpoint."""
     rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in wanted.items()}
-
-
-def write(path: Path, tensors: Tensors) -> None:
-    """Writes tensors in the format of the suffix; a .pth as the release's checkpoint."""
+    tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
@@ -89,14 +82,11 @@ def write(path: Path, tensors: Tensors) -> None:
 def measure(case: Case, folder: Path) -> tuple[float, float, float]:
     """Returns MB of the files, seconds and peak GiB of one conversion. Raises RuntimeError if it fails."""
     weights, text = folder / f"weights{case.suffix}", folder / "bert.safetensors"
-    if case.source == "export":
-        write(weights, random_export(folder))
-    else:
-        positions = OVERLAPPING if case.source == "release" else VIT_B["N"]
-        write(weights, random_tensors(NAMINGS[case.source][case.naming], positions))
+    write(weights, shapes_of(case))
+    write_record(folder, {"config": CONFIG.to_dict()}, None)  # config.json, which --source=export reads
     command = [sys.executable, "-m", "ivt_jax.convert", f"--source={case.source}", f"--weights={weights}"]
     if case.source in ("vit", "clip"):
-        write(text, random_tensors(bert.NAMING, 0))
+        write(text, named_shapes(bert.NAMING, VIT_B))
         command += ["--source_text=bert", f"--weights_text={text}"]
     size = sum(file.stat().st_size for file in (weights, text) if file.exists()) / 1e6
     command.append(f"--out={folder / 'out'}")

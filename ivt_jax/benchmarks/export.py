@@ -63,8 +63,8 @@ def write(form: str, folder: Path) -> dict[str, float]:
     from configs import cuhk
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.encoding.embedding import embed_images, embed_texts
+    from ivt_jax.export.manifest import Trained
     from ivt_jax.export.run import COMPILED
-    from ivt_jax.export.trained import Trained
     from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 
     config = cuhk.get_config("release")

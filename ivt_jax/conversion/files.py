@@ -157,12 +157,9 @@ class Number:
 
 def _state_dict(path: Path, content: Any) -> dict[str, Any]:
     """Returns the tensors by name, without what a training script stores beside them (optimiser, epoch, ...)."""
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            return content[key]
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    return content
+    return next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
 
 
 def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:

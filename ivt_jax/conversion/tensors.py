@@ -5,7 +5,7 @@ the shape of a rule stands for the same number everywhere; the numbers are read 
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -87,23 +87,23 @@ def read(naming: Naming, tensors: Mapping[str, np.ndarray], file: str, known: Si
         if name not in own:
             raise UserError(f'{file}: tensor "{name}" is missing')
     ignored = _ignored(naming, {name: own[name] for name in own if name not in wanted}, tensors, file)
-    shapes = {name: tensors[own[name]].shape for name in wanted}
-    for name, shape in shapes.items():
-        if (dtype := tensors[own[name]].dtype).name not in FLOATS:
-            raise other_dtype(file, own[name], dtype)
-        if 0 in shape:
-            raise UserError(f'{file}: tensor "{own[name]}" is empty, of shape {shape}; fetch the file again')
-    sizes = {**_sizes(wanted, shapes), **known}
+    found = {name: tensors[own[name]] for name in wanted}
+    for name, tensor in found.items():
+        if tensor.dtype.name not in FLOATS:
+            raise other_dtype(file, own[name], tensor.dtype)
+        if not tensor.size:
+            raise UserError(f'{file}: tensor "{own[name]}" is empty, of shape {tensor.shape}; fetch the file again')
+    sizes = {**_sizes(wanted, found), **known}
     for name, rule in wanted.items():
         expected = tuple(_number(part, sizes) for part in rule.shape)
-        if shapes[name] != expected:
+        if found[name].shape != expected:
             shown = ", ".join(map(str, expected))
-            raise UserError(f'{file}: tensor "{own[name]}" has shape {shapes[name]}, expected ({shown})')
+            raise UserError(f'{file}: tensor "{own[name]}" has shape {found[name].shape}, expected ({shown})')
     flat = {}
     for rule, blocks in sources:
-        made = [rule.layout(*(tensors[own[name]] for name in names)) for names in blocks]
+        made = [rule.layout(*(found[name] for name in names)) for names in blocks]
         flat[rule.ours] = np.stack(made) if "{}" in rule.names[0] else made[0]
-    used = [TensorUse("used", own[name], shapes[name], rule.ours) for name, rule in wanted.items()]
+    used = [TensorUse("used", own[name], found[name].shape, rule.ours) for name, rule in wanted.items()]
     return Loaded(flat, {**sizes, "depth": depth}, used + ignored)
 
 
@@ -143,13 +143,13 @@ def _ignored(naming: Naming, left: dict[str, str], tensors: Mapping[str, np.ndar
     return uses
 
 
-def _sizes(wanted: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _sizes(wanted: Mapping[str, Rule], found: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Returns the number behind each letter: that of most tensors, so that an error names the tensor that differs."""
-    votes: dict[str, Counter[int]] = {}
+    votes: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for name, rule in wanted.items():
-        if len(shapes[name]) == len(rule.shape):
-            for letter, size in zip(rule.shape, shapes[name], strict=True):
-                votes.setdefault(letter, Counter())[size] += 1
+        if len(rule.shape) == found[name].ndim:
+            for letter, size in zip(rule.shape, found[name].shape, strict=True):
+                votes[letter][size] += 1
     return {letter: counts.most_common(1)[0][0] for letter, counts in votes.items() if letter.isalpha()}
 
 

@@ -1,14 +1,25 @@
-"""Writes manifest.json and the tokenizer, which a compiled form needs to be used without this package."""
+"""What every format is written from, and manifest.json, which describes a compiled form to other programs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
+from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.encoding.images import preprocessing
-from ivt_jax.export.trained import Trained
-from ivt_jax.models.ivt import PAD_ID
+from ivt_jax.models.ivt import IVT, PAD_ID
 from ivt_jax.run.workdir import digest, write_json
 
 FORMAT_VERSION = 1
+
+
+class Trained(NamedTuple):
+    """A model, its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
+
+    model: IVT
+    params: Any
+    config: ConfigDict
+    tokenizer: Tokenizer
 
 
 def write_manifest(

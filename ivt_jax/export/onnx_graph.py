@@ -19,8 +19,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.encoding.images import DEVIATION, MEAN
-from ivt_jax.export.manifest import write_manifest
-from ivt_jax.export.trained import Trained
+from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.models.blocks import MASKED
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import PAD_ID, IVTConfig

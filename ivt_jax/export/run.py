@@ -10,10 +10,10 @@ import jax
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, hidden_folder, refuse_path, write_text
 from ivt_jax.export.card import card
+from ivt_jax.export.manifest import Trained
 from ivt_jax.export.onnx_graph import write_onnx
 from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
-from ivt_jax.export.trained import Trained
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import export_params, restore_params
 from ivt_jax.run.parameter_file import NAME, model_digest, write_parameter_file

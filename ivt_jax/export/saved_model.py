@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import input_pipeline.saved_model
-from ivt_jax.export.manifest import write_manifest
+from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.export.stablehlo import encoders
-from ivt_jax.export.trained import Trained
 
 SIGNATURES = "encode_images", "encode_texts"
 

@@ -23,8 +23,7 @@ from jax import export
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
-from ivt_jax.export.manifest import write_manifest
-from ivt_jax.export.trained import Trained
+from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.models.ivt import IVT
 
 FILES = "image_encoder.stablehlo", "text_encoder.stablehlo"
