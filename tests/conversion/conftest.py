@@ -1,5 +1,7 @@
 """One tiny random tower, and its parameters as each foreign naming has them, element by element."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,25 @@ MODEL = IVTConfig(
     image_size=(12, 12), patch_size=PATCH, stride=PATCH, width=D, depth=DEPTH, num_heads=HEADS, mlp_ratio=HIDDEN / D,
     vocab_size=WORDS, max_text_length=LENGTH,
 )  # fmt: skip
+
+
+class Payload:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+def without_none(tensors):
+    """Leaves out the tensors that a test sets to None."""
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +49,13 @@ def params():
     return {k: rng.normal(size=v.shape).astype(np.float32) for k, v in flatten_dict(shapes, sep="/").items()}
 
 
+@pytest.fixture(scope="session")
+def release():
+    """The tensors of a tiny model as the release's program stored them."""
+    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
+        return {name.removeprefix("weights/"): archive[name] for name in archive.files if name.startswith("weights/")}
+
+
 def turned(matrix):
     """(in, out) -> (out, in)."""
     return np.array([[matrix[i, o] for i in range(matrix.shape[0])] for o in range(matrix.shape[1])])
@@ -42,61 +70,79 @@ def as_convolution(kernel):
     return weight
 
 
-def part(qkv, number):
-    return qkv[..., number * D : (number + 1) * D]
+def norm(x, w, name, epsilon):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w[name + ".weight"] + w[name + ".bias"]
+
+
+def embed_patches(image, weight):
+    """(12, 12, 3) -> (9, D), without bias."""
+    squares = [image[y : y + PATCH, x : x + PATCH] for y in range(0, 12, PATCH) for x in range(0, 12, PATCH)]
+    return np.stack([np.einsum("ocyx,yxc->o", weight, square) for square in squares])
+
+
+def run_blocks(x, w, names, activation, epsilon):
+    """(N, D) -> (N, D) as PyTorch has it; names: of norm1, qkv, proj, norm2, fc1 and fc2, {} being the block."""
+
+    def dense(x, name):
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    for i in range(DEPTH):
+        norm1, qkv, proj, norm2, fc1, fc2 = (name.format(i) for name in names)
+        q, k, v = np.split(dense(norm(x, w, norm1, epsilon), qkv), 3, axis=-1)
+        mixed = []
+        for a, b, c in zip(*(np.split(m, HEADS, axis=-1) for m in (q, k, v)), strict=True):
+            scores = np.exp(a @ b.T / np.sqrt(a.shape[-1]))
+            mixed.append(scores / scores.sum(-1, keepdims=True) @ c)
+        x = x + dense(np.concatenate(mixed, -1), proj)
+        x = x + dense(activation(dense(norm(x, w, norm2, epsilon), fc1)), fc2)
+    return x
+
+
+def renamed(tensors, names):
+    """Layers under other names, {} being the block; one with several names is cut in as many along its first axis."""
+    found = {}
+    for old, new in names.items():
+        for i in range(DEPTH if "{}" in old else 1):
+            for kind in ("weight", "bias"):
+                if (name := f"{old.format(i)}.{kind}") in tensors:
+                    parts = np.split(tensors[name], len(new.split()))
+                    found |= {f"{n.format(i)}.{kind}": x for n, x in zip(new.split(), parts, strict=True)}
+    return found
 
 
 @pytest.fixture(scope="session")
 def timm(params):
-    image, blocks = "image_embedding/", "blocks/"
+    image = "image_embedding/"
     tensors = {
         "cls_token": params[image + "cls"], "pos_embed": params[image + "pos_embed"],
         "patch_embed.proj.weight": as_convolution(params[image + "kernel"]),
-        "patch_embed.proj.bias": params[image + "bias"], "norm.weight": params[blocks + "norm/scale"],
-        "norm.bias": params[blocks + "norm/bias"],
-        "head.weight": np.ones((5, D), np.float32), "head.bias": np.ones(5, np.float32),
+        "patch_embed.proj.bias": params[image + "bias"], "norm.weight": params["blocks/norm/scale"],
+        "norm.bias": params["blocks/norm/bias"], "head.weight": ones(5, D), "head.bias": ones(5),
     }  # fmt: skip
     for i in range(DEPTH):
         for norm in ("norm1", "norm2"):
             tensors[f"blocks.{i}.{norm}.weight"] = params[f"blocks/{norm}/scale"][i]
             tensors[f"blocks.{i}.{norm}.bias"] = params[f"blocks/{norm}/bias"][i]
-        layers = (
-            ("attn.qkv", "attn/qkv"),
-            ("attn.proj", "attn/proj"),
-            ("mlp.fc1", "mlp_vis/fc1"),
-            ("mlp.fc2", "mlp_vis/fc2"),
-        )
-        for theirs, ours in layers:
-            tensors[f"blocks.{i}.{theirs}.weight"] = turned(params[f"blocks/{ours}/kernel"][i])
-            tensors[f"blocks.{i}.{theirs}.bias"] = params[f"blocks/{ours}/bias"][i]
+        for layer in ("attn/qkv", "attn/proj", "mlp_vis/fc1", "mlp_vis/fc2"):
+            theirs = f"blocks.{i}." + layer.replace("mlp_vis", "mlp").replace("/", ".")
+            tensors[f"{theirs}.weight"] = turned(params[f"blocks/{layer}/kernel"][i])
+            tensors[f"{theirs}.bias"] = params[f"blocks/{layer}/bias"][i]
     return tensors
 
 
 @pytest.fixture(scope="session")
-def transformers(params):
-    image = "image_embedding/"
-    patches = "vit.embeddings.patch_embeddings.projection"
-    tensors = {
-        "vit.embeddings.cls_token": params[image + "cls"],
-        "vit.embeddings.position_embeddings": params[image + "pos_embed"],
-        f"{patches}.weight": as_convolution(params[image + "kernel"]), f"{patches}.bias": params[image + "bias"],
-        "vit.layernorm.weight": params["blocks/norm/scale"], "vit.layernorm.bias": params["blocks/norm/bias"],
-        "classifier.weight": np.ones((5, D), np.float32), "classifier.bias": np.ones(5, np.float32),
+def transformers(timm):
+    block, embeddings = "vit.encoder.layer.{}.", "vit.embeddings."
+    names = {
+        "patch_embed.proj": embeddings + "patch_embeddings.projection", "norm": "vit.layernorm", "head": "classifier",
+        "blocks.{}.norm1": block + "layernorm_before", "blocks.{}.norm2": block + "layernorm_after",
+        "blocks.{}.attn.qkv": " ".join(f"{block}attention.attention.{part}" for part in ("query", "key", "value")),
+        "blocks.{}.attn.proj": block + "attention.output.dense", "blocks.{}.mlp.fc1": block + "intermediate.dense",
+        "blocks.{}.mlp.fc2": block + "output.dense",
     }  # fmt: skip
-    for i in range(DEPTH):
-        block = f"vit.encoder.layer.{i}."
-        for theirs, ours in (("layernorm_before", "norm1"), ("layernorm_after", "norm2")):
-            tensors[f"{block}{theirs}.weight"] = params[f"blocks/{ours}/scale"][i]
-            tensors[f"{block}{theirs}.bias"] = params[f"blocks/{ours}/bias"][i]
-        for number, name in enumerate(("query", "key", "value")):
-            attention = f"{block}attention.attention.{name}"
-            tensors[f"{attention}.weight"] = turned(part(params["blocks/attn/qkv/kernel"][i], number))
-            tensors[f"{attention}.bias"] = part(params["blocks/attn/qkv/bias"][i], number)
-        layers = ("attention.output", "attn/proj"), ("intermediate", "mlp_vis/fc1"), ("output", "mlp_vis/fc2")
-        for theirs, ours in layers:
-            tensors[f"{block}{theirs}.dense.weight"] = turned(params[f"blocks/{ours}/kernel"][i])
-            tensors[f"{block}{theirs}.dense.bias"] = params[f"blocks/{ours}/bias"][i]
-    return tensors
+    first = {embeddings + "cls_token": timm["cls_token"], embeddings + "position_embeddings": timm["pos_embed"]}
+    return first | renamed(timm, names)
 
 
 @pytest.fixture(scope="session")
@@ -107,39 +153,35 @@ def google(params):
         "embedding/kernel": as_convolution(params[image + "kernel"]).transpose(2, 3, 1, 0),
         encoder + "posembed_input/pos_embedding": params[image + "pos_embed"],
         encoder + "encoder_norm/scale": params["blocks/norm/scale"],
-        encoder + "encoder_norm/bias": params["blocks/norm/bias"],
-        "head/kernel": np.ones((D, 5), np.float32), "head/bias": np.ones(5, np.float32),
-        "pre_logits/kernel": np.ones((D, D), np.float32), "pre_logits/bias": np.ones(D, np.float32),
+        encoder + "encoder_norm/bias": params["blocks/norm/bias"], "head/kernel": ones(D, 5), "head/bias": ones(5),
+        "pre_logits/kernel": ones(D, D), "pre_logits/bias": ones(D),
     }  # fmt: skip
+    size = D // HEADS
+    heads = [slice(h * size, (h + 1) * size) for h in range(HEADS)]
     for i in range(DEPTH):
         block = f"{encoder}encoderblock_{i}/"
-        for theirs, ours in (("LayerNorm_0", "norm1"), ("LayerNorm_2", "norm2")):
-            for kind in ("scale", "bias"):
-                tensors[f"{block}{theirs}/{kind}"] = params[f"blocks/{ours}/{kind}"][i]
         attention = block + "MultiHeadDotProductAttention_1/"
-        size = D // HEADS
+        for theirs, ours in (
+            ("LayerNorm_0", "norm1"), ("LayerNorm_2", "norm2"),
+            ("MlpBlock_3/Dense_0", "mlp_vis/fc1"), ("MlpBlock_3/Dense_1", "mlp_vis/fc2"),
+        ):  # fmt: skip
+            for kind in ("scale" if "norm" in ours else "kernel", "bias"):
+                tensors[f"{block}{theirs}/{kind}"] = params[f"blocks/{ours}/{kind}"][i]
         for number, name in enumerate(("query", "key", "value")):
-            kernel = part(params["blocks/attn/qkv/kernel"][i], number)
-            bias = part(params["blocks/attn/qkv/bias"][i], number)
-            heads = [slice(h * size, (h + 1) * size) for h in range(HEADS)]
+            kernel, bias = (
+                params[f"blocks/attn/qkv/{kind}"][i][..., number * D : (number + 1) * D] for kind in ("kernel", "bias")
+            )
             tensors[f"{attention}{name}/kernel"] = np.stack([kernel[:, head] for head in heads], axis=1)
             tensors[f"{attention}{name}/bias"] = np.stack([bias[head] for head in heads])
         out = params["blocks/attn/proj/kernel"][i]
         tensors[attention + "out/kernel"] = np.stack([out[head] for head in heads])
         tensors[attention + "out/bias"] = params["blocks/attn/proj/bias"][i]
-        for number, ours in enumerate(("fc1", "fc2")):
-            for kind in ("kernel", "bias"):
-                tensors[f"{block}MlpBlock_3/Dense_{number}/{kind}"] = params[f"blocks/mlp_vis/{ours}/{kind}"][i]
     return tensors
 
 
 @pytest.fixture(scope="session")
 def bert(params):
     """With the prefix and the old names of norms, and with all that is left out."""
-
-    def ones(*shape):
-        return np.ones(shape, np.float32)
-
     text = "bert.embeddings."
     tensors = {
         text + "word_embeddings.weight": params["text_embedding/word"],
@@ -165,7 +207,7 @@ def bert(params):
 
 @pytest.fixture(scope="session")
 def openai():
-    """CLIP as a whole, texts and all. Patches, [CLS] and positions are small, as CLIP's are: epsilon tells there."""
+    """CLIP as a whole, with texts. Patches, [CLS] and positions are as small as CLIP's: there epsilon matters."""
     rng = np.random.default_rng(4)
 
     def random(*shape, scale=1.0):
@@ -191,27 +233,19 @@ def openai():
 
 @pytest.fixture(scope="session")
 def transformers_clip(openai):
-    image = "vision_model."
-    tensors = {
+    image, block, theirs = "vision_model.", "vision_model.encoder.layers.{}.", "visual.transformer.resblocks.{}."
+    dotted = {name.replace("in_proj_", "in_proj."): tensor for name, tensor in openai.items()}
+    return {
         image + "embeddings.class_embedding": openai["visual.class_embedding"],
         image + "embeddings.position_embedding.weight": openai["visual.positional_embedding"],
-        image + "embeddings.patch_embedding.weight": openai["visual.conv1.weight"],
         image + "embeddings.position_ids": np.arange(10)[None], "logit_scale": openai["logit_scale"],
         "visual_projection.weight": openai["visual.proj"].T, "text_projection.weight": openai["text_projection"].T,
         "text_model.final_layer_norm.bias": openai["ln_final.bias"],
-        "text_model.encoder.layers.5.self_attn.q_proj.weight": np.ones((8, 8), np.float32),
-    }  # fmt: skip
-    for kind in ("weight", "bias"):
-        tensors[f"{image}pre_layrnorm.{kind}"] = openai[f"visual.ln_pre.{kind}"]
-        tensors[f"{image}post_layernorm.{kind}"] = openai[f"visual.ln_post.{kind}"]
-        for i in range(DEPTH):
-            theirs, ours = f"visual.transformer.resblocks.{i}.", f"{image}encoder.layers.{i}."
-            for number, part in enumerate("qkv"):
-                whole = openai[f"{theirs}attn.in_proj_{kind}"]
-                tensors[f"{ours}self_attn.{part}_proj.{kind}"] = whole[number * D : (number + 1) * D]
-            for name, other in (
-                ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("attn.out_proj", "self_attn.out_proj"),
-                ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"),
-            ):  # fmt: skip
-                tensors[f"{ours}{other}.{kind}"] = openai[f"{theirs}{name}.{kind}"]
-    return tensors
+        "text_model.encoder.layers.5.self_attn.q_proj.weight": ones(8, 8),
+    } | renamed(dotted, {
+        "visual.conv1": image + "embeddings.patch_embedding", "visual.ln_pre": image + "pre_layrnorm",
+        "visual.ln_post": image + "post_layernorm", theirs + "ln_1": block + "layer_norm1",
+        theirs + "ln_2": block + "layer_norm2", theirs + "attn.out_proj": block + "self_attn.out_proj",
+        theirs + "attn.in_proj": " ".join(f"{block}self_attn.{part}_proj" for part in "qkv"),
+        theirs + "mlp.c_fc": block + "mlp.fc1", theirs + "mlp.c_proj": block + "mlp.fc2",
+    })  # fmt: skip

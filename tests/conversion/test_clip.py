@@ -10,9 +10,9 @@ from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source
 from ivt_jax.encoding.images import normalise
 from ivt_jax.models.ivt import IVT, IVTConfig
+from tests.conversion.conftest import HEADS, PATCH, embed_patches, norm, run_blocks, without_none
 
 NAMINGS = ("openai", "transformers_clip")
-D, DEPTH, HEADS, PATCH = 12, 2, 3, 4  # those of conftest.py
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
 
 
@@ -21,8 +21,7 @@ def convert(request, bert, model):
     """convert(naming, changes of CLIP's tensors, activation, changes of the model); None takes a tensor away."""
 
     def run(naming, changed=(), activation="quick_gelu", **changes):
-        tensors = {**request.getfixturevalue(naming), **dict(changed)}
-        source = Source({k: v for k, v in tensors.items() if v is not None}, "clip")
+        source = Source(without_none({**request.getfixturevalue(naming), **dict(changed)}), "clip")
         wanted = IVTConfig(**{"image_size": (12, 12), "stride": PATCH, "num_heads": HEADS, **changes})
         return convert_clip(source, Source(bert, "bert"), wanted, activation, "bilinear", 3)
 
@@ -31,31 +30,14 @@ def convert(request, bert, model):
 
 def features(w, pixels, epsilon=1e-5):
     """ln_post of [CLS]: CLIP's image features before its projection. pixels (12, 12, 3) from 0 to 255."""
-    w = {name.removeprefix("visual."): value.astype(np.float64) for name, value in w.items() if name[:6] == "visual"}
+    w = {name.replace("in_proj_", "in_proj."): value.astype(np.float64) for name, value in w.items()}
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    image = (pixels / 255 - mean) / deviation
-
-    def norm(x, name):
-        x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w[name + ".weight"] + w[name + ".bias"]
-
-    squares = [image[y : y + PATCH, x : x + PATCH] for y in range(0, 12, PATCH) for x in range(0, 12, PATCH)]
-    patches = [np.einsum("ocyx,yxc->o", w["conv1.weight"], square) for square in squares]
-    x = norm(np.stack([w["class_embedding"], *patches]) + w["positional_embedding"], "ln_pre")
-    for i in range(DEPTH):
-        block = f"transformer.resblocks.{i}."
-        qkv = norm(x, block + "ln_1") @ w[block + "attn.in_proj_weight"].T + w[block + "attn.in_proj_bias"]
-        mixed = []
-        for head in range(HEADS):
-            size = D // HEADS
-            q, k, v = (qkv[:, part * D + head * size :][:, :size] for part in range(3))
-            scores = np.exp(q @ k.T / np.sqrt(size))
-            mixed.append(scores / scores.sum(-1, keepdims=True) @ v)
-        x = x + np.concatenate(mixed, -1) @ w[block + "attn.out_proj.weight"].T + w[block + "attn.out_proj.bias"]
-        hidden = norm(x, block + "ln_2") @ w[block + "mlp.c_fc.weight"].T + w[block + "mlp.c_fc.bias"]
-        hidden = hidden / (1 + np.exp(-1.702 * hidden))
-        x = x + hidden @ w[block + "mlp.c_proj.weight"].T + w[block + "mlp.c_proj.bias"]
-    return norm(x[0], "ln_post")
+    patches = embed_patches((pixels / 255 - mean) / deviation, w["visual.conv1.weight"])
+    names = ("ln_1", "attn.in_proj", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    names = [f"visual.transformer.resblocks.{{}}.{name}" for name in names]
+    x = np.concatenate([w["visual.class_embedding"][None], patches]) + w["visual.positional_embedding"]
+    x = run_blocks(norm(x, w, "visual.ln_pre", epsilon), w, names, lambda x: x / (1 + np.exp(-1.702 * x)), epsilon)
+    return norm(x[0], w, "visual.ln_post", epsilon)
 
 
 def cls_of(made, pixels):
@@ -98,12 +80,12 @@ def test_both_namings_give_the_same_parameters_and_bert_the_text_side(convert, p
 def test_every_tensor_is_accounted_for(request, convert, naming, bert, params):
     made = convert(naming, image_size=(24, 12))
     tensors = request.getfixturevalue(naming)
-    assert sorted(row.name for row in made.uses if row.name) == sorted([*tensors, *bert])
-    ignored = {row.name for row in made.uses if row.action == "ignored"}
+    assert sorted(use.name for use in made.uses if use.name) == sorted([*tensors, *bert])
+    ignored = {use.name for use in made.uses if use.action == "ignored"}
     assert ignored - bert.keys() == {name for name in tensors if not name.startswith("vis")} | (
         {"visual.proj"} & tensors.keys()
     ) | ({"visual_projection.weight", "vision_model.embeddings.position_ids"} & tensors.keys())
-    initialised = {row.note.split(",")[0] for row in made.uses if row.action == "initialised"}
+    initialised = {use.note.split(",")[0] for use in made.uses if use.action == "initialised"}
     heads = {path for path in params if path.startswith(("word_head/", "patch_head/"))}
     assert initialised == heads | {"image_embedding/type_embed", "image_embedding/mask_token"}
     text = table(made.uses)
@@ -141,10 +123,9 @@ FAULTS = [
      'clip: tensor "vision_model.encoder.layers.0.self_attn.k_proj.bias" has shape (9,), expected (12)'),
     ("transformers_clip", {"vision_model.pre_layrnorm.weight": None}, 'clip: tensor "pre_layrnorm.weight" is missing'),
     ("timm", {}, "clip is no CLIP in the naming of openai, transformers: it has blocks.0.attn.proj.bias, "),
-    ("openai", {f"visual.transformer.resblocks.1.{name}": None for name in (
-        "ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "attn.in_proj_weight", "attn.in_proj_bias",
-        "attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight",
-        "mlp.c_proj.bias")}, "clip is 1 deep, bert 2; name a pair of the same size"),
+    ("openai", {f"visual.transformer.resblocks.1.{name}{kind}": None for kind in ("weight", "bias")
+                for name in ("ln_1.", "ln_2.", "attn.in_proj_", "attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.")},
+     "clip is 1 deep, bert 2; name a pair of the same size"),
 ]  # fmt: skip
 
 

@@ -49,9 +49,8 @@ def test_a_folder_is_written_and_can_be_restored(tmp_path, files, capsys, timm):
     assert convert.main(files) == 0
     out, err = capsys.readouterr()
     assert err == f"written: {tmp_path}/out\n"
-    assert re.search(
-        r"^resized +1  pos_embed +1x10x12 +image_embedding/pos_embed, 3x3 -> 7x3 patches, bilinear$", out, re.M
-    )
+    line = r"^resized +1  pos_embed +1x10x12 +image_embedding/pos_embed, 3x3 -> 7x3 patches, bilinear$"
+    assert re.search(line, out, re.M)
     config, params, step = checkpoint.restore_params(tmp_path / "out")
     assert step == 0 and config.model.mlp_ratio == 20 / 12 and config.model.depth == 2
     np.testing.assert_array_equal(params["blocks"]["mlp_vis"]["fc1"]["kernel"][1], timm["blocks.1.mlp.fc1.weight"].T)
@@ -83,8 +82,8 @@ def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, cap
     assert convert.main([*files, "--source=clip", f"--weights={tmp_path}/clip.safetensors"]) == 0
     assert re.search(r"^ignored +1  visual.proj +12x5 +the projection to CLIP", capsys.readouterr().out, re.M)
     config = checkpoint.restore_params(tmp_path / "out").config
-    options = {name: config.model[name] for name in ("image_norm", "image_activation", "norm_epsilon")}
-    assert options == {"image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 1e-5}
+    values = {"image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 1e-5}
+    assert {name: config.model[name] for name in values} == values
 
     other = ["--source=clip", f"--weights={tmp_path}/clip.safetensors", "--activation=gelu", f"--out={tmp_path}/gelu"]
     assert convert.main([*files, *other]) == 0
@@ -93,27 +92,24 @@ def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, cap
     Image.new("RGB", (12, 24), (200, 10, 10)).save(tmp_path / "red.png")
     assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
 
-    flags = (
-        "--config.model.image_norm=True --config.model.image_activation=quick_gelu --config.model.norm_epsilon=1e-05"
-    )
+    flags = [f"--config.model.{name}={value}" for name, value in values.items()]
     own = [f"--config.model.{name}={config.model[name]}" for name in ("depth", "mlp_ratio", "max_text_length")]
     start = [*TINY[1:], *own, f"--config.train.init_from={tmp_path}/out"]
     with pytest.raises(UserError) as error:
         plan(read_config("configs/synth.py", start))
-    assert str(error.value).endswith(f"another image_norm, image_activation, norm_epsilon; set {flags}")
-    told = plan(read_config("configs/synth.py", [*start, *flags.split()]))
+    assert str(error.value).endswith(f"another image_norm, image_activation, norm_epsilon; set {' '.join(flags)}")
+    told = plan(read_config("configs/synth.py", [*start, *flags]))
     assert told.endswith(f"{len(parameter_shapes(IVTConfig.from_config(config.model)))} loaded")
 
 
-def test_the_release_is_converted(tmp_path, capsys, monkeypatch):
-    """Without the hub, so that the config's tokenizer cannot be had: the folder tells none."""
+def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):
+    """Without the hub, so that the config's tokenizer cannot be loaded: the folder has none."""
 
     def no_network(*args, **kwargs):
         raise ConnectionError
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
-    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
-        np.savez(tmp_path / "w.npz", **{k.removeprefix("weights/"): archive[k] for k in archive if k[:8] == "weights/"})
+    np.savez(tmp_path / "w.npz", **release)
     tiny = [
         "--config.model.width=48", "--config.model.num_heads=4", "--config.model.image_size=(64,32)",
         "--config.text.length.sentence=32", "--config.text.length.phrase=32", "--config.text.length.word=32",

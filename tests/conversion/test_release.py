@@ -1,7 +1,5 @@
 """The release's names and back; that the tower then computes what the release does is in tests/test_parity.py."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,14 +7,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.conversion.release import convert_release
 from ivt_jax.models.ivt import IVTConfig
+from tests.conversion.conftest import without_none
 
 SIZES = {"num_heads": 4, "image_size": (64, 32), "stride": 12}
-
-
-@pytest.fixture(scope="module")
-def tensors():
-    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
-        return {name.removeprefix("weights/"): archive[name] for name in archive.files if name.startswith("weights/")}
 
 
 def assert_equal(tensors, others):
@@ -26,19 +19,19 @@ def assert_equal(tensors, others):
         np.testing.assert_array_equal(tensor, others[name], err_msg=name)
 
 
-def test_there_and_back_is_the_identity(tensors):
-    _, params = params_from_release(tensors, **SIZES)
-    assert_equal(release_from_params(params), tensors)
+def test_there_and_back_is_the_identity(release):
+    _, params = params_from_release(release, **SIZES)
+    assert_equal(release_from_params(params), release)
 
 
-def test_with_module_and_with_unused_heads_it_is_the_same(tensors):
+def test_with_module_and_with_unused_heads_it_is_the_same(release):
     heads = {"classifier_img.weight": np.ones((9, 48)), "bottleneck_img.running_mean": np.ones(48), "temp": np.ones(())}
-    wrapped = {f"module.{name}": tensor for name, tensor in {**tensors, **heads}.items()}
-    assert_equal(release_from_params(params_from_release(wrapped, **SIZES)[1]), tensors)
+    wrapped = {f"module.{name}": tensor for name, tensor in {**release, **heads}.items()}
+    assert_equal(release_from_params(params_from_release(wrapped, **SIZES)[1]), release)
 
 
-def test_sizes_are_read_off_the_tensors(tensors):
-    config, _ = params_from_release(tensors, **SIZES)
+def test_sizes_are_read_off_the_tensors(release):
+    config, _ = params_from_release(release, **SIZES)
     sizes = config.width, config.depth, config.patch_size, config.mlp_ratio, config.vocab_size, config.max_text_length
     assert sizes == (48, 3, 16, 4.0, 120, 32)
     assert (config.num_heads, config.image_size, config.stride) == (4, (64, 32), 12)
@@ -55,16 +48,15 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("changes", "sizes", "message"), FAULTS)
-def test_a_misfit_is_one_line(tensors, changes, sizes, message):
-    changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+def test_a_misfit_is_one_line(release, changes, sizes, message):
     with pytest.raises(UserError) as error:
-        params_from_release(changed, **{**SIZES, **sizes})
+        params_from_release(without_none({**release, **changes}), **{**SIZES, **sizes})
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_the_release_lacks_is_drawn_from_seed_0(tensors):
-    _, params = params_from_release(tensors, **SIZES)
-    first, other = (convert_release(tensors, "file", IVTConfig(**SIZES), seed).params for seed in (0, 1))
+def test_what_the_release_lacks_is_drawn_from_seed_0(release):
+    _, params = params_from_release(release, **SIZES)
+    first, other = (convert_release(release, "file", IVTConfig(**SIZES), seed).params for seed in (0, 1))
     for path in (("patch_head", "kernel"), ("word_head", "kernel"), ("image_embedding", "mask_token")):
         ours, same, another = (tree[path[0]][path[1]] for tree in (params, first, other))
         np.testing.assert_array_equal(ours, same)

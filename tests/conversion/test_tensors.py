@@ -62,8 +62,8 @@ def test_floating_point_weights_are_taken(name, dtype):
 )
 def test_indices_stay_ignored(name, index):
     tensors = zeros(NAMINGS[name]) | {index: np.arange(14)[None]}
-    rows = read(NAMINGS[name], tensors, "weights.bin", {}).uses
-    assert [(row.name, row.shape) for row in rows if row.action == "ignored"] == [(index, (1, 14))]
+    uses = read(NAMINGS[name], tensors, "weights.bin", {}).uses
+    assert [(use.name, use.shape) for use in uses if use.action == "ignored"] == [(index, (1, 14))]
 
 
 def test_empty_weights_are_refused():

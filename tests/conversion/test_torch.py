@@ -2,7 +2,6 @@
 
 import collections
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +11,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import read_tensors
 from ivt_jax.conversion.release import params_from_release
 from ivt_jax.conversion.vit import Source, convert_vit
+from tests.conversion.conftest import Payload
 
 torch = pytest.importorskip("torch")
-
-
-class Payload:
-    """Unpickled, it creates a file."""
-
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return Path.touch, (self.canary,)
 
 
 class Disguised(Payload):
@@ -48,14 +38,8 @@ def save(path, content, zipped=True):
     return path
 
 
-def as_torch(tensors, dtype=None, prefix=""):
-    return collections.OrderedDict((prefix + k, torch.tensor(v, dtype=dtype)) for k, v in tensors.items())
-
-
-@pytest.fixture(scope="module")
-def release():
-    with np.load(Path(__file__).parent.parent / "data/release_tiny.npz") as archive:
-        return {name.removeprefix("weights/"): archive[name] for name in archive.files if name.startswith("weights/")}
+def as_torch(tensors, prefix=""):
+    return collections.OrderedDict((prefix + name, torch.tensor(value)) for name, value in tensors.items())
 
 
 @FORMATS

@@ -12,6 +12,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source, convert_vit, naming_of
 from ivt_jax.models.ivt import IVT, IVTConfig
+from tests.conversion.conftest import embed_patches, norm, run_blocks, without_none
 
 NAMINGS = ("timm", "transformers", "google")
 DRAWN = ("image_embedding/type_embed", "image_embedding/mask_token", "word_head/", "patch_head/")
@@ -22,17 +23,10 @@ def convert(request, bert, model):
     """convert(naming, changes of the ViT's tensors, of BERT's, of the model); None takes a tensor away."""
 
     def run(naming, vit_changes=(), text_changes=(), method="bilinear", seed=3, **changes):
-        sources = []
-        for tensors, changed, file in (
-            (request.getfixturevalue(naming), vit_changes, "vit"),
-            (bert, text_changes, "bert"),
-        ):
-            tensors = {**tensors, **dict(changed)}
-            sources.append(Source({k: v for k, v in tensors.items() if v is not None}, file))
-        wanted = IVTConfig(
-            **{"image_size": model.image_size, "stride": model.stride, "num_heads": model.num_heads, **changes}
-        )
-        return convert_vit(*sources, wanted, method, seed)
+        vit = Source(without_none({**request.getfixturevalue(naming), **dict(vit_changes)}), "vit")
+        text = Source(without_none({**bert, **dict(text_changes)}), "bert")
+        sizes = {"image_size": model.image_size, "stride": model.stride, "num_heads": model.num_heads}
+        return convert_vit(vit, text, IVTConfig(**{**sizes, **changes}), method, seed)
 
     return run
 
@@ -113,28 +107,12 @@ def test_the_tower_computes_what_the_vit_does(convert, timm):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def vit_tokens(w, image, heads=3, patch=4):
-    def norm(x, name):
-        x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w[name + ".weight"] + w[name + ".bias"]
-
-    def dense(x, name):
-        return x @ w[name + ".weight"].T + w[name + ".bias"]
-
+def vit_tokens(w, image):
     erf = np.vectorize(math.erf)
-    squares = [image[y : y + patch, x : x + patch] for y in range(0, 12, patch) for x in range(0, 12, patch)]
-    embedded = [np.einsum("ocyx,yxc->o", w["patch_embed.proj.weight"], square) for square in squares]
-    x = np.concatenate([w["cls_token"][0], np.stack(embedded) + w["patch_embed.proj.bias"]]) + w["pos_embed"][0]
-    for i in range(2):
-        q, k, v = np.split(dense(norm(x, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv"), 3, axis=-1)
-        mixed = []
-        for a, b, c in zip(*(np.split(m, heads, axis=-1) for m in (q, k, v)), strict=True):
-            scores = np.exp(a @ b.T / np.sqrt(a.shape[-1]))
-            mixed.append(scores / scores.sum(-1, keepdims=True) @ c)
-        x = x + dense(np.concatenate(mixed, -1), f"blocks.{i}.attn.proj")
-        hidden = dense(norm(x, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
-        x = x + dense(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, f"blocks.{i}.mlp.fc2")
-    return norm(x, "norm")
+    patches = embed_patches(image, w["patch_embed.proj.weight"]) + w["patch_embed.proj.bias"]
+    names = [f"blocks.{{}}.{name}" for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
+    x = np.concatenate([w["cls_token"][0], patches]) + w["pos_embed"][0]
+    return norm(run_blocks(x, w, names, lambda x: x * (1 + erf(x / np.sqrt(2))) / 2, 1e-6), w, "norm", 1e-6)
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -150,15 +128,15 @@ def test_positions_are_resized_to_another_image_size(convert, params, naming):
 
 
 def test_the_account_has_every_tensor_and_every_parameter(convert, timm, bert, params):
-    rows = convert("timm", image_size=(24, 12), method="bicubic").uses
-    assert sorted(row.name for row in rows if row.name) == sorted([*timm, *bert])
-    actions = {action: {row.name for row in rows if row.action == action} for action in ("resized", "ignored")}
+    uses = convert("timm", image_size=(24, 12), method="bicubic").uses
+    assert sorted(use.name for use in uses if use.name) == sorted([*timm, *bert])
+    actions = {action: {use.name for use in uses if use.action == action} for action in ("resized", "ignored")}
     assert actions["resized"] == {"pos_embed"}
     assert {"head.weight", "bert.pooler.dense.bias", "cls.predictions.bias"} < actions["ignored"]
     assert "bert.encoder.layer.1.attention.output.LayerNorm.gamma" in actions["ignored"]
-    initialised = {row.note.split(",")[0] for row in rows if row.action == "initialised"}
+    initialised = {use.note.split(",")[0] for use in uses if use.action == "initialised"}
     assert initialised == {path for path in params if path.startswith(DRAWN)}
-    text = table(rows)
+    text = table(uses)
     assert "3x3 -> 6x3 patches, bicubic" in text
     line = next(line for line in text.splitlines() if "blocks.*.attn.qkv.weight" in line)
     assert line.split() == ["used", "2", "blocks.*.attn.qkv.weight", "36x12", "blocks/attn/qkv/kernel"]
