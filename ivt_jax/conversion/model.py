@@ -27,16 +27,10 @@ def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> C
     model_config: image size, stride, heads and options; the other sizes are replaced by those of the tensors. Raises
     UserError, naming the parameter, if one does not fit.
     """
-    sizes = loaded.sizes
-    model_config = dataclasses.replace(
-        model_config,
-        patch_size=sizes["P"],
-        width=sizes["D"],
-        depth=sizes["depth"],
-        mlp_ratio=sizes["F"] / sizes["D"],
-        vocab_size=sizes["V"],
-        max_text_length=sizes["L"],
-    )
+    names = {"P": "patch_size", "D": "width", "depth": "depth", "V": "vocab_size", "L": "max_text_length"}
+    sizes: dict[str, Any] = {name: loaded.sizes[letter] for letter, name in names.items()}
+    mlp_ratio = loaded.sizes["F"] / loaded.sizes["D"]
+    model_config = dataclasses.replace(model_config, mlp_ratio=mlp_ratio, **sizes)
     patch_size, width, heads = model_config.patch_size, model_config.width, model_config.num_heads
     if min(model_config.grid) < 1:
         raise UserError(f"{file}: patches of {patch_size} pixels do not fit the image size {model_config.image_size}")
@@ -45,9 +39,11 @@ def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> C
     shapes = parameter_shapes(model_config)
     for path, value in loaded.flat.items():
         if value.shape != shapes[path]:
+            (height, width), (rows, columns) = model_config.image_size, model_config.grid
             raise UserError(
-                f"{file}: {path} has shape {value.shape}, {_described(model_config)} has {shapes[path]}; give the "
-                "image size and the stride that the weights were trained with"
+                f"{file}: {path} has shape {value.shape}, a model of {height}x{width} pixels at stride "
+                f"{model_config.stride} ({rows}x{columns} patches and [CLS]) has {shapes[path]}; give the image size "
+                "and the stride that the weights were trained with"
             )
     missing = [path for path in shapes if path not in loaded.flat]
     params = unflatten_dict({**loaded.flat, **initial_params(model_config, missing, seed)}, sep="/")
@@ -75,9 +71,3 @@ def convert_export(tensors: Mapping[str, np.ndarray], file: str, model_config: I
     rules = tuple(rule(path, path.replace("/", "."), " ".join(map(str, shape))) for path, shape in shapes.items())
     loaded = read(Naming(rules, {}), tensors, file, {})
     return Conversion(model_config, unflatten_dict(loaded.flat, sep="/"), loaded.uses)
-
-
-def _described(model_config: IVTConfig) -> str:
-    height, width = model_config.image_size
-    rows, columns = model_config.grid
-    return f"a model of {height}x{width} pixels at stride {model_config.stride} ({rows}x{columns} patches and [CLS])"

@@ -34,10 +34,9 @@ Params = Mapping[str, Any]
 class Graph:
     """Nodes and constants of one encoder; calling it adds a node and returns the name of its output."""
 
-    def __init__(self, config: IVTConfig):
-        self.config, self.onnx = config, load_onnx()
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+    def __init__(self, model_config: IVTConfig):
+        self.config, self.onnx = model_config, load_onnx()
+        self.nodes, self.constants = list[Any](), list[Any]()
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Adds a node; inputs are names, or values, which become constants (lists as int64)."""

@@ -3,12 +3,9 @@
     encode = jax.export.deserialize(Path("image_encoder.stablehlo").read_bytes()).call
     encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
-`text_encoder.stablehlo` takes token ids (b, L) int32, padded with 0, for any L up to the model's text positions. A row
-with an id outside of the vocabulary, or that begins with padding, gives NaN, as in ivt_jax/encoding/embedding.py.
-b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1.
-
-The parameters are constants of the programs, so each program is one file. Both hold the shared attention; parameters
-that one side does not use are left out.
+The text encoder takes token ids (b, L) int32, padded with 0. A row with an id outside of the vocabulary, or that begins
+with padding, gives NaN. b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1. The parameters that
+a side uses are constants of its program.
 """
 
 import functools

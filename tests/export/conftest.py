@@ -1,5 +1,6 @@
 """A tiny tower with random parameters, as a folder of parameters alone, and a run of it with two checkpoints."""
 
+import hashlib
 import json
 
 import jax
@@ -70,6 +71,15 @@ def run(tmp_path, config):
         checkpoints.save(step, jax.tree.map(np.asarray, state), {"val/t2i/R1": score})
     checkpoints.close()
     return folder
+
+
+def assert_files(folder, encoders):
+    """The manifest names the encoders, and has the digest of every other file in the folder."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [manifest["encoders"][side]["file"] for side in ("image", "text")] == encoders
+    files = {path.name: path for path in folder.iterdir() if path.name != "manifest.json"}
+    assert files.keys() == {*encoders, "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert manifest["sha256"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 @pytest.fixture

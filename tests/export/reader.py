@@ -10,60 +10,50 @@ import math
 import sys
 
 import numpy as np
-from safetensors import safe_open
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 erf = np.vectorize(math.erf)
 
 
-def norm(x, scale, bias, epsilon):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale + bias
-
-
 class Tower:
     def __init__(self, folder):
         with open(f"{folder}/config.json", encoding="utf-8") as file:
-            self.config = json.load(file)["config"]
-        with safe_open(f"{folder}/model.safetensors", "numpy") as file:
-            self.tensors = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
+            config = json.load(file)["config"]
+        self.model, self.length = config["model"], config["text"]["length"]["sentence"]
+        self.tensors = {k: v.astype(np.float64) for k, v in load_file(f"{folder}/model.safetensors").items()}
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
 
-    def get(self, name, layer=None):
-        value = self.tensors[name]
-        return value if layer is None else value[layer]
+    def norm(self, x, name, layer=..., epsilon=1e-6):
+        centred = x - x.mean(-1, keepdims=True)
+        scale, bias = (self.tensors[f"{name}.{kind}"][layer] for kind in ("scale", "bias"))
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale + bias
 
-    def dense(self, x, name, layer):
-        return x @ self.get(f"blocks.{name}.kernel", layer) + self.get(f"blocks.{name}.bias", layer)
+    def dense(self, x, name, layer=...):
+        return x @ self.tensors[f"{name}.kernel"][layer] + self.tensors[f"{name}.bias"][layer]
 
     def attention(self, x, layer):
-        tokens, width = x.shape
-        heads = self.config["model"]["num_heads"]
-        size = width // heads
-        qkv = self.dense(x, "attn.qkv", layer)
-        mixed = np.zeros((tokens, width))
-        for head in range(heads):
-            q, k, v = (qkv[:, part * width + head * size : part * width + (head + 1) * size] for part in range(3))
-            scores = q @ k.T / math.sqrt(size)
+        heads = self.model["num_heads"]
+        size = x.shape[1] // heads
+        q, k, v = np.split(self.dense(x, "blocks.attn.qkv", layer), 3, axis=1)
+        mixed = np.zeros_like(x)
+        for head in (slice(i * size, (i + 1) * size) for i in range(heads)):
+            scores = q[:, head] @ k[:, head].T / math.sqrt(size)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
-            mixed[:, head * size : (head + 1) * size] = weights / weights.sum(-1, keepdims=True) @ v
-        return self.dense(mixed, "attn.proj", layer)
+            mixed[:, head] = weights / weights.sum(-1, keepdims=True) @ v[:, head]
+        return self.dense(mixed, "blocks.attn.proj", layer)
 
     def embed(self, x, mlp):
         """Tokens of one input (N, D) -> its embedding (D,)."""
-        for layer in range(self.config["model"]["depth"]):
-            for name in ("norm1", "norm2"):
-                y = norm(x, self.get(f"blocks.{name}.scale", layer), self.get(f"blocks.{name}.bias", layer), 1e-6)
-                if name == "norm1":
-                    x = x + self.attention(y, layer)
-                else:
-                    hidden = self.dense(y, f"{mlp}.fc1", layer)
-                    x = x + self.dense(hidden * (1 + erf(hidden / math.sqrt(2))) / 2, f"{mlp}.fc2", layer)
-        first = norm(x, self.get("blocks.norm.scale"), self.get("blocks.norm.bias"), 1e-6)[0]
+        for layer in range(self.model["depth"]):
+            x = x + self.attention(self.norm(x, "blocks.norm1", layer), layer)
+            hidden = self.dense(self.norm(x, "blocks.norm2", layer), f"blocks.{mlp}.fc1", layer)
+            x = x + self.dense(hidden * (1 + erf(hidden / math.sqrt(2))) / 2, f"blocks.{mlp}.fc2", layer)
+        first = self.norm(x, "blocks.norm")[0]
         return first / np.linalg.norm(first)
 
     def image(self, pixels):
-        side, stride = self.config["model"]["patch_size"], self.config["model"]["stride"]
+        side, stride = self.model["patch_size"], self.model["stride"]
         height, width, _ = pixels.shape
         values = (pixels / 255 - 0.5) / 0.5
         patches = [
@@ -71,20 +61,22 @@ class Tower:
             for top in range(0, height - side + 1, stride)
             for left in range(0, width - side + 1, stride)
         ]
-        tokens = np.array(patches) @ self.get("image_embedding.kernel") + self.get("image_embedding.bias")
-        tokens = np.concatenate([self.get("image_embedding.cls")[0], tokens])
-        places = self.get("image_embedding.pos_embed")[0] + self.get("image_embedding.type_embed")[0]
-        return self.embed(tokens + places, "mlp_vis")
+        cls, positions, types = (
+            self.tensors[f"image_embedding.{name}"][0] for name in ("cls", "pos_embed", "type_embed")
+        )
+        tokens = np.concatenate([cls, self.dense(np.array(patches), "image_embedding")])
+        return self.embed(tokens + positions + types, "mlp_vis")
 
     def text(self, caption):
         ids = self.tokenizer.encode(caption).ids
-        length = self.config["text"]["length"]["sentence"]
-        if len(ids) > length:
-            ids = ids[: length - 1] + ids[-1:]
-        tokens = self.get("text_embedding.word")[ids] + self.get("text_embedding.position")[: len(ids)]
-        tokens = tokens + self.get("text_embedding.token_type")[0]
-        tokens = norm(tokens, self.get("text_embedding.scale"), self.get("text_embedding.bias"), 1e-12)
-        return self.embed(tokens, "mlp_txt")
+        if len(ids) > self.length:
+            ids = ids[: self.length - 1] + ids[-1:]
+        words, positions, types = (
+            self.tensors[f"text_embedding.{name}"] for name in ("word", "position", "token_type")
+        )
+        return self.embed(
+            self.norm(words[ids] + positions[: len(ids)] + types[0], "text_embedding", epsilon=1e-12), "mlp_txt"
+        )
 
 
 def main():

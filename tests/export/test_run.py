@@ -28,6 +28,7 @@ from ivt_jax.export.run import export
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.retrieval.searcher import read_calibration
 from ivt_jax.run.checkpoint import restore_params
+from tests.conversion.conftest import without_none
 
 ROOT = Path(__file__).parent.parent.parent
 BOTH = ["orbax", "safetensors"]
@@ -59,15 +60,13 @@ def test_a_run_is_exported_whole(run, best, write_summary):
     assert names(run / "export") == {"config.json", "params", "model.safetensors", "README.md"} | TOKENIZER
     same_bits(flatten_dict(restore_params(run / "export").params, sep="/"), best)
     same_bits(load_file(run / "export/model.safetensors"), {k.replace("/", "."): v for k, v in best.items()})
-    told, made = record_of(run / "export"), record_of(run)
-    assert {key: told[key] for key in made} == made  # config, format, tokenizer, annotations, revision, versions, ...
-    assert (told["format"], told["step"], told["tokenizer"]) == (1, 20, load_tokenizer().digest)
-    assert told["scores"]["test"]["t2i"]["R1"] == 10.0 and told["scores"]["val"]["interval"]["i2t"]["mAP"] == [
-        22,
-        24.25,
-    ]
-    assert told["scores"]["test"]["selected_on"] == "val" and "robustness" not in told["scores"]["test"]
-    assert load_tokenizer(str(run / "export")).digest == told["tokenizer"]
+    exported, made = record_of(run / "export"), record_of(run)
+    assert {key: exported[key] for key in made} == made  # config, format, tokenizer, annotations, revision, ...
+    assert (exported["format"], exported["step"], exported["tokenizer"]) == (1, 20, load_tokenizer().digest)
+    val, test = (exported["scores"][split] for split in ("val", "test"))
+    assert test["t2i"]["R1"] == 10.0 and val["interval"]["i2t"]["mAP"] == [22, 24.25]
+    assert test["selected_on"] == "val" and "robustness" not in test
+    assert load_tokenizer(str(run / "export")).digest == exported["tokenizer"]
     card = (run / "export/README.md").read_text()
     assert "| text to image | 10.00 (9.00 to 11.25) | 11.00 (10.00 to 12.25) |" in card and "Its step: 20." in card
 
@@ -83,8 +82,8 @@ def test_figures_of_another_checkpoint_are_left_out(run, write_summary):
 def test_converted_weights_are_exported(converted, params):
     export(converted, BOTH)
     same_bits(flatten_dict(restore_params(converted / "export").params, sep="/"), params)
-    told = record_of(converted / "export")
-    assert told["weights"]["files"] == {"vit.npz": hashlib.sha256(b"weights").hexdigest()} and told["step"] == 0
+    record = record_of(converted / "export")
+    assert record["weights"]["files"] == {"vit.npz": hashlib.sha256(b"weights").hexdigest()} and record["step"] == 0
     assert "# IVT, from weights of other programs\n" in (converted / "export/README.md").read_text()
 
 
@@ -102,10 +101,8 @@ def test_the_formats_named_are_written(converted, formats, params):
     written = {"orbax": "params", "safetensors": "model.safetensors"}[formats[0]]
     assert names(converted / "export") == {"config.json", "README.md", written} | TOKENIZER
     same_bits(flatten_dict(restore_params(converted / "export").params, sep="/"), params)
-    shapes = restore_params(converted / "export", shapes_alone=True).params
-    assert {k: tuple(v.shape) for k, v in flatten_dict(shapes, sep="/").items()} == {
-        k: v.shape for k, v in params.items()
-    }
+    shapes = flatten_dict(restore_params(converted / "export", shapes_alone=True).params, sep="/")
+    assert {k: tuple(v.shape) for k, v in shapes.items()} == {k: v.shape for k, v in params.items()}
 
 
 def test_the_file_tells_its_format_and_its_config(converted):
@@ -180,8 +177,8 @@ def test_compiled_forms_lie_in_folders_of_their_own(run, write_summary):
     assert names(folder) == {"config.json", "README.md", "stablehlo", "onnx"} | TOKENIZER
     assert names(folder / "onnx") == {"image_encoder.onnx", "text_encoder.onnx", "manifest.json"} | TOKENIZER
     assert "image_encoder.stablehlo" in names(folder / "stablehlo")
-    told = (folder / "README.md").read_text()
-    assert "from `onnx/`" in told and "ivt_jax.search" not in told  # which needs the parameters
+    card = (folder / "README.md").read_text()
+    assert "from `onnx/`" in card and "ivt_jax.search" not in card  # which needs the parameters
 
 
 def test_the_export_of_a_run_says_what_a_best_score_means(run, write_summary):
@@ -194,9 +191,13 @@ def test_the_export_of_a_run_says_what_a_best_score_means(run, write_summary):
 
 
 def rewrite(file, changes, metadata=None):
-    """Another file in its place; `changes`: name -> array, or None to leave the tensor out."""
-    tensors = load_file(file) | changes
-    save_file({name: value for name, value in tensors.items() if value is not None}, file, metadata)
+    """Changes tensors of the file: name -> array, or None to leave the tensor out."""
+    save_file(without_none(load_file(file) | changes), file, metadata)
+
+
+def assert_refused(capsys, code, message):
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
 
 
 def test_tensors_come_back_as_a_folder_bit_for_bit(run, best, write_summary, tmp_path, capsys):
@@ -209,20 +210,18 @@ def test_tensors_come_back_as_a_folder_bit_for_bit(run, best, write_summary, tmp
     same_bits(flatten_dict(restored.params, sep="/"), best)
     rows = [line.split() for line in out.splitlines()[1:-1]]
     assert {(row[0], row[2], row[4]) for row in rows} == {("used", k.replace("/", "."), k) for k in best}
-    told, known = record_of(tmp_path / "new"), record_of(folder)
-    assert told.pop("weights")["source"] == "export" and told == known and restored.step == 20
+    record = record_of(tmp_path / "new")
+    assert record.pop("weights")["source"] == "export" and record == record_of(folder) and restored.step == 20
 
 
+BIAS = "blocks.norm.bias"
 CONVERT_FAULTS = {
-    "missing": ({"blocks.norm.bias": None}, 'tensor "blocks.norm.bias" is missing'),
+    "missing": ({BIAS: None}, f'tensor "{BIAS}" is missing'),
     "unexpected": ({"fusion.bias": np.ones(3, np.float32)}, 'unexpected tensor "fusion.bias" of shape (3,)'),
-    "shape": ({"blocks.norm.bias": np.ones(13, np.float32)}, '"blocks.norm.bias" has shape (13,), expected (12)'),
-    "nan": ({"blocks.norm.bias": np.full(12, np.nan, np.float32)}, '"blocks.norm.bias" has values that are not finite'),
-    "float8": (
-        {"blocks.norm.bias": np.ones(12, ml_dtypes.float8_e4m3fn)},
-        'tensor "blocks.norm.bias" has dtype F8_E4M3; weights must be',
-    ),
-    "complex": ({"blocks.norm.bias": np.ones(12, np.complex64)}, 'tensor "blocks.norm.bias" has dtype C64; weights'),
+    "shape": ({BIAS: np.ones(13, np.float32)}, f'"{BIAS}" has shape (13,), expected (12)'),
+    "nan": ({BIAS: np.full(12, np.nan, np.float32)}, f'"{BIAS}" has values that are not finite'),
+    "float8": ({BIAS: np.ones(12, ml_dtypes.float8_e4m3fn)}, f'tensor "{BIAS}" has dtype F8_E4M3; weights must be'),
+    "complex": ({BIAS: np.ones(12, np.complex64)}, f'tensor "{BIAS}" has dtype C64; weights'),
     "format": ({}, "has format 2, this ivt_jax reads format 1 and older: update ivt_jax"),
     "config": ({}, "was written with another config than config.json beside it holds"),
     "flags": ({}, "--config does not go with --source=export"),
@@ -240,22 +239,19 @@ def test_the_way_back_refuses_in_one_line(converted, tmp_path, capsys, name):
     more = {"flags": ["--config=configs/cuhk.py"], "keys": ["--config.model.width=3"]}.get(name, [])
     if name == "alone":
         file = file.rename(tmp_path / "model.safetensors")
-    assert convert.main(["--source=export", f"--weights={file}", f"--out={tmp_path}/new", *more]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    code = convert.main(["--source=export", f"--weights={file}", f"--out={tmp_path}/new", *more])
+    assert_refused(capsys, code, message)
     assert not [name for name in names(tmp_path) if "new" in name]
 
 
-@pytest.mark.parametrize(("dtype", "told"), [(np.int32, "I32"), (bool, "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")])
+@pytest.mark.parametrize(("dtype", "name"), [(np.int32, "I32"), (bool, "BOOL"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")])
 @pytest.mark.parametrize("shapes_alone", [False, True])
-def test_an_export_with_other_numbers_is_not_searched(converted, dtype, told, shapes_alone):
+def test_an_export_with_other_numbers_is_not_searched(converted, dtype, name, shapes_alone):
     file = export(converted, ["safetensors"]) / "model.safetensors"
-    rewrite(file, {"blocks.norm.bias": np.ones(12, dtype)}, safe_open(file, "numpy").metadata())
+    rewrite(file, {BIAS: np.ones(12, dtype)}, safe_open(file, "numpy").metadata())
     with pytest.raises(UserError) as error:
         restore_params(file.parent, shapes_alone=shapes_alone)
-    line = (
-        f'{file}: tensor "blocks.norm.bias" has dtype {told}; weights must be float16, bfloat16, float32 or float64: '
-    )
+    line = f'{file}: tensor "{BIAS}" has dtype {name}; weights must be float16, bfloat16, float32 or float64: '
     assert str(error.value).startswith(line)
 
 
@@ -337,15 +333,9 @@ def test_an_export_that_is_killed_leaves_no_export(converted, params):
 # ---- refusals
 
 
-@pytest.mark.parametrize(
-    ("formats", "message"),
-    [
-        (["orbax", "onyx", "pth"], "--formats: unknown: onyx, pth; name some of orbax, safetensors"),
-        ([], "--formats: unknown: (none); name some of orbax, safetensors"),
-    ],
-)
-def test_unknown_formats_are_refused_with_the_known_ones(tmp_path, formats, message):
-    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+@pytest.mark.parametrize(("formats", "unknown"), [(["orbax", "onyx", "pth"], "onyx, pth"), ([], r"\(none\)")])
+def test_unknown_formats_are_refused_with_the_known_ones(tmp_path, formats, unknown):
+    with pytest.raises(UserError, match=f"^--formats: unknown: {unknown}; name some of orbax, safetensors"):
         export(tmp_path / "nowhere", formats)
 
 
@@ -366,9 +356,8 @@ def test_an_export_of_other_parameters_is_not_touched(converted):
 def test_a_folder_that_is_no_export_is_not_touched(converted):
     folder = converted / "export"
     folder.mkdir()
-    with pytest.raises(
-        UserError, match=rf"^{folder} exists already, .*; remove it, or move it away, to export step 0$"
-    ):
+    message = rf"^{folder} exists already, .*; remove it, or move it away, to export step 0$"
+    with pytest.raises(UserError, match=message):
         export(converted, ["safetensors"])
     assert not list(folder.iterdir())
 
@@ -391,63 +380,53 @@ def test_one_process_exports(converted, monkeypatch):
 
 
 def damage(folder, name):
-    """Spoils an export of tensors alone; what is said of it."""
-    file, told = folder / "model.safetensors", record_of(folder)
+    """Damages an export in safetensors; returns the expected message."""
+    file, record = folder / "model.safetensors", record_of(folder)
     metadata = safe_open(file, "numpy").metadata()
     if name == "format":
-        (folder / "config.json").write_text(json.dumps({**told, "format": 2}))
+        (folder / "config.json").write_text(json.dumps({**record, "format": 2}))
         return "config.json has format 2, this ivt_jax reads format 1 and older: update ivt_jax"
     if name == "tokenizer":
         entries = SHIPPED.read_text().splitlines()
         (folder / "vocab.txt").write_text("\n".join([*entries[:-1], "zebra"]) + "\n")
         (folder / "tokenizer.json").unlink()
         load_tokenizer(str(folder)).save(folder)
-        digests = told["tokenizer"][:12], load_tokenizer(str(folder)).digest[:12]
+        digests = record["tokenizer"][:12], load_tokenizer(str(folder)).digest[:12]
         return f"was made with tokenizer {digests[0]}, but {folder}/tokenizer.json is now {digests[1]}: "
     if name == "heads":
-        told["config"]["model"]["num_heads"] = 2
-        (folder / "config.json").write_text(json.dumps(told))
+        record["config"]["model"]["num_heads"] = 2
+        (folder / "config.json").write_text(json.dumps(record))
         return "model.safetensors was written with another config than config.json beside it holds"
     if name == "cut":
         file.write_bytes(file.read_bytes()[:-5])
         return "model.safetensors cannot be read as safetensors"
-    change, fault = {
-        "shape": (np.ones(13, np.float32), "blocks/norm/bias has shape (13,), the model of its config has (12,)"),
-        "nan": (np.full(12, np.nan, np.float32), "blocks/norm/bias has values that are not finite"),
-        "missing": (None, "blocks/norm/bias is missing"),
-    }.get(
-        name, (np.ones(12, np.float32), "fusion/bias has shape (3,), and the model of its config has no such parameter")
-    )
-    more = {"fusion.bias": np.ones(3, np.float32)} if name == "unexpected" else {}
-    rewrite(file, {"blocks.norm.bias": change, **more}, metadata)
+    shape = "blocks/norm/bias has shape (13,), the model of its config has (12,)"
+    unknown = "fusion/bias has shape (3,), and the model of its config has no such parameter"
+    changes, fault = {
+        "shape": ({BIAS: np.ones(13, np.float32)}, shape),
+        "nan": ({BIAS: np.full(12, np.nan, np.float32)}, "blocks/norm/bias has values that are not finite"),
+        "missing": ({BIAS: None}, "blocks/norm/bias is missing"),
+        "unexpected": ({"fusion.bias": np.ones(3, np.float32)}, unknown),
+    }[name]
+    rewrite(file, changes, metadata)
     return f"{folder}, step 0: {fault}; export or convert again"
 
 
-@pytest.mark.parametrize(
-    "name", ["format", "tokenizer", "heads", "cut", "shape", "nan", "missing", "unexpected"]
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["format", "tokenizer", "heads", "cut", "shape", "nan", "missing", "unexpected"])
 def test_a_folder_at_fault_is_one_line_and_exit_code_2(converted, tmp_path, capsys, name):
     folder = export(converted, ["safetensors"])
     message = damage(folder, name)
     Image.new("RGB", (10, 14)).save(tmp_path / "black.png")
-    assert search.main([f"--workdir={folder}", f"--images={tmp_path}", "a red coat"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert_refused(capsys, search.main([f"--workdir={folder}", f"--images={tmp_path}", "a red coat"]), message)
 
 
 def test_the_command_exports_and_refuses(converted):
-    command = [
-        sys.executable,
-        "-m",
-        "ivt_jax.main",
-        "--config=configs/synth.py",
-        f"--workdir={converted}",
-        "--mode=export",
-    ]
+    command = [sys.executable, "-m", "ivt_jax.main", "--config=configs/synth.py", f"--workdir={converted}"]
     environment = {**os.environ, "XLA_FLAGS": ""}
 
-    def call(*more):
-        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
+    def call(formats):
+        call = [*command, "--mode=export", formats]
+        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
 
     line = "error: --formats: unknown: onyx; name some of orbax, safetensors"
