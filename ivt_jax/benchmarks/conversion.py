@@ -41,16 +41,12 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("release", "release", ".pth"),
-    Case("release", "release", ".safetensors"),
-    Case("vit", "timm", ".pth"),
-    Case("vit", "timm", ".safetensors"),
-    Case("vit", "google", ".npz"),
-    Case("vit", "transformers", ".safetensors"),
-    Case("clip", "openai", ".pth"),
-    Case("clip", "transformers", ".safetensors"),
+    Case("release", "release", ".pth"), Case("release", "release", ".safetensors"),
+    Case("vit", "timm", ".pth"), Case("vit", "timm", ".safetensors"),
+    Case("vit", "google", ".npz"), Case("vit", "transformers", ".safetensors"),
+    Case("clip", "openai", ".pth"), Case("clip", "transformers", ".safetensors"),
     Case("export", "our own", ".safetensors"),
-)
+)  # fmt: skip
 
 
 def shapes_of(case: Case) -> Shapes:

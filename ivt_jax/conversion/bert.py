@@ -33,7 +33,7 @@ IGNORED = {
 
 
 def clean(name: str) -> str:
-    """Removes the prefix "bert." and replaces gamma and beta, the names in old files, by weight and bias."""
+    """Removes the prefix "bert."; replaces gamma and beta, the names in old files, with weight and bias."""
     name = name.removeprefix("bert.")
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         name = name.removesuffix(old) + new if name.endswith(old) else name

@@ -43,7 +43,7 @@ def rows(kernel: np.ndarray) -> np.ndarray:
 
 
 class Storage(NamedTuple):
-    """How a framework stores layers: how the names of tensors end, and the layers that are not norms."""
+    """How a framework stores layers: the ends of the tensors' names, and the shapes of all layers but norms."""
 
     kernel: str
     scale: str

@@ -22,10 +22,10 @@ class Conversion(NamedTuple):
 
 
 def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> Conversion:
-    """Returns the whole tree: parameters of a file, the missing ones initialised from `seed`.
+    """Returns all parameters of the model: those read from `file`, and the missing ones initialised from `seed`.
 
-    model_config: image size, stride, heads and options; the other sizes are replaced by those of the tensors. Raises
-    UserError, naming the parameter, if one does not fit.
+    model_config: image size, stride, heads and options; the other sizes are read off the tensors. Raises UserError,
+    naming the parameter, if one does not fit.
     """
     names = {"P": "patch_size", "D": "width", "depth": "depth", "V": "vocab_size", "L": "max_text_length"}
     sizes: dict[str, Any] = {name: loaded.sizes[letter] for letter, name in names.items()}

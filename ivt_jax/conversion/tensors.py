@@ -46,7 +46,7 @@ class Naming(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Parameters read from a file, the number behind each letter (and "depth"), and the use of each tensor."""
+    """Parameters read from a file, the number for each letter and for "depth", and the use of each tensor."""
 
     flat: Flat
     sizes: dict[str, int]
@@ -113,7 +113,7 @@ def _clean_names(naming: Naming, tensors: Iterable[str], file: str) -> dict[str,
     for name in tensors:
         clean = naming.clean(name)
         if clean in own:
-            raise UserError(f'{file}: tensors "{own[clean]}" and "{name}" are two of the same kind')
+            raise UserError(f'{file}: tensors "{own[clean]}" and "{name}" are both "{clean}"; keep one of them')
         own[clean] = name
     return own
 
@@ -144,7 +144,7 @@ def _ignored(naming: Naming, left: dict[str, str], tensors: Mapping[str, np.ndar
 
 
 def _sizes(wanted: Mapping[str, Rule], found: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Returns the number behind each letter: that of most tensors, so that an error names the tensor that differs."""
+    """Returns the number for each letter: that of most tensors, so that an error names the tensor that differs."""
     votes: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for name, rule in wanted.items():
         if len(rule.shape) == found[name].ndim:

@@ -39,18 +39,15 @@ TRANSFORMERS = (
 )
 # transformers 5 writes the names above to files; a state dict of its model has these.
 IN_MEMORY = {
-    "layers.": "encoder.layer.",
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-    ".mlp.fc1.": ".intermediate.dense.",
+    "layers.": "encoder.layer.", ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.", ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.", ".mlp.fc1.": ".intermediate.dense.",
     ".mlp.fc2.": ".output.dense.",
-}
+}  # fmt: skip
 
 
 def transformers_name(name: str) -> str:
-    """Removes the prefix "vit." and replaces a name of the model in memory by that of its files."""
+    """Removes the prefix "vit."; replaces a name that transformers 5 has in memory with the name in its files."""
     name = name.removeprefix("vit.")
     if name.startswith("layers."):
         for new, old in IN_MEMORY.items():

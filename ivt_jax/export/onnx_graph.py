@@ -51,7 +51,7 @@ class Graph:
         return name
 
     def save(self, path: Path, name: str, dtype: Any, shape: Sequence[str | int], result: str) -> None:
-        """Writes the graph from the input (name, dtype, shape) to the node `result`, (batch, D)."""
+        """Writes the graph. name, dtype, shape: of its input; result: the node with the embeddings (batch, D)."""
         helper = self.onnx.helper
         self.nodes.append(helper.make_node("Identity", [result], ["embeddings"]))
         inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)]

@@ -72,7 +72,7 @@ def write_stablehlo(folder: Path, trained: Trained) -> None:
 
 
 def _pruned(encoder: Encoder, params: Any, precision: str) -> Encoder:
-    """Returns the encoder with a function of the list of parameters that affect it, instead of the tree `params`."""
+    """Returns the encoder with only the parameters that affect it, and a function that takes them as a list."""
     leaves, tree = jax.tree.flatten(params)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     sizes = [size if isinstance(size, int) else 1 for size in encoder.argument.shape]

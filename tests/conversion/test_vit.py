@@ -158,7 +158,7 @@ FAULTS = [
      "vit: position embedding of length 1; expected [CLS] and a square grid"),
     ("google", {"cls": None}, {}, 'vit: tensor "cls" is missing'),
     ("transformers", {"pooler.dense.bias": ONE, "vit.pooler.dense.bias": ONE}, {},
-     'vit: tensors "pooler.dense.bias" and "vit.pooler.dense.bias" are two of the same kind'),
+     'vit: tensors "pooler.dense.bias" and "vit.pooler.dense.bias" are both "pooler.dense.bias"; keep one of them'),
     ("bert", {}, {}, "vit is no ViT in the naming of timm, google, transformers: it has bert.embeddings."),
     ("timm", {}, {"bert.encoder.layer.0.crossattention.bias": ONE},
      'bert: unexpected tensor "bert.encoder.layer.0.crossattention.bias" of shape (1,)'),
