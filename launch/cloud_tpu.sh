@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one training on a Cloud TPU: asks for the TPU, waits, trains on all workers, collects their logs, deletes the TPU.
+# Runs one training on a Cloud TPU: creates the TPU, waits, trains on all workers, collects their logs, deletes the TPU.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
@@ -7,38 +7,38 @@ usage() {
     cat <<'TEXT'
 usage: TPU_NAME=... ZONE=... PROJECT=... ACCELERATOR_TYPE=... RUNTIME_VERSION=... SHARE=... \
            launch/cloud_tpu.sh [OPTIONS] -- ARGUMENTS
-       TPU_NAME=... ZONE=... PROJECT=... launch/cloud_tpu.sh [--dry-run] logs | stop | delete
+       TPU_NAME=... ZONE=... PROJECT=... launch/cloud_tpu.sh [--dry_run] logs | stop | delete
 
 Runs `python -m ivt_jax.main ARGUMENTS --distributed` on every worker of a TPU: creates a queued resource, waits until it
 is active, mounts the shared disk, clones the repository at a revision, installs, trains, collects the logs, and deletes
-the TPU, also when interrupted (the step is saved first). A TPU that was taken away, and one whose training lost a process,
-is deleted and asked for again, and the same command goes on. A queued resource that exists already is used.
+the TPU, also when interrupted (after saving the step). If the TPU is preempted or the training loses a process, deletes the
+TPU, requests another and resumes. Uses a queued resource of this name if there is one.
 
-  --spot, --reserved   kind of the TPU, where not on demand
-  --retries=N          how many times a lost TPU is asked for again (10)
+  --spot, --reserved   kind of the TPU, if not on demand
+  --retries=N          how many times to request another TPU (10)
   --wait=MINUTES       how long to wait for the TPU, each time (1440)
   --keep               do not delete the TPU at the end
-  --existing           the TPU is there and stays: only train on it
-  --dry-run            print each command of a run that meets no trouble, and run nothing
+  --existing           train on a TPU that exists; do not create or delete it
+  --dry_run            print each command of a run without failures, and run nothing
 
   TPU_NAME, ZONE, PROJECT             the TPU (and its queued resource), its zone, its Google Cloud project
   ACCELERATOR_TYPE, RUNTIME_VERSION   as in v5litepod-16, v2-alpha-tpuv5-lite; not with --existing
   SHARE                               an NFS share, HOST:/PATH, such as a Filestore; mounted at /mnt/shared, where the
-                                      workdir must be, since the TPU's own disks go with it; may be left out with --existing
-  REPOSITORY                          where the workers clone from (this clone's remote "origin")
-  REVISION                            what they check out (this clone's HEAD, which must be pushed)
+                                      workdir must be, since the TPU's own disks are deleted with it; optional with --existing
+  REPOSITORY                          URL that the workers clone (this clone's remote "origin")
+  REVISION                            revision that they check out (this clone's HEAD, which must be pushed)
   REMOTE_PYTHON                       the workers' interpreter, Python 3.11 or later (python3)
-  LOGS                                where each worker's log is put, as 0.log, 1.log, ... (runs/logs/TPU_NAME)
+  LOGS                                folder for the workers' logs, 0.log, 1.log, ... (runs/logs/TPU_NAME)
 
-The same command resumes the run; where the training still runs, its launcher lost, the command takes it over. `stop`
-saves the step and ends the training.
+The same command resumes the run. If the launcher was lost and the training still runs, it takes over. `stop` saves the
+step and ends the training.
 TEXT
 }
 
 keep=false existing=false kind=() retries=10 minutes=1440 verb=run
 while (($#)); do
     case $1 in
-        --dry-run) dry_run=true ;;
+        --dry_run | --dry-run) dry_run=true ;;
         --spot | --reserved) kind+=("$1") ;;
         --retries=*) retries=${1#*=} ;;
         --wait=*) minutes=${1#*=} ;;
@@ -62,7 +62,7 @@ if [[ $verb == run ]]; then
     [[ $retries =~ ^[0-9]+$ ]] || fail "--retries must be a number, not $retries"
     [[ $minutes =~ ^[0-9]+$ ]] || fail "--wait must be a number of minutes, not $minutes"
     (($#)) || fail "say what to run: launch/cloud_tpu.sh -- --config=configs/cuhk.py --workdir=/mnt/shared/cuhk"
-    [[ -z ${SHARE:-} || " $*" == *" --workdir=/mnt/shared/"* ]] || fail "say where on the shared disk the run lies: --workdir=/mnt/shared/$TPU_NAME, after --"
+    [[ -z ${SHARE:-} || " $*" == *" --workdir=/mnt/shared/"* ]] || fail "put the workdir on the shared disk: --workdir=/mnt/shared/$TPU_NAME, after --"
     repository=${REPOSITORY:-$(git remote get-url origin 2>/dev/null)} || fail "this clone has no remote: set REPOSITORY"
     revision=${REVISION:-$(git rev-parse HEAD 2>/dev/null)} || fail "no commit to check out: set REVISION"
 fi
@@ -77,7 +77,7 @@ say() {
     echo "# $1"
 }
 
-# The queued resource's state; empty where there is none, or none is known just now.
+# Prints the queued resource's state; empty if there is none, or the request failed.
 state() {
     "${describe[@]}" 2>/dev/null || true
 }
@@ -89,8 +89,8 @@ create() {
     else
         case $(state) in
             "") ;;
-            SUSPEND* | FAILED) delete || return ;; # what is left of an earlier one
-            *) say "$TPU_NAME has been asked for already" && return ;;
+            SUSPEND* | FAILED) delete || return ;; # of an earlier run
+            *) say "$TPU_NAME has been requested already" && return ;;
         esac
     fi
     call "${queue[@]}" create "$TPU_NAME" "${where[@]}" --node-id="$TPU_NAME" \
@@ -109,7 +109,7 @@ wait_until_active() {
             FAILED | SUSPEND*) echo "error: the TPU $TPU_NAME is $now" >&2 && return 1 ;;
         esac
         if ((SECONDS >= end)); then
-            echo "error: the TPU $TPU_NAME is not there after $minutes minutes (${now:-state unknown}); --wait waits longer" >&2
+            echo "error: the TPU $TPU_NAME is not active after $minutes minutes (${now:-state unknown}); --wait waits longer" >&2
             return 1
         fi
         before=$now
@@ -122,7 +122,7 @@ delete() {
     call "${queue[@]}" delete "$TPU_NAME" "${where[@]}" --force
 }
 
-# In the background, since a shell heeds no signal while it waits for a command in the foreground.
+# In the background, since a shell handles no signal while a command runs in the foreground.
 on_all_workers() {
     local run=(gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker=all --command="$1" "${@:2}")
     if $dry_run; then call "${run[@]}" && return; fi
@@ -137,7 +137,7 @@ on_all_workers() {
 collect() {
     say "the workers' logs: $logs"
     call mkdir -p "$logs"
-    on_all_workers "cat ivt_jax/runs/worker/log" --output-directory="$logs" || say "they could not be fetched"
+    on_all_workers "cat ivt_jax/runs/worker/log" --output-directory="$logs" || say "the logs could not be fetched"
 }
 
 stop() {
@@ -160,8 +160,8 @@ install() {
     on_all_workers "cd ivt_jax && make install PYTHON=$(quote "${REMOTE_PYTHON:-python3}") && .venv/bin/pip install --quiet --requirement=requirements.txt 'jax[tpu]'"
 }
 
-# A connection that is silent for two minutes is lost, and made again by gcloud, ten times; the training does not depend
-# on it. Where the TPU is gone that ends within minutes.
+# ssh drops a connection that is silent for two minutes, and gcloud reconnects up to ten times. The training does not
+# depend on the connection. If the TPU is gone, this ends within minutes.
 train() {
     say "the training"
     training=true
@@ -175,7 +175,7 @@ attempt() {
     clone && install && train "$@"
 }
 
-# Whether another attempt may end better than with this exit code: 255 is ssh's own.
+# Whether another attempt may succeed after this exit code; 255 is ssh's own.
 lost() {
     resumable "$1" || [[ $1 == 255 ]] || { ! $existing && [[ $(state) == SUSPEND* ]]; }
 }
@@ -201,7 +201,7 @@ run() {
     done
 }
 
-# However the run ends; a second interrupt does not leave a TPU behind.
+# Runs however the script ends, and ignores further interrupts, so that no TPU is left behind.
 finish() {
     local code=$?
     trap - EXIT

@@ -6,31 +6,31 @@ source "$(dirname "$0")/common.sh"
 usage() {
     cat <<'TEXT'
 usage: NAME=... IMAGE=... CLAIM=... NODES=... CHIPS=... ACCELERATOR=... [TOPOLOGY=...] launch/gke.sh --platform=gpu|tpu [OPTIONS] -- ARGUMENTS
-       NAME=... launch/gke.sh [--dry-run] logs | delete
+       NAME=... launch/gke.sh [--dry_run] logs | delete
 
-Applies a JobSet that runs `python -m ivt_jax.main ARGUMENTS` on NODES pods which form one run. All pods begin anew after
-exit codes 75 and 76 and lost nodes; codes 1 and 2 end the JobSet. The same command does nothing while the run lives, and
-resumes it after it ended. The cluster needs JobSet 0.6 or later.
+Applies a JobSet that runs `python -m ivt_jax.main ARGUMENTS` on NODES pods, which form one run. After exit codes 75 and 76
+and after lost nodes all pods restart; codes 1 and 2 end the JobSet. The same command changes nothing while the run lives,
+and resumes it after it ended. The cluster needs JobSet 0.6 or later.
 
   --platform=gpu|tpu   kind of the nodes
   --spot               on spot nodes
-  --retries=N          how many times all pods may begin anew (100)
-  --dry-run            print each command with the manifest, and run nothing
+  --retries=N          how many times all pods may restart (100)
+  --dry_run            print each command with the manifest, and run nothing
 
   NAME          the JobSet's name
-  IMAGE         a container image whose working folder is this repository, and whose `python` has its requirements
-  CLAIM         a PersistentVolumeClaim that all pods may write (ReadWriteMany); mounted at /mnt, where the workdir must be
+  IMAGE         a container image whose working folder is this repository and whose `python` has its requirements
+  CLAIM         a PersistentVolumeClaim (ReadWriteMany), mounted at /mnt, where the workdir must be
   NODES, CHIPS  number of pods, and of GPUs or TPU chips in each
   ACCELERATOR   label of the nodes, as in nvidia-h100-80gb or tpu-v5-lite-podslice
-  TOPOLOGY      of the TPU slice, as in 4x4
-  NAMESPACE     where in the cluster (default)
+  TOPOLOGY      topology of the TPU slice, as in 4x4
+  NAMESPACE     namespace of the JobSet (default)
 TEXT
 }
 
 platform="" spot=false retries=100 verb=run
 while (($#)); do
     case $1 in
-        --dry-run) dry_run=true ;;
+        --dry_run | --dry-run) dry_run=true ;;
         --platform=*) platform=${1#*=} ;;
         --spot) spot=true ;;
         --retries=*) retries=${1#*=} ;;
@@ -53,7 +53,7 @@ if [[ $verb == run ]]; then
     need ACCELERATOR "$a_word" nvidia-h100-80gb
     [[ $platform == gpu ]] || need TOPOLOGY '[0-9]+(x[0-9]+){1,2}' 4x4
     [[ $retries =~ ^[0-9]+$ ]] || fail "--retries must be a number, not $retries"
-    [[ " $*" == *" --workdir=/mnt/"* ]] || fail "say where on the claim the run lies: --workdir=/mnt/runs/$NAME, after --"
+    [[ " $*" == *" --workdir=/mnt/"* ]] || fail "put the workdir on the claim: --workdir=/mnt/runs/$NAME, after --"
 fi
 for argument; do
     [[ $argument != *[$'\n\t\r']* ]] || fail "an argument has a line break or a tab: ${argument@Q}"
@@ -70,8 +70,8 @@ item() {
     echo "                - \"$word\""
 }
 
-# JAX finds the other pods of a TPU slice by itself. For GPUs it would have to ask Kubernetes, with a package and a
-# permission more; the pods' names are known, so they are told.
+# JAX finds the other pods of a TPU slice by itself. For GPUs it would need a package and a permission to ask Kubernetes,
+# so the first pod's name is passed.
 manifest() {
     local selector join argument
     if [[ $platform == gpu ]]; then
@@ -95,7 +95,7 @@ spec:
   failurePolicy:
     maxRestarts: $retries
     rules:
-      - action: FailJobSet # exit codes 1 and 2, by the policy below; all other failures begin all pods anew
+      - action: FailJobSet # exit codes 1 and 2, by the policy below; all other failures restart all pods
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: workers
@@ -108,9 +108,9 @@ spec:
           backoffLimit: 0 # a run continues with all its processes or none
           podFailurePolicy:
             rules:
-              - action: FailJob # an error, or a mistake to be mended by hand
+              - action: FailJob # an error or a mistake, which would repeat
                 onExitCodes: { containerName: train, operator: In, values: [1, 2] }
-              - action: Count # preempted, or another process is gone
+              - action: Count # preempted, or another process was lost
                 onExitCodes: { containerName: train, operator: In, values: [75, 76] }
           template:
             spec:
@@ -146,7 +146,7 @@ delete() {
     call "${jobset[@]}" delete jobset "$NAME" --ignore-not-found
 }
 
-# A JobSet that ended, well or not, stays in the cluster, where applying it again would do nothing.
+# A JobSet that has ended stays in the cluster, and applying it again would do nothing: delete it first.
 apply() {
     local text ended=("${jobset[@]}" get jobset "$NAME" --ignore-not-found "--output=jsonpath={.status.terminalState}")
     text=$(manifest "$@")

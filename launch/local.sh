@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one training on N processes of this machine: what a cluster does, without the cluster.
+# Runs one training on N processes of this machine, as a cluster would.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
@@ -10,13 +10,13 @@ usage: launch/local.sh --processes=N [OPTIONS] -- ARGUMENTS
 Runs `python -m ivt_jax.main ARGUMENTS` on N processes that form one run, on this machine's CPU.
 
   --processes=N            number of processes
-  --devices_per_process=K  CPU devices that each process pretends to have (1)
-  --logs=DIR               where each process writes its log (runs/logs); the first one's is shown here too
-  --dry-run                print each command, and run nothing
+  --devices_per_process=K  simulated CPU devices per process (1)
+  --logs=DIR               folder for the logs of the processes (runs/logs); the first is also shown
+  --dry_run                print each command, and run nothing
 
 Paths are relative to the repository. The environment variable PYTHON names the interpreter (.venv/bin/python).
-Ctrl-C stops all processes, which save their step first; a second one kills them. The failure of one stops all, and its
-exit code is returned. The same command resumes.
+Ctrl-C stops all processes, which save their step first; a second Ctrl-C kills them. If one fails, all are stopped and
+its exit code is returned. The same command resumes.
 
   launch/local.sh --processes=2 -- --config=configs/synth.py --workdir=runs/two
 TEXT
@@ -25,7 +25,7 @@ TEXT
 processes=0 devices=1 logs=runs/logs
 while (($#)); do
     case $1 in
-        --dry-run) dry_run=true ;;
+        --dry_run | --dry-run) dry_run=true ;;
         --processes=*) processes=${1#*=} ;;
         --devices_per_process=*) devices=${1#*=} ;;
         --logs=*) logs=${1#*=} ;;
@@ -43,7 +43,7 @@ python=${PYTHON:-.venv/bin/python}
 tool "$python" "run make install, or set PYTHON"
 
 call mkdir -p "$logs"
-port=$((20000 + RANDOM % 12000)) # below the ports that Linux hands out by itself
+port=$((20000 + RANDOM % 12000)) # below the ports that Linux assigns to clients
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 
 pids=()
@@ -54,13 +54,13 @@ start() {
     if $dry_run; then
         echo "$(quote "${run[@]}") >$(quote "$log") 2>&1 &"
     else
-        : >"$log" # it may be shown before the process comes to write
+        : >"$log" # `tail` may start before the process writes
         "${run[@]}" >"$log" 2>&1 &
         pids+=($!)
     fi
 }
 
-# TERM first, on which a process saves its step; KILL is for those that do not end on it.
+# Sends TERM, on which a process saves its step; after a minute KILL.
 stop() {
     kill -TERM "${pids[@]}" 2>/dev/null || true
     for _ in {1..300}; do
@@ -82,7 +82,7 @@ interrupt() {
 }
 
 interrupted=false
-trap 'interrupted=true' INT TERM # none may be left behind that is not yet in pids
+trap 'interrupted=true' INT TERM # until all started processes are in pids
 for ((i = 0; i < processes; i++)); do start "$i" "$@"; done
 if $dry_run; then
     call wait
@@ -104,7 +104,7 @@ while ((${#running[@]})); do
         wait "${pids[i]}" || ended=$?
         ((ended && code == 0)) || continue
         code=$ended failed=$i
-        ((code == 75)) || stop # preempted, all save the same step and end by themselves
+        ((code == 75)) || stop # after preemption all save the same step and exit
     done
 done
 wait "$shown" || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on a worker of a Cloud TPU, started there by launch/cloud_tpu.sh: a training that outlives its connection.
+# Runs a training on a worker of a Cloud TPU that outlives the connection of launch/cloud_tpu.sh, which starts it.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 
@@ -15,13 +15,13 @@ TEXT
 
 state=runs/worker
 
-# By the command line, since another process may have the number after a reboot.
+# Compares the command line, since after a reboot another process may have the number.
 alive() {
     [[ -s $state/pid ]] && grep --quiet --text --no-messages ivt_jax.main "/proc/$(cat "$state/pid")/cmdline"
 }
 
-# Whoever looks whether a training runs has the state for himself, until one that he starts has its number written:
-# connections come twice, and a stop may follow at once.
+# Held from checking whether a training runs until the number of a new one is written, because gcloud may connect twice
+# and a stop may follow at once.
 lock() {
     mkdir -p "$state"
     exec 9>"$state/lock"
@@ -31,7 +31,7 @@ unlock() {
     exec 9>&-
 }
 
-# In a session of its own, so that a hangup of the connection does not reach it, with the lock. "$@" is the command.
+# Runs the command "$@" in a session of its own, so that a hangup of the connection does not reach it. Needs the lock.
 start() {
     rm -f "$state/pid" "$state/code"
     # shellcheck disable=SC2016 # expanded by that shell
@@ -46,7 +46,7 @@ follow() {
         [[ -s $state/code ]] && return "$(cat "$state/code")"
         sleep 0.1
     done
-    return 137 # ended with whatever watched it: the machine is going down
+    return 137 # its watcher has ended too: the machine is shutting down
 }
 
 case ${1:-} in
@@ -55,7 +55,7 @@ case ${1:-} in
         touch "$state/log"
         if alive; then
             unlock
-            echo "a training runs here already; its log goes on" >&2
+            echo "a training runs here already; its log follows" >&2
             follow 20
             exit
         fi
@@ -73,5 +73,5 @@ case ${1:-} in
         kill -KILL "$(cat "$state/pid")" 2>/dev/null || true
         ;;
     --help) usage ;;
-    *) fail "say run ARGUMENTS or stop; launch/worker.sh --help tells more" ;;
+    *) fail "say run ARGUMENTS or stop; see launch/worker.sh --help" ;;
 esac

@@ -87,9 +87,9 @@ def test_it_creates_waits_trains_collects_and_deletes(tpu, bench):
     assert (bench.repository / "runs/logs/pod").is_dir()
 
 
-@pytest.mark.parametrize("options", [[], ["--existing"], ["--keep"]])
-def test_dry_run_prints_what_would_run_and_runs_nothing(options, tpu, bench):
-    printed = tpu("--dry-run", *options).stdout
+@pytest.mark.parametrize("flag, options", [("--dry_run", []), ("--dry_run", ["--existing"]), ("--dry-run", ["--keep"])])
+def test_dry_run_prints_what_would_run_and_runs_nothing(flag, options, tpu, bench):
+    printed = tpu(flag, *options).stdout
     assert not bench.calls() and not (bench.repository / "runs").exists()
     tpu(*options)
     expected = bench.calls()
@@ -191,7 +191,7 @@ def test_a_request_that_failed_says_why(tpu, bench):
 def test_waiting_has_an_end(tpu, bench):
     result = tpu("--wait=0", states=["none", "WAITING_FOR_RESOURCES"])
     assert result.returncode == 1
-    assert "is not there after 0 minutes (WAITING_FOR_RESOURCES)" in result.stderr
+    assert "is not active after 0 minutes (WAITING_FOR_RESOURCES)" in result.stderr
     assert named(bench.calls()) == ["create", "delete"]
 
 
@@ -246,7 +246,7 @@ def test_it_names_the_variable_that_is_missing_or_wrong(variable, value, tpu, be
         (["--worker=1"], "unknown option --worker=1; "),
         (["--retries=many"], "--retries must be a number, not many"),
         (["--wait=long"], "--wait must be a number of minutes, not long"),
-        (["--", "--workdir=runs/cuhk"], "say where on the shared disk the run lies: --workdir=/mnt/shared/pod, "),
+        (["--", "--workdir=runs/cuhk"], "put the workdir on the shared disk: --workdir=/mnt/shared/pod, "),
         (["--spot", "--reserved"], "--spot or --reserved, not both"),
     ],
 )

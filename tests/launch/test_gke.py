@@ -125,7 +125,8 @@ def test_the_same_command_resumes_what_ended_and_leaves_what_runs(state, calls, 
 
 
 def test_dry_run_prints_what_would_run_and_runs_nothing(gke, bench):
-    printed = gke("--dry-run").stdout
+    printed = gke("--dry_run").stdout
+    assert gke("--dry-run").stdout == printed  # the former spelling
     assert not bench.calls()
     gke()
     expected = bench.calls(), manifest(bench)
@@ -162,7 +163,7 @@ def test_logs_and_delete(gke, bench):
         (["--platform=cpu"], {}, "--platform must be gpu or tpu, not 'cpu'"),
         (["--retries=-1"], {}, "--retries must be a number, not -1"),
         (["--nodes=2"], {}, "unknown option --nodes=2; "),
-        (["--", "--config=c.py"], {}, "say where on the claim the run lies: --workdir=/mnt/runs/cuhk, after --"),
+        (["--", "--config=c.py"], {}, "put the workdir on the claim: --workdir=/mnt/runs/cuhk, after --"),
         (["--", "--workdir=/mnt/runs", "a\nb"], {}, "an argument has a line break or a tab: "),
     ],
 )

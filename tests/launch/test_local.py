@@ -57,9 +57,10 @@ def test_it_starts_every_process_with_its_flags(python, bench):
     assert i == 2 and len(ports) == 1 and ports.pop().startswith("--coordinator=127.0.0.1:")
 
 
-def test_dry_run_prints_what_would_run_and_runs_nothing(python, bench):
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_dry_run_prints_what_would_run_and_runs_nothing(flag, python, bench):
     environment = python()
-    printed = bench.run(local("--processes=2", "--logs=my logs", "--dry-run"), **environment).stdout
+    printed = bench.run(local("--processes=2", "--logs=my logs", flag), **environment).stdout
     assert not bench.calls() and not (bench.repository / "my logs").exists()
     # Pasted into a shell, the printed lines are the very same calls, but for the port.
     bench.run(["bash", "-c", printed])

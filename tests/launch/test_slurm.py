@@ -28,9 +28,9 @@ def slurm(bench):
     return run
 
 
-@pytest.mark.parametrize("tasks_per, tasks", [("gpu", 4), ("node", 1)])
-def test_it_submits_one_task_per_gpu_or_per_node(tasks_per, tasks, slurm, bench):
-    result = slurm(f"--tasks-per={tasks_per}")
+@pytest.mark.parametrize("flag, tasks", [("--tasks_per=gpu", 4), ("--tasks_per=node", 1), ("--tasks-per=node", 1)])
+def test_it_submits_one_task_per_gpu_or_per_node(flag, tasks, slurm, bench):
+    result = slurm(flag)
     assert result.returncode == 0, result.stderr
     head = ["sbatch", "--job-name=cuhk", "--nodes=2", f"--ntasks-per-node={tasks}"]
     assert bench.calls() == [[*head, *OPTIONS]]
@@ -44,7 +44,8 @@ def test_partition_account_and_other_options(slurm, bench):
 
 
 def test_dry_run_prints_what_would_run_and_runs_nothing(slurm, bench):
-    printed = slurm("--dry-run").stdout
+    printed = slurm("--dry_run").stdout
+    assert slurm("--dry-run").stdout == printed  # the former spelling
     assert not bench.calls() and not (bench.repository / "runs").exists()
     slurm()
     expected = bench.calls(), (bench.folder / "script").read_text()
@@ -96,7 +97,7 @@ print(CUDA_VISIBLE_DEVICES.value, jax.process_count())
 @pytest.mark.parametrize("tasks_per, visible", [("gpu", "1"), ("node", "0,1,2,3")])
 def test_a_task_sees_its_gpu_or_all_of_the_node(tasks_per, visible, slurm, bench):
     """JAX itself, where Slurm's variables say: the only task, and the second on its node."""
-    assert slurm(f"--tasks-per={tasks_per}").returncode == 0
+    assert slurm(f"--tasks_per={tasks_per}").returncode == 0
     bench.stub("srun", 'echo "DEVICES ${JAX_LOCAL_DEVICE_IDS:-}"')
     printed = bench.run(["bash", bench.folder / "script"], SLURM_JOB_ID="42").stdout
     devices = re.search("^DEVICES (.*)$", printed, re.MULTILINE)[1]
@@ -119,7 +120,7 @@ def test_a_task_sees_its_gpu_or_all_of_the_node(tasks_per, visible, slurm, bench
         ([], {"TIME": "a day"}, "set TIME, as in TIME=24:00:00 (now: 'a day')"),
         ([], {"PARTITION": "a b"}, "set PARTITION, as in "),
         ([], {"ACCOUNT": "a;b"}, "set ACCOUNT, as in "),
-        (["--tasks-per=core"], {}, "--tasks-per must be gpu or node, not core"),
+        (["--tasks_per=core"], {}, "--tasks_per must be gpu or node, not core"),
         (["--retries=x"], {}, "--retries must be a number, not x"),
         (["--gpus=2"], {}, "unknown option --gpus=2; "),
         ([], {"PYTHON": "/nowhere/python"}, "/nowhere/python not found: "),
