@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ivt_jax.common.compilation_cache import keep_compiled
 from ivt_jax.common.config_flag import faults_in_one_line
 from ivt_jax.common.errors import DISK, UserError
 from ivt_jax.common.files import printable
-from ivt_jax.common.startup import keep_compiled, platform_fault, set_environment
+from ivt_jax.common.startup import platform_fault, set_environment
 from ivt_jax.run import preemption, watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")

@@ -1,1 +1,1 @@
-"""What every room uses: how a command starts and ends, errors, messages, files."""
+"""Code that every folder uses: how commands start and end, errors, messages, files."""

@@ -1,26 +1,30 @@
-"""What commands share: the exit code, one line for a user's mistake, and the kinds of numbers that flags take."""
+"""What commands share: exit codes, one line for a user's mistake, and bounded numbers for flags."""
 
 import argparse
+import contextlib
 import io
 import math
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.common.files import printable
 
-MISTAKE, INTERRUPTED, UNREAD = 2, 130, 141  # the last two as shells have them
+Number = TypeVar("Number", int, float)
+
+MISTAKE, INTERRUPTED, UNREAD = 2, 130, 141  # the last two are those of shells
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
     """Does a command's work and returns its exit code: what `work` returns, 0 for None.
 
-    2 after a UserError, or an error of a file or the disk, told in one line; 130 after Ctrl-C; 141 where nobody reads
-    the output any more, as behind `| head`.
+    2 after a UserError, or an error of a file or the disk, which is printed in one line; 130 after Ctrl-C; 141 if
+    nothing reads the output any more, as behind `| head`.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no letters but ASCII's
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that has only ASCII
     try:
         code = work() or 0
         print(end="", flush=True)
@@ -38,42 +42,20 @@ def exit_code(work: Callable[[], int | None]) -> int:
         return INTERRUPTED
 
 
-# Kinds of numbers, for argparse's `type`.
+def number(kind: Callable[[str], Number], low: float, high: float, name: str) -> Callable[[str], Number]:
+    """Returns a parser of numbers from `low` to `high`, for argparse's `type`. name: as in "a share from 0 to 1"."""
+
+    def parse(text: str) -> Number:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}")
+
+    return parse
 
 
-def positive(text: str) -> int:
-    """Returns a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """Returns a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """Returns a finite number from 0 on."""
-    value = _number(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 on")
-    return value
-
-
-def share(text: str) -> float:
-    """Returns a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-    return value
-
-
-def _number(text: str) -> float:
-    """Returns the number that `text` is, NaN if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+positive = number(int, 1, math.inf, "a whole number above 0")
+not_negative = number(int, 0, math.inf, "a whole number from 0 on")
+seconds = number(float, 0, sys.float_info.max, "a number of seconds from 0 on")
+share = number(float, 0, 1, "a share from 0 to 1")

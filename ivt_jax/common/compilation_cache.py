@@ -1,4 +1,4 @@
-"""Keeps JAX's cache of compiled programs usable after a kill, a full disk or a power cut.
+"""JAX's cache of compiled programs: where it is, and how it stays usable after a kill, a full disk or a power cut.
 
 JAX writes an entry as KEY-cache and then KEY-atime, under a lock (jax/_src/lru_cache.py of JAX 0.10). While any entry
 has no KEY-atime, a cache with a size limit takes no new entries (jax-ml/jax#39880). An entry that cannot be
@@ -6,30 +6,52 @@ decompressed or loaded is never replaced: JAX warns of it at every start and com
 """
 
 import contextlib
-import fcntl
 import os
 import re
-import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_LOCK = ".lockfile"  # JAX's own
-_TRIES, _MOMENT = 20, 0.05  # how often the lock is tried, and seconds in between
+from ivt_jax.common.files import UNWRITABLE
+
+COMPILED_BYTES = 4 << 30  # size of the cache; the entries used longest ago go first
+_LOCK_SECONDS = 1.0  # to wait for another process that holds JAX's lock
 # JAX's warning. It names the program, not the entry; the keys of the program's entries begin with that name.
 _WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)': (\w*)")
 _NOT_LOADED = "JaxRuntimeError"  # the error by which XLA refuses what JAX has decompressed
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs in a folder of the user's own, unless JAX_COMPILATION_CACHE_DIR names another.
+
+    Removes entries that would keep JAX from writing or replacing others, now and when JAX warns about them.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "compiled"
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # JAX executes what it finds there
+    except (OSError, RuntimeError):  # no home, or it cannot be written: every start compiles
+        return
+    if not os.access(cache, os.W_OK) or any(part in f"{cache}/" for part in UNWRITABLE):  # JAX finds no entries there
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    limit = os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
+    if limit != "-1":  # without a limit JAX writes no -atime
+        remove_unusable(cache)
+        remove_on_warning(cache)
+
+
 def remove_unusable(cache: Path, program: str = "", loads: bool = True) -> None:
     """Removes incomplete entries, and entries of `program` that cannot be used; JAX writes them again.
 
-    program: prefix of the keys of the entries to read. By default none is read, which costs the listing of one folder.
-    loads: False if XLA refused one of them, whichever; then all of them are removed.
-    Does nothing if the cache cannot be written, or if another process holds its lock for a second.
+    program: prefix of the keys of the entries to read; by default none is read.
+    loads: False if XLA refused one of these entries; then all of them are removed.
+    Does nothing if the cache cannot be written, or if another process holds its lock for _LOCK_SECONDS.
     """
-    with contextlib.suppress(OSError), _locked(cache):
+    from filelock import FileLock  # slow to import; JAX imports it too
+
+    with contextlib.suppress(OSError), FileLock(cache / ".lockfile", timeout=_LOCK_SECONDS):
         halves: dict[str, set[str]] = {}
         for name in os.listdir(cache):
             key, _, kind = name.rpartition("-")
@@ -45,7 +67,7 @@ def remove_unusable(cache: Path, program: str = "", loads: bool = True) -> None:
 def remove_on_warning(cache: Path) -> None:
     """Replaces warnings.showwarning: a JAX warning about an entry first removes its program's unusable entries.
 
-    JAX warns before it writes the program that it compiled instead. So the new entry replaces the one removed.
+    JAX warns before it writes the newly compiled program, so the new entry replaces the removed one.
     """
     show = warnings.showwarning
 
@@ -61,25 +83,11 @@ def remove_on_warning(cache: Path) -> None:
 
 def _is_usable(cache: Path, key: str) -> bool:
     """Whether an entry can be decompressed and marked as used; another user, such as root, may have written it."""
-    from jax._src.compilation_cache import decompress_executable  # already imported: JAX has warned
+    # JAX has no public way to read an entry, and chooses the compression by what is installed.
+    from jax._src.compilation_cache import decompress_executable
 
     try:
         decompress_executable((cache / f"{key}-cache").read_bytes())
         return os.access(cache / f"{key}-atime", os.W_OK)
     except Exception:  # its type depends on the library that decompresses
         return False
-
-
-@contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """Holds JAX's lock of the cache, which the system releases when a process ends. Raises OSError if it cannot."""
-    with (cache / _LOCK).open("a") as file:
-        for number in range(_TRIES):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if number == _TRIES - 1:
-                    raise
-                time.sleep(_MOMENT)
-        yield

@@ -1,4 +1,4 @@
-"""What is wrong with --config and the keys set behind it, in one line: for every command that takes them."""
+"""--config and the flags that change its keys, with one-line errors, for every command that has them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,10 +12,7 @@ from ivt_jax.common.errors import UserError
 
 
 class LastTuple(flags.ArgumentParser):
-    """Parses a tuple as ml_collections does; of a repeated flag the last one counts, as of every other flag.
-
-    ml_collections joins the values of a repeated flag where the parser is its own TupleParser.
-    """
+    """Parses a tuple as ml_collections does. The last of repeated flags counts; its own TupleParser joins them."""
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         """Returns "(96, 48)" as (96, 48), and a single word as a tuple of one. Raises ValueError."""
@@ -24,21 +21,17 @@ class LastTuple(flags.ArgumentParser):
         except ValueError:
             raise ValueError("expected a tuple, such as '(96,48)' or \"('sentence','word')\"") from None
 
-    def flag_type(self) -> str:
-        """Returns what the help calls it."""
-        return "tuple"
-
 
 config_flags.register_flag_parser_for_type(tuple, LastTuple())
 
 
 @contextlib.contextmanager
 def faults_in_one_line() -> Iterator[None]:
-    """What absl's parser and a config file refuse becomes a UserError."""
+    """Turns the errors of absl's parser and of config files into UserError."""
     try:
         yield
     except (AttributeError, KeyError) as error:
-        cause = error.args[0]  # of a nested key it is the KeyError of the part
+        cause = error.args[0]  # for a nested key, the KeyError of the part
         key, *hint = str(cause.args[0] if isinstance(cause, KeyError) else cause).splitlines()
         raise UserError(" ".join([f"the config has no key {key}; configs/default.py lists all.", *hint])) from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
@@ -46,16 +39,16 @@ def faults_in_one_line() -> Iterator[None]:
 
 
 def read_config(file: str, rest: list[str]) -> Any:
-    """The config of a file, with a variant where it has them, changed by flags such as --config.model.stride=16.
+    """Returns the config of FILE or FILE:VARIANT, changed by flags such as --config.model.stride=16.
 
-    For commands with a parser of their own. Raises UserError for what is no such flag.
+    For commands that use argparse. Raises UserError for any other flag.
     """
     values = flags.FlagValues()
     arguments = ["", f"--config={file}", *rest]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     with faults_in_one_line():
         left = values(arguments)
-        values.config.to_dict()  # a config that cannot be loaded says so only when it is read
+        values.config.to_dict()  # a config file that fails raises only now
     if left[1:]:
         raise UserError(f"unexpected arguments: {' '.join(left[1:])}")
     return values.config

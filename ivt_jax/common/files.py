@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and the texts and paths that others may misread."""
 
 import codecs
 import contextlib
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from ivt_jax.common.errors import UserError
 
-# Orbax, TensorStore and TensorFlow misread these parts of a path. A backslash counts as a separator; "gs:/" and "s3:/"
-# count as the address of a bucket; when they write, the others count as a pattern. Files are then lost or mixed up.
+# Orbax, TensorStore and TensorFlow misread these parts of a path: a backslash as a separator, "gs:/" and "s3:/" as the
+# address of a bucket and, when they write, the others as a pattern. Files are then lost or mixed up.
 UNREADABLE = ("\\", "gs:/")
 UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a hidden path to write to, beside `path`; at the end it becomes `path`, or is gone where that failed.
+    """Yields a hidden path to write to, beside `path`; renames it to `path` at the end, removes it after an error.
 
-    Where several processes write the file at once, it is one of theirs.
+    If several processes write the file at once, it is that of one of them.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def whole_name(name: str) -> str:
-    """What a file is called that `whole_file` was writing under this name when it was killed; any other as it is."""
+    """Returns the final name of a hidden file that a killed `whole_file` left; any other name as it is."""
     return re.sub(r"^\.(.*)\.[0-9a-f]{32}\.partial$", r"\1", name)
 
 
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all. Raises UserError where it cannot be written."""
+    """Writes a file whole or not at all, also through a power cut. Raises UserError if it cannot be written."""
     try:
         with whole_file(path) as partial, partial.open("wb") as file:
             file.write(content)
@@ -54,65 +54,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def lines_of(text: str) -> list[str]:
-    """Splits a text into lines, each ended by a line feed, alone or after a carriage return.
-
-    str.splitlines and Python's reading of text files also break at U+2028, U+0085, a lone carriage return and others,
-    which vocabularies, names of files and JSON strings may hold.
-    """
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines if lines[-1] else lines[:-1]
-
-
-def decode_list(content: bytes, errors: str = "strict") -> str:
-    """Decodes UTF-8, with or without a byte order mark, or UTF-16 with one, as Excel's "Unicode Text" has.
-
-    errors: as of `bytes.decode`, for UTF-8. Raises UnicodeDecodeError.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    return content.decode("utf-8-sig", errors)
-
-
-def is_remote(place: Path | str) -> bool:
-    """Whether it is a place such as gs://bucket/folder or http://host/name, not one of this machine."""
-    return "://" in str(place)
-
-
-def printable(text: object) -> str:
-    """A text, or a path, as any terminal and file bears it: what is no UTF-8, and what is not printed, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: Python has lone surrogates for bytes of a file's name that are not."""
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False
-
-
-def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
-    """Raises UserError if a C++ library would misread the absolute path.
-
-    That is so if the path contains one of `forbidden`, such as UNWRITABLE, or is not UTF-8. Links are not followed.
-    """
-    whole = str(Path(path).absolute())
-    remedy = "rename the folder, choose another, or use a symbolic link to it"
-    if not is_utf8(whole):
-        raise UserError(f"{printable(whole)}: the path is not UTF-8, which is not supported here; {remedy}")
-    found = next((part for part in forbidden if part in f"{whole}/"), None)
-    if found:
-        reason = f'a path with "{found}" is not supported for checkpoints and exports'
-        raise UserError(f"{printable(whole)}: {reason}; {remedy}")
-
-
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a hidden folder to write in, beside `path`; at the end it becomes `path`, or is gone where that failed.
+    """Yields a hidden folder to write in, beside `path`; renames it to `path` at the end, removes it after an error.
 
-    Raises UserError where `path` exists, or cannot be written.
+    Raises UserError if `path` exists or cannot be written.
     """
     if path.exists():
         raise UserError(f"{path} exists already; remove it, or move it away, to write it again")
@@ -123,10 +69,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def hidden_folder(path: Path) -> Iterator[Path]:
-    """Gives a hidden folder beside `path`, for what is moved there when complete; removes it at the end.
-
-    Raises UserError if it cannot be written.
-    """
+    """Yields a hidden folder beside `path`; removes it at the end. Raises UserError if it cannot be written."""
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
@@ -135,3 +78,52 @@ def hidden_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
+    """Raises UserError if the absolute path contains one of `forbidden`, such as UNWRITABLE, or is not UTF-8.
+
+    Links are not followed.
+    """
+    whole = str(Path(path).absolute())
+    remedy = "rename the folder, choose another, or use a symbolic link to it"
+    if not is_utf8(whole):
+        raise UserError(f"{printable(whole)}: the path is not UTF-8; {remedy}")
+    found = next((part for part in forbidden if part in f"{whole}/"), None)
+    if found:
+        reason = f'a path with "{found}" is not supported for checkpoints and exports'
+        raise UserError(f"{printable(whole)}: {reason}; {remedy}")
+
+
+def is_remote(place: Path | str) -> bool:
+    """Whether a place has a scheme, such as gs://bucket/folder or http://host/name."""
+    return "://" in str(place)
+
+
+def lines_of(text: str) -> list[str]:
+    r"""Splits a text at \n and \r\n alone.
+
+    str.splitlines and Python's reading of text files also split at U+2028, U+0085, a lone \r and others, which
+    vocabularies, file names and JSON strings may contain.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def decode_list(content: bytes, errors: str = "strict") -> str:
+    """Decodes UTF-8, with or without a byte order mark, or UTF-16 with one, as Excel's "Unicode Text" has.
+
+    errors: as in `bytes.decode`, for UTF-8. Raises UnicodeDecodeError.
+    """
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16") if utf16 else content.decode("utf-8-sig", errors)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; Python represents other bytes of a file name as lone surrogates."""
+    return text.encode(errors="ignore").decode() == text
+
+
+def printable(text: object) -> str:
+    """Returns a text or path with unprintable characters and invalid UTF-8 escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))

@@ -1,4 +1,4 @@
-"""Messages: counts with their nouns, the first of many names, what to install, lines that are printed once."""
+"""Parts of messages: counts, lists of names, how to install an extra; and lines that are printed once."""
 
 import functools
 import sys
@@ -26,5 +26,5 @@ def install(extra: str) -> str:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """Prints a line on stderr, once in a process."""
+    """Prints a line on stderr, once per process."""
     print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How far long work has come: a line that renews itself on a terminal, plain lines in a log."""
+"""Progress of long work on stderr: one line that is overwritten on a terminal, separate lines in a log."""
 
 import sys
 import time
@@ -7,16 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_ON_TERMINAL, _IN_LOG = 0.5, 10.0  # seconds between lines
-
 
 def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images", brief: bool = False) -> Iterator[T]:
-    """The items, `total` of them; stderr tells how many are done, how long the rest takes, and at the end how long all.
+    """Yields the items and prints how many of `total` are done, the time left and, at the end, the time taken.
 
-    what: begins each line, such as "preparing train: ". brief: without the line at the end.
+    what: start of each line, such as "preparing train: ". brief: leaves out the line at the end.
     """
     live = sys.stderr.isatty()
-    every, wipe, end = (_ON_TERMINAL, "\r\x1b[2K", "") if live else (_IN_LOG, "", "\n")
+    every, wipe, end = (0.5, "\r\x1b[2K", "") if live else (10.0, "", "\n")  # every: seconds between lines
     start = shown = time.monotonic()
     for number, item in enumerate(items, start=1):
         yield item
@@ -27,5 +25,5 @@ def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images
             print(f"{wipe}{line}", end=end, file=sys.stderr, flush=True)
     if brief:
         print(wipe, end="", file=sys.stderr, flush=True)
-        return
-    print(f"{wipe}{what}{total:,} {noun} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+    else:
+        print(f"{wipe}{what}{total:,} {noun} in {time.monotonic() - start:.1f} s", file=sys.stderr)

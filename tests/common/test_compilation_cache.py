@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import warnings
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from ivt_jax.common import compilation_cache
-from ivt_jax.common.compilation_cache import remove_on_warning, remove_unusable
+from ivt_jax.common.compilation_cache import keep_compiled, remove_on_warning, remove_unusable
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
 # Compiles one program, whose key has a prefix of its own, and prints how many were found in the cache.
 PROGRAM = """
 import sys
-from ivt_jax.common.startup import keep_compiled
+from ivt_jax.common.compilation_cache import keep_compiled
 keep_compiled()
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,77 @@ def program(x):
 jax.jit(program).lower(jax.ShapeDtypeStruct((3,), "float32")).compile()
 print(len(found))
 """
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """The variables as a user's shell has them: not at all."""
+    for name in (*NAMES, "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is undone even where there was none
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    "variable, inner", [("XDG_CACHE_HOME", "ivt_jax/compiled"), ("HOME", ".cache/ivt_jax/compiled")]
+)
+def test_programs_are_kept_where_the_user_alone_may_write(without, tmp_path, variable, inner):
+    without.setenv(variable, str(tmp_path))
+    keep_compiled()
+    assert os.environ[NAMES[0]] == str(tmp_path / inner)
+    assert os.environ[NAMES[1]] == str(compilation_cache.COMPILED_BYTES)
+    assert stat.S_IMODE((tmp_path / inner).stat().st_mode) == 0o700
+
+
+def test_the_folder_that_the_user_names_stays(without, tmp_path):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setenv(NAMES[0], "elsewhere")
+    keep_compiled()
+    assert (os.environ[NAMES[0]], list(tmp_path.iterdir())) == ("elsewhere", [])
+    assert NAMES[1] not in os.environ
+
+
+def test_without_a_place_to_write_nothing_is_kept(without, tmp_path):
+    (tmp_path / "file").write_text("")
+    without.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+@pytest.mark.parametrize("name", ["[x]", "a*b"])
+def test_where_jax_would_not_find_its_entries_nothing_is_kept(without, tmp_path, name):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+def test_a_folder_of_another_user_keeps_nothing(without, tmp_path):
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setattr(compilation_cache.os, "access", lambda path, mode: False)  # root may write everywhere
+    keep_compiled()
+    assert NAMES[0] not in os.environ
+
+
+@pytest.mark.parametrize(("limit", "left"), [("-1", ["jit_a-1-cache"]), ("1000", [".lockfile"])])
+def test_half_entries_are_removed_where_jax_has_a_limit(without, tmp_path, limit, left):
+    folder = tmp_path / "ivt_jax/compiled"
+    folder.mkdir(parents=True)
+    (folder / "jit_a-1-cache").touch()
+    without.setattr(warnings, "showwarning", show := warnings.showwarning)  # so that it is undone
+    without.setenv("XDG_CACHE_HOME", str(tmp_path))
+    without.setenv(NAMES[1], limit)
+    keep_compiled()
+    assert [path.name for path in folder.iterdir()] == left
+    assert (warnings.showwarning is show) == (limit == "-1")
+
+
+def test_who_has_no_home_keeps_nothing(without):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    without.setattr(compilation_cache.Path, "home", nobody)
+    keep_compiled()
+    assert NAMES[0] not in os.environ
 
 
 @pytest.fixture
@@ -110,7 +183,7 @@ def test_unreadable_entries_of_the_named_program_are_removed(tmp_path, monkeypat
 
 
 def test_what_another_process_is_just_writing_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation_cache, "_TRIES", 2)
+    monkeypatch.setattr(compilation_cache, "_LOCK_SECONDS", 0.1)
     (tmp_path / "jit_a-1-cache").write_bytes(GOOD)
     with (tmp_path / ".lockfile").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +205,7 @@ time.sleep(600)
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path, monkeypatch):
     """JAX's own lock, a FileLock, is the one that is tested here."""
-    monkeypatch.setattr(compilation_cache, "_TRIES", 1)
+    monkeypatch.setattr(compilation_cache, "_LOCK_SECONDS", 0.1)
     (tmp_path / "jit_a-1-cache").write_bytes(GOOD)
     command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lockfile")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
