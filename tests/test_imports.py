@@ -36,7 +36,7 @@ CONFINED = {
     "pyarrow": {"ivt_jax.retrieval.lance"},
     "qdrant_client": {"ivt_jax.retrieval.qdrant"},
     "fastapi": {"ivt_jax.serve.app"},
-    "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "guard", "limits", "server", "sessions")},
+    "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "clients", "guard", "logins", "server")},
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [

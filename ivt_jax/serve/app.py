@@ -1,8 +1,6 @@
-"""The application: the page, and the endpoints over a searcher. /openapi.json describes them."""
+"""The application: the page, and the REST endpoints that /openapi.json describes."""
 
-import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,33 +10,22 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
-from ivt_jax.pages.render import INTENDED_USE, render
+from ivt_jax.pages.render import INTENDED_USE, data_uri, render
 from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.store import StoreError
 from ivt_jax.retrieval.where import Value
+from ivt_jax.serve import limits, schema
+from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder
 from ivt_jax.serve.guard import Guard
-from ivt_jax.serve.limits import Slots, Tokens, log
-from ivt_jax.serve.pictures import draw_heat
+from ivt_jax.serve.logins import Logins, cookie_name
 from ivt_jax.serve.public import Origin, read_origin
-from ivt_jax.serve.schema import (
-    AskedPhrases,
-    AskedQuery,
-    AskedText,
-    AskedToken,
-    Failure,
-    GivenAbout,
-    GivenAnswer,
-    GivenHeat,
-    GivenPhrases,
-    Id,
-)
-from ivt_jax.serve.sessions import Sessions, cookie_name
-from ivt_jax.serve.settings import MAX_BODY, MAX_VALUES, SLOT_SECONDS, Settings
+from ivt_jax.serve.settings import Settings
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -47,56 +34,52 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 READERS = 4  # threads that read thumbnails
+HEAT_SIZE, HEAT_QUALITY = (512, 1024), 85  # largest width and height of a picture with a heat map; JPEG quality
 ABOUT = f"""Search an index of pictures of persons by sentences and pictures.
 
 Intended use. {INTENDED_USE}
 
-Where the server demands a token, send it as `Authorization: Bearer TOKEN`. A mistake is answered with
+If the server requires a token, send it as `Authorization: Bearer TOKEN`. Errors are answered with
 `{{"error": "what is wrong, in one line"}}`."""
 
 
 def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
-    """The application with its guard; a server runs it without `lifespan`."""
-    failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Failure}, "5XX": {"model": Failure}}
+    """Returns the application behind its guard; `make_server` runs it and adds the security headers."""
     public = settings.public
     servers = [{"url": public.origin.url + public.path}] if public else None
+    failures: dict[int | str, Any] = {code: {"model": schema.ErrorResponse} for code in ("4XX", "5XX")}
     more: dict[str, Any] = {"docs_url": None, "redoc_url": None, "responses": failures, "servers": servers}
     app = FastAPI(title="ivt_jax.serve", description=ABOUT, **more)
-    sessions, tokens, page = Sessions(), Tokens(settings.token), read_page()
-    endpoints = Endpoints(searcher, settings, sessions, tokens)
+    for error in (StarletteHTTPException, RequestValidationError, UserError, Exception):
+        app.add_exception_handler(error, answer_error)
+    logins, page = Logins(settings.token), read_page()
+    endpoints = Endpoints(searcher, settings, logins)
     app.get("/api/about")(endpoints.about)
     app.post("/api/search")(endpoints.search)
     app.post("/api/phrases")(endpoints.phrases)
     app.get("/api/thumbnails/{id}", response_class=Response)(endpoints.thumbnail)
     app.post("/api/heat/{id}")(endpoints.heat)
     app.post("/login", status_code=204)(endpoints.login)
-    for path, response in page.items():
-        app.get(path, include_in_schema=False)(functools.partial(_same, response))
-    app.add_exception_handler(StoreError, _failure(_say_broken))
-    app.add_exception_handler(UserError, _failure(lambda error: (422, str(error))))
-    app.add_exception_handler(RequestValidationError, _failure(_say_invalid))
-    app.add_exception_handler(StarletteHTTPException, _failure(lambda error: (error.status_code, error.detail)))
-    app.add_exception_handler(
-        Exception, _failure(lambda error: (500, "the server has failed: its terminal says where"))
-    )
-    return Guard(app, settings, sessions, tokens, open=frozenset(page) | {"/login"})
+    app.router.routes += [Route(path, response, methods=["GET"]) for path, response in page.items()]
+    return Guard(app, settings, logins, open=frozenset(page) | {"/login"})
 
 
 class Endpoints:
-    """Methods that FastAPI calls, each with what its annotations say; the searcher works in threads."""
+    """The endpoints' functions. FastAPI reads their annotations and docstrings; the searcher works in threads."""
 
-    def __init__(self, searcher: "Searcher", settings: Settings, sessions: Sessions, tokens: Tokens):
-        self._searcher, self._settings, self._sessions, self._tokens = searcher, settings, sessions, tokens
-        # One at a time works with the model, which keeps all cores busy; the others wait in their order.
+    def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins):
+        self._searcher, self._settings, self._logins = searcher, settings, logins
+        # One request at a time uses the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
-        # Uploaded images are decoded in another process, so that requests without one do not wait for them.
-        self._decoder, self._decoding = Decoder(searcher.encoder.size), Slots(1, 1, SLOT_SECONDS, "too many images")
+        # Another process decodes uploaded images, so that requests without one do not wait for them.
+        self._decoder = Decoder(searcher.encoder.size)
+        self._decoding = Slots(1, 1, limits.SLOT_SECONDS, "too many images")
 
-    async def about(self) -> GivenAbout:
-        """What is served, and with which model."""
+    async def about(self) -> schema.AboutResponse:
+        """Describes the index and its model."""
         store = self._searcher.store
         pictures, values = await to_thread.run_sync(lambda: (store.count(), list_values(store)), limiter=self._readers)
-        return GivenAbout(
+        return schema.AboutResponse(
             index=self._settings.index,
             pictures=pictures,
             unfinished=store.about.describe_unfinished(pictures),
@@ -104,11 +87,11 @@ class Endpoints:
             fields=dict(store.about.fields),
             values=values,
             calibrated=self._searcher.calibration is not None,
-            max_body=MAX_BODY,
+            max_body=limits.MAX_BODY,
         )
 
-    async def search(self, request: Request, asked: AskedQuery) -> GivenAnswer:
-        """The pictures that fit a query best."""
+    async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
+        """Returns the pictures that fit a query best."""
         image = asked.image
         if image is not None:
             async with self._decoding.taken(request.state.client):
@@ -117,34 +100,34 @@ class Endpoints:
         query = Query(terms, image, asked.like, asked.image_weight, asked.where)
         if self._settings.log_queries:
             log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
-        chosen = asked.top, asked.group, asked.distinct
-        answer = await to_thread.run_sync(self._searcher.search, query, *chosen, limiter=self._model)
-        return GivenAnswer.model_validate(answer)
+        options = asked.top, asked.group, asked.distinct
+        answer = await to_thread.run_sync(self._searcher.search, query, *options, limiter=self._model)
+        return schema.SearchResponse.model_validate(answer)
 
-    async def phrases(self, asked: AskedText) -> GivenPhrases:
-        """The phrases of a sentence, to be weighted one by one."""
+    async def phrases(self, asked: schema.PhrasesRequest) -> schema.PhrasesResponse:
+        """Splits a sentence into phrases, which can be weighted one by one."""
         phrases = await to_thread.run_sync(self._searcher.phrases, asked.text, limiter=self._readers)
-        return GivenPhrases(phrases=phrases)
+        return schema.PhrasesResponse(phrases=phrases)
 
-    async def thumbnail(self, id: Annotated[Id, PathParameter()]) -> Response:
-        """The small JPEG of a row, as the index has it."""
+    async def thumbnail(self, id: Annotated[schema.Id, PathParameter()]) -> Response:
+        """Returns the thumbnail of a row, a JPEG."""
         content = await to_thread.run_sync(self._searcher.thumbnail, id, limiter=self._readers)
         if content is None:
             raise HTTPException(404, "the index has no picture of this id")
         return Response(content, media_type="image/jpeg")
 
-    async def heat(self, id: Annotated[Id, PathParameter()], asked: AskedPhrases) -> GivenHeat:
-        """Where in a picture each phrase is seen."""
-        images = await to_thread.run_sync(self._draw_heat, id, asked.phrases, limiter=self._model)
-        return GivenHeat(images=images)
+    async def heat(self, id: Annotated[schema.Id, PathParameter()], asked: schema.HeatRequest) -> schema.HeatResponse:
+        """Shows where in a picture each phrase is seen."""
+        images = await to_thread.run_sync(draw_heat, self._searcher, id, asked.phrases, limiter=self._model)
+        return schema.HeatResponse(images=images)
 
-    async def login(self, asked: AskedToken, request: Request) -> Response:
-        """Takes the token, and gives a cookie in its place."""
-        if not self._tokens.is_right(asked.token):
-            raise self._tokens.count_wrong(request.scope["client"][0], time.monotonic())
+    async def login(self, asked: schema.LoginRequest, request: Request) -> Response:
+        """Checks the token and sets the cookie of a new session."""
+        if not self._logins.is_right(asked.token):
+            raise self._logins.count_wrong(request.scope["client"][0], time.monotonic())
         response = Response(status_code=204)
         path, https = self._cookie_scope(read_origin(request.headers.get("origin", "")))
-        name, session = cookie_name(request.headers), self._sessions.open(time.monotonic())
+        name, session = cookie_name(request.headers), self._logins.open(time.monotonic())
         response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=https)
         return response
 
@@ -158,46 +141,44 @@ class Endpoints:
             origin, path = public.origin, f"{public.path}/"
         return path, origin is not None and origin.scheme == "https"
 
-    def _draw_heat(self, id: int, phrases: list[str]) -> list[str]:
-        return draw_heat(*self._searcher.heat_maps(id, phrases))
+
+def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
+    """Draws a heat map for each phrase over the picture of a row; returns JPEGs as data URIs."""
+    from ivt_jax.retrieval.explain import overlay
+
+    picture, maps = searcher.heat_maps(id, phrases)
+    picture = picture.copy()
+    picture.thumbnail(HEAT_SIZE)
+    return [data_uri(overlay(picture, heat), HEAT_QUALITY) for heat in maps]
 
 
 def list_values(store: "VectorStore") -> dict[str, list[Value]]:
-    """Those of the fields that hold few, for the page to offer."""
-    fields = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
-    values = {name: store.values(name, MAX_VALUES) for name in fields}
-    return {name: known for name, known in values.items() if known}
+    """Returns the values of each field that has few, for the page to list."""
+    listed = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
+    return {name: known for name in listed if (known := store.values(name, limits.MAX_VALUES))}
 
 
 def read_page() -> dict[str, Response]:
-    """The page's files by the paths they are asked for with. No path that a client names touches the disk."""
+    """Returns the page's files by URL path, read once: no path from a client reaches the disk."""
     files = sorted(file for file in PAGE.iterdir() if file.suffix in TYPES and file.name != "index.html")
     page = {f"/{file.name}": Response(file.read_bytes(), media_type=TYPES[file.suffix]) for file in files}
     return {**page, "/": Response(render(PAGE / "index.html"), media_type="text/html")}
 
 
-async def _same(response: Response) -> Response:
-    return response
-
-
-def _say_broken(error: StoreError) -> tuple[int, str]:
-    """To clients no path of this machine; the terminal has the rest."""
-    log(f"error: {error}")
-    return 503, "the index cannot be read: the server's terminal says why"
-
-
-def _say_invalid(error: Any) -> tuple[int, str]:
-    """The first of pydantic's complaints, without the value: it may be what somebody looks for, or ten megabytes."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    return 422, printable(f"{place or 'the request'}: {first['msg']}")
-
-
-def _failure(explain: Callable[[Any], tuple[int, str]]) -> Callable[[Request, Any], JSONResponse]:
-    """An exception handler that answers with the status and the line that `explain` gives."""
-
-    def handle(request: Request, error: Any) -> JSONResponse:
-        status, line = explain(error)
-        return JSONResponse({"error": line}, status, getattr(error, "headers", None))
-
-    return handle
+async def answer_error(request: Request, error: Any) -> JSONResponse:
+    """Answers an exception with its status and one line, which has no path of this machine and no part of a query."""
+    match error:
+        case StarletteHTTPException():
+            status, line = error.status_code, error.detail
+        case RequestValidationError():  # without the value, which may be private or ten megabytes long
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"][1:])
+            status, line = 422, printable(f"{place or 'the request'}: {first['msg']}")
+        case StoreError():
+            log(f"error: {error}")
+            status, line = 503, "the index cannot be read; the server's log says why"
+        case UserError():
+            status, line = 422, str(error)
+        case _:
+            status, line = 500, "the server has failed; its log says where"
+    return JSONResponse({"error": line}, status, getattr(error, "headers", None))

@@ -1,8 +1,8 @@
 """Decodes uploaded images in a separate process, which has limits of time and memory.
 
 A file of 100 kB can keep a decoder busy for a minute or make it allocate gigabytes, in more ways than a check of its
-header can foresee. If an image takes more than DECODE_SECONDS, the process is killed and started again. It cannot have
-more than DECODE_BYTES of memory. Between images it keeps running. It imports neither JAX nor the model.
+header can foresee. The process is killed and started again if an image takes more than DECODE_SECONDS. Its memory is
+limited to DECODE_BYTES. It imports neither JAX nor the model.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from input_pipeline.decoding import NotTakenError, open_picture
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import load_image
-from ivt_jax.serve.pictures import check_upload
-from ivt_jax.serve.settings import DECODE_BYTES, DECODE_SECONDS
+from ivt_jax.serve import limits
 
 _START_SECONDS = 60.0  # for the process to start, on a busy machine
 _DECODED, _REFUSED = b"+", b"-"  # the first byte of an answer; after it, a PNG or the reason
@@ -35,7 +35,7 @@ class Decoder:
     def decode(self, content: bytes) -> bytes:
         """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`.
 
-        Raises UserError if its format is not taken, it is damaged or too large, or exceeds a limit of time or memory.
+        Raises UserError if its format is not allowed, it is damaged or too large, or exceeds a limit of time or memory.
         """
         if not self._process.is_alive():
             self._restart()
@@ -44,14 +44,14 @@ class Decoder:
                 self._receive(_START_SECONDS)
                 self._ready = True
             self._pipe.send_bytes(content)
-            answer = self._receive(DECODE_SECONDS)
+            answer = self._receive(limits.DECODE_SECONDS)
         except TimeoutError:
             self._restart()
-            reason = f"the image takes more than {DECODE_SECONDS:g} s to decode"
-            raise UserError(f"{reason}: save it anew, smaller or as a baseline JPEG") from None
-        except (EOFError, OSError):  # it has died: of its memory limit, within a library, or the system killed it
+            reason = f"the image takes more than {limits.DECODE_SECONDS:g} s to decode"
+            raise UserError(f"{reason}: save it again, smaller or as a baseline JPEG") from None
+        except (EOFError, OSError):  # the process has died of its memory limit, in a library, or was killed
             self._restart()
-            raise UserError("the image cannot be decoded: save it anew") from None
+            raise UserError("the image cannot be decoded: save it again") from None
         if answer[:1] == _REFUSED:
             raise UserError(answer[1:].decode())
         return answer[1:]
@@ -64,7 +64,7 @@ class Decoder:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the server's memory
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._size, DECODE_BYTES), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, self._size, limits.DECODE_BYTES), daemon=True)
         # Ctrl-C reaches the whole group; the process inherits the mask, and ends when the server closes the pipe.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -75,7 +75,7 @@ class Decoder:
         self._ready = False
 
     def _restart(self) -> None:
-        if self._process.pid:  # it has none if the system could not start it
+        if self._process.pid:  # None if the system could not start it
             self._process.kill()
             self._process.join()
         self._pipe.close()
@@ -99,21 +99,35 @@ def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
 def _answer(content: bytes, size: tuple[int, int]) -> bytes:
     try:
         return _DECODED + decode(content, size)
-    except UserError as error:
-        return _REFUSED + str(error).encode()
-    except MemoryError:
-        return _REFUSED + b"the image takes too much memory to decode: save it anew, smaller"
+    except (UserError, MemoryError) as error:
+        memory = isinstance(error.__cause__ or error, MemoryError)
+        reason = "the image takes too much memory to decode: save it again, smaller" if memory else str(error)
+        return _REFUSED + reason.encode()
 
 
 def decode(content: bytes, size: tuple[int, int]) -> bytes:
-    """Returns what `Decoder.decode` returns, without limits of time and memory."""
+    """Decodes as `Decoder.decode`, without limits of time and memory."""
     check_upload(content)
-    try:
-        pixels = load_image("the image", size, content)
-    except UserError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise MemoryError from None
-        raise
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(load_image("the image", size, content)).save(file, "PNG")
     return file.getvalue()
+
+
+def check_upload(content: bytes) -> None:
+    """Raises UserError if the format is not allowed, or decoding would take too long. Decodes nothing."""
+    try:
+        with open_picture(io.BytesIO(content)) as image:
+            width, height = image.size
+    except NotTakenError as error:
+        raise UserError(f"the image cannot be read ({error}): send a JPEG, PNG or WEBP") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"the image has too many pixels: at most {limits.MAX_UPLOAD_PIXELS:,} are allowed") from None
+    except Image.UnidentifiedImageError:
+        raise UserError("the image cannot be read: send a JPEG, PNG or WEBP") from None  # formats that all can write
+    except Exception:  # Pillow raises errors of many types for a damaged file
+        raise UserError("the image is cut short or damaged: save it again") from None
+    # By content: Pillow has other names for kinds of JPEG, such as MPO. This marker starts each scan.
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > limits.MAX_SCANS:
+        raise UserError(f"the image has more than {limits.MAX_SCANS} scans: save it again")
+    if width * height > limits.MAX_UPLOAD_PIXELS:
+        raise UserError(f"the image has {width} x {height} pixels: at most {limits.MAX_UPLOAD_PIXELS:,} are allowed")

@@ -1,85 +1,33 @@
-"""Limits on clients: slots for requests, bodies and images, and a count of wrong tokens. Times are in seconds."""
+"""All limits of the server."""
 
-import asyncio
-import contextlib
-import hmac
-import sys
-import weakref
-from collections.abc import AsyncIterator, Hashable
-
-from starlette.exceptions import HTTPException
-
-from ivt_jax.common.files import printable
-from ivt_jax.serve.settings import MAX_CLIENTS, RETRY_SECONDS, WRONG_SECONDS, WRONG_TOKENS
-
-
-class Refused(HTTPException):
-    """Refuses a request and says why."""
-
-
-class Busy(Refused):
-    """Refuses a request that the client may send again in a moment."""
-
-    def __init__(self, status: int, reason: str):
-        super().__init__(status, f"{reason}: wait a moment", {"retry-after": str(RETRY_SECONDS)})
-
-
-class Slots:
-    """Admits at most `limit` requests at a time, `client_limit` of one client; others wait for up to `seconds`.
-
-    At most `client_limit` requests of one client wait in the common queue, so clients take turns, however many requests
-    one of them sends.
-    """
-
-    def __init__(self, limit: int, client_limit: int, seconds: float, reason: str):
-        """reason: for the refusal of a request that got no slot in time."""
-        self._slots, self._client_limit = asyncio.Semaphore(limit), client_limit
-        self._seconds, self._reason = seconds, reason
-        # The slots of each client that holds one or waits.
-        self._client_slots = weakref.WeakValueDictionary[Hashable, asyncio.Semaphore]()
-
-    @contextlib.asynccontextmanager
-    async def taken(self, client: Hashable) -> AsyncIterator[None]:
-        """Holds a slot for as long as the block lasts. Raises Busy (503) if none becomes free in time."""
-        client_slots = self._client_slots.setdefault(client, asyncio.Semaphore(self._client_limit))
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await stack.enter_async_context(client_slots)
-                    await stack.enter_async_context(self._slots)
-            except TimeoutError:
-                raise Busy(503, self._reason) from None
-            yield
-
-
-class Tokens:
-    """The token, and how often each address has sent a wrong one."""
-
-    def __init__(self, token: str):
-        self._token = token.encode()
-        self._wrong: dict[Hashable, tuple[float, int]] = {}  # by address: since when, how many; the oldest first
-
-    def is_right(self, text: str) -> bool:
-        """Whether a text is the token, if there is one; the time does not depend on how much of it is right."""
-        return bool(self._token) and hmac.compare_digest(text.encode(errors="replace"), self._token)
-
-    def count_wrong(self, address: str, now: float) -> Refused:
-        """Counts a wrong token, logs an address's first in each minute, returns the refusal: 401, or 429 after many."""
-        since, count = self._wrong.get(address, (now, 0))
-        if now - since >= WRONG_SECONDS:
-            since, count = now, 0
-        if not count:
-            self._wrong.pop(address, None)  # inserted again below, at the end
-            log(f"warning: {address} has sent a wrong token (one line a minute, however many follow)")
-        self._wrong[address] = since, count + 1
-        if len(self._wrong) > MAX_CLIENTS:
-            del self._wrong[next(iter(self._wrong))]
-        if count < WRONG_TOKENS:
-            return Refused(401, "this is not the token", {"www-authenticate": "Bearer"})
-        retry = {"retry-after": str(max(1, round(since + WRONG_SECONDS - now)))}
-        return Refused(429, "too many wrong tokens: wait a minute, or send the right one", retry)
-
-
-def log(line: str) -> None:
-    """Writes one line on stderr."""
-    print(printable(line), file=sys.stderr, flush=True)
+MAX_BODY = 10_000_000  # bytes of a search request, which may carry an image
+MAX_SMALL_BODY = 100_000  # bytes of any other request
+MAX_MARKS = 20_000  # quotes, commas and opening brackets in a request; more take seconds to parse
+MAX_UPLOAD_PIXELS = 16_000_000  # of an uploaded image; a crop of a person has far fewer
+MAX_SCANS = 100  # of an uploaded JPEG; decoding each costs as much as decoding the whole image
+DECODE_SECONDS = 5.0  # for one uploaded image; then the decoding process is killed
+DECODE_BYTES = 512 << 20  # address space that the decoding process may add to that at its start
+MAX_BODIES = 4  # requests above MAX_SMALL_BODY that are received or answered at a time
+MAX_CLIENT_BODIES = 2  # the same, of one client
+SLOT_SECONDS = 15.0  # that a request with a large body or an image waits for its turn before it is refused
+MAX_TEXT = 500  # characters of a sentence or phrase
+MAX_TOP = 200  # results of a search
+MAX_VALUES = 50  # distinct values of a field that the page lists; a field with more is typed
+HEAD_SECONDS = 10.0  # for the head of a request to arrive
+BODY_SECONDS = 30.0  # for the body of a request to arrive
+WRITE_SECONDS = 30.0  # within which a client must read part of its answer
+MAX_CONNECTIONS = 1000
+MAX_CLIENT_CONNECTIONS = 250  # of one address that is not a proxy
+MAX_UNDER_WAY = 500  # requests that are answered or wait for the model
+MAX_CLIENT_UNDER_WAY = 300  # requests of one client that are received, wait or are answered
+RETRY_SECONDS = 2  # after which a refused client may try again
+# A client (an address with its session) may send BURST requests at once and RATE more each second. A page of MAX_TOP
+# thumbnails is a burst.
+RATE = 50.0
+BURST = 1000.0
+MAX_CLIENTS = 10_000  # whose rates and wrong tokens are remembered; the client seen longest ago is forgotten first
+LEAST_TOKEN = 16  # characters
+WRONG_TOKENS = 10  # of one address within WRONG_SECONDS; then 429, but the right token is still accepted
+WRONG_SECONDS = 60.0
+SESSION_SECONDS = 12 * 3600.0  # after which the page asks for the token again
+MAX_SESSIONS = 10_000  # beyond which the oldest ends

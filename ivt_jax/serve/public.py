@@ -1,18 +1,16 @@
-"""The URL that browsers open, which behind a proxy differs from the address that the server listens on."""
+"""The public URL: what browsers open if a proxy is in front of the server."""
 
 import re
 from typing import NamedTuple
 
-NAME = r"\[[0-9a-f:.]+\]|[a-z0-9._-]+"  # in small letters, an IPv6 address in brackets
 _PORTS = {"http": 80, "https": 443}
-_ORIGIN = re.compile(rf"(https?)://({NAME})(?::(\d{{1,5}}))?")
-_SEGMENT = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*"  # no "." or "..": browsers resolve these
-_PATH = re.compile(rf"((?:/{_SEGMENT})*)/?")
-_OWN = ("api", "login")  # a path that begins like this is ambiguous: proxies may remove it or keep it
+_ORIGIN = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?")
+_PATH = re.compile(r"((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)/?")  # without "." and "..", which browsers resolve
+_RESERVED = ("api", "login")  # the server's own paths; proxies may remove or keep the public URL's path
 
 
 class Origin(NamedTuple):
-    """What identifies a site in a browser; `port` is that of the scheme if the URL names none."""
+    """A site, as browsers compare them. `host` is in lower case; `port` is never left out."""
 
     scheme: str
     host: str
@@ -20,20 +18,20 @@ class Origin(NamedTuple):
 
     @property
     def url(self) -> str:
-        """As browsers write it: without the port of the scheme."""
+        """The URL as browsers write it: without the default port of the scheme."""
         port = "" if self.port == _PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}"
 
 
 class PublicUrl(NamedTuple):
-    """An origin and a path, "" or such as "/search"."""
+    """An origin and a path, which is "" or begins with a slash, such as "/search"."""
 
     origin: Origin
     path: str
 
 
 def read_origin(text: str) -> Origin | None:
-    """Returns the origin that a header names; None for "null" and any other text that is no origin."""
+    """Parses an Origin header; returns None for "null" and any other text that is not an origin."""
     found = _ORIGIN.fullmatch(text.lower())
     if not found:
         return None
@@ -42,14 +40,15 @@ def read_origin(text: str) -> Origin | None:
 
 
 def read_public_url(text: str) -> PublicUrl:
-    """Parses the URL of a site, with an optional path. Raises ValueError, with the reason, for any other text."""
-    start, _, rest = text.partition("://")
+    """Parses the URL of a site, with an optional path. Raises ValueError with the reason."""
+    scheme, _, rest = text.partition("://")
     host, slash, path = rest.partition("/")
-    origin, found = read_origin(f"{start}://{host}"), _PATH.fullmatch(slash + path)
+    origin, found = read_origin(f"{scheme}://{host}"), _PATH.fullmatch(slash + path)
     if not origin or origin.port > 65535:
         raise ValueError("expected https://HOST, https://HOST:PORT or https://HOST/PATH")
     if not found:
         raise ValueError("its path may have only letters, digits and - . _ ~, and no query")
-    if found[1].split("/")[1:2] and found[1].split("/")[1] in _OWN:
-        raise ValueError(f"its path may not begin with /{found[1].split('/')[1]}, which the server uses itself")
+    first = path.partition("/")[0]
+    if first in _RESERVED:
+        raise ValueError(f"its path may not begin with /{first}, which the server uses itself")
     return PublicUrl(origin, found[1])

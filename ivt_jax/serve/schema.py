@@ -1,109 +1,97 @@
-"""What the endpoints take and give, as /openapi.json describes it."""
+"""Requests and responses of the endpoints, as /openapi.json describes them."""
 
 import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS
 from ivt_jax.retrieval.where import LONGEST
-from ivt_jax.serve.settings import MAX_TEXT, MAX_TOP
+from ivt_jax.serve import limits
 
-
-def _encodable(text: str) -> str:
-    text.encode()  # JSON can name half a character, of which a ValueError tells
-    return text
-
-
-Id = Annotated[int, Field(ge=0, lt=2**63, description="of a row of the index")]
-Filter = Annotated[
-    str,
-    Field(max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')"),
-    AfterValidator(_encodable),
-]
+Id = Annotated[int, Field(ge=0, lt=2**63, description="row of the index")]
+Filter = Annotated[str, Field(max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")]
+Text = Annotated[str, Field(max_length=limits.MAX_TEXT)]
 Known = bool | int | float | datetime.datetime | str
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
 
 
-class Asked(BaseModel):
-    """Nothing is taken that is not named here."""
+class _Request(BaseModel):
+    """Refuses fields that it does not name."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class AskedTerm(Asked):
-    """A sentence or a phrase; a negative weight says what the person should not look like."""
+class TermRequest(_Request):
+    """A sentence or a phrase; a negative weight means that it should not fit."""
 
     text: Text
     weight: float = 1.0
 
 
-class AskedQuery(Asked):
-    """Terms, and an image or a row, of which one at least."""
+class SearchRequest(_Request):
+    """A query: terms, an image or a row, at least one of them."""
 
-    terms: list[AskedTerm] = Field(default=[], max_length=MAX_TERMS)
+    terms: list[TermRequest] = Field(default=[], max_length=MAX_TERMS)
     image: Base64Bytes | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
-    like: Id | None = Field(default=None, description="a row, for more like it")
-    image_weight: float = Field(default=1.0, description="of the image, or of the row")
+    like: Id | None = Field(default=None, description="row whose picture the results should resemble")
+    image_weight: float = Field(default=1.0, description="weight of the image or the row")
     where: Filter = ""
-    top: int = Field(default=24, ge=1, le=MAX_TOP)
-    group: Text = Field(default="", description="a field, of each value of which the best picture alone is given")
-    distinct: float | None = Field(
-        default=None, description="leaves out what is more similar than this to a better one"
-    )
+    top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
+    group: Text = Field(default="", description="field of whose values each gets only its best picture")
+    distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")
 
 
-class AskedText(Asked):
-    """A sentence."""
+class PhrasesRequest(_Request):
+    """A sentence to be split into phrases."""
 
     text: Text
 
 
-class AskedPhrases(Asked):
-    """What to look for in a picture."""
+class HeatRequest(_Request):
+    """Phrases to locate in a picture."""
 
     phrases: list[Text] = Field(min_length=1, max_length=MAX_PHRASES)
 
 
-class AskedToken(Asked):
-    """What the server printed when it started."""
+class LoginRequest(_Request):
+    """The token that the server printed when it started."""
 
     token: Text
 
 
-class Given(BaseModel):
-    """Answers are read from the objects that the searcher gives."""
+class _Response(BaseModel):
+    """Reads its fields from the attributes of the searcher's objects."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
-class GivenPhrase(Given):
-    """A phrase, the share of the index's pictures that fit it less well, and whether it is wanted."""
+class PhraseResponse(_Response):
+    """A phrase, the share of the index's pictures that fit it less well, and whether its weight is positive."""
 
     text: str
     score: float
     wanted: bool
 
 
-class GivenResult(Given):
-    """A picture found; `probability` is that of its being right, where validation knows."""
+class ResultResponse(_Response):
+    """A picture found; `probability` that it shows the person, or null without an estimate from validation."""
 
     id: int
     path: str
     score: float
     probability: float | None
-    phrases: list[GivenPhrase]
+    phrases: list[PhraseResponse]
     metadata: dict[str, Known | None]
 
 
-class GivenAnswer(Given):
-    """The pictures, the best first, of `searched` that meet the filter.
+class SearchResponse(_Response):
+    """The results, best first, of the `searched` pictures that meet the filter.
 
-    `good` is false where none fits; `unread` says what of the sentences the model has not read; `unfinished` says that
-    pictures are still to be added to the index, and is empty if none is.
+    `good` is false if no picture fits, null without an estimate; `unread` lists what the model cannot read of the
+    sentences; `unfinished` says that pictures are still to be added to the index, and is empty otherwise.
     """
 
-    results: list[GivenResult]
+    results: list[ResultResponse]
     searched: int
     verdict: str
     good: bool | None
@@ -111,32 +99,32 @@ class GivenAnswer(Given):
     unfinished: str
 
 
-class GivenPhrases(Given):
+class PhrasesResponse(_Response):
     """The phrases of a sentence."""
 
     phrases: list[str]
 
 
-class GivenHeat(Given):
-    """A picture for each phrase, in their order: JPEGs as data URIs."""
+class HeatResponse(_Response):
+    """The picture with a heat map for each phrase, in their order: JPEGs as data URIs."""
 
     images: list[str]
 
 
-class GivenAbout(Given):
-    """What is served, and with which model."""
+class AboutResponse(_Response):
+    """The index and its model."""
 
     index: str
     pictures: int
-    unfinished: str = Field(description="says that pictures are still to be added; empty if none is")
+    unfinished: str = Field(description="says that pictures are still to be added; otherwise empty")
     model: str
-    fields: dict[str, str] = Field(description="name and type of what is known of each picture")
-    values: dict[str, list[Known]] = Field(description="what fields hold, of those that hold few values")
-    calibrated: bool = Field(description="whether validation says what scores mean")
-    max_body: int = Field(description="bytes of a request")
+    fields: dict[str, str] = Field(description="name and type of each field")
+    values: dict[str, list[Known]] = Field(description="all values of each field that has few")
+    calibrated: bool = Field(description="whether scores come with probabilities, from validation")
+    max_body: int = Field(description="bytes of a request at most")
 
 
-class Failure(BaseModel):
+class ErrorResponse(BaseModel):
     """What is wrong, in one line."""
 
     error: str

@@ -1,104 +1,100 @@
-"""uvicorn with time-outs, a bounded number of connections per client, and without access logs."""
+"""uvicorn with time-outs, a limit of connections per address and security headers, and without access logs."""
 
 import asyncio
 import ipaddress
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ivt_jax.serve.settings import HEAD_SECONDS, MAX_CLIENT_CONNECTIONS, MAX_CONNECTIONS, WRITE_SECONDS
+from ivt_jax.serve import limits
 
+_POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+_HEADERS = {
+    "content-security-policy": _POLICY + "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",  # queries and results stay off every disk
+}
 _ORDER = itertools.count()  # the order in which connections send; clocks may be too coarse
 
 
 class Protocol(H11Protocol):
-    """Gives a connection HEAD_SECONDS to send the head of a request, and WRITE_SECONDS to read some of an answer.
+    """Gives a client HEAD_SECONDS to send the head of a request, and WRITE_SECONDS to read part of an answer.
 
-    uvicorn itself sets no such limits. If an address, or all together, have too many connections, closes the one that
-    has sent nothing for longest, so that a new one is answered.
+    If one address or all together have too many connections, closes the one that has sent nothing for longest, so that
+    a new one is answered. uvicorn has none of these limits: its keep-alive time-out starts after the first answer.
     """
-
-    # no limit per address for these: a proxy has the connections of all its clients
-    proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()
-    _head_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-    _last_sent = 0  # grows with each piece of data from the client; from _ORDER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._last_sent = next(_ORDER)
-        self._expect_head()
+        self._address = self.client[0] if self.client else ""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._last_sent = next(_ORDER)  # of data from the client
+        self._start_timer("head", limits.HEAD_SECONDS, self.transport.close)
         self._make_room()
 
     def data_received(self, data: bytes) -> None:
         self._last_sent = next(_ORDER)
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:  # part of a head
-            self._expect_head()
+            self._start_timer("head", limits.HEAD_SECONDS, self.transport.close)
         else:
-            self._stop_head_timer()
+            self._stop_timer("head")
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self._write_timer or self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._start_timer("write", limits.WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._stop_write_timer()
+        self._stop_timer("write")
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
-        self._stop_write_timer()
+        self._stop_timer("head")
+        self._stop_timer("write")
         super().connection_lost(exc)
 
-    def _expect_head(self) -> None:
-        self._head_timer = self._head_timer or self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def _start_timer(self, name: str, seconds: float, end: Callable[[], None]) -> None:
+        """Calls `end` after `seconds`, unless a timer of this name runs already or is stopped before."""
+        if name not in self._timers:
+            self._timers[name] = self.loop.call_later(seconds, end)
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+    def _stop_timer(self, name: str) -> None:
+        if timer := self._timers.pop(name, None):
+            timer.cancel()
 
     def _make_room(self) -> None:
-        """Closes a connection if its address, or all together, have too many: the one idle longest, or else this one.
+        """Closes the connection idle longest if its address, or all together, have too many.
 
-        If all connections of all clients are being answered, uvicorn answers this one with 503.
+        If an address has no idle one, closes this one. If all together have none, uvicorn answers this one with 503.
         """
         everyone = [other for other in self.connections if isinstance(other, Protocol)]
         own = [other for other in everyone if other._address == self._address]
-        if len(own) > MAX_CLIENT_CONNECTIONS and not self._is_proxy():
+        if len(own) > limits.MAX_CLIENT_CONNECTIONS and not self._is_proxy():
             counted = own
-        elif len(everyone) >= MAX_CONNECTIONS:
+        elif len(everyone) >= limits.MAX_CONNECTIONS:
             counted = everyone
         else:
             return
         idle = [other for other in counted if other is not self and other._is_idle()]
         oldest = min(idle, key=lambda other: other._last_sent, default=self if counted is own else None)
         if oldest is not None:
-            # At once: uvicorn counts it until it is lost, and would refuse this one with 503.
+            # Now, not when it is lost: until then uvicorn counts it, and would refuse this one with 503.
             self.connections.discard(oldest)
             oldest.transport.abort()
 
-    @property
-    def _address(self) -> str:
-        return self.client[0] if self.client else ""
-
     def _is_proxy(self) -> bool:
-        if not self._address:  # the connection is already closed
-            return False
-        return any(ipaddress.ip_address(self._address) in network for network in self.proxies)
+        networks = map(ipaddress.ip_network, self.config.forwarded_allow_ips)
+        return self._address != "" and any(ipaddress.ip_address(self._address) in network for network in networks)
 
     def _is_idle(self) -> bool:
-        """Whether the client is to send next: it has sent no request since the last answer, or only part of one."""
+        """Whether the server waits for the client: for a request, or for the rest of one."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
 
@@ -108,19 +104,18 @@ def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
     proxies: addresses or networks whose X-Forwarded-For is trusted. The client is the last address in this header that
     is not a proxy's; a client cannot forge it.
     """
-    networks = tuple(map(ipaddress.ip_network, proxies))
     config = uvicorn.Config(
         app,
-        http=type("OwnProtocol", (Protocol,), {"proxies": networks}),
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="warning",
         access_log=False,
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips=[str(network) for network in networks],
+        headers=list(_HEADERS.items()),
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        forwarded_allow_ips=list(proxies),
+        limit_concurrency=limits.MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)

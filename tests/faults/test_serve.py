@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax import index
-from ivt_jax.retrieval.build import Options, build
+from ivt_jax.retrieval.build import build
 from ivt_jax.retrieval.searcher import Searcher
 from ivt_jax.retrieval.sources import read_folder
 from tests.faults.conftest import Process
@@ -42,7 +42,7 @@ def test_two_hundred_clients_for_a_minute(workdir, tmp_path, monkeypatch):
     for seed in range(12):
         (tmp_path / f"pictures/{seed}.png").write_bytes(picture(seed))
     build(tmp_path / "index", read_folder(tmp_path / "pictures"), Options(workdir))
-    monkeypatch.setattr("ivt_jax.serve.guard.RATE", 1e9)  # they come from one address, as no two hundred people do
+    monkeypatch.setattr("ivt_jax.serve.limits.RATE", 1e9)  # they come from one address, as no two hundred people do
     with served(Searcher.open(tmp_path / "index")) as address:
         end, statuses, memory = time.monotonic() + SECONDS, [], []
 
@@ -132,9 +132,7 @@ def searches_beside(address, contents):
 @pytest.mark.faults
 def test_a_search_does_not_wait_for_an_image_that_takes_long(workdir, tmp_path):
     """With a limit of half a second, which the image exceeds on any machine."""
-    code = (
-        "from ivt_jax.serve import __main__, decoder; decoder.DECODE_SECONDS = 0.5; raise SystemExit(__main__.main())"
-    )
+    code = "from ivt_jax.serve import __main__, limits; limits.DECODE_SECONDS = 0.5; raise SystemExit(__main__.main())"
     with serving(workdir, tmp_path, "-c", code) as (address, _):
         searches, ((status, answer, seconds),) = searches_beside(address, [png_of_chunks(480_000)])
         assert status == 422 and "takes more than 0.5 s to decode" in answer["error"] and 0.5 <= seconds < 30
@@ -153,7 +151,7 @@ def test_a_multi_picture_jpeg_of_many_scans_is_refused_at_once(server):
     bomb = as_multi_picture(content[:last] + content[last:-2] * 1800 + content[-2:])
     assert len(bomb) < 200_000 and Image.open(io.BytesIO(bomb)).format == "MPO"
     searches, ((status, answer, seconds),) = searches_beside(address, [bomb])
-    assert (status, answer) == (422, {"error": "the image has more than 100 scans: save it anew"})
+    assert (status, answer) == (422, {"error": "the image has more than 100 scans: save it again"})
     assert max(seconds, *(seconds for _, seconds in searches)) < PATIENCE
 
 

@@ -18,7 +18,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import load_image, open_image
 from ivt_jax.gallery.crops import load_batches
 from ivt_jax.serve import decoder
-from ivt_jax.serve.settings import MAX_SCANS, MAX_UPLOAD_PIXELS
+from ivt_jax.serve.limits import MAX_SCANS, MAX_UPLOAD_PIXELS
 
 needs_heif = pytest.mark.skipif("HEIF" not in FORMATS, reason="pillow-heif is not installed")
 QUARTERS = np.zeros((16, 32, 3), np.uint8)  # four colours, and no two of its turns are alike

@@ -96,14 +96,14 @@ def test_who_listens_to_all_is_told_that_it_needs_a_name(serve, host):
 def test_a_token_of_ones_own_is_not_printed(serve, monkeypatch):
     monkeypatch.setenv("IVT_SERVE_TOKEN", "0123456789abcdef")
     _, told = serve("--host=0.0.0.0")
-    assert told.out.splitlines()[1] == "token: that of IVT_SERVE_TOKEN" and "0123456789abcdef" not in told.out
+    assert told.out.splitlines()[1] == "token: the value of IVT_SERVE_TOKEN" and "0123456789abcdef" not in told.out
 
 
 @pytest.mark.parametrize("token", ["short", "0123456789abcde\n", "0123456789 abcdef", "0123456789;abcdef"])
 def test_a_token_that_will_not_do_is_refused(serve, monkeypatch, token):
     monkeypatch.setenv("IVT_SERVE_TOKEN", token)
     code, told = serve()
-    assert code == 2 and told.err.startswith("error: IVT_SERVE_TOKEN is to have 16 characters or more")
+    assert code == 2 and told.err.startswith("error: IVT_SERVE_TOKEN needs 16 characters or more")
 
 
 def test_a_port_that_is_taken_is_one_line(capsys):
@@ -129,7 +129,7 @@ def test_hosts_are_read_as_browsers_send_them(text, name):
 
 @pytest.mark.parametrize("text", ["http://example.org", "example.org:80", "a b", ""])
 def test_what_is_no_host_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is no host"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a host name"):
         command.host_name(text)
 
 

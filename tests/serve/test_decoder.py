@@ -13,7 +13,7 @@ from PIL import Image
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import load_image
-from ivt_jax.serve import decoder
+from ivt_jax.serve import decoder, limits
 from tests.serve.conftest import jpeg
 
 SIZE = (48, 24)
@@ -85,10 +85,10 @@ def test_one_process_decodes_many(decode):
 
 def test_what_takes_too_long_is_given_up_and_the_next_is_decoded(decode, monkeypatch):
     decode(jpeg(noise(8, 16)))  # now the process runs
-    monkeypatch.setattr(decoder, "DECODE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "DECODE_SECONDS", 0.5)
     bomb = png_of_chunks(480_000)  # 7 MB, for which Pillow needs 5 s or more
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"the image takes more than 0\.5 s to decode: save it anew"):
+    with pytest.raises(UserError, match=r"the image takes more than 0\.5 s to decode: save it again"):
         decode(bomb)
     assert time.monotonic() - start < 4  # 0.5 s, and time for other work of the machine
     monkeypatch.undo()
@@ -96,7 +96,7 @@ def test_what_takes_too_long_is_given_up_and_the_next_is_decoded(decode, monkeyp
 
 
 def test_what_takes_too_much_memory_is_refused_and_the_next_is_decoded(monkeypatch):
-    monkeypatch.setattr(decoder, "DECODE_BYTES", 40 << 20)
+    monkeypatch.setattr(limits, "DECODE_BYTES", 40 << 20)
     own = decoder.Decoder(SIZE)
     with pytest.raises(UserError, match=r"too much memory|cannot be decoded"):
         own.decode(encoded(Image.new("RGB", (4000, 4000)), "PNG"))  # 64 MB in Pillow
@@ -107,7 +107,7 @@ def test_what_takes_too_much_memory_is_refused_and_the_next_is_decoded(monkeypat
 @pytest.mark.parametrize("format", ["TIFF", "AVIF"])
 def test_every_format_has_the_limit_of_memory(monkeypatch, format):
     options = {"TIFF": {"compression": "tiff_adobe_deflate"}, "AVIF": {"speed": 10}}[format]
-    monkeypatch.setattr(decoder, "DECODE_BYTES", 30 << 20)
+    monkeypatch.setattr(limits, "DECODE_BYTES", 30 << 20)
     own = decoder.Decoder(SIZE)
     with pytest.raises(UserError, match=r"too much memory|cannot be decoded|Out of memory"):
         own.decode(encoded(Image.new("RGB", (3000, 3000)), format, **options))  # 36 MB in Pillow
@@ -127,7 +127,7 @@ def test_a_tiff_larger_than_its_limit_or_its_file_is_refused(decode, capfd):
     strip = zlib.compress(bytes(1000))
     assert decode(tiff_of(25, 40, strip)).shape == (*SIZE, 3)
     for content, told in (
-        (tiff_of(30_000, 30_000, strip), "at most 16,000,000 are taken"),
+        (tiff_of(30_000, 30_000, strip), "at most 16,000,000 are allowed"),
         (tiff_of(4000, 4000, strip), "the image: cut short or damaged"),
         (tiff_of(25, 40, b"garbage"), "the image: cut short or damaged"),
     ):
@@ -148,7 +148,7 @@ def test_a_process_that_dies_over_an_image_is_one_line(decode):
     os.kill(decode.process().pid, signal.SIGSTOP)
     process = decode.process()
     alive, process.is_alive = process.is_alive, lambda: bool(os.kill(process.pid, signal.SIGKILL)) or True
-    with pytest.raises(UserError, match="the image cannot be decoded: save it anew"):
+    with pytest.raises(UserError, match="the image cannot be decoded: save it again"):
         decode(jpeg(noise(8, 16)))
     process.is_alive = alive
     assert decode(jpeg(noise(8, 16))).shape == (*SIZE, 3)
@@ -167,7 +167,7 @@ def test_the_process_ends_with_the_decoder():
     ("content", "told"),
     [(b"", "the image cannot be read: send a JPEG, PNG or WEBP"), (b"GIF89a", "send a JPEG, PNG or WEBP"),
      (jpeg(noise(200, 200))[:5000], "truncated"),
-     (jpeg(noise(200, 200))[:300], "^the image is cut short or damaged: save it anew$")],
+     (jpeg(noise(200, 200))[:300], "^the image is cut short or damaged: save it again$")],
 )  # fmt: skip
 def test_what_is_damaged_is_one_line(decode, content, told):
     with pytest.raises(UserError, match=told) as refused:

@@ -14,13 +14,13 @@ import zlib
 import httpx
 import pytest
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.store import StoreError
-from ivt_jax.serve import guard, limits, server, settings
-from ivt_jax.serve.decoder import decode
-from ivt_jax.serve.pictures import check_upload
-from ivt_jax.serve.sessions import Sessions
+from ivt_jax.serve import clients, guard, limits
+from ivt_jax.serve.decoder import check_upload, decode
+from ivt_jax.serve.logins import Logins
 from tests.serve.conftest import LOOPBACK, StandIn, jpeg, served
 
 ASKED = {"terms": [{"text": "a red coat"}], "top": 2}
@@ -74,13 +74,13 @@ def test_the_page_itself_can_post(address):
 def test_a_body_that_says_to_be_too_large_is_not_read(address):
     connection = http.client.HTTPConnection(address.removeprefix("http://"))
     connection.putrequest("POST", "/api/search")
-    connection.putheader("content-length", str(settings.MAX_BODY + 1))
+    connection.putheader("content-length", str(limits.MAX_BODY + 1))
     connection.endheaders()  # and no byte of it
     assert connection.getresponse().status == 413
 
 
 def test_a_body_without_a_length_is_cut_off(address, monkeypatch):
-    monkeypatch.setattr(guard, "MAX_BODY", 100_000)
+    monkeypatch.setattr(limits, "MAX_BODY", 100_000)
     sent = []
 
     def parts():
@@ -95,7 +95,7 @@ def test_a_body_without_a_length_is_cut_off(address, monkeypatch):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(address, monkeypatch):
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.2)
     connection = http.client.HTTPConnection(address.removeprefix("http://"))
     connection.putrequest("POST", "/api/search")
     connection.putheader("content-length", "10")
@@ -113,26 +113,26 @@ def test_what_would_take_long_to_be_parsed_is_refused(address):
 
 
 def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
     with served(StandIn()) as address:
         host, _, port = address.removeprefix("http://").partition(":")
         for begun in (b"", b"GET / HTTP/1.1\r\nhost: "):
             with socket.create_connection((host, int(port)), timeout=10) as connection:
                 connection.sendall(begun)
                 assert connection.recv(1) == b""  # closed
-        monkeypatch.setattr(server, "HEAD_SECONDS", 10.0)  # for the head that does come, however slow the machine is
+        monkeypatch.setattr(limits, "HEAD_SECONDS", 10.0)  # for the head that does come, however slow the machine is
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             whole = f"GET /icon.svg HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
             connection.sendall(whole)
             assert connection.recv(100_000).startswith(b"HTTP/1.1 200")
-            monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+            monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
             connection.sendall(whole[:10])  # of the next request
             while part := connection.recv(100_000):
                 assert not part.startswith(b"HTTP/1.1")
 
 
 def test_bodies_that_do_not_come_take_no_slot(monkeypatch):
-    monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
+    monkeypatch.setattr(limits, "MAX_UNDER_WAY", 1)
     with served(StandIn()) as address:
         slow = http.client.HTTPConnection(address.removeprefix("http://"))
         slow.putrequest("POST", "/login")
@@ -143,8 +143,8 @@ def test_bodies_that_do_not_come_take_no_slot(monkeypatch):
 
 
 def test_who_is_not_admitted_uses_up_nobody_elses_rate(monkeypatch):
-    monkeypatch.setattr(guard, "BURST", 3.0)
-    monkeypatch.setattr(guard, "RATE", 0.001)
+    monkeypatch.setattr(limits, "BURST", 3.0)
+    monkeypatch.setattr(limits, "RATE", 0.001)
     token = "0123456789abcdef"
     with served(StandIn(), token=token) as address:
         statuses = [httpx.get(f"{address}/api/about").status_code for _ in range(2)]
@@ -157,8 +157,8 @@ def test_who_is_not_admitted_uses_up_nobody_elses_rate(monkeypatch):
 
 
 def test_a_client_that_asks_too_often_is_sent_away(monkeypatch):
-    monkeypatch.setattr(guard, "BURST", 5.0)
-    monkeypatch.setattr(guard, "RATE", 0.001)
+    monkeypatch.setattr(limits, "BURST", 5.0)
+    monkeypatch.setattr(limits, "RATE", 0.001)
     with served(StandIn()) as address:
         statuses = [httpx.get(f"{address}/api/about").status_code for _ in range(8)]
         assert statuses == [200] * 5 + [429] * 3
@@ -166,25 +166,25 @@ def test_a_client_that_asks_too_often_is_sent_away(monkeypatch):
 
 
 def test_a_session_ends():
-    known = Sessions()
+    known = Logins("")
     first = known.open(0.0)
     assert known.holds(first, 43_199.0) and not known.holds(first, 43_200.0) and not known.holds("", 0.0)
-    names = {known.open(1.0) for _ in range(settings.MAX_SESSIONS)}
-    assert len(names) == settings.MAX_SESSIONS and not known.holds(first, 1.0)
+    names = {known.open(1.0) for _ in range(limits.MAX_SESSIONS)}
+    assert len(names) == limits.MAX_SESSIONS and not known.holds(first, 1.0)
 
 
 def test_a_bucket_fills_again():
-    rates = guard.Rates()
+    rates = clients.Rates()
     assert [rates.admits("a", 0.0) for _ in range(1001)] == [True] * 1000 + [False]
     assert rates.admits("b", 0.0)
     assert [rates.admits("a", 0.1) for _ in range(6)] == [True] * 5 + [False]  # 50 a second
 
 
 def test_a_bucket_overflows_and_the_client_seen_longest_ago_is_forgotten(monkeypatch):
-    monkeypatch.setattr(guard, "BURST", 2.0)
-    monkeypatch.setattr(guard, "RATE", 1.0)
-    monkeypatch.setattr(guard, "MAX_CLIENTS", 2)
-    rates = guard.Rates()
+    monkeypatch.setattr(limits, "BURST", 2.0)
+    monkeypatch.setattr(limits, "RATE", 1.0)
+    monkeypatch.setattr(limits, "MAX_CLIENTS", 2)
+    rates = clients.Rates()
     assert [rates.admits("a", 0.0) for _ in range(3)] == [True, True, False]
     assert [rates.admits("a", 100.0) for _ in range(3)] == [True, True, False]  # two, not a hundred
     assert [rates.admits("b", 100.0) for _ in range(3)] == [True, True, False]
@@ -212,14 +212,14 @@ def received(body, path="/login", **headers):
 
 
 def test_a_body_arrives_whole_up_to_its_largest_size(monkeypatch):
-    monkeypatch.setattr(guard, "MAX_SMALL_BODY", 6)
-    monkeypatch.setattr(guard, "MAX_MARKS", 3)
+    monkeypatch.setattr(limits, "MAX_SMALL_BODY", 6)
+    monkeypatch.setattr(limits, "MAX_MARKS", 3)
     assert received([b"abc", b"", b"def"]) == {"type": "http.request", "body": b"abcdef"}
     for body, headers, status in (
         ([b"abc", b"defg"], {}, 413), ([b"abcdef"], {"content-length": "7"}, 413),
         ([b"a"], {"content-length": "-1"}, 413), ([b"abc", None], {}, 400), ([b'{[,"'], {}, 413),
     ):  # fmt: skip
-        with pytest.raises(guard.Refused) as refusal:
+        with pytest.raises(HTTPException) as refusal:
             received(body, **headers)
         assert refusal.value.status_code == status
     assert received([b"abcdef"], **{"content-length": "6"})["body"] == b"abcdef"
@@ -247,7 +247,7 @@ class Slow(StandIn):
 
 
 def test_requests_beyond_the_limit_get_503(monkeypatch):
-    monkeypatch.setattr(guard, "MAX_UNDER_WAY", 1)
+    monkeypatch.setattr(limits, "MAX_UNDER_WAY", 1)
     slow, statuses = Slow(), []
     with served(slow) as address:
         assert httpx.get(address).status_code == 200  # this request has ended and given back its place
@@ -314,7 +314,7 @@ def png(width, height):
 @pytest.mark.parametrize(("width", "height"), [(4_001, 4_000), (1, 16_000_001), (50_000, 50_000)])
 def test_a_decompression_bomb_is_not_decoded(client, monkeypatch, width, height):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
-    assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are taken")
+    assert refused(upload(client, png(width, height)), 422, "pixels: at most 16,000,000 are allowed")
     with pytest.raises(UserError, match="pixels: at most 16,000,000"):
         decode(png(width, height), (8, 4))  # what the decoding process does
     check_upload(png(4_000, 4_000))
@@ -333,7 +333,7 @@ def test_a_jpeg_of_scans_without_end_is_not_decoded(client, monkeypatch):
     check_upload(jpeg_of_scans(100))
     too_many = jpeg_of_scans(101)
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
-    assert refused(upload(client, too_many), 422, "more than 100 scans: save it anew")
+    assert refused(upload(client, too_many), 422, "more than 100 scans: save it again")
     with pytest.raises(UserError, match="more than 100 scans"):
         decode(too_many, (8, 4))  # what the decoding process does
 
@@ -390,7 +390,7 @@ def test_a_fault_of_the_index_is_told_here_and_not_there(capfd):
             raise StoreError("/data/people: Not found")
 
     with served(Gone()) as address:
-        assert refused(post(address), 503, "the index cannot be read: the server's terminal says why")
+        assert refused(post(address), 503, "the index cannot be read; the server's log says why")
     assert capfd.readouterr().err == "error: /data/people: Not found\n"
 
 
@@ -433,7 +433,7 @@ def test_a_multi_picture_jpeg_has_the_limits_of_a_jpeg(client, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it is decoded"))
     with pytest.raises(UserError, match="more than 100 scans"):
         decode(many, (8, 4))
-    assert refused(upload(client, many), 422, "more than 100 scans: save it anew")
+    assert refused(upload(client, many), 422, "more than 100 scans: save it again")
 
 
 @pytest.mark.parametrize("path", ["/", "/app.js", "/icon.svg", "/api/about", "/api/thumbnails/0", "/openapi.json"])
@@ -475,7 +475,7 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
 
 
 def test_wrong_tokens_are_forgotten_after_a_minute(capfd):
-    tokens = limits.Tokens("0123456789abcdef")
+    tokens = Logins("0123456789abcdef")
     statuses = [tokens.count_wrong("a", float(second)).status_code for second in range(12)]
     assert statuses == [401] * 10 + [429] * 2
     assert tokens.count_wrong("a", 59.9).status_code == 429 and tokens.count_wrong("b", 59.9).status_code == 401
@@ -490,7 +490,7 @@ def connect(address):
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nhost: ", b"POST /login HTTP/1.1\r\nhost: localhost\r\n"])
 def test_the_oldest_of_too_many_connections_is_closed(monkeypatch, begun):
-    monkeypatch.setattr(server, "MAX_CLIENT_CONNECTIONS", 4)
+    monkeypatch.setattr(limits, "MAX_CLIENT_CONNECTIONS", 4)
     if begun.startswith(b"POST"):
         begun += b"content-length: 10\r\n\r\n{"
     with served(StandIn()) as address, contextlib.ExitStack() as stack:
@@ -510,7 +510,7 @@ def test_the_oldest_of_too_many_connections_is_closed(monkeypatch, begun):
 
 
 def test_a_connection_that_is_answered_is_not_closed_for_others(monkeypatch):
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 3)
     slow, statuses = Slow(), []
     with served(slow) as address, contextlib.ExitStack() as stack:
         client = threading.Thread(target=lambda: statuses.append(post(address, timeout=30).status_code))
@@ -525,7 +525,7 @@ def test_a_connection_that_is_answered_is_not_closed_for_others(monkeypatch):
 
 
 def test_a_proxy_has_the_connections_of_all_its_clients(monkeypatch):
-    monkeypatch.setattr(server, "MAX_CLIENT_CONNECTIONS", 2)
+    monkeypatch.setattr(limits, "MAX_CLIENT_CONNECTIONS", 2)
     with served(StandIn(), proxies=("127.0.0.0/30",)) as address, contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connect(address)) for _ in range(6)]
         assert httpx.get(f"{address}/icon.svg").status_code == 200
@@ -535,7 +535,7 @@ def test_a_proxy_has_the_connections_of_all_its_clients(monkeypatch):
 
 
 def test_an_answer_that_is_not_read_is_given_up(monkeypatch):
-    monkeypatch.setattr(server, "WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "WRITE_SECONDS", 0.5)
 
     class Large(StandIn):
         def thumbnail(self, id):
@@ -553,8 +553,7 @@ def test_an_answer_that_is_not_read_is_given_up(monkeypatch):
 
 
 def test_a_client_has_a_bounded_number_of_requests_under_way(monkeypatch):
-    monkeypatch.setattr(guard, "MAX_CLIENT_UNDER_WAY", 2)
-    monkeypatch.setattr(guard, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "MAX_CLIENT_UNDER_WAY", 2)
     with served(StandIn()) as address, contextlib.ExitStack() as stack:
         for _ in range(2):
             slow = stack.enter_context(connect(address))
@@ -569,13 +568,13 @@ def test_a_client_has_a_bounded_number_of_requests_under_way(monkeypatch):
 
 
 def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(guard, "SLOT_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SLOT_SECONDS", 0.3)
     large = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 200000\r\n\r\n{"
     with served(StandIn()) as address, contextlib.ExitStack() as stack, from_another_address(address) as other:
-        for _ in range(settings.MAX_CLIENT_BODIES):
+        for _ in range(limits.MAX_CLIENT_BODIES):
             stack.enter_context(connect(address)).sendall(large)
         image = base64.b64encode(jpeg(Image.effect_noise((500, 800), 90), quality=95)).decode()
-        assert len(image) > settings.MAX_SMALL_BODY
+        assert len(image) > limits.MAX_SMALL_BODY
         full = post(address, json={"image": image})
         assert refused(full, 503, "too many large requests at once: wait a moment")
         assert full.headers["retry-after"] == "2"
@@ -584,11 +583,11 @@ def test_large_bodies_are_taken_a_few_at_a_time(monkeypatch):
 
 
 def test_only_a_body_above_the_small_size_needs_a_slot(monkeypatch):
-    monkeypatch.setattr(guard, "MAX_CLIENT_BODIES", 0)
-    monkeypatch.setattr(guard, "SLOT_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "MAX_CLIENT_BODIES", 0)
+    monkeypatch.setattr(limits, "SLOT_SECONDS", 0.1)
     headers = {"content-type": "application/json"}
     with served(StandIn()) as address:
-        for size, status in ((settings.MAX_SMALL_BODY, 200), (settings.MAX_SMALL_BODY + 1, 503)):
+        for size, status in ((limits.MAX_SMALL_BODY, 200), (limits.MAX_SMALL_BODY + 1, 503)):
             content = json.dumps(ASKED).encode().ljust(size)
             assert httpx.post(f"{address}/api/search", content=content, headers=headers).status_code == status
         chunks = iter([json.dumps(ASKED).encode()])  # a body without a length may become large
@@ -597,7 +596,7 @@ def test_only_a_body_above_the_small_size_needs_a_slot(monkeypatch):
 
 def test_a_slot_is_given_to_clients_in_turn():
     async def ask():
-        slots, order = limits.Slots(1, 1, 10.0, "full"), []
+        slots, order = clients.Slots(1, 1, 10.0, "full"), []
 
         async def hold(client):
             async with slots.taken(client):

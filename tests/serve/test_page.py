@@ -196,7 +196,7 @@ def test_a_link_with_a_filter_shows_that_it_has_one(open_page):
     page.wait_for_selector("body[data-state=found]")
     assert page.get_by_label("camera", exact=True).input_value() == "1" and len(cards(page)) == 4
     page.click("summary")  # closes what was open
-    told = page.inner_text("#told").split(" \N{MIDDLE DOT} ")
+    told = page.inner_text("#chosen").split(" \N{MIDDLE DOT} ")
     assert told == ["camera = 1", "one picture for each zone", "no near-duplicates"]
     page = open_page("#text=a+red+coat&where=camera+%3D+7")
     page.wait_for_selector("body[data-state=poor]")
@@ -355,7 +355,7 @@ def test_a_picture_that_is_refused_takes_nothing_away(open_page):
     page = open_page(console=False)
     ask(page)
     page.set_input_files("#file", files=[{"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"film"}])
-    until(page, lambda: "the file is no picture" in page.text_content("#refused"))
+    until(page, lambda: "the file is not a picture" in page.text_content("#refused"))
     assert len(cards(page)) == 12 and page.query_selector_all("li.chip") == []
     page.set_input_files("#file", files=[{"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}])
     page.wait_for_selector("body[data-state=error]")
@@ -486,9 +486,9 @@ def test_what_is_drawn_is_also_said(open_page):
     ask(page)
     first = page.query_selector("#grid button")
     assert first.get_attribute("aria-label") == (
-        "1: red/blue_1.jpg, score 0.833, right with 90%, man 50%, red coat 100%, blue trousers 100%"
+        "1: red/blue_1.jpg, score 0.833, probability 90%, man 50%, red coat 100%, blue trousers 100%"
     )
-    assert page.inner_text("#legend") == "A bar: how much of the index fits the phrase less well."
+    assert page.inner_text("#legend") == "Bar: share of the index that fits the phrase less well."
     first.click()
     assert [share.inner_text() for share in page.query_selector_all("#fits .share")] == ["50%", "100%", "100%"]
 
@@ -499,7 +499,7 @@ def test_a_token_that_is_not_given_can_be_given_later(open_page):
         page.keyboard.press("Escape")
         page.keyboard.press("Escape")
         page.wait_for_selector("body[data-state=error]")
-        assert "the server asks for a token" in page.text_content("#error")
+        assert "the server requires a token" in page.text_content("#error")
         page.click("#again")
         page.fill("#token", "a-token-of-some-length")
         page.keyboard.press("Enter")
@@ -511,7 +511,7 @@ def test_a_token_is_asked_for_once(open_page):
         page = open_page("#text=a+red+coat", at=address, console=False, ready="#login[open]")
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
-        until(page, lambda: page.text_content("#wrong") == "this is not the token")
+        until(page, lambda: page.text_content("#wrong") == "the token is wrong")
         page.fill("#token", "a-token-of-some-length")
         page.keyboard.press("Enter")
         page.wait_for_selector("body[data-state=found]")

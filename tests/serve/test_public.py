@@ -6,7 +6,7 @@ import http.client
 import httpx
 import pytest
 
-from ivt_jax.serve import guard
+from ivt_jax.serve import limits
 from ivt_jax.serve.public import Origin, read_origin, read_public_url
 from tests.serve.conftest import LOOPBACK, StandIn, served
 
@@ -171,8 +171,8 @@ def ask_as(client, forwarded):
     ],
 )
 def test_forwarded_addresses_are_believed_from_the_proxy_alone(monkeypatch, proxies, statuses):
-    monkeypatch.setattr(guard, "BURST", 2.0)
-    monkeypatch.setattr(guard, "RATE", 0.001)
+    monkeypatch.setattr(limits, "BURST", 2.0)
+    monkeypatch.setattr(limits, "RATE", 0.001)
     with served(StandIn(), proxies=proxies) as address, httpx.Client(base_url=address) as client:
         asked = ["203.0.113.1", "203.0.113.1", "203.0.113.1", "203.0.113.2", "203.0.113.2, 203.0.113.1"]
         assert [ask_as(client, forwarded) for forwarded in asked] == statuses

@@ -1,8 +1,8 @@
-// The page: what is typed and chosen becomes the query, the query is asked, the answer is shown.
+// The page: builds the query from the form, sends it and shows the answer.
 
 import {onLike, openDetail} from "./detail.js";
 import {choose, drawFields} from "./filter.js";
-import {fromFragment, isEmpty, readPhrase, tellOptions, toBody, toFragment} from "./query.js";
+import {fromFragment, isEmpty, readPhrase, describeOptions, toBody, toFragment} from "./query.js";
 import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "./results.js";
 import {ask} from "./server.js";
 
@@ -10,11 +10,11 @@ const byId = (id) => document.getElementById(id);
 const whole = (number) => number.toLocaleString("en");
 let query = fromFragment(location.hash);
 let results = [];
-let about = null; // what the server tells of its index, once it has
+let about = null; // the answer of /api/about, once it is there
 let asking = new AbortController();
 let reader = new FileReader();
 
-// The query with these parts changed, and the box as it stands, is asked.
+// Searches by the query with these parts and the current text and filter.
 function change(parts) {
   query = {...query, text: byId("text").value.trim(), where: byId("where").value.trim(), ...parts};
   const fragment = "#" + toFragment(query);
@@ -35,7 +35,7 @@ async function search() {
     const answer = await ask("/api/search", toBody(query), mine.signal);
     drawAnswer(answer, (performance.now() - start) / 1000);
   } catch (error) {
-    if (!mine.signal.aborted) fail(error); // a failure whose text is cut off by a later search is no AbortError
+    if (!mine.signal.aborted) fail(error); // a response that a later search cuts off raises no AbortError
   }
 }
 
@@ -48,7 +48,7 @@ async function learn(signal) {
     change({fields: value ? {...others, [name]: value} : others});
   });
   byId("group").value = query.group;
-  choose(query.fields); // and no more of the query: what has been typed meanwhile stays
+  choose(query.fields); // no other part of the query: the user may have typed meanwhile
 }
 
 function drawAnswer(answer, seconds) {
@@ -68,7 +68,7 @@ function fail(error) {
   show("error", []);
 }
 
-// What cannot be done is told beside the phrases and the picture; what is shown stays.
+// Shows a message beside the phrases and the picture, and keeps the results.
 function refuse(why) {
   byId("refused").textContent = why;
 }
@@ -77,7 +77,7 @@ function reason(error) {
   return error instanceof TypeError ? "the server does not answer" : error.message;
 }
 
-// state: empty, loading, found, poor or error; the style sheet shows what belongs to it.
+// state: empty, loading, found, poor or error; the style sheet selects what is visible.
 function show(state, found) {
   document.body.dataset.state = state;
   byId("grid").setAttribute("aria-busy", state === "loading");
@@ -97,14 +97,14 @@ function drawQuery() {
   for (const name of ["where", "group", "top"]) byId(name).value = query[name];
   byId("distinct").checked = query.distinct;
   choose(query.fields);
-  byId("told").textContent = tellOptions(query);
-  byId("clear").hidden = !tellOptions(query);
+  byId("chosen").textContent = describeOptions(query);
+  byId("clear").hidden = !describeOptions(query);
   byId("hint").hidden = !isEmpty(query);
   byId("split").hidden = !query.text;
   drawChips([...query.terms.map(chipOfTerm), ...chipsOfPicture()]);
 }
 
-// Chips stay where they are, and with them the focus and what the mouse is about to press.
+// Reuses the chips that are there, so that focus and mouse keep their target.
 function drawChips(chips) {
   const drawn = [...document.querySelectorAll("li.chip")];
   for (const chip of drawn.splice(chips.length)) {
@@ -119,7 +119,7 @@ function addChip() {
   return byId("add").previousElementSibling;
 }
 
-// What a chip shows, and `set`, which takes another weight, or 0 where the chip is to go.
+// Returns what a chip shows, and `set`, which changes its weight; 0 removes it.
 function chipOfTerm({text, weight}, index) {
   const set = (weight) => {
     change({terms: query.terms.flatMap((term, i) => (i !== index ? [term] : weight ? [{text, weight}] : []))});
@@ -145,7 +145,7 @@ function drawChip(chip, {text, weight, source, set}) {
   find("img").onerror = () => { find("img").hidden = true; }; // a format that this browser cannot show
   if (source) find("img").src = source;
   sign.textContent = wanted ? "+" : "\u2212";
-  sign.title = wanted ? "Wanted; press for the contrary" : "Not wanted; press for the contrary";
+  sign.title = wanted ? "Wanted; press to make it unwanted" : "Unwanted; press to make it wanted";
   sign.setAttribute("aria-label", `${text}: ${sign.title}`);
   sign.onclick = () => set(-weight);
   find(".weight").value = Math.abs(weight);
@@ -156,11 +156,11 @@ function drawChip(chip, {text, weight, source, set}) {
 }
 
 function upload(file) {
-  const largest = about ? Math.floor((about.max_body - 100_000) * 0.75) : Infinity; // Base64 makes four bytes of three
-  // Browsers know no type of some pictures, such as HEIC; the server looks at the content.
-  if (file.type && !file.type.startsWith("image/")) return refuse("the file is no picture");
-  if (file.size > largest) return refuse(`the picture is too large: at most ${whole(largest)} bytes are taken`);
-  reader.abort(); // of two pictures the later counts, whichever is read first
+  const largest = about ? Math.floor((about.max_body - 100_000) * 0.75) : Infinity; // Base64 turns three bytes into four
+  // Browsers know no type for some pictures, such as HEIC; the server checks the content.
+  if (file.type && !file.type.startsWith("image/")) return refuse("the file is not a picture");
+  if (file.size > largest) return refuse(`the picture is too large: at most ${whole(largest)} bytes are allowed`);
+  reader.abort(); // the later of two pictures counts
   reader = new FileReader();
   reader.onload = () => change({image: {name: file.name, data: reader.result}, like: null});
   reader.onerror = () => refuse("the picture cannot be read");
@@ -168,7 +168,7 @@ function upload(file) {
 }
 
 async function split() {
-  const {signal} = asking; // a later search, of the same phrases or of others, has no use for these
+  const {signal} = asking; // a later search cancels this
   try {
     const {phrases} = await ask("/api/phrases", {text: query.text}, signal);
     byId("text").value = "";
@@ -180,10 +180,10 @@ async function split() {
 }
 
 async function share() {
-  // Over plain HTTP only this machine's pages have a clipboard.
+  // Browsers offer the clipboard over HTTPS and on this machine only.
   const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
-  const told = copied ? "Copied" : "See the address bar";
-  byId("share").textContent = query.image ? `${told}, without the picture` : told;
+  const message = copied ? "Copied" : "See the address bar";
+  byId("share").textContent = query.image ? `${message}, without the picture` : message;
   setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);
 }
 
@@ -232,5 +232,5 @@ function listen() {
 }
 
 listen();
-byId("options").open = Boolean(tellOptions(query));
+byId("options").open = Boolean(describeOptions(query));
 search();

@@ -1,13 +1,13 @@
-// One picture: what is known of it, how well it fits each phrase, and where in it the phrase is seen.
+// The dialog of one picture: its fields, how well it fits each phrase, and where each phrase is seen.
 
 import {drawFit, percent, thumbnail, written} from "./results.js";
 import {ask} from "./server.js";
 
-const REST = 300; // ms on a picture before its heat-maps are asked for, which costs the server seconds
+const REST = 300; // ms before the heat maps are requested, which take the server seconds
 const byId = (id) => document.getElementById(id);
 const dialog = byId("detail");
 let results = [];
-let shown = 0; // its place in the results
+let shown = 0; // index of the picture in the results
 let timer = 0;
 let asking = new AbortController();
 
@@ -22,7 +22,7 @@ function show(index) {
   shown = index;
   const result = results[index];
   byId("place").textContent = `${index + 1} of ${results.length}`;
-  byId("before").setAttribute("aria-disabled", index === 0); // `disabled` would take the focus away
+  byId("before").setAttribute("aria-disabled", index === 0); // `disabled` would lose the focus
   byId("after").setAttribute("aria-disabled", index === results.length - 1);
   byId("large").src = thumbnail(result.id);
   byId("large").alt = result.path;
@@ -33,7 +33,7 @@ function show(index) {
 }
 
 function factsOf(result) {
-  const right = result.probability === null ? [] : [["right", `with ${percent(result.probability)}, if the person is here`]];
+  const right = result.probability === null ? [] : [["probability", `${percent(result.probability)}, if the person is in the index`]];
   const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
   return [["score", result.score.toFixed(4)], ...right, ["id", result.id], ...known];
 }
@@ -49,7 +49,7 @@ function showHeat(result) {
   stop();
   byId("seen").hidden = !result.phrases.length;
   byId("heat").replaceChildren();
-  byId("waiting").textContent = "looking \u2026";
+  byId("waiting").textContent = "computing \u2026";
   if (result.phrases.length) timer = setTimeout(askHeat, REST, result);
 }
 
@@ -80,7 +80,7 @@ function stop() {
   asking = new AbortController();
 }
 
-// The picture that is shown is to be liked: `search` is called with its id.
+// Calls `search` with the id of the picture when the user asks for more like it.
 export function onLike(search) {
   byId("like").onclick = () => {
     dialog.close();

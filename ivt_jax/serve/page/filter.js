@@ -1,15 +1,15 @@
-// What the index knows of its pictures, to filter by: lists to choose from, and names to be completed by hand.
+// Filters by the index's fields: a list for each field with few values, a button with the name of any other.
 
 import {both, literal, quoted} from "./query.js";
 
 const byId = (id) => document.getElementById(id);
 
-// A field of few values is a list: `choose` is called with its name and the literal chosen, "" for any.
+// choose(name, literal): called when a value is chosen from a list; "" for any.
 export function drawFields({fields, values}, choose) {
   const drawn = Object.entries(fields).map(([name, type]) => {
     return values[name] ? drawList(name, values[name], choose) : drawName(name, type);
   });
-  byId("known").replaceChildren(...(drawn.length ? drawn : ["The index knows nothing of its pictures to filter by."]));
+  byId("known").replaceChildren(...(drawn.length ? drawn : ["This index has no fields to filter by."]));
 }
 
 export function choose(fields) {

@@ -1,10 +1,10 @@
-// What is asked: a sentence, phrases with weights, a picture or a row to be like, and how to answer. As the fragment of
-// the page's address it can be shared: browsers send that to no server. A picture is not part of it.
+// The query: a sentence, weighted phrases, a picture or a row, a filter and options. The fragment of the page's address
+// holds it for sharing, without the picture; browsers do not send the fragment to the server.
 
-const DISTINCT = 0.95; // the cosine similarity of near-duplicates
-const FIELD = "field."; // in the fragment, before the name of a field that has a list
+const DISTINCT = 0.95; // cosine similarity above which pictures are near-duplicates
+const FIELD = "field."; // prefix of field names in the fragment
 
-// where: the filter as it is typed; fields: what is chosen from lists, the name of a field -> the literal it equals.
+// where: the typed filter. fields: values chosen from lists, field name -> literal.
 export function emptyQuery() {
   return {
     text: "", terms: [], image: null, like: null, imageWeight: 1,
@@ -42,7 +42,7 @@ export function fromFragment(fragment) {
   return query;
 }
 
-// As POST /api/search takes it.
+// Returns the body of POST /api/search.
 export function toBody(query) {
   const sentence = query.text ? [{text: query.text, weight: 1}] : [];
   return {
@@ -57,8 +57,8 @@ export function toBody(query) {
   };
 }
 
-// The filter and the options that are set, in words; "" where none is.
-export function tellOptions(query) {
+// Returns the filter and the options that are set, in words; "" if none is.
+export function describeOptions(query) {
   const group = query.group && `one picture for each ${query.group}`;
   const distinct = query.distinct && "no near-duplicates";
   return [query.where, ...conditions(query), group, distinct].filter(Boolean).join(" \u00b7 ");
@@ -68,7 +68,7 @@ function conditions(query) {
   return Object.entries(query.fields).map(([name, value]) => `${quoted(name)} = ${value}`);
 }
 
-// Filters (their language: ivt_jax/retrieval/where.py). The first may be anything, with an `or` in it too.
+// Joins two filters with `and` (their language: ivt_jax/retrieval/where.py). The first may contain `or`.
 export function both(first, second) {
   return first && second ? `(${first}) and ${second}` : first || second;
 }
@@ -82,7 +82,7 @@ export function literal(value) {
   return typeof value === "string" ? "'" + value.replaceAll("'", "''") + "'" : String(value);
 }
 
-// A phrase as it is typed; "- hat" is one that is not wanted.
+// Parses a typed phrase; "- hat" is an unwanted one.
 export function readPhrase(typed) {
   const [, minus, text] = typed.trim().match(/^([-\u2212]?)\s*(.*)$/);
   return {text, weight: minus ? -1 : 1};

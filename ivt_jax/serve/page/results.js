@@ -1,4 +1,4 @@
-// The pictures found: the grid, the bars of phrases, and the files that hold them.
+// The results: the grid, the bars of phrases, and export to CSV and JSON.
 
 const template = (id) => document.getElementById(id).content.firstElementChild;
 const grid = document.getElementById("grid");
@@ -11,7 +11,7 @@ export function drawCards(results, open) {
   grid.replaceChildren(...results.map((result, index) => drawCard(result, index, open)));
 }
 
-// Cards without pictures, until there are some.
+// Draws empty cards if the grid has none.
 export function drawWaiting(count) {
   if (grid.children.length) return;
   grid.replaceChildren(...Array.from({length: count}, () => {
@@ -29,7 +29,7 @@ function drawCard(result, index, open) {
   find(".rank").textContent = index + 1;
   find(".score").textContent = result.score.toFixed(3);
   find(".badge").textContent = result.probability === null ? "" : percent(result.probability);
-  find(".badge").title = "The probability that this is the person, if the person is in the index";
+  find(".badge").title = "Probability that this is the person, if the person is in the index";
   find(".fits").append(...result.phrases.map(drawFit));
   find("button").title = result.path;
   find("button").setAttribute("aria-label", inWords(result, index));
@@ -38,12 +38,12 @@ function drawCard(result, index, open) {
 }
 
 function inWords(result, index) {
-  const right = result.probability === null ? [] : [`right with ${percent(result.probability)}`];
+  const right = result.probability === null ? [] : [`probability ${percent(result.probability)}`];
   const fits = result.phrases.map((phrase) => `${phrase.wanted ? "" : "not "}${phrase.text} ${percent(phrase.score)}`);
   return [`${index + 1}: ${result.path}`, `score ${result.score.toFixed(3)}`, ...right, ...fits].join(", ");
 }
 
-// A phrase and how well the picture fits it.
+// Draws a phrase and how well the picture fits it.
 export function drawFit(phrase) {
   const fit = template("fit").cloneNode(true);
   fit.querySelector(".text").textContent = written(phrase);
@@ -54,7 +54,7 @@ export function drawFit(phrase) {
   return fit;
 }
 
-// Arrow keys go from card to card.
+// Arrow keys move between cards.
 grid.addEventListener("keydown", (event) => {
   const cards = [...grid.querySelectorAll("button")];
   const columns = cards.filter((card) => card.offsetTop === cards[0].offsetTop).length;
@@ -80,13 +80,13 @@ export function toCsv(results) {
   return [names, ...rows].map((row) => row.map(cell).join(",") + "\r\n").join("");
 }
 
-// A text that begins like a formula would be run by a spreadsheet.
+// A spreadsheet would run a text that begins like a formula.
 function cell(value) {
   const text = typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : String(value ?? "");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-// Gives whoever sits here a file.
+// Downloads a file.
 export function save(name, type, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type}));

@@ -1,9 +1,9 @@
-// What the page asks of the server. Where it demands a token, whoever sits here is asked for it once.
+// Requests to the server. If it requires a token, a dialog asks for it once.
 
 const byId = (id) => document.getElementById(id);
-let admitted = null; // a promise while the token is asked for
+let admitted = null; // a promise while the login dialog is open
 
-// The answer to a GET, or with `body` to a POST, read as JSON. Throws an Error with the server's line. `path` begins
+// Returns the JSON answer to a GET, or with `body` to a POST. Throws an Error with the server's message. `path` begins
 // with a slash and is relative to the page's own URL, which behind a proxy may be https://HOST/PATH/.
 export async function ask(path, body, signal) {
   const post = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)};
@@ -13,7 +13,7 @@ export async function ask(path, body, signal) {
     return ask(path, body, signal);
   }
   if (response.ok) return response.status === 204 ? null : response.json();
-  const failure = await response.json().catch(() => ({error: `the server answers ${response.status}`}));
+  const failure = await response.json().catch(() => ({error: `the server answered with status ${response.status}`}));
   throw new Error(failure.error);
 }
 
@@ -22,7 +22,7 @@ function login() {
   byId("wrong").textContent = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
-    dialog.onclose = () => reject(new Error("the server asks for a token")); // by Esc: else it is resolved already
+    dialog.onclose = () => reject(new Error("the server requires a token")); // closed by Esc; after a login it is resolved already
     dialog.querySelector("form").onsubmit = async (event) => {
       event.preventDefault();
       try {
