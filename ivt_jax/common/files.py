@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and the texts and paths that others may misread."""
+"""Writes files and folders whole or not at all; checks and decodes the texts and paths that libraries misread."""
 
 import codecs
 import contextlib

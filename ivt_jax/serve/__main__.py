@@ -71,7 +71,7 @@ def allow_open_files(count: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns an open socket. Raises UserError if the host is not this machine's, or the port is taken."""
+    """Returns a socket that listens. Raises UserError if the host is not this machine's, or the port is taken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)

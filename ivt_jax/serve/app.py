@@ -153,7 +153,7 @@ def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
 
 
 def list_values(store: "VectorStore") -> dict[str, list[Value]]:
-    """Returns the values of each field that has few, for the page to list."""
+    """Returns all values of each field that has at most MAX_VALUES of them, for the page to list."""
     listed = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
     return {name: known for name in listed if (known := store.values(name, limits.MAX_VALUES))}
 

@@ -27,7 +27,7 @@ from ivt_jax.serve.settings import Settings
 
 
 class Guard:
-    """The middleware. If a token is required, every path needs it except those of `open`."""
+    """The middleware. open: paths that need no token."""
 
     def __init__(self, app: ASGIApp, settings: Settings, logins: Logins, open: frozenset[str]):
         self._app, self._settings, self._logins, self._open = app, settings, logins, open
@@ -41,7 +41,7 @@ class Guard:
         self._answers = Slots(limits.MAX_UNDER_WAY, limits.MAX_UNDER_WAY, 0, "too many requests are under way")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request or refuses it; HEAD as GET, whose body uvicorn leaves out. Logs errors without content."""
+        """Answers or refuses a request. Handles HEAD as GET: uvicorn drops the body. Logs errors without content."""
         path = self._local_path(scope["path"])
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         try:
@@ -69,12 +69,12 @@ class Guard:
             await self._app(scope, receive_again, send)
 
     def _local_path(self, path: str) -> str:
-        """Removes the path of the public URL, which some proxies remove and others keep."""
+        """Returns a path without that of the public URL, which some proxies have removed already."""
         inside = f"{path}/".startswith(f"{self._prefix}/")
         return path.removeprefix(self._prefix) or "/" if inside else path
 
     def _admit(self, scope: Scope, path: str) -> Hashable:
-        """Returns the client, an address with its session. Raises HTTPException."""
+        """Returns the client. Raises HTTPException if the host, origin, rate or token is refused."""
         connection = HTTPConnection(scope)
         headers = connection.headers
         self._check_site(headers, scope["method"])
@@ -141,7 +141,8 @@ async def _receive_whole(scope: Scope, receive: Receive) -> Receive:
     except TimeoutError:
         raise HTTPException(408, f"the request has not arrived within {limits.BODY_SECONDS:.0f} s") from None
     if sum(map(body.count, (b'"', b",", b"[", b"{"))) > limits.MAX_MARKS:
-        raise HTTPException(413, "the request has too many parts")
+        marks = f"more than {limits.MAX_MARKS:,} quotes, commas and opening brackets"
+        raise HTTPException(413, f"the request has too many parts: {marks}")
     whole = [{"type": "http.request", "body": bytes(body)}]
 
     async def receive_again() -> Message:

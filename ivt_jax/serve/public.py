@@ -10,7 +10,7 @@ _RESERVED = ("api", "login")  # the server's own paths; proxies may remove or ke
 
 
 class Origin(NamedTuple):
-    """A site, as browsers compare them. `host` is in lower case; `port` is never left out."""
+    """Scheme, host and port, by which browsers distinguish sites. `host` is in lower case; `port` is always set."""
 
     scheme: str
     host: str

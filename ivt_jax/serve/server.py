@@ -61,7 +61,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start_timer(self, name: str, seconds: float, end: Callable[[], None]) -> None:
-        """Calls `end` after `seconds`, unless a timer of this name runs already or is stopped before."""
+        """Calls `end` after `seconds`, unless `_stop_timer` comes first. Does nothing if this timer runs already."""
         if name not in self._timers:
             self._timers[name] = self.loop.call_later(seconds, end)
 
