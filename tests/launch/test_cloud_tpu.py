@@ -82,8 +82,8 @@ def test_it_creates_waits_trains_collects_and_deletes(tpu, bench):
     assert result.returncode == 0, result.stderr
     names = ["describe", "create", *["describe"] * 4, *TRAINED, "delete"]
     assert named(bench.calls(), describe=True) == names
-    told = [line for line in result.stdout.splitlines() if line.startswith("# pod")]
-    assert told == ["# pod: WAITING_FOR_RESOURCES", "# pod: PROVISIONING", "# pod: ACTIVE"]
+    states = [line for line in result.stdout.splitlines() if line.startswith("# pod")]
+    assert states == ["# pod: WAITING_FOR_RESOURCES", "# pod: PROVISIONING", "# pod: ACTIVE"]
     assert (bench.repository / "runs/logs/pod").is_dir()
 
 

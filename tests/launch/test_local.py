@@ -27,7 +27,7 @@ def python(bench):
 
 
 def until_stopped(code):
-    """Lines of a stub that says it is ready and runs until it is told to stop, half a minute at most."""
+    """Lines of a stub that says it is ready and runs until it is stopped, half a minute at most."""
     return [
         f'trap "sleep 0.3; touch stopped-$id; exit {code}" TERM',
         "touch ready-$id",

@@ -91,12 +91,12 @@ class StandIn:
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
         good = bool(results) and results[0].score > 0.4
-        told = "if the person is among them, the first is right with 90%" if good else "no good match: nobody fits"
+        verdict = "if the person is among them, the first is right with 90%" if good else "no good match: nobody fits"
         unread = 'not read: "grün" (unknown to the model)' if "grün" in str(query.terms) else ""
         if self.unfinished:
             results = [result._replace(probability=None) for result in results]
-            told, good = f"No confidence estimate: {self.unfinished}", None
-        return Answer(results, len(found), told, good, unread, self.unfinished)
+            verdict, good = f"No confidence estimate: {self.unfinished}", None
+        return Answer(results, len(found), verdict, good, unread, self.unfinished)
 
     def _filter(self, query):
         asked = re.fullmatch(r"camera = (\d)", query.where)

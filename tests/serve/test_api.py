@@ -1,4 +1,4 @@
-"""What the endpoints give, and that what they cannot take is told in one line."""
+"""What the endpoints give, and that what they cannot take is message in one line."""
 
 import base64
 import io
@@ -93,7 +93,7 @@ def test_openapi_describes_every_endpoint(client):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ({}, "the query is empty"),
         ({"terms": [{"text": "x" * 501}]}, "terms.0.text: String should have at most 500 characters"),
@@ -107,10 +107,10 @@ def test_openapi_describes_every_endpoint(client):
         ({"url": "http://127.0.0.1/"}, "url: Extra inputs are not permitted"),
     ],
 )
-def test_what_cannot_be_asked_is_told_in_one_line(client, asked, told):
+def test_what_cannot_be_asked_is_told_in_one_line(client, asked, message):
     response = search(client, **asked)
     error = response.json()["error"]
-    assert response.status_code == 422 and told in error and "\n" not in error and len(error) < 300
+    assert response.status_code == 422 and message in error and "\n" not in error and len(error) < 300
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"terms": [{"text": "\\ud800"}]}', b"\xff\xfe"])

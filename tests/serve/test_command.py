@@ -37,15 +37,15 @@ def serve(monkeypatch, capsys):
 
 
 def test_it_says_what_it_serves_and_where(serve):
-    code, told = serve()
-    assert code == 0 and told.err == ""
-    assert told.out.startswith("serving people.index (12 pictures) at http://127.0.0.1:") and told.out.count("\n") == 1
+    code, said = serve()
+    assert code == 0 and said.err == ""
+    assert said.out.startswith("serving people.index (12 pictures) at http://127.0.0.1:") and said.out.count("\n") == 1
 
 
 def test_it_says_that_the_index_is_unfinished(serve, monkeypatch):
     monkeypatch.setattr(StandIn, "unfinished", "the index is unfinished")
-    code, told = serve()
-    assert code == 0 and told.out.splitlines()[1:] == ["the index is unfinished"]
+    code, said = serve()
+    assert code == 0 and said.out.splitlines()[1:] == ["the index is unfinished"]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_it_says_that_the_index_is_unfinished(serve, monkeypatch):
 def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
     tokens = []
     for _ in range(2):
-        code, told = serve(*flags)
-        first, second, *hint = told.out.splitlines()
+        code, said = serve(*flags)
+        first, second, *hint = said.out.splitlines()
         assert len(hint) == (at == "0.0.0.0")
         assert code == 0 and f" at http://{at}:" in first
         tokens.append(second.removeprefix("token: "))
@@ -63,47 +63,47 @@ def test_who_can_be_reached_by_others_demands_a_token(serve, flags, at):
 
 
 def test_behind_a_proxy_it_names_what_browsers_open(serve):
-    code, told = serve("--public_url=https://Search.example.com:443/people/", "--proxy=127.0.0.1")
-    first, second = told.out.splitlines()
+    code, said = serve("--public_url=https://Search.example.com:443/people/", "--proxy=127.0.0.1")
+    first, second = said.out.splitlines()
     assert code == 0 and " at https://search.example.com/people/, listening at http://127.0.0.1:" in first
     assert second.startswith("token: ")
-    _, told = serve("--public_url=https://search.example.com", "--host=0.0.0.0")
-    assert len(told.out.splitlines()) == 2
+    _, said = serve("--public_url=https://search.example.com", "--host=0.0.0.0")
+    assert len(said.out.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--public_url=search.example.com", "'search.example.com' is not a public URL: expected https://HOST"),
         ("--public_url=https://a/api", "may not begin with /api"),
         ("--proxy=nginx", "expected an address or a network"), ("--proxy=10.0.0.1/8", "expected an address or a"),
     ],
 )  # fmt: skip
-def test_a_proxy_that_cannot_be_is_one_line(capsys, flag, told):
+def test_a_proxy_that_cannot_be_is_one_line(capsys, flag, message):
     with pytest.raises(SystemExit) as ended:
         command.main(["--index=x", flag])
-    assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_who_listens_to_all_is_told_that_it_needs_a_name(serve, host):
-    _, told = serve(f"--host={host}")
-    assert "--allow_host" in told.out.splitlines()[2]
-    _, told = serve(f"--host={host}", "--allow_host=search.example")
-    assert "--allow_host" not in told.out
+    _, said = serve(f"--host={host}")
+    assert "--allow_host" in said.out.splitlines()[2]
+    _, said = serve(f"--host={host}", "--allow_host=search.example")
+    assert "--allow_host" not in said.out
 
 
 def test_a_token_of_ones_own_is_not_printed(serve, monkeypatch):
     monkeypatch.setenv("IVT_SERVE_TOKEN", "0123456789abcdef")
-    _, told = serve("--host=0.0.0.0")
-    assert told.out.splitlines()[1] == "token: the value of IVT_SERVE_TOKEN" and "0123456789abcdef" not in told.out
+    _, said = serve("--host=0.0.0.0")
+    assert said.out.splitlines()[1] == "token: the value of IVT_SERVE_TOKEN" and "0123456789abcdef" not in said.out
 
 
 @pytest.mark.parametrize("token", ["short", "0123456789abcde\n", "0123456789 abcdef", "0123456789;abcdef"])
 def test_a_token_that_will_not_do_is_refused(serve, monkeypatch, token):
     monkeypatch.setenv("IVT_SERVE_TOKEN", token)
-    code, told = serve()
-    assert code == 2 and told.err.startswith("error: IVT_SERVE_TOKEN needs 16 characters or more")
+    code, said = serve()
+    assert code == 2 and said.err.startswith("error: IVT_SERVE_TOKEN needs 16 characters or more")
 
 
 def test_a_port_that_is_taken_is_one_line(capsys):
@@ -159,5 +159,5 @@ def test_help_imports_nothing_heavy():
         "try: command.main(['--help'])\n"
         "finally: print([m for m in ('jax', 'fastapi', 'uvicorn', 'lancedb') if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.startswith("usage: python -m ivt_jax.serve") and told.endswith("[]\n")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("usage: python -m ivt_jax.serve") and said.endswith("[]\n")

@@ -126,12 +126,12 @@ def tiff_of(width, height, strip):
 def test_a_tiff_larger_than_its_limit_or_its_file_is_refused(decode, capfd):
     strip = zlib.compress(bytes(1000))
     assert decode(tiff_of(25, 40, strip)).shape == (*SIZE, 3)
-    for content, told in (
+    for content, message in (
         (tiff_of(30_000, 30_000, strip), "at most 16,000,000 are allowed"),
         (tiff_of(4000, 4000, strip), "the image: cut short or damaged"),
         (tiff_of(25, 40, b"garbage"), "the image: cut short or damaged"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             decode(content)
     assert capfd.readouterr().err == ""  # libtiff would print
 
@@ -164,12 +164,12 @@ def test_the_process_ends_with_the_decoder():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(b"", "the image cannot be read: send a JPEG, PNG or WEBP"), (b"GIF89a", "send a JPEG, PNG or WEBP"),
      (jpeg(noise(200, 200))[:5000], "truncated"),
      (jpeg(noise(200, 200))[:300], "^the image is cut short or damaged: save it again$")],
 )  # fmt: skip
-def test_what_is_damaged_is_one_line(decode, content, told):
-    with pytest.raises(UserError, match=told) as refused:
+def test_what_is_damaged_is_one_line(decode, content, message):
+    with pytest.raises(UserError, match=message) as refused:
         decode(content)
     assert "\n" not in str(refused.value)

@@ -30,8 +30,8 @@ def post(address, path="/api/search", **more):
     return httpx.post(address + path, **{"json": ASKED, **more})
 
 
-def refused(response, status, told):
-    assert response.status_code == status and told in response.json()["error"]
+def refused(response, status, message):
+    assert response.status_code == status and message in response.json()["error"]
     assert response.headers["content-security-policy"].startswith("default-src 'self'; ")
     return True
 
@@ -401,20 +401,20 @@ def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
 
     with served(Broken()) as address:
         assert refused(post(address, json={"terms": [{"text": "secret words"}]}), 500, "the server has failed")
-    told = capfd.readouterr()
+    output = capfd.readouterr()
     assert (
-        f"RuntimeError in {__file__}, line " in told.err
-        and "secret" not in told.err + told.out
-        and told.err.count("\n") == 1
+        f"RuntimeError in {__file__}, line " in output.err
+        and "secret" not in output.err + output.out
+        and output.err.count("\n") == 1
     )
 
 
-@pytest.mark.parametrize(("log_queries", "told"), [(True, True), (False, False)])
-def test_queries_are_logged_only_if_asked_for(capfd, log_queries, told):
+@pytest.mark.parametrize(("log_queries", "logged"), [(True, True), (False, False)])
+def test_queries_are_logged_only_if_asked_for(capfd, log_queries, logged):
     with served(StandIn(), log_queries=log_queries) as address:
         assert post(address, json={"terms": [{"text": "a secret\nhat"}]}).status_code == 200
     output = capfd.readouterr()
-    assert ("a secret\\nhat" in output.err) == told and output.out == "" and output.err.count("\n") == told
+    assert ("a secret\\nhat" in output.err) == logged and output.out == "" and output.err.count("\n") == logged
 
 
 def as_multi_picture(content):
@@ -469,9 +469,9 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
         assert client.post("/login", json={"token": token}).status_code == 204
         with from_another_address(address) as other:
             assert other.get("/api/about", headers=wrong).status_code == 401
-    told = capfd.readouterr().err
-    assert [line.split()[1] for line in told.splitlines()] == ["127.0.0.1", "127.0.0.2"]
-    assert "wrong-wrong" not in told and token not in told
+    logged = capfd.readouterr().err
+    assert [line.split()[1] for line in logged.splitlines()] == ["127.0.0.1", "127.0.0.2"]
+    assert "wrong-wrong" not in logged and token not in logged
 
 
 def test_wrong_tokens_are_forgotten_after_a_minute(capfd):

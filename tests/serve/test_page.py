@@ -196,8 +196,8 @@ def test_a_link_with_a_filter_shows_that_it_has_one(open_page):
     page.wait_for_selector("body[data-state=found]")
     assert page.get_by_label("camera", exact=True).input_value() == "1" and len(cards(page)) == 4
     page.click("summary")  # closes what was open
-    told = page.inner_text("#chosen").split(" \N{MIDDLE DOT} ")
-    assert told == ["camera = 1", "one picture for each zone", "no near-duplicates"]
+    chosen = page.inner_text("#chosen").split(" \N{MIDDLE DOT} ")
+    assert chosen == ["camera = 1", "one picture for each zone", "no near-duplicates"]
     page = open_page("#text=a+red+coat&where=camera+%3D+7")
     page.wait_for_selector("body[data-state=poor]")
     assert page.text_content("#poor") == "no picture meets the filter"

@@ -44,7 +44,7 @@ def test_public_urls(text, url, path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("search.example.com", "expected https://HOST"), ("ftp://search.example.com", "expected https://HOST"),
         ("https://", "expected https://HOST"), ("https://user:word@search.example.com", "expected https://HOST"),
@@ -55,8 +55,8 @@ def test_public_urls(text, url, path):
         ("https://search.example.com/login/b", "may not begin with /login"),
     ],
 )  # fmt: skip
-def test_what_is_no_public_url_is_refused(text, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_is_no_public_url_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         read_public_url(text)
 
 
