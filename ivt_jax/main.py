@@ -1,4 +1,4 @@
-"""The command line: flags, distributed start, and which mode runs.
+"""Trains, evaluates and exports: flags, start of the processes, exit codes.
 
 python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.data.root=DATA/CUHK-PEDES
 """
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ivt_jax.common.command import MISTAKE
 from ivt_jax.common.compilation_cache import keep_compiled
 from ivt_jax.common.config_flag import faults_in_one_line
 from ivt_jax.common.errors import DISK, UserError
@@ -19,35 +20,35 @@ from ivt_jax.common.startup import platform_fault, set_environment
 from ivt_jax.run import preemption, watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config by default")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/NAME, after the config's file")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate", "export"],
-    "train: train or resume, then report test once; evaluate: score the checkpoints on val and test, or on --datasets; "
-    "export: write the best checkpoint as a folder that can be taken elsewhere",
+    "train: train or resume, then evaluate test once; evaluate: score the checkpoints on val and test, or on "
+    "--datasets; export: write the best checkpoint as a portable folder",
 )  # fmt: skip
 DATASETS = flags.DEFINE_list(
     "datasets", [], "with --mode=evaluate: test on these instead, DATASET:DIR,... such as icfg:data/ICFG-PEDES"
 )  # fmt: skip
-RUNS = flags.DEFINE_list("runs", [], "with --datasets: workdirs of further runs to test beside this one")
+RUNS = flags.DEFINE_list("runs", [], "with --datasets: workdirs of other runs to test too")
 FORMATS = flags.DEFINE_list(
     "formats", ["orbax", "safetensors"], "with --mode=export: orbax, safetensors, stablehlo, saved_model, onnx"
 )
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; touch no data")
-DEVICES = flags.DEFINE_integer("devices", 1, "with --dry_run: as if on so many devices", lower_bound=1)
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, parameters, FLOPs and memory; read no data")
+DEVICES = flags.DEFINE_integer("devices", 1, "with --dry_run: number of devices to compute for", lower_bound=1)
 PLAN = flags.DEFINE_bool(
-    "plan", False, "with --dry_run: memory and FLOPs of ViT-B and L, batch 64 to 16,384, 1 to 256 devices, by formula; "
-    "then what XLA says of the config as given, compiled for this machine",
+    "plan", False, "with --dry_run: memory and FLOPs by formula of ViT-B and L, batch 64 to 16,384, 1 to 256 devices; "
+    "then XLA's own figures of the config as given, compiled for this machine",
 )  # fmt: skip
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no platform tells it")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the platform does not know it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "number of this process, from 0, with --coordinator", lower_bound=0
 )
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "several processes, whose addresses the platform tells")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run several processes, whose addresses the platform knows")
 
 
 def main(argv: list[str]) -> None:
-    """Runs the mode that the flags name; `argv` holds what is left beside them, which must be the program alone."""
+    """Runs the mode that the flags name. argv: the program; other arguments that are no flags are refused."""
     if len(argv) > 1:
         raise UserError(f"unexpected arguments: {' '.join(argv[1:])}")
     check_flags()
@@ -82,9 +83,9 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(workdir: Path, config: Any) -> None:
-    """Scores the run on its own dataset, or it and the other --runs on --datasets; prints it and renews the report.
+    """Scores the run on its own dataset, or it and --runs on --datasets; prints the scores and rewrites the report.
 
-    With several processes all score, for all read the checkpoint; the first alone writes and prints.
+    Every process computes all scores; only the first writes and prints.
     """
     import jax
 
@@ -109,31 +110,30 @@ def evaluate(workdir: Path, config: Any) -> None:
 
 
 def check_flags() -> None:
-    """Raises UserError where a flag would do nothing."""
+    """Raises UserError for a flag that would have no effect."""
     if DATASETS.value and MODE.value != "evaluate":
-        raise UserError("--datasets goes with --mode=evaluate: training reads config.data alone")
+        raise UserError("--datasets goes with --mode=evaluate: training reads only config.data")
     if RUNS.value and not DATASETS.value:
-        raise UserError("--runs goes with --datasets: name what the runs are to be tested on")
+        raise UserError("--runs goes with --datasets: name the datasets to test the runs on")
     if (PLAN.value or DEVICES.present) and not DRY_RUN.value:
-        raise UserError("--plan and --devices go with --dry_run: a run takes the devices that it finds")
+        raise UserError("--plan and --devices go with --dry_run: a run uses all devices of the machine")
     if PLAN.value and DEVICES.present:
-        raise UserError("--devices goes with --dry_run alone: --plan has its own numbers of devices")
+        raise UserError("--devices does not go with --plan: --plan has its own numbers of devices")
     if FORMATS.present and MODE.value != "export":
-        raise UserError("--formats goes with --mode=export: nothing else writes them")
+        raise UserError("--formats goes with --mode=export")
 
 
 def default_workdir(config_file: str) -> str:
-    """configs/cuhk.py -> runs/cuhk, configs/cuhk.py:release -> runs/cuhk-release."""
+    """Returns runs/cuhk for configs/cuhk.py, runs/cuhk-release for configs/cuhk.py:release."""
     path, _, variant = config_file.partition(":")
     return f"runs/{Path(path).stem}" + (f"-{variant}" if variant else "")
 
 
 def start_distributed(config: Any) -> None:
-    """Joins the other processes, before JAX touches a device."""
-    together = [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
-    if None in together and together != [None] * 3:
-        raise UserError("--coordinator, --num_processes and --process_id go together: set all three, or none")
+    """Joins the other processes, if the flags ask for several; to be called before JAX uses a device."""
     number, count = PROCESS_ID.value, NUM_PROCESSES.value
+    if len({value is None for value in (COORDINATOR.value, number, count)}) == 2:
+        raise UserError("--coordinator, --num_processes and --process_id go together: set all three, or none")
     if number is not None and count is not None and number >= count:
         raise UserError(f"--process_id={number} is not below --num_processes={count}: processes are numbered from 0")
     if COORDINATOR.value or DISTRIBUTED.value:
@@ -145,23 +145,23 @@ def start_distributed(config: Any) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser and the config's own checks; what they refuse becomes a UserError."""
+    """Parses flags and loads the config; raises their errors as UserError."""
     try:
         with faults_in_one_line():
             rest = flags.FLAGS(argv)
-            CONFIG.value.to_dict()  # a config that cannot be loaded says so only when it is read
-    except SystemExit:  # absl has printed the help that was asked for, and would exit with 1
+            CONFIG.value.to_dict()  # a config that cannot be loaded raises only when it is read
+    except SystemExit:  # after --help, for which absl would exit with 1
         sys.exit(0)
     return rest
 
 
 def run() -> None:
-    """Runs `main`. Exit codes: 0 complete; 1 an unexpected error; 2 a user's mistake, or a disk that is full or cannot
-    be written, in one line; 75 preempted; 76 another process is gone, or the run hangs.
+    """Runs `main`. Exit codes: 0 complete; 1 an unexpected error; 2 a mistake of the user or a disk that is full or
+    cannot be written, in one line; 75 preempted; 76 another process is lost, or the run hangs.
     """
     preemption.listen()
     flags.mark_flag_as_required("config")
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is as it should be
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are as they should be
     try:
         app.run(main, flags_parser=parse_flags)
     except Exception as error:
@@ -169,9 +169,9 @@ def run() -> None:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Says what went wrong and exits, without waiting for threads of a save or for processes that wait for this one.
+    """Prints the error and exits without waiting for threads that save or for processes that wait for this one.
 
-    A user's mistake alone lets a checkpoint under way end, where there is one process and the disk takes it.
+    Only after a UserError in a single process does a save in progress finish first.
     """
     error = platform_fault(error) or error
     together = flags.FLAGS.is_parsed() and (COORDINATOR.value or DISTRIBUTED.value)
@@ -182,7 +182,7 @@ def fail(error: Exception) -> NoReturn:
         watchdog.lost_process(error)
     else:
         traceback.print_exception(error)
-    code = 2 if isinstance(error, UserError) or disk else 1
+    code = MISTAKE if isinstance(error, UserError) or disk else 1
     if isinstance(error, UserError) and not (together or disk):
         sys.exit(code)
     watchdog.leave(code)

@@ -155,7 +155,7 @@ def loss(config):
 def start(config):
     """The parameters of the state at step 0."""
     program = build_program(config, np.array([0, 10]), 10, mask_id=4)
-    return jax.tree.map(np.asarray, loop.start_state(program, loop.given_params(config).params).params)
+    return jax.tree.map(np.asarray, loop.start_state(program, loop.initial_params(config).params).params)
 
 
 def start_state(config):
@@ -230,11 +230,12 @@ SPLIT = Embeddings(
 
 def selection(config):
     """The scores that choose a checkpoint."""
-    program = SimpleNamespace(model=None, mesh=None)
+    source = SimpleNamespace(pictures="")
+    run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "embed_split", lambda *args: SPLIT)
         patch.setattr(loop, "local_copy", lambda mesh, params: params)
-        return sorted(loop.make_validation(config, program, None)(SimpleNamespace(learned={})))
+        return sorted(loop.make_validation(run)(SimpleNamespace(learned={})))
 
 
 def told(config):

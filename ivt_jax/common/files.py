@@ -2,12 +2,14 @@
 
 import codecs
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from ivt_jax.common.errors import UserError
 
@@ -52,6 +54,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())  # or, after a power cut, the name may be there without the content
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def lock_file(path: Path, *, shared: bool = False, wait: bool = False) -> TextIO:
+    """Opens a file and locks it until it is closed or the process ends; creates it unless `shared`.
+
+    wait: waits for another process that holds the lock. Raises BlockingIOError if one does and `wait` is False, OSError
+    if the file cannot be opened or its file system has no locks.
+    """
+    file = path.open("r" if shared else "a")
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    return file
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""What XLA says of a config's own training step, compiled from shapes alone: memory and matrix products of a device."""
+"""XLA's figures of a config's training step, compiled from shapes: memory and matrix products of one device."""
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +16,14 @@ CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)|branch_computations=\
 
 @dataclass(frozen=True)
 class Compiled:
-    """XLA's figures for one device, in bytes and FLOPs.
+    """XLA's figures for one device."""
 
-    arguments: state and batch. temporary: everything else that is alive at once, by XLA's buffer assignment.
-    products: FLOPs of the matrix products; the body of a loop counts as often as it runs.
-    """
-
-    arguments: int
-    temporary: int
-    products: int
+    arguments: int  # bytes of state and batch; the new state takes the place of the old one
+    temporary: int  # bytes of all other buffers alive at the same time
+    products: int  # FLOPs of the matrix products, counting the body of a loop as often as it runs
 
     @property
     def total(self) -> int:
-        """The step returns the state in the place of the one it was given."""
         return self.arguments + self.temporary
 
     def __str__(self) -> str:
@@ -38,7 +34,7 @@ class Compiled:
 
 
 def compile_config(config: Any) -> Compiled:
-    """Compiles the step for all devices of this machine; allocates nothing on them. ViT-B takes a minute or two."""
+    """Compiles the step for all devices of this machine and allocates nothing on them; ViT-B takes 1 to 2 minutes."""
     program = build_program(config, np.arange(3), 2, mask_id=0)
     given = program.hyperparameter_shapes
     compiled = program.step.lower(program.target, batch_shapes(config, program.mesh), given).compile()
@@ -46,9 +42,11 @@ def compile_config(config: Any) -> Compiled:
 
 
 def analyse(compiled: Any, uncounted: int = 0) -> Compiled:
-    """Returns XLA's figures for a `jax.stages.Compiled`. uncounted: bytes of arguments besides state and batch."""
+    """Returns the figures of a `jax.stages.Compiled`. uncounted: bytes of arguments besides state and batch."""
     memory = compiled.memory_analysis()
-    grown = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the metrics: all else takes an argument's place
+    grown = (
+        memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )  # the metrics; the new state takes the old one's place
     return Compiled(
         arguments=memory.argument_size_in_bytes - uncounted,
         temporary=memory.temp_size_in_bytes + grown,
@@ -57,7 +55,7 @@ def analyse(compiled: Any, uncounted: int = 0) -> Compiled:
 
 
 def matrix_products(text: str) -> int:
-    """FLOPs of every `dot` in a compiled program's text (CPU), those of a loop's body as often as it runs."""
+    """Returns the FLOPs of every `dot` in a compiled program's text (CPU), in a loop's body as often as it runs."""
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -68,21 +66,18 @@ def matrix_products(text: str) -> int:
             entry = name if start[1] else entry
         elif name:
             computations[name].append(line)
-    totals: dict[str, int] = {}
 
+    @functools.cache
     def total(name: str) -> int:
-        if name not in totals:
-            totals[name] = _dots(computations[name]) + sum(
-                n * total(called) for called, n in _calls(computations[name])
-            )
-        return totals[name]
+        lines = computations[name]
+        return _dots(lines) + sum(count * total(called) for called, count in _calls(lines))
 
     return total(entry)
 
 
 def _dots(lines: list[str]) -> int:
     shapes, flops = {}, 0
-    for name, right in filter(None, (m and m.groups() for m in map(INSTRUCTION.match, lines))):
+    for name, right in (found.groups() for line in lines if (found := INSTRUCTION.match(line))):
         shape = re.match(r"\w+\[([\d,]*)\]", right)
         shapes[name] = [int(size) for size in shape[1].split(",") if size] if shape else []
         dot = re.search(r" dot\((?:[^%)]*)%?([\w.\-]+).*lhs_contracting_dims=\{([\d,]+)\}", right)
@@ -93,12 +88,10 @@ def _dots(lines: list[str]) -> int:
 
 
 def _calls(lines: list[str]) -> list[tuple[str, int]]:
-    """(computation, how often) that the instructions call."""
+    """Returns (computation, number of calls) for the instructions that call others."""
     calls = []
     for line in lines:
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-        for one, several in CALLED.findall(line):
-            calls += [
-                (called, int(trips[1]) if trips else 1) for called in [one, *re.findall(r"[\w.\-]+", several)] if called
-            ]
+        names = [name for pair in CALLED.findall(line) for text in pair for name in re.findall(r"[\w.\-]+", text)]
+        calls += [(name, int(trips[1]) if trips else 1) for name in names]
     return calls

@@ -1,4 +1,4 @@
-"""What a run would be: its config, parameters and their places, FLOPs and memory, from shapes alone."""
+"""Describes a run before it starts: config, parameters and their places, FLOPs and memory, from shapes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import device_flops, device_memory, plan_table
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.config_check import check_config, edge_notice
-from ivt_jax.training.init_from import plan
+from ivt_jax.training.init_from import initial_params
 from ivt_jax.training.metrics import parameter_table
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.sharding import mesh_sizes, sharding_table
@@ -21,10 +21,10 @@ from ivt_jax.training.train_step import init_state
 
 
 def dry_run(config: Any, devices: int = 1) -> str:
-    """The text of --dry_run, as if on so many devices; touches no data and allocates no parameter.
+    """Returns the text of --dry_run for this number of devices; reads no data and allocates no parameter.
 
-    Of the folder that `train.init_from` names, it reads shapes alone. Raises UserError for a config at fault, or one
-    that does not fit the devices.
+    Reads only shapes from the folder of `train.init_from`. Raises UserError for a config with a fault or one that does
+    not fit the devices.
     """
     check_config(config, devices)
     sizes = mesh_sizes(config.runtime.mesh, devices)
@@ -35,7 +35,7 @@ def dry_run(config: Any, devices: int = 1) -> str:
         parameter_table(state.params),
         sharding_table(sizes, state),
         edge_notice(config),
-        plan(config),
+        initial_params(config, shapes_alone=True).summary,
         str(step_cost(config)),
         f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
         f"{device_memory(config, sizes)}\n{_assumption(config, devices)} Nothing was compiled: --plan adds XLA's own "
@@ -45,9 +45,9 @@ def dry_run(config: Any, devices: int = 1) -> str:
 
 
 def dry_run_plan(config: Any) -> Iterator[str]:
-    """The texts of --dry_run --plan: the table by formula, then XLA's own figures of `config` as it is.
+    """Yields the texts of --dry_run --plan: the table by formula, then XLA's figures of `config` on this machine.
 
-    The second takes a minute or two for ViT-B; where the config does not fit this machine's devices, it says so.
+    XLA takes 1 to 2 minutes for ViT-B. If the config does not fit this machine's devices, the text says so instead.
     """
     check_config(config)
     yield plan_table(config)
@@ -62,8 +62,7 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     products = f"matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs"
     lines = [title, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":
-        widened = device_memory(config, sizes, widened=True)
-        lines += [str(widened), "As above, with activations kept in float32."]
+        lines += [str(device_memory(config, sizes, widened=True)), "As above, with activations kept in float32."]
         lines.append("On a CPU, XLA of JAX before 0.11 keeps a part of them so: its own figure lies between the two.")
     lines.append("compiling for this machine")
     yield "\n".join(lines)
@@ -71,7 +70,7 @@ def dry_run_plan(config: Any) -> Iterator[str]:
 
 
 def _assumption(config: Any, devices: int) -> str:
-    """Returns what the formula of the memory assumes."""
+    """Returns the assumption of the formula of the memory."""
     return (
         f"The formula is for {counted(devices, 'device')}, with activations kept in model.dtype {config.model.dtype}."
     )

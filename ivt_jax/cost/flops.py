@@ -1,7 +1,7 @@
 """FLOPs of a training step, by formula from a config; needs no JAX.
 
-A multiply-add counts as two FLOPs. Counted are the matrix products of the training objective, not norms, softmax, GELU
-and the optimiser. `ivt_jax/cost/plan.py` has the memory.
+Counts the matrix products of the training objective (a multiply-add is two FLOPs), not norms, softmax, GELU and the
+optimiser. `config` is a ConfigDict or nested dicts, as configs/default.py. `ivt_jax/cost/plan.py` has the memory.
 """
 
 from collections import Counter
@@ -17,36 +17,31 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch of sequences through the blocks; `kind`: image, text, or joint (both in one sequence)."""
+    """One batch of sequences through the blocks."""
 
-    kind: str
+    kind: str  # image, text, or joint (both in one sequence)
     rows: int
     tokens: int
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one step over the global batch, on all devices together.
+    """FLOPs of one step over the global batch, on all devices together."""
 
-    image, text, joint, heads, matching: forward FLOPs of the three encoders, of both reconstruction heads and of the
-    similarities. recomputed: forward FLOPs that remat repeats.
-    """
-
-    image: int
+    image: int  # forward, as all but `recomputed`: the encoders
     text: int
     joint: int
-    heads: int
-    matching: int
-    recomputed: int
+    heads: int  # both reconstruction heads
+    matching: int  # the similarities
+    recomputed: int  # what remat repeats
 
     @property
     def forward(self) -> int:
-        """FLOPs of the forward pass."""
         return self.image + self.text + self.joint + self.heads + self.matching
 
     @property
     def training(self) -> int:
-        """FLOPs of forward and backward: a product has two gradients, each as dear as itself."""
+        """Forward and backward: a product has two gradients, each with as many FLOPs."""
         return 3 * self.forward + self.recomputed
 
     def __str__(self) -> str:
@@ -56,9 +51,9 @@ class StepCost:
 
 
 def step_cost(config: Mapping[str, Any]) -> StepCost:
-    """The cost of one step of a run; `config` as in configs/default.py, a ConfigDict or nested dicts."""
+    """Returns the cost of one step."""
     model, mla, bmm = config["model"], config["mla"], config["bmm"]
-    width, patches, pixels = model["width"], _patches(model), 3 * model["patch_size"] ** 2
+    width, patches, pixels = model["width"], patches_of(model), 3 * model["patch_size"] ** 2
     passes = tower_passes(config)
 
     def encoder(kind: str) -> int:
@@ -80,9 +75,9 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
 
 
 def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
-    """What goes through the blocks in one step, over the global batch."""
+    """Returns the sequences that go through the blocks in one step, over the global batch."""
     mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
-    batch, image = config["data"]["batch_size"], 1 + _patches(config["model"])
+    batch, image = config["data"]["batch_size"], 1 + patches_of(config["model"])
     passes = []
     if mla["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
@@ -96,38 +91,38 @@ def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
 
 
 def reconstructed_rows(config: Mapping[str, Any]) -> int:
-    """Pairs of the batch whose words and patches are reconstructed, where any are."""
+    """Returns the number of pairs whose words and patches are reconstructed, if `bmm` has a weight."""
     return config["bmm"]["rows"] or config["data"]["batch_size"]
 
 
 def predicted_words(config: Mapping[str, Any]) -> int:
-    """Tokens of the batch that the word head predicts."""
-    return (
-        reconstructed_rows(config) * (config["text"]["length"]["sentence"] // 2) if config["bmm"]["word_weight"] else 0
-    )
+    """Returns the number of tokens of the batch that the word head predicts."""
+    words = config["text"]["length"]["sentence"] // 2
+    return reconstructed_rows(config) * words if config["bmm"]["word_weight"] else 0
 
 
 def matching_side(config: Mapping[str, Any]) -> int:
-    """Rows, and columns, of the matrix of similarities: all levels (or views) of the batch; 0 without matching."""
+    """Returns the rows, and columns, of the similarity matrix: all levels (or views) of the batch; 0 without MLA."""
     mla = config["mla"]
     return config["data"]["batch_size"] * max(mla["views"], len(mla["levels"])) if mla["weight"] else 0
 
 
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
-    """Forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP for each token."""
+    """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
     linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
     return depth * (linear + attention_flops(tokens, width))
 
 
 def attention_flops(tokens: int, width: int) -> int:
-    """Forward FLOPs of the scores and of the weighted sums, all heads of one block."""
+    """Returns the forward FLOPs of the scores and the weighted sums, all heads of one block."""
     return 4 * tokens**2 * width
 
 
 def kept_tokens(tokens: int, bmm: Mapping[str, Any]) -> int:
-    """Length of a sequence after masked alignment: `fast` shortens it, `exact` hides tokens within it."""
+    """Returns the length of a sequence in masked alignment: `fast` shortens it, `exact` hides tokens within it."""
     return tokens - int(bmm["align_ratio"] / 2 * (tokens - 1) + 1e-4) if bmm["align"] == "fast" else tokens
 
 
-def _patches(model: Mapping[str, Any]) -> int:
+def patches_of(model: Mapping[str, Any]) -> int:
+    """Returns the number of patches of an image. model: the config's section."""
     return num_patches(model["image_size"], model["patch_size"], model["stride"])

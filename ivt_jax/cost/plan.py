@@ -1,9 +1,10 @@
-"""Memory and FLOPs of each device before a run, by formula, as batch, model and devices grow.
+"""Memory and FLOPs of each device before a run, by formula, for batches, models and numbers of devices.
 
 Nothing is computed or compiled here. `ivt_jax/cost/compiled.py` has XLA's own figures; tests compare the two.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from ivt_jax.cost.flops import (
     OPTIMIZER_SLOTS,
     Pass,
     matching_side,
+    patches_of,
     predicted_words,
     step_cost,
     tower_passes,
 )
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
-from ivt_jax.models.patches import num_patches
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {
@@ -29,33 +30,26 @@ MODELS = {
 BATCHES = (64, 256, 1024, 4096, 16384)
 DEVICES = (1, 8, 64, 256)
 MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have
-# Of similarities, float32, that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
+# Similarity matrices (float32) that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
 MATRICES = {"global": 8, "sharded": 7}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while it takes a step.
+    """Bytes on one device during a step."""
 
-    parameters, optimizer, average, batch: what lies there throughout. gradients: of every pass through the tower, which
-    are added at the end. turned: the MLPs' weights and the embeddings once more, as the products want them.
-    activations: what is kept for the backward pass. working: one block of the largest pass, computed back.
-    matching: the matrices of similarities. logits: of the word head. updated: the optimiser's new slots and embeddings.
-    number: bytes of a number of the activations.
-    """
-
-    parameters: int
+    parameters: int  # held throughout the step, as are optimizer, average and batch
     optimizer: int
     average: int
     batch: int
-    gradients: int
-    turned: int
-    activations: int
-    working: int
-    matching: int
-    logits: int
-    updated: int
-    number: int
+    gradients: int  # of every pass through the tower; they are added at the end
+    turned: int  # transposed copies of the MLPs' weights and the embeddings, for the products
+    activations: int  # kept for the backward pass
+    working: int  # one block of the largest pass, recomputed
+    matching: int  # the similarity matrices
+    logits: int  # of the word head
+    updated: int  # the optimiser's new slots and embeddings
+    number: int  # bytes of one number of the activations
 
     @property
     def state(self) -> int:
@@ -63,7 +57,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The larger of two moments: the backward pass, where matching, logits and block take turns; the update."""
+        """The larger of two moments: the backward pass, with matching, logits and block in turn, and the update."""
         turn = max(self.working, self.matching, 2 * self.logits)
         backward = self.activations + self.logits + turn + self.turned
         return self.state + self.batch + self.gradients + max(backward, self.updated)
@@ -78,13 +72,13 @@ class Memory:
 
 
 def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widened: bool = False) -> Memory:
-    """The memory of a run on a mesh of these sizes.
+    """Returns the memory of a run on a mesh of these sizes.
 
-    widened: activations in bfloat16 are kept as float32. XLA's CPU backend before JAX 0.11 does that to a part of them:
-    its memory lies between the figures without and with `widened`.
+    widened: counts bfloat16 activations as float32. XLA's CPU backend before JAX 0.11 keeps some of them so: its memory
+    is between the figures without and with `widened`.
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
-    devices = math.prod(sizes.values())
+    devices, side = math.prod(sizes.values()), matching_side(config)
     shapes = parameter_shapes(IVTConfig.from_config(model))
     held = {name: 4 * math.prod(shape) // place(name, shape, sizes).parts for name, shape in shapes.items()}
     parameters = sum(held.values())
@@ -97,7 +91,8 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     gradients = sum(attention + (mlp if p.kind == "joint" else mlp // 2) for p in passes)
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     kept = sum(kept_bytes(p, model, size) for p in passes)
-    cached = 4 * model["width"] * 2 * matching_side(config) // devices if microbatches > 1 else 0
+    cached = 4 * model["width"] * 2 * side // devices if microbatches > 1 else 0
+    matrices = MATRICES[config["runtime"]["matching"]] * 4 * side**2 // config["mla"]["groups"]
     return Memory(
         parameters=parameters,
         optimizer=slots,
@@ -107,11 +102,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         turned=mlp + 2 * others,
         activations=kept + embeddings + cached,
         working=max((working_bytes(p, model, size) for p in passes), default=0),
-        matching=MATRICES[config["runtime"]["matching"]]
-        * 4
-        * matching_side(config) ** 2
-        // config["mla"]["groups"]
-        // spread(config, devices),
+        matching=matrices // matching_devices(config, devices),
         logits=4 * predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + others + embeddings,
         number=size,
@@ -119,29 +110,29 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
 
 
 def device_flops(config: Mapping[str, Any], devices: int) -> int:
-    """Matrix products of one device in a step; micro-batches encode images and texts once more (gradient caching)."""
+    """Returns the FLOPs of one device's matrix products in a step; micro-batches encode all images and texts twice."""
     cost = step_cost(config)
     again = cost.image + cost.text if config["runtime"]["microbatches"] > 1 else 0
     split = cost.training - 3 * cost.matching + again
-    return split // devices + 3 * cost.matching // spread(config, devices)
+    return split // devices + 3 * cost.matching // matching_devices(config, devices)
 
 
-def spread(config: Mapping[str, Any], devices: int) -> int:
-    """Over how many devices the similarities are split.
+def matching_devices(config: Mapping[str, Any], devices: int) -> int:
+    """Returns how many devices share the similarities.
 
-    XLA splits them by rows where the rows lie as the batch does; the stack of several levels or views does not, and
-    every device computes the whole. Sharded matching splits them always.
+    Sharded matching splits them over all. Otherwise XLA splits their rows if these are split as the batch is; with a
+    stack of several levels or views they are not, and every device computes all.
     """
     mla, matching = config["mla"], config["runtime"]["matching"]
     return devices if matching == "sharded" or max(mla["views"], len(mla["levels"])) == 1 else 1
 
 
 def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
-    """What JAX keeps of a pass's blocks for their gradient; `size` is that of a number in the activations' dtype.
+    """Returns the bytes of a pass's blocks that JAX keeps for the gradient. size: bytes of one activation.
 
-    For each block and token: the softmax in float32; in the activations' dtype the norms' inputs and outputs, q, k, v,
-    the heads' mix, the softmax again, the activation and its slope; stochastic depth's two masks.
-    With remat, the block's input and the outputs of qkv, proj and fc1 alone.
+    For each block and token: the softmax in float32; as activations the norms' inputs and outputs, q, k, v, the heads'
+    mix, the softmax again, the activation function and its slope; the two masks of stochastic depth. With remat only
+    the block's input and the outputs of qkv, proj and fc1.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
     if model["remat"]:
@@ -154,9 +145,9 @@ def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
 
 
 def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
-    """What the backward pass of one block needs at once: numbers of widths and softmaxes, fitted to XLA's buffers.
+    """Returns the bytes of one block's backward pass: counts of widths and softmaxes, fitted to XLA's buffers.
 
-    With remat the block is first computed again.
+    With remat the block is computed again first.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
     widths, hiddens, softmaxes = (10, 2, 3) if model["remat"] else (7, 4, 1)
@@ -166,16 +157,15 @@ def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
 
 
 def embedding_bytes(p: Pass, config: Mapping[str, Any], size: int) -> int:
-    """What is kept outside the blocks: the patches, the tokens and, of texts, the embedding's norm."""
+    """Returns the bytes kept outside the blocks: the patches, the tokens and, for texts, the embedding's norm."""
     model = config["model"]
-    patches = num_patches(model["image_size"], model["patch_size"], model["stride"])
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
-    patch_bytes = 0 if p.kind == "text" else patches * 3 * model["patch_size"] ** 2 * size
+    patch_bytes = 0 if p.kind == "text" else patches_of(model) * 3 * model["patch_size"] ** 2 * size
     return p.rows * (patch_bytes + 4 * model["width"] * (p.tokens + 3 * texts))
 
 
 def batch_bytes(config: Mapping[str, Any]) -> int:
-    """The global batch as it comes from the input pipeline: pixels in uint8, all else in int32."""
+    """Returns the bytes of the global batch from the input pipeline: pixels in uint8, all else in int32."""
     mla, length = config["mla"], config["text"]["length"]
     images = mla["views"] * (math.prod(config["model"]["image_size"]) * 3 + 4 * 4)
     texts = sum(length[level] for level in {*mla["levels"], "sentence"}) + length["sentence"]
@@ -183,24 +173,20 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
 
 
 def plan_rows(config: Any) -> Iterator[tuple[str, int, int, dict[str, int], Any]]:
-    """(model, batch, devices, mesh, config) of every row of the plan: `config` with another tower and batch."""
-    for name, tower in MODELS.items():
-        for batch in BATCHES:
-            for devices in DEVICES:
-                changed = copy.deepcopy(config)
-                changed["model"].update(tower)
-                changed["data"]["batch_size"] = batch
-                changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
-                if batch % (devices * config["runtime"]["microbatches"]) == 0:
-                    fsdp = config["runtime"]["mesh"]["fsdp"]
-                    sizes = mesh_sizes(
-                        {"data": -1, "fsdp": devices if fsdp == -1 else math.gcd(fsdp, devices)}, devices
-                    )
-                    yield name, batch, devices, sizes, changed
+    """Yields (model, batch, devices, mesh, config) for every row of the plan: `config` with another tower and batch."""
+    for name, batch, devices in itertools.product(MODELS, BATCHES, DEVICES):
+        if batch % (devices * config["runtime"]["microbatches"]) == 0:
+            changed = copy.deepcopy(config)
+            changed["model"].update(MODELS[name])
+            changed["data"]["batch_size"] = batch
+            changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
+            fsdp = config["runtime"]["mesh"]["fsdp"]
+            fsdp = devices if fsdp == -1 else math.gcd(fsdp, devices)
+            yield name, batch, devices, mesh_sizes({"data": -1, "fsdp": fsdp}, devices), changed
 
 
 def plan_table(config: Any) -> str:
-    """A Markdown table of memory and FLOPs, all by formula, for ViT-B and ViT-L under the other keys of `config`."""
+    """Returns a Markdown table of memory and FLOPs by formula, for ViT-B and ViT-L with the other keys of `config`."""
     columns = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch", "total")
     header = ["model", "batch", "devices", "data x fsdp", *columns, "fits", "TFLOPs"]
     lines = [header, ["---"] * len(header)]
@@ -212,10 +198,10 @@ def plan_table(config: Any) -> str:
         mesh = f"{sizes['data']} x {sizes['fsdp']}"
         lines.append([f"ViT-{name}", f"{batch:,}", str(devices), mesh, *numbers, fits, f"{tera:,.1f}"])
     model = config["model"]
-    told = (
+    title = (
         "Every figure of this table is by formula: GB (1e9 bytes) and TFLOPs of a step, for each device. "
         f"{model['dtype']}, remat {'on' if model['remat'] else 'off'}, {config['mla']['views']} views, "
         f"micro-batches {config['runtime']['microbatches']}, matching {config['runtime']['matching']}. "
-        "Beside the columns, the total has what a block works with while it is computed back."
+        "The total includes, beside the columns, the memory in which one block is recomputed."
     )
-    return "\n".join([told, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])

@@ -1,6 +1,6 @@
-"""Checkpoints by Orbax: the latest two and the best by validation, the run's config beside them.
+"""Checkpoints by Orbax: the latest two and the best by validation.
 
-What is restored must have the bytes that were written and the arrays that the config describes, and be finite.
+Restoring checks that files have the bytes written, that arrays are those of the config, and that values are finite.
 """
 
 import collections
@@ -32,20 +32,20 @@ from ivt_jax.run.parameter_file import NAME as PARAMETER_FILE
 from ivt_jax.run.parameter_file import read_parameter_file
 from ivt_jax.run.workdir import is_at_work, load_record
 
-SELECTION = "t2i/R1"  # the measure that chooses, on the split that the config's train.select_on names
-_TRIES, _MOMENT = 10, 1.0  # how often parameters are read that a run at work deletes, and seconds in between
+SELECTION = "t2i/R1"  # the score that chooses the best checkpoint, on the split `train.select_on`
+_TRIES, _MOMENT = 10, 1.0  # attempts to read parameters while a run deletes checkpoints; seconds between two attempts
 # A reference to a part of a file, as tensorstore.ocdbt.dump prints it: kind, folder, name, offset, length.
 _REFERENCE = re.compile(r"'(btreenode|versionnode|value):([^':]*):([^':]*):(\d+):(\d+)'")
-# Orbax logs what it raises, with a traceback, and drops further errors of the same save, of which asyncio tells.
+# Drops logs of errors that Orbax raises too, and asyncio's warnings about further errors of the same save.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 class Checkpoints:
-    """The checkpoints of a workdir; `metrics`, where given at a save, make it a candidate for the best.
+    """The checkpoints of a workdir: the latest two, and the best of those saved with scores.
 
-    select_on: the split whose scores choose. Of equally good ones the latest is the best. With several processes all
-    must call every method. Raises UserError where a step that is to be read is damaged, or the scores of any are.
+    select_on: the split whose scores choose the best; of equal ones the latest. With several processes, all must call
+    every method. Raises UserError if the scores of any step are damaged, or a step to be read is.
     """
 
     def __init__(self, workdir: Path, select_on: str = "val"):
@@ -76,118 +76,110 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step that did best on validation, or the latest where none was validated."""
+        """Returns the step with the best scores, or the latest if none has scores."""
         return self._manager.best_step() or self.latest_step()
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Saves asynchronously.
+        """Saves asynchronously. metrics: scores by "SPLIT/WAY/NAME", which make the step a candidate for the best.
 
-        Raises UserError if this step or the one before could not be saved, because the disk did not take it or its
-        arrays cannot be read again. Such a step does not count.
+        Raises UserError if this step or the one before could not be saved because of the disk, or cannot be read again.
+        Such a step does not count.
         """
-        with self._disk_told():
+        with self._disk_errors():
             self._manager.wait_until_finished()
         self._saving, self._shapes = step, shapes_of(state)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(state))
-        with self._disk_told():
+        with self._disk_errors():
             self._manager.save(step, args=args, metrics=metrics, custom_metadata=digests.MARK)
 
     def restore(self, step: int, target: Any) -> Any:
-        """`target`: a tree of jax.ShapeDtypeStruct with shardings, on whatever mesh.
+        """Returns the state of a step. target: a tree of jax.ShapeDtypeStruct with shardings, on any mesh.
 
-        Raises UserError, naming folder, step and parameter, where the checkpoint has other arrays, before any is read,
-        or values that are not finite. The first process compares the digests.
+        Raises UserError, naming folder, step and parameter, if the checkpoint is damaged, has other arrays (checked
+        before any is read) or values that are not finite. Only the first process compares digests.
         """
         where = self.describe(step)
         if jax.process_index() == 0:
             self._refuse_damaged(step)
         refuse_other_shapes(where, shapes_of(self._manager.item_metadata(step)["state"].tree), shapes_of(target))
-        how = ocp.checkpoint_utils.construct_restore_args(target)
-        args = ocp.args.PyTreeRestore(target, restore_args=how)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        args = ocp.args.PyTreeRestore(target, restore_args=restore_args)
         state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        refuse_not_finite(where, jax.device_get(jax.jit(_finite)(state)))  # on the devices: every process sees the same
+        finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(state)
+        refuse_not_finite(where, jax.device_get(finite))  # computed on the devices: the same in every process
         return state
 
-    def restore_params(self, step: int) -> Any:
-        """The parameters alone (their average, where the run keeps one), as NumPy arrays; no more is read."""
-        name, shapes = self._learned(step)
-        target = {name: shapes}
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        args = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"][name]
+    def restore_params(self, step: int, shapes_alone: bool = False) -> Any:
+        """Returns the parameters (their average, if the run keeps one) as NumPy arrays; reads nothing else.
 
-    def params_shapes(self, step: int) -> Any:
-        """What `restore_params` would give, as leaves that tell their `shape`; no array is read."""
-        return self._learned(step)[1]
-
-    def _learned(self, step: int) -> tuple[str, Any]:
-        """Which part of the state holds the parameters to use, and its shapes."""
+        shapes_alone: reads no array; the leaves have a `shape`.
+        """
         self._refuse_damaged(step)
         tree = self._manager.item_metadata(step)["state"].tree
         name = "ema" if tree.get("ema") else "params"
-        return name, tree[name]
+        if shapes_alone:
+            return tree[name]
+        target = {name: tree[name]}
+        args = ocp.args.PyTreeRestore(target, restore_args=_as_numpy(target), partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"][name]
 
     def describe(self, step: int) -> "Where":
-        """A step of this workdir, for errors."""
+        """Returns how errors name this step."""
         path = f"{self._folder}/checkpoints/{step}"
         return Where(f"{self._folder}, step {step}", f"remove {path} to use the checkpoint before it")
 
     def close(self) -> None:
-        """Waits for the save under way. Raises UserError as `save` does."""
-        with self._disk_told():
+        """Waits for the save in progress. Raises UserError as `save` does."""
+        with self._disk_errors():
             self._manager.close()
 
     def _complete(self) -> None:
-        """Checks the step and writes its digests.
+        """Checks that the step can be read again and writes its digests.
 
-        Orbax calls it in its own thread, in the first process, when all files are written, before it renames
-        the folder.
+        Orbax calls it in a thread of the first process, after all files are written and before it renames the folder.
         """
+        step = self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}"
         try:
-            with self._disk_told():
-                self._seal()
+            with self._disk_errors():
+                if fault := find_fault(step / "state", self._shapes):
+                    raise self._not_saved(fault)
+                digests.write_digests(step)
         except UserError as error:
-            if jax.process_count() > 1:  # here Orbax would wait for the others, which wait for this process
+            if jax.process_count() > 1:  # Orbax would wait for the other processes, which wait for this one
                 watchdog.end(MISTAKE, f"error: {printable(error)}")
             raise
-
-    def _seal(self) -> None:
-        """Writes the digests of the step that is being saved. Raises UserError if it cannot be read again."""
-        step = self._folder / "checkpoints" / f"{self._saving}{digests.UNFINISHED}"
-        fault = find_fault(step / "state", self._shapes)
-        if fault:
-            where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            raise UserError(f"{where}: {fault}; run the same command again to resume from the last whole checkpoint")
-        digests.write_digests(step)
 
     def _refuse_damaged(self, step: int, within: str = "") -> None:
         where, fault = self.describe(step), digests.find_damage(self._folder / "checkpoints" / str(step), within)
         if fault:
             raise UserError(f"{where.name} is damaged: {fault}; {where.remedy}")
 
+    def _not_saved(self, reason: str, remedy: str = "") -> UserError:
+        again = "run the same command again to resume from the last whole checkpoint"
+        return UserError(
+            f"{self._folder}/checkpoints: step {self._saving} could not be saved: {reason}; {remedy}{again}"
+        )
+
     @contextlib.contextmanager
-    def _disk_told(self) -> Iterator[None]:
-        """One line for what the disk says, however Orbax wraps it."""
+    def _disk_errors(self) -> Iterator[None]:
+        """Raises an error of the disk, however Orbax wraps it, as a UserError."""
         try:
             yield
         except Exception as error:
-            reason = disk_fault(error)
-            if reason is None:
+            if (reason := disk_fault(error)) is None:
                 raise
-            where = f"{self._folder}/checkpoints: step {self._saving} could not be saved"
-            remedy = "correct this and run the same command again to resume from the last whole checkpoint"
-            raise UserError(f"{where}: {reason}; {remedy}") from None
+            raise self._not_saved(reason, "correct this and ") from None
 
 
 class Where(NamedTuple):
-    """Which parameters are meant, and what helps where they are at fault: the ends of a line."""
+    """The beginning and the end of an error about parameters: which ones, and what to do."""
 
     name: str
     remedy: str
 
 
 class Restored(NamedTuple):
-    """What a run learned, for use without its optimiser: parameters as NumPy arrays."""
+    """Parameters of a run as NumPy arrays, without the optimiser's state."""
 
     config: ConfigDict
     params: Any
@@ -195,48 +187,69 @@ class Restored(NamedTuple):
 
 
 def restore_params(
-    workdir: Path | str, best: bool = True, shapes_alone: bool = False, may_lack: tuple[str, ...] = ()
+    workdir: Path | str, best: bool = True, shapes_alone: bool = False, optional: tuple[str, ...] = ()
 ) -> Restored:
-    """The best checkpoint of a run (the latest where none was validated), or with `best` False the latest.
+    """Returns the parameters of a run's best checkpoint (the latest if none has scores), or of its latest.
 
-    A folder of exported or converted parameters has those alone; their step is the one recorded, or 0. shapes_alone:
-    leaves that tell their `shape`, and no array is read. may_lack: what parameters that may be missing begin with.
-    Raises UserError where the folder holds no run, or no checkpoint yet; and, naming folder, step and parameter, where
-    the parameters are not those of the model that the folder's config describes, or not finite.
+    workdir: may also be a folder of exported or converted parameters; their step is the recorded one, or 0.
+    shapes_alone: reads no array; the leaves have a `shape`. optional: prefixes of parameters that may be missing.
+    Raises UserError if the folder holds no run or no checkpoint, or, naming folder, step and parameter, if parameters
+    are not those of the model in the folder's config, or not finite.
     """
-    folder, tried = Path(workdir), 0
+    folder, attempts = Path(workdir), 0
     while True:
-        steps = _steps(folder)
+        steps = _step_names(folder)
         try:
-            return _restore_params(folder, best, shapes_alone, may_lack)
-        except Exception:  # of many kinds, where a run at work deletes the step that is just being read
-            tried += 1
-            if tried == _TRIES or not is_at_work(folder):
+            return _restore_params(folder, best, shapes_alone, optional)
+        except Exception:  # of many types, if a running training deletes this checkpoint meanwhile
+            attempts += 1
+            if attempts == _TRIES or not is_at_work(folder):
                 raise
             time.sleep(_MOMENT)
-            if _steps(folder) == steps:
+            if _step_names(folder) == steps:
                 raise
 
 
-def _steps(folder: Path) -> set[str]:
-    """The names of what lies there as checkpoints, whole or not."""
+def _step_names(folder: Path) -> set[str]:
     return {path.name for path in (folder / "checkpoints").glob("*")}
 
 
-def _restore_params(folder: Path, best: bool, shapes_alone: bool, may_lack: tuple[str, ...]) -> Restored:
+def _restore_params(folder: Path, best: bool, shapes_alone: bool, optional: tuple[str, ...]) -> Restored:
     record = load_record(folder)
     config = ConfigDict(record["config"])
-    with _open(folder, record, config, best) as found:
-        wanted = parameter_shapes(IVTConfig.from_config(config.model))
-        refuse_other_shapes(found.where, shapes_of(found.shapes), wanted, may_lack)
-        params = found.shapes if shapes_alone else found.read()
+    with _open(folder, record, config, best) as (step, where, read):
+        shapes, wanted = read(shapes_alone=True), parameter_shapes(IVTConfig.from_config(config.model))
+        refuse_other_shapes(where, shapes_of(shapes), wanted, optional)
+        params = shapes if shapes_alone else read()
     if not shapes_alone:
-        refuse_not_finite(found.where, jax.tree.map(lambda x: np.isfinite(x).all(), params))
-    return Restored(config, params, found.step)
+        refuse_not_finite(where, jax.tree.map(lambda x: np.isfinite(x).all(), params))
+    return Restored(config, params, step)
+
+
+@contextlib.contextmanager
+def _open(
+    folder: Path, record: Mapping[str, Any], config: ConfigDict, best: bool
+) -> Iterator[tuple[int, Where, Callable[..., Any]]]:
+    """Yields the step of a folder's parameters, how errors name them, and the function that reads them."""
+    if holds_params_alone(folder):
+        step = record.get("step", 0)
+        read: Callable[..., Any] = functools.partial(read_params, folder / "params")
+        if not (folder / "params").is_dir():
+            read = functools.partial(read_parameter_file, folder / PARAMETER_FILE, config)
+        yield step, Where(f"{folder}, step {step}", "export or convert again"), read
+        return
+    missing = UserError(f"{folder}: no checkpoint yet; train first")
+    if not (folder / "checkpoints").is_dir():
+        raise missing
+    with contextlib.closing(Checkpoints(folder, config.train.select_on)) as checkpoints:
+        step = checkpoints.best_step() if best else checkpoints.latest_step()
+        if step is None:
+            raise missing
+        yield step, checkpoints.describe(step), functools.partial(checkpoints.restore_params, step)
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every leaf, such as "blocks/attn/qkv/kernel"; what a checkpoint keeps as None is left out."""
+    """Returns the shape of every leaf by its path, such as "blocks/attn/qkv/kernel"; None counts as no leaf."""
     return {path: tuple(leaf.shape) for path, leaf in _by_path(tree).items()}
 
 
@@ -244,65 +257,62 @@ def refuse_other_shapes(
     where: Where,
     found: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, tuple[int, ...]],
-    may_lack: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
 ) -> None:
-    """Raises UserError for the first parameter that is missing, unexpected or of another shape than wanted."""
-    for path in (*wanted, *(path for path in found if path not in wanted)):
+    """Raises UserError for the first parameter that is unexpected, missing (unless optional) or of another shape."""
+    for path in {**wanted, **found}:
+        if found.get(path) == wanted.get(path) or (path not in found and path.startswith(optional)):
+            continue
         if path not in wanted:
             fault = f"has shape {found[path]}, and the model of its config has no such parameter"
         elif path not in found:
             fault = "is missing"
         else:
             fault = f"has shape {found[path]}, the model of its config has {wanted[path]}"
-        if found.get(path) != wanted.get(path) and not (path not in found and path.startswith(may_lack)):
-            raise UserError(f"{where.name}: {path} {fault}; {where.remedy}")
+        raise UserError(f"{where.name}: {path} {fault}; {where.remedy}")
 
 
 def refuse_not_finite(where: Where, finite: Any) -> None:
-    """finite: a tree with a truth value for each parameter. Raises UserError for the first that is false."""
-    for path, well in _by_path(finite).items():
-        if not well:
+    """Raises UserError for the first parameter with values that are not finite. finite: a tree with a bool for each."""
+    for path, is_finite in _by_path(finite).items():
+        if not is_finite:
             raise UserError(f"{where.name}: {path} has values that are not finite; {where.remedy}")
 
 
 def holds_params_alone(workdir: Path) -> bool:
-    """Whether a folder is an export or converted weights, not the workdir of a run."""
+    """Returns whether a folder holds exported or converted weights, not a run."""
     has = (workdir / "params").is_dir() or (workdir / PARAMETER_FILE).is_file()
     return has and not (workdir / "checkpoints").is_dir()
 
 
 def read_params(path: Path | str, shapes_alone: bool = False) -> Any:
-    """What `export_params` wrote, as NumPy arrays, or its shapes. Raises UserError where it is no such checkpoint."""
+    """Returns what `export_params` wrote, as NumPy arrays or leaves with a `shape`. Raises UserError if damaged."""
     refuse_path(path, UNREADABLE)
     target = epath.Path(path).absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         found = checkpointer.metadata(target).item_metadata
         if found is None:
             raise UserError(f"{target} is damaged: it holds no parameters; export or convert again")
-        if shapes_alone:
-            return found.tree
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found.tree)
-        return checkpointer.restore(target, restore_args=how)
+        return found.tree if shapes_alone else checkpointer.restore(target, restore_args=_as_numpy(found.tree))
 
 
 def export_params(path: Path | str, params: Any) -> None:
-    """Writes the parameters alone as an Orbax checkpoint; `ocp.StandardCheckpointer().restore(path)` reads them.
+    """Writes parameters as an Orbax checkpoint, which `ocp.StandardCheckpointer().restore(path)` reads.
 
     Raises UserError if they cannot be read again.
     """
     refuse_path(path, UNREADABLE)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(epath.Path(path).absolute(), params)
-    fault = find_fault(Path(path), shapes_of(params))
-    if fault:
+    if fault := find_fault(Path(path), shapes_of(params)):
         raise UserError(f"{path}: the parameters could not be written: {fault}")
 
 
 def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Returns what is wrong with the arrays that Orbax wrote into a folder, as a clause; "" if nothing is.
 
-    shapes: path -> shape of every array written. Reads all metadata and no values: every array must have its shape and
-    all its chunks, and every file of chunks must exist in its full length.
+    shapes: of every array written, by path. Reads metadata and no values: every array must have its shape and all its
+    chunks, and every file of chunks must have its full length.
     """
     try:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
@@ -316,9 +326,9 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Returns which array is missing, has another shape or lacks chunks, as a clause; "" if none.
+    """Returns which array is missing, has another shape or too few chunks, as a clause; "" if none.
 
-    keys: of the database, "ARRAY/CHUNK".
+    keys: the database's, "ARRAY/CHUNK".
     """
     found, parts = _by_path(tree), [key.rpartition(b"/") for key in keys]
     stored = collections.Counter(array.decode() for array, _, chunk in parts if chunk != b".zarray")
@@ -342,7 +352,7 @@ def _find_short_file(folder: Path, lengths: Mapping[str, int]) -> str:
 
 
 def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
-    """Returns, by file, how many bytes of it an OCDBT database refers to, from `node` (default: its manifest) on."""
+    """Returns the bytes of each file that an OCDBT database refers to, below `node` (default: its manifest)."""
     lengths: dict[str, int] = {}
     dumped = str(tensorstore.ocdbt.dump(files, node).result())
     for kind, base, name, offset, length in _REFERENCE.findall(dumped):
@@ -353,38 +363,8 @@ def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
     return lengths
 
 
-class _Found(NamedTuple):
-    """Parameters that can be read: their step, how errors name them, leaves that tell their `shape`, and how to."""
-
-    step: int
-    where: Where
-    shapes: Any
-    read: Callable[[], Any]
-
-
-@contextlib.contextmanager
-def _open(folder: Path, record: Mapping[str, Any], config: ConfigDict, best: bool) -> Iterator[_Found]:
-    """The parameters of a folder, whichever kind it is."""
-    if holds_params_alone(folder):
-        step = record.get("step", 0)
-        where = Where(f"{folder}, step {step}", "export or convert again")
-        read: Callable[..., Any] = functools.partial(read_params, folder / "params")
-        if not (folder / "params").is_dir():
-            read = functools.partial(read_parameter_file, folder / PARAMETER_FILE, config)
-        yield _Found(step, where, read(shapes_alone=True), read)
-        return
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: no checkpoint yet; train first")
-    with contextlib.closing(Checkpoints(folder, config.train.select_on)) as checkpoints:
-        step = checkpoints.best_step() if best else checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{folder}: no checkpoint yet; train first")
-        read = functools.partial(checkpoints.restore_params, step)
-        yield _Found(step, checkpoints.describe(step), checkpoints.params_shapes(step), read)
-
-
-def _finite(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+def _as_numpy(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Parameters as a safetensors file, which other programs read without JAX, Orbax or ivt_jax.
 
-A tensor is called as its parameter, with dots: blocks.attn.qkv.kernel, (depth, width, 3 * width) float32. The layout is
-the model's own: `x @ kernel + bias`, the blocks stacked along the first axis.
+A tensor has the name of its parameter, with dots: blocks.attn.qkv.kernel, (depth, width, 3 * width) float32. The layout
+is the model's: `x @ kernel + bias`, with blocks stacked along the first axis.
 """
 
 import hashlib
@@ -22,21 +22,20 @@ NAME = "model.safetensors"
 
 
 def write_parameter_file(path: Path, params: Any, config: ConfigDict) -> None:
-    """Writes parameters (NumPy arrays); the metadata tell the format of the folder and the digest of the config."""
+    """Writes parameters (NumPy arrays) as float32, with the folder's format and the config's digest as metadata."""
     from safetensors.numpy import save
 
-    flat = flatten_dict(params, sep=".")
-    # In C order: safetensors writes the memory of an array as it lies.
-    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
+    # In C order: safetensors writes the memory of an array without regard to strides.
+    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in flatten_dict(params, sep=".").items()}
     content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
-    path.write_bytes(content)  # `save_file` would make a file that its owner alone may read
+    path.write_bytes(content)  # `save_file` would create a file that only its owner may read
 
 
 def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = False) -> Any:
     """Returns the tree of parameters that `write_parameter_file` wrote, as float32, or leaves with only a `shape`.
 
-    Raises UserError if the file cannot be read, was written with another config, or has a tensor whose dtype no weight
-    may have.
+    Raises UserError if the file cannot be read, was written with another config, or has a tensor of another dtype than
+    weights may have.
     """
     refuse_other_metadata(path, config)
     header = read_header(path)
@@ -48,25 +47,27 @@ def read_parameter_file(path: Path, config: ConfigDict, shapes_alone: bool = Fal
         return unflatten_dict(leaves, sep=".")
     from safetensors.numpy import load_file
 
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite; their users refuse them
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, which callers refuse
         return unflatten_dict({name: np.asarray(x, np.float32) for name, x in load_file(path).items()}, sep=".")
 
 
 def refuse_other_metadata(path: Path, config: ConfigDict) -> None:
-    """Raises UserError where a file tells a format above ours, or that it was written with another config.
+    """Raises UserError if a file has a newer format or was written with another config.
 
-    Sizes such as the number of heads are in no tensor's shape: with another config the model computes something else.
+    With another config, such as another number of heads, equal shapes would compute something else.
     """
-    told = read_header(path).metadata
-    version = told.get("ivt_jax_format", "1")
+    metadata = read_header(path).metadata
+    version = metadata.get("ivt_jax_format", "1")
     if not version.isdecimal() or int(version) > FORMAT:
         raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
-    if told.get("config_sha256") not in (None, config_digest(config)):
-        raise UserError(f"{path} was written with another config than config.json beside it holds: bring that one back")
+    if metadata.get("config_sha256") not in (None, config_digest(config)):
+        raise UserError(
+            f"{path} was written with another config than config.json beside it holds: restore that config.json"
+        )
 
 
 def config_digest(config: ConfigDict) -> str:
-    """SHA-256 of the config as JSON: keys sorted, separated as `json.dumps` does."""
+    """Returns the SHA-256 of the config as `json.dumps` writes it with sorted keys."""
     return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step under way is saved before the run ends; where nothing would be lost, it ends at once."""
+"""SIGTERM and Ctrl-C: during training the current step is saved before the run ends; otherwise it ends at once."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ from ivt_jax.run import watchdog
 
 EXIT_CODE = 75  # the same command resumes
 
-_asked = threading.Event()  # to end after the step under way
-_training = threading.Event()  # there is a step to lose
-_shared = threading.Event()  # with other processes: SIGTERM is JAX's
+_asked = threading.Event()  # a signal has arrived
+_training = threading.Event()  # steps would be lost
+_shared = threading.Event()  # several processes: JAX handles SIGTERM
 
 
 def listen() -> None:
-    """Answers the signals from now on, in a thread of its own: the main one may be compiling for minutes.
+    """Handles the signals in a thread of its own from now on, since the main thread may compile for minutes.
 
-    What ignores Ctrl-C from its start, such as a job in the background, goes on ignoring it.
+    A process that ignores Ctrl-C from its start, such as a job in the background, still ignores it.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -30,14 +30,14 @@ def listen() -> None:
 
 
 def share() -> None:
-    """After jax.distributed.initialize, which takes SIGTERM: JAX tells the other processes, and all agree on a step."""
+    """Leaves SIGTERM to JAX, so that all processes agree on a step. Call after jax.distributed.initialize."""
     _shared.set()
 
 
 def reached(step: int) -> bool:
-    """Whether the run is to save this step and to end. All processes ask after every step; it costs microseconds.
+    """Returns whether the run must save this step and end. Every process calls it after every step (microseconds).
 
-    From the first call on signals wait for the next one.
+    From the first call on, a signal takes effect at the next call.
     """
     _training.set()
     if _shared.is_set():
@@ -48,14 +48,14 @@ def reached(step: int) -> bool:
 
 
 def over() -> None:
-    """After the last step: signals end the run at once again."""
+    """Ends the training: from now on, a signal ends the run at once again."""
     _training.clear()
     if _asked.is_set():
         _end()
 
 
 def _answer(reader: socket.socket, _writer: socket.socket) -> None:
-    """`_writer` is kept open; the signal handler writes to it."""
+    """Waits for signals. `_writer` is passed to stay open: Python's signal handler writes to it."""
     interrupts = 0
     while True:
         number = reader.recv(1)[0]
@@ -63,12 +63,12 @@ def _answer(reader: socket.socket, _writer: socket.socket) -> None:
         if interrupts == 2:
             os._exit(128 + signal.SIGINT)
         if number == signal.SIGINT and _shared.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)  # tells all processes
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX passes it on to all processes
         else:
-            _asked.set()  # and then the look at `_training`; `over` does it the other way round, so one sees the other
-            if not _training.is_set():
+            _asked.set()
+            if not _training.is_set():  # read after setting _asked; `over` does the opposite, so neither is missed
                 _end()
 
 
 def _end() -> NoReturn:
-    watchdog.end(EXIT_CODE, "preempted: nothing is lost; the same command goes on")
+    watchdog.end(EXIT_CODE, "preempted: nothing is lost; the same command continues")

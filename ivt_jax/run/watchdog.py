@@ -1,4 +1,4 @@
-"""What ends a run that cannot go on: another process of it is gone, or nothing moves. The same command resumes."""
+"""Ends a run that cannot continue: another of its processes is lost, or no step ends. The same command resumes it."""
 
 import contextlib
 import ctypes
@@ -13,48 +13,55 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 EXIT_CODE = 76
-# What collectives, the coordination service and its transport say when they lose a process.
+# Words in the errors of collectives, the coordination service and its transport after they lose a process.
 _LOST = re.compile(r"gloo|nccl|coordination ?service|heartbeat|unavailable|deadline_exceeded|connection|socket", re.I)
 
-_ending = threading.Lock()
+_ending = threading.Lock()  # acquired once, by the thread that ends the process
 
 
 def end(code: int, line: str) -> NoReturn:
-    """Says the line and ends the process now: Python's end would wait for the other processes. The first call wins."""
-    _ending.acquire()  # for good
+    """Prints the line and exits at once; Python's own exit would wait for other processes. The first call wins."""
+    _ending.acquire()
     print(line, file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether this error of JAX means that another process cannot be reached any more."""
+    """Returns whether JAX raised this error because it cannot reach another process."""
     return isinstance(error, (RuntimeError, ValueError)) and bool(_LOST.search(str(error)))
 
 
-def lost_process(why: object) -> NoReturn:
-    """Ends the run: `why` is what JAX says."""
-    reason = str(why).strip().splitlines()[0]
+def lost_process(error: object) -> NoReturn:
+    """Ends the run because of this error of JAX."""
+    reason = str(error).strip().splitlines()[0]
     end(EXIT_CODE, f"error: another process of the run is gone ({reason}); the same command resumes")
 
 
-def leave(code: int, seconds: int = 5) -> NoReturn:
-    """Ends a process by its own fault. Others of the run may have met the same: they get `seconds` to say so."""
-    from jax._src.distributed import global_state  # multihost_utils has no barrier with a limit
+def coordination_client() -> Any:
+    """Returns JAX's client of the coordination service, None in a run of one process.
 
+    It is not public. jax.experimental.multihost_utils communicates through devices only, and without a time limit.
+    """
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def leave(code: int, seconds: int = 5) -> NoReturn:
+    """Exits after an error of this process. Waits up to `seconds` for others, which may be printing the same error."""
     _ending.acquire()
-    if global_state.client:
+    if client := coordination_client():
         with contextlib.suppress(RuntimeError, ValueError):
-            global_state.client.wait_at_barrier("ivt_jax: failed", seconds * 1000)
+            client.wait_at_barrier("ivt_jax: failed", seconds * 1000)
     sys.stdout.flush()
     os._exit(code)
 
 
 def answer_abort() -> None:
-    """Makes one line and an exit code of it where JAX aborts the process because its heartbeat lost another.
+    """Replaces the abort by which JAX ends this process after another stopped its heartbeat: one line, exit code 76.
 
-    JAX does so in a thread of C++, which is no Python thread; Python's own handlers would run too late. (The client's
-    `missed_heartbeat_callback` would be the place, but its argument cannot be converted: std::bad_cast.) Any other
-    abort of the main thread stays what it is.
+    JAX aborts in a C++ thread, where handlers of Python would run too late. The client's `missed_heartbeat_callback`
+    cannot be used: its argument has no conversion (std::bad_cast). Aborts of the main thread are not changed.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -62,24 +69,24 @@ def answer_abort() -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def answer(number: int) -> None:
         if threading.get_ident() == threading.main_thread().ident:
-            libc.signal(number, None)  # the default, which follows
+            libc.signal(number, None)  # the default action follows
         else:
             lost_process("JAX's own words are above")
 
-    answer_abort.kept = answer  # type: ignore[attr-defined]  # as long as the process may abort
+    answer_abort.kept = answer  # type: ignore[attr-defined]  # or Python would free it
     libc.signal(signal.SIGABRT, ctypes.cast(answer, ctypes.c_void_p))
 
 
 class Watchdog:
-    """Ends the run, with the stack of every thread, where `limit` seconds pass after a `feed` without another.
+    """Ends the run, printing the stack of every thread, if `limit` seconds pass after a `feed` without another.
 
-    limit: 0 for never. Time in which the process itself was stopped does not count.
+    limit: 0 for no limit. Time in which the process was stopped does not count.
     """
 
     def __init__(self, limit: float):
         self._limit, self._tick = limit, min(1.0, limit / 4)
-        # Seconds since it was fed; None while it rests. Each feed has a list of its own: what the thread is just adding
-        # to an old one then neither counts for the new one nor ends a rest.
+        # Seconds since the last feed, None while resting. Every feed makes a new list: if the thread adds to an old
+        # list at the same moment, that neither counts for the new feed nor ends a rest.
         self._idle: list[float] | None = None
         self._closed = threading.Event()
 
@@ -92,12 +99,12 @@ class Watchdog:
         self._closed.set()
 
     def feed(self) -> None:
-        """There is progress; the first call starts the clock."""
+        """Restarts the clock; the first call starts it."""
         self._idle = [0.0]
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """For work that may take long, such as a validation."""
+        """Stops the clock during long work such as a validation."""
         self._idle = None
         yield
         self.feed()
@@ -105,8 +112,7 @@ class Watchdog:
     def _watch(self) -> None:
         then = time.monotonic()
         while not self._closed.wait(self._tick):
-            now = time.monotonic()
-            idle = self._idle
+            now, idle = time.monotonic(), self._idle
             if idle is not None:
                 idle[0] += min(now - then, 2 * self._tick)
                 if idle[0] > self._limit and idle is self._idle:
@@ -115,11 +121,7 @@ class Watchdog:
 
     def _bite(self) -> None:
         _ending.acquire()
-        print(
-            f"error: no step in {self._limit:g} s (runtime.watchdog): the run hangs; the same command resumes. What "
-            "every thread was doing:",
-            file=sys.stderr,
-            flush=True,
-        )
+        cause = f"no step in {self._limit:g} s (runtime.watchdog): the run hangs"
+        print(f"error: {cause}; the same command resumes. Stacks of all threads:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.stderr)
         os._exit(EXIT_CODE)

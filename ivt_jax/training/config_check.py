@@ -1,7 +1,8 @@
-"""Checks a config before anything is compiled or written: the bounds of every number, then values that must agree."""
+"""Checks a config before anything is compiled or written: each value by itself, then values that must agree."""
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -33,9 +34,9 @@ CHOICES = {
 
 
 class Bound(NamedTuple):
-    """The values that a number may have. words: what an error says is expected; most: the largest that fits."""
+    """The values that a number may have."""
 
-    words: str
+    words: str  # for errors: what is expected
     holds: Callable[[float], bool]
     whole: bool = False
     most: float = 3.4e38  # about the largest float32
@@ -50,99 +51,71 @@ POSITIVE = Bound("more than 0", lambda x: x > 0)
 SHARE = Bound("a share from 0 to 1", lambda x: 0 <= x <= 1)
 RATE = Bound("a share from 0 to below 1", lambda x: 0 <= x < 1)
 
-# Every number of configs/default.py. text.length and model.image_size have tighter bounds below.
+# The bound of every number of configs/default.py, by section. text.length and model.image_size have tighter ones below.
 BOUNDS = {
-    "seed": WHOLE._replace(most=INT64),
-    "data.val_persons": RATE,
-    "data.max_damaged": SHARE,
-    "data.label_noise": SHARE,
-    "data.batch_size": COUNT,
-    "data.instances": COUNT,
-    "augment.pad": WHOLE,
-    "augment.flip": SHARE,
-    "augment.erase": SHARE,
-    "text.length.sentence": COUNT,
-    "text.length.phrase": COUNT,
-    "text.length.word": COUNT,
-    "model.patch_size": COUNT,
-    "model.stride": COUNT,
-    "model.width": COUNT,
-    "model.depth": COUNT,
-    "model.num_heads": COUNT,
-    "model.mlp_ratio": POSITIVE,
-    "model.vocab_size": COUNT,
-    "model.max_text_length": COUNT,
-    "model.dropout": RATE,
-    "model.drop_path": RATE,
-    "model.init_std": POSITIVE,
-    "model.norm_epsilon": POSITIVE,
-    "mla.weight": NOT_NEGATIVE,
-    "mla.views": COUNT,
-    "mla.groups": COUNT,
-    "bmm.align_ratio": SHARE,
-    "bmm.word_weight": NOT_NEGATIVE,
-    "bmm.word_ratio": SHARE,
-    "bmm.patch_weight": NOT_NEGATIVE,
-    "bmm.patch_ratio": SHARE,
-    "bmm.patch_block": COUNT,
-    "bmm.rows": WHOLE,
-    "optimizer.learning_rate": NOT_NEGATIVE,
-    "optimizer.bias_learning_rate": NOT_NEGATIVE,
-    "optimizer.start": NOT_NEGATIVE,
-    "optimizer.floor": NOT_NEGATIVE,
-    "optimizer.warmup_epochs": NOT_NEGATIVE,
-    "optimizer.momentum": RATE,
-    "optimizer.b1": RATE,
-    "optimizer.b2": RATE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.clip_norm": NOT_NEGATIVE,
-    "optimizer.layer_decay": SHARE,
-    "optimizer.ema": RATE,
-    "train.epochs": COUNT,
-    "train.first_epoch": WHOLE,
-    "train.steps": WHOLE,
-    "train.eval_every": WHOLE,
-    "train.max_bad_steps": COUNT,
-    "train.spike_factor": NOT_NEGATIVE,
-    "runtime.mesh.data": AXIS,
-    "runtime.mesh.fsdp": AXIS,
-    "runtime.microbatches": COUNT,
-    "runtime.log_every": COUNT,
-    "runtime.checkpoint_every": COUNT,
-    "runtime.eval_batch_size": COUNT,
-    "runtime.heartbeat": COUNT,
-    "runtime.watchdog": WHOLE,
+    f"{section}{key}": bound
+    for section, bound, keys in (
+        ("", WHOLE._replace(most=INT64), "seed"),
+        ("data.", COUNT, "batch_size instances"),
+        ("data.", SHARE, "max_damaged label_noise"),
+        ("data.", RATE, "val_persons"),
+        ("augment.", WHOLE, "pad"),
+        ("augment.", SHARE, "flip erase"),
+        ("text.length.", COUNT, "sentence phrase word"),
+        ("model.", COUNT, "patch_size stride width depth num_heads vocab_size max_text_length"),
+        ("model.", POSITIVE, "mlp_ratio init_std norm_epsilon"),
+        ("model.", RATE, "dropout drop_path"),
+        ("mla.", COUNT, "views groups"),
+        ("mla.", NOT_NEGATIVE, "weight"),
+        ("bmm.", COUNT, "patch_block"),
+        ("bmm.", WHOLE, "rows"),
+        ("bmm.", NOT_NEGATIVE, "word_weight patch_weight"),
+        ("bmm.", SHARE, "align_ratio word_ratio patch_ratio"),
+        ("optimizer.", NOT_NEGATIVE, "learning_rate bias_learning_rate start floor warmup_epochs"),
+        ("optimizer.", NOT_NEGATIVE, "weight_decay clip_norm"),
+        ("optimizer.", SHARE, "layer_decay"),
+        ("optimizer.", RATE, "momentum b1 b2 ema"),
+        ("train.", COUNT, "epochs max_bad_steps"),
+        ("train.", WHOLE, "first_epoch steps eval_every"),
+        ("train.", NOT_NEGATIVE, "spike_factor"),
+        ("runtime.mesh.", AXIS, "data fsdp"),
+        ("runtime.", COUNT, "microbatches log_every checkpoint_every eval_batch_size heartbeat"),
+        ("runtime.", WHOLE, "watchdog"),
+    )
+    for key in keys.split()
 }
-SHORTEST = 3  # tokens of a text: [CLS], one of the caption, [SEP]
+SHORTEST = 3  # tokens of a text: [CLS], one word, [SEP]
 
 
 def check_config(config: ConfigDict, devices: int = 1, resumed: bool = False) -> None:
-    """Raises UserError, in one line, for the first fault of a config that `devices` devices are to train.
+    """Raises UserError, in one line, for the first fault of a config to be trained on this number of devices.
 
-    resumed: for a run that has begun, whose geometry of patches and crops stays as it is (`find_geometry_faults`).
+    resumed: for a run that has begun; it keeps a geometry of patches and crops that a new run may not have.
     """
     check_keys(config)
-    fault = next(find_faults(config, devices), None) or (None if resumed else next(find_geometry_faults(config), None))
-    if fault:
-        raise UserError(fault)
+    # Each expects a config without the faults before it.
+    faults = chain(_text_faults(config), _model_faults(config), _batch_faults(config, devices), _epoch_faults(config))
+    _raise_first(faults if resumed else chain(faults, _geometry_faults(config)))
 
 
 def check_keys(config: ConfigDict) -> None:
     """Raises UserError, in one line, for the first key whose value is wrong whatever the other keys are."""
-    fault = next(find_key_faults(config), None)
-    if fault:
+    _raise_first(_key_faults(config))
+
+
+def _raise_first(faults: Iterator[str]) -> None:
+    for fault in faults:
         raise UserError(fault)
 
 
-def find_key_faults(config: ConfigDict) -> Iterator[str]:
+def _key_faults(config: ConfigDict) -> Iterator[str]:
     """Yields one line for each key that has a wrong value."""
     values = flatten(config.to_dict())
     for key, known in CHOICES.items():
         if values[key] not in known:
             yield f'{key} is "{values[key]}"; expected one of {", ".join(known)}'
     for key, bound in BOUNDS.items():
-        expected = _expected(bound, values[key])
-        if expected:
+        if expected := _expected(bound, values[key]):
             yield f"{key} is {values[key]}; expected {expected}"
     size = _as_tuple(values["model.image_size"])
     if not isinstance(size, tuple) or len(size) != 2:
@@ -155,7 +128,7 @@ def find_key_faults(config: ConfigDict) -> Iterator[str]:
 
 
 def _expected(bound: Bound, value: Any) -> str:
-    """Returns what a key with this bound should be, or "" if `value` is that."""
+    """Returns the values that a bound allows, for an error, or "" if it allows this value."""
     if isinstance(value, bool) or not isinstance(value, int if bound.whole else (int, float)):
         return "a whole number" if bound.whole else "a number"
     if isinstance(value, float) and not math.isfinite(value):
@@ -166,16 +139,7 @@ def _expected(bound: Bound, value: Any) -> str:
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # config.json holds tuples as lists
-
-
-def find_faults(config: ConfigDict, devices: int) -> Iterator[str]:
-    """Yields one line for each set of values that do not go together; expects each key to be valid by itself."""
-    yield from _text_faults(config)
-    yield from _model_faults(config)
-    yield from _batch_faults(config, devices)
-    if config.train.first_epoch > config.train.epochs:
-        yield f"train.first_epoch {config.train.first_epoch} lies behind the last, train.epochs {config.train.epochs}"
+    return tuple(value) if isinstance(value, list) else value  # config.json has lists instead of tuples
 
 
 def _text_faults(config: ConfigDict) -> Iterator[str]:
@@ -193,73 +157,22 @@ def _text_faults(config: ConfigDict) -> Iterator[str]:
 
 
 def _model_faults(config: ConfigDict) -> Iterator[str]:
-    model = config.model
+    model, size = config.model, tuple(config.model.image_size)
     if model.width % model.num_heads:
         yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
     if int(model.width * model.mlp_ratio) < 1:
         yield f"model.mlp_ratio {model.mlp_ratio} of model.width {model.width} is less than one unit of an MLP"
     if model.attention == "cudnn" and model.dtype == "float32":
         yield "model.attention cudnn needs model.dtype bfloat16"
-    yield from _patch_faults(config)
-
-
-def _patch_faults(config: ConfigDict) -> Iterator[str]:
-    model, size = config.model, tuple(config.model.image_size)
     if min(size) < model.patch_size:
         yield f"model.image_size {size} is smaller than model.patch_size {model.patch_size}"
-        return
     patches = num_patches(size, model.patch_size, model.stride)
     if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
 
 
-def find_geometry_faults(config: ConfigDict) -> Iterator[str]:
-    """Yields one line for each way in which a model could miss pixels; expects a config without other faults.
-
-    No new run begins with such a config. Runs of older versions did, train well and can be resumed.
-    """
-    model, size = config.model, tuple(config.model.image_size)
-    if model.stride > model.patch_size:
-        yield (
-            f"model.stride {model.stride} is larger than model.patch_size {model.patch_size}: no patch would cover "
-            f"the pixels between them; choose a stride of 1 to {model.patch_size}"
-        )
-    if model.stride == model.patch_size and unseen_pixels(model) != (0, 0):
-        patch = model.patch_size
-        smaller, larger = tuple(x // patch * patch for x in size), tuple(-(-x // patch) * patch for x in size)
-        yield f"model.image_size {size}: {_unseen(model)}; choose {smaller} or {larger}"
-    if config.augment.pad >= min(size):
-        yield (
-            f"augment.pad {config.augment.pad} is not below the shorter side of model.image_size {size}: "
-            "a random crop could miss the image"
-        )
-
-
-def unseen_pixels(model: ConfigDict) -> tuple[int, int]:
-    """Returns how many rows at the bottom and columns at the right of an image no patch covers."""
-    rows, columns = ((extent - model.patch_size) % model.stride for extent in model.image_size)
-    return rows, columns
-
-
-def edge_notice(config: ConfigDict) -> str:
-    """Returns a line about pixels that no patch covers at the edges, or "".
-
-    In a new run, patches without overlap must cover the image. Overlapping ones need not, since the release's do not:
-    at stride 12, they leave 8 rows and 4 columns of 384x128 out.
-    """
-    if unseen_pixels(config.model) == (0, 0):
-        return ""
-    return f"note: model.image_size {tuple(config.model.image_size)}: {_unseen(config.model)}"
-
-
-def _unseen(model: ConfigDict) -> str:
-    sides = zip(unseen_pixels(model), model.image_size, ("rows", "columns"), strict=True)
-    parts = " and ".join(f"the last {unseen} of {extent} {side}" for unseen, extent, side in sides if unseen)
-    return f"patches of {model.patch_size} at stride {model.stride} do not cover {parts}"
-
-
 def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
-    batch_size = config.data.batch_size
+    batch_size, parts = config.data.batch_size, config.runtime.microbatches
     if not (config.mla.weight or config.bmm.word_weight or config.bmm.patch_weight):
         yield "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
     if config.bmm.rows and batch_size % config.bmm.rows:
@@ -270,7 +183,6 @@ def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     for name, divisor in divisors.items():
         if batch_size % divisor:
             yield f"data.batch_size {batch_size} is not a multiple of {name}"
-    parts = config.runtime.microbatches
     for name, rows in (("data.batch_size", batch_size), ("bmm.rows", config.bmm.rows)):
         if parts > 1 and rows % (parts * devices):
             yield f"{name} {rows} is not a multiple of runtime.microbatches {parts} times {devices}, the devices"
@@ -279,3 +191,48 @@ def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
             f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: it must "
             "divide them or be a multiple of them"
         )
+
+
+def _epoch_faults(config: ConfigDict) -> Iterator[str]:
+    if config.train.first_epoch > config.train.epochs:
+        yield f"train.first_epoch {config.train.first_epoch} is after the last, train.epochs {config.train.epochs}"
+
+
+def _geometry_faults(config: ConfigDict) -> Iterator[str]:
+    """Yields one line for each way in which a new run's model could miss pixels.
+
+    Runs of older versions may have such a config; they train well and can be resumed.
+    """
+    model, size = config.model, tuple(config.model.image_size)
+    if model.stride > model.patch_size:
+        yield (
+            f"model.stride {model.stride} is larger than model.patch_size {model.patch_size}: no patch would cover "
+            f"the pixels between them; choose a stride of 1 to {model.patch_size}"
+        )
+    if model.stride == model.patch_size and (unseen := _unseen(model)):
+        patch = model.patch_size
+        smaller, larger = tuple(x // patch * patch for x in size), tuple(-(-x // patch) * patch for x in size)
+        yield f"model.image_size {size}: {unseen}; choose {smaller} or {larger}"
+    if config.augment.pad >= min(size):
+        yield (
+            f"augment.pad {config.augment.pad} is not below the shorter side of model.image_size {size}: "
+            "a random crop could miss the image"
+        )
+
+
+def edge_notice(config: ConfigDict) -> str:
+    """Returns a line about pixels at the edges that no patch covers, or "".
+
+    In a new run, patches without overlap must cover the image. Overlapping ones need not, since the release's do not:
+    at stride 12, they leave 8 rows and 4 columns of 384x128 out.
+    """
+    unseen = _unseen(config.model)
+    return f"note: model.image_size {tuple(config.model.image_size)}: {unseen}" if unseen else ""
+
+
+def _unseen(model: ConfigDict) -> str:
+    """Returns which last rows and columns of an image no patch covers, as a clause; "" if none."""
+    unseen = [(extent - model.patch_size) % model.stride for extent in model.image_size]
+    sides = zip(unseen, model.image_size, ("rows", "columns"), strict=True)
+    parts = " and ".join(f"the last {count} of {extent} {side}" for count, extent, side in sides if count)
+    return f"patches of {model.patch_size} at stride {model.stride} do not cover {parts}" if parts else ""

@@ -1,18 +1,18 @@
-"""The run: set up, train, select on validation, report test once. Readable from top to bottom."""
+"""The run: set up, train, select on validation, test once, report."""
 
 import collections
 import concurrent.futures
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
@@ -35,12 +35,12 @@ from ivt_jax.run.workdir import (
     make_workdir,
     read_json,
     record_config,
-    recorded_pictures,
+    recorded_images,
     refuse_other_config,
     refuse_other_data,
 )
 from ivt_jax.training.config_check import check_config, edge_notice
-from ivt_jax.training.init_from import NOTHING, given_params
+from ivt_jax.training.init_from import NOTHING, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
 from ivt_jax.training.program import Program, batch_shapes, build_program
@@ -48,69 +48,105 @@ from ivt_jax.training.sharding import global_batch, local_copy, sharding_table
 from ivt_jax.training.train_step import TrainState
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Trains (or resumes) the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
+class Run(NamedTuple):
+    """A config with its data, its order of batches and its program."""
 
-    A run that is complete is left as it is; one that is preempted saves its step and exits with 75.
+    config: ConfigDict
+    workdir: Path
+    source: pipeline.Source
+    tokenizer: Tokenizer
+    plans: EpochPlans
+    epoch_starts: np.ndarray  # the step at which each epoch starts
+    total_steps: int
+    program: Program
+    progress: Progress
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Trains or resumes the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
+
+    A complete run is left unchanged. A preempted run saves its step and exits with 75.
     """
+    run = set_up(config, workdir)
+    # Read before the workdir is created, so that an error leaves none. A run with checkpoints does not need it.
+    initial = NOTHING if (workdir / "checkpoints").exists() else initial_params(config)
+    checkpoints = open_checkpoints(run)
+    start = checkpoints.latest_step() or 0
+    refuse_other_length(run, start)
+    if start == run.total_steps and is_reported(workdir, start):
+        run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
+        return
+    if not start and initial is NOTHING:  # stopped before its first checkpoint
+        initial = initial_params(config)
+    announce(run, start, initial.summary)
+    train(run, checkpoints, start, initial.params)
+    preemption.over()
+    test_and_report(run)
+
+
+def set_up(config: ConfigDict, workdir: Path) -> Run:
+    """Checks the config against the devices and the workdir, opens the data, builds the program. Writes no workdir."""
     check_config(config, jax.device_count(), resumed=(workdir / "config.json").exists())
     refuse_path(workdir, UNWRITABLE)
     if holds_params_alone(workdir):
         raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")
-    first = jax.process_index() == 0
     refuse_other_config(workdir, config)
-    source = pipeline.open_split(config, "train", recorded_pictures(workdir))
+    source = pipeline.open_split(config, "train", recorded_images(workdir))
     refuse_other_data(workdir, source.annotations)
     tokenizer = folder_tokenizer(workdir, config)
-    plans = EpochPlans(
-        source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
-        config.seed,
-    )  # fmt: skip
+    data = config.data
+    plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
     program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
+    progress = Progress(total_steps, data.batch_size)
+    return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
 
-    progress = Progress(total_steps, config.data.batch_size)
-    # Before the workdir is made: a fault leaves none. A run that has checkpoints no longer needs what it started from.
-    given = NOTHING if (workdir / "checkpoints").exists() else given_params(config)
-    make_workdir(workdir)
-    if first:
-        hold_workdir(workdir)
-    set_damaged_aside(workdir, config.runtime.on_damage, progress.say)
-    checkpoints = Checkpoints(workdir, config.train.select_on)
-    start = checkpoints.latest_step() or 0
-    refuse_other_length(workdir, config, epoch_starts, start)
-    if start == total_steps and is_reported(workdir, start):
-        return progress.say(f"complete: {total_steps} steps, tested; report: {workdir / 'report.html'}")
-    progress.say(f"{'resuming at' if start else 'training from'} step {start} of {total_steps}: {workdir}")
-    if notice := edge_notice(config):
-        progress.say(notice)
-    if config.train.select_on == "test":
-        progress.say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
-    if not start and given is NOTHING:
-        given = given_params(config)
-    if given.told:
-        progress.say(given.told)
-    compiling: Any = None
-    if start < total_steps:  # the step's program is made while the state and the first batch are
+
+def open_checkpoints(run: Run) -> Checkpoints:
+    """Creates and locks the workdir, moves damaged checkpoints away, opens the others."""
+    make_workdir(run.workdir)
+    if jax.process_index() == 0:
+        hold_workdir(run.workdir)
+    set_damaged_aside(run.workdir, run.config.runtime.on_damage, run.progress.say)
+    return Checkpoints(run.workdir, run.config.train.select_on)
+
+
+def announce(run: Run, start: int, initial: str) -> None:
+    """Logs where training starts and what to know about its figures. initial: the line about `train.init_from`."""
+    say = run.progress.say
+    say(f"{'resuming at' if start else 'training from'} step {start} of {run.total_steps}: {run.workdir}")
+    if notice := edge_notice(run.config):
+        say(notice)
+    if run.config.train.select_on == "test":
+        say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
+    if initial:
+        say(initial)
+
+
+def train(run: Run, checkpoints: Checkpoints, start: int, params: Mapping[str, np.ndarray]) -> None:
+    """Trains from step `start` to the last one, saving and validating. params: by path, the initial parameters.
+
+    Metrics are read one step late, so that the device never waits for the host.
+    """
+    config, program, progress = run.config, run.program, run.progress
+    first, run_step = jax.process_index() == 0, None
+    if start < run.total_steps:  # in a thread, while this one creates the state and the first batch
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_step, program, config, progress)
-    hyperparameters = program.hyperparameters()  # on the devices once: a step waits for no transfer
-    state = checkpoints.restore(start, program.target) if start else start_state(program, given.params)
+    hyperparameters = program.hyperparameters()  # copied to the devices once: no step waits for a transfer
+    state = checkpoints.restore(start, program.target) if start else start_state(program, params)
     if first:
-        record_config(workdir, config, source.annotations, tokenizer, source.pictures)
-        write_text(workdir / "parameters.txt", parameter_table(program.target.params) + "\n")
-        write_text(workdir / "sharding.txt", sharding_table(program.mesh.shape, program.target) + "\n")
-    log = ScalarLog(workdir, start, enabled=first)
-    validate = make_validation(config, program, tokenizer, source.pictures)
-    due = functools.partial(is_due, every=config.train.eval_every, starts=epoch_starts, last=total_steps)
-    rows = pipeline.train_batches(config, source, tokenizer, plans, start, jax.process_index(), jax.process_count())
-    run_step = None
-    # Metrics are read one step late, so that the device never waits for the host.
+        record(run)
+    log = ScalarLog(run.workdir, start, enabled=first)
+    validate = make_validation(run)
+    batches = pipeline.train_batches(
+        config, run.source, run.tokenizer, run.plans, start, jax.process_index(), jax.process_count()
+    )
     pending: collections.deque[tuple[int, Any]] = collections.deque()
-    # `rows` end before Python does: TensorFlow's threads could not be stopped any more.
-    with contextlib.closing(rows), Watchdog(config.runtime.watchdog) as watchdog:
-        timed = progress.timed(rows, lambda: bool(pending) and not pending[-1][1]["loss"].is_ready())
-        for step, batch in zip(range(start + 1, total_steps + 1), timed, strict=False):
+    # `batches` must be closed before Python ends, or TensorFlow's threads could not be stopped.
+    with contextlib.closing(batches), Watchdog(config.runtime.watchdog) as watchdog:
+        timed = progress.timed(batches, lambda: bool(pending) and not pending[-1][1]["loss"].is_ready())
+        for step, batch in zip(range(start + 1, run.total_steps + 1), timed, strict=False):
             batch = global_batch(program.mesh, batch)
             if not run_step:
                 run_step = compiling.result()
@@ -118,18 +154,18 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
             state, metrics = run_step(state, batch, hyperparameters)
             watchdog.feed()
             pending.append((step, metrics))
-            validates, preempted = due(step), preemption.reached(step)
+            validates = is_due(step, every=config.train.eval_every, starts=run.epoch_starts, last=run.total_steps)
+            preempted = preemption.reached(step)
             saves = validates or preempted or step % config.runtime.checkpoint_every == 0
-            while len(pending) > (0 if saves else 1):  # what precedes a checkpoint is logged before it
-                report_step(pending.popleft(), config, log, progress)
+            while len(pending) > (0 if saves else 1):  # all are logged before a checkpoint is saved
+                report_step(*pending.popleft(), config, log, progress)
             if saves:
                 with watchdog.resting():
                     scores = validate(state) if validates else {}
                 if scores:
                     log.write(step, scores)
-                    split = config.train.select_on
-                    shown = "  ".join(f"{name.removeprefix(split + '/')} {v:.1f}" for name, v in scores.items())
-                    progress.say(f"step {step}: {split} {shown}")
+                    shown = (f"{name.partition('/')[2]} {value:.1f}" for name, value in scores.items())
+                    progress.say(f"step {step}: {config.train.select_on} {'  '.join(shown)}")
                 checkpoints.save(step, state, scores or None)
                 progress.resume(step)
             if preempted:
@@ -137,76 +173,83 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
                 progress.say(f"preempted: step {step} is saved; the same command resumes")
                 sys.exit(preemption.EXIT_CODE)
         checkpoints.close()
-    preemption.over()
 
+
+def test_and_report(run: Run) -> None:
+    """Evaluates the best checkpoint on the test split and writes report.html."""
+    first = jax.process_index() == 0
     if first:
-        (workdir / "report.html").unlink(missing_ok=True)  # of an earlier end of the run, with other test figures
-    test = evaluate(workdir, config, write=first, images_digest=source.pictures)["test"]
-    progress.say(f"test, step {test['step']}: " + "  ".join(f"t2i/{k} {v:.1f}" for k, v in test["t2i"].items()))
+        (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
+    summary = evaluate(run.workdir, run.config, write=first, images_digest=run.source.pictures)["test"]
+    scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
+    run.progress.say(f"test, step {summary['step']}: {scores}")
     if first:
-        progress.say(f"report: {write_report(workdir)}")
+        run.progress.say(f"report: {write_report(run.workdir)}")
 
 
-def refuse_other_length(workdir: Path, config: ConfigDict, epoch_starts: np.ndarray, taken: int) -> None:
-    """Raises UserError where `train.steps` differs from the run's and the run cannot go on to it from step `taken`.
+def refuse_other_length(run: Run, taken: int) -> None:
+    """Raises UserError if a run at step `taken` cannot continue with the config's `train.steps`.
 
-    It can if the schedules give the steps already taken the rates that they had: then the run continues as if it had
-    begun with this `train.steps`.
+    It can if the schedules give the steps already taken the same rates under the old and the new `train.steps`.
     """
-    if not taken or not (workdir / "config.json").exists():
+    if not taken or not (run.workdir / "config.json").exists():
         return
-    before, now = load_config(workdir).train.steps, config.train.steps
-    if before == now:  # without a comparison of rates, which every resumed run would wait for
+    before, now = load_config(run.workdir).train.steps, run.config.train.steps
+    if before == now:  # comparing rates would delay every resumed run
         return
-    last = [steps or int(epoch_starts[-1]) for steps in (before, now)]
-    if last[1] < taken:
-        raise UserError(f"{workdir} is at step {taken} already, train.steps is {last[1]}: set {taken} or more")
-    schedules = [make_schedules(config, epoch_starts, steps) for steps in last]
-    steps = np.arange(taken)
-    if any(not np.array_equal(schedules[0][group](steps), schedules[1][group](steps)) for group in schedules[0]):
+    if run.total_steps < taken:
         raise UserError(
-            f"{workdir} belongs to another config: train.steps was {before}, is {now}. With optimizer.schedule "
-            f"{config.optimizer.schedule} this changes the learning rates of the {taken} steps already taken. "
+            f"{run.workdir} is at step {taken} already, train.steps is {run.total_steps}: set {taken} or more"
+        )
+    lengths = before or int(run.epoch_starts[-1]), run.total_steps
+    old, new = (make_schedules(run.config, run.epoch_starts, length) for length in lengths)
+    steps = np.arange(taken)
+    if any(not np.array_equal(old[group](steps), new[group](steps)) for group in old):
+        raise UserError(
+            f"{run.workdir} belongs to another config: train.steps was {before}, is {now}. With optimizer.schedule "
+            f"{run.config.optimizer.schedule} this changes the learning rates of the {taken} steps already taken. "
             "Choose another --workdir"
         )
 
 
 def is_reported(workdir: Path, last: int) -> bool:
-    """Whether the run was tested when `last` was its last step, and has its report."""
-    summary = workdir / "test/summary.json"
-    tested = summary.exists() and read_json(summary).get("last", {}).get("step") == last
-    return tested and (workdir / "report.html").exists()
+    """Returns whether the run was tested when `last` was its last step, and has its report."""
+    tested = read_json(workdir / "test/summary.json").get("last", {}).get("step")
+    return tested == last and (workdir / "report.html").exists()
+
+
+def record(run: Run) -> None:
+    """Writes config.json, parameters.txt and sharding.txt."""
+    target = run.program.target
+    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.pictures)
+    write_text(run.workdir / "parameters.txt", parameter_table(target.params) + "\n")
+    write_text(run.workdir / "sharding.txt", sharding_table(run.program.mesh.shape, target) + "\n")
 
 
 def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainState:
-    """A fresh state, in which `params`, by their path, take the place of the random ones."""
+    """Returns the state of step 0: parameters from `params`, by path, and random ones for all other paths."""
     state = program.init()
     if not params:
         return state
-
-    def place(path, random):
-        value = params.get(jax.tree_util.keystr(path, simple=True, separator="/"))
-        if value is None:
-            return random
-        return jax.make_array_from_callback(random.shape, random.sharding, lambda index: value[index])
-
-    params = jax.tree_util.tree_map_with_path(place, state.params)
-    return state.replace(params=params, ema=jax.tree.map(jnp.copy, params) if state.ema else {})
+    flat = flatten_dict(state.params, sep="/")
+    for path, value in params.items():
+        flat[path] = jax.make_array_from_callback(value.shape, flat[path].sharding, value.__getitem__)
+    placed = unflatten_dict(flat, sep="/")
+    return state.replace(params=placed, ema=jax.tree.map(jnp.copy, placed) if state.ema else {})
 
 
 def compile_step(program: Program, config: ConfigDict, progress: Progress) -> Callable:
-    """The step's compiled program; says so, for it takes a while."""
-    progress.say("compiling the training step")
+    """Returns the compiled step, which JAX takes from its compilation cache if it is there."""
+    progress.say("compiling the training step, or loading it from the compilation cache")
     began = time.perf_counter()
     shapes = program.target, batch_shapes(config, program.mesh), program.hyperparameter_shapes
     compiled = program.step.lower(*shapes).compile()
-    progress.say(f"compiled in {format_seconds(time.perf_counter() - began)}")
+    progress.say(f"training step ready in {format_seconds(time.perf_counter() - began)}")
     return compiled
 
 
-def report_step(numbered: tuple[int, Any], config: ConfigDict, log: ScalarLog, progress: Progress) -> None:
-    """Logs (step, metrics) where it is due; ends the run where too many steps in a row were not finite."""
-    step, metrics = numbered
+def report_step(step: int, metrics: Any, config: ConfigDict, log: ScalarLog, progress: Progress) -> None:
+    """Logs a step's metrics every `runtime.log_every` steps. Raises UserError after too many non-finite steps."""
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = int(scalars.pop("bad_steps"))
     if bad >= config.train.max_bad_steps:
@@ -216,32 +259,27 @@ def report_step(numbered: tuple[int, Any], config: ConfigDict, log: ScalarLog, p
             "withheld. In another --workdir, lower the learning rate or use model.dtype float32"
         )
     if step % config.runtime.log_every == 0:
-        clocked = progress.measure(step)
-        log.write(step, {**scalars, **clocked})
+        speed = progress.measure(step)
+        log.write(step, {**scalars, **speed})
         scalars.pop("learning_rate")
-        progress.show(step, scalars, clocked["pairs_per_second"], clocked["input_wait"])
+        progress.show(step, scalars, speed["pairs_per_second"], speed["input_wait"])
 
 
 def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
-    """Whether a validation follows this step: every `every` steps, or at the end of each epoch; always at the last."""
+    """Returns whether a validation follows this step: every `every` steps (0: at each epoch's end), and at the last."""
     return step == last or (step % every == 0 if every else step in starts)
 
 
-def make_validation(
-    config: ConfigDict, program: Program, tokenizer: Tokenizer, pictures: str = ""
-) -> Callable[[TrainState], dict[str, float]]:
-    """Returns a function that scores a state on the split `train.select_on`; it gives no scores if that is empty.
-
-    pictures: the digest of the images that the run trains on; "" takes them as they are now.
-    """
-    split = config.train.select_on
-    source = pipeline.open_split(config, split, pictures)
+def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
+    """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty."""
+    config, split = run.config, run.config.train.select_on
+    source = pipeline.open_split(config, split, run.source.pictures)
     if not len(source.person_ids):
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:
-        params = local_copy(program.mesh, state.learned)
-        scores = both_scores(standard(embed_split(program.model, params, source, tokenizer, config)))
+        params = local_copy(run.program.mesh, state.learned)
+        scores = both_scores(standard(embed_split(run.program.model, params, source, run.tokenizer, config)))
         return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
 
     return validate

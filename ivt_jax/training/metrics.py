@@ -1,6 +1,6 @@
-"""What a run tells the world: TensorBoard and JSONL scalars, the parameter table, progress with throughput and ETA.
+"""Output of a run: TensorBoard and JSONL scalars, the parameter table, progress lines with throughput and time left.
 
-clu is imported where it is used: its writers import TensorFlow, which takes seconds.
+clu is imported inside functions: its writers import TensorFlow, which takes seconds.
 """
 
 import json
@@ -16,10 +16,10 @@ Batch = TypeVar("Batch")
 
 
 class ScalarLog:
-    """Scalars of a run: `metrics.jsonl`, one object a line, and TensorBoard events through clu.
+    """Writes scalars to `metrics.jsonl`, one object a line, and as TensorBoard events through clu.
 
-    Opened at the step a run resumes from, it drops the lines that the run is about to write again. A process that is
-    not the first writes nothing.
+    start_step: the step from which the run resumes; later lines of an earlier start are dropped. enabled: False in all
+    processes but the first, which write nothing.
     """
 
     def __init__(self, workdir: Path, start_step: int, enabled: bool):
@@ -42,7 +42,7 @@ class ScalarLog:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a last line cut short by a crash goes too."""
+    """Keeps the lines up to `step`, without a last line that a crash cut short."""
     if not path.exists():
         return
     kept = []
@@ -56,16 +56,16 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def parameter_table(params: Any) -> str:
-    """Name, shape, size and total of all parameters; `params` may be shapes alone."""
+    """Returns a table with name, shape and size of all parameters, and the total. params: arrays or their shapes."""
     from clu import parameter_overview
 
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 class Progress:
-    """Steps done, throughput and time left: one line that is rewritten on a terminal, plain lines in a log.
+    """Steps done, throughput and time left: one line rewritten in place on a terminal, plain lines in a log.
 
-    Throughput is that of the steps alone; the time left reckons with validations too, as often as there were so far.
+    Throughput counts only steps; the time left includes validations, at their frequency so far.
     """
 
     def __init__(self, total_steps: int, pairs_per_step: int, stream: TextIO | None = None):
@@ -74,18 +74,18 @@ class Progress:
         self._waited = 0.0
 
     def start(self, step: int) -> None:
-        """Starts the clocks at `step`, once everything is compiled."""
+        """Starts the clocks at `step`, after compilation."""
         self.resume(step)
         self._began = self._resumed
 
     def resume(self, step: int) -> None:
-        """After something that is not a step, such as a validation: its time does not count as throughput."""
+        """Restarts the clock of the throughput at `step`, for example after a validation."""
         self._resumed, self._waited = (time.perf_counter(), step), 0.0
 
     def timed(self, batches: Iterator[Batch], computes: Callable[[], bool]) -> Iterator[Batch]:
-        """The batches, as they come; `measure` tells how long the device had to wait for them.
+        """Yields the batches and measures how long the device waits for them.
 
-        computes: whether the step before is still at work. Where it is, when a batch has come, nobody waited for it.
+        computes: returns whether the previous step is still running. If it is when a batch arrives, nothing waited.
         """
         while True:
             start = time.perf_counter()
@@ -97,28 +97,26 @@ class Progress:
             yield batch
 
     def measure(self, step: int) -> dict[str, float]:
-        """What the clocks tell since the last call, start or resume.
+        """Returns the throughput since the last call of measure, start or resume.
 
-        pairs_per_second: (image, caption) pairs, waiting for input included. input_wait: the share of the time, 0 to 1,
-        in which the device waited for a batch: at most that, for the step before may have ended meanwhile.
+        pairs_per_second: (image, caption) pairs, with the time of waiting for input. input_wait: the share of the time,
+        0 to 1, in which the device waited for a batch; an upper bound, since a step may end during the wait.
         """
-        then, last = self._resumed
-        waited = self._waited
+        (then, last), waited = self._resumed, self._waited
         self.resume(step)
         seconds = max(self._resumed[0] - then, 1e-9)
         return {"pairs_per_second": (step - last) * self._pairs / seconds, "input_wait": waited / seconds}
 
     def show(self, step: int, scalars: Mapping[str, float], rate: float, input_wait: float) -> None:
-        """One line with the step, the scalars, the throughput, the share of waiting and the time left."""
+        """Writes a line with the step, the scalars, the throughput, the share of waiting and the time left."""
         then, first = self._began
         left = (time.perf_counter() - then) / (step - first) * (self._total - step)
         terms = "  ".join(f"{name} {value:.3f}" for name, value in scalars.items())
-        digits = 0 if rate >= 10 else 2
-        speed = f"{rate:.{digits}f} pairs/s  input {input_wait:.0%}"
+        speed = f"{rate:.{0 if rate >= 10 else 2}f} pairs/s  input {input_wait:.0%}"
         self.say(f"step {step}/{self._total}  {terms}  {speed}  {format_seconds(left)} left", transient=True)
 
     def say(self, line: str, transient: bool = False) -> None:
-        """Writes a line; on a terminal, the next one takes the place of a transient one."""
+        """Writes a line; on a terminal, the next line replaces a transient one."""
         if self._stream.isatty():
             self._stream.write(f"\r\x1b[2K{line}" + ("" if transient else "\n"))
         else:
@@ -127,7 +125,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """75 -> "1:15", 7384 -> "2:03:04"."""
+    """Returns 75 as "1:15", 7384 as "2:03:04"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,19 +1,18 @@
-"""The mesh, where each parameter lives on it, and how a host's rows become part of a global batch."""
+"""The mesh of devices, the place of each parameter on it, and global batches from the rows of each host."""
 
 import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ivt_jax.common.errors import UserError
 
-# The first rule whose pattern matches a parameter's path decides; a leading axis of blocks is never split.
-# Large matrices are split over `fsdp`; what is small is copied to every device.
+# The first rule whose pattern matches a parameter's path decides. Large matrices are split over `fsdp`, small arrays
+# are copied to every device. The first axis of stacked blocks is never split.
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/.*/(qkv|fc1)/kernel$", PartitionSpec(None, None, "fsdp")),
     (r"blocks/.*/(proj|fc2)/kernel$", PartitionSpec(None, "fsdp", None)),
@@ -26,7 +25,10 @@ BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Devices along `data` and `fsdp`, of `count` in all; one axis may be -1, and takes what the other leaves."""
+    """Returns the number of devices along `data` and `fsdp`, of `count` in all. One axis may be -1: all that are left.
+
+    Raises UserError if the product is not `count`.
+    """
     sizes = [axes["data"], axes["fsdp"]]
     if -1 in sizes:
         free = sizes.index(-1)
@@ -37,82 +39,75 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices."""
+    """Returns a mesh over all devices."""
     sizes = mesh_sizes(axes, jax.device_count())
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an array lives: the pattern of its rule, the rule's spec, and whether its shape allows that spec."""
+class Place(NamedTuple):
+    """How an array is split over the devices."""
 
-    pattern: str
-    rule: PartitionSpec
-    divides: bool
-    parts: int  # how many pieces the array is cut into
+    rule: int  # index in PARAMETER_RULES
+    divides: bool  # whether the shape allows the rule's split; otherwise every device has a copy
+    parts: int  # number of parts that the array is split into
 
     @property
     def spec(self) -> PartitionSpec:
-        """The spec that holds: the rule's, or a copy on every device."""
-        return self.rule if self.divides else PartitionSpec()
+        return PARAMETER_RULES[self.rule][1] if self.divides else PartitionSpec()
 
 
 def place(name: str, shape: Sequence[int], sizes: Mapping[str, int]) -> Place:
-    """The place of the parameter (or optimiser slot) with this path and shape on a mesh of these sizes."""
-    pattern, rule = next((p, rule) for p, rule in PARAMETER_RULES if re.search(p, name))
-    cuts = [(size, sizes[axis]) for size, axis in zip(shape, rule, strict=False) if axis is not None]
+    """Returns the place of a parameter, or a slot of the optimiser, on a mesh of these sizes. name: its path."""
+    rule, spec = next((i, spec) for i, (pattern, spec) in enumerate(PARAMETER_RULES) if re.search(pattern, name))
+    cuts = [(size, sizes[axis]) for size, axis in zip(shape, spec, strict=False) if axis is not None]
     divides = all(size % count == 0 for size, count in cuts)
-    return Place(pattern, rule, divides, math.prod(count for _, count in cuts) if divides else 1)
+    return Place(rule, divides, math.prod(count for _, count in cuts) if divides else 1)
+
+
+def path_name(path: Any) -> str:
+    """Returns the path of a leaf as a text, such as "blocks/attn/qkv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def state_sharding(mesh: Mesh, shapes: Any) -> Any:
-    """A NamedSharding for each leaf of a state; optimiser slots follow their parameters, for they bear their names."""
+    """Returns a NamedSharding for each leaf of a state; the optimiser's slots have the names of their parameters."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, place(_name(path), leaf.shape, mesh.shape).spec), shapes
+        lambda path, leaf: NamedSharding(mesh, place(path_name(path), leaf.shape, mesh.shape).spec), shapes
     )
 
 
 def sharding_table(sizes: Mapping[str, int], state: Any) -> str:
-    """What the rules do to a TrainState (of arrays or of their shapes) on a mesh of these sizes, in bytes.
+    """Returns a table of how the rules split a TrainState (arrays or shapes) on a mesh of these sizes.
 
-    One line for each rule: the split, how many parameters, and for parameters, optimiser and average the bytes of one
-    whole copy and of what each device holds. What a rule would split but does not divide has its own line and is named.
+    One line for each rule: the split, the number of parameters, then for parameters, optimiser and average the bytes of
+    one whole copy and of each device's part. Arrays that a rule cannot split have a line of their own and are named.
     """
     trees = {"parameters": state.params, "optimiser": state.opt_state} | ({"average": state.ema} if state.ema else {})
-    patterns = [pattern for pattern, _ in PARAMETER_RULES]
     rows: dict[tuple[int, bool], collections.Counter] = collections.defaultdict(collections.Counter)
     uneven = []
     for tree, leaves in trees.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
-            where = place(_name(path), leaf.shape, sizes)
+            rule, divides, parts = place(path_name(path), leaf.shape, sizes)
             size = math.prod(leaf.shape) * leaf.dtype.itemsize
-            row = rows[patterns.index(where.pattern), where.divides]
-            row.update({"arrays": tree == "parameters", tree: size, f"{tree} each": size // where.parts})
-            if tree == "parameters" and not where.divides:
-                uneven.append(f"{_name(path)} {leaf.shape}")
-
-    def cells(row):
-        return [
-            f"{row[column]:,}" for column in ("arrays", *(word for tree in trees for word in (tree, f"{tree} each")))
-        ]
-
-    lines = [["rule", "split", "arrays", *(word for tree in trees for word in (tree, "per device"))]]
-    for (index, divides), row in sorted(rows.items()):
-        split = ", ".join(axis or "-" for axis in PARAMETER_RULES[index][1]) if divides else ""
-        lines.append([patterns[index], split or "copied", *cells(row)])
-    lines.append(["all", "", *cells(sum(rows.values(), collections.Counter()))])
-    told = [f"mesh: data {sizes['data']} x fsdp {sizes['fsdp']}, the batch split over both; sizes in bytes"]
+            rows[rule, divides].update({"arrays": tree == "parameters", tree: size, f"{tree} each": size // parts})
+            if tree == "parameters" and not divides:
+                uneven.append(f"{path_name(path)} {leaf.shape}")
+    columns = ["arrays", *(column for tree in trees for column in (tree, f"{tree} each"))]
+    lines = [["rule", "split", *("per device" if column.endswith("each") else column for column in columns)]]
+    for (rule, divides), row in sorted(rows.items()):
+        pattern, spec = PARAMETER_RULES[rule]
+        split = ", ".join(axis or "-" for axis in spec) if divides else ""
+        lines.append([pattern, split or "copied", *(f"{row[column]:,}" for column in columns)])
+    total = sum(rows.values(), collections.Counter())
+    lines.append(["all", "", *(f"{total[column]:,}" for column in columns)])
+    header = [f"mesh: data {sizes['data']} x fsdp {sizes['fsdp']}, the batch split over both; sizes in bytes"]
     if uneven:
-        told.append(f"copied, for fsdp {sizes['fsdp']} does not divide them: {', '.join(uneven)}")
-    return "\n".join([*told, *_aligned(lines)])
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+        header.append(f"copied, since fsdp {sizes['fsdp']} does not divide them: {', '.join(uneven)}")
+    return "\n".join([*header, *_aligned(lines)])
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
-    """Cells padded to columns: the first two to the left, the others, numbers, to the right."""
+    """Returns lines of cells padded to columns: the first two aligned left, the numbers right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip()
@@ -121,12 +116,12 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 
 
 def global_batch(mesh: Mesh, batch: Any) -> Any:
-    """This host's rows of every array -> global arrays, split over all devices along their first axis."""
+    """Returns global arrays from this host's rows, split over all devices along their first axis."""
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
-    """The whole of every array on one device of this process, for work that each process does by itself."""
+    """Returns every whole array on one device of this process, for work that each process does by itself."""
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)

@@ -10,6 +10,7 @@ from ivt_jax.cost.compiled import Compiled
 from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import device_memory, plan_table
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.training.init_from import Initial
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
 CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release")]
@@ -28,9 +29,11 @@ def test_every_config_is_told_without_data(module, variant):
     assert f"name: {config.data.name}" in text and "root: nowhere" in text
 
 
-def test_what_training_would_start_from_is_told(monkeypatch):
+def test_the_initial_parameters_are_described(monkeypatch):
     config = synth.get_config()
-    monkeypatch.setattr(dry_run, "plan", lambda config: f"parameters from {config.train.init_from}")
+    monkeypatch.setattr(
+        dry_run, "initial_params", lambda config, shapes_alone: Initial({}, f"parameters from {config.train.init_from}")
+    )
     config.train.init_from = "weights/x"
     assert "\nparameters from weights/x\n" in dry_run.dry_run(config)
 

@@ -120,7 +120,7 @@ def test_a_kill_in_mid_save_leaves_the_step_before(start, tmp_path, function, te
     process = start(tmp_path, *RUN)
     assert process.finish() == 0, process.said()
     assert f"resuming at step {left} of 12" in process.said()
-    assert ("step 9: a save that was cut short is removed" in process.lines()) == (left == 6)
+    assert ("step 9: an unfinished save is removed" in process.lines()) == (left == 6)
     assert "warning" not in process.said()
     assert_as_uninterrupted(tmp_path)
 
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
     assert told and first.count("No space left") == 1, first
     assert "ivt_jax/" not in first  # no traceback of ours; TensorStore's threads may find their event loop closed
     step = int(told[1])
-    assert f"step {step}: a save that was cut short is removed" in second
+    assert f"step {step}: an unfinished save is removed" in second
     assert f"resuming at step {step - 3} of 12" in second
     jax.tree.map(np.testing.assert_array_equal, state_of(out, 12), state_of(reference, 12))
 
@@ -207,7 +207,7 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(start, workdi
     process = start(workdir, *RUN)
     assert process.finish() == 0, process.said()
     assert process.lines()[0] == (
-        f"warning: step 12 is damaged: {name} has other bytes than were written; it is kept as {workdir}/damaged/12, "
+        f"warning: step 12 is damaged: {name} has other bytes than were written; it is moved to {workdir}/damaged/12, "
         "the newest valid one is 9"
     )
     assert process.lines()[1] == f"resuming at step 9 of 12: {workdir}"
@@ -346,7 +346,7 @@ def doors(workdir, crops):
         "export": (export, workdir, ["orbax", "safetensors"]),
         "search": (search.index_folder(crops, workdir).__enter__,),
         "embed": (ImageEncoder, workdir),
-        "init_from": (loop.given_params, config_of(workdir, train__init_from=str(workdir))),
+        "init_from": (loop.initial_params, config_of(workdir, train__init_from=str(workdir))),
     }
 
 

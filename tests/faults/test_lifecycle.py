@@ -23,7 +23,7 @@ RUN = [
 ]  # fmt: skip
 LOST = r"error: another process of the run is gone \(.*\); the same command resumes"
 SAVED = r"preempted: step (\d+) is saved; the same command resumes"
-UNHARMED = "preempted: nothing is lost; the same command goes on"
+UNHARMED = "preempted: nothing is lost; the same command continues"
 
 
 def summary_of_test(workdir):
@@ -180,7 +180,7 @@ def test_a_process_whose_neighbour_is_killed_ends(start, tmp_path, victim, pause
     processes = start(tmp_path, *RUN, "--config.runtime.heartbeat=10", count=2, pause=pause)
     if pause == 60:  # both wait for their second batch, none for the other
         for process in processes:
-            process.wait_for("compiled in")
+            process.wait_for("training step ready")
         time.sleep(1)
         processes[victim].send(signal.SIGKILL)
         then = time.monotonic()
@@ -200,8 +200,8 @@ def test_the_watchdog_ends_a_run_whose_neighbour_is_stopped(start, tmp_path):
     assert processes[0].finish(60) == 76
     assert 5 < time.monotonic() - then < 12
     said = processes[0].said()
-    line = "error: no step in 6 s (runtime.watchdog): the run hangs; the same command resumes. What every thread was"
-    _, stacks = said.split(f"{line} doing:\n")
+    line = "error: no step in 6 s (runtime.watchdog): the run hangs; the same command resumes. Stacks of all threads:"
+    _, stacks = said.split(f"{line}\n")
     assert re.search(r"ivt_jax/training/loop.py\", line \d+ in train_and_evaluate", stacks)
     assert stacks.count("Thread 0x") > 1
     processes[1].send(signal.SIGCONT)

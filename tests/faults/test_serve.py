@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax import index
-from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.searcher import Searcher
 from ivt_jax.retrieval.sources import read_folder
 from tests.faults.conftest import Process

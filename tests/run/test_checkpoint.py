@@ -167,10 +167,10 @@ def test_a_step_that_a_run_at_work_deletes_gives_way_to_another(tmp_path, monkey
     monkeypatch.setattr(checkpoint, "_MOMENT", 0.01)
     read = Checkpoints.restore_params
 
-    def restore(self, step):
-        if step == 2:
+    def restore(self, step, shapes_alone=False):
+        if step == 2 and not shapes_alone:
             shutil.rmtree(tmp_path / "checkpoints/2")
-        return read(self, step)
+        return read(self, step, shapes_alone)
 
     monkeypatch.setattr(Checkpoints, "restore_params", restore)
     with lock_folder(tmp_path, "run", "--workdir"):
@@ -182,11 +182,17 @@ def test_a_step_that_a_run_at_work_deletes_gives_way_to_another(tmp_path, monkey
             restore_params(tmp_path)
 
 
-def test_where_no_run_is_at_work_a_step_that_is_gone_is_told(tmp_path, monkeypatch):
+def test_without_a_run_at_work_a_step_that_is_gone_is_an_error(tmp_path, monkeypatch):
     write_config(tmp_path)
     save_all(tmp_path, [10.0, 20.0], make_state=run_state)[0].close()
     monkeypatch.setattr(checkpoint.time, "sleep", None)
-    remove = lambda self, step: shutil.rmtree(tmp_path / f"checkpoints/{step}") or self.params_shapes(step)  # noqa: E731
+    read = Checkpoints.restore_params
+
+    def remove(self, step, shapes_alone=False):
+        if not shapes_alone:
+            shutil.rmtree(tmp_path / f"checkpoints/{step}")
+        return read(self, step, shapes_alone)
+
     monkeypatch.setattr(Checkpoints, "restore_params", remove)
     with pytest.raises(UserError, match="step 2 is damaged"):
         restore_params(tmp_path)
@@ -255,15 +261,15 @@ def test_shapes_are_compared_before_anything_is_read(tmp_path, monkeypatch):
         assert FAULTS["shape"][1] in told
 
 
-def test_what_may_lack_may_lack_but_nothing_else(tmp_path):
+def test_optional_parameters_may_be_missing_but_no_others(tmp_path):
     write_config(tmp_path)
     export_params(tmp_path / "params", tiny_params({"word_head/bias": None, BIAS: None}))
-    assert "word_head" in restore_params(tmp_path, may_lack=("word_head/", BIAS)).params
-    assert f"{BIAS} is missing" in refusal(lambda: restore_params(tmp_path, may_lack=("word_head/",)))
-    assert "word_head/bias is missing" in refusal(lambda: restore_params(tmp_path, may_lack=(BIAS,)))
+    assert "word_head" in restore_params(tmp_path, optional=("word_head/", BIAS)).params
+    assert f"{BIAS} is missing" in refusal(lambda: restore_params(tmp_path, optional=("word_head/",)))
+    assert "word_head/bias is missing" in refusal(lambda: restore_params(tmp_path, optional=(BIAS,)))
 
 
-def test_the_step_that_an_export_records_is_told(tmp_path):
+def test_the_step_that_an_export_records_is_returned(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": tiny_config().to_dict(), "step": 40}))
     export_params(tmp_path / "params", tiny_params())
     assert restore_params(tmp_path).step == 40

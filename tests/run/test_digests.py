@@ -138,7 +138,7 @@ def test_a_file_is_read_once_until_it_changes(workdir, monkeypatch):
     assert find_damage(step).endswith("has other bytes than were written")
 
 
-def test_who_waits_long_is_told_why(workdir, monkeypatch, capsys):
+def test_a_long_comparison_prints_a_line(workdir, monkeypatch, capsys):
     monkeypatch.setattr(digests, "PATIENCE", 0.05)
     original = digests.digest
     monkeypatch.setattr(digests, "digest", lambda path: time.sleep(0.2) or original(path))
@@ -156,7 +156,7 @@ def test_a_damaged_step_is_set_aside_and_the_previous_one_is_taken(workdir):
     name = largest(workdir / "checkpoints/30").relative_to(workdir / "checkpoints/30")
     damaged = files_of(workdir / "checkpoints/30")
     aside = workdir / "damaged/30"
-    told = f"warning: step 30 is damaged: {name} has other bytes than were written; it is kept as {aside}, "
+    told = f"warning: step 30 is damaged: {name} has other bytes than were written; it is moved to {aside}, "
     assert resume(workdir) == ([told + "the newest valid one is 20"], 20)
     assert files_of(aside) == damaged
     assert files_of(workdir / "checkpoints") == {k: v for k, v in before.items() if not k.startswith("30/")}
@@ -197,7 +197,7 @@ def test_a_save_that_was_cut_short_is_removed(workdir):
     unfinished = workdir / f"checkpoints/40{digests.UNFINISHED}"
     shutil.copytree(workdir / "checkpoints/30", unfinished)
     (unfinished / "digests.json").unlink()
-    assert resume(workdir) == (["step 40: a save that was cut short is removed"], 30)
+    assert resume(workdir) == (["step 40: an unfinished save is removed"], 30)
     assert not unfinished.exists()
 
 
@@ -217,18 +217,18 @@ def test_a_run_that_is_to_stop_stops_and_touches_nothing(workdir):
     before = files_of(workdir)
     told = refusal(resume, workdir, "stop")
     assert told == (
-        f"{workdir}, step 20 is damaged: state/_METADATA is missing; bring it back from a backup, or "
-        "--config.runtime.on_damage=previous uses the valid ones, of which step 30 is the newest"
+        f"{workdir}, step 20 is damaged: state/_METADATA is missing; restore it from a backup, or use "
+        "--config.runtime.on_damage=previous to continue from step 30, the newest valid one"
     )
     assert files_of(workdir) == before
 
 
-def test_a_step_of_an_older_ivt_jax_is_taken_and_that_is_said(workdir):
+def test_a_step_of_an_older_ivt_jax_is_used_with_a_warning(workdir):
     step = workdir / "checkpoints/30"
     (step / "digests.json").unlink()
     description = json.loads((step / "_CHECKPOINT_METADATA").read_text())
     (step / "_CHECKPOINT_METADATA").write_text(json.dumps({**description, "custom_metadata": {}}))
-    told = "warning: step 30 has no digests, an older ivt_jax saved it: whether it is damaged is not known"
+    told = "warning: step 30 was saved by an older ivt_jax without digests: damage would not be found"
     assert resume(workdir) == ([told], 30)
     assert resume(workdir, "stop") == ([told], 30)
 
@@ -251,7 +251,7 @@ def test_who_reads_a_damaged_step_is_refused_and_takes_no_other(workdir):
     )
     for action, arguments in (
         (checkpoints.restore_params, (10,)),
-        (checkpoints.params_shapes, (10,)),
+        (checkpoints.restore_params, (10, True)),
         (checkpoints.restore, (10, {})),
     ):
         assert refusal(action, *arguments) == expected
@@ -285,7 +285,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_step_does_not_count(workdir, m
         "run the same command again to resume from the last whole checkpoint"
     )
     monkeypatch.undo()
-    assert resume(workdir) == (["step 40: a save that was cut short is removed"], 30)
+    assert resume(workdir) == (["step 40: an unfinished save is removed"], 30)
 
 
 def test_other_errors_of_a_save_stay_what_they_are(workdir, monkeypatch):

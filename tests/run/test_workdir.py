@@ -20,7 +20,7 @@ from ivt_jax.run.workdir import (
     load_config,
     other_data,
     record_config,
-    recorded_pictures,
+    recorded_images,
     refuse_other_config,
     refuse_other_data,
 )
@@ -126,14 +126,14 @@ def test_other_annotations_are_refused(tmp_path, record):
         refuse_other_data(tmp_path, other)
 
 
-def test_the_pictures_of_a_run_are_recorded_where_they_are_known(tmp_path, record):
-    assert recorded_pictures(tmp_path) == ""  # no run yet
+def test_the_digest_of_a_run_s_images_is_recorded_if_it_is_known(tmp_path, record):
+    assert recorded_images(tmp_path) == ""  # no run yet
     record(tmp_path, config())
-    assert recorded_pictures(tmp_path) == ""
+    assert recorded_images(tmp_path) == ""
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("a")
     record_config(tmp_path, config(), annotations, load_tokenizer(), "abc")
-    assert recorded_pictures(tmp_path) == "abc"
+    assert recorded_images(tmp_path) == "abc"
 
 
 def test_other_data_than_those_of_the_training_are_named_where_both_are_known(tmp_path):
@@ -166,7 +166,11 @@ def test_a_run_is_evaluated_by_its_own_config_at_the_places_given(tmp_path, reco
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read"), ("[]", "holds no config of ours"), ('{"architectures": []}', "holds no config of ours")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no config of ivt_jax"),
+        ('{"architectures": []}', "holds no config of ivt_jax"),
+    ],
 )
 def test_a_config_json_that_is_not_ours_is_one_line(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
@@ -214,7 +218,7 @@ def test_another_tokenizer_than_recorded_is_one_line_that_names_both(vocabularie
         folder_tokenizer(tmp_path / "run", with_tokenizer(vocabularies / "red"))
     assert str(error.value) == (
         f'{tmp_path}/run was made with tokenizer {red.digest[:12]}, but text.tokenizer="{vocabularies}/red" is now '
-        f"{blue.digest[:12]}: bring the first back there, or choose another --workdir"
+        f"{blue.digest[:12]}: restore the first one, or choose another --workdir"
     )
 
 
@@ -259,11 +263,11 @@ def test_a_workdir_is_one_process_s_until_it_ends(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
     def without_locks(file, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
     hold_workdir(tmp_path)
-    told = f"warning: {tmp_path} has no locks (No locks available): see to it that no second run writes there\n"
+    told = f"warning: {tmp_path} has no locks (No locks available): make sure that no second run writes there\n"
     assert capsys.readouterr().err == told

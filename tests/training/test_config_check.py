@@ -73,7 +73,7 @@ def test_our_configs_have_no_fault():
         ({"bmm__patch_ratio": 0.001}, "bmm.patch_ratio 0.001 hides none of the 192 patches"),
         ({"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0},
          "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"),
-        ({"train__first_epoch": 121}, "train.first_epoch 121 lies behind the last, train.epochs 120"),
+        ({"train__first_epoch": 121}, "train.first_epoch 121 is after the last, train.epochs 120"),
         ({"runtime__log_every": 0}, "runtime.log_every is 0; expected 1 or more"),
         ({"bmm__word_ratio": 1.5}, "bmm.word_ratio is 1.5; expected a share from 0 to 1"),
         ({"model__drop_path": 1.0}, "model.drop_path is 1.0; expected a share from 0 to below 1"),

@@ -15,7 +15,7 @@ from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import Checkpoints, export_params
 from ivt_jax.training import loop
-from ivt_jax.training.init_from import given_params, plan
+from ivt_jax.training.init_from import initial_params
 from ivt_jax.training.program import build_program
 from ivt_jax.training.train_step import TrainState
 
@@ -29,6 +29,11 @@ def tiny_config(**changes):
          "model.num_heads": 2, "model.vocab_size": 40, **{key.replace("__", "."): v for key, v in changes.items()}}
     )  # fmt: skip
     return config
+
+
+def summary(config):
+    """Returns the line about the initial parameters, from shapes alone."""
+    return initial_params(config, shapes_alone=True).summary
 
 
 def random_params(config, seed=0):
@@ -51,49 +56,51 @@ def folder(tmp_path):
 
 
 def test_without_a_folder_nothing_is_given():
-    assert given_params(tiny_config()) == ({}, "") and plan(tiny_config()) == ""
+    assert initial_params(tiny_config()) == initial_params(tiny_config(), shapes_alone=True) == ({}, "")
 
 
 def test_equal_sizes_are_loaded_bit_for_bit(folder):
     flat = random_params(tiny_config())
     config = tiny_config(train__init_from=folder(flat, tiny_config()))
-    given = given_params(config)
-    jax.tree.map(np.testing.assert_array_equal, given.params, flat)
-    assert given.told == f"parameters from {config.train.init_from}, step 0: {len(flat)} loaded" == plan(config)
+    initial = initial_params(config)
+    jax.tree.map(np.testing.assert_array_equal, initial.params, flat)
+    assert initial.summary == f"parameters from {config.train.init_from}, step 0: {len(flat)} loaded" == summary(config)
 
 
-def test_another_grid_is_resized_and_what_only_training_needs_may_lack(folder):
+def test_another_grid_is_resized_and_what_only_training_needs_may_be_missing(folder):
     old, new = tiny_config(), tiny_config(model__image_size=(30, 18), model__stride=4)  # 4x2 and 7x4 patches
     flat = {path: value for path, value in random_params(old).items() if not path.startswith("word_head/")}
     new.train.init_from = folder(flat, old)
-    given = given_params(new)
+    initial = initial_params(new)
     for path in (POSITIONS, TYPES):
-        np.testing.assert_array_equal(given.params[path], resize_positions(flat[path], (4, 2), (7, 4)))
-    others = given.params.keys() - {POSITIONS, TYPES}
+        np.testing.assert_array_equal(initial.params[path], resize_positions(flat[path], (4, 2), (7, 4)))
+    others = initial.params.keys() - {POSITIONS, TYPES}
     assert others == flat.keys() - {POSITIONS, TYPES}
     for path in others:
-        np.testing.assert_array_equal(given.params[path], flat[path])
+        np.testing.assert_array_equal(initial.params[path], flat[path])
     end = f"resized 4x2 -> 7x4: {POSITIONS}, {TYPES}; initialised: word_head/bias, word_head/kernel, "
-    assert end in given.told and given.told == plan(new)
+    assert end in initial.summary and initial.summary == summary(new)
 
 
-def test_all_that_reconstruction_alone_needs_may_lack(folder):
+def test_all_that_reconstruction_alone_needs_may_be_missing(folder):
     alone = ("word_head/", "patch_head/", "image_embedding/mask_token")
     config = tiny_config()
     flat = {path: value for path, value in random_params(config).items() if not path.startswith(alone)}
     config.train.init_from = folder(flat, config)
-    given = given_params(config)
-    assert given.params.keys() == flat.keys() < random_params(config).keys()
+    initial = initial_params(config)
+    assert initial.params.keys() == flat.keys() < random_params(config).keys()
     drawn = sorted(random_params(config).keys() - flat.keys())
     assert "image_embedding/mask_token" in drawn
-    assert sorted(given.told.partition("initialised: ")[2].split(", ")) == drawn and given.told == plan(config)
+    assert sorted(initial.summary.partition("initialised: ")[2].split(", ")) == drawn and initial.summary == summary(
+        config
+    )
 
 
 def test_as_many_patches_in_another_grid_are_resized(folder):
     old, new = tiny_config(), tiny_config(model__image_size=(12, 24))  # 4x2 and 2x4 patches
     flat = random_params(old)
     new.train.init_from = folder(flat, old)
-    np.testing.assert_array_equal(given_params(new).params[TYPES], resize_positions(flat[TYPES], (4, 2), (2, 4)))
+    np.testing.assert_array_equal(initial_params(new).params[TYPES], resize_positions(flat[TYPES], (4, 2), (2, 4)))
 
 
 def test_a_run_gives_its_best_checkpoint(tmp_path):
@@ -106,9 +113,9 @@ def test_a_run_gives_its_best_checkpoint(tmp_path):
     checkpoints.close()
     (tmp_path / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     config.train.init_from = str(tmp_path)
-    given = given_params(config)
-    jax.tree.map(np.testing.assert_array_equal, given.params, random_params(config, seed=1))
-    assert given.told.startswith(f"parameters from {tmp_path}, step 1: ") and given.told == plan(config)
+    initial = initial_params(config)
+    jax.tree.map(np.testing.assert_array_equal, initial.params, random_params(config, seed=1))
+    assert initial.summary.startswith(f"parameters from {tmp_path}, step 1: ") and initial.summary == summary(config)
 
 
 FAULTS = [
@@ -140,16 +147,16 @@ FAULTS = [
 def test_a_misfit_is_one_line_that_names_the_parameter(folder, changes, without, message):
     flat = {path: value for path, value in random_params(tiny_config()).items() if path not in without}
     config = tiny_config(**changes, train__init_from=folder(flat, tiny_config()))
-    for read in (plan, given_params):
+    for shapes_alone in (True, False):
         with pytest.raises(UserError) as error:
-            read(config)
+            initial_params(config, shapes_alone)
         assert re.search(message, str(error.value)) and "\n" not in str(error.value)
 
 
 def test_a_parameter_that_the_model_lacks_is_named(folder):
     flat = {**random_params(tiny_config()), "fusion/kernel": np.ones(3, np.float32)}
     with pytest.raises(UserError, match=r"step 0: fusion/kernel has shape \(3,\), and the model of its config has no "):
-        plan(tiny_config(train__init_from=folder(flat, tiny_config())))
+        summary(tiny_config(train__init_from=folder(flat, tiny_config())))
 
 
 def test_words_of_another_tokenizer_are_refused(folder, tmp_path):
@@ -160,11 +167,11 @@ def test_words_of_another_tokenizer_are_refused(folder, tmp_path):
     (tmp_path / "vocabulary/vocab.txt").write_text("\n".join(entries))
     config.text.tokenizer = str(tmp_path / "vocabulary")
     config.train.init_from = given = folder(random_params(config), config)
-    assert given_params(config).params.keys() == random_params(config).keys()  # a folder that records none
+    assert initial_params(config).params.keys() == random_params(config).keys()  # a folder that records none
     record = json.loads((Path(given) / "config.json").read_text())
     (Path(given) / "config.json").write_text(json.dumps(record | {"tokenizer": "0" * 64}))
     with pytest.raises(UserError, match=r"was made with tokenizer 0{12}, but text.tokenizer=.* is now [0-9a-f]{12}: "):
-        given_params(config)
+        initial_params(config)
 
 
 def test_the_state_holds_what_is_given_on_its_mesh(folder):
@@ -173,7 +180,7 @@ def test_the_state_holds_what_is_given_on_its_mesh(folder):
     flat = {path: value for path, value in random_params(config).items() if not path.startswith("patch_head/")}
     config.train.init_from = folder(flat, config)
     program = build_program(config, np.array([0, 10]), 10, mask_id=4)
-    state = loop.start_state(program, given_params(config).params)
+    state = loop.start_state(program, initial_params(config).params)
     random = program.init()
     expected = {**flatten_dict(random.params, sep="/"), **flat}
     jax.tree.map(np.testing.assert_array_equal, flatten_dict(state.params, sep="/"), expected)
