@@ -6,20 +6,11 @@ Nothing is computed or compiled here. `ivt_jax/cost/compiled.py` has XLA's own f
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ivt_jax.cost.flops import (
-    BYTES,
-    OPTIMIZER_SLOTS,
-    Pass,
-    matching_side,
-    patches_of,
-    predicted_words,
-    step_cost,
-    tower_passes,
-)
+from ivt_jax.cost import flops
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.training.sharding import mesh_sizes, place
 
@@ -78,16 +69,16 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     is between the figures without and with `widened`.
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
-    devices, side = math.prod(sizes.values()), matching_side(config)
+    devices, side = math.prod(sizes.values()), flops.matching_side(config)
     shapes = parameter_shapes(IVTConfig.from_config(model))
     held = {name: 4 * math.prod(shape) // place(name, shape, sizes).parts for name, shape in shapes.items()}
     parameters = sum(held.values())
     mlp = sum(size for name, size in held.items() if "/mlp_" in name)
     attention = sum(size for name, size in held.items() if "/attn/" in name)
     others = parameters - mlp - attention
-    passes = [Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in tower_passes(config)]
-    size = 4 if widened else BYTES[model["dtype"]]
-    slots = OPTIMIZER_SLOTS[optimizer["name"]] * parameters
+    passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
+    size = 4 if widened else flops.BYTES[model["dtype"]]
+    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * parameters
     gradients = sum(attention + (mlp if p.kind == "joint" else mlp // 2) for p in passes)
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     kept = sum(kept_bytes(p, model, size) for p in passes)
@@ -103,7 +94,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         activations=kept + embeddings + cached,
         working=max((working_bytes(p, model, size) for p in passes), default=0),
         matching=matrices // matching_devices(config, devices),
-        logits=4 * predicted_words(config) * model["vocab_size"] // (devices * microbatches),
+        logits=4 * flops.predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + others + embeddings,
         number=size,
     )
@@ -111,7 +102,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
 
 def device_flops(config: Mapping[str, Any], devices: int) -> int:
     """Returns the FLOPs of one device's matrix products in a step; micro-batches encode all images and texts twice."""
-    cost = step_cost(config)
+    cost = flops.step_cost(config)
     again = cost.image + cost.text if config["runtime"]["microbatches"] > 1 else 0
     split = cost.training - 3 * cost.matching + again
     return split // devices + 3 * cost.matching // matching_devices(config, devices)
@@ -127,7 +118,7 @@ def matching_devices(config: Mapping[str, Any], devices: int) -> int:
     return devices if matching == "sharded" or max(mla["views"], len(mla["levels"])) == 1 else 1
 
 
-def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
+def kept_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> int:
     """Returns the bytes of a pass's blocks that JAX keeps for the gradient. size: bytes of one activation.
 
     For each block and token: the softmax in float32; as activations the norms' inputs and outputs, q, k, v, the heads'
@@ -144,7 +135,7 @@ def kept_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     return p.rows * p.tokens * model["depth"] * per_token
 
 
-def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
+def working_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> int:
     """Returns the bytes of one block's backward pass: counts of widths and softmaxes, fitted to XLA's buffers.
 
     With remat the block is computed again first.
@@ -156,11 +147,11 @@ def working_bytes(p: Pass, model: Mapping[str, Any], size: int) -> int:
     return p.rows * p.tokens * (size * (widths * width + hiddens * hidden) + softmax + masks)
 
 
-def embedding_bytes(p: Pass, config: Mapping[str, Any], size: int) -> int:
+def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
     """Returns the bytes kept outside the blocks: the patches, the tokens and, for texts, the embedding's norm."""
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
-    patch_bytes = 0 if p.kind == "text" else patches_of(model) * 3 * model["patch_size"] ** 2 * size
+    patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size
     return p.rows * (patch_bytes + 4 * model["width"] * (p.tokens + 3 * texts))
 
 
@@ -172,31 +163,25 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
     return config["data"]["batch_size"] * (images + 4 * (texts + 2))
 
 
-def plan_rows(config: Any) -> Iterator[tuple[str, int, int, dict[str, int], Any]]:
-    """Yields (model, batch, devices, mesh, config) for every row of the plan: `config` with another tower and batch."""
-    for name, batch, devices in itertools.product(MODELS, BATCHES, DEVICES):
-        if batch % (devices * config["runtime"]["microbatches"]) == 0:
-            changed = copy.deepcopy(config)
-            changed["model"].update(MODELS[name])
-            changed["data"]["batch_size"] = batch
-            changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
-            fsdp = config["runtime"]["mesh"]["fsdp"]
-            fsdp = devices if fsdp == -1 else math.gcd(fsdp, devices)
-            yield name, batch, devices, mesh_sizes({"data": -1, "fsdp": fsdp}, devices), changed
-
-
 def plan_table(config: Any) -> str:
     """Returns a Markdown table of memory and FLOPs by formula, for ViT-B and ViT-L with the other keys of `config`."""
     columns = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch", "total")
     header = ["model", "batch", "devices", "data x fsdp", *columns, "fits", "TFLOPs"]
     lines = [header, ["---"] * len(header)]
-    for name, batch, devices, sizes, changed in plan_rows(config):
-        memory = device_memory(changed, sizes)
-        tera = device_flops(changed, devices) / 1e12
+    for name, batch, devices in itertools.product(MODELS, BATCHES, DEVICES):
+        if batch % (devices * config["runtime"]["microbatches"]):
+            continue
+        changed = copy.deepcopy(config)
+        changed["model"].update(MODELS[name])
+        changed["data"]["batch_size"] = batch
+        changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
+        fsdp = config["runtime"]["mesh"]["fsdp"]
+        fsdp = devices if fsdp == -1 else math.gcd(fsdp, devices)
+        memory = device_memory(changed, mesh_sizes({"data": -1, "fsdp": fsdp}, devices))
         fits = next((f"{mark} GB" for mark in MARKS if memory.total <= mark * 1e9), "none")
         numbers = [f"{getattr(memory, column) / 1e9:,.2f}" for column in columns]
-        mesh = f"{sizes['data']} x {sizes['fsdp']}"
-        lines.append([f"ViT-{name}", f"{batch:,}", str(devices), mesh, *numbers, fits, f"{tera:,.1f}"])
+        row = [f"ViT-{name}", f"{batch:,}", str(devices), f"{devices // fsdp} x {fsdp}"]
+        lines.append([*row, *numbers, fits, f"{device_flops(changed, devices) / 1e12:,.1f}"])
     model = config["model"]
     title = (
         "Every figure of this table is by formula: GB (1e9 bytes) and TFLOPs of a step, for each device. "

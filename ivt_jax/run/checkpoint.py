@@ -32,6 +32,7 @@ from ivt_jax.run.parameter_file import NAME as PARAMETER_FILE
 from ivt_jax.run.parameter_file import read_parameter_file
 from ivt_jax.run.workdir import is_at_work, load_record
 
+Shapes = Mapping[str, tuple[int, ...]]  # by the path of the parameter, such as "blocks/attn/qkv/kernel"
 SELECTION = "t2i/R1"  # the score that chooses the best checkpoint, on the split `train.select_on`
 _TRIES, _MOMENT = 10, 1.0  # attempts to read parameters while a run deletes checkpoints; seconds between two attempts
 # A reference to a part of a file, as tensorstore.ocdbt.dump prints it: kind, folder, name, offset, length.
@@ -52,7 +53,7 @@ class Checkpoints:
         refuse_path(workdir, UNREADABLE)
         self._folder = workdir
         self._saving: int | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: Shapes = {}
         for path in (workdir / "checkpoints").glob("*"):
             if path.name.isdecimal():
                 self._refuse_damaged(int(path.name), "metrics/")
@@ -198,7 +199,7 @@ def restore_params(
     """
     folder, attempts = Path(workdir), 0
     while True:
-        steps = _step_names(folder)
+        steps = set(folder.glob("checkpoints/*"))
         try:
             return _restore_params(folder, best, shapes_alone, optional)
         except Exception:  # of many types, if a running training deletes this checkpoint meanwhile
@@ -206,12 +207,8 @@ def restore_params(
             if attempts == _TRIES or not is_at_work(folder):
                 raise
             time.sleep(_MOMENT)
-            if _step_names(folder) == steps:
+            if set(folder.glob("checkpoints/*")) == steps:
                 raise
-
-
-def _step_names(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "checkpoints").glob("*")}
 
 
 def _restore_params(folder: Path, best: bool, shapes_alone: bool, optional: tuple[str, ...]) -> Restored:
@@ -248,17 +245,12 @@ def _open(
         yield step, checkpoints.describe(step), functools.partial(checkpoints.restore_params, step)
 
 
-def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every leaf by its path, such as "blocks/attn/qkv/kernel"; None counts as no leaf."""
+def shapes_of(tree: Any) -> Shapes:
+    """Returns the shape of every leaf by its path; None counts as no leaf."""
     return {path: tuple(leaf.shape) for path, leaf in _by_path(tree).items()}
 
 
-def refuse_other_shapes(
-    where: Where,
-    found: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
-    optional: tuple[str, ...] = (),
-) -> None:
+def refuse_other_shapes(where: Where, found: Shapes, wanted: Shapes, optional: tuple[str, ...] = ()) -> None:
     """Raises UserError for the first parameter that is unexpected, missing (unless optional) or of another shape."""
     for path in {**wanted, **found}:
         if found.get(path) == wanted.get(path) or (path not in found and path.startswith(optional)):
@@ -308,11 +300,11 @@ def export_params(path: Path | str, params: Any) -> None:
         raise UserError(f"{path}: the parameters could not be written: {fault}")
 
 
-def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def find_fault(folder: Path, shapes: Shapes) -> str:
     """Returns what is wrong with the arrays that Orbax wrote into a folder, as a clause; "" if nothing is.
 
-    shapes: of every array written, by path. Reads metadata and no values: every array must have its shape and all its
-    chunks, and every file of chunks must have its full length.
+    Reads metadata and no values: every array must have its shape in `shapes` and all its chunks, and every file of
+    chunks must have its full length.
     """
     try:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
@@ -322,10 +314,13 @@ def find_fault(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
     except Exception as error:  # of many types
         return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
-    return _find_missing_chunks(tree, keys, shapes) or _find_short_file(folder, lengths)
+    if fault := _find_missing_chunks(tree, keys, shapes):
+        return fault
+    short = (name for name, n in lengths.items() if not (folder / name).is_file() or (folder / name).stat().st_size < n)
+    return next((f"{name} is missing or cut short" for name in short), "")
 
 
-def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Shapes) -> str:
     """Returns which array is missing, has another shape or too few chunks, as a clause; "" if none.
 
     keys: the database's, "ARRAY/CHUNK".
@@ -340,14 +335,6 @@ def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Mapping[str, 
         wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True))
         if stored[found[path].name] != wanted:
             return f"{path} has {stored[found[path].name]} of {wanted} chunks"
-    return ""
-
-
-def _find_short_file(folder: Path, lengths: Mapping[str, int]) -> str:
-    """Returns which file is missing or shorter than its length in bytes, as a clause; "" if none."""
-    for name, length in lengths.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size < length:
-            return f"{name} is missing or cut short"
     return ""
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,8 @@ def is_at_work(workdir: Path) -> bool:
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError with the keys whose values differ from the run's; PLACES and LENGTH may differ."""
     if record := _record(workdir):
-        differences = _differences(_with_later_keys(ConfigDict(record["config"]), config), config)
-        differences.pop(LENGTH, None)
-        _refuse(workdir, differences)
+        recorded = _with_later_keys(ConfigDict(record["config"]), config)
+        _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH)
 
 
 def refuse_other_data(workdir: Path, annotations: Path) -> None:
@@ -193,8 +192,7 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
     recorded, flat = _with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
     recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(PLACES)})
-    differences = _differences(recorded, config)
-    _refuse(workdir, {key: pair for key, pair in differences.items() if key in {*chosen, "data.name"}})
+    _refuse_differences(workdir, recorded, config, {*chosen, "data.name"}.__contains__)
     return recorded
 
 
@@ -243,17 +241,13 @@ def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
     return ConfigDict(tree)
 
 
-def _refuse(workdir: Path, differences: dict[str, tuple[Any, Any]]) -> None:
-    named = [f"{k} was {o!r}, is {n!r}" for k, (o, n) in sorted(differences.items()) if not k.startswith(PLACES)]
+def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool]) -> None:
+    """Raises UserError with the keys that count, lie outside PLACES and differ in value, as JSON writes values."""
+    was, now = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
+    keys = sorted(key for key in was | now if counts(key) and not key.startswith(PLACES))
+    named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
     if named:
         raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. Choose another --workdir")
-
-
-def _differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the old and new values of keys that differ, as JSON has them (a tuple is a list); None if missing."""
-    flat_old, flat_new = (flatten(json.loads(json.dumps(c.to_dict()))) for c in (old, new))
-    pairs = {key: (flat_old.get(key), flat_new.get(key)) for key in flat_old | flat_new}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

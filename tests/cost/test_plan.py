@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from configs import cuhk, default
 from ivt_jax.cost import compiled, plan
-from ivt_jax.cost.flops import Pass
+from ivt_jax.cost.flops import Pass, step_cost
 from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 from ivt_jax.training import program
 
@@ -119,7 +119,7 @@ def test_microbatches_and_sharded_matching_save_what_they_should():
     cached = 4 * 768 * 2 * 3 * 64  # the embeddings of 64 pairs' images and texts
     assert 8 * (parts.activations - cached) == whole.activations
     assert parts.gradients == whole.gradients + whole.parameters
-    cost = plan.step_cost(config)
+    cost = step_cost(config)
     once, again = 3 * cost.matching * 63 / 64, (cost.image + cost.text) / 64  # no device has all of the matching now
     assert plan.device_flops(config, 64) - flops == pytest.approx(again - once, rel=1e-9)
 
