@@ -137,7 +137,7 @@ def test_evaluate_prints_a_table_and_where_all_figures_are(trained, pedes_root, 
     assert json.loads((workdir / "test/items.json").read_text())["root"] == str(moved)
 
 
-def test_the_summary_of_test_tells_best_and_last_and_what_the_model_bears(trained):
+def test_the_summary_of_test_has_best_last_and_robustness(trained):
     summary = json.loads((trained[0] / "test/summary.json").read_text())
     assert summary["selected_on"] == "val" and summary["last"]["step"] == 2
     if summary["step"] == 2:

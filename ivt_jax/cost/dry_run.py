@@ -63,7 +63,7 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     lines = [title, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":
         lines += [str(device_memory(config, sizes, widened=True)), "As above, with activations kept in float32."]
-        lines.append("On a CPU, XLA of JAX before 0.11 keeps a part of them so: its own figure lies between the two.")
+        lines.append("On a CPU, XLA of JAX before 0.11 keeps some of them so: its own figure is between these two.")
     lines.append("compiling for this machine")
     yield "\n".join(lines)
     yield str(compile_config(config))

@@ -58,7 +58,7 @@ class Memory:
         figures = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in parts)
         return (
             f"memory per device, by formula: {self.total / 1e9:.2f} GB with activations of {self.number} bytes a "
-            f"number ({figures}, and what a block works with)"
+            f"number ({figures}; the total includes one block's working memory)"
         )
 
 
@@ -101,7 +101,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
 
 
 def device_flops(config: Mapping[str, Any], devices: int) -> int:
-    """Returns the FLOPs of one device's matrix products in a step; micro-batches encode all images and texts twice."""
+    """Returns the FLOPs of one device's matrix products in a step; with micro-batches, it encodes its rows twice."""
     cost = flops.step_cost(config)
     again = cost.image + cost.text if config["runtime"]["microbatches"] > 1 else 0
     split = cost.training - 3 * cost.matching + again
@@ -187,6 +187,6 @@ def plan_table(config: Any) -> str:
         "Every figure of this table is by formula: GB (1e9 bytes) and TFLOPs of a step, for each device. "
         f"{model['dtype']}, remat {'on' if model['remat'] else 'off'}, {config['mla']['views']} views, "
         f"micro-batches {config['runtime']['microbatches']}, matching {config['runtime']['matching']}. "
-        "The total includes, beside the columns, the memory in which one block is recomputed."
+        "The total includes one block's working memory, which has no column."
     )
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])

@@ -46,7 +46,7 @@ def write_digests(step: Path) -> None:
 
 
 def find_damage(step: Path, within: str = "") -> str:
-    """Returns what is wrong with a checkpoint, a clause that begins with the file; "" if nothing, or without digests.
+    """Returns what is wrong with a checkpoint, a clause that begins with the file; "" if intact or without digests.
 
     within: compares only files whose names begin with this, such as "metrics/". A file that this process has compared
     is read again only if it changed.
@@ -69,9 +69,8 @@ def find_damage(step: Path, within: str = "") -> str:
 def set_damaged_aside(workdir: Path, on_damage: str, say: Callable[[str], None]) -> None:
     """Moves damaged checkpoints to WORKDIR/damaged, removes unfinished ones, and logs each one.
 
-    Every process calls it. The first one acts; the others wait for it, through the coordination service because it may
-    take longer than devices wait. Raises UserError and moves nothing if no checkpoint is valid, or if one is damaged
-    and `on_damage` is "stop".
+    Every process calls it. The first one acts; the others wait, without using a device because it may take long. Raises
+    UserError and moves nothing if no checkpoint is valid, or if one is damaged and `on_damage` is "stop".
     """
     client, key = coordination_client(), f"ivt_jax: damage in {workdir}"
     error = _set_damaged_aside(workdir, on_damage, say) if jax.process_index() == 0 else ""

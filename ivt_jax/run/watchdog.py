@@ -48,7 +48,7 @@ def coordination_client() -> Any:
 
 
 def leave(code: int, seconds: int = 5) -> NoReturn:
-    """Exits after an error of this process. Waits up to `seconds` for others, which may be printing the same error."""
+    """Exits after an error of this process, which others may have too: waits up to `seconds` until they print it."""
     _ending.acquire()
     if client := coordination_client():
         with contextlib.suppress(RuntimeError, ValueError):

@@ -23,7 +23,7 @@ from ivt_jax.common.files import lock_file, write_text
 # The format of config.json and the files beside it. Raise it if an older ivt_jax would misread a new folder: a key or a
 # parameter has another meaning. An added key does not count. Older formats must stay readable; a missing format is 1.
 FORMAT = 1
-PLACES = ("runtime.", "data.root", "evaluation.")  # keys that do not change what a run learns
+FREE_KEYS = ("runtime.", "data.root", "evaluation.")  # do not change what a run learns: they may differ
 LENGTH = "train.steps"  # may differ if the run can continue to it, which training/loop.py decides
 _held: dict[Path, AbstractContextManager[Any]] = {}  # locks that this process keeps until it ends
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
@@ -78,7 +78,7 @@ def is_at_work(workdir: Path) -> bool:
 
 
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
-    """Raises UserError with the keys whose values differ from the run's; PLACES and LENGTH may differ."""
+    """Raises UserError with the keys whose values differ from the run's; FREE_KEYS and LENGTH may differ."""
     if record := _record(workdir):
         recorded = _with_later_keys(ConfigDict(record["config"]), config)
         _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH)
@@ -184,14 +184,14 @@ def refuse_other_tokenizer(workdir: Path, tokenizer: Tokenizer, place: str, reme
 
 
 def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:
-    """Returns the recorded config of a run to evaluate or export, with those PLACES that the command sets.
+    """Returns the recorded config of a run to evaluate or export, with the command's values of given FREE_KEYS.
 
     config: the command's; given: the keys that its flags set. Raises UserError if another given key, or data.name,
     differs from the run's.
     """
     recorded, flat = _with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
-    recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(PLACES)})
+    recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(FREE_KEYS)})
     _refuse_differences(workdir, recorded, config, {*chosen, "data.name"}.__contains__)
     return recorded
 
@@ -242,9 +242,9 @@ def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
 
 
 def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool]) -> None:
-    """Raises UserError with the keys that count, lie outside PLACES and differ in value, as JSON writes values."""
+    """Raises UserError with the keys that count, are not FREE_KEYS and differ in value, as JSON writes values."""
     was, now = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
-    keys = sorted(key for key in was | now if counts(key) and not key.startswith(PLACES))
+    keys = sorted(key for key in was | now if counts(key) and not key.startswith(FREE_KEYS))
     named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
     if named:
         raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. Choose another --workdir")

@@ -94,12 +94,12 @@ def check_config(config: ConfigDict, devices: int = 1, resumed: bool = False) ->
     """
     check_keys(config)
     # Each expects a config without the faults before it.
-    faults = chain(_text_faults(config), _model_faults(config), _batch_faults(config, devices), _epoch_faults(config))
+    faults = chain(_text_faults(config), _model_faults(config), _training_faults(config, devices))
     _raise_first(faults if resumed else chain(faults, _geometry_faults(config)))
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Raises UserError, in one line, for the first key whose value is wrong whatever the other keys are."""
+    """Raises UserError, in one line, for the first key with a value that no config may have."""
     _raise_first(_key_faults(config))
 
 
@@ -171,7 +171,7 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
 
 
-def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
+def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     batch_size, parts = config.data.batch_size, config.runtime.microbatches
     if not (config.mla.weight or config.bmm.word_weight or config.bmm.patch_weight):
         yield "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
@@ -191,9 +191,6 @@ def _batch_faults(config: ConfigDict, devices: int) -> Iterator[str]:
             f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: it must "
             "divide them or be a multiple of them"
         )
-
-
-def _epoch_faults(config: ConfigDict) -> Iterator[str]:
     if config.train.first_epoch > config.train.epochs:
         yield f"train.first_epoch {config.train.first_epoch} is after the last, train.epochs {config.train.epochs}"
 

@@ -89,7 +89,9 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     check_config(config, jax.device_count(), resumed=(workdir / "config.json").exists())
     refuse_path(workdir, UNWRITABLE)
     if holds_params_alone(workdir):
-        raise UserError(f"{workdir} holds parameters alone; to train from them, name it with --config.train.init_from")
+        raise UserError(
+            f"{workdir} holds parameters, not a run; to train from them, set --config.train.init_from to it"
+        )
     refuse_other_config(workdir, config)
     source = pipeline.open_split(config, "train", recorded_images(workdir))
     refuse_other_data(workdir, source.annotations)

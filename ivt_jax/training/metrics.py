@@ -8,11 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from ivt_jax.common.files import lines_of, write_text
-
-Batch = TypeVar("Batch")
 
 
 class ScalarLog:
@@ -82,7 +80,7 @@ class Progress:
         """Restarts the clock of the throughput at `step`, for example after a validation."""
         self._resumed, self._waited = (time.perf_counter(), step), 0.0
 
-    def timed(self, batches: Iterator[Batch], computes: Callable[[], bool]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Any], computes: Callable[[], bool]) -> Iterator[Any]:
         """Yields the batches and measures how long the device waits for them.
 
         computes: returns whether the previous step is still running. If it is when a batch arrives, nothing waited.

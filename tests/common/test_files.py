@@ -1,11 +1,21 @@
 """Files and folders are whole or not there."""
 
 import os
+import threading
 
 import pytest
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import UNREADABLE, UNWRITABLE, lines_of, refuse_path, whole_file, whole_folder, write_text
+from ivt_jax.common.files import (
+    UNREADABLE,
+    UNWRITABLE,
+    lines_of,
+    lock_file,
+    refuse_path,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +30,16 @@ from ivt_jax.common.files import UNREADABLE, UNWRITABLE, lines_of, refuse_path, 
 )
 def test_a_line_ends_with_a_line_feed_alone(text, lines):
     assert lines_of(text) == lines
+
+
+def test_a_locked_file_is_refused_or_waited_for(tmp_path):
+    first = lock_file(tmp_path / "lock")
+    for shared in (False, True):
+        with pytest.raises(BlockingIOError):
+            lock_file(tmp_path / "lock", shared=shared)
+    threading.Timer(0.1, first.close).start()
+    with lock_file(tmp_path / "lock", wait=True):
+        assert first.closed
 
 
 def test_a_file_takes_the_place_of_another(tmp_path):

@@ -17,7 +17,7 @@ CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("
 
 
 @pytest.mark.parametrize(("module", "variant"), CONFIGS, ids=[f"{m.__name__[8:]}:{v}" for m, v in CONFIGS])
-def test_every_config_is_told_without_data(module, variant):
+def test_every_config_is_described_without_data(module, variant):
     config = module.get_config(variant)
     config.data.root = "nowhere"
     text = dry_run.dry_run(config)
@@ -45,7 +45,7 @@ def test_a_config_at_fault_is_refused():
         dry_run.dry_run(config)
 
 
-def test_it_tells_as_if_on_more_devices():
+def test_figures_for_more_devices():
     config = synth.get_config()
     config.runtime.mesh.fsdp = 2
     text = dry_run.dry_run(config, 4)
@@ -92,7 +92,7 @@ def test_dry_run_and_plan_say_why_their_memory_differs(monkeypatch):
     assert first.startswith(f"{as_kept}; matrix products ") and (why, second) == (reason, str(widened))
     assert why_not == [
         "As above, with activations kept in float32.",
-        "On a CPU, XLA of JAX before 0.11 keeps a part of them so: its own figure lies between the two.",
+        "On a CPU, XLA of JAX before 0.11 keeps some of them so: its own figure is between these two.",
     ]
     monkeypatch.setattr(dry_run.jax, "__version_info__", (0, 11, 2))
     _, formula, _ = dry_run.dry_run_plan(config)

@@ -173,7 +173,7 @@ def test_a_step_that_is_damaged_again_takes_no_place_of_the_first(workdir):
 
 
 @pytest.mark.parametrize("damage", ["cut short", "gone", "an empty folder", "a damaged best"])
-def test_whatever_is_wrong_the_newest_valid_step_is_taken(workdir, damage):
+def test_with_any_damage_the_newest_valid_step_is_used(workdir, damage):
     folder, number, step = workdir / "checkpoints", 30, 20
     if damage == "cut short":
         path = largest(folder / "30")
@@ -240,7 +240,7 @@ def test_a_run_without_checkpoints_begins(tmp_path):
 # ---- those who read
 
 
-def test_who_reads_a_damaged_step_is_refused_and_takes_no_other(workdir):
+def test_reading_a_damaged_step_is_refused_and_reads_no_other(workdir):
     name = largest(workdir / "checkpoints/10").relative_to(workdir / "checkpoints/10")
     flip(largest(workdir / "checkpoints/10"), 4000)
     checkpoints = Checkpoints(workdir)  # the scores are whole: the best is known

@@ -58,7 +58,7 @@ def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path, record):
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 
-def test_config_json_tells_code_versions_and_devices(tmp_path, record):
+def test_config_json_has_code_versions_and_devices(tmp_path, record):
     record(tmp_path, config())
     recorded = json.loads((tmp_path / "config.json").read_text())
     assert set(recorded) == {"config", "annotations", "revision", "versions", "device", "format", "tokenizer"}
@@ -84,7 +84,7 @@ def test_another_config_is_refused_with_what_differs(tmp_path, record, changes, 
     assert str(error.value) == f"{tmp_path} belongs to another config: {difference} Choose another --workdir"
 
 
-def test_a_key_that_one_config_lacks_counts_as_different(tmp_path, record):
+def test_a_key_missing_in_one_config_counts_as_different(tmp_path, record):
     record(tmp_path, ConfigDict({"seed": 1, "old": {"key": 3}}))
     with pytest.raises(UserError, match=r"new was None, is 4; old.key was 3, is None\."):
         refuse_other_config(tmp_path, ConfigDict({"seed": 1, "new": 4}))
@@ -179,7 +179,7 @@ def test_a_config_json_that_is_not_ours_is_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, "2", None])
-def test_a_later_format_is_one_line_that_tells_both(tmp_path, record, version):
+def test_a_later_format_is_one_line_with_both(tmp_path, record, version):
     record(tmp_path, config())
     recorded = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**recorded, "format": version}))
@@ -190,7 +190,7 @@ def test_a_later_format_is_one_line_that_tells_both(tmp_path, record, version):
     )
 
 
-def test_a_folder_that_tells_no_format_is_read(tmp_path):
+def test_a_folder_without_a_format_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": {"seed": 7}}))
     assert load_config(tmp_path).seed == 7
 

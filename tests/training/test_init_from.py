@@ -153,7 +153,7 @@ def test_a_misfit_is_one_line_that_names_the_parameter(folder, changes, without,
         assert re.search(message, str(error.value)) and "\n" not in str(error.value)
 
 
-def test_a_parameter_that_the_model_lacks_is_named(folder):
+def test_a_parameter_unknown_to_the_model_is_named(folder):
     flat = {**random_params(tiny_config()), "fusion/kernel": np.ones(3, np.float32)}
     with pytest.raises(UserError, match=r"step 0: fusion/kernel has shape \(3,\), and the model of its config has no "):
         summary(tiny_config(train__init_from=folder(flat, tiny_config())))

@@ -249,7 +249,7 @@ def test_a_schedule_that_depends_on_the_length_is_refused_by_name(stub):
 
 def test_a_folder_of_parameters_alone_is_no_workdir(stub):
     (stub.workdir / "params").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"run holds parameters alone; to train from them, name it with "):
+    with pytest.raises(UserError, match=r"run holds parameters, not a run; to train from them, set "):
         stub.run(stub_config())
 
 

@@ -92,7 +92,7 @@ def test_throughput_leaves_out_validations_and_the_time_left_does_not(clock):
     assert stream.getvalue() == "step 30/50  loss 1.235  mla 2.000  16 pairs/s  input 12%  0:30 left\n"
 
 
-def test_what_the_device_waits_for_input_is_told_as_a_share_of_the_time(clock):
+def test_the_wait_for_input_is_a_share_of_the_time(clock):
     def batches():
         for wait in (100.0, 1.0, 2.0, 0.5):
             clock.now += wait

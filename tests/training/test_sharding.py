@@ -76,7 +76,7 @@ def test_optimiser_slots_follow_their_parameters(optimizer, slots):
     assert sum(spec != P() for spec in specs.values()) == slots * len(SPLIT)
 
 
-def test_what_does_not_divide_is_copied():
+def test_arrays_that_are_not_divisible_are_copied():
     specs = specs_of(state_sharding(mesh_of(2, 4), shapes_of(vocab_size=42)).params)
     assert specs.pop("text_embedding/word") == P()
     assert {name: spec for name, spec in specs.items() if spec != P()} == {
