@@ -58,7 +58,7 @@ def leave(code: int, seconds: int = 5) -> NoReturn:
 
 
 def answer_abort() -> None:
-    """Replaces the abort by which JAX ends this process after another stopped its heartbeat: one line, exit code 76.
+    """Prints one line and exits with 76 when JAX aborts this process because the heartbeat of another stopped.
 
     JAX aborts in a C++ thread, where handlers of Python would run too late. The client's `missed_heartbeat_callback`
     cannot be used: its argument has no conversion (std::bad_cast). Aborts of the main thread are not changed.

@@ -242,7 +242,10 @@ def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
 
 
 def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool]) -> None:
-    """Raises UserError with the keys that count, are not FREE_KEYS and differ in value, as JSON writes values."""
+    """Raises UserError for the keys whose values differ in JSON (where a tuple is a list), except FREE_KEYS.
+
+    counts: returns whether a key is compared.
+    """
     was, now = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
     keys = sorted(key for key in was | now if counts(key) and not key.startswith(FREE_KEYS))
     named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
