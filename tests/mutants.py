@@ -58,6 +58,7 @@ GROUPS = {
         "ivt_jax/training/objective.py",
         "tests/training/test_objective.py tests/training/test_gradient_cache.py",
     ),
+    "draws": ("ivt_jax/training/draws.py", "tests/training/test_objective.py"),
     "train_step": ("ivt_jax/training/train_step.py", "tests/training/test_train_step.py"),
     "optimizer": (
         "ivt_jax/training/optimizer.py",

@@ -24,7 +24,7 @@ from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import export_params
 from ivt_jax.training import loop
-from ivt_jax.training.objective import objective
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.program import batch_shapes, build_program
 from ivt_jax.training.sharding import make_mesh
@@ -147,7 +147,7 @@ def loss(config):
     model = IVT(IVTConfig.from_config(config.model))
 
     def total(params, inputs):
-        return objective(model, params, inputs, jax.random.key(0), config, mask_id=4)[0]
+        return Objective(model, config, mask_id=4)(params, inputs, jax.random.key(0))[0]
 
     return str(jax.make_jaxpr(jax.grad(total))(parameters(config), inputs))
 

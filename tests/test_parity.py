@@ -12,8 +12,9 @@ from configs import cuhk
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.losses.contrastive import cmpm_loss
 from ivt_jax.models.ivt import IVT
-from ivt_jax.training import train_step
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer
+from ivt_jax.training.train_step import TrainState, train_step
 
 RELEASE = np.load(Path(__file__).parent / "data" / "release_tiny.npz")
 TENSORS = {name.removeprefix("weights/"): RELEASE[name] for name in RELEASE.files if name.startswith("weights/")}
@@ -77,20 +78,19 @@ def steps():
     o = config.optimizer
     rates = {"weight": o.learning_rate, "bias": o.bias_learning_rate}
     tx = make_optimizer(config, {name: lambda step, rate=rate: rate for name, rate in rates.items()})
-    model = IVT(CONFIG)
 
-    def loss(model, params, *rest):
-        value = cmpm_loss(embed_images(params)[:, 0], embed_texts(params)[:, 0], RELEASE["person_ids"])
-        return value, {"loss": value}
+    class Matching(Objective):  # no token was dropped, and there is one level alone
+        def __call__(self, params, *rest):
+            value = cmpm_loss(embed_images(params)[:, 0], embed_texts(params)[:, 0], RELEASE["person_ids"])
+            return value, {"loss": value}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_step, "objective", loss)  # no token was dropped, and there is one level alone
-        step = jax.jit(functools.partial(train_step.train_step, model=model, tx=tx, config=config, mask_id=4))
-        params = jax.tree.map(jnp.asarray, PARAMS)
-        state = train_step.TrainState(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-        first, one = step(state, {})
-        second, two = step(first, {})
-        gradients = jax.grad(lambda p: loss(model, p, {}, None, config, 4)[0])(params)
+    objective = Matching(IVT(CONFIG), config, mask_id=4)
+    step = jax.jit(functools.partial(train_step, objective=objective, tx=tx))
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = TrainState(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+    first, one = step(state, {})
+    second, two = step(first, {})
+    gradients = jax.grad(objective, has_aux=True)(params)[0]
     return gradients, (first.params, second.params), (one["loss"], two["loss"])
 
 

@@ -20,9 +20,9 @@ from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.encoding.images import DEVIATION, MEAN
 from ivt_jax.export.manifest import Trained, write_manifest
-from ivt_jax.models.blocks import MASKED
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import PAD_ID, IVTConfig
+from ivt_jax.models.ops import MASKED
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"
 OPSET, IR_VERSION = 20, 9  # the first that has Gelu, and its file format: ONNX Runtime 1.17 and later

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
-from ivt_jax.models.blocks import ACTIVATIONS, ATTENTION_KERNELS
+from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
 from ivt_jax.run.workdir import flatten

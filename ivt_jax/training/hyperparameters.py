@@ -1,7 +1,7 @@
 """Hyperparameters as inputs of the training step: a sweep over them compiles the step once.
 
-Inside the step the config holds traced numbers in place of its own. A value that switches a part off stays a plain
-number, so that the part is not compiled. `is_on` accepts both; any other `if` on a traced number raises an error.
+Inside the step the config holds traced numbers. A value that switches a part off stays a plain number, and the part is
+not compiled. `is_on` accepts both; any other `if` on a traced number raises an error.
 """
 
 import operator
@@ -36,7 +36,7 @@ SHORTEST_TABLE = 1 << 16  # steps; runs up to this length share a program, longe
 
 
 def is_on(value: Any, off: float = 0.0) -> bool:
-    """Whether the part with this hyperparameter is compiled: for a traced number, or a plain one other than `off`."""
+    """Returns whether the part with this hyperparameter is compiled: the value is traced, or other than `off`."""
     return isinstance(value, jax.Array) or value != off
 
 

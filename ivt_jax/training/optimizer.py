@@ -1,4 +1,4 @@
-"""Optimisers and schedules: the released SGD program (docs/recipe.md) and AdamW; lower rates for lower layers."""
+"""Optimisers and learning rates: the released SGD program (docs/recipe.md), AdamW, and lower rates for lower layers."""
 
 from typing import Any
 
@@ -12,51 +12,43 @@ from ivt_jax.training.hyperparameters import is_on, with_complement
 OPTIMIZERS = ("sgd", "adamw")
 
 
-def released_schedule(
-    peak: float, *, start: float, floor: float, warmup: int, horizon: int, first_epoch: int, epoch_starts: np.ndarray
-) -> optax.Schedule:
+def released_schedule(peak: float, config: Any, epoch_starts: np.ndarray) -> optax.Schedule:
     """The released rate, constant within an epoch: linear from `start` to `peak`, then a cosine towards `floor`.
 
-    In epoch t < warmup it is start + t (peak - start) / warmup, else
-    floor + (peak - floor) (1 + cos(pi t / horizon)) / 2, with t counted from `first_epoch`.
+    In epoch t < warmup_epochs it is start + t (peak - start) / warmup_epochs, else
+    floor + (peak - floor) (1 + cos(pi t / train.epochs)) / 2, with t counted from train.first_epoch.
     `epoch_starts` (epochs + 1,) holds the first step of each epoch.
     """
-    starts = jnp.asarray(epoch_starts)
+    o, starts = config.optimizer, jnp.asarray(epoch_starts)
 
     def rate(step):
-        t = jnp.searchsorted(starts, step, side="right") - 1 + first_epoch
-        cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * t / horizon))
-        return jnp.where(t < warmup, start + t * (peak - start) / warmup, cosine)
+        t = jnp.searchsorted(starts, step, side="right") - 1 + config.train.first_epoch
+        cosine = o.floor + 0.5 * (peak - o.floor) * (1 + jnp.cos(jnp.pi * t / config.train.epochs))
+        return jnp.where(t < o.warmup_epochs, o.start + t * (peak - o.start) / o.warmup_epochs, cosine)
 
     return rate
 
 
-def smooth_schedule(peak: float, *, start: float, floor: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up, then a cosine to `floor` at the last step."""
-    return optax.warmup_cosine_decay_schedule(start, peak, warmup_steps, max(total_steps, warmup_steps + 1), floor)
+def smooth_schedule(peak: float, config: Any, epoch_starts: np.ndarray, total_steps: int) -> optax.Schedule:
+    """The rate after a linear warm-up from `start` to `peak`, then along a cosine to `floor` at the last step."""
+    o = config.optimizer
+    warmup = int(np.interp(o.warmup_epochs, np.arange(len(epoch_starts)), epoch_starts))
+    return optax.warmup_cosine_decay_schedule(o.start, peak, warmup, max(total_steps, warmup + 1), o.floor)
 
 
 def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> dict[str, optax.Schedule]:
-    """The rates of the two parameter groups, "bias" and "weight", as functions of the step."""
-    o = config.optimizer
-    warmup_steps = int(np.interp(o.warmup_epochs, np.arange(len(epoch_starts)), epoch_starts))
-
-    def schedule(peak):
-        if o.schedule == "released":
-            return released_schedule(
-                peak, start=o.start, floor=o.floor, warmup=o.warmup_epochs, horizon=config.train.epochs,
-                first_epoch=config.train.first_epoch, epoch_starts=epoch_starts,
-            )  # fmt: skip
-        return smooth_schedule(peak, start=o.start, floor=o.floor, warmup_steps=warmup_steps, total_steps=total_steps)
-
-    return {"bias": schedule(o.bias_learning_rate), "weight": schedule(o.learning_rate)}
+    """Returns the rates of the two parameter groups, "bias" and "weight", as functions of the step."""
+    peaks = {"bias": config.optimizer.bias_learning_rate, "weight": config.optimizer.learning_rate}
+    if config.optimizer.schedule == "released":
+        return {name: released_schedule(peak, config, epoch_starts) for name, peak in peaks.items()}
+    return {name: smooth_schedule(peak, config, epoch_starts, total_steps) for name, peak in peaks.items()}
 
 
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay on everything, as torch has it and the release uses it; or AdamW.
+    """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; or AdamW.
 
-    AdamW decays matrices alone. Biases follow their own rate in both, and so may each layer. A withheld step does not
-    count in the schedules.
+    AdamW decays only matrices. In both, biases have their own rate, and layers may. A withheld step does not advance
+    the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
@@ -90,10 +82,10 @@ def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any]) -> optax.GradientTra
 
 
 def by_layer(updates: Any, decay: float) -> Any:
-    """Layer-wise decay of the rate (Bao et al., BEiT, 2022): the lower the layer, the smaller its updates.
+    """Returns updates that are smaller the lower the layer (layer-wise decay; Bao et al., BEiT, 2022).
 
-    Those of the final norm and of the heads stay; those of the last block are multiplied by `decay`, of the block below
-    it by decay^2, and so on; the embeddings lie below the first block.
+    The last block's are multiplied by `decay`, those of the block below by decay^2, and so on down to the embeddings.
+    The final norm's and the heads' stay.
     """
     depth = len(updates["blocks"]["norm1"]["scale"])
 
@@ -108,10 +100,10 @@ def by_layer(updates: Any, decay: float) -> Any:
 
 
 def groups(params: Any) -> Any:
-    """The group "bias" where the parameter's own name is bias, else "weight"; so the release's rule on its names."""
+    """Returns each parameter's group: "bias" if that is its name, else "weight", as in the release."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
 
 
 def matrices(params: Any) -> Any:
-    """True for the kernels, which weight decay shrinks under AdamW."""
+    """Returns True for kernels, which AdamW decays, and False for the other parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,4 +1,4 @@
-"""What a config compiles to: the model on its mesh, the state, the training step. Needs no data and no TensorFlow."""
+"""What a config compiles to: model, state and training step on a mesh. Needs no data and no TensorFlow."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.sharding import BATCH, make_mesh, state_sharding
 from ivt_jax.training.train_step import init_state, train_step
@@ -19,7 +20,7 @@ from ivt_jax.training.train_step import init_state, train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config compiles to: the model, its place on the mesh, and the jitted step."""
+    """What a config compiles to: the model, its mesh, and the jitted step."""
 
     model: IVT
     mesh: Mesh
@@ -31,21 +32,19 @@ class Program:
 
 
 def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
-    """Nothing is computed or allocated here; `epoch_starts` and `total_steps` shape the learning rates."""
+    """Returns the program of a config; computes and allocates nothing.
+
+    epoch_starts: first step of each epoch (epochs + 1,); with total_steps it shapes the learning rates.
+    """
     model = IVT(IVTConfig.from_config(config.model))
     mesh = make_mesh(config.runtime.mesh)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
+    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
     values = plain_values(config)
 
     def init(seed):
         return init_state(model, tx, with_values(config, {"seed": seed}))
-
-    shapes = jax.eval_shape(init, values["seed"])
-    sharding = state_sharding(mesh, shapes)
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding)
-
-    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
 
     def hyperparameters():
         return {"values": values, "rates": rate_tables(schedules, total_steps)}
@@ -53,28 +52,30 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     def step(state, batch, inputs):
         traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
         rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        state, metrics = train_step(
-            state, batch, model=model, tx=traced_tx, config=traced, mask_id=mask_id, matching=matching
-        )
+        state, metrics = train_step(state, batch, Objective(model, traced, mask_id, matching), traced_tx)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(init, values["seed"])
+    sharding = state_sharding(mesh, shapes)
     compute = jax.jit(hyperparameters, out_shardings=everywhere)
+
+    def placed(shape, sharding):
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
     return Program(
         model=model,
         mesh=mesh,
         init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
-        target=target,
+        target=jax.tree.map(placed, shapes, sharding),
         hyperparameters=compute,
-        hyperparameter_shapes=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(compute)
-        ),
+        hyperparameter_shapes=jax.tree.map(lambda shape: placed(shape, everywhere), jax.eval_shape(compute)),
     )
 
 
 def batch_shapes(config: Any, mesh: Mesh) -> dict[str, Any]:
-    """The shapes of a global batch (input_pipeline/pipeline.py), split over the mesh."""
+    """Returns the shapes and shardings of a global batch (input_pipeline/pipeline.py)."""
     batch, length, views = config.data.batch_size, config.text.length, config.mla.views
 
     def rows(*shape, dtype=np.int32):

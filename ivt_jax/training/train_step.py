@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT
 from ivt_jax.training.gradient_cache import cached_gradients
 from ivt_jax.training.hyperparameters import is_on
-from ivt_jax.training.objective import Matching, objective
+from ivt_jax.training.objective import Objective
 
-HISTORY = 100  # finite gradient norms whose median tells what is a spike
+HISTORY = 100  # finite gradient norms; a spike is far above their median
 
 
 @struct.dataclass
 class TrainState:
-    """step: position in the stream of batches; bad_steps: non-finite steps in a row, whose updates were withheld.
+    """What a run keeps from step to step.
 
-    ema: the parameters' moving average, where the config keeps one (optimizer.ema); else empty.
-    spikes: where they are skipped (train.spike_factor), "norms" (HISTORY,) float32, the last finite gradient norms, the
-    latest at the end and 0 before the first, and "count" () int32 of what was skipped; else empty.
+    step: position in the stream of batches. bad_steps: non-finite steps in a row, whose updates were withheld.
+    ema: the parameters' moving average; empty without optimizer.ema.
+    spikes: "norms" (HISTORY,) float32, the last finite gradient norms, oldest first, padded with 0 in front; "count" ()
+    int32 of skipped steps; empty without train.spike_factor.
     """
 
     step: jax.Array
@@ -34,12 +34,12 @@ class TrainState:
 
     @property
     def learned(self) -> Any:
-        """The parameters to evaluate and to export: the average, where there is one."""
+        """The parameters to evaluate and to export: the average if there is one."""
         return self.ema or self.params
 
 
 def init_state(model: IVT, tx: optax.GradientTransformation, config: Any) -> TrainState:
-    """A fresh state, a function of the config's seed alone."""
+    """Returns the state before the first step. It depends on the config's seed alone."""
     params = model.init(jax.random.key(config.seed))["params"]
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if is_on(config.optimizer.ema) else {}
@@ -48,9 +48,9 @@ def init_state(model: IVT, tx: optax.GradientTransformation, config: Any) -> Tra
 
 
 def find_spike(spikes: Any, norm: jax.Array, factor: float) -> tuple[jax.Array, Any]:
-    """Whether a gradient norm () is a spike, above `factor` times the median of those before it; and the next history.
+    """Returns if a gradient norm () is a spike, above `factor` times the median of those before; and the new history.
 
-    One that is not finite is no spike, nor is the first.
+    A norm that is not finite is no spike, nor is the first.
     """
     known = jnp.where(spikes["norms"] > 0, spikes["norms"], jnp.nan)
     spike = jnp.isfinite(norm) & (norm > factor * jnp.nanmedian(known))
@@ -59,36 +59,29 @@ def find_spike(spikes: Any, norm: jax.Array, factor: float) -> tuple[jax.Array, 
 
 
 def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
-    """The moving average after a step: d ema + (1 - d) params, d = min(decay, (1 + step) / (10 + step)).
+    """Returns the moving average after a step: d ema + (1 - d) params, d = min(decay, (1 + step) / (10 + step)).
 
-    So the initial parameters are soon forgotten, as in TensorFlow's ExponentialMovingAverage.
+    A d that starts small forgets the initial parameters soon, as in TensorFlow's ExponentialMovingAverage.
     """
     d = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: d * old + (1 - d) * new, ema, params)
 
 
 def train_step(
-    state: TrainState,
-    batch: dict[str, Any],
-    *,
-    model: IVT,
-    tx: optax.GradientTransformation,
-    config: Any,
-    mask_id: int,
-    matching: Matching = mla_loss,
+    state: TrainState, batch: dict[str, Any], objective: Objective, tx: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Forward, losses, gradients, update. Returns the next state and scalar metrics.
+    """Returns the state after one update, and scalar metrics.
 
-    Randomness comes from (config.seed, state.step). Where the loss or the gradient's norm is not finite, parameters and
-    optimiser stay as they are and `bad_steps` counts; the step itself advances, so that the stream goes on. A spike of
-    the norm (train.spike_factor) changes nothing either; it counts among `spikes`, and is no bad step.
+    Randomness comes from (config.seed, state.step). If the loss or the gradient's norm is not finite, parameters and
+    optimiser stay as they are and `bad_steps` grows; the step advances, so that the next batch is another one. A spike
+    of the norm (train.spike_factor) changes nothing either; it counts in `spikes`, not in `bad_steps`.
     """
+    config = objective.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    arguments = model, state.params, batch, key, config, mask_id, matching
     if config.runtime.microbatches > 1:
-        gradients, metrics = cached_gradients(*arguments)
+        gradients, metrics = cached_gradients(objective, state.params, batch, key)
     else:
-        gradients, metrics = jax.grad(objective, argnums=1, has_aux=True)(*arguments)
+        gradients, metrics = jax.grad(objective, has_aux=True)(state.params, batch, key)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes

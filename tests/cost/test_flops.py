@@ -7,7 +7,7 @@ import pytest
 from configs import default
 from ivt_jax.cost import flops
 from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
-from ivt_jax.training.objective import objective
+from ivt_jax.training.objective import Objective
 
 
 def base(**changes):
@@ -112,7 +112,7 @@ def count_products(config, gradient):
     params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
 
     def loss(params):
-        return objective(model, params, rows, jax.random.key(0), config, mask_id=4)[0]
+        return Objective(model, config, mask_id=4)(params, rows, jax.random.key(0))[0]
 
     return products(jax.make_jaxpr(jax.grad(loss) if gradient else loss)(params).jaxpr)
 

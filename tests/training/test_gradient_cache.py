@@ -11,7 +11,7 @@ from configs import default
 from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.gradient_cache import cached_gradients, join, split
-from ivt_jax.training.objective import objective
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.sharding import global_batch
 
 PAIRS = 16
@@ -55,11 +55,10 @@ def params():
 
 def gradients(config, matching=mla_loss):
     """(gradients, metrics) as the step computes them, of parameters and batch; not compiled."""
-    model = IVT(IVTConfig.from_config(config.model))
+    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4, matching)
     if config.runtime.microbatches == 1:
-        whole = jax.grad(objective, argnums=1, has_aux=True)
-        return lambda params, batch: whole(model, params, batch, KEY, config, 4, matching)
-    return lambda params, batch: cached_gradients(model, params, batch, KEY, config, 4, matching)
+        return lambda params, batch: jax.grad(objective, has_aux=True)(params, batch, KEY)
+    return lambda params, batch: cached_gradients(objective, params, batch, KEY)
 
 
 ALL = ()

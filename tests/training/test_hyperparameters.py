@@ -13,6 +13,7 @@ from configs import default
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training import loop
 from ivt_jax.training.hyperparameters import INPUTS, is_on, plain_values, rate_tables, read_tables, with_complement
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules, scale_by_adam
 from ivt_jax.training.program import batch_shapes, build_program
 from ivt_jax.training.train_step import init_state, train_step
@@ -106,7 +107,7 @@ def test_inputs_do_what_constants_do(changes):
     program = build_program(config, STARTS, 9, mask_id=4)
     model = IVT(IVTConfig.from_config(config.model))
     tx = make_optimizer(config, make_schedules(config, STARTS, 9))
-    plain = jax.jit(functools.partial(train_step, model=model, tx=tx, config=config, mask_id=4))
+    plain = jax.jit(functools.partial(train_step, objective=Objective(model, config, 4), tx=tx))
     state, given, expected = program.init(), program.hyperparameters(), init_state(model, tx, config)
     for _ in range(3):
         state, metrics = program.step(state, make_batch(), given)

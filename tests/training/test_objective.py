@@ -12,16 +12,8 @@ from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training import objective as module
-from ivt_jax.training.objective import (
-    Keys,
-    encode_levels,
-    encode_views,
-    exact_patterns,
-    objective,
-    pixels,
-    reconstruction,
-    row_keys,
-)
+from ivt_jax.training.draws import Draws, erase_boxes, exact_tokens, row_keys
+from ivt_jax.training.objective import Objective
 
 MASK_ID = 4
 LEVELS = {"sentence": 12, "phrase": 8, "word": 6}
@@ -67,29 +59,32 @@ def params_of(stride=6, depth=1):
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 
+def objective_of(config, **changes):
+    return Objective(IVT(IVTConfig.from_config(config.model)), config, MASK_ID, **changes)
+
+
 def evaluate(config, batch):
-    model = IVT(IVTConfig.from_config(config.model))
-    return jax.jit(lambda params: objective(model, params, batch, KEY, config, MASK_ID))(params_of())
+    return jax.jit(lambda params: objective_of(config)(params, batch, KEY))(params_of())
 
 
 def terms_of(config, batch=BATCH):
     """Names of the metrics, by tracing alone."""
-    model = IVT(IVTConfig.from_config(config.model))
-    params = jax.eval_shape(model.init, jax.random.key(0))["params"]
-    traced = jax.eval_shape(lambda *x: objective(model, *x, KEY, config, MASK_ID), params, batch)
-    return set(traced[1])
+    objective = objective_of(config)
+    params = jax.eval_shape(objective.model.init, jax.random.key(0))["params"]
+    return set(jax.eval_shape(lambda *x: objective(*x, KEY), params, batch)[1])
 
 
 # ---- switches
 
 
 def test_the_total_is_the_weighted_sum(monkeypatch):
-    monkeypatch.setattr(module, "encode_views", lambda *args: ["embeddings"])
-    monkeypatch.setattr(module, "encode_levels", lambda *args: [])
-    sums = {"words": (np.array([3.0, 5.0]), np.ones(2)), "patches": (np.array([16.0]), np.array([2.0]))}
-    monkeypatch.setattr(module, "reconstruction", lambda *args: sums)
+    monkeypatch.setattr(Objective, "encode_views", lambda *args: ["embeddings"])
+    monkeypatch.setattr(Objective, "encode_levels", lambda *args: [])
+    monkeypatch.setattr(Objective, "encode_joint", lambda *args: (None, None))
+    monkeypatch.setattr(Objective, "word_sums", lambda *args: (np.array([3.0, 5.0]), np.ones(2)))
+    monkeypatch.setattr(Objective, "patch_sums", lambda *args: (np.array([16.0]), np.array([2.0])))
     config = tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5})
-    total, metrics = objective(None, None, BATCH, KEY, config, MASK_ID, matching=lambda *args: -1.5)
+    total, metrics = objective_of(config, matching=lambda *args: -1.5)(None, BATCH, KEY)
     assert total == 2 * -1.5 + 3 * 4 + 0.5 * 8
     assert metrics == {"loss": total, "mla": -1.5, "words": 4.0, "patches": 8.0}
 
@@ -97,10 +92,10 @@ def test_the_total_is_the_weighted_sum(monkeypatch):
 @pytest.mark.parametrize(
     "changes, terms, unused",
     [
-        ({"mla": {"weight": 0.0}}, {"words", "patches"}, ["encode_views", "encode_levels"]),
+        ({"mla": {"weight": 0.0}}, {"words", "patches"}, ["Objective.encode_views", "Objective.encode_levels"]),
         ({"bmm": {"word_weight": 0.0}}, {"mla", "patches"}, ["bmm.mask_words", "bmm.word_loss"]),
         ({"bmm": {"patch_weight": 0.0}}, {"mla", "words"}, ["bmm.mask_patches", "bmm.hidden_pixels", "bmm.patch_loss"]),
-        ({"bmm": {"word_weight": 0.0, "patch_weight": 0.0}}, {"mla"}, ["reconstruction"]),
+        ({"bmm": {"word_weight": 0.0, "patch_weight": 0.0}}, {"mla"}, ["Objective.hide", "Objective.encode_joint"]),
     ],
 )
 def test_a_term_of_weight_zero_is_not_computed(monkeypatch, changes, terms, unused):
@@ -134,17 +129,10 @@ def test_the_ablation_has_the_terms_of_its_names(variant, levels, reconstructs):
 
 def encoded(config, batch=BATCH, rows=(0, 1, 2, 3)):
     """Embeddings of the batch's rows of these numbers, views without erasing and levels."""
-    model, params, rows = IVT(IVTConfig.from_config(config.model)), params_of(depth=config.model.depth), np.array(rows)
-    images, levels = batch["images"], list(batch["text"].values())
-
-    def encode(key):
-        keys = Keys(*jax.random.split(key, 6))
-        of_images, of_texts = exact_patterns(model, levels, keys.align, config.bmm)
-        boxes, part = np.zeros((len(rows), 3, 4), np.int32), [ids[rows] for ids in levels]
-        views = encode_views(model, params, rows, images[rows], boxes, keys, of_images, config)
-        return views, encode_levels(model, params, rows, part, keys, of_texts, config)
-
-    return jax.jit(encode)(KEY)
+    objective, params, rows = objective_of(config), params_of(depth=config.model.depth), np.array(rows)
+    pairs = {"images": batch["images"], "erase": np.zeros((4, 3, 4), np.int32), "text": batch["text"]}
+    pairs = jax.tree.map(lambda x: x[rows], pairs) | {"rows": rows}
+    return jax.jit(lambda key: objective.encode(params, objective.draw(batch, key), pairs, {})[:2])(KEY)
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +179,10 @@ def test_no_two_draws_share_a_key(monkeypatch):
         return recorded[-1]
 
     monkeypatch.setattr(module, "row_keys", spy)
-    config = tiny(bmm={"align": "fast", "align_ratio": 0.5})
-    model = IVT(IVTConfig.from_config(config.model))
+    objective = objective_of(tiny(bmm={"align": "fast", "align_ratio": 0.5}))
 
     def run(params):
-        objective(model, params, BATCH, KEY, config, MASK_ID)
+        objective(params, BATCH, KEY)
         return [jax.random.key_data(keys) for keys in recorded]
 
     keys = [tuple(key) for drawn in jax.jit(run)(params_of()) for key in drawn.tolist()]
@@ -203,7 +190,7 @@ def test_no_two_draws_share_a_key(monkeypatch):
     assert len(set(keys)) == views + levels + hidden
     assert len(keys) == len(set(keys)) + 4  # the joint pass sees each row's first view with the noise it has elsewhere
     # A run that an older version began goes on with the same draws: a row's number is folded in, then the view's.
-    split, fold, expected = Keys(*jax.random.split(KEY, 6)), jax.random.fold_in, []
+    split, fold, expected = Draws(*jax.random.split(KEY, 6)), jax.random.fold_in, []
     for row in range(4):
         for n in range(3):
             of_views = split.erase, fold(split.align, 0), split.image
@@ -215,9 +202,8 @@ def test_no_two_draws_share_a_key(monkeypatch):
 
 def test_exact_patterns_of_images_and_texts_are_independent():
     """Images and texts of nine tokens: with a common key they would keep the same ones."""
-    model, levels = IVT(IVTConfig.from_config(tiny().model)), [np.ones((2, 9), np.int32), np.ones((2, 4), np.int32)]
-    config = tiny(bmm={"align": "exact", "align_ratio": 0.5}).bmm
-    patterns = [exact_patterns(model, levels, jax.random.key(seed), config) for seed in range(5)]
+    levels = [np.ones((2, 9), np.int32), np.ones((2, 4), np.int32)]
+    patterns = [exact_tokens(jax.random.key(seed), 9, levels, 0.5) for seed in range(5)]
     assert any((image[0] != text[0]).any() for image, text in patterns)
     assert any(image[1].sum() != text[1].sum() for image, text in patterns)
 
@@ -225,10 +211,9 @@ def test_exact_patterns_of_images_and_texts_are_independent():
 def test_exact_patterns_count_the_tokens_of_the_longest_text():
     """Texts of 3 and 5 tokens at two levels of 6 and 8 places: at ratio 1 up to 4 of 5 are dropped, and never more."""
     ids = [np.array([[7, 7, 7, 0, 0, 0]]), np.array([[7, 7, 7, 7, 7, 0, 0, 0]])]
-    model, config = IVT(IVTConfig.from_config(tiny().model)), tiny(bmm={"align": "exact", "align_ratio": 1.0}).bmm
     kept = []
     for seed in range(40):
-        indices, valid = exact_patterns(model, ids, jax.random.key(seed), config)[1]
+        indices, valid = exact_tokens(jax.random.key(seed), 9, ids, 1.0)[1]
         assert indices.shape == (1, 8) and not (indices[valid] >= 5).any()
         kept.append(int(valid.sum()))
     assert set(kept) == {1, 2, 3, 4, 5}
@@ -239,7 +224,7 @@ def test_erased_pixels_are_standard_normal_after_normalising(switched_on):
     """The noise has mean 0 and deviation 1 beside pixels in [-1, 1]; outside of the box nothing changes."""
     images = np.random.default_rng(1).integers(0, 256, (2, 40, 30, 3), np.uint8)
     boxes, keys = np.array([[4, 6, 30, 20], [0, 0, 0, 0]], np.int32), row_keys(KEY, np.arange(2))
-    seen, clean = (np.asarray(x) for x in pixels(images, boxes, keys, tiny(augment={"erase": float(switched_on)})))
+    seen, clean = (np.asarray(x) for x in erase_boxes(images, boxes, keys, tiny(augment={"erase": float(switched_on)})))
     np.testing.assert_allclose(clean, (images / 255 - MEAN) / DEVIATION, atol=1e-6)
     expected = clean.copy()
     if switched_on:
@@ -257,18 +242,17 @@ def test_a_part_of_the_batch_is_encoded_as_within_the_whole(align):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[np.array([3, 1])], atol=1e-5), part, whole)
 
 
-def test_a_part_of_the_batch_is_reconstructed_and_erased_as_within_the_whole(monkeypatch):
+def test_a_part_of_the_batch_is_reconstructed_and_erased_as_within_the_whole():
     config = tiny(model={"dropout": 0.3, "drop_path": 0.5, "depth": 2})
-    arrays = [BATCH["images"][:, 0], BATCH["erase"][:, 0], BATCH["text"]["sentence"], BATCH["words"]]
-    model, params = IVT(IVTConfig.from_config(config.model)), params_of(depth=2)
+    config.mla.weight = 0.0
+    objective, params = objective_of(config), params_of(depth=2)
+    draws, chosen = objective.draw(BATCH, KEY), objective.select(BATCH)[1]
 
     @jax.jit
-    def rebuild(rows, *arrays):
-        keys = Keys(*jax.random.split(KEY, 6))
-        seen, _ = pixels(*arrays[:2], row_keys(keys.erase, rows), config)
-        return seen, reconstruction(model, params, rows, *arrays, keys, config, MASK_ID)
+    def rebuild(chosen):
+        return objective.hide(draws, chosen).erased, objective.encode(params, draws, {}, chosen).sums
 
-    whole, part = (rebuild(rows, *(x[rows] for x in arrays)) for rows in (np.arange(4), np.array([3, 1])))
+    whole, part = (rebuild(jax.tree.map(lambda x, r=r: x[r], chosen)) for r in (np.arange(4), np.array([3, 1])))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[np.array([3, 1])], rtol=1e-5), part, whole)
     erased = whole[0][:, 2:10, 3:9].reshape(4, -1)
     assert len(np.unique(erased)) == erased.size  # no two rows have the same noise
@@ -303,7 +287,7 @@ def reconstructed():
     """Metrics of overlapping patches (5 x 2) with all views erased, and what reached the losses."""
     config = tiny(mla={"weight": 0.0}, bmm={"patch_block": 2}, model={"stride": 4})
     batch = {**BATCH, "erase": np.tile(np.array([0, 0, 24, 12], np.int32), (4, 3, 1))}
-    model, params, calls = IVT(IVTConfig.from_config(config.model)), params_of(4), {}
+    objective, params, calls = objective_of(config), params_of(4), {}
 
     def spy(owner, name):
         function = getattr(owner, name)
@@ -315,12 +299,12 @@ def reconstructed():
         patch.setattr(owner, name, wrapped)
 
     def run(params):
-        metrics = objective(model, params, batch, KEY, config, MASK_ID)[1]
+        metrics = objective(params, batch, KEY)[1]
         (_, _, image, corrupted, _), joint = calls["apply"][0]
         (_, positions), _ = calls["_gather"][0]
         seen = {"words": (corrupted, positions, *calls["word_loss"][0][0]),
                 "patches": (joint["patch_mask"], *calls["patch_loss"][0][0]), "image": image}  # fmt: skip
-        apply = functools.partial(model.apply, {"params": params})
+        apply = functools.partial(objective.model.apply, {"params": params})
         tokens = apply(image, corrupted, corrupted > 0, patch_mask=joint["patch_mask"], method="encode_joint")
         patches, texts = apply(tokens[0][:, 1:], method="patch_pixels"), apply(tokens[1], method="word_logits")
         return metrics, seen | {"of_all": (patches, texts)}
@@ -406,18 +390,13 @@ def test_what_is_hidden_follows_the_config(monkeypatch):
 
 
 @pytest.mark.parametrize("rows, expected", [(0, [0, 1, 2, 3, 4, 5]), (1, [0]), (2, [0, 3]), (3, [0, 2, 4])])
-def test_rows_picks_evenly_spaced_pairs(monkeypatch, rows, expected):
-    def look(model, params, rows, images, boxes, ids, words, *rest):
-        seen.update(rows=rows, images=images, boxes=boxes, ids=ids, words=words)
-        return {"words": (np.zeros(1), np.zeros(1))}
-
-    seen, batch = {}, make_batch(6)
+def test_rows_picks_evenly_spaced_pairs(rows, expected):
+    batch = make_batch(6)
     batch["erase"] = batch["erase"] + np.arange(18, dtype=np.int32).reshape(6, 3, 1)  # no two boxes alike
-    monkeypatch.setattr(module, "reconstruction", look)
-    objective(None, None, batch, KEY, tiny(mla={"weight": 0.0}, bmm={"rows": rows}), MASK_ID)
+    _, seen = objective_of(tiny(bmm={"rows": rows})).select(batch)
     np.testing.assert_array_equal(seen["rows"], expected)
     np.testing.assert_array_equal(seen["images"], batch["images"][expected, 0])
-    np.testing.assert_array_equal(seen["boxes"], batch["erase"][expected, 0])
+    np.testing.assert_array_equal(seen["erase"], batch["erase"][expected, 0])
     np.testing.assert_array_equal(seen["ids"], batch["text"]["sentence"][expected])
     np.testing.assert_array_equal(seen["words"], batch["words"][expected])
 
@@ -425,10 +404,8 @@ def test_rows_picks_evenly_spaced_pairs(monkeypatch, rows, expected):
 @pytest.mark.parametrize("term, mlp", [("words", "mlp_txt"), ("patches", "mlp_vis")])
 def test_the_gradient_of_reconstruction_reaches_the_shared_tower(term, mlp):
     weights = {"word_weight": float(term == "words"), "patch_weight": float(term == "patches")}
-    config = tiny(mla={"weight": 0.0}, bmm=weights)
-    model = IVT(IVTConfig.from_config(config.model))
-    loss = jax.jit(jax.grad(lambda params: objective(model, params, BATCH, KEY, config, MASK_ID)[0]))
-    gradient = loss(params_of())
+    objective = objective_of(tiny(mla={"weight": 0.0}, bmm=weights))
+    gradient = jax.jit(jax.grad(lambda params: objective(params, BATCH, KEY)[0]))(params_of())
     size = jax.tree.map(lambda g: float(np.abs(g).max()), gradient)
     assert size["blocks"]["attn"]["qkv"]["kernel"] > 1e-4
     assert size["blocks"][mlp]["fc1"]["kernel"] > 1e-4

@@ -22,9 +22,9 @@ RATES = {
 @pytest.mark.parametrize("peak", RATES)
 @pytest.mark.parametrize("first_epoch", [0, 1])
 def test_released_schedule_by_hand_and_constant_within_an_epoch(peak, first_epoch):
-    rate = released_schedule(
-        peak, start=5e-5, floor=1e-5, warmup=5, horizon=120, first_epoch=first_epoch, epoch_starts=STARTS
-    )
+    config = default.get_config()  # start 5e-5, floor 1e-5, 5 epochs of warm-up, 120 epochs
+    config.train.first_epoch = first_epoch
+    rate = released_schedule(peak, config, STARTS)
     for epoch, expected in RATES[peak].items():
         if epoch >= first_epoch:
             index = epoch - first_epoch

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from configs import default
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.training.objective import objective
+from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import global_batch, state_sharding
@@ -44,12 +44,12 @@ def make_batch(seed=0):
     }
 
 
-def program(config):
+def program(config, loss=Objective):
     """(init, step), neither of them jitted."""
     model = IVT(IVTConfig.from_config(config.model))
     tx = make_optimizer(config, make_schedules(config, np.array([0, 1, 2, 3]), 3))
     init = functools.partial(init_state, model, tx, config)
-    return init, functools.partial(train_step, model=model, tx=tx, config=config, mask_id=4)
+    return init, functools.partial(train_step, objective=loss(model, config, mask_id=4), tx=tx)
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +124,15 @@ def test_without_an_average_the_parameters_are_what_was_learned(single):
     assert state.ema == {} and state.learned is state.params
 
 
-def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypatch):
+def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single):
     # sqrt has no finite derivative at 0: the loss is 0 + the parameters' sum times 0, its gradient NaN.
-    def root(model, params, *rest):
-        loss = sum(jnp.sqrt(jnp.sum(x * 0)) for x in jax.tree.leaves(params))
-        return loss, {"loss": loss}
+    class Root(Objective):
+        def __call__(self, params, *rest):
+            loss = sum(jnp.sqrt(jnp.sum(x * 0)) for x in jax.tree.leaves(params))
+            return loss, {"loss": loss}
 
-    monkeypatch.setattr("ivt_jax.training.train_step.objective", root)
     state, _ = single
-    _, step = program(tiny())
+    _, step = program(tiny(), Root)
     after, metrics = jax.jit(step)(state, {})
     assert metrics["loss"] == 0
     assert not np.isfinite(metrics["grad_norm"])
@@ -140,27 +140,27 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_withheld(single, monkeypat
     assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
 
 
-def test_the_key_of_a_step_is_that_of_the_seed_with_the_step_folded_in(single, monkeypatch):
+def test_the_key_of_a_step_is_that_of_the_seed_with_the_step_folded_in(single):
     """A run that an older version began goes on with the same draws."""
 
-    def keyed(model, params, batch, key, *rest):
-        loss = sum(jnp.sum(x) for x in jax.tree.leaves(params))
-        return loss, {"loss": loss, "key": jax.random.key_data(key)}
+    class Keyed(Objective):
+        def __call__(self, params, batch, key):
+            loss = sum(jnp.sum(x) for x in jax.tree.leaves(params))
+            return loss, {"loss": loss, "key": jax.random.key_data(key)}
 
-    monkeypatch.setattr("ivt_jax.training.train_step.objective", keyed)
     config = tiny()
     config.seed = 5
-    _, metrics = jax.jit(program(config)[1])(single[0].replace(step=jnp.int32(7)), {})
+    _, metrics = jax.jit(program(config, Keyed)[1])(single[0].replace(step=jnp.int32(7)), {})
     equal(metrics["key"], jax.random.key_data(jax.random.fold_in(jax.random.key(5), 7)))
 
 
-def test_the_norm_is_that_of_the_gradient(single, monkeypatch):
-    def linear(model, params, *rest):
-        loss = 3 * sum(jnp.sum(x) for x in jax.tree.leaves(params))
-        return loss, {"loss": loss}
+def test_the_norm_is_that_of_the_gradient(single):
+    class Linear(Objective):
+        def __call__(self, params, *rest):
+            loss = 3 * sum(jnp.sum(x) for x in jax.tree.leaves(params))
+            return loss, {"loss": loss}
 
-    monkeypatch.setattr("ivt_jax.training.train_step.objective", linear)
-    _, metrics = jax.jit(program(tiny())[1])(single[0], {})
+    _, metrics = jax.jit(program(tiny(), Linear)[1])(single[0], {})
     count = sum(x.size for x in jax.tree.leaves(single[0].params))
     np.testing.assert_allclose(metrics["grad_norm"], 3 * np.sqrt(count), rtol=1e-6)
 
@@ -235,8 +235,8 @@ def test_negatives_are_the_global_batch(single):
     """On eight devices the matching is over all pairs: not the mean of what each would find in its own rows."""
     config = tiny(dropout=0.0, drop_path=0.0)
     config.bmm.update({"align": "off", "word_weight": 0.0, "patch_weight": 0.0})
-    model, params = IVT(IVTConfig.from_config(config.model)), single[0].params
-    run = jax.jit(lambda params, batch: objective(model, params, batch, jax.random.key(0), config, 4)[1]["mla"])
+    objective, params = Objective(IVT(IVTConfig.from_config(config.model)), config, 4), single[0].params
+    run = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[1]["mla"])
     batch = {**make_batch(), "erase": np.zeros((BATCH_SIZE, 3, 4), np.int32)}
     mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
     whole = run(params, batch)
@@ -295,8 +295,8 @@ def test_micro_batches_are_computed_one_after_the_other(single, monkeypatch, cou
     state, _ = single
     calls = []
 
-    def cached(model, params, *rest):
-        calls.append(rest[-3].runtime.microbatches)
+    def cached(objective, params, *rest):
+        calls.append(objective.config.runtime.microbatches)
         return jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(())}
 
     monkeypatch.setattr("ivt_jax.training.train_step.cached_gradients", cached)

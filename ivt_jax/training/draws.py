@@ -1,0 +1,75 @@
+"""Random inputs of a training step: noise of erased pixels, kept tokens, hidden words and patches, dropout.
+
+A row's draws follow from the step's key and the row's number in the global batch. A part of the batch, encoded by
+itself, is therefore encoded as within the whole. Only `exact` alignment draws once for the whole batch.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ivt_jax.encoding.images import erase, normalise
+from ivt_jax.losses import bmm
+from ivt_jax.models.ivt import PAD_ID, Selection
+
+
+class Draws(NamedTuple):
+    """The keys of a step by purpose, and the tokens that `exact` alignment keeps of all images and of all texts."""
+
+    erase: jax.Array
+    align: jax.Array
+    hide: jax.Array
+    image: jax.Array  # dropout of the image pass, the text passes and the joint pass
+    text: jax.Array
+    joint: jax.Array
+    image_tokens: Selection | None = None
+    text_tokens: Selection | None = None
+
+
+class Masked(NamedTuple):
+    """Inputs and targets of the reconstruction of r pairs.
+
+    erased, clean: images (r, H, W, 3) with noise and without. ids, hidden_ids: sentences (r, L) without and with hidden
+    words. positions, weights: those of the hidden tokens (r, M). patches: (r, P) bool, True where hidden.
+    """
+
+    rows: jax.Array
+    erased: jax.Array
+    clean: jax.Array
+    ids: jax.Array
+    hidden_ids: jax.Array
+    positions: Any  # None without the loss of words
+    weights: Any
+    patches: Any  # None without the loss of patches
+
+
+def row_keys(key: jax.Array, rows: jax.Array, count: int = 1) -> jax.Array:
+    """Returns a key for each of the `count` views of each row, row by row: rows (b,) int32 -> (b * count,)."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold, (0, None))(fold(key, rows), jnp.arange(count)).reshape(-1)
+
+
+def exact_tokens(key: jax.Array, num_image: int, levels: list[jax.Array], ratio: float) -> tuple[Selection, Selection]:
+    """Returns the tokens that `exact` alignment keeps: one selection for all images and one for all texts.
+
+    num_image: tokens of an image; levels: ids (B, L) of each text level.
+    """
+    longest = max(ids.shape[1] for ids in levels)
+    length = jnp.stack([(ids != PAD_ID).sum(1).max() for ids in levels]).max()
+    return (
+        bmm.exact_selection(jax.random.fold_in(key, 0), num_image, num_image, ratio),
+        bmm.exact_selection(jax.random.fold_in(key, 1), length, longest, ratio),
+    )
+
+
+def fast_tokens(keys: jax.Array, mask: jax.Array, ratio: float) -> Selection:
+    """Returns the tokens that `fast` alignment keeps of each row of the mask (N, L), by keys (N,)."""
+    return jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio))(keys, mask)
+
+
+def erase_boxes(images: jax.Array, boxes: jax.Array, keys: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:
+    """Normalises images (N, H, W, 3) uint8 and returns them with noise in their boxes (N, 4), and without."""
+    clean = normalise(images)
+    return jax.vmap(erase)(keys, clean, boxes) if config.augment.erase else clean, clean  # the noise costs a little
