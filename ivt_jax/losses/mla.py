@@ -1,4 +1,4 @@
-"""Multi-level alignment (IVT section 3.2): image views and text levels stacked into one matching problem."""
+"""Multi-level alignment (IVT, section 3.2): one matching of all image views and text levels."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,11 @@ from ivt_jax.losses.contrastive import cmpm_loss, projection_losses
 
 
 def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1) -> jax.Array:
-    """One CMPM over all levels at once, so that levels are each other's positives.
+    """Returns one CMPM over all levels at once, so that levels are each other's positives.
 
-    views: one (B, D) array per augmented view of the images; levels: one (B, D) per text level; ids (B,). A single view
-    serves all levels, a single level all views; otherwise there is one view per level.
-    groups: the loss is computed within this many equal slices of the batch and averaged (a per-GPU loss, on any number
-    of devices); 1 matches the whole global batch.
+    views, levels: one (B, D) per augmented view and per text level; ids (B,) person ids. View i is matched with level
+    i, a single view with every level, a single level with every view.
+    groups: equal slices of the batch, each matched by itself (a per-GPU loss, on any number of devices).
     """
     return jax.vmap(cmpm_loss)(*_matched(views, levels, ids, groups)).mean()
 
@@ -23,16 +22,16 @@ def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.A
 def sharded_mla_loss(
     views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1, *, mesh: Mesh
 ) -> jax.Array:
-    """`mla_loss` of rows that are split over all axes of a mesh, to rounding, in memory linear in a device's rows.
+    """Returns `mla_loss`, to rounding, of rows split over all axes of a mesh, in memory linear in a device's rows.
 
-    Each device holds the similarities of its own rows as queries, against the gathered rows of their group as keys.
+    Each device compares its own rows as queries with the gathered rows of their group as keys.
     The number of groups divides the number of devices, or is a multiple of it.
     """
     axes, devices = mesh.axis_names, mesh.size
     together, groups_here = max(devices // groups, 1), max(groups // devices, 1)
 
     def gather(x: jax.Array) -> jax.Array:
-        """(groups here, n, ...) -> (groups here, together * n, ...): the rows of all devices that share the group."""
+        """(groups here, n, ...) -> (groups here, together * n, ...), the rows of all devices that share the group."""
         if together == 1:
             return x
         rows = jax.lax.all_gather(x[0], axes)
@@ -55,7 +54,7 @@ def sharded_mla_loss(
 def _matched(
     views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Views and levels paired (groups, n, D) each and their ids (groups, n), with n = levels * B / groups."""
+    """Pairs views and levels, (groups, n, D) each, with their ids (groups, n); n = levels * B / groups."""
     count = max(len(views), len(levels))
     if len(views) not in (1, count) or len(levels) not in (1, count):
         raise ValueError(f"{len(views)} views cannot be matched with {len(levels)} text levels")
@@ -67,7 +66,7 @@ def _matched(
 
 
 def _stack(parts: Sequence[jax.Array], count: int, groups: int) -> jax.Array:
-    """`count` arrays (B, D), one repeated where there is but one -> (groups, count * B / groups, D), level by level."""
+    """Stacks `count` arrays (B, D), or one array `count` times -> (groups, count * B / groups, D), level by level."""
     stacked = jnp.stack(list(parts) * (count // len(parts)))
     batch, width = stacked.shape[1:]
     grouped = stacked.reshape(count, groups, batch // groups, width)

@@ -95,10 +95,10 @@ class Blocks(nn.Module):
     def __call__(
         self, x: jax.Array, mask: jax.Array | None, num_image: int, keys: jax.Array | None = None
     ) -> jax.Array:
-        """Returns (B, N, D) float32 after the final norm, of (B, N, D) with the image tokens first.
+        """Applies the blocks and the final norm: (B, N, D), image tokens first -> (B, N, D) float32.
 
-        mask (B, N) is False at padding, which comes last; None = no padding. keys (B,) are for stochastic depth; None =
-        no block is dropped.
+        mask (B, N) is False at padding, which comes last; None = no padding. keys (B,) draw the dropped branches of
+        stochastic depth; None = none is dropped.
         """
         c = self.config
         rates, draws = jnp.linspace(0.0, c.drop_path, c.depth), None

@@ -16,7 +16,7 @@ from ivt_jax.models.ivt import PAD_ID, Selection
 
 
 class Draws(NamedTuple):
-    """The keys of a step by purpose, and the tokens that `exact` alignment keeps of all images and of all texts."""
+    """The keys of a step by purpose, and the tokens that `exact` alignment keeps, of all images and of all texts."""
 
     erase: jax.Array
     align: jax.Array
@@ -31,8 +31,8 @@ class Draws(NamedTuple):
 class Masked(NamedTuple):
     """Inputs and targets of the reconstruction of r pairs.
 
-    erased, clean: images (r, H, W, 3) with noise and without. ids, hidden_ids: sentences (r, L) without and with hidden
-    words. positions, weights: those of the hidden tokens (r, M). patches: (r, P) bool, True where hidden.
+    erased, clean: images (r, H, W, 3) with noise and without. ids, hidden_ids: sentences (r, L) before and after hiding
+    words. positions, weights: of the hidden tokens, (r, M). patches: (r, P) bool, True at hidden ones.
     """
 
     rows: jax.Array

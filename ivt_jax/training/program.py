@@ -60,8 +60,8 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
     sharding = state_sharding(mesh, shapes)
     compute = jax.jit(hyperparameters, out_shardings=everywhere)
 
-    def placed(shape, sharding):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    def placed(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return Program(
         model=model,
@@ -70,7 +70,7 @@ def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
         target=jax.tree.map(placed, shapes, sharding),
         hyperparameters=compute,
-        hyperparameter_shapes=jax.tree.map(lambda shape: placed(shape, everywhere), jax.eval_shape(compute)),
+        hyperparameter_shapes=jax.tree.map(lambda x: placed(x, everywhere), jax.eval_shape(compute)),
     )
 
 
