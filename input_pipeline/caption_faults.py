@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from ivt_jax.common.messages import SHOWN
 
-LONGEST = 98  # words and punctuation marks: a sentence of 100 tokens has [CLS] and [SEP] too
-_READ = 10_000  # characters of a caption that are looked at: no token lies beyond
+LONGEST = 98  # words and punctuation marks: 100 tokens without [CLS] and [SEP]
+_READ = 10_000  # characters of a caption that are checked; no token is beyond
 
-# What programs and spreadsheets write for an empty cell, and what people write to fill it later.
+# Written by programs for an empty cell, or by people who mean to fill it later.
 _PLACEHOLDERS = {
     "nan", "null", "none", "nil", "n/a", "na", "n.a", "undefined", "unknown", "missing", "empty", "blank", "true",
     "false", "#n/a", "#value", "#ref", "#name", "#null", "#div/0", "todo", "tbd", "tba", "test", "xxx", "caption",
@@ -34,7 +34,7 @@ _MISREAD = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2[\u0080\u20ac]|\u00f0
 
 
 def caption_faults(caption: str) -> Iterator[tuple[str, str]]:
-    """Yields each kind of fault of a caption that is not blank, with the characters that a reader could not see."""
+    """Yields (kind of fault, code points of unseen characters or "") for each fault of a caption that is not blank."""
     caption = caption[:_READ]
     if " ".join(caption.lower().split()).strip(".,;:-_\"'<>()[]?! ") in _PLACEHOLDERS:
         yield "captions have only a placeholder, such as nan, null, none or n/a", ""
@@ -73,7 +73,7 @@ def _control(character: str) -> bool:
 
 
 def _invisible(character: str) -> bool:
-    """Zero-width spaces and joiners, direction marks, soft hyphens, byte order marks, fillers, variation selectors."""
+    """Whether it is a zero-width space or joiner, direction or byte order mark, soft hyphen, filler, or selector."""
     return unicodedata.category(character) == "Cf" or character in "\u034f\u115f\u1160\u2800\u3164\uffa0\ufe0e\ufe0f"
 
 
@@ -84,7 +84,7 @@ def _lost(character: str) -> bool:
 _UNSEEN = {
     "captions have control characters": _control,
     "captions have invisible characters: zero-width, direction marks, soft hyphens": _invisible,
-    "captions have characters that stand for lost ones, or that no font shows": _lost,
+    "captions have replacement, private-use or unassigned characters": _lost,
 }
 
 
@@ -94,7 +94,7 @@ def _foreign(character: str) -> bool:
 
 
 def _styled(character: str) -> bool:
-    """A Latin letter in a form of its own (bold, a ligature), or a letter, digit or mark as wide as a CJK character."""
+    """Whether it is a styled Latin letter (bold, a ligature), or a full-width letter, digit or mark."""
     if unicodedata.east_asian_width(character) == "F":
         return not character.isspace()
     return character.isalpha() and not _foreign(character) and unicodedata.decomposition(character)[:1] == "<"

@@ -5,9 +5,9 @@
     python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix_list
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --allow=shared_persons,shared_images --all
 
-It reads the annotations as training does, opens every image, and prints the splits beside the published ones, the words
-that the tokenizer does not know, and a line for each kind of fault. A person or an image in two splits makes the folder
-unusable: evaluation would search for what was trained on. `--allow` makes such a fault a warning.
+It reads the annotations as training does and opens every image. It prints the splits beside the published counts, the
+words that the tokenizer does not know, and a line for each kind of fault. A person or an image in two splits is an
+error, because evaluation would search for training data; `--allow` makes it a warning.
 
 Exit code: 0 clean; 1 usable, with warnings; 2 unusable.
 """
@@ -55,7 +55,7 @@ from ivt_jax.common.progress import progress
 SHARED_PERSONS, SHARED_IMAGES = ALLOWED = ("shared_persons", "shared_images")
 SMALLEST = 16  # pixels of a side
 _BATCH, _INSTANCES, _EPOCHS = 28, 4, 120  # of the released recipe
-# Kinds of fault begin with these words; of a single fault, with those on the right.
+# First words of each kind of fault, plural: singular.
 _SINGULAR = {
     "images are": "image is", "images have": "image has", "images look": "image looks", "images equal": "image equals",
     "pairs of images look": "pair of images looks", "person ids are": "person id is", "captions are": "caption is",
@@ -64,7 +64,7 @@ _SINGULAR = {
 
 
 class Finding(NamedTuple):
-    """One kind of fault, as a line. A severe one stops training or evaluation. examples: all records or images."""
+    """One kind of fault. line: what is printed; severe: whether it is an error; examples: all records or images."""
 
     severe: bool
     line: str
@@ -72,7 +72,7 @@ class Finding(NamedTuple):
 
 
 def check_splits(counts: Counts, published: Counts) -> list[Finding]:
-    """Finds splits that are not as published, and a missing test split."""
+    """Finds splits whose counts are not as published, and a missing test split."""
     other = other_splits(counts, published)
     findings = [Finding(False, f"not as published: {', '.join(other)}")] if other else []
     if "test" not in counts:
@@ -81,7 +81,7 @@ def check_splits(counts: Counts, published: Counts) -> list[Finding]:
 
 
 def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> list[Finding]:
-    """Finds person ids in several splits: evaluation must not search for persons seen in training."""
+    """Finds person ids in several splits: evaluation must not search for training persons."""
     shared = [f"{person} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
     severe = SHARED_PERSONS not in allowed
     remedy = f" (if each split numbers its own persons, --allow={SHARED_PERSONS})" if severe else ""
@@ -89,24 +89,23 @@ def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> l
 
 
 def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed: Collection[str] = ()) -> list[Finding]:
-    """Finds images in several splits, or of several persons of a split: exact copies, and those that look alike."""
+    """Finds copies of images, exact or to the eye, in several splits, and exact copies of several persons."""
     records, digests = annotations.records, digests_of_twins(annotations.images, images)
-    exact = copies_between_splits(records, digests)
+    exact, of_persons = copies_between_splits(records, digests), copies_between_persons(records, digests)
     near = near_copies_between_splits(annotations.images, records, images, {path for path, _ in exact})
-    one_picture = copies_between_persons(records, digests)
     severe = SHARED_IMAGES not in allowed
-    remedy = f" (leave images out by {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
+    remedy = f" (list images in {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
     splits = {record.image_path: record.split for record in records}
     persons = {record.image_path: f"person {record.person_id}" for record in records}
     return [
         *_findings(severe, f"images equal an image of another split{remedy}", _named(exact, splits)),
         *_findings(severe, f"images look the same as an image of another split{remedy}", _named(near, splits)),
-        *_findings(False, "images equal an image of another person", _named(one_picture, persons)),
+        *_findings(False, "images equal an image of another person", _named(of_persons, persons)),
     ]
 
 
 def check_captions(records: Sequence[Record]) -> list[Finding]:
-    """Finds captions that are empty or at fault by themselves, or the same for several persons of a split."""
+    """Finds captions that are empty, have a fault of `caption_faults`, or describe several persons of a split."""
     persons = collections.defaultdict(set)
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     for record in records:
@@ -126,7 +125,7 @@ def check_captions(records: Sequence[Record]) -> list[Finding]:
 def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> tuple[list[str], list[Finding]]:
     """Counts the tokens of each split that the tokenizer does not know. Returns lines to print, and the faults.
 
-    name: of the tokenizer, for the lines.
+    name: the tokenizer's, for the lines.
     """
     lines, blank = [], []
     for split in SPLITS:
@@ -143,7 +142,7 @@ def check_words(records: Sequence[Record], tokenizer: Tokenizer, name: str) -> t
 
 
 def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[Finding]:
-    """Finds folders and images that are missing, images that cannot be read, and those too small for a person."""
+    """Finds missing folders and images, unreadable images, and images too small for a person."""
     kinds: dict[tuple[bool, str], list[str]] = collections.defaultdict(list)
     for image in images:
         folder = image.path.rpartition("/")[0]
@@ -157,7 +156,7 @@ def check_images(annotations: Annotations, images: Sequence[Inspected]) -> list[
 
 
 def sound_in_quarantine(annotations: Annotations) -> list[str]:
-    """Returns the images that the quarantine leaves out although they have no fault, such as repaired ones."""
+    """Returns the images in quarantine that have no fault, for example because they were repaired."""
     left_out = sorted(quarantined(annotations.path))
     return [image.path for image in inspect_images(annotations.images, left_out, workers=1) if not image.fault]
 
@@ -165,9 +164,10 @@ def sound_in_quarantine(annotations: Annotations) -> list[str]:
 def check_overlap(
     annotations: Annotations, images: Sequence[Inspected], other: Annotations, others: Sequence[Inspected], name: str
 ) -> tuple[list[str], list[Finding]]:
-    """Finds images that look like some of another dataset: a model trained on one must not be tested on the other.
+    """Finds images that look like one of another dataset: a model trained on one must not be tested on the other.
 
-    Returns lines to print, and the faults. A file that both datasets name is not compared with itself.
+    name: the other dataset's, for the lines. Returns lines to print, and the faults. A file that both datasets name is
+    not compared with itself.
     """
     theirs = {_real(other, image): image.path for image in others}
     same = {image.path: theirs[file] for image in images if (file := _real(annotations, image)) in theirs}
@@ -182,7 +182,7 @@ def check_overlap(
 
 
 def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
-    """Returns lines on ids, sizes on disk and in pixels, and the number of steps by the released recipe."""
+    """Returns lines about person ids, image sizes, and the steps and hours of the released recipe."""
     ids = sorted({record.person_id for record in records})
     sizes = np.array([image.size for image in images if not image.fault] or [(0, 0)])
     persons = np.array([r.person_id for r in records if r.split == "train" for _ in r.captions])
@@ -206,15 +206,15 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
 
 
 def write_quarantine(annotations: Annotations, images: Sequence[Inspected]) -> Path:
-    """Lists the images with a fault, one a line, where `read_annotations` looks for them and leaves them out.
+    """Adds the images with a fault to quarantine.txt, whose images `read_annotations` leaves out. Returns its path.
 
-    Raises DataError if a name holds a line break.
+    Raises DataError if a name has a line break.
     """
     path = annotations.path.parent / QUARANTINE
     paths = sorted({*quarantined(annotations.path), *(image.path for image in images if image.fault)})
     for name in paths:
         if lines_of(f"{name}\n") != [name]:
-            raise DataError(f"{path} cannot list {printable(name)}, whose name holds a line break: rename the image")
+            raise DataError(f"{path} cannot list {printable(name)}, whose name has a line break: rename the image")
     write_text(path, "".join(f"{name}\n" for name in paths))
     return path
 
@@ -228,7 +228,7 @@ def _real(annotations: Annotations, image: Inspected) -> str:
 
 
 def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]:
-    """Returns a finding of this kind, none if there are no examples."""
+    """Returns one finding of this kind, or none if there are no examples."""
     if not examples:
         return []
     if len(examples) == 1:
@@ -238,7 +238,7 @@ def _findings(severe: bool, kind: str, examples: Sequence[str]) -> list[Finding]
 
 
 def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
-    """Inspects all images. Raises DataError if their folder is missing, as in a portable dataset."""
+    """Opens all images. Raises DataError if their folder is missing, as in a portable dataset."""
     if not annotations.images.is_dir():
         where = f"the images of {annotations.path.name} are expected in it"
         raise DataError(f"{annotations.images} not found: {where}; {README}")
@@ -247,15 +247,15 @@ def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
 
 
 def _allowed(given: Sequence[str]) -> frozenset[str]:
-    """Returns the names in all --allow flags. Raises UserError for an unknown one."""
+    """Returns the names in all --allow flags. Raises UserError for an unknown name."""
     names = frozenset(name.strip() for names in given for name in names.split(",")) - {""}
     if unknown := sorted(names - {*ALLOWED}):
-        raise UserError(f"--allow={','.join(given)}: {unknown[0]} is none of {', '.join(ALLOWED)}")
+        raise UserError(f"--allow={','.join(given)}: {unknown[0]} is not one of {', '.join(ALLOWED)}")
     return names
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examines the dataset and prints what was found; returns the exit code."""
+    """Checks the dataset, prints the findings and returns the exit code."""
     name, allowed = DATASETS[args.dataset], _allowed(args.allow)
     against, _, against_root = args.against.partition(":")
     if args.against and (against not in DATASETS or not against_root):
@@ -266,7 +266,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{annotations.path}\n{split_table(counts, published)}")
     images = _inspect(annotations, args.workers)
     print(describe_run(annotations.records, images))
-    if sound := sound_in_quarantine(annotations):  # no finding: a line may have been added by hand
+    if sound := sound_in_quarantine(annotations):  # no fault: a line may have been added by hand
         count = counted(len(sound), "intact image")
         print(f"{count} left out by {QUARANTINE} (to use an image, remove its line): {first_few(sound)}")
     lines, findings = check_words(annotations.records, tokenizer, args.tokenizer or "the shipped vocabulary")
@@ -280,10 +280,15 @@ def run(args: argparse.Namespace) -> int:
         print("".join(f"{line}\n" for line in lines), end="")
         findings += found
     if args.fix_list and any(image.fault for image in images):
-        print(f"left out from now on: {write_quarantine(annotations, images)}")
+        print(f"images to leave out are listed in {write_quarantine(annotations, images)}")
+    return _report(findings, args.all)
+
+
+def _report(findings: Sequence[Finding], all_examples: bool) -> int:
+    """Prints a line for each kind of fault, with all its examples if asked; returns the exit code."""
     for finding in findings:
         print(f"{'error' if finding.severe else 'warning'}: {finding.line}")
-        if args.all:
+        if all_examples:
             print("".join(f"    {printable(example)}\n" for example in finding.examples), end="")
     print(f"{counted(len(findings), 'kind')} of fault" if findings else "clean")
     return 2 if any(finding.severe for finding in findings) else 1 if findings else 0
@@ -306,11 +311,15 @@ def main(argv: list[str] | None = None) -> int:
         help=f"faults that count as warnings, separated by commas: {', '.join(ALLOWED)}",
     )
     parser.add_argument(
-        "--tokenizer", default="", help="a folder or a name on the hub, as config.text.tokenizer; else the shipped one"
+        "--tokenizer",
+        default="",
+        help="as config.text.tokenizer; default: the shipped vocabulary",
     )
-    parser.add_argument("--against", default="", help="DATASET:DIR, look for images that another dataset has too")
-    parser.add_argument("--fix_list", action="store_true", help=f"write {QUARANTINE}: faulty images are left out then")
-    parser.add_argument("--all", action="store_true", help=f"list every example of a fault, not only {SHOWN}")
+    parser.add_argument("--against", default="", help="DATASET:DIR, also look for images that this other dataset has")
+    parser.add_argument(
+        "--fix_list", action="store_true", help=f"list faulty images in {QUARANTINE}, to leave them out"
+    )
+    parser.add_argument("--all", action="store_true", help=f"print every example of a fault, not only {SHOWN}")
     parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that open images")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

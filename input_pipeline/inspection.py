@@ -1,4 +1,4 @@
-"""Every image of a dataset opened once, on all cores: what is wrong with it, its size, and its perceptual hash."""
+"""Opens every image of a dataset once, on all cores: its faults, its size and its perceptual hash."""
 
 import errno
 import functools
@@ -13,18 +13,19 @@ import PIL.Image
 from input_pipeline.decoding import MAX_PIXELS, NotTakenError, TooLargeError, as_rgb, open_picture
 
 MISSING = "missing"
-_SIDE = 12  # the hash has a bit for each of 12 x 12 places, in three words of 64
-# Bits by which near-duplicates differ at most. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed
-# anew, 95% differ from themselves in at most 12, 99% in 17, and no two crops in fewer than 23.
+_SIDE = 12  # the hash has 12 x 12 bits, in three words of 64
+# Near-duplicates differ in at most this many bits. Of 1,200 crops of PEDES-Synth, enlarged by a quarter and compressed
+# again, 95% differ in at most 12 bits from the original and 99% in at most 17; different crops differ in 23 or more.
 _DISTANCE = 16
-_CHUNK = 16  # hashes compared at once with all others: few enough that the numbers stay in the processor's cache
+_CHUNK = 16  # hashes compared at once with all others; the result fits in the processor's cache
 
 
 class Inspected(NamedTuple):
-    """An image file. fault: "" where there is none; else size (height, width), upright, and hash may be unknown.
+    """An image file.
 
-    path: relative to the folder; file_bytes: its size on disk; hash: 24 bytes, 144 bits, one for each place of a
-    12 x 12 grid, set where it is darker than its right neighbour (difference hash): much alike for like pictures.
+    path: relative to the folder; fault: "" if there is none; size: upright (height, width); file_bytes: size on disk;
+    hash: difference hash of 144 bits in 24 bytes, a bit for each cell of a 12 x 12 grid, 1 if it is darker than its
+    right neighbour. Similar images have similar hashes. A faulty image may have no size and no hash.
     """
 
     path: str
@@ -35,7 +36,7 @@ class Inspected(NamedTuple):
 
 
 def inspect_images(folder: Path, paths: Sequence[str], workers: int) -> Iterator[Inspected]:
-    """Opens every image, in `workers` processes; yields them in the order of `paths`."""
+    """Yields the result of `inspect_image` for each path in order; `workers` processes open the images."""
     look = functools.partial(inspect_image, folder)
     if workers == 1:
         yield from map(look, paths)
@@ -45,7 +46,7 @@ def inspect_images(folder: Path, paths: Sequence[str], workers: int) -> Iterator
 
 
 def inspect_image(folder: Path, path: str) -> Inspected:
-    """Opens and decodes one image."""
+    """Opens and decodes one image; returns a fault instead of raising it."""
     file = folder / path
     if leads_out(folder, file):
         return Inspected(path, "a link that leads out of the folder of images")
@@ -64,19 +65,19 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     except NotTakenError as error:
         return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
     except PIL.UnidentifiedImageError:
-        return Inspected(path, "no image", file_bytes=file_bytes)
+        return Inspected(path, "not an image file", file_bytes=file_bytes)
     except (TooLargeError, PIL.Image.DecompressionBombError):
         return Inspected(path, f"over {MAX_PIXELS / 1e6:.0f} megapixels", file_bytes=file_bytes)
-    except Exception:  # of many kinds: Pillow passes on whatever a damaged file makes it stumble over
+    except Exception:  # Pillow raises many kinds for damaged files
         return Inspected(path, "cut short or damaged", file_bytes=file_bytes)
 
 
 def leads_out(folder: Path, file: Path) -> bool:
-    """Whether `file` is, or passes through, a link that leads out of the folder, or nowhere because it is a circle."""
+    """Whether `file` is, or is reached by, a link that leads out of the folder or is circular."""
     try:
         file.stat()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # since Python 3.13, `resolve` raises nothing for a circle
+        if error.errno == errno.ELOOP:  # since Python 3.13, `resolve` does not raise it
             return True
     try:
         return not file.resolve().is_relative_to(folder.resolve())
@@ -87,7 +88,7 @@ def leads_out(folder: Path, file: Path) -> bool:
 def near_duplicates(
     ours: Sequence[Inspected], theirs: Sequence[Inspected], same: Mapping[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Returns each of our paths with the most similar of theirs, if the hashes differ in at most 16 of 144 bits.
+    """Returns pairs of paths: each of our images and the most similar of theirs, if at most 16 of 144 bits differ.
 
     same: our path -> their path of the same file, which is not compared with itself.
     """

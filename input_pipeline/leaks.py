@@ -1,4 +1,4 @@
-"""Persons and images that splits share: a test on them measures what was trained on."""
+"""Finds persons and images that splits share: a test on them measures memory of the training data."""
 
 import collections
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -13,14 +13,14 @@ from input_pipeline.inspection import Inspected, near_duplicates
 from input_pipeline.pictures import look_at
 from input_pipeline.variants import SPLITS
 
-Pair = tuple[str, str]  # the paths of an image and of an earlier one
+Pair = tuple[str, str]  # the paths of an image and of an earlier image
 
-_GRID = (16, 32)  # width and height at which two pictures are compared
-_ALIKE = 0.95  # correlation of their colours there
+_GRID = (16, 32)  # width and height at which two images are compared
+_ALIKE = 0.95  # least correlation of their colours at this size
 
 
 def shared_persons(records: Iterable[Record]) -> dict[int, list[str]]:
-    """Returns the person ids that several splits have, sorted, each with its splits."""
+    """Returns each person id that is in several splits, in order, with these splits."""
     splits = collections.defaultdict(set)
     for record in records:
         splits[record.person_id].add(record.split)
@@ -28,7 +28,7 @@ def shared_persons(records: Iterable[Record]) -> dict[int, list[str]]:
 
 
 def digests_of_twins(folder: Path, images: Sequence[Inspected]) -> dict[str, str]:
-    """Returns the digests, by path, of all images that agree with another in size on disk and perceptual hash."""
+    """Returns path -> digest of all images that have another image's size on disk and perceptual hash."""
     groups: dict[tuple[int, bytes], list[str]] = collections.defaultdict(list)
     for image in images:
         if image.file_bytes:
@@ -38,16 +38,16 @@ def digests_of_twins(folder: Path, images: Sequence[Inspected]) -> dict[str, str
 
 
 def copies_between_splits(records: Iterable[Record], digests: Mapping[str, str]) -> list[Pair]:
-    """Returns each image whose content an earlier split (train, val, test) has as well, with the first such image.
+    """Returns each image that is also in an earlier split (train, val, test), with its first copy there.
 
-    digests: of the contents, by path; images without one are left out.
+    digests: path -> digest of the content; images without one are left out.
     """
     ordered = sorted(records, key=lambda record: SPLITS.index(record.split))
     return _copies((r.image_path, digests[r.image_path], r.split) for r in ordered if digests.get(r.image_path))
 
 
 def copies_between_persons(records: Iterable[Record], digests: Mapping[str, str]) -> list[Pair]:
-    """Returns each image whose content another person of its split has as well, with the first such image."""
+    """Returns each image that another person of its split also has, with its first copy."""
     return _copies(
         (r.image_path, (r.split, digests[r.image_path]), r.person_id) for r in records if digests.get(r.image_path)
     )
@@ -56,7 +56,7 @@ def copies_between_persons(records: Iterable[Record], digests: Mapping[str, str]
 def near_copies_between_splits(
     folder: Path, records: Iterable[Record], images: Sequence[Inspected], known: Collection[str]
 ) -> list[Pair]:
-    """Returns each image that looks like one of an earlier split, with the most similar one; `known` is left out."""
+    """Returns each image that looks like one of an earlier split, with the most similar one. Skips paths in `known`."""
     split_of = {record.image_path: record.split for record in records}
     earlier: list[Inspected] = []
     pairs: list[Pair] = []
@@ -68,17 +68,17 @@ def near_copies_between_splits(
 
 
 def look_alike(file: Path, other: Path) -> bool:
-    """Whether two pictures are one, apart from size, compression, brightness and tint.
+    """Whether two files show the same image, apart from size, compression, brightness and tint.
 
-    Perceptual hashes alone also match pictures of different persons before one background. A picture of one tone is
-    like no other: it shows nothing.
+    Perceptual hashes alone also match different persons in front of one background. An image of a single tone matches
+    no other.
     """
     one, two = _colours(file), _colours(other)
     return float((one * two).mean()) >= _ALIKE
 
 
 def _colours(file: Path) -> np.ndarray:
-    """Returns the picture at 32 x 16 in RGB, each colour with mean 0 and deviation 1 (0 if it does not vary)."""
+    """Returns the pixels at 32 x 16, (512, 3) float32, each channel with mean 0 and deviation 1 (0 if constant)."""
     with open_picture(file) as image:
         small = as_rgb(image).resize(_GRID, PIL.Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).reshape(-1, 3)
@@ -87,7 +87,7 @@ def _colours(file: Path) -> np.ndarray:
 
 
 def _copies(images: Iterable[tuple[str, Hashable, Hashable]]) -> list[Pair]:
-    """images: path, content, owner. Returns each image with the first of its content, if that has another owner."""
+    """images: (path, content, owner). Returns each image with the first of equal content, if the owners differ."""
     first: dict[Hashable, tuple[str, Hashable]] = {}
     pairs = []
     for path, content, owner in images:

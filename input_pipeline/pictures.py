@@ -1,8 +1,8 @@
-"""Records the pictures that a dataset was prepared from, and compares the record with the files.
+"""Records the images that a dataset was prepared from, and compares the record with the files.
 
-For each picture the record has the size, the times and a digest of the content. A file with the recorded size and times
-is not opened. Any other file is read, and counts as changed only if its content differs. So a dataset that was touched,
-or copied to another disk, is read once and not prepared again.
+The record has the size, the times and a digest of the content of each image. A file with the recorded size and times is
+not opened. Any other file is read, and counts as changed only if its content differs. So a dataset that was touched, or
+copied to another disk, is read once and not prepared again.
 """
 
 import concurrent.futures
@@ -18,11 +18,11 @@ from ivt_jax.common.files import write_text
 from ivt_jax.common.messages import first_few
 
 _THREADS = 16  # network file systems answer many requests at once; local ones are no slower
-_DIGITS = 32  # of a picture's SHA-256
+_DIGITS = 32  # hex digits kept of an image's SHA-256
 
 
 class Picture(NamedTuple):
-    """A file: size in bytes, times in nanoseconds, digest of its content ("" if it is missing or cannot be read)."""
+    """An image file: size in bytes, times in nanoseconds, digest of its content ("" if missing or unreadable)."""
 
     size: int
     modified: int
@@ -34,7 +34,7 @@ NO_FILE = Picture(0, 0, 0, "")
 
 
 def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
-    """Returns the picture and its content, None if it cannot be read; opens no link that leads out of the folder."""
+    """Returns a file's record and its content, None if unreadable. Opens no link that leads out of the folder."""
     file = folder / path
     try:
         status = file.stat()  # before the content: a change during the read is noticed the next time
@@ -46,7 +46,7 @@ def read_picture(folder: Path, path: str) -> tuple[Picture, bytes | None]:
 
 
 def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) -> dict[str, Picture]:
-    """Returns the pictures as they are now, by path; files with the size and the times in `known` are not opened."""
+    """Returns path -> the current record of each file. Files with the size and times in `known` are not opened."""
 
     def look(path: str) -> Picture:
         picture = known.get(path, NO_FILE)
@@ -57,20 +57,20 @@ def look_at(folder: Path, paths: Sequence[str], known: Mapping[str, Picture]) ->
         same = picture[:3] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return picture if same and picture.digest else read_picture(folder, path)[0]
 
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # one task per picture would cost more than its stat
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # a task per file would cost more than its stat
         parts = pool.map(lambda start: [look(path) for path in paths[start::_THREADS]], range(_THREADS))
         return {path: picture for start, part in enumerate(parts)
                 for path, picture in zip(paths[start::_THREADS], part, strict=True)}  # fmt: skip
 
 
 def contents_digest(pictures: Mapping[str, Picture]) -> str:
-    """Returns the SHA-256 of the names and contents of all pictures; their order and times do not matter."""
+    """Returns the SHA-256 of the paths and contents of all images; their order and times do not matter."""
     lines = sorted(f"{picture.digest} {path}\n" for path, picture in pictures.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) -> str:
-    """Counts the pictures whose content differs and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
+    """Counts the images whose content differs and names the first: " (1 changed, 2 back: a.jpg, b.jpg, c.jpg)"."""
     kinds: dict[str, list[str]] = {"changed": [], "back": [], "missing": []}
     for path, picture in now.items():
         former = before.get(path, NO_FILE).digest
@@ -82,7 +82,7 @@ def describe_changes(before: Mapping[str, Picture], now: Mapping[str, Picture]) 
 
 
 def read_record(path: Path) -> dict[str, Picture]:
-    """Returns the pictures of a record, none if it is missing or damaged; then all pictures are read."""
+    """Returns a record file's images, none if the file is missing or damaged; then all images are read."""
     try:
         return {name: Picture(*entry) for name, entry in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, TypeError, AttributeError):

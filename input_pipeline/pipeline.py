@@ -1,8 +1,7 @@
-"""Prepared splits, and the batches that training and evaluation read from them.
+"""Opens the splits of a dataset and makes batches for training and evaluation.
 
-The stream of training batches is a function of (config.seed, step): row r of epoch e draws its text levels and its
-augmentation from a generator keyed by (seed, e, r), so a run resumes at any step and every number of hosts sees the
-same global batches.
+Training batches are a function of (config.seed, step): row r of epoch e draws its text levels and its augmentation
+with a generator keyed by (seed, e, r). So a run can resume at any step, and hosts of any number see the same batches.
 """
 
 import os
@@ -17,33 +16,34 @@ from ml_collections import ConfigDict
 
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
-from input_pipeline.builders import prepare
+from input_pipeline.builders import PedesBuilder
 from input_pipeline.prepare import local_copy
+from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import DataError
+from ivt_jax.common.messages import counted
 
-_THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is the training step's, where that runs on the CPU
+_THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
 
 
 class Source:
-    """One split of a prepared dataset: who and what is in each image, and random access to the encoded bytes.
+    """One split of a prepared dataset: persons, captions and access to the encoded images.
 
-    Attributes: name, split; annotations, their file; root, the folder it is in; images, the folder of the images;
-    paths, relative to it; persons (persons,) int32, their ids in the annotations, sorted; person_ids (images,) int32,
-    index into `persons`; captions and attributes, for each image a tuple with an entry for each caption; copies
-    (images,) int64, how many image records name the image; damaged (images,) bool; pairs: (image index, caption index)
-    of every pair in record order, two int32 arrays; pictures, the digest of the contents of all images of the dataset,
-    "" if it is not known.
+    Attributes: name, split; annotations, the file; root, its folder; images, the folder of images; paths, relative to
+    it; persons (persons,) int32, the sorted ids of the annotations; person_ids (images,) int32, index into `persons`;
+    captions and attributes, a tuple for each image with an entry for each caption; copies (images,) int64, number of
+    image records that name the image; damaged (images,) bool; pairs, image index and caption index of every pair in
+    record order, two int32 arrays; images_digest, of the contents of all images of the dataset, "" if it is not known.
     """
 
     def __init__(
         self, name: str, split: str, annotations: Annotations, records: Sequence[Record], data: Any, rows: Any
     ):
-        """data: random access to examples with an "image"; rows (images,): where in it the records' images are."""
+        """data: random access to examples with an "image"; rows (images,): index into `data` of each record."""
         self.name, self.split = name, split
         self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
         ids = np.array([record.person_id for record in records], np.int32)
@@ -57,24 +57,28 @@ class Source:
         images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
         self.pairs = images, captions
         self.damaged = np.zeros(len(records), bool)
-        self.pictures = ""
+        self.images_digest = ""
         self._data, self._rows = data, rows
 
     def set_damaged(self, paths: Sequence[str]) -> None:
-        """Makes other pairs stand in for those of damaged images, and says so. Raises DataError outside of train."""
+        """Replaces damaged training images by others of the same person, see `stand_in`; prints how many.
+
+        Raises DataError if images of another split are damaged.
+        """
         self.damaged = np.isin(np.array(self.paths), np.array(paths, str))
         count = int(self.damaged.sum())
         if count and self.split != "train":
             first = self.paths[int(self.damaged.argmax())]
             raise DataError(
-                f"{self.images}: {count} images of {self.split} are damaged, the first is {first}; mend them, or leave "
-                "them out by `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`"
+                f"{self.images}: {counted(count, 'damaged image')} in {self.split}, the first is {first}; restore "
+                "them, or leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`"
             )
         if count:
-            print(f"{count} damaged training images, others of their person stand in for them", file=sys.stderr)
+            images = counted(count, "damaged training image")
+            print(f"{images}: other images of the same person are used instead", file=sys.stderr)
 
     def stand_in(self, pair: int, rng: np.random.Generator) -> int:
-        """`pair`, or where its image is damaged a random one of the person (else of anybody) whose image is whole."""
+        """Returns `pair`, or if its image is damaged a random intact pair: of its person, or of anybody if none is."""
         images = self.pairs[0]
         if not self.damaged[images[pair]]:
             return pair
@@ -84,16 +88,16 @@ class Source:
         return int(candidates[rng.integers(len(candidates))])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
-        """The encoded images (JPEG, PNG) at `indices`."""
+        """Returns the encoded images (JPEG, PNG) at `indices`."""
         return [example["image"] for example in self._data.__getitems__(self._rows[np.asarray(indices)].tolist())]
 
 
-def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
-    """The split ("train", "val", "test") of the config's dataset, prepared first where that is still to do.
+def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Source:
+    """Opens the split ("train", "val", "test") of the config's dataset; prepares the dataset first if necessary.
 
-    A dataset without a val split lends `data.val_persons` of its training persons; where that is 0, val is empty.
-    data.root may be a portable folder, here or remote (gs://...), which is fetched once. pictures: the digest of the
-    images that a run began with; "" opens the images as they are now. Raises UserError, in one line.
+    A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
+    empty. data.root may be a portable folder, also a remote one (gs://...), which is fetched once. images_digest: of
+    the images that a run began with; "" opens the current images. Raises UserError, in one line.
     """
     root, name = local_copy(config.data.root), config.data.name
     annotations = read_annotations(root, name)
@@ -104,7 +108,7 @@ def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
         records = hold_out_persons(original, config.data.val_persons)
     chosen = [number for number, record in enumerate(records) if record.split == split]
     if without_val and split == "val":
-        _say_who_selects(annotations.path, {records[number].person_id for number in chosen})
+        _print_held_out(annotations.path, {records[number].person_id for number in chosen})
     if not chosen and split == "val":
         return Source(name, split, annotations, (), (), np.zeros(0, np.int64))
     if not chosen:
@@ -112,29 +116,31 @@ def open_split(config: ConfigDict, split: str, pictures: str = "") -> Source:
     stored = original[chosen[0]].split
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
-    builder = prepare(root, name, elsewhere, config.data.max_damaged, pictures)
+    builder = prepare(root, name, elsewhere, config.data.max_damaged, images_digest)
     data, damaged = builder.as_data_source(stored), builder.info.metadata["damaged"]
-    # Rows are found by their number. A portable folder may state its paths otherwise than the folder that it is of.
-    unknown = {*damaged} - {record.image_path for record in original}
-    if len(data) != len(row_of) or unknown:
-        differ = f"{len(data)} images of {stored} instead of {len(row_of)}"
-        if unknown:
-            differ = f"the annotations do not name its image {min(unknown)}"
-        raise DataError(
-            f"{builder.data_path} was not prepared from {annotations.path} and its quarantine.txt ({differ}): "
-            "prepare it again where its images are; if these lie in imgs/imgs/, move them into imgs/ first"
-        )
+    if len(data) != len(row_of):
+        raise _other_annotations(builder, annotations, f"{len(data)} images of {stored} instead of {len(row_of)}")
+    # Rows are found by number, not by path: a portable folder may write its paths differently.
+    if unknown := {*damaged} - {record.image_path for record in original}:
+        raise _other_annotations(builder, annotations, f"the annotations do not name its image {min(unknown)}")
     rows = np.array([row_of[number] for number in chosen])
     source = Source(name, split, annotations, [records[n] for n in chosen], data, rows)
-    source.pictures = builder.pictures
+    source.images_digest = builder.images_digest
     source.set_damaged(damaged)
     return source
 
 
-def _say_who_selects(path: Path, held_out: set[int]) -> None:
-    said = f"{len(held_out)} training persons are held out in its place (data.val_persons)"
+def _print_held_out(path: Path, persons: set[int]) -> None:
+    held_out = f"held out in its place: {counted(len(persons), 'training person')} (data.val_persons)"
     nobody = "data.val_persons is 0: all persons train, and the last step counts as the best"
-    print(f"{path} has no val split; {said if held_out else nobody}", file=sys.stderr)
+    print(f"{path} has no val split; {held_out if persons else nobody}", file=sys.stderr)
+
+
+def _other_annotations(builder: PedesBuilder, annotations: Annotations, differ: str) -> DataError:
+    return DataError(
+        f"{builder.data_path} was not prepared from {annotations.path} and its quarantine.txt ({differ}): "
+        "prepare it again where its images are; if these lie in imgs/imgs/, move them into imgs/ first"
+    )
 
 
 def train_batches(
@@ -143,43 +149,22 @@ def train_batches(
     tokenizer: Tokenizer,
     plans: EpochPlans,
     start_step: int = 0,
-    host: int = 0,
-    num_hosts: int = 1,
+    host: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """This host's rows of the batches from `start_step` on, without end; to be closed before the program ends.
+    """Yields one host's rows of every batch from `start_step` on, without end. Close it before the program ends.
 
-    Each is a dict of NumPy arrays; B rows are this host's share of data.batch_size, V = mla.views:
+    host: its number and the number of hosts. Raises DataError if they do not divide data.batch_size.
+    A batch is a dict of NumPy arrays; B = data.batch_size / hosts, V = mla.views:
     images (B, V, H, W, 3) uint8, cropped and flipped, not normalised; erase (B, V, 4) int32, box to fill with noise;
     text {level: (B, text.length[level]) int32} for mla.levels and the sentence; words (B, text.length.sentence) int32,
-    the whole words of the sentence; person_ids (B,) int32; pair_ids (B,) int32, index into `source.pairs`.
+    the word of each token; person_ids (B,) int32; pair_ids (B,) int32, index into `source.pairs`.
     """
-    if config.data.batch_size % num_hosts:
-        raise DataError(f"data.batch_size {config.data.batch_size} is not a multiple of the {num_hosts} hosts")
-    rows = config.data.batch_size // num_hosts
-    size, views = tuple(config.model.image_size), config.mla.views
+    number, hosts = host
+    if config.data.batch_size % hosts:
+        raise DataError(f"data.batch_size {config.data.batch_size} is not a multiple of the {hosts} hosts")
+    rows, views = config.data.batch_size // hosts, config.mla.views
     lengths = {level: config.text.length[level] for level in ("sentence", *config.mla.levels)}
-    shown = traded_captions(len(source.pairs[0]), config.data.label_noise, config.seed)
-
-    def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        epoch, first, pairs = plans.rows(int(step))
-        own = slice(host * rows, (host + 1) * rows)
-        rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
-        pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
-        uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
-        seen = augment.draw_views(uniform, size, **config.augment)
-        tokens = _draw_tokens(source, shown[pairs], rngs, tokenizer, lengths, config.text)
-        return _as_objects(source.read(source.pairs[0][pairs])), *seen, pairs.astype(np.int32), *tokens
-
-    def augmented(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
-        """One image: () string, (V, 2), (V,) -> (V, H, W, 3) uint8."""
-        image = augment.resize(augment.decode(encoded), size, "bicubic")
-        return augment.crop_and_flip(image, offset, flipped, config.augment.pad)
-
-    @tf.autograph.experimental.do_not_convert  # it holds no Python branch on tensors; reading its source only costs
-    def assemble(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        output = tf.TensorSpec((views, *size, 3), tf.uint8)
-        return tf.map_fn(lambda row: augmented(*row), (encoded, offset, flipped), fn_output_signature=output), *rest
-
+    load = _loader(config, source, tokenizer, plans, slice(number * rows, (number + 1) * rows))
     specs = [
         tf.TensorSpec((rows,), tf.string),
         tf.TensorSpec((rows, views, 2), tf.int32),
@@ -190,7 +175,7 @@ def train_batches(
     ]
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     loaded = steps.map(numpy_function(load, specs))
-    for images, erase, pairs, *tokens in run_dataset(loaded.map(assemble, num_parallel_calls=_THREADS)):
+    for images, erase, pairs, *tokens in run_dataset(loaded.map(_cropper(config), num_parallel_calls=_THREADS)):
         text = dict(zip(lengths, tokens, strict=True))
         yield {
             "images": images,
@@ -202,8 +187,64 @@ def train_batches(
         }
 
 
+def _loader(
+    config: ConfigDict, source: Source, tokenizer: Tokenizer, plans: EpochPlans, own: slice
+) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """Returns a function of the step that gives the rows `own` of its batch, with everything random drawn.
+
+    It returns encoded images (B,) bytes, offsets (B, V, 2), flips (B, V), boxes (B, V, 4), pairs (B,), and token ids
+    (B, length) of each level, the sentence first.
+    """
+    size, views = tuple(config.model.image_size), config.mla.views
+    shown = traded_captions(len(source.pairs[0]), config.data.label_noise, config.seed)
+
+    def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        epoch, first, pairs = plans.rows(int(step))
+        rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
+        pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
+        uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
+        seen = augment.draw_views(uniform, size, **config.augment)
+        tokens = _draw_tokens(config, source, tokenizer, shown[pairs], rngs)
+        return _as_objects(source.read(source.pairs[0][pairs])), *seen, pairs.astype(np.int32), *tokens
+
+    return load
+
+
+def _draw_tokens(
+    config: ConfigDict, source: Source, tokenizer: Tokenizer, pairs: np.ndarray, rngs: list[np.random.Generator]
+) -> list[np.ndarray]:
+    """Draws the captions of `pairs` at the sentence level and mla.levels, each with its own generator.
+
+    Returns ids (B, length) for each level.
+    """
+    levels = tuple(dict.fromkeys(("sentence", *config.mla.levels)))
+    rules = config.text.phrase_rule, config.text.word_rule
+    texts = [
+        draw_levels(source.captions[image][caption], rng, levels, source.attributes[image][caption], *rules)
+        for image, caption, rng in zip(*(index[pairs] for index in source.pairs), rngs, strict=True)
+    ]
+    return [tokenizer.encode([text[level] for text in texts], config.text.length[level]) for level in levels]
+
+
+def _cropper(config: ConfigDict) -> Callable[..., tuple[tf.Tensor, ...]]:
+    """Returns the function that decodes the images of a batch and cuts their views; other tensors pass unchanged."""
+    size, views = tuple(config.model.image_size), config.mla.views
+
+    def augmented(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor) -> tf.Tensor:
+        """One image: () string, (V, 2), (V,) -> (V, H, W, 3) uint8."""
+        image = augment.resize(augment.decode(encoded), size, "bicubic")
+        return augment.crop_and_flip(image, offset, flipped, config.augment.pad)
+
+    @tf.autograph.experimental.do_not_convert  # it holds no Python branch on tensors; reading its source only costs
+    def assemble(encoded: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        output = tf.TensorSpec((views, *size, 3), tf.uint8)
+        return tf.map_fn(lambda row: augmented(*row), (encoded, offset, flipped), fn_output_signature=output), *rest
+
+    return assemble
+
+
 def image_batches(source: Source, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
-    """All images of a split in order as the evaluation sees them: (b, H, W, 3) uint8, b < batch_size in the last."""
+    """Yields all images of a split in order, resized for evaluation: (b, H, W, 3) uint8, b < batch_size in the last."""
     count = len(source.paths)
 
     def load(first: np.ndarray) -> tuple[np.ndarray]:
@@ -221,41 +262,14 @@ def image_batches(source: Source, image_size: tuple[int, int], batch_size: int) 
     yield from run_dataset(loaded.map(assemble, num_parallel_calls=_THREADS))
 
 
-def _draw_tokens(
-    source: Source,
-    pairs: np.ndarray,
-    rngs: list[np.random.Generator],
-    tokenizer: Tokenizer,
-    lengths: dict[str, int],
-    rules: Any,
-) -> list[np.ndarray]:
-    """The pairs' captions at the levels of `lengths`, each drawn with its row's generator: (rows, length) per level.
-
-    rules: `phrase_rule` and `word_rule` of the config.
-    """
-    images, captions = (index[pairs] for index in source.pairs)
-    texts = [
-        draw_levels(
-            source.captions[image][caption],
-            rng,
-            tuple(lengths),
-            source.attributes[image][caption],
-            rules.phrase_rule,
-            rules.word_rule,
-        )
-        for image, caption, rng in zip(images, captions, rngs, strict=True)
-    ]
-    return [tokenizer.encode([text[level] for text in texts], length) for level, length in lengths.items()]
-
-
 def _as_objects(encoded: list[bytes]) -> np.ndarray:
-    return np.array(encoded, object)  # of NumPy's own bytes type they would lose trailing zeros
+    return np.array(encoded, object)  # NumPy's own bytes type would cut trailing zeros
 
 
 def numpy_function(
     function: Callable[[np.ndarray], tuple[np.ndarray, ...]], specs: list[tf.TensorSpec]
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """The function, of one NumPy argument, as a function of tensors whose outputs have these specs."""
+    """Wraps a function of one NumPy array as a function of tensors whose outputs have these specs."""
 
     @tf.autograph.experimental.do_not_convert
     def call(argument: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -266,7 +280,7 @@ def numpy_function(
 
 
 def run_dataset(dataset: tf.data.Dataset) -> Iterator[Any]:
-    """The elements as NumPy arrays, made ahead by threads that leave the rest of the machine alone."""
+    """Yields the elements as NumPy arrays, prefetched by _THREADS threads."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = _THREADS
     options.threading.max_intra_op_parallelism = 1

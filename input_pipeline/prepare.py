@@ -164,10 +164,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out={args.out} is the dataset's own folder: name another")
     print(f"{annotations.path}\n{split_table(split_counts(annotations.records), PUBLISHED[name])}", flush=True)
 
-    from input_pipeline import builders  # TensorFlow: seconds, for which nobody waits who asks for --help
+    from input_pipeline import prepared  # TensorFlow: seconds, for which nobody waits who asks for --help
 
     start = time.monotonic()
-    builder = builders.prepare(root, name, args.prepared, args.max_damaged, renew=True)
+    builder = prepared.prepare(root, name, args.prepared, args.max_damaged, renew=True)
     if not builder.fresh:
         say_deviation(annotations, name)  # else `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):

@@ -1,4 +1,4 @@
-"""How many persons, images and captions the splits of a dataset have, beside what its authors publish."""
+"""Counts persons, images and captions of each split, and compares them with the published counts."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from input_pipeline.variants import SPLITS
 
 Counts = dict[str, tuple[int, int, int]]  # split -> persons, images, captions
 
-# As their authors publish them. PEDES-Synth is generated, to any size, so nothing is published of it.
+# By the authors of the datasets. PEDES-Synth is generated in any size.
 PUBLISHED: dict[str, Counts] = {
     "cuhk_pedes": {"train": (11003, 34054, 68126), "val": (1000, 3078, 6158), "test": (1000, 3074, 6156)},
     "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
@@ -18,7 +18,7 @@ PUBLISHED: dict[str, Counts] = {
 
 
 def split_counts(records: Iterable[Record]) -> Counts:
-    """The counts of each split that has any record; an image counts as often as the annotations name it."""
+    """Returns the counts of each split that has records; an image counts as often as the annotations name it."""
     by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for record in records:
         by_split[record.split].append(record)
@@ -30,7 +30,7 @@ def split_counts(records: Iterable[Record]) -> Counts:
 
 
 def split_table(counts: Counts, published: Counts) -> str:
-    """The splits, and where they differ the published figures beside them."""
+    """Returns a table of the splits, with the published counts where they differ."""
     lines = [f"{'split':8}{'persons':>10}{'images':>10}{'captions':>10}"]
     for split in SPLITS:
         if split in counts or split in published:
@@ -41,19 +41,19 @@ def split_table(counts: Counts, published: Counts) -> str:
 
 
 def other_splits(counts: Counts, published: Counts) -> list[str]:
-    """The splits that are not as published; none where nothing was published."""
+    """Returns the splits whose counts are not as published; none if nothing is published."""
     return [split for split in SPLITS if published and counts.get(split) != published.get(split)]
 
 
 def say_deviation(annotations: Annotations, name: str) -> None:
-    """Says on stderr, in one line, how the dataset `name` is not as published, or nothing where it is."""
+    """Warns on stderr, in one line, if counts of the dataset `name` are not as published."""
     counts, published, none = split_counts(annotations.records), PUBLISHED[name], (0, 0, 0)
-    told = [
+    deviations = [
         f"{split} {_figures(counts.get(split, none))} instead of {_figures(published.get(split, none))}"
         for split in other_splits(counts, published)
     ]
-    if told:
-        line = f"not as published: {', '.join(told)} (persons images captions)"
+    if deviations:
+        line = f"not as published: {', '.join(deviations)} (persons images captions)"
         print(f"warning: {annotations.path} is {line}", file=sys.stderr)
 
 

@@ -338,7 +338,7 @@ def run(config):
             ("record_config", lambda *args: None), ("global_batch", lambda mesh, batch: batch),
             ("batch_shapes", lambda config, mesh: {}),
             ("make_validation", lambda *args: lambda state: {"val": 1.0}), ("write_report", lambda workdir: None),
-            ("evaluate", lambda *args, write, pictures: {"test": {"step": 0, "t2i": {}}}),
+            ("evaluate", lambda *args, write, images_digest: {"test": {"step": 0, "t2i": {}}}),
             ("make_workdir", lambda workdir: workdir), ("hold_workdir", lambda workdir: None),
             ("write_text", lambda *args: None),
         ):  # fmt: skip

@@ -22,7 +22,7 @@ from PIL import Image
 from configs import default, synth
 from input_pipeline import doctor, pipeline
 from input_pipeline.annotations import DATASETS, read_annotations
-from input_pipeline.builders import prepare
+from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
@@ -381,7 +381,7 @@ def test_training_and_evaluation(variant, root, tmp_path, capsys, monkeypatch):
         )
         assert items["paths"] == [row.path for row in expected]
         assert items["captions"] == [caption for row in expected for caption in row.captions]
-    said = "ICFG-PEDES.json has no val split; 2 training persons are held out in its place (data.val_persons)\n"
+    said = "ICFG-PEDES.json has no val split; held out in its place: 2 training persons (data.val_persons)\n"
     assert (said.replace("ICFG-PEDES.json", variant.file) in capsys.readouterr().err) == (variant.dataset == "icfg")
 
 
@@ -479,7 +479,7 @@ def test_a_damaged_image_of_test_is_refused_until_the_fix_list_leaves_it_out(tmp
     capsys.readouterr()
     assert doctor.main([*call, "--fix_list"]) == 2
     out = capsys.readouterr().out
-    assert f"left out from now on: {root}/quarantine.txt\n" in out
+    assert f"images to leave out are listed in {root}/quarantine.txt\n" in out
     assert "error: 1 image is an empty file: images/15.jpg\n" in out
     assert (root / "quarantine.txt").read_text() == "images/15.jpg\n"
     test = pipeline.open_split(config, "test")
@@ -499,13 +499,13 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
     assert config.data.max_damaged == 0.005
     if damaged == 1:
         assert pipeline.open_split(config, "train").damaged.sum() == 1
-        assert "1 damaged training images, others of their person stand in for them\n" in capsys.readouterr().err
+        assert "1 damaged training image: other images of the same person are used instead\n" in capsys.readouterr().err
     else:
         with pytest.raises(UserError) as error:
             pipeline.open_split(config, "train")
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
-            "training images are like that (data.max_damaged); restore them and start again, or leave them out with "
+            "training images are damaged (data.max_damaged); restore them and start again, or leave them out with "
             "`python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`, which lists all in "
             "quarantine.txt, or allow more"
         )

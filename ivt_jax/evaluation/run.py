@@ -64,7 +64,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
             write_results(workdir, summaries["val"], source, embeddings)
 
     source = pipeline.open_split(config, "test", images_digest)
-    if write and (changed := other_data(workdir, source.annotations, source.pictures)):
+    if write and (changed := other_data(workdir, source.annotations, source.images_digest)):
         remedy = "restore them to reproduce its scores"
         print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
     embeddings = embed(source)

@@ -101,7 +101,7 @@ def other_data(workdir: Path, annotations: Path, images_digest: str) -> str:
     return " and ".join(names[key] for key in new if old.get(key) and new[key] and old[key] != new[key])
 
 
-def recorded_images(workdir: Path) -> str:
+def recorded_images_digest(workdir: Path) -> str:
     """Returns the digest of the images that the run began with; "" without a run or a recorded digest."""
     return _record(workdir).get("pictures", "")
 

@@ -35,7 +35,7 @@ from ivt_jax.run.workdir import (
     make_workdir,
     read_json,
     record_config,
-    recorded_images,
+    recorded_images_digest,
     refuse_other_config,
     refuse_other_data,
 )
@@ -93,7 +93,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
             f"{workdir} holds parameters, not a run; to train from them, set --config.train.init_from to it"
         )
     refuse_other_config(workdir, config)
-    source = pipeline.open_split(config, "train", recorded_images(workdir))
+    source = pipeline.open_split(config, "train", recorded_images_digest(workdir))
     refuse_other_data(workdir, source.annotations)
     tokenizer = folder_tokenizer(workdir, config)
     data = config.data
@@ -141,9 +141,8 @@ def train(run: Run, checkpoints: Checkpoints, start: int, params: Mapping[str, n
         record(run)
     log = ScalarLog(run.workdir, start, enabled=first)
     validate = make_validation(run)
-    batches = pipeline.train_batches(
-        config, run.source, run.tokenizer, run.plans, start, jax.process_index(), jax.process_count()
-    )
+    host = jax.process_index(), jax.process_count()
+    batches = pipeline.train_batches(config, run.source, run.tokenizer, run.plans, start, host)
     pending: collections.deque[tuple[int, Any]] = collections.deque()
     # `batches` must be closed before Python ends, or TensorFlow's threads could not be stopped.
     with contextlib.closing(batches), Watchdog(config.runtime.watchdog) as watchdog:
@@ -182,7 +181,7 @@ def test_and_report(run: Run) -> None:
     first = jax.process_index() == 0
     if first:
         (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
-    summary = evaluate(run.workdir, run.config, write=first, images_digest=run.source.pictures)["test"]
+    summary = evaluate(run.workdir, run.config, write=first, images_digest=run.source.images_digest)["test"]
     scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
     run.progress.say(f"test, step {summary['step']}: {scores}")
     if first:
@@ -223,7 +222,7 @@ def is_reported(workdir: Path, last: int) -> bool:
 def record(run: Run) -> None:
     """Writes config.json, parameters.txt and sharding.txt."""
     target = run.program.target
-    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.pictures)
+    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest)
     write_text(run.workdir / "parameters.txt", parameter_table(target.params) + "\n")
     write_text(run.workdir / "sharding.txt", sharding_table(run.program.mesh.shape, target) + "\n")
 
@@ -275,7 +274,7 @@ def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
 def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty."""
     config, split = run.config, run.config.train.select_on
-    source = pipeline.open_split(config, split, run.source.pictures)
+    source = pipeline.open_split(config, split, run.source.images_digest)
     if not len(source.person_ids):
         return lambda state: {}
 

@@ -36,25 +36,30 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
     monkeypatch.setattr(run, "write_results", lambda workdir, summary, source, found: written.append(source.split))
 
-    def evaluate(best, last, val=4, write=False, pictures="", **changes):
+    def evaluate(best, last, val=4, write=False, images_digest="", **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
             params, step = checkpoints[best]
             return SimpleNamespace(params=params, step=step)
 
-        def open_split(config, split, pictures):
-            opened.append((split, pictures))
+        def open_split(config, split, images_digest):
+            opened.append((split, images_digest))
             persons = np.arange(4 if split == "test" else val)
             return SimpleNamespace(
-                name="cuhk_pedes", split=split, person_ids=persons, root=Path("nowhere"), annotations=None, pictures=""
+                name="cuhk_pedes",
+                split=split,
+                person_ids=persons,
+                root=Path("nowhere"),
+                annotations=None,
+                images_digest="",
             )
 
         monkeypatch.setattr(run, "restore_params", restore_params)
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
         config = cuhk.get_config()
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-        return run.evaluate(Path("nowhere"), config, write, pictures)
+        return run.evaluate(Path("nowhere"), config, write, images_digest)
 
     evaluate.texts, evaluate.val_scale = texts, np.float32(1)
     evaluate.opened, evaluate.written = opened, written
@@ -69,7 +74,7 @@ def test_test_is_scored_for_the_best_and_for_the_last_checkpoint(evaluate):
 
 
 def test_both_splits_are_opened_as_the_run_saw_them_and_written_where_that_is_asked(evaluate):
-    evaluate(best=40, last=60, write=True, pictures="digest")
+    evaluate(best=40, last=60, write=True, images_digest="digest")
     assert evaluate.opened == [("val", "digest"), ("test", "digest")] and evaluate.written == ["val", "test"]
     evaluate(best=40, last=60)
     assert evaluate.written == ["val", "test"]  # nothing more

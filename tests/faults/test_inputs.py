@@ -138,7 +138,7 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
     assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix_list"]) == 2
     out = capsys.readouterr().out
     assert "error: 2 images are over 50 megapixels: bomb.jpg, bomb.png\n" in out
-    assert "1 image is an empty file: empty.jpg" in out and "2 images are no image: postscript.png, text.png" in out
+    assert "1 image is an empty file: empty.jpg" in out and "2 images are not an image file: postscript.png, text.png" in out
     kept = {record.image_path for record in read_annotations(tmp_path, "cuhk_pedes").records}
     assert kept == GOOD | {"sound.bmp"}
 
@@ -146,7 +146,7 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
 @needs_tensorflow
 def test_prepared_rows_stay_aligned_with_their_names(dataset, tmp_path):
     from input_pipeline import augment
-    from input_pipeline.builders import prepare
+    from input_pipeline.prepared import prepare
 
     builder = prepare(dataset, "cuhk_pedes", tmp_path / "prepared", max_damaged=0.9)
     rows = list(builder.as_data_source("train"))
@@ -287,7 +287,7 @@ def assert_prepared_anew(root, former):
     assert {path.name for path in (root / "prepared").iterdir()} == {former.name, new.name, "lock"}
 
     from input_pipeline import augment
-    from input_pipeline.builders import prepare
+    from input_pipeline.prepared import prepare
 
     data = prepare(root, "cuhk_pedes").as_data_source("train")
     assert [tuple(augment.decode(row["image"]).numpy()[0, 0]) for row in data] == [
@@ -466,7 +466,7 @@ def written(tmp_path_factory):
 
 @needs_tensorflow
 def test_captions_are_prepared_as_they_are(written, tmp_path):
-    from input_pipeline.builders import prepare
+    from input_pipeline.prepared import prepare
 
     (row,) = prepare(written, "cuhk_pedes", tmp_path).as_data_source("train")
     assert [caption.decode("utf-8") for caption in row["captions"]] == list(TEXTS.values())

@@ -276,7 +276,7 @@ def test_hosts_read_their_own_rows_and_together_the_same_batches(pedes_root, hos
         own = pipeline.open_split(config, "train")
         original, read[host] = own.read, []
         own.read = lambda indices, original=original, host=host: read[host].append(list(indices)) or original(indices)
-        batches = pipeline.train_batches(config, own, tokenizer, plans, 3, host, hosts)
+        batches = pipeline.train_batches(config, own, tokenizer, plans, 3, (host, hosts))
         for step in range(5):
             rows[step].append(next(batches)["pair_ids"])
         batches.close()

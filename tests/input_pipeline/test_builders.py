@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import augment, builders
-from input_pipeline.builders import BUILDERS, prepare
+from input_pipeline import augment, builders, prepared
+from input_pipeline.builders import BUILDERS
+from input_pipeline.prepared import prepare
 from ivt_jax.common.errors import DataError
 from ivt_jax.encoding.images import open_image
 from tests.input_pipeline.test_decoding import FILES, REFUSED, write_dataset
@@ -144,13 +145,13 @@ def test_prepared_data_may_lie_elsewhere(pedes_root, tmp_path):
 def test_what_another_process_prepared_meanwhile_is_used(tmp_path, monkeypatch, capsys):
     save(tmp_path, "a.jpg")
     write(tmp_path, ["a.jpg"])
-    flock = builders.fcntl.flock
+    flock = prepared.fcntl.flock
 
     def wait(lock, operation):
-        monkeypatch.setattr(builders.fcntl, "flock", flock)
+        monkeypatch.setattr(prepared.fcntl, "flock", flock)
         builders.PedesSynth(root=tmp_path).download_and_prepare()
 
-    monkeypatch.setattr(builders.fcntl, "flock", wait)
+    monkeypatch.setattr(prepared.fcntl, "flock", wait)
     assert len(prepare(tmp_path, "pedes_synth").as_data_source("train")) == 1
     assert capsys.readouterr().err.count("preparing train") == 1
 
@@ -226,9 +227,9 @@ def test_damaged_training_images_within_the_share_are_listed_and_empty(tmp_path)
         prepare(tmp_path, "cuhk_pedes", max_damaged=0.05)
     builder = prepare(tmp_path, "cuhk_pedes", max_damaged=0.1)
     again = prepare(tmp_path, "cuhk_pedes", max_damaged=0.1)  # read from what was written
-    for prepared in (builder, again):
-        assert list(prepared.info.metadata["damaged"]) == ["3.jpg"]
-        assert [len(prepared.as_data_source("train")[i]["image"]) > 0 for i in range(10)] == [i != 3 for i in range(10)]
+    for made in (builder, again):
+        assert list(made.info.metadata["damaged"]) == ["3.jpg"]
+        assert [len(made.as_data_source("train")[i]["image"]) > 0 for i in range(10)] == [i != 3 for i in range(10)]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

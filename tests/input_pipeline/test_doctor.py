@@ -91,7 +91,7 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
     [
         (None, "1 image is missing: a/2.jpg"),
         (b"", "1 image is an empty file: a/2.jpg"),
-        (b"<html>", "1 image is no image: a/2.jpg"),
+        (b"<html>", "1 image is not an image file: a/2.jpg"),
         (encoded(scene(2, (200, 100)))[:-400], "1 image is cut short or damaged: a/2.jpg"),
         (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 image is over 50 megapixels: a/2.jpg"),
         # So large that Pillow refuses it: 30,000 x 30,000, in the header only.
@@ -147,7 +147,7 @@ def test_a_person_in_two_splits_makes_the_folder_unusable_unless_it_is_allowed(t
     assert capsys.readouterr().out.endswith(f"warning: {kind}: {persons}\n1 kind of fault\n")
     assert call(tmp_path, "--allow=shared_images") == 2
     assert call(tmp_path, "--allow=shared_images,persons") == 2
-    line = "error: --allow=shared_images,persons: persons is none of shared_persons, shared_images\n"
+    line = "error: --allow=shared_images,persons: persons is not one of shared_persons, shared_images\n"
     assert capsys.readouterr().err.endswith(line)
 
 
@@ -218,7 +218,7 @@ def test_the_fix_list_is_what_the_reader_leaves_out(tmp_path, capsys):
     make(tmp_path, n2=b"", n7=None)
     (tmp_path / "imgs/a/6.jpg").write_bytes(b"GIF")
     assert call(tmp_path, "--fix_list") == 2
-    assert f"left out from now on: {tmp_path}/quarantine.txt\n" in capsys.readouterr().out
+    assert f"images to leave out are listed in {tmp_path}/quarantine.txt\n" in capsys.readouterr().out
     assert (tmp_path / "quarantine.txt").read_text() == "a/2.jpg\na/6.jpg\na/7.jpg\n"
     left = [record.image_path for record in read_annotations(tmp_path, "pedes_synth").records]
     assert left == ["a/0.jpg", "a/1.jpg", "a/3.jpg", "a/4.jpg", "a/5.jpg"]
@@ -239,7 +239,7 @@ def test_a_name_that_no_list_can_hold_is_one_line_and_nothing_is_written(tmp_pat
     assert call(tmp_path, "--fix_list") == 2
     err = capsys.readouterr().err.splitlines()[-1]
     where = f"{tmp_path}/quarantine.txt cannot list a/gone\\n2.jpg"
-    assert err == f"error: {where}, whose name holds a line break: rename the image"
+    assert err == f"error: {where}, whose name has a line break: rename the image"
     assert not (tmp_path / "quarantine.txt").exists()
 
 
@@ -258,7 +258,7 @@ def test_images_of_the_quarantine_that_are_whole_again_are_named(tmp_path, capsy
 
 # ---- images that splits share
 
-REMEDY = " (leave images out by quarantine.txt, or --allow=shared_images)"
+REMEDY = " (list images in quarantine.txt, or --allow=shared_images)"
 
 
 def test_a_copy_of_a_training_image_makes_the_folder_unusable_unless_it_is_allowed(tmp_path, capsys):
@@ -379,7 +379,7 @@ def test_hashes_are_near_within_sixteen_bits_wherever_they_are(wrong, near):
         [Inspected(str(i), "", hash=np.packbits(row).tobytes().ljust(24, b"\0")) for i, row in enumerate(rows)]
         for rows in (first, second)
     )
-    damaged = Inspected("damaged", "no image")
+    damaged = Inspected("damaged", "not an image file")
     assert near_duplicates([damaged, *ours], [*theirs, damaged]) == (
         [(str(i), str(i)) for i in range(300)] if near else []
     )

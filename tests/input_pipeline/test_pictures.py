@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from input_pipeline import augment, builders, pictures, pipeline, prepare
+from input_pipeline import augment, builders, pictures, pipeline, prepare, prepared
 from input_pipeline.pictures import Picture, contents_digest
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.messages import say_once
@@ -188,14 +188,14 @@ def test_what_a_program_reads_is_not_replaced_under_it(root):
 
 
 def test_a_run_goes_on_with_the_pictures_it_began_with_and_says_so(root, capsys):
-    began = open_split(root).pictures
-    assert began and open_split(root, pictures=began).pictures == began
+    began = open_split(root).images_digest
+    assert began and open_split(root, images_digest=began).images_digest == began
     paint(root, "b.png", BLUE)
     changed = open_split(root)
-    assert changed.pictures not in ("", began)
+    assert changed.images_digest not in ("", began)
     capsys.readouterr()
     for _ in range(2):  # for two splits of a run
-        assert pixels(open_split(root, pictures=began)) == [RED, GREEN, BLUE]
+        assert pixels(open_split(root, images_digest=began)) == [RED, GREEN, BLUE]
     (place,) = [path for path in (root / "prepared").glob("*-*") if path.name.endswith(began[:16])]
     assert capsys.readouterr().err == (
         f"{root}/imgs: images differ (1 changed: b.png); this run continues with those it began with, in {place}\n"
@@ -205,37 +205,37 @@ def test_a_run_goes_on_with_the_pictures_it_began_with_and_says_so(root, capsys)
 
 @pytest.mark.parametrize("others", [True, False], ids=["others are prepared", "nothing is prepared"])
 def test_a_run_whose_pictures_are_gone_is_refused(root, others):
-    began = open_split(root).pictures
+    began = open_split(root).images_digest
     shutil.rmtree(root / "prepared")
     paint(root, "b.png", BLUE)
     if others:
         open_split(root)
     remedy = r"restore those \(and the former quarantine.txt\), or choose another --workdir$"
     with pytest.raises(DataError, match=f"the images are not those that the run began with; {remedy}"):
-        open_split(root, pictures=began)
+        open_split(root, images_digest=began)
     paint(root, "b.png", GREEN)
-    assert open_split(root, pictures=began).pictures == began
+    assert open_split(root, images_digest=began).images_digest == began
 
 
 def test_a_run_does_not_go_on_with_a_quarantine_that_came_later(root):
-    began = open_split(root).pictures
+    began = open_split(root).images_digest
     (root / "quarantine.txt").write_text("b.png\n")
     assert open_split(root).paths == ["a.png", "c.png"]
     with pytest.raises(DataError, match=r"the images are not those that the run began with"):
-        open_split(root, pictures=began)
+        open_split(root, images_digest=began)
     (root / "quarantine.txt").unlink()
-    assert open_split(root, pictures=began).paths == ["a.png", "b.png", "c.png"]
+    assert open_split(root, images_digest=began).paths == ["a.png", "b.png", "c.png"]
 
 
 def test_a_run_goes_on_with_a_portable_folder_of_its_pictures_and_with_no_other(root, tmp_path):
-    began = open_split(root).pictures
+    began = open_split(root).images_digest
     assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/same"]) == 0
     paint(root, "b.png", BLUE)
     assert prepare.main(["--dataset=cuhk", f"--root={root}", f"--out={tmp_path}/other"]) == 0
-    assert pixels(open_split(tmp_path / "same", pictures=began)) == [RED, GREEN, BLUE]
+    assert pixels(open_split(tmp_path / "same", images_digest=began)) == [RED, GREEN, BLUE]
     assert pixels(open_split(tmp_path / "other")) == [RED, BLUE, BLUE]
     with pytest.raises(DataError, match=r"other/prepared/.*the images are not those that the run began with"):
-        open_split(tmp_path / "other", pictures=began)
+        open_split(tmp_path / "other", images_digest=began)
 
 
 def test_prepared_data_outlive_the_folder_of_pictures(root):
@@ -252,7 +252,7 @@ def test_data_of_an_older_version_are_used_and_the_remedy_is_said_once(root, cap
     capsys.readouterr()
     for split in ("train", "test", "train"):
         source = open_split(root, split)
-    assert source.pictures == "" and pixels(source) == [RED, GREEN, BLUE]
+    assert source.images_digest == "" and pixels(source) == [RED, GREEN, BLUE]
     assert capsys.readouterr().err == (
         f"{place} does not record its images, so changed images go unnoticed; remove it to prepare it again\n"
     )
@@ -300,7 +300,7 @@ def test_a_record_that_cannot_be_written_is_no_reason_to_stop(root, monkeypatch,
     def refuse(path, pictures):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(builders, "write_record", refuse)
+    monkeypatch.setattr(prepared, "write_record", refuse)
     capsys.readouterr()
     assert pixels(open_split(root)) == [RED, GREEN, BLUE]
     assert made_anew(capsys) == (False, [])
@@ -321,7 +321,7 @@ def test_a_link_that_leads_out_is_not_opened_to_be_compared(root, tmp_path, monk
 
 def test_pictures_that_are_restored_while_they_are_prepared_find_what_was_prepared_of_them(root, monkeypatch):
     """So do pictures that could not be reached for a moment."""
-    former, prepare_anew = (root / "imgs/b.png").read_bytes(), builders._prepare_anew
+    former, prepare_anew = (root / "imgs/b.png").read_bytes(), prepared._prepare_anew
     open_split(root)
     paint(root, "b.png", BLUE)
 
@@ -329,7 +329,7 @@ def test_pictures_that_are_restored_while_they_are_prepared_find_what_was_prepar
         (root / "imgs/b.png").write_bytes(former)
         return prepare_anew(*arguments)
 
-    monkeypatch.setattr(builders, "_prepare_anew", restored_meanwhile)
+    monkeypatch.setattr(prepared, "_prepare_anew", restored_meanwhile)
     assert pixels(open_split(root)) == [RED, GREEN, BLUE]
     assert not (root / "prepared/.partial").exists()
 
@@ -377,14 +377,14 @@ UPRIGHT, SIDEWAYS = [(16, 8)] * 3, [(16, 8), (8, 16), (16, 8)]
 
 def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_once(root, capsys):
     lay_sideways(root, "b.png")
-    began = open_as_before(root).pictures
+    began = open_as_before(root).images_digest
     (data,) = root.glob("prepared/*/cuhk_pedes/1.4.0")
-    for given in ({}, {"pictures": began}):
+    for given in ({}, {"images_digest": began}):
         capsys.readouterr()
         say_once.cache_clear()
         for split in ("train", "test", "train"):
             source = open_split(root, split, **given)
-        assert shapes(source) == SIDEWAYS and source.pictures == began
+        assert shapes(source) == SIDEWAYS and source.images_digest == began
         assert capsys.readouterr().err == (
             f"{data} was prepared before images were turned upright by EXIF: their pixels are used as stored in "
             "the files; `python -m input_pipeline.prepare` makes it anew\n"
@@ -393,19 +393,19 @@ def test_data_of_the_version_before_keep_their_pixels_and_the_remedy_is_said_onc
 
 def test_prepare_makes_them_anew_and_a_run_goes_on_with_the_pixels_it_began_with(root, capsys):
     lay_sideways(root, "b.png")
-    began = open_as_before(root).pictures
+    began = open_as_before(root).images_digest
     capsys.readouterr()
     for anew in (True, False):
         assert prepare.main(["--dataset=cuhk", f"--root={root}"]) == 0
         assert made_anew(capsys) == (anew, [])
     now = open_split(root)
-    assert shapes(now) == UPRIGHT and now.pictures == f"{began}-upright"
-    assert shapes(open_split(root, pictures=now.pictures)) == UPRIGHT
-    assert shapes(open_split(root, pictures=began)) == SIDEWAYS
+    assert shapes(now) == UPRIGHT and now.images_digest == f"{began}-upright"
+    assert shapes(open_split(root, images_digest=now.images_digest)) == UPRIGHT
+    assert shapes(open_split(root, images_digest=began)) == SIDEWAYS
     for path in root.glob("prepared/*/cuhk_pedes/1.4.0"):
         shutil.rmtree(path)
     with pytest.raises(DataError) as error:
-        open_split(root, pictures=began)
+        open_split(root, images_digest=began)
     assert str(error.value).endswith(
         "the run began with other pixels of these images (some are turned upright by EXIF only in one of them, or "
         "could not be read then); restore the prepared data that it began with, or choose another --workdir"
@@ -414,17 +414,17 @@ def test_prepare_makes_them_anew_and_a_run_goes_on_with_the_pixels_it_began_with
 
 def test_a_run_that_began_upright_does_not_go_on_with_the_data_of_before(root):
     lay_sideways(root, "b.png")
-    began = open_split(root).pictures
+    began = open_split(root).images_digest
     shutil.rmtree(root / "prepared")
     open_as_before(root)
-    assert shapes(open_split(root, pictures=began)) == UPRIGHT
+    assert shapes(open_split(root, images_digest=began)) == UPRIGHT
 
 
 def test_without_orientation_both_versions_are_the_same_data(root):
-    began = open_as_before(root).pictures
+    began = open_as_before(root).images_digest
     shutil.rmtree(root / "prepared")
-    source = open_split(root, pictures=began)
-    assert source.pictures == began and pixels(source) == [RED, GREEN, BLUE]
+    source = open_split(root, images_digest=began)
+    assert source.images_digest == began and pixels(source) == [RED, GREEN, BLUE]
 
 
 @pytest.mark.parametrize("kind", ["profile", "text"])
@@ -440,9 +440,9 @@ def test_a_picture_that_the_version_before_refused_counts_as_other_pixels(root, 
     assert before.damaged.tolist() == [False, True, False]
     assert prepare.main(["--dataset=cuhk", f"--root={root}"]) == 0
     began = open_split(root)
-    assert began.pictures == f"{before.pictures}-upright"
-    assert pixels(open_split(root, pictures=began.pictures)) == [RED, GREEN, BLUE]
-    assert open_split(root, pictures=before.pictures).damaged.any()
+    assert began.images_digest == f"{before.images_digest}-upright"
+    assert pixels(open_split(root, images_digest=began.images_digest)) == [RED, GREEN, BLUE]
+    assert open_split(root, images_digest=before.images_digest).damaged.any()
 
 
 def test_a_portable_folder_of_the_version_before_is_read(root, tmp_path, capsys):

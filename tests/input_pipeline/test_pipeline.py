@@ -55,7 +55,7 @@ def stream(config, source, tokenizer, steps, start=0, host=0, num_hosts=1):
         source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
         config.seed,
     )  # fmt: skip
-    batches = pipeline.train_batches(config, source, tokenizer, plans, start, host, num_hosts)
+    batches = pipeline.train_batches(config, source, tokenizer, plans, start, (host, num_hosts))
     return list(itertools.islice(batches, steps))
 
 
@@ -98,10 +98,10 @@ def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root, capsys):
 def test_a_split_knows_the_digest_of_its_pictures_and_is_opened_by_one(pedes_root, monkeypatch):
     prepare, asked = pipeline.prepare, []
     monkeypatch.setattr(pipeline, "prepare", lambda *args: asked.append(args[-1]) or prepare(*args))
-    pictures = pipeline.open_split(make_config(pedes_root), "test").pictures
-    assert len(pictures) == 64
-    assert pipeline.open_split(make_config(pedes_root), "test", pictures).pictures == pictures
-    assert asked == ["", pictures]
+    digest = pipeline.open_split(make_config(pedes_root), "test").images_digest
+    assert len(digest) == 64
+    assert pipeline.open_split(make_config(pedes_root), "test", digest).images_digest == digest
+    assert asked == ["", digest]
 
 
 def without_val(pedes_root, root):
@@ -115,7 +115,7 @@ def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, t
     without_val(pedes_root, tmp_path)
     config = make_config(tmp_path)
     train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
-    said = "reid_raw.json has no val split; 2 training persons are held out in its place (data.val_persons)\n"
+    said = "reid_raw.json has no val split; held out in its place: 2 training persons (data.val_persons)\n"
     printed = capsys.readouterr().err
     assert printed.count(said) == 1 and printed.count("has no val split") == 1  # opening train prints nothing
     assert len(val.persons) == 2  # 30% of six persons
@@ -359,7 +359,7 @@ def damaged(pedes_root, root, *names):
 def test_pairs_of_the_same_person_stand_in_for_those_of_damaged_images(pedes_root, tmp_path, capsys):
     config = damaged(pedes_root, tmp_path, "00_1.jpg", "03_0.jpg", "03_1.jpg", "03_2.jpg")
     source = pipeline.open_split(config, "train")
-    assert "4 damaged training images, others of their person stand in for them\n" in capsys.readouterr().err
+    assert "4 damaged training images: other images of the same person are used instead\n" in capsys.readouterr().err
     rng = np.random.default_rng(0)
     assert [source.stand_in(pair, rng) for pair in (0, 1, 4, 5, 6)] == [0, 1, 4, 5, 6]
     # Person 0 has pairs 0 to 5, image 1 the pairs 2 and 3; nobody of person 3, pairs 18 to 23, has a whole image.
@@ -397,7 +397,7 @@ def test_persons_held_out_for_validation_may_not_be_damaged(pedes_root, tmp_path
     config = damaged(pedes_root, tmp_path, *(f"{person:02d}_0.jpg" for person in range(6)))
     records = json.loads((tmp_path / "reid_raw.json").read_text())
     (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] != "val"]))
-    with pytest.raises(DataError, match=r"2 images of val are damaged, the first is 00_0.jpg"):
+    with pytest.raises(DataError, match=r"2 damaged images in val, the first is 00_0.jpg"):
         pipeline.open_split(config, "val")
 
 

@@ -20,7 +20,7 @@ from ivt_jax.run.workdir import (
     load_config,
     other_data,
     record_config,
-    recorded_images,
+    recorded_images_digest,
     refuse_other_config,
     refuse_other_data,
 )
@@ -127,13 +127,13 @@ def test_other_annotations_are_refused(tmp_path, record):
 
 
 def test_the_digest_of_a_run_s_images_is_recorded_if_it_is_known(tmp_path, record):
-    assert recorded_images(tmp_path) == ""  # no run yet
+    assert recorded_images_digest(tmp_path) == ""  # no run yet
     record(tmp_path, config())
-    assert recorded_images(tmp_path) == ""
+    assert recorded_images_digest(tmp_path) == ""
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("a")
     record_config(tmp_path, config(), annotations, load_tokenizer(), "abc")
-    assert recorded_images(tmp_path) == "abc"
+    assert recorded_images_digest(tmp_path) == "abc"
 
 
 def test_other_data_than_those_of_the_training_are_named_where_both_are_known(tmp_path):

@@ -95,7 +95,7 @@ def stub(monkeypatch, tmp_path):
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("[]")
     pairs = (np.arange(10), np.zeros(10))
-    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, pictures="")
+    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, images_digest="")
     tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (loop, "Checkpoints", Saved), (loop, "build_program", build),
@@ -103,10 +103,14 @@ def stub(monkeypatch, tmp_path):
         (loop, "global_batch", lambda mesh, batch: batch), (loop, "batch_shapes", lambda config, mesh: {}),
         (loop.jax, "device_get", device_get),
         (loop.ScalarLog, "__init__", lambda *args, **kwargs: None), (loop.ScalarLog, "write", write),
-        (pipeline, "open_split", lambda config, split, pictures: source),
+        (pipeline, "open_split", lambda config, split, images_digest: source),
         (pipeline, "train_batches", empty_batches),
         (loop, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
-        (loop, "evaluate", lambda *args, write, pictures: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
+        (
+            loop,
+            "evaluate",
+            lambda *args, write, images_digest: events.append("test") or {"test": {"step": 6, "t2i": {}}},
+        ),
         (loop, "write_report", lambda workdir: events.append("report")),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, value)
@@ -145,14 +149,14 @@ def test_a_run_resumes_behind_its_latest_checkpoint(stub):
 
 def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
     source, opened = pipeline.open_split(None, "train", ""), []
-    source.pictures = "first"
+    source.images_digest = "first"
 
-    def open_split(config, split, pictures):
-        opened.append(pictures)
+    def open_split(config, split, images_digest):
+        opened.append(images_digest)
         return source
 
-    def evaluate(*args, write, pictures):
-        opened.append(f"evaluate {pictures}")
+    def evaluate(*args, write, images_digest):
+        opened.append(f"evaluate {images_digest}")
         return {"test": {"step": 6, "t2i": {}}}
 
     monkeypatch.setattr(pipeline, "open_split", open_split)
