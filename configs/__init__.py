@@ -1,1 +1,1 @@
-"""Configurations: `default` names every key once, the others are deltas."""
+"""Configs: `default` has every key, the others change some of them."""

@@ -1,7 +1,8 @@
-"""CUHK-PEDES: MLA + BMM with reconstruction, the released optimiser; `:release` is the released recipe.
+"""CUHK-PEDES: MLA + BMM with reconstruction, the released optimiser.
 
 python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES
-python -m ivt_jax.main --config=configs/cuhk.py:release
+python -m ivt_jax.main --config=configs/cuhk.py:release    # the recipe of the IVT release
+python -m ivt_jax.main --config=configs/cuhk.py:smoke      # a few steps of a tiny tower: minutes on a CPU
 """
 
 from ml_collections import ConfigDict
@@ -10,10 +11,10 @@ from configs import default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" or "release"."""
+    """variant: "", "release" or "smoke"."""
     config = default.get_config()
     config.data.name = "cuhk_pedes"
     config.data.root = "data/CUHK-PEDES"
     config.model.stride = 12
     config.bmm.patch_block = 2
-    return default.released(config) if default.check_variant(variant, "", "release") == "release" else config
+    return default.with_variant(config, variant)

@@ -11,7 +11,7 @@ from configs import default
 
 TERMS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 OPTIMIZERS = ("sgd", "adamw", "layer_decay", "ema")
-# What costs time, one by one; the demo has one view, `fast` alignment, three levels and reconstruction.
+# Choices that cost time. The demo has one view, `fast` alignment, three levels and reconstruction.
 CHOICES = {
     "align_off": {"bmm.align": "off"},
     "align_exact": {"bmm.align": "exact"},
@@ -25,7 +25,7 @@ VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo; the others are its ablations, with equal steps."""
+    """variant: "" is the demo; the others are ablations with equal steps."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.batch_size = 32
     config.data.instances = 2
     config.augment.pad = 4
-    config.augment.erase = 0.0  # two passes over the data leave nothing to overfit
+    config.augment.erase = 0.0  # no overfitting in two passes over the data
     config.text.tokenizer = ""
     config.text.length = ConfigDict({"sentence": 48, "phrase": 20, "word": 20})
     config.model.update(
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mla.views = 1
     config.bmm.align = "fast"
     config.bmm.rows = 16
-    config.bmm.word_weight = 10.0  # at 1 their gradients drown in the matching's
+    config.bmm.word_weight = 10.0  # at 1 their gradients are too small beside those of matching
     config.bmm.patch_weight = 2.0
     config.optimizer.update(
         {"name": "adamw", "schedule": "smooth", "learning_rate": 1e-3, "bias_learning_rate": 1e-3, "start": 0.0,
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def changed(config: ConfigDict, variant: str) -> ConfigDict:
-    """Any config with one of TERMS or of CHOICES."""
+    """Changes any config by one of TERMS or CHOICES."""
     if variant in TERMS:
         return without_terms(config, variant)
     config.update_from_flattened_dict(CHOICES[variant])
@@ -66,7 +66,7 @@ def changed(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def without_terms(config: ConfigDict, variant: str) -> ConfigDict:
-    """One switch after another: what each term adds to matching sentences alone. "full" is the demo's program."""
+    """Turns off all terms but one, to measure what each adds to matching sentences. "full" keeps all, as the demo."""
     if variant not in ("mla", "full"):
         config.mla.levels = ("sentence",)
     if variant not in ("bmm_align", "full"):
@@ -77,7 +77,7 @@ def without_terms(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def other_optimizer(config: ConfigDict, variant: str) -> ConfigDict:
-    """One change of the optimiser after another; "adamw" is the demo's."""
+    """Changes the optimiser; "adamw" is the demo's."""
     if variant == "sgd":
         config.optimizer.update({"name": "sgd", "learning_rate": 0.1, "bias_learning_rate": 0.1, "weight_decay": 1e-4})
     if variant == "layer_decay":

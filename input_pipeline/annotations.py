@@ -1,4 +1,4 @@
-"""Every dataset's annotation file, read and checked, as one list of records: one record per image."""
+"""Reads and checks the annotation file of a dataset. Returns a record for each image."""
 
 import collections
 import dataclasses
@@ -13,20 +13,19 @@ from typing import Any
 
 from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import is_remote, is_utf8, lines_of
+from ivt_jax.common.files import decode_list, is_remote, is_utf8, lines_of
 from ivt_jax.common.messages import counted, first_few
 
-QUARANTINE = "quarantine.txt"  # beside the annotations: paths of images that are left out, one a line
+QUARANTINE = "quarantine.txt"  # beside the annotations; lists images to leave out, a path on each line
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One image with its captions.
 
-    image_path: relative to the folder of images, with forward slashes. person_id: as in the file, where "0042" and 42
-    are one person; ids may start anywhere and have gaps. attributes: for each caption the attribute phrases that the
-    file gives (`att`), often none. copies: how many image records name the image. where: the record's place in the
-    file, for messages.
+    image_path: relative to the folder of images, with forward slashes. person_id: as in the file ("0042" equals 42);
+    ids may start at any number and have gaps. attributes: for each caption the attribute phrases of the file (`att`),
+    often none. copies: number of image records that name the image. where: place in the file, for messages.
     """
 
     image_path: str
@@ -40,11 +39,11 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """A dataset as people have it: the usual name of its folder, and of its JSON files, the first found is read."""
+    """The usual names of a dataset's folder and JSON files (the first that exists is read)."""
 
     folder: str
     files: tuple[str, ...]
-    remedy: str = README  # what to do where the files are missing
+    remedy: str = README  # what to do if the files are missing
 
 
 LAYOUTS = {
@@ -53,18 +52,18 @@ LAYOUTS = {
     "rstp_reid": _Layout("RSTPReid", ("data_captions.json", "rstpreid_vistxt.json")),
     "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "`make data` generates it"),
 }
-# What commands call them.
+# Names in commands -> names in configs.
 DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
 
 
 def title_of(name: str) -> str:
-    """Returns what people call a dataset, such as "CUHK-PEDES" for "cuhk_pedes"; an unknown name as it is."""
+    """Returns a dataset's published name, such as "CUHK-PEDES" for "cuhk_pedes"; an unknown name unchanged."""
     return LAYOUTS[name].folder if name in LAYOUTS else name
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A dataset as its annotation file states it: the file, the folder of the images, the records in their order."""
+    """The annotation file, the folder of images, and the records in the order of the file."""
 
     path: Path
     images: Path
@@ -72,12 +71,12 @@ class Annotations:
 
 
 def read_annotations(root: Path, name: str) -> Annotations:
-    """The dataset `name` (a key of LAYOUTS). root: its folder, or its annotation file itself.
+    """Reads the dataset `name` (a key of LAYOUTS). root: its folder or its annotation file.
 
-    Several records of one image become one with all their captions. Empty captions are dropped from training, and a
-    training record without any other with them; in val and test, whose figures would change, they stay. Images
-    in quarantine are left out. A line on stderr counts each. Whether the images are there is not asked: a portable
-    folder has none, only what was prepared of them. Raises DataError, in one line, at the first fault.
+    Records of one image are joined. Empty captions are dropped from train, and so are training records without other
+    captions; in val and test they stay, because dropping them would change the scores. Images in quarantine are left
+    out. A line on stderr counts each of these. Images may be missing, as in a portable folder, which has prepared data
+    only. Raises DataError, in one line, at the first fault.
     """
     path = annotation_file(root, name)
     status = path.stat()
@@ -85,16 +84,16 @@ def read_annotations(root: Path, name: str) -> Annotations:
 
 
 def local_root(root: str) -> Path:
-    """The path of a command's folder with images. Raises UserError where it is a remote one: images are opened."""
+    """Returns the path of a command's --root. Raises UserError if it is remote, because its images are opened."""
     if is_remote(root):
-        raise UserError(f"{root}: expected a folder of this machine, with the images of the dataset; {README}")
+        raise UserError(f"{root}: expected a local folder with the images of the dataset; {README}")
     return Path(root)
 
 
 def annotation_file(root: Path, name: str) -> Path:
-    """The dataset's JSON file: `root` itself, or in it the first of the usual names, or else the first of known shape.
+    """Returns the dataset's JSON file: `root` itself, or in it the first usual name, else the first of a known shape.
 
-    Raises DataError where there is none; where there are files of other shapes, it says what is wrong with the first.
+    Raises DataError if there is none; the message has the fault of the first JSON file of another shape.
     """
     if name not in LAYOUTS:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')
@@ -108,7 +107,7 @@ def annotation_file(root: Path, name: str) -> Path:
             read_entries(path)
             return path
         except DataError as error:
-            found = found or f"; there is {error}"
+            found = found or f"; another JSON file: {error}"
     raise DataError(
         f"{root / layout.files[0]} not found: --config.data.root expects the {layout.folder} folder "
         f"with {' or '.join(layout.files)} and imgs/; {layout.remedy}{found}"
@@ -116,27 +115,26 @@ def annotation_file(root: Path, name: str) -> Path:
 
 
 def quarantined(path: Path) -> frozenset[str]:
-    """The images that the quarantine file beside the annotations `path` leaves out.
+    """Returns the images that the quarantine file beside the annotations `path` lists.
 
-    Its paths may have any form that those of the annotations may have. One that leads out of the folder of images names
-    none of them, and is returned as it is written.
+    Paths may have any form that the annotations may use. A path that leads out of the folder of images is returned
+    unchanged; it matches no image. Raises DataError if the file is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     listed = path.with_name(QUARANTINE)
     if not listed.exists():
         return frozenset()
     try:
-        lines = lines_of(listed.read_bytes().decode("utf-8-sig"))
+        lines = lines_of(decode_list(listed.read_bytes()))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listed} cannot be read as UTF-8 text ({error}); write it anew, or remove it") from None
+        raise DataError(f"{listed} cannot be read ({error}); save it as UTF-8 text, or remove it") from None
     place = _Place.of(path.parent)
     return frozenset(place.relative(line) or line for line in lines if line)
 
 
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
-    """The same records, with a `share` of the training persons moved to val, for datasets without a val split.
+    """Returns the records with a `share` of the training persons moved to val, for datasets without a val split.
 
-    Who is held out depends on (person id, seed) alone: a keyed hash orders the persons, and the first of them go, at
-    least one where the share is above 0.
+    A hash of (seed, person id) orders the persons; the first ones are held out, at least one if the share is above 0.
     """
     persons = {record.person_id for record in records if record.split == "train"}
     order = sorted(persons, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
@@ -147,9 +145,9 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
     ]
 
 
-@functools.lru_cache(maxsize=4)  # every split of a run asks for the whole file
+@functools.lru_cache(maxsize=4)  # every split of a run needs the whole file
 def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Annotations:
-    """modified, size: the file's own, so that a changed file is read again. left_out: images in quarantine."""
+    """modified, size: of the file, so that the cache misses a changed file. left_out: images in quarantine."""
     place = _Place.of(path.parent)
     read = [_record(entry, f"{path}: {entry.where}", place) for entry in read_entries(path)]
     merged = _merged(read, path)
@@ -159,17 +157,17 @@ def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Ann
         by_split = ", ".join(f"{count} of {split}" for split, count in counts.items())
         print(f"{path.with_name(QUARANTINE)} leaves out images: {by_split}", file=sys.stderr)
     if unknown := sorted(left_out - {record.image_path for record in merged}):
-        lines = f"{counted(len(unknown), 'line')} without an image of {path.name}"
+        lines = f"{counted(len(unknown), 'path')} that {path.name} does not name"
         print(f"{path.with_name(QUARANTINE)}: {lines}: {first_few([*map(repr, unknown)])}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
-    # UFine6926 names its images as images/1.jpg and keeps them beside its JSON file; all others leave imgs/ out.
+    # UFine6926 keeps images/ beside its JSON file and writes images/1.jpg; all others omit imgs/.
     beside = all(record.image_path.startswith("images/") for record in records)
     return Annotations(path, path.parent if beside else path.parent / "imgs", records)
 
 
 def _merged(records: Sequence[Record], path: Path) -> list[Record]:
-    """One record per image, where its first stood, with the captions of all."""
+    """Joins the records of each image at the place of the first one. Raises DataError if split or id differ."""
     by_image: dict[str, Record] = {}
     for record in records:
         first = by_image.setdefault(record.image_path, record)
@@ -178,7 +176,7 @@ def _merged(records: Sequence[Record], path: Path) -> list[Record]:
         for what, one, other in (("split", first.split, record.split), ("id", first.person_id, record.person_id)):
             if one != other:
                 where = f"{path}: {first.where} and {record.where} ({record.image_path})"
-                raise DataError(f'{where} are one image with "{what}" {one} and {other}; remove the wrong one')
+                raise DataError(f'{where} are one image with "{what}" {one} and {other}; remove the wrong record')
         by_image[record.image_path] = dataclasses.replace(
             first,
             captions=first.captions + record.captions,
@@ -187,7 +185,10 @@ def _merged(records: Sequence[Record], path: Path) -> list[Record]:
             where=f"{first.where}, {record.where}",
         )
     if repeated := sum(max(0, record.copies - 1) for record in by_image.values()):
-        print(f"{path}: {len(records)} records of {len(by_image)} images; {repeated} joined another", file=sys.stderr)
+        print(
+            f"{path}: {len(records)} records of {len(by_image)} images; joined {repeated} to another record",
+            file=sys.stderr,
+        )
     return [dataclasses.replace(record, copies=max(1, record.copies)) for record in by_image.values()]
 
 
@@ -210,15 +211,15 @@ def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Reco
     if dropped:
         print(f"{path}: {counted(dropped, 'empty caption')} dropped from train", file=sys.stderr)
     if kept_empty:
-        print(f"{path}: empty captions in val or test, which stay queries: {first_few(kept_empty)}", file=sys.stderr)
+        print(f"{path}: empty captions in val or test are kept as queries: {first_few(kept_empty)}", file=sys.stderr)
     return tuple(result)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """The paths of a dataset's folder and of its images, as written and with links resolved.
+    """roots, images: the dataset's folder and its folder of images, as given and with links resolved.
 
-    portable: whether it has no images. nested: whether imgs/ holds another folder imgs/.
+    portable: whether there are no images. nested: whether imgs/ contains another folder imgs/.
     """
 
     roots: tuple[PurePosixPath, ...]
@@ -235,10 +236,10 @@ class _Place:
         return cls(roots, (*(base / "imgs" for base in roots), inside), portable, (images / "imgs").is_dir())
 
     def relative(self, path: str) -> str | None:
-        """Returns a record's path relative to the folder of images, or None if the image is not in it.
+        """Returns a record's path relative to the folder of images, or None if it leads out of it.
 
-        "imgs/a.jpg" and the absolute path of the same image are "a.jpg"; "images/a.jpg", beside the annotations, stays.
-        A portable folder was checked where its images were, and may be anywhere: what follows the last imgs/ counts.
+        "imgs/a.jpg" and the absolute path of the same image become "a.jpg"; "images/a.jpg" stays. In a portable folder,
+        absolute paths may begin with any folder; the part after the last imgs/ counts.
         """
         pure = PurePosixPath(path.replace("\\", "/"))
         if pure.is_absolute():
@@ -271,10 +272,12 @@ def _record(entry: Entry, where: str, place: _Place) -> Record:
     captions, path, person = value["captions"], value[path_key], value["id"]
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-        raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one; {README}')
+        raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one text; {README}')
     attributes = _attributes(value.get("att", {}), where)
     if not all(map(is_utf8, [*captions, str(path), *attributes])):
-        raise DataError(f"{where} has half of a character (\\ud800 to \\udfff in the JSON); mend its text")
+        raise DataError(
+            f"{where} has a lone surrogate (\\ud800 to \\udfff in the JSON), half of a character; correct its text"
+        )
     number = _person_id(person)
     if number is None:
         raise DataError(f'{where} has "id" {json.dumps(person)}; expected a whole number from 0 to 2^31 - 1')
@@ -295,18 +298,18 @@ def _record(entry: Entry, where: str, place: _Place) -> Record:
 
 
 def _person_id(value: Any) -> int | None:
-    """Returns the number that a JSON value states as a whole number or as ASCII digits ("0042"), None if none does."""
+    """Returns the id of a JSON value, a whole number or ASCII digits ("0042"); None if it is neither, or too large."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value):
         value = int(value)
-    if isinstance(value, float) and value.is_integer():  # as pandas writes a column that has a gap
+    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers so if a value is missing
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 <= value < 2**31 else None
 
 
 def _attributes(att: Any, where: str) -> tuple[str, ...]:
-    """Returns the phrases of `att`, an object {key: phrase}. The keys, which are kinds of phrases, are not used."""
+    """Returns the phrases of `att`, an object {kind of phrase: phrase}; the kinds are not used."""
     check_object(att, f'{where}: "att"')
     if not all(isinstance(phrase, str) for phrase in att.values()):
-        raise DataError(f'{where}: "att" has a phrase that is no text; {README}')
+        raise DataError(f'{where}: "att" has a phrase that is not a text; {README}')
     return tuple(phrase.strip() for phrase in att.values() if phrase.strip())

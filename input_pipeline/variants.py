@@ -1,4 +1,4 @@
-"""The shapes in which annotation files come, each recognised by its content, as one flat list of entries.
+"""Reads annotation files of all known shapes, recognised by content, as one flat list of entries.
 
 - a list of records, each with its split: CUHK-PEDES (reid_raw.json), ICFG-PEDES, RSTPReid, UFine6926
 - an object {split: list of records}, one record per caption: the processed files of the IVT release
@@ -21,7 +21,7 @@ _REPEATED = {"query", "gallery"}
 
 
 class Entry(NamedTuple):
-    """One raw record, its split, where it stands, for messages, and whether it is an image's, else a caption's."""
+    """A raw record. where: its place in the file, for messages. is_image: record of an image, else of a caption."""
 
     value: Any
     split: str
@@ -30,13 +30,13 @@ class Entry(NamedTuple):
 
 
 class _DuplicateKey(dict):
-    """An object that names a key twice: which of both values is meant, nobody can tell."""
+    """A JSON object that has `key` twice, so its value is ambiguous."""
 
     key: str
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """All entries of an annotation file in their order. Raises DataError where its shape is none of the known ones."""
+    """Returns the entries of an annotation file in order. Raises DataError if its shape is not a known one."""
     document = _read_json(path)
     if isinstance(document, dict):
         check_object(document, str(path))
@@ -67,7 +67,7 @@ def check_object(value: Any, where: str) -> None:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Returns what a JSON value is, such as "a list"."""
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number")
 
 
@@ -84,8 +84,8 @@ def _split(value: Any, where: str) -> str:
     if "split" not in value:
         if "captions" in value and any(key in value for key in PATH_KEYS):
             raise DataError(
-                f'{where} has no "split". This looks like caption_all.json, which has no splits, so nothing could be '
-                f"trained or compared with it. Use reid_raw.json, which has them; {README}"
+                f'{where} has no "split". This looks like caption_all.json, which has no splits. '
+                f"Use reid_raw.json, which has them; {README}"
             )
         raise DataError(f'{where} has no "split"; {README}')
     split = value["split"]
@@ -99,7 +99,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or unpack it again") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError of its own
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits raises ValueError
         raise DataError(f"{path} is not valid JSON ({error}); it may be truncated: unpack it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -24,6 +24,7 @@ from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import export_params
 from ivt_jax.training import loop
+from ivt_jax.training.config_check import check_config
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.program import batch_shapes, build_program
@@ -59,6 +60,28 @@ def test_the_datasets_differ_as_released(module, name, root, batch, stride, firs
     assert released.bmm.word_weight == released.bmm.patch_weight == 0
 
 
+SIZES = {
+    "data.batch_size", "data.instances", "augment.pad", "text.tokenizer", "text.length.sentence", "text.length.phrase",
+    "text.length.word", "model.image_size", "model.width", "model.depth", "model.num_heads", "model.vocab_size",
+    "model.max_text_length", "model.dtype", "train.steps", "evaluation.robustness", "runtime.log_every",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [cuhk, icfg, rstp])
+def test_a_smoke_run_is_the_same_program_at_a_tiny_size(module):
+    whole, smoke = flatten(module.get_config()), flatten(module.get_config("smoke"))
+    assert {key for key in whole if whole[key] != smoke[key]} == SIZES
+    check_config(module.get_config("smoke"))
+
+
+def test_a_smoke_run_trains_and_scores_test_without_the_hub(pedes_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = cuhk.get_config("smoke")
+    config.data.root, config.runtime.prepared = str(pedes_root), str(tmp_path / "prepared")
+    loop.train_and_evaluate(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/test/summary.json").read_text())["last"]["step"] == config.train.steps
+
+
 def test_the_ablation_changes_nothing_but_its_terms():
     variants = {variant: flatten(synth.get_config(variant)) for variant in synth.TERMS}
     full = variants["full"]
@@ -92,7 +115,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
 @pytest.mark.parametrize(
     ("module", "known"),
     [
-        (cuhk, "(none), :release"),
+        (cuhk, "(none), :release, :smoke"),
         (
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "

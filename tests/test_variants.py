@@ -192,7 +192,7 @@ cuhk = {
     "scored": {"val": (6, 3, 3), "test": (9, 4, 3)},
 }  # fmt: skip
 icfg_raw = {
-    "read": icfg_read(copies=2), "said": ["87 records of 86 images; 1 joined another"],
+    "read": icfg_read(copies=2), "said": ["87 records of 86 images; joined 1 to another record"],
     "counts": {"train": (40, 81, 81), "test": (3, 6, 6)}, "warnings": ["not as published: train, test"],
     "scored": {"val": (5, 5, 2), "test": (6, 6, 3)},
 }  # fmt: skip
@@ -203,7 +203,7 @@ rstp = {
 
 
 def rstp_said(place):
-    return ["3 empty captions dropped from train", f"empty captions in val or test, which stay queries: {place}"]
+    return ["3 empty captions dropped from train", f"empty captions in val or test are kept as queries: {place}"]
 
 
 def rstp_warnings(first, last):
@@ -435,8 +435,8 @@ def test_without_validation_the_last_step_is_evaluated(tmp_path, capsys, monkeyp
 
 
 NO_SPLIT = (
-    'record 0 has no "split". This looks like caption_all.json, which has no splits, so nothing could be trained or '
-    "compared with it. Use reid_raw.json, which has them; see README, Datasets"
+    'record 0 has no "split". This looks like caption_all.json, which has no splits. '
+    "Use reid_raw.json, which has them; see README, Datasets"
 )
 
 
@@ -446,7 +446,7 @@ def test_captions_alone_are_refused_by_all(tmp_path, capsys):
     root = write(tmp_path / "CUHK-PEDES", "caption_all.json", records, pictures(CUHK))
     message = (
         f"{root}/reid_raw.json not found: --config.data.root expects the CUHK-PEDES folder with reid_raw.json or "
-        f"cuhk_pedes_att.json and imgs/; see README, Datasets; there is {root}/caption_all.json: {NO_SPLIT}"
+        f"cuhk_pedes_att.json and imgs/; see README, Datasets; another JSON file: {root}/caption_all.json: {NO_SPLIT}"
     )
     for use in (
         lambda: read_annotations(root, "cuhk_pedes"),
@@ -569,7 +569,7 @@ DEFECTS = {
     "other split": ([GOOD | {"split": 1}], '{file}: record 0 has "split" 1; expected one of train, val, test'),
     "captions": (
         [GOOD | {"captions": 7}],
-        f'{{file}}: record 0 has "captions" that are neither a text nor a list of at least one; {SEE}',
+        f'{{file}}: record 0 has "captions" that are neither a text nor a list of at least one text; {SEE}',
     ),
     "id": (
         {"train": [GOOD, GOOD | {"id": "p1"}]},
@@ -590,12 +590,12 @@ DEFECTS = {
     ),
     "two persons": (
         [GOOD, GOOD | {"id": 2}],
-        '{file}: record 0 and record 1 (cam_a/000_45.bmp) are one image with "id" 1 and 2; remove the wrong one',
+        '{file}: record 0 and record 1 (cam_a/000_45.bmp) are one image with "id" 1 and 2; remove the wrong record',
     ),
     "two splits": (
         [GOOD, GOOD | {"split": "test"}],
         '{file}: record 0 and record 1 (cam_a/000_45.bmp) are one image with "split" train and test; '
-        "remove the wrong one",
+        "remove the wrong record",
     ),
 }
 

@@ -498,6 +498,6 @@ def test_half_a_character_in_the_annotations_is_refused_in_one_line(tmp_path, wh
     record = {"id": 0, "file_path": "a.png", "captions": ["A man."], "split": "train", "att": {"0": "red coat"}}
     record[where] = {"captions": [HALF], "file_path": HALF, "att": {"0": HALF}}[where]
     (tmp_path / "reid_raw.json").write_text(json.dumps([record]))
-    with pytest.raises(UserError, match=r"record 0 has half of a character .*; mend its text") as error:
+    with pytest.raises(UserError, match=r"record 0 has a lone surrogate .*; correct its text") as error:
         read_annotations(tmp_path, "cuhk_pedes")
     assert "\n" not in str(error.value)

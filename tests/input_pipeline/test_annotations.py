@@ -106,7 +106,8 @@ def test_a_changed_file_is_read_again(tmp_path):
 def test_captions_alone_are_refused_with_the_remedy(tmp_path):
     raw = {key: value for key, value in GOOD.items() if key != "split"}
     with pytest.raises(
-        DataError, match=r"reid_raw.json not found.*; there is .*caption_all.json: record 0 has no \"split\".*Use "
+        DataError,
+        match=r"reid_raw.json not found.*; another JSON file: .*caption_all.json: record 0 has no \"split\".*Use ",
     ):
         read(write(tmp_path, [raw], "caption_all.json"))
 
@@ -130,14 +131,17 @@ def test_records_of_one_image_are_joined_and_counted(tmp_path, capsys):
     got = read(write(tmp_path, [GOOD, *images(1), twice]))
     assert [r.captions for r in got] == [("A woman.", "She.", "One more.", "A woman."), ("A woman.", "She.")]
     assert [r.copies for r in got] == [2, 1]
-    assert "reid_raw.json: 3 records of 2 images; 1 joined another\n" in capsys.readouterr().err
+    assert "reid_raw.json: 3 records of 2 images; joined 1 to another record\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"id": 2}, 'record 0 and record 1 (cam_a/000_45.bmp) are one image with "id" 1 and 2; remove the wrong one'),
-        ({"split": "val"}, 'are one image with "split" train and val; remove the wrong one'),
+        (
+            {"id": 2},
+            'record 0 and record 1 (cam_a/000_45.bmp) are one image with "id" 1 and 2; remove the wrong record',
+        ),
+        ({"split": "val"}, 'are one image with "split" train and val; remove the wrong record'),
     ],
 )
 def test_one_image_of_two_persons_or_in_two_splits_is_refused(tmp_path, other, message):
@@ -161,7 +165,7 @@ def test_empty_captions_in_evaluation_splits_stay_and_are_named(tmp_path, split,
     records = [five, *(r | {"captions": ["A man.", ""], "split": split} for r in (one, two, three, four))]
     got = read(write(tmp_path, records))
     assert [r.captions for r in got[1:]] == [("A man.", "")] * 4
-    told = "empty captions in val or test, which stay queries: record 1, record 2, record 3, ...\n"
+    told = "empty captions in val or test are kept as queries: record 1, record 2, record 3, ...\n"
     assert told in capsys.readouterr().err
 
 
@@ -204,7 +208,7 @@ def without(key):
         (GOOD | {"file_path": "a\\..\\x.jpg"}, "expected a path inside the folder of images"),
         (GOOD | {"file_path": "x\0.jpg"}, "expected a path inside the folder of images"),
         (GOOD | {"att": ["red"]}, 'record 1: "att" is a list; expected an object'),
-        (GOOD | {"att": {"coat": 1}}, 'record 1: "att" has a phrase that is no text'),
+        (GOOD | {"att": {"coat": 1}}, 'record 1: "att" has a phrase that is not a text'),
     ],
 )
 def test_a_faulty_record_is_named_in_one_line(tmp_path, faulty, message):
@@ -259,7 +263,7 @@ def test_a_remote_root_has_a_scheme_and_no_images_to_open(root, remote):
     if not remote:
         assert local_root(root) == Path(root)
         return
-    with pytest.raises(UserError, match="gs://bucket/cuhk: expected a folder of this machine, with the images"):
+    with pytest.raises(UserError, match="gs://bucket/cuhk: expected a local folder with the images"):
         local_root(root)
 
 
@@ -281,7 +285,7 @@ def test_half_a_character_is_refused(tmp_path):
     for caption, path in (("a \\ud800 man", "a.jpg"), ("a man", "a\\ud800.jpg")):
         text = f'[{{"split": "train", "captions": ["{caption}"], "file_path": "{path}", "id": 1}}]'
         (tmp_path / "reid_raw.json").write_text(text)
-        with pytest.raises(DataError, match=r"reid_raw.json: record 0 has half of a character .*; mend its text"):
+        with pytest.raises(DataError, match=r"reid_raw.json: record 0 has a lone surrogate .*; correct its text"):
             read_annotations(tmp_path, "cuhk_pedes")
 
 
@@ -291,16 +295,19 @@ def test_a_number_of_thousands_of_digits_is_one_line(tmp_path):
         read_annotations(tmp_path, "cuhk_pedes")
 
 
-def test_a_quarantine_that_is_no_text_is_one_line_and_a_byte_order_mark_is_none_of_its_names(tmp_path):
+def test_a_quarantine_is_utf_8_or_utf_16_with_a_byte_order_mark_and_any_other_file_is_refused_in_one_line(tmp_path):
     records = [
         {"split": "train", "captions": ["A man."], "file_path": name, "id": 1} for name in ("a.jpg", "b.jpg", "c.jpg")
     ]
     (tmp_path / "reid_raw.json").write_text(json.dumps(records))
-    (tmp_path / "quarantine.txt").write_bytes(b"\xef\xbb\xbfa.jpg\nc.jpg\n")
-    assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg"]
-    (tmp_path / "quarantine.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"quarantine.txt cannot be read as UTF-8 text .*; write it anew, or remove it"):
-        read_annotations(tmp_path, "cuhk_pedes")
+    lines = "a.jpg\r\nc.jpg\n"
+    for encoded in (lines.encode("utf-8-sig"), lines.encode("utf-16"), b"\xfe\xff" + lines.encode("utf-16-be")):
+        (tmp_path / "quarantine.txt").write_bytes(encoded)
+        assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg"]
+    for encoded in (b"\xff\xfa", b"caf\xe9.jpg\n", lines.encode("utf-16")[:-1]):
+        (tmp_path / "quarantine.txt").write_bytes(encoded)
+        with pytest.raises(DataError, match=r"quarantine.txt cannot be read .*; save it as UTF-8 text, or remove it"):
+            read_annotations(tmp_path, "cuhk_pedes")
 
 
 def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
@@ -311,11 +318,11 @@ def test_lines_of_a_quarantine_that_name_no_image_are_counted(tmp_path, capsys):
     assert [r.image_path for r in read_annotations(tmp_path, "cuhk_pedes").records] == ["b.jpg", "c.jpg"]
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/quarantine.txt leaves out images: 1 of train",
-        f"{tmp_path}/quarantine.txt: 2 lines without an image of reid_raw.json: '../c.jpg', 'b.jpg '",
+        f"{tmp_path}/quarantine.txt: 2 paths that reid_raw.json does not name: '../c.jpg', 'b.jpg '",
     ]
     (tmp_path / "quarantine.txt").write_text("d.jpg\n")
     assert len(read_annotations(tmp_path, "cuhk_pedes").records) == 3
-    assert capsys.readouterr().err.endswith("quarantine.txt: 1 line without an image of reid_raw.json: 'd.jpg'\n")
+    assert capsys.readouterr().err.endswith("quarantine.txt: 1 path that reid_raw.json does not name: 'd.jpg'\n")
 
 
 @pytest.mark.parametrize("of_records", ["{0}", "imgs/{0}", "{1}/imgs/{0}"])

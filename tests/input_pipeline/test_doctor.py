@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):
     assert captured.out == "" and captured.err.startswith(f"error: {tmp_path}/data_captions.json not found: ")
     make(tmp_path)
     assert call("gs://bucket/synth") == 2
-    assert capsys.readouterr().err.startswith("error: gs://bucket/synth: expected a folder of this machine, with ")
+    assert capsys.readouterr().err.startswith("error: gs://bucket/synth: expected a local folder with ")
     assert call(tmp_path, "--against=market:there") == 2
     assert "error: --against=market:there: expected DATASET:DIR, such as rstp:data/RSTPReid" in capsys.readouterr().err
 
