@@ -298,7 +298,7 @@ def _record(entry: Entry, where: str, place: _Place) -> Record:
 
 
 def _person_id(value: Any) -> int | None:
-    """Returns the id of a JSON value, a whole number or ASCII digits ("0042"); None if it is neither, or too large."""
+    """Returns the id of a JSON value: a whole number or ASCII digits ("0042"). None if it is not one below 2^31."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,20}", value):
         value = int(value)
     if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers so if a value is missing

@@ -1,6 +1,6 @@
-"""Image operations of training and evaluation in TensorFlow, and what random views are made of.
+"""Decodes, resizes and crops images in TensorFlow, and draws the parameters of random views in NumPy.
 
-Images are uint8 RGB throughout: normalising, and filling the erased box with noise, is the training step's part.
+Images are uint8 RGB. The training step normalises them and fills the erased boxes with noise.
 """
 
 import math
@@ -9,23 +9,23 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads images here; the accelerator is JAX's
+tf.config.set_visible_devices([], "GPU")  # the accelerator is for JAX
 
-# Random erasing, as released (after Zhong et al., AAAI 2020).
+# Random erasing, as released (Zhong et al., AAAI 2020).
 ERASE_AREA = (0.02, 0.33)  # share of the image
 ERASE_ASPECT = (0.3, 3.3)  # height / width, log-uniform
 _ERASE_TRIES = 10
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG or PNG bytes, scalar string -> (h, w, 3) uint8, the same pixels as Pillow's."""
+    """Decodes JPEG or PNG bytes, scalar string -> (h, w, 3) uint8, the same pixels as Pillow's."""
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def resize(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
-    """(h, w, 3) uint8 -> (*size, 3) uint8 with antialiasing, equal to Pillow's within rounding.
+    """Resizes (h, w, 3) uint8 -> (*size, 3) uint8 with antialiasing, equal to Pillow within rounding.
 
-    method: "bicubic" in training, "bilinear" in evaluation, as released. An image of this size is left as it is.
+    method: "bicubic" in training, "bilinear" in evaluation, as released. An image that has this size is unchanged.
     """
 
     def resized() -> tf.Tensor:
@@ -37,20 +37,20 @@ def resize(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
 
 
 class Views(NamedTuple):
-    """What is done to the views of some images: arrays of the same leading shape (...)."""
+    """Parameters of random views, arrays with the same leading shape (...)."""
 
-    offset: np.ndarray  # (..., 2) int32: where in the padded image the crop begins, rows and columns
+    offset: np.ndarray  # (..., 2) int32: row and column of the padded image at which the crop begins
     flipped: np.ndarray  # (...,) bool
-    box: np.ndarray  # (..., 4) int32: what is erased: top, left, height, width; zeros for nothing
+    box: np.ndarray  # (..., 4) int32: top, left, height, width of the erased box; zeros for none
 
 
-UNIFORMS = 6 + 2 * _ERASE_TRIES  # numbers in [0, 1) that decide about a view
+UNIFORMS = 6 + 2 * _ERASE_TRIES  # random numbers in [0, 1) for each view
 
 
 def draw_views(uniform: np.ndarray, size: tuple[int, int], *, pad: int, flip: float, erase: float) -> Views:
-    """uniform (..., UNIFORMS); pad: zeros around the image before the random crop, pixels; flip, erase: probabilities.
+    """Computes views from uniform (..., UNIFORMS) numbers in [0, 1), the only source of randomness.
 
-    So all randomness is the caller's draw, and what TensorFlow does to pixels is fixed by it.
+    pad: zeros around the image before the random crop, pixels; flip, erase: probabilities.
     """
     offset = (uniform[..., :2] * (2 * pad + 1)).astype(np.int32)
     box = np.where(uniform[..., 3:4] < erase, erase_boxes(uniform[..., 4:], size), 0)
@@ -58,9 +58,9 @@ def draw_views(uniform: np.ndarray, size: tuple[int, int], *, pad: int, flip: fl
 
 
 def erase_boxes(uniform: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Random-erasing boxes (..., 4) int32: top, left, height, width; zeros where none of ten tries fits.
+    """Returns random-erasing boxes (..., 4) int32: top, left, height, width; zeros if none of ten tries fits.
 
-    uniform (..., 22) in [0, 1): two for the place, ten for the areas tried, ten for the aspects.
+    uniform (..., 22) in [0, 1): two for the place, ten for the areas, ten for the aspects.
     """
     height, width = size
     area = height * width * (ERASE_AREA[0] + uniform[..., 2 : 2 + _ERASE_TRIES] * (ERASE_AREA[1] - ERASE_AREA[0]))
@@ -75,9 +75,9 @@ def erase_boxes(uniform: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def crop_and_flip(image: tf.Tensor, offset: tf.Tensor, flipped: tf.Tensor, pad: int) -> tf.Tensor:
-    """The views of one image (H, W, 3) uint8, by `Views`: offset (V, 2), flipped (V,) -> (V, H, W, 3) uint8."""
+    """Cuts views of one image (H, W, 3) uint8, with `Views`' offset (V, 2) and flipped (V,) -> (V, H, W, 3) uint8."""
     height, width, channels = image.shape
-    # In two dimensions, for then a row is copied in one piece; tf.reverse is many times as fast as [:, ::-1].
+    # In two dimensions, so that rows are copied in one piece; tf.reverse is many times as fast as [:, ::-1].
     padded = tf.pad(tf.reshape(image, (height, width * channels)), [[pad, pad], [pad * channels, pad * channels]])
     views = []
     for view in range(offset.shape[0]):

@@ -1,11 +1,11 @@
-"""How fast training batches are made, on one core: records a second beside the floor of one decode and one resize.
+"""Measures the records per second of the input pipeline on one core, beside a floor of one decode and one resize.
 
     python -m input_pipeline.benchmark                      # JPEG, PNG and BMP sources, a few minutes
     python -m input_pipeline.benchmark --json=bench.json --formats=jpeg
 
-The floor decodes and resizes each record once, and does nothing else, through the same reader. Both sides run by turns,
-in one process on one core, and the medians of their turns are compared. Memory is that of the process, before the last
-half of the turns and after it.
+The floor only decodes and resizes each record once, through the same reader. Both sides alternate in one process on one
+core, and the medians of their turns are compared. Memory is that of the process before and after the last half of the
+turns.
 """
 
 import argparse
@@ -32,10 +32,10 @@ _WARM_UP = 10  # batches of each side
 
 
 class Result(NamedTuple):
-    """One source format. Records a second and core; `share` is pipeline / floor; memory in MB."""
+    """Figures of one source format, in records per second and core; share = pipeline / floor; memory in MB."""
 
     format: str
-    kilobytes: float  # of an image, on average, as prepared
+    kilobytes: float  # mean size of a prepared image
     floor: float
     one_view: float
     pipeline: float
@@ -45,7 +45,7 @@ class Result(NamedTuple):
 
 
 def measure(root: Path, format: str, batches: int, turns: int) -> Result:
-    """Measures `turns` turns of `batches` batches each, of the config cuhk's: 28 records, three views, three texts."""
+    """Measures `turns` turns of `batches` batches with configs/cuhk.py: 28 records, three views, three texts."""
     from input_pipeline import pipeline
     from input_pipeline.sampling import EpochPlans
     from input_pipeline.tokenizer import load_tokenizer
@@ -81,7 +81,7 @@ def measure(root: Path, format: str, batches: int, turns: int) -> Result:
 
 
 def floor_batches(config: ConfigDict, source: Any, plans: Any) -> Iterator[Any]:
-    """The same records in the same order, each decoded and resized once; nothing is drawn, nothing tokenised."""
+    """Yields the same records in the same order, each decoded and resized once; nothing is drawn or tokenised."""
     import tensorflow as tf
 
     from input_pipeline import augment, pipeline
@@ -104,13 +104,13 @@ def floor_batches(config: ConfigDict, source: Any, plans: Any) -> Iterator[Any]:
 
 
 def resident() -> float:
-    """The memory that the process holds, in MB."""
+    """Returns the resident memory of the process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def table(results: list[Result]) -> str:
-    """Markdown."""
+    """Returns the results as a Markdown table."""
     lines = [
         "| source | KB | floor, records/s | one view | three views | three views / floor | memory, MB | growth, MB |",
         "|---" * 8 + "|",
@@ -124,7 +124,7 @@ def table(results: list[Result]) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures, and prints the table."""
+    """Measures each format and prints the table."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before TensorFlow counts the cores
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -138,10 +138,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the source images")
-    parser.add_argument("--batches", type=positive, default=20, help="of 28 records, in a turn")
+    parser.add_argument("--batches", type=positive, default=20, help="batches of 28 records in a turn")
     parser.add_argument("--turns", type=positive, default=11)
     parser.add_argument("--json", type=Path, help="write the results to this file, too")
     options = parser.parse_args(argv)

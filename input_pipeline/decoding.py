@@ -1,7 +1,7 @@
-"""Opens picture files: the formats that are taken, and the one way from a file to upright RGB pixels.
+"""Opens image files and decodes them to upright RGB pixels.
 
-The doctor, `prepare`, training, `index`, `embed`, `search` and the server's uploads all use it, so they take the same
-files and see the same pixels. docs/datasets.md has the table.
+The doctor, `prepare`, training, `index`, `embed`, `search` and the server's uploads all use it, so they accept the same
+files and see the same pixels. docs/datasets.md has a table of them.
 """
 
 import io
@@ -21,8 +21,8 @@ try:
 except ImportError:
     pillow_heif = None
 
-# Format by Pillow's name -> suffixes of its files. A file's content decides its format; suffixes only choose files in
-# folders and archives. Pillow knows fifty formats more, some of which start programs.
+# Pillow's name of a format -> suffixes. The content of a file decides its format; suffixes only select files in folders
+# and archives. Pillow has fifty more formats; some start programs.
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -35,14 +35,14 @@ SUFFIXES_OF = {
 }
 FORMATS = tuple(name for name in SUFFIXES_OF if name != "HEIF" or pillow_heif)
 SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
-MAX_PIXELS = 50_000_000  # a crop of a person is far smaller; a decompression bomb is not
+MAX_PIXELS = 50_000_000  # far more than a crop of a person; fewer than a decompression bomb
 ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _LONG_TEXT = "its text or colour profile inflates beyond 8 MiB: save it without metadata"
 _NO_HEIF = f"HEIC needs another library: {install('heif')}"
-_UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would spoil
+_UNUSUAL = {"F": "floating-point", "I": "signed or 32-bit", "LAB": "L*a*b*"}  # modes that `convert` would distort
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -53,7 +53,7 @@ _TURNS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # MAX_PIXELS refuses these pictures
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # MAX_PIXELS refuses these images
 warnings.filterwarnings("ignore", module=r"PIL\.")  # damage that matters raises an exception
 # Pillow refuses a PNG whose ICC profile or text has over 1 MiB, though no pixel depends on it. Real profiles have a few
 # MB; chunks that inflate beyond 8 MiB are still refused, and all texts together beyond Pillow's 64 MiB.
@@ -64,18 +64,18 @@ if pillow_heif:
 
 
 class NotTakenError(Exception):
-    """A picture of a kind that is not taken. The message names the kind and the remedy."""
+    """An image of a kind that is not supported. The message has the kind and the remedy."""
 
 
 class TooLargeError(Exception):
-    """A picture of more than MAX_PIXELS."""
+    """An image of more than MAX_PIXELS."""
 
 
 def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
-    """Opens a picture without decoding it.
+    """Opens an image without decoding it.
 
-    Raises NotTakenError if it is HEIC and pillow-heif is not installed, or a PNG whose text is a bomb,
-    PIL.UnidentifiedImageError if it has no format that is taken, and whatever else Pillow raises for a damaged file.
+    Raises NotTakenError if it is HEIC without pillow-heif or a PNG with a text bomb, PIL.UnidentifiedImageError if its
+    format is not supported, and other exceptions of Pillow if it is damaged.
     """
     try:
         return PIL.Image.open(file, formats=FORMATS)
@@ -90,17 +90,16 @@ def open_picture(file: Path | str | BinaryIO) -> PIL.Image.Image:
 
 
 def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Decodes a picture to RGB, upright by its EXIF orientation (or XMP's, if EXIF has none).
+    """Decodes an image to RGB, turned upright by its EXIF orientation (or XMP's, if EXIF has none).
 
-    Takes the first frame of an animation or of several pages, ignores transparency and colour profiles, and keeps the
-    upper eight bits of 16. Raises TooLargeError before any pixel is decoded, NotTakenError for pixels of another kind,
-    and whatever Pillow raises for damage.
+    Takes the first frame or page, ignores transparency and colour profiles, and keeps the upper eight bits of 16.
+    Raises TooLargeError before decoding, NotTakenError for unsupported pixels, and exceptions of Pillow for damage.
     """
     if image.width * image.height > MAX_PIXELS:
         raise TooLargeError(f"{image.width} x {image.height} pixels are too many for a picture of a person")
     try:
         image.load()
-    except OSError as error:  # libtiff gives a number alone
+    except OSError as error:  # libtiff gives only a number
         raise OSError("cut short or damaged") if str(error).startswith("decoder error") else error from None
     except ValueError as error:  # a text may come after the pixels
         _refuse_long_text(error)
@@ -117,24 +116,24 @@ def orientation(image: PIL.Image.Image) -> int:
     try:
         found = image.getexif().get(0x0112, 1)
         return int(found) if found in _TURNS else 1
-    except Exception:  # of many kinds; the pixels are unharmed
+    except Exception:  # Pillow raises many kinds; the pixels are intact
         return 1
 
 
 def is_turned(file: Path | str | BinaryIO) -> bool:
-    """Whether a picture has an EXIF orientation to be turned by. Raises as `open_picture` does."""
+    """Whether the EXIF orientation of an image is not upright. Raises as `open_picture`."""
     with open_picture(file) as image:
         return orientation(image) != 1
 
 
 def _refuse_long_text(error: Exception) -> None:
-    """Raises NotTakenError if that is what Pillow says of a PNG."""
+    """Raises NotTakenError if Pillow refused a PNG for its text."""
     if str(error).startswith(("Decompressed data too large", "Too much memory used in text chunks")):
         raise NotTakenError(_LONG_TEXT) from None
 
 
 def _upper_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns 12 or 16 bits of grey as 8 bits. Pillow's `convert` would cut off at 255, which gives a white picture."""
+    """Converts 12 or 16 bits of grey to 8. Pillow's `convert` would clip at 255, to a white image."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     bits = tags.get(258, (16,))[0]
     grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
@@ -142,7 +141,7 @@ def _upper_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _without_exif(content: bytes) -> bytes:
-    """Returns an AVIF whose EXIF is not read. If it is damaged Pillow refuses the picture, which does not need it."""
+    """Hides the EXIF of an AVIF, because Pillow refuses the whole image if its EXIF is damaged."""
     head, mdat, rest = content.partition(b"mdat")
     return head.replace(b"Exif", b"none") + mdat + rest
 

@@ -171,7 +171,7 @@ def check_overlap(
     """
     theirs = {_real(other, image): image.path for image in others}
     same = {image.path: theirs[file] for image in images if (file := _real(annotations, image)) in theirs}
-    lines = [f"{len(same):,} files are images of both datasets: not compared with themselves"] if same else []
+    lines = [f"{len(same):,} files belong to both datasets and are not compared with themselves"] if same else []
     near = [
         (our, their)
         for our, their in near_duplicates(images, others, same)
@@ -295,7 +295,7 @@ def _report(findings: Sequence[Finding], all_examples: bool) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.doctor",
         description="Check a dataset folder before training.",

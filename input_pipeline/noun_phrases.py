@@ -1,6 +1,6 @@
-"""Attribute phrases of a caption, by a small grammar over closed classes of words and a lexicon (`wardrobe`).
+"""Finds the attribute phrases of a caption with a small grammar over word classes and a lexicon (`wardrobe`).
 
-Each word and mark is put in a class, one letter, and the grammar is a regular expression over those letters:
+Each word and mark gets a class, one letter, and the grammar is a regular expression over these letters:
 
     word      = adverb | modifier | colour | participle [particle] | unknown | gerund before a noun
     describes = modifier | colour | participle [particle]
@@ -12,22 +12,22 @@ Each word and mark is put in a class, one letter, and the grammar is a regular e
     negated   = negation {determiner | verb} (headed | bare) {"or" headed}    without a hat or glasses
     scenery   = [negation {determiner | verb}] [joined word {word}] scene {scene} ["is" predicate]    a white pole
 
-- Determiners, "pair of" and its like, prepositions, pronouns, auxiliaries and verbs end a phrase and are not in it.
-- "and" and a comma join modifiers before one noun ("black and white shoes"); after a noun they part two phrases. So
-  does a modifier after a noun: "shirt black pants" is two phrases.
-- A statement gives the predicate before what it is about: "her hair is tied back" gives "tied back hair". Where that
-  is a pronoun, the predicate stands alone: "she is tall" gives "tall".
-- A negation stays with its phrase, and so does all between them: "without a hat".
-- Scenery is no phrase, nor is what a statement says of it: "the wall is white". Before a noun it names that: "street
+- Determiners, phrases like "pair of", prepositions, pronouns, auxiliaries and verbs end a phrase and are not in it.
+- "and" and a comma join modifiers before one noun ("black and white shoes"); after a noun they separate two phrases, as
+  does a modifier: "shirt black pants" is two phrases.
+- A statement gives predicate and subject: "her hair is tied back" gives "tied back hair". If the subject is a pronoun,
+  it gives the predicate only: "she is tall" gives "tall".
+- A negation and the words after it belong to the phrase: "without a hat".
+- Scenery is not a phrase, nor is a statement about it: "the wall is white". Before a noun it is a modifier: "street
   clothes", "a palm tree print".
-- Some words have two classes, and their neighbours decide: "black spandex, red flats", but "black spandex shorts"; "he
-  held a bag", but "a hand held bag"; "a long sleeve", but "a long sleeve black shirt".
-- A comma before the noun is passed over where the items before it can only be of the noun: "a dark, short, hair".
+- Neighbours decide the class of some words: "black spandex, red flats", but "black spandex shorts"; "he held a bag",
+  but "a hand held bag"; "a long sleeve", but "a long sleeve black shirt".
+- A comma before the noun is ignored if the items before it can only belong to the noun: "a dark, short, hair".
 - A lone "s" after a word is "'s".
-- A phrase counts where the lexicon knows one word of it. Where none counts, all of them do, scenery too, and where
-  there is none, the whole caption is the phrase.
-- What is neither Latin letters, digits nor punctuation (stray characters, emoji), quotes and a few adverbs ("also",
-  "all") are passed over like white space.
+- Only phrases with a word of the lexicon count. If there is none, all phrases count, also scenery; if there is no
+  phrase, the whole caption is one.
+- Quotes, a few adverbs ("also", "all"), and characters that are not Latin letters, digits or punctuation, such as
+  emoji, are ignored like white space.
 """
 
 import functools
@@ -35,7 +35,7 @@ import re
 
 from input_pipeline import wardrobe
 
-# The letters of the classes. Those of the lexicon are upper case.
+# Letters of the closed classes. Classes of the lexicon are upper case.
 _CLOSED = {
     "d": """a an some any each every another other several many few pair pairs set sets couple kind kinds sort
         type types piece pieces lot lots bunch bit""",
@@ -74,8 +74,7 @@ _CLASSES = {
     **_TWO_WORDS,
     "it's": "r", "on top of": "p", "w/": "p", "w/o": "n",
 }  # fmt: skip
-# Marks, by their first character; the others of _MARK end a phrase, and no more. Some captions were typed on Chinese
-# keyboards.
+# Classes of marks by first character; the others of _MARK only end a phrase. Includes marks of Chinese keyboards.
 _COMMAS, _STOPS = ",\uff0c\u3001", ".;!?\u2026\u3002\uff1b\uff01\uff1f"
 _MARKS = {**dict.fromkeys(_COMMAS, ","), **dict.fromkeys(_STOPS + "<\\", "."), "&": "s"}
 _MARK = rf"[{_COMMAS}]+|[{_STOPS}]+|[-&+/:()\[\]{{}}<>|\\_=#@%$\u2013\u2014\u2022\u00b7\uff08\uff09\uff1a]"
@@ -93,7 +92,7 @@ _WORD = "(?:[aMCx]|Tu?|g(?=N))"
 _DESCRIBES = "(?:[MC]|Tu?)"
 _JOINED = f"{_WORD}*{_DESCRIBES}"
 
-# Words of two classes: where, and what they are there; elsewhere what _ELSEWHERE says. The bounds keep this linear.
+# Words of two classes: (where, class there); elsewhere their class is in _ELSEWHERE. The bounds keep this linear.
 _IN_PLACE = [
     # A part names a whole garment, unless the colours of two things are around it: "white long sleeve black pants".
     (re.compile("P(?<=[Mx]P)(?=[aFMTVx]{0,4}N|(?<!C[Mx]P)[aCFMTVx]{0,4}N)"), "M"),
@@ -105,8 +104,8 @@ _IN_PLACE = [
     (re.compile("S(?=[xFMTS]{0,3}[NP])"), "x"),
 ]
 _ELSEWHERE = str.maketrans("FPV", "MNv")
-# What stands before the items says whether they are of the noun after a stray comma: in "her long, black, hair" they
-# are, in "she is tall, slim, glasses" not. At the start of a sentence a colour says so.
+# The word before the items decides whether they belong to the noun after a stray comma: in "her long, black, hair" they
+# do, in "she is tall, slim, glasses" they do not. At the start of a sentence they do if one is a colour.
 _OF_NOUN = "(?:(?<=[dnpv&])|(?<![^.])(?=[aMT,]*C))"
 _STRAY_COMMA = re.compile(
     f"((?<=h)(?:{_JOINED},){{1,9}}{_JOINED}|(?:(?<=d)|{_OF_NOUN}(?:{_JOINED},){{1,9}}){_JOINED}(?!,N+[tw]?b)),(?=N)"
@@ -114,14 +113,14 @@ _STRAY_COMMA = re.compile(
 
 # The grammar. `text_levels` uses parts of it for clauses.
 _AND = "(?:,?[&o])"
-_LISTED = f"(?:{_JOINED},){{0,9}}"  # a bound, lest a caption of thousands take seconds
+_LISTED = f"(?:{_JOINED},){{0,9}}"  # bounded: a caption of thousands would take seconds
 HEADED = f"(?:{_LISTED}(?:{_JOINED}{_AND}){{0,9}}{_WORD}+)?N+"
 BARE = f"(?:{_LISTED}{_JOINED}{_AND})?{_WORD}+"
 CLAD = f"(?<=i)M*C+(?=,{_WORD}*[NS])"  # "in black, white shoes": no list of modifiers
 _ITEM = f"(?:a*{_DESCRIBES})+(?!{_WORD}|[NS])"
 PREDICATE = f"{_ITEM}(?:(?:,{_ITEM}){{0,9}}{_AND}{_ITEM})?"
-# No list of modifiers begins after "in" or a verb: "wearing black, white car behind". A statement is about scenery that
-# no preposition comes before: "the wall behind her is white", but "the man on the street is tall".
+# No list of modifiers begins after "in" or a verb: "wearing black, white car behind". A statement is about scenery
+# without a preposition before it: "the wall behind her is white", but "the man on the street is tall".
 _SCENE = f"(?:(?:(?<![iv]){_LISTED}|)(?:{_JOINED}{_AND}){{0,9}}{_WORD}+)?S+"
 _OWN = "(?<![ip])(?<![ip][dh])"
 _SCENERY = f"(?:{_SCENE}tb|{_OWN}{_SCENE}(?:[ip][dh]*[rxS]?){{0,2}}b){PREDICATE}|(?:n[bdhv]*)?{_SCENE}"
@@ -139,9 +138,9 @@ Span = tuple[int, int]
 
 
 def attribute_phrases(caption: str, scenery: bool = False) -> list[str]:
-    """Returns what the caption says of a person, phrase by phrase, in its order and spelling, none twice.
+    """Returns the phrases that describe a person, in the order and spelling of the caption, none twice.
 
-    scenery: also what it says of the surroundings. Empty only if the caption has no letter and no digit.
+    scenery: also those of the surroundings. Empty only if the caption has no letter and no digit.
 
         "The tall man is wearing a grey coat, and his shoes are black and white."
         -> ["tall man", "grey coat", "black and white shoes"]
@@ -150,15 +149,15 @@ def attribute_phrases(caption: str, scenery: bool = False) -> list[str]:
 
 
 def recognised_phrases(caption: str, scenery: bool = False) -> list[str]:
-    """Returns those of the caption's phrases that have a word of the lexicon; maybe none.
+    """Returns the phrases that have a word of the lexicon, possibly none.
 
-    scenery: also what it says of the surroundings; these are always returned if there is nothing else.
+    scenery: also those of the surroundings, which are always returned if there are no others.
     """
     return _phrases(caption, True, scenery) or _phrases(caption, True, scenery=True)
 
 
 def tag(caption: str) -> tuple[str, list[Span]]:
-    """Returns the classes of the caption's words and marks, a letter each, and where each stands in the caption.
+    """Returns the classes of the caption's words and marks, a letter each, and their (start, stop) in the caption.
 
     Scenery has the class of unknown words.
     """
@@ -195,11 +194,11 @@ def _is_two_words(words: str) -> bool:
 
 
 def _settle(letters: str) -> str:
-    """Gives each word of two classes the one that its neighbours decide."""
+    """Decides the class of each word of two classes by its neighbours."""
     for pattern, letter in _IN_PLACE:
         letters = pattern.sub(letter, letters)
     letters = letters.translate(_ELSEWHERE)
-    return _STRAY_COMMA.sub(r"\1a", letters) if ",N" in letters else letters  # as good as an adverb
+    return _STRAY_COMMA.sub(r"\1a", letters) if ",N" in letters else letters  # the stray comma becomes an adverb
 
 
 def _phrases(caption: str, known: bool, scenery: bool) -> list[str]:
@@ -218,7 +217,7 @@ def _phrases(caption: str, known: bool, scenery: bool) -> list[str]:
 
 
 def _text(caption: str, spans: list[Span], first: int, end: int) -> str:
-    """Words number `first` to `end`, with a space wherever anything stands between two of them."""
+    """Joins words number `first` to `end`, with a space if the caption has any text between two of them."""
     pieces, reached = [], spans[first][0]
     for start, stop in spans[first:end]:
         pieces += [" " * (start > reached), caption[start:stop]]
@@ -232,7 +231,7 @@ def _whole(caption: str) -> list[str]:
 
 @functools.lru_cache(maxsize=2**14)
 def _unlisted(word: str) -> str:
-    """The class of a word or mark that is not listed as it stands: inflected, hyphenated, or else unknown."""
+    """Returns the class of a word or mark that is not listed in this form: inflected, hyphenated or unknown."""
     word = word.replace("\u2019", "'")
     if word in ("'s", ",s"):
         return "'"

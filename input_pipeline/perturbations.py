@@ -1,7 +1,4 @@
-"""Captions as hasty or other people would write them, to see what a model bears: each a function of (caption, rng).
-
-None makes a caption empty that is not.
-"""
+"""Perturbs captions, to measure robustness: functions of (caption, rng). None of them empties a caption."""
 
 import re
 from collections.abc import Callable
@@ -21,8 +18,10 @@ _NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _ROWS
 
 
 def typos(caption: str, rng: np.random.Generator) -> str:
-    """Each longer word, with probability TYPO_RATE, with one slip: letters swapped, one lost, doubled, or its neighbour
-    on the keyboard; never the first letter, which people seldom get wrong."""
+    """Makes one typo in words of four letters and more, each with probability TYPO_RATE, but not in the first letter.
+
+    Two letters are swapped, or one is dropped, doubled or replaced by its neighbour on the keyboard.
+    """
 
     def slip(match: re.Match[str]) -> str:
         word = match[0]
@@ -42,20 +41,20 @@ def typos(caption: str, rng: np.random.Generator) -> str:
 
 
 def first_sentence(caption: str, rng: np.random.Generator) -> str:
-    """The first sentence that says anything; the rest is left out."""
+    """Returns the first sentence that has a letter or a digit."""
     sentences = _SENTENCE_END.split(caption.strip())
     return next((s for s in sentences if any(c.isalnum() for c in s)), caption)
 
 
 def shuffled_phrases(caption: str, rng: np.random.Generator) -> str:
-    """What stands between commas and full stops, in another order."""
+    """Shuffles the parts between commas and full stops."""
     parts = [part.strip() for part in _CLAUSE_END.split(caption)]
     parts = [part for part in parts if part]
     return ", ".join(parts[i] for i in rng.permutation(len(parts))) if parts else caption
 
 
 def dropped_attributes(caption: str, rng: np.random.Generator) -> str:
-    """Without half of its attribute phrases (of an odd number the smaller half), cut out where they stand."""
+    """Deletes half of the attribute phrases (rounded down) from the caption."""
     phrases = [phrase for phrase in attribute_phrases(caption) if phrase in caption]
     shorter = caption
     for i in rng.permutation(len(phrases))[: len(phrases) // 2]:
@@ -73,9 +72,9 @@ PERTURBATIONS: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 
 def perturb(name: str, captions: list[str], seed: int) -> list[str]:
-    """All captions, each with its own generator: a function of (name, caption's place, seed).
+    """Perturbs all captions, each with a generator keyed by (seed, name, index of the caption).
 
-    Only the first LONGEST characters of a caption are looked at, as in training.
+    Only the first LONGEST characters of a caption are used, as in training.
     """
     kind, cut = list(PERTURBATIONS).index(name), [caption.lstrip()[:LONGEST] for caption in captions]
     return [PERTURBATIONS[name](c, np.random.default_rng([seed, kind, i])) for i, c in enumerate(cut)]

@@ -1,21 +1,21 @@
-"""A dataset prepared ahead of training, and carried to machines that have none of its images.
+"""Prepares a dataset before training, also for machines without its images.
 
     python -m input_pipeline.prepare --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.prepare --dataset=cuhk --root=data/CUHK-PEDES --out=gs://bucket/cuhk
 
-Training prepares by itself what is not prepared yet; this does it beforehand, offline. It prints the splits beside the
-published ones, a warning where they differ, and where the prepared data lie. Exit code: 0, or 2 for a user's mistake.
+Training prepares a dataset by itself if necessary; this command does so in advance. It prints the splits beside the
+published counts, a warning if they differ, and the folder of the prepared data. Exit code: 0; 2 for a user's mistake.
 
-With --out it also makes a portable folder, here or in a bucket, and `--config.data.root=gs://bucket/cuhk` trains on it:
+--out also makes a portable folder, local or in a bucket; train on it with `--config.data.root=gs://bucket/cuhk`:
 
-    reid_raw.json, quarantine.txt     the annotations under their own name; the quarantine, where there is one
+    reid_raw.json, quarantine.txt     the annotations under their own name, and the quarantine if there is one
     prepared/DIGEST/...               the records with their images, in shards
-    SHA256SUMS                        the digest of every other file; `sha256sum --check SHA256SUMS` looks them through
+    SHA256SUMS                        the digests of all other files, for `sha256sum --check SHA256SUMS`
 
-SHA256SUMS is written last: without it a remote folder counts as half-written, and without the annotations, which come
-just before, a local one. Nothing at the place is ever replaced by something else, so nobody reads a mixture of two.
-array_record reads shards from a local disk (some of its releases read gs:// too, at a request for every image), so a
-remote folder is fetched once, whole, to `$XDG_CACHE_HOME/ivt_jax/datasets` (~/.cache/...), which may be emptied.
+SHA256SUMS is written last, the annotations just before. A remote folder without SHA256SUMS, or a local one without
+annotations, is incomplete. A finished folder is never overwritten. A remote folder is fetched once, as a whole, to
+`$XDG_CACHE_HOME/ivt_jax/datasets` (~/.cache/...), because array_record reads shards from a local disk; this cache may
+be deleted.
 """
 
 import argparse
@@ -40,19 +40,19 @@ SUMS = "SHA256SUMS"
 _PREPARED = "prepared"
 
 
-@functools.cache  # all splits of a run are read from one copy, and a remote place is asked once
+@functools.cache  # all splits of a run are read from one copy
 def local_copy(root: str) -> Path:
-    """`root`, or where it is remote the local copy of that portable folder, fetched first where there is none yet.
+    """Returns `root`, or the local copy of a remote portable folder, which is fetched first if necessary.
 
-    A copy is named after the digest of its contents: one that changed is fetched anew, and who reads the old one is not
-    disturbed. Processes of one machine wait for each other. Raises UserError, in one line.
+    The copy's name contains a digest of its contents: a changed folder is fetched beside the old copy. Processes on one
+    machine wait for each other. Raises UserError, in one line.
     """
     if not is_remote(root):
         return Path(root)
     url = root.rstrip("/")
     sums = _read(f"{url}/{SUMS}")
     if sums is None:
-        cause = "there is no such bucket or folder, or the upload did not end"
+        cause = "the bucket or folder does not exist, or the upload did not finish"
         raise UserError(f"{url}/{SUMS} not found: {cause}; `python -m input_pipeline.prepare ... --out={url}` makes it")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "datasets"
     folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(sums).hexdigest()[:16]}"
@@ -64,15 +64,15 @@ def local_copy(root: str) -> Path:
                 _fetch(url, sums, Path(f"{folder}.partial"))
                 Path(f"{folder}.partial").rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write {cache} ({error.strerror}); name another folder by XDG_CACHE_HOME") from None
+        raise UserError(f"cannot write {cache} ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
     return folder
 
 
 def make_portable(annotations: Path, data: Path, out: str) -> None:
-    """Makes `out`, local or remote, the portable folder of these annotations and their prepared data.
+    """Writes the portable folder `out`, local or remote, from an annotation file and its prepared data.
 
-    annotations: the file; data: the folder of TFDS, DATASET/VERSION in the last two places. Does nothing where the same
-    folder is there already. Raises UserError where something else is, or it cannot be written.
+    data: the folder of TFDS, which ends in DATASET/VERSION. Does nothing if `out` has the same contents already. Raises
+    UserError if `out` has other contents or cannot be written.
     """
     from tensorflow.io import gfile
 
@@ -82,18 +82,18 @@ def make_portable(annotations: Path, data: Path, out: str) -> None:
     files = {str(place / path.name): path for path in sorted(data.iterdir())}
     if (quarantine := annotations.with_name(QUARANTINE)).exists():
         files[QUARANTINE] = quarantine
-    files[annotations.name] = annotations  # last: nothing counts as a dataset without it
+    files[annotations.name] = annotations  # last: without it the folder counts as incomplete
     sums = "".join(f"{_digest(path)}  {name}\n" for name, path in files.items()).encode()
     url = out.rstrip("/")
-    there = _read(f"{url}/{SUMS}")
-    if there == sums:
-        print(f"{out} has it already")
+    existing = _read(f"{url}/{SUMS}")
+    if existing == sums:
+        print(f"{out} is already complete")
         return
-    if there is not None or _read(f"{url}/{annotations.name}") not in (None, annotations.read_bytes()):
-        raise UserError(f"--out={out} holds another dataset: name another folder, or remove this one first")
+    if existing is not None or _read(f"{url}/{annotations.name}") not in (None, annotations.read_bytes()):
+        raise UserError(f"--out={out} holds another dataset: choose another folder, or remove this one first")
     with _explained(url, "written"):
         if gfile.exists(f"{url}/{place}"):
-            gfile.rmtree(f"{url}/{place}")  # what is left of an upload that broke off
+            gfile.rmtree(f"{url}/{place}")  # left by an interrupted upload
         for number, (name, path) in enumerate(files.items(), 1):
             print(f"writing {url}/{name} ({number} of {len(files)})", file=sys.stderr)
             gfile.makedirs(f"{url}/{name}".rpartition("/")[0])
@@ -103,14 +103,14 @@ def make_portable(annotations: Path, data: Path, out: str) -> None:
 
 
 def _fetch(url: str, sums: bytes, partial: Path) -> None:
-    """Fetches the files that SHA256SUMS names, but those already in `partial`, of a fetch that was cut off."""
+    """Fetches the files listed in SHA256SUMS to `partial`, which may have some from an interrupted fetch."""
     from tensorflow.io import gfile
 
     entries = [line.partition("  ") for line in lines_of(sums.decode("utf-8", "replace"))]
     for number, (digest, _, name) in enumerate(entries, 1):
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{url}/{SUMS} names {name!r}; expected the path of a file in its folder: prepare it anew")
+            raise UserError(f"{url}/{SUMS} names {name!r}; expected the path of a file in its folder: prepare it again")
         target = partial / path
         if target.exists() and _digest(target) == digest:
             continue
@@ -119,11 +119,13 @@ def _fetch(url: str, sums: bytes, partial: Path) -> None:
         with _explained(f"{url}/{name}", "read"):
             gfile.copy(f"{url}/{name}", str(target), overwrite=True)
         if _digest(target) != digest:
-            raise UserError(f"{url}/{name} is not what {SUMS} says, so it is damaged: remove {url} and prepare it anew")
+            raise UserError(
+                f"{url}/{name} does not match its digest in {SUMS}, so it is damaged: remove {url} and prepare it again"
+            )
 
 
 def _read(url: str) -> bytes | None:
-    """A small file's content; None where there is no such file."""
+    """Returns the content of a small file, None if it does not exist."""
     import tensorflow as tf
 
     with _explained(url, "read"):
@@ -136,15 +138,15 @@ def _read(url: str) -> bytes | None:
 
 @contextlib.contextmanager
 def _explained(url: str, what: str) -> Iterator[None]:
-    """Makes TensorFlow's errors of access, which may have several lines, one line with the remedy."""
+    """Turns TensorFlow's access errors, which may have several lines, into a UserError of one line with a remedy."""
     import tensorflow as tf
 
     try:
         yield
     except tf.errors.OpError as error:
         reason = " ".join(error.message.split())[:300] or type(error).__name__
-        account = ", the network, and that your account may (`gcloud auth application-default login`)"
-        remedy = f"check the name{account if is_remote(url) else ', and that you may'}"
+        account = ", the network, and the permissions of your account (`gcloud auth application-default login`)"
+        remedy = f"check the name{account if is_remote(url) else ' and your permissions'}"
         raise UserError(f"{url} cannot be {what} ({reason}); {remedy}") from None
 
 
@@ -154,27 +156,27 @@ def _digest(path: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares the dataset and says what it is; returns the exit code."""
+    """Prepares the dataset, prints its counts and folder, and returns the exit code."""
     root, name = local_root(args.root), DATASETS[args.dataset]
     annotations = read_annotations(root, name)
     out = args.out and (args.out if is_remote(args.out) else str(Path(args.out).resolve()))
     if out and not is_remote(out):
         refuse_path(out)
     if out == str(annotations.path.parent.resolve()):
-        raise UserError(f"--out={args.out} is the dataset's own folder: name another")
+        raise UserError(f"--out={args.out} is the dataset's own folder: choose another")
     print(f"{annotations.path}\n{split_table(split_counts(annotations.records), PUBLISHED[name])}", flush=True)
 
-    from input_pipeline import prepared  # TensorFlow: seconds, for which nobody waits who asks for --help
+    from input_pipeline import prepared  # imports TensorFlow, which takes seconds
 
     start = time.monotonic()
     builder = prepared.prepare(root, name, args.prepared, args.max_damaged, renew=True)
     if not builder.fresh:
-        say_deviation(annotations, name)  # else `prepare` did
+        say_deviation(annotations, name)  # otherwise `prepare` did
     if damaged := list(builder.info.metadata["damaged"]):
         count = counted(len(damaged), "damaged training image")
         print(f"warning: {count}, the first is {damaged[0]}", file=sys.stderr)
     took = f"prepared in {time.monotonic() - start:.1f} s" if builder.fresh else "already prepared"
-    data = Path(builder.data_path)  # TFDS's own kind of path
+    data = Path(builder.data_path)  # from TFDS's own path type
     shards = list(data.glob("*.array_record*"))
     size = sum(shard.stat().st_size for shard in shards)
     print(f"{data}: {took}, {len(shards)} shards, {size / 1e6:,.1f} MB", flush=True)
@@ -185,14 +187,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.prepare", description="Prepare a dataset for training, and make it portable."
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
-    parser.add_argument("--out", default="", help="make a portable folder too: DIR or gs://BUCKET/DIR")
-    parser.add_argument("--prepared", type=Path, help="where the prepared data go, if not to `prepared` under --root")
+    parser.add_argument("--out", default="", help="also make a portable folder: DIR or gs://BUCKET/DIR")
+    parser.add_argument("--prepared", type=Path, help="folder of the prepared data; default: `prepared` in --root")
     parser.add_argument(
         "--max_damaged", type=share, default=0.005, help="share of training images that may be damaged (0.005)"
     )

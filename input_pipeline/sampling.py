@@ -1,4 +1,4 @@
-"""Which (image, caption) pairs each step sees: a pure function of (seed, epoch), so that resuming is arithmetic."""
+"""Chooses the (image, caption) pairs of each step as a pure function of (seed, epoch), so any step can be resumed."""
 
 import functools
 from collections.abc import Callable
@@ -9,19 +9,18 @@ from ivt_jax.common.errors import UserError
 
 
 def keyed_rng(seed: int, epoch: int, row: int = -1) -> np.random.Generator:
-    """The random generator of one row of one epoch; row -1 is that of the epoch's own order.
+    """Returns the random generator of one row of one epoch; row -1 is for the order of the epoch.
 
-    Philox is counter based: the seed is its key, and (row, epoch) fill the upper half of its counter, which leaves
-    2^128 blocks of numbers to each row.
+    Philox is counter based: the seed is its key, and (row, epoch) fill the upper half of its counter. Each row has
+    2^128 blocks of numbers.
     """
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, row + 1, epoch]))
 
 
 def traded_captions(count: int, share: float, seed: int) -> np.ndarray:
-    """Label noise: for each of `count` pairs the pair whose caption it gets, (count,) int64.
+    """Draws label noise: returns (count,) int64, for each pair the index of the pair whose caption it gets.
 
-    round(share * count) captions trade places, each for another's; an image may get one of its own person's. The same
-    arguments give the same trade.
+    round(share * count) captions are exchanged, also between images of one person. Equal arguments give equal results.
     """
     rng = np.random.default_rng([seed, count])
     chosen = rng.permutation(count)[: round(share * count)]
@@ -33,13 +32,13 @@ def traded_captions(count: int, share: float, seed: int) -> np.ndarray:
 class EpochPlans:
     """The order of pairs in every epoch.
 
-    "identity" (as released, on one GPU): a person's pairs are shuffled and cut into groups of `instances`, a remainder
-    is dropped; a person with fewer pairs draws `instances` of them with replacement. Then, while at least
-    P = batch_size / instances persons have groups left, P persons drawn uniformly give one group each, which makes a
-    batch. The length of an epoch therefore varies.
+    "identity" (as released, on one GPU): the pairs of a person are shuffled and cut into groups of `instances`; a
+    remainder is dropped, and a person with fewer pairs draws `instances` of them with replacement. While at least
+    P = batch_size / instances persons have groups left, a batch takes one group each of P persons, drawn uniformly.
+    Epochs therefore differ in length.
     "uniform": a permutation of all pairs; an incomplete last batch is dropped.
 
-    person_ids: (N,) person of each pair. Raises UserError where not even one batch can be made.
+    person_ids: (N,) person of each pair. Raises UserError if there is not one full batch.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class EpochPlans:
         self._seed = seed
         self._starts = [0]
         persons, person_of_pair = np.unique(np.asarray(person_ids), return_inverse=True)
-        # An epoch's order is wanted by several threads around its end and beginning: two of them stay in memory.
+        # Around the end of an epoch, several threads need its order and the next one: keep two in memory.
         self.epoch: Callable[[int], np.ndarray] = functools.lru_cache(maxsize=2)(self._epoch)
         self._identity = _IdentityPlan(person_of_pair, batch_size, instances) if sampling == "identity" else None
         self._num_pairs = len(person_of_pair)
@@ -80,27 +79,27 @@ class EpochPlans:
         return len(self._identity.draw_persons(keyed_rng(self._seed, epoch)))
 
     def epoch_starts(self, num_epochs: int) -> np.ndarray:
-        """(num_epochs + 1,) int64: the first step of each epoch; the last entry is the number of steps in all."""
+        """Returns (num_epochs + 1,) int64: the first step of each epoch, and last the total number of steps."""
         while len(self._starts) <= num_epochs:
             self._starts.append(self._starts[-1] + self._num_batches(len(self._starts) - 1))
         return np.array(self._starts[: num_epochs + 1], np.int64)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The (epoch, batch within the epoch) of a step, both counted from 0."""
+        """Returns the (epoch, batch within the epoch) of a step, both counted from 0."""
         while self._starts[-1] <= step:
             self.epoch_starts(len(self._starts))
         epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
         return epoch, step - self._starts[epoch]
 
     def rows(self, step: int) -> tuple[int, int, np.ndarray]:
-        """The step's (epoch, position of its first row in the epoch, pair indices (batch_size,))."""
+        """Returns a step's epoch, the position of its first row in the epoch, and its pair indices (batch_size,)."""
         epoch, batch = self.locate(step)
         first = batch * self.batch_size
         return epoch, first, self.epoch(epoch)[first : first + self.batch_size]
 
 
 class _IdentityPlan:
-    """Groups of one person's pairs, and the order in which persons give them."""
+    """Draws the order of an epoch in groups of one person's pairs."""
 
     def __init__(self, person_of_pair: np.ndarray, batch_size: int, instances: int):
         if batch_size % instances:
@@ -114,13 +113,13 @@ class _IdentityPlan:
         self._first_group = np.cumsum(self._groups) - self._groups
 
     def draw_persons(self, rng: np.random.Generator) -> np.ndarray:
-        """(batches, P) persons: each batch a uniform draw, without replacement, from those with groups left."""
+        """Returns (batches, P) persons, each batch drawn uniformly and without replacement from those with groups."""
         P = self._persons_per_batch
         left, available = self._groups.tolist(), list(range(len(self._groups)))
         batches: list[list[int]] = []
         uniform = iter(rng.random((int(self._groups.sum()) // P, P)).tolist())
-        # The first P places are drawn by a partial Fisher-Yates shuffle of what is available: plain lists are ten times
-        # faster here than rng.choice, and the start of every epoch of a run is computed by this loop.
+        # A partial Fisher-Yates shuffle draws the first P of `available`. Plain lists are ten times faster here than
+        # rng.choice, and `epoch_starts` runs this loop for every epoch.
         while (num := len(available)) >= P:
             for i, u in enumerate(next(uniform)):
                 j = i + int(u * (num - i))
@@ -134,7 +133,7 @@ class _IdentityPlan:
         return np.array(batches, np.int64).reshape(-1, P)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Pair indices of one epoch, batch by batch, a person's group after the other."""
+        """Returns the pair indices of one epoch, batch by batch, group by group."""
         persons = self.draw_persons(rng).ravel()
         groups = self._cut_groups(rng)
         # A person's n-th appearance takes the person's n-th group.
@@ -145,7 +144,7 @@ class _IdentityPlan:
         return groups[self._first_group[persons] + nth].ravel()
 
     def _cut_groups(self, rng: np.random.Generator) -> np.ndarray:
-        """(groups, instances) pair indices, the groups of a person in a row."""
+        """Returns (groups, instances) pair indices; groups of one person are adjacent."""
         K = self._instances
         shuffled = np.argsort(self._person_of_pair + rng.random(len(self._person_of_pair)))  # sorted by person
         person = np.repeat(np.arange(len(self._groups)), self._groups)

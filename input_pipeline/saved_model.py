@@ -1,10 +1,10 @@
-"""The encoders as a TensorFlow SavedModel, which loads where there is TensorFlow and neither JAX nor this package.
+"""Writes the encoders as a TensorFlow SavedModel, which loads with TensorFlow alone.
 
     encode = tf.saved_model.load(folder).signatures
     encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D), b from 0
     encode["encode_texts"](ids=ids)["embeddings"]  # int32 (b, L) -> float32 (b, D)
 
-It lies in this package because this alone may import TensorFlow.
+It is in this package because no other may import TensorFlow.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ STABLEHLO_VERSION = "1.13.0"  # TensorFlow 2.21 reads no later version
 
 
 def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
-    """Writes a SavedModel into `folder`, which is there and empty, with a signature for each of `encoders`.
+    """Writes a SavedModel with a signature for each of `encoders` into the existing empty `folder`.
 
-    An encoder has the fields of ivt_jax/export/stablehlo.py's `Encoder`. The parameters become variables, those that
-    encoders share one variable: as constants, as in StableHLO, a ViT-B took 10 GB of memory to save and to load. Raises
-    UserError where TensorFlow is missing.
+    An encoder has the fields of ivt_jax/export/stablehlo.py's `Encoder`. Parameters become variables, shared ones a
+    single variable; as constants, a ViT-B took 10 GB of memory to save and to load. Raises UserError if TensorFlow is
+    not installed.
     """
     try:
         import tensorflow as tf
@@ -45,7 +45,7 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
         sizes = [int(size) if size.isdecimal() else None for size in encoder.shape.split(", ")]
         given = tf.TensorSpec(sizes, encoder.dtype, name=encoder.name)
 
-        def embed(x: Any) -> dict[str, Any]:  # symbolic dimensions in JAX are at least 1
+        def embed(x: Any) -> dict[str, Any]:  # JAX's symbolic dimensions are at least 1
             none = tf.equal(tf.shape(x)[0], 0)
             return {"embeddings": tf.cond(none, lambda: tf.zeros((0, encoder.width)), lambda: call(parameters, x))}
 
@@ -60,7 +60,7 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _readable_programs() -> Iterator[None]:
-    """Makes JAX write StableHLO of STABLEHLO_VERSION; its default targets readers up to four weeks older than JAX."""
+    """Makes JAX write STABLEHLO_VERSION; its default is for readers up to four weeks older than JAX."""
     from jax._src.export import _export
 
     chosen = _export.hlo.get_version_from_compatibility_requirement

@@ -1,7 +1,7 @@
-"""The three text levels of multi-level alignment (IVT section 3.2): a caption as sentence, phrase and words.
+"""Draws the three text levels of multi-level alignment (IVT section 3.2): sentence, phrase and words.
 
-Each function gives non-empty text for every caption that holds more than white space, and is deterministic in (caption,
-state of the generator). The levels of a whole dataset, as a file that others can use:
+Each function returns non-empty text for a caption that is not blank, and depends only on the caption and the state of
+the generator. This command writes the levels of a whole dataset to a file:
 
     python -m input_pipeline.text_levels --dataset=cuhk --root=data/CUHK-PEDES --out=data/CUHK-PEDES/levels.json
 
@@ -9,9 +9,9 @@ It has the shape of the IVT release's cuhk_pedes_att.json, one record per captio
 
     {"id", "file_path", "captions": "...", "processed_tokens": ["a", ...], "att": {"0": phrase, ...}, "clauses": [...]}
 
-`att` is the dataset's own where it brings any, else `attribute_phrases`. `--config.data.root=FILE` trains on it, beside
-imgs/. That a raw file names an image in two records cannot be said in this shape: both become one. Empty training
-captions and images in quarantine are left out, as in training.
+`att` is the dataset's own if it has any, else `attribute_phrases`. Train on the file, beside imgs/, with
+`--config.data.root=FILE`. Two records of one image become one. Empty training captions and images in quarantine are
+left out, as in training.
 """
 
 import argparse
@@ -35,41 +35,36 @@ LEVELS = ("sentence", "phrase", "word")
 PHRASE_RULES = ("released", "clauses")
 WORD_RULES = ("attributes", "released")
 
-LONGEST = 10_000  # characters of a caption that are drawn from: real ones have hundreds, and no token lies beyond
-_SHORTEST_PHRASE = 6  # characters: the release keeps what is longer than 5
+LONGEST = 10_000  # characters of a caption that are used; real captions have hundreds, and no token is beyond
+_SHORTEST_PHRASE = 6  # characters; the release keeps parts longer than 5
 
-# Where a clause ends, over the classes of `noun_phrases.tag`. Noun phrases and predicates go first, so that no list of
-# modifiers is cut. Then: "who", "while", "but"; a comma before "she", "carrying", "with", or
-# before "his shoes are"; "and" before the same.
+# Ends of clauses, over the classes of `noun_phrases.tag`. Noun phrases and predicates match first, so that no list of
+# modifiers is cut. A clause ends at "who", "while", "but", and at a comma or "and" before "she", "carrying", "with",
+# or "his shoes are".
 _SUBJECT = f"[dh]*(?:{HEADED}|{BARE})(?:p[dh]*(?:{HEADED}))?"
 _ENDS = f",?&?w|,&?(?=[rtvbipn]|(?!{HEADED})[Tg]|{_SUBJECT}b|h{HEADED}v)|&(?=[rtvbip]|(?!{HEADED})g|h{HEADED}b)"
 _CLAUSE_END = re.compile(f"b{PREDICATE}|{CLAD}|{HEADED}|{BARE}|(?P<end>{_ENDS})")
-# Without a verb nothing holds a list of things together: each stands for itself.
+# In a sentence without a verb, each thing of a list is a clause.
 _VERBLESS_CLAUSE_END = re.compile(f"b{PREDICATE}|{CLAD}|{HEADED}|{BARE}|(?P<end>{_ENDS}|,&?)")
 _CONTENT = re.compile("[MCTNxvg]")
 
 
 def sentence(caption: str) -> str:
-    """The whole caption, its white space collapsed."""
+    """Returns the whole caption with white space collapsed."""
     return " ".join(caption.split())
 
 
 def phrase(caption: str, rng: np.random.Generator, rule: str = "released") -> str:
-    """One part of the caption, drawn from those of `rule` (one of PHRASE_RULES), or the whole where it makes none."""
-    candidates = {"released": _comma_parts, "clauses": clauses}[rule](caption)
-    return _one_of(candidates, caption, rng)
+    """Draws one part of the caption by `rule` (one of PHRASE_RULES); returns the whole caption if there is none."""
+    return _one_of({"released": _comma_parts, "clauses": clauses}[rule](caption), caption, rng)
 
 
 def _one_of(candidates: list[str], caption: str, rng: np.random.Generator) -> str:
-    """One of them, or the whole caption where there is none."""
     return candidates[rng.integers(len(candidates))] if candidates else sentence(caption)
 
 
 def _comma_parts(caption: str) -> list[str]:
-    """As released: of each sentence its longest comma part, and the rest of its parts joined again.
-
-    Candidates of up to 5 characters do not count.
-    """
+    """Returns, as released, the longest comma part of each sentence and the others joined, if over 5 characters."""
     candidates = []
     for part in sentence(caption).split("."):
         parts = [clause.strip() for clause in part.split(",")]
@@ -80,11 +75,11 @@ def _comma_parts(caption: str) -> list[str]:
 
 
 def clauses(caption: str) -> list[str]:
-    """The caption's clauses, each longer than 5 characters, in its order; the whole caption where none is.
+    """Returns the caption's clauses longer than 5 characters in order; the whole caption if there is none.
 
-    A clause ends at the end of a sentence, at a semicolon, and before "who", "while" and "but", which are left out; at
-    a comma or an "and" before a pronoun, a verb, a preposition, or a thing of which something is said ("and his shoes
-    are"); never within a list of modifiers or of things worn. A sentence without a verb ends one at every other comma.
+    A clause ends at a full stop or semicolon; at "who", "while" and "but", which are left out; at a comma or "and"
+    before a pronoun, a verb, a preposition or a new subject ("and his shoes are"). It does not end within a list of
+    modifiers or of things worn. In a sentence without a verb, it also ends at all other commas.
 
         "A man who wears a black, white and red shirt, jeans and a cap, and he is carrying a bag on his back."
         -> ["wears a black, white and red shirt, jeans and a cap", "he is carrying a bag on his back"]
@@ -103,11 +98,11 @@ def clauses(caption: str) -> list[str]:
 
 
 def words(caption: str, rng: np.random.Generator, attributes: Sequence[str] = (), rule: str = "attributes") -> str:
-    """A random non-empty subset of the attribute phrases, each kept with probability 1/2, joined by commas.
+    """Draws a non-empty subset of the attribute phrases, each with probability 1/2, and joins them with commas.
 
-    attributes: the phrases that the dataset gives (`att`). Where it gives none, they are taken from the caption, for
-    the making of the release's was never published; or, by the rule "released", one comma part of a sentence, longer
-    than 5 characters, is drawn in their place.
+    attributes: the dataset's phrases (`att`). If there are none, rule "attributes" takes those that the grammar finds
+    in the caption, because the release's method was never published; rule "released" draws one comma part longer than
+    5 characters instead.
     """
     if rule == "released" and not attributes:
         parts = [part.strip() for part in re.split("[.,]", sentence(caption))]
@@ -129,9 +124,9 @@ def draw_levels(
     phrase_rule: str = "released",
     word_rule: str = "attributes",
 ) -> dict[str, str]:
-    """The caption at each of `levels`, in their order; phrases and words are drawn anew at every call.
+    """Returns level -> text of the caption, in the order of `levels`; phrases and words are drawn with `rng`.
 
-    Only the first LONGEST characters of a caption are looked at.
+    Only the first LONGEST characters of the caption are used.
     """
     caption = caption.lstrip()[:LONGEST]
     draw = {
@@ -143,7 +138,7 @@ def draw_levels(
 
 
 def level_records(record: Record) -> list[dict[str, Any]]:
-    """An image's captions as the file has them, one record each."""
+    """Returns a record of the file for each caption of an image."""
     return [
         {
             "id": record.person_id,
@@ -158,7 +153,7 @@ def level_records(record: Record) -> list[dict[str, Any]]:
 
 
 def write_json(document: Any, path: Path) -> None:
-    """Writes the whole file or none. Raises UserError where that cannot be."""
+    """Writes the file whole or not at all. Raises UserError if it cannot be written."""
     try:
         write_text(path, json.dumps(document, ensure_ascii=False) + "\n")
     except OSError as error:
@@ -166,7 +161,7 @@ def write_json(document: Any, path: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the file and prints what is in it."""
+    """Writes the file and prints its counts."""
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it, or name another file with --out")
     records = read_annotations(args.root, DATASETS[args.dataset]).records
@@ -182,19 +177,19 @@ def run(args: argparse.Namespace) -> None:
     write_json(splits, args.out)
     print(
         f"{args.out}: {captions:,} captions, {phrases / captions:.1f} phrases each; "
-        f"in {unrecognised:,} the lexicon knew no word"
+        f"{unrecognised:,} have no word of the lexicon"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.text_levels",
         description="Write the attribute phrases and clauses of a dataset's captions.",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
     parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
-    parser.add_argument("--out", required=True, type=Path, help="the JSON file to write, which must not exist")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file to write; must not exist")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
 

@@ -1,4 +1,4 @@
-"""Captions to token ids and back to words: WordPiece, from the shipped vocabulary, a folder, or the hub."""
+"""Encodes captions as token ids: WordPiece with the shipped vocabulary, one in a folder, or one from the hub."""
 
 import hashlib
 import json
@@ -16,15 +16,14 @@ from ivt_jax.common.files import lines_of, write_text
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 
-# A token is at least one character and in caption text seldom more than eight; what lies beyond this many characters
-# per token can hardly fit, and tokenising it would only cost time.
+# Tokens of captions seldom have over eight characters. Text beyond this many per token is not read; it would not fit.
 _CHARACTERS_PER_TOKEN = 20
 
 
 class Unread(NamedTuple):
-    """What of a text `encode` gives no ids for: words that the vocabulary lacks, and the end that lies beyond `length`.
+    """The parts of a text that `encode` has no ids for.
 
-    all: whether no word is left.
+    words: those that are not in the vocabulary; end: the text beyond `length`; all: whether no known word is left.
     """
 
     words: list[str]
@@ -33,12 +32,10 @@ class Unread(NamedTuple):
 
 
 class Tokenizer:
-    """Token ids of fixed length, [CLS] text [SEP] padded with 0.
+    """Encodes texts as token ids of fixed length: [CLS] text [SEP], padded with 0.
 
-    A special token that stands in a text, such as "[SEP]", is text like any other.
-
-    Attributes: vocab_size; the ids pad_id (0), unk_id, cls_id, sep_id, mask_id; digest, the SHA-256 of what decides the
-    ids of a text, whatever file it came from.
+    A special token in a text, such as "[SEP]", is encoded as ordinary text. Attributes: vocab_size; the ids pad_id (0),
+    unk_id, cls_id, sep_id, mask_id; digest, the SHA-256 of the rules and the vocabulary, equal for equal ids.
     """
 
     pad_id = 0
@@ -68,10 +65,10 @@ class Tokenizer:
         self._starts_word = np.array([not token.startswith("##") for token in self._tokens])
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """(len(texts), length) int32: [CLS] tokens [SEP], padded with 0, cut to `length` with [SEP] kept.
+        """Returns (len(texts), length) int32: [CLS] tokens [SEP], padded with 0, cut to `length` with [SEP] kept.
 
-        Only the first 20 * length characters of a text are looked at; half a character, which JSON may hold, is one
-        that nobody knows (U+FFFD).
+        Only the first 20 * length characters of a text are read. A lone surrogate, which JSON may contain, is read as
+        U+FFFD.
         """
         cut = [_without_halves(text[: _CHARACTERS_PER_TOKEN * length]) for text in texts]
         rows = np.zeros((len(cut), length), np.int32)
@@ -81,7 +78,7 @@ class Tokenizer:
         return rows
 
     def unread(self, text: str, length: int) -> Unread:
-        """What of a text the ids of `encode` do not tell."""
+        """Returns the parts of a text that the ids of `encode` do not contain."""
         cut = _without_halves(text[: _CHARACTERS_PER_TOKEN * length])
         encoding = self._backend.encode(cut, add_special_tokens=False)
         tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
@@ -92,14 +89,14 @@ class Tokenizer:
         return Unread(unknown, text[end:].strip(), not some)
 
     def count_unknown(self, texts: Sequence[str], length: int) -> tuple[int, dict[int, Unread]]:
-        """Returns the number of tokens of all texts, and by index what `unread` gives of each with unknown words."""
+        """Returns the number of tokens of all texts, and index -> `unread` of each text with unknown words."""
         cut = [_without_halves(text[: _CHARACTERS_PER_TOKEN * length]) for text in texts]
         rows = [encoding.ids[: length - 2] for encoding in self._backend.encode_batch(cut, add_special_tokens=False)]
         unknown = {i: self.unread(texts[i], length) for i, ids in enumerate(rows) if self.unk_id in ids}
         return sum(map(len, rows)), unknown
 
     def words(self, ids: np.ndarray) -> np.ndarray:
-        """The whole word that each token belongs to, counted from 1 in its row; 0 for special and padding tokens.
+        """Returns the number of each token's word, from 1 in each row; 0 for special and padding tokens.
 
         ids (..., length) int -> same shape, int32. A word is a token and the "##" pieces that follow it.
         """
@@ -108,14 +105,14 @@ class Tokenizer:
         return np.where(special, 0, count).astype(np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of one row of ids, without its special tokens; pieces are joined, punctuation stands apart."""
+        """Returns the text of one row of ids without special tokens; pieces are joined, punctuation is separate."""
         return " ".join(self._tokens[id] for id in ids if id not in self._special).replace(" ##", "")
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and vocab.txt, which give the same ids to other programs.
+        """Writes tokenizer.json, tokenizer_config.json and vocab.txt, which give the same ids in other programs.
 
-        `load_tokenizer(folder)` gives the same digest; `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer
-        read it as well. vocab.txt has an empty line for an id without a token and for a token with a line break.
+        `load_tokenizer(folder)`, `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer read them. vocab.txt
+        has an empty line for an id without a token and for a token with a line break.
         """
         cls, sep = "[CLS]", "[SEP]"
         numbered = [(cls, self.cls_id), (sep, self.sep_id)]
@@ -133,9 +130,9 @@ class Tokenizer:
         write_text(folder / "vocab.txt", "\n".join(lines) + "\n")
 
     def _rules(self) -> dict[str, Any]:
-        """The serialised form without what does not decide the ids of a text, for files of one tokenizer differ there.
+        """Returns the serialised tokenizer without settings that do not affect ids, which differ between its files.
 
-        Padding and truncation are off. Special tokens of the vocabulary are listed again in some files alone.
+        Padding and truncation are off. Only some files list the special tokens of the vocabulary again.
         """
         rules = json.loads(self._backend.to_str())
         vocab = rules["model"]["vocab"]
@@ -145,12 +142,12 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
-    """The tokenizer called `name`: "" is the shipped vocabulary; a folder holds tokenizer.json or vocab.txt (BERT's,
-    lower case); anything else is a name on the hub, read through transformers.
+    """Loads the tokenizer `name`.
 
-    vocab_size: the model's, where there is one. Raises DataError, in one line, also where it is not the tokenizer's.
-    Another size usually means another vocabulary, in which ids stand for other words. So change the model's size only
-    if the model has no trained weights.
+    name: "" for the shipped vocabulary; a folder with tokenizer.json or vocab.txt (BERT's, lower case); or a name on
+    the hub, read through transformers. vocab_size: the model's, or 0 to accept any. Raises DataError, in one line, also
+    if the sizes differ: another size usually means another vocabulary, so change the model's only without trained
+    weights.
     """
     tokenizer = Tokenizer(_backend(name), name or "(shipped)")
     if vocab_size and tokenizer.vocab_size != vocab_size:
@@ -181,9 +178,9 @@ def _without_halves(text: str) -> str:
 
 
 def _wordpiece(path: Path) -> tokenizers.Tokenizer:
-    """Reads a vocabulary with one entry per line, as the tokenizers library does: trailing blanks are ignored.
+    """Reads a vocabulary as the tokenizers library does: an entry per line, trailing blanks ignored.
 
-    Entries of blanks alone stay as they are. If entries are equal, the last one determines the id.
+    Entries of blanks only are kept. Of equal entries, the last one has the id.
     """
     try:
         lines = lines_of(path.read_bytes().decode("utf-8-sig"))
@@ -206,10 +203,10 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 
 
 def _from_hub(name: str) -> tokenizers.Tokenizer:
-    """From the hub's cache, or else over the network, which is probed first: the client retries for a minute."""
+    """Loads from the hub's cache, else over the network, after one short request: the client retries for a minute."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that PyTorch is missing
     import huggingface_hub
-    import transformers  # a second of import, needed here alone
+    import transformers  # takes a second to import
 
     load = transformers.AutoTokenizer.from_pretrained
     try:
@@ -218,9 +215,9 @@ def _from_hub(name: str) -> tokenizers.Tokenizer:
         except OSError:
             huggingface_hub.HfApi().model_info(name, timeout=10)
             tokenizer = load(name)
-    except Exception as error:  # the hub's client has many kinds of its own
+    except Exception as error:  # the hub's client raises many kinds
         raise DataError(
-            f'tokenizer "{name}" is no folder, and the hub does not give it ({type(error).__name__}). Name a folder '
-            'with its vocab.txt by --config.text.tokenizer, or take the shipped vocabulary: --config.text.tokenizer=""'
+            f'tokenizer "{name}" is not a folder and cannot be loaded from the hub ({type(error).__name__}). Set '
+            '--config.text.tokenizer to a folder with its vocab.txt, or to "" for the shipped vocabulary'
         ) from None
     return tokenizer.backend_tokenizer

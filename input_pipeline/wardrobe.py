@@ -1,8 +1,8 @@
-"""Words by which people are described: how they look, what they wear and carry. The lexicon of `noun_phrases`.
+"""Lexicon of `noun_phrases`: words for how people look and what they wear and carry.
 
-Written from general knowledge of English, British and American; singular where a plural in -s or -es exists, for
-`noun_phrases` finds those by itself. A word that is in no list does no harm: the grammar takes it for a noun, or for a
-modifier where a noun follows.
+Written from general knowledge of British and American English. Words are in the singular if their plural ends in -s or
+-es, which `noun_phrases` finds by itself. The grammar takes an unlisted word for a noun, or for a modifier if a noun
+follows.
 """
 
 
@@ -18,7 +18,7 @@ COLOURS = _words("""
     scarlet silver tan taupe teal turquoise ultramarine vermilion violet white wine yellow
 """)
 
-# Whatever else stands before a noun and describes it.
+# Other words that describe a noun after them.
 MODIFIERS = _words("""
     a-line aged ankle-length athletic average average-height baggy bald balding banded bare barefoot barefooted bearded
     belted bespectacled big blonde-haired bobbed bright brightly-coloured broad brown-haired bulky button-down button-up
@@ -43,13 +43,13 @@ MODIFIERS = _words("""
     wide windswept women's wool woolen woollen woolly worn-out woven young younger youthful zip-up zippered
 """)
 
-# Of these, what stands for a garment of its own where no noun follows: "black long spandex, light purple flats".
+# Modifiers that are a garment if no noun follows: "black long spandex, light purple flats".
 STAND_INS = _words("""
     button-down button-up camo camouflage crew-neck denim fleece half-sleeve long-sleeve lycra round-neck short-sleeve
     slip-on spandex v-neck zip-up
 """)
 
-# What has been done to a thing or to hair: "rolled up sleeves", "her hair is tied back", "a jacket, unzipped".
+# Of things and hair: "rolled up sleeves", "her hair is tied back", "a jacket, unzipped".
 PARTICIPLES = _words("""
     braided button buttoned creased cut dyed faded folded fringed knotted lace parted plaited pulled ripped rolled
     shaved slicked tattered tied torn trimmed tucked unbuttoned untucked unzipped wrinkled zip zipped
@@ -105,13 +105,13 @@ MARKINGS = _words("""
     polka-dots print slogan spot star stripe stripes symbol trim trimming writing
 """)
 
-# Parts of a garment that name a whole one in the singular: "a long sleeve black shirt".
+# Parts of a garment that can describe a whole one: "a long sleeve black shirt".
 PARTS = _words("collar heel sleeve strap")
 
 # The words that end a phrase.
 NOUNS = PERSONS | GARMENTS | FOOTWEAR | CARRIED | WORN_BESIDES | HAIR | MARKINGS
 
-# What surrounds a person. Left out is what people carry as well, or wear as a picture ("sign", "chair", "flower").
+# Surroundings, without things that people also carry or have printed on clothes ("sign", "chair", "flower").
 SCENERY = _words("""
     alley asphalt awning bench bollard bricks bridge building bus bush car ceiling concrete corridor couch counter
     courtyard crosswalk curb door doorway driveway elevator escalator fence floor footpath fountain garage gate grass
@@ -121,7 +121,7 @@ SCENERY = _words("""
     vehicle walkway wall window yard
 """)
 
-# Of wearing, carrying and whatever else people do: base forms, and forms that -s, -ing and -ed do not make.
+# Of wearing, carrying and other actions: base forms, and irregular forms.
 VERBS = _words("""
     accompanied accompany appear approach bear bearing bend bent bore bring brought brushed came can carried carries
     carry chat clad climb clipped clothed clutched clutching combed come complete consist contain could cover did do
@@ -133,16 +133,16 @@ VERBS = _words("""
     travel tries try turn type use wait walk wear will wore worn would wrapped
 """)
 
-# Forms that are in the name of a thing where they stand before its noun: "hand held purse", "leather looking jacket".
+# Forms that belong to a noun after them: "hand held purse", "leather looking jacket".
 VERBS_IN_NAMES = _words("""
     bear carried clad clipped clothed combed covered draped dressed gathered hanging held hung looking made pinned
     pointed sling slung stand standing styled swept topped travel turn turned worn wrapped
 """)
 
-# They name shoes, clothes and bags, too: "running shoes".
+# Also of shoes, clothes and bags: "running shoes".
 GERUNDS = _words("climbing cycling dancing hiking jogging running shopping skating skiing swimming training walking")
 
-# Two words that are one, by their class in `noun_phrases`: a compound, or a name that would be read as a verb.
+# Two words read as one, by class in `noun_phrases`: compounds, and names that would be read as verbs.
 TWO_WORDS = {
     "N": """back pack|down coat|down jacket|down vest|dressing gown|hiking pole|pull over|reading glasses|riding boot
         |riding hat|riding pants|ski pole|sleeping bag|t shirt|trekking pole|walking pole""",

@@ -1,5 +1,5 @@
-"""PEDES-Synth: a generated benchmark of pedestrian crops with captions, for machines without any dataset.
+"""PEDES-Synth, a generated benchmark of pedestrian crops with captions, for use without a real dataset.
 
-Everything here needs Pillow and NumPy only. `python -m input_pipeline.synthetic --out=DIR` writes a dataset in the raw
-layout of CUHK-PEDES, so that the loader of the real datasets reads it.
+`python -m input_pipeline.synthetic --out=DIR` writes a dataset in the layout of CUHK-PEDES, which the loader of the
+real datasets reads. Needs Pillow and NumPy only.
 """

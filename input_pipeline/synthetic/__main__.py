@@ -1,4 +1,4 @@
-"""Generate PEDES-Synth: `python -m input_pipeline.synthetic --out=DIR [--persons=N --seed=S]`."""
+"""Generates PEDES-Synth: `python -m input_pipeline.synthetic --out=DIR [--persons=N --seed=S]`."""
 
 import argparse
 import os
@@ -12,13 +12,13 @@ from ivt_jax.common.command import exit_code, not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     options = _parse(argv)
     return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the dataset, prints its oracle."""
+    """Writes the dataset and prints its oracle."""
     out = Path(options.out)
     arguments = Arguments(
         persons=options.persons,
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
     )
     made = generate(out, arguments, options.workers, _Progress())
     images = arguments.persons * arguments.images_per_person
-    state = "written" if made else "already there, nothing to do"
+    state = "written" if made else "exists already"
     size = f"{arguments.persons} persons, {images} images"
     print(f"PEDES-Synth {VERSION}, seed {arguments.seed}: {size}: {state}: {out}")
     oracle = ", ".join(f"{split} {r1:.1f}%" for split, r1 in read_oracle(out).items())
@@ -43,17 +43,17 @@ def run(options: argparse.Namespace) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     default = Arguments()
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", required=True, help="folder to write; it may hold the same dataset, but nothing else")
-    parser.add_argument("--persons", type=int, default=default.persons, help="persons of all splits together")
-    parser.add_argument("--val_persons", type=int, default=default.val_persons, help="of these, for validation")
-    parser.add_argument("--test_persons", type=int, default=default.test_persons, help="of these, for test")
+    parser.add_argument("--out", required=True, help="folder to write: new, empty, or with the same dataset")
+    parser.add_argument("--persons", type=int, default=default.persons, help="persons in all splits together")
+    parser.add_argument("--val_persons", type=int, default=default.val_persons, help="number of them in val")
+    parser.add_argument("--test_persons", type=int, default=default.test_persons, help="number of them in test")
     parser.add_argument("--images_per_person", type=int, default=default.images_per_person)
-    parser.add_argument("--size", type=_size, default=default.size, help="height x width in pixels, such as 384x128")
+    parser.add_argument("--size", type=_size, default=default.size, help="HEIGHTxWIDTH in pixels, such as 384x128")
     parser.add_argument("--seed", type=not_negative, default=default.seed)
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; no byte depends on it"
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; does not change the data"
     )
-    parser.add_argument("--contact_sheet", metavar="FILE.png", help="also draw images with their captions, to look at")
+    parser.add_argument("--contact_sheet", metavar="FILE.png", help="also write an image of crops with their captions")
     return parser.parse_args(argv)
 
 
@@ -65,7 +65,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 class _Progress:
-    """Persons done and time left: one line that renews itself on a terminal, plain lines every tenth in a log."""
+    """Prints persons done and time left: one changing line on a terminal, a line every tenth in a log."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

@@ -1,11 +1,11 @@
-"""Draw bags, and what the hands hold."""
+"""Draws bags, phones and umbrellas."""
 
 from input_pipeline.synthetic.canvas import Colour, mix, shade
 from input_pipeline.synthetic.figure import PALETTE, Figure, arm_joints
 
 
 def draw_bag_behind(f: Figure) -> None:
-    """A backpack seen from the side, drawn before the body."""
+    """Draws a backpack seen from the side, before the body."""
     if f.who.bag == "backpack" and f.side:
         colour = PALETTE[f.who.bag_colour]
         f.canvas.box((-0.165, 0.18), (-0.04, 0.44), colour, 0.04)
@@ -13,7 +13,7 @@ def draw_bag_behind(f: Figure) -> None:
 
 
 def draw_bag_on_torso(f: Figure) -> None:
-    """A backpack or its straps, or a bag across the body."""
+    """Draws a backpack or its straps, or a bag across the body."""
     if f.who.bag == "backpack":
         _backpack(f, PALETTE[f.who.bag_colour])
     elif f.who.bag == "shoulder bag":
@@ -25,7 +25,7 @@ def draw_bag_on_torso(f: Figure) -> None:
 
 
 def draw_bag_in_hand(f: Figure) -> None:
-    """A handbag or a suitcase, drawn after the body."""
+    """Draws a handbag or a suitcase, after the body."""
     x, y = arm_joints(f, -1)[2]
     if f.who.bag == "handbag":
         _handbag(f, x, y, PALETTE[f.who.bag_colour])
@@ -34,7 +34,7 @@ def draw_bag_in_hand(f: Figure) -> None:
 
 
 def draw_held(f: Figure) -> None:
-    """The phone at the ear, or the open umbrella."""
+    """Draws a phone at the ear, or an open umbrella."""
     x, y = arm_joints(f, 1)[2]
     if f.who.holding == "phone":
         f.canvas.box((x - 0.018, y - 0.045), (x + 0.016, y + 0.03), (18, 18, 20), 0.008)
@@ -82,5 +82,5 @@ def _suitcase(f: Figure, x: float, y: float, colour: Colour) -> None:
 
 
 def _edge(colour: Colour) -> Colour:
-    """A seam that shows on the colour, on black as well."""
+    """Returns a colour for seams that is visible on this colour, also on black."""
     return shade(colour, 0.72) if sum(colour) > 160 else (74, 74, 80)

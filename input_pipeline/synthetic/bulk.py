@@ -1,10 +1,10 @@
-"""A dataset of real size to measure with: CUHK-PEDES' layout, folders and counts, drawn pictures, nothing to learn.
+"""Generates a dataset with CUHK-PEDES' layout, folders and counts, to measure speed; there is nothing to learn in it.
 
     python -m input_pipeline.synthetic.bulk --out=data/bulk                  # 34,054 images for training, as published
     python -m input_pipeline.synthetic.bulk --out=data/bulk --format=png --train=50x500x1000
 
-A few persons are drawn, and every image is one of them at a size, a tint and a noise of its own; captions describe
-persons at random. So decoding, resizing and tokenising cost what they cost with real data, and writing takes minutes.
+Every image shows one of 32 drawn persons with random size, tint and noise; captions describe random persons. Decoding,
+resizing and tokenising cost as much as with real data, and writing takes minutes.
 """
 
 import argparse
@@ -35,11 +35,11 @@ FOLDERS = ("CUHK01", "CUHK03", "Market", "cam_a", "cam_b", "test_query", "train_
 FORMATS = {"jpeg": ".jpg", "png": ".png", "bmp": ".bmp"}
 QUALITY = 90  # of JPEG
 DRAWN = 32  # persons
-HEIGHTS, ASPECTS = (160, 460), (2.2, 3.2)  # pixels; height / width, as in CUHK-PEDES by the eye
+HEIGHTS, ASPECTS = (160, 460), (2.2, 3.2)  # pixels; height / width, about as in CUHK-PEDES
 
 
 class Counts(NamedTuple):
-    """What a split holds, as the published tables count it."""
+    """Size of a split, as in the published tables."""
 
     persons: int
     images: int
@@ -50,7 +50,7 @@ DEFAULT = {split: Counts(*published) for split, published in PUBLISHED["cuhk_ped
 
 
 def records(splits: dict[str, Counts], suffix: str, seed: int) -> Iterator[dict[str, Any]]:
-    """The raw records of all splits: images dealt out to the persons in turn, two captions each, the last ones more."""
+    """Yields the raw records of all splits. Persons get images in turn; the last images get the remaining captions."""
     person = 0
     for split, counts in splits.items():
         rng = random.Random(f"bulk/{seed}/{split}")
@@ -67,25 +67,25 @@ def records(splits: dict[str, Counts], suffix: str, seed: int) -> Iterator[dict[
 
 @functools.lru_cache(maxsize=1)
 def drawings(seed: int) -> list[Image.Image]:
-    """The pictures that all images are made of."""
+    """Draws the persons that all images show."""
     rng = random.Random(f"bulk/{seed}")
     looks = draw_crowd(DRAWN, rng, set())
     return [render(who, Build.draw(rng), draw_scene(rng), (HEIGHTS[1], 180), rng) for who in looks]
 
 
 def write_image(folder: Path, seed: int, path: str) -> None:
-    """One image, a function of (seed, path)."""
+    """Writes one image, a function of (seed, path)."""
     rng = np.random.default_rng(list(f"{seed}/{path}".encode()))
     height = int(rng.integers(*HEIGHTS))
     width = int(height / rng.uniform(*ASPECTS))
     drawn = drawings(seed)[rng.integers(DRAWN)].resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(drawn, np.float32) * rng.uniform(0.7, 1.2, 3) + rng.normal(0, 5, (height, width, 1))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    image.save(folder / path, quality=QUALITY)  # which PNG and BMP ignore
+    image.save(folder / path, quality=QUALITY)  # PNG and BMP ignore quality
 
 
 def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int = 0, workers: int = 1) -> None:
-    """Writes the dataset into the folder `out`; the annotations come last. Raises UserError where `out` exists."""
+    """Writes the dataset to the folder `out`, the annotations last. Raises UserError if `out` exists."""
     if out.exists():
         raise UserError(f"{out} exists: choose another --out, or remove it first")
     for folder in FOLDERS:
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic.bulk", description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, type=Path)
     for split, counts in DEFAULT.items():
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="jpeg")
     parser.add_argument("--seed", type=not_negative, default=0)
     parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; no byte depends on it"
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes; does not change the data"
     )
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))

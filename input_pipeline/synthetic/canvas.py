@@ -1,4 +1,4 @@
-"""A drawing surface in body units: x = 0 is the body's axis, y = 0 the top of the head, y = 1 the soles."""
+"""Draws in body units: x = 0 is the axis of the body, y = 0 the top of the head, y = 1 the soles."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,31 +8,31 @@ from PIL import Image, ImageDraw
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
-# What a shape may be part of; the label of a part is its place here.
+# Parts of an image; the label of a part is its index.
 PARTS = ("background", "skin", "hair", "glasses", "hat", "upper", "lower", "shoes", "bag", "held")
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour in more (> 1) or less (< 1) light."""
+    """Returns the colour in more (factor > 1) or less light."""
     red, green, blue = (min(255, int(c * factor)) for c in colour)
     return red, green, blue
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """The colour that lies `share` of the way from a to b."""
+    """Returns the colour that is `share` of the way from a to b."""
     red, green, blue = (int(x + (y - x) * share) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """What a garment is made of: a colour and, where it has a pattern, a texture as large as the canvas."""
+    """A garment's colour and, if it has a pattern, a texture of the size of the canvas."""
 
     colour: Colour
     texture: Image.Image | None = None
 
     def shaded(self, factor: float) -> "Fabric":
-        """The same fabric in more or less light."""
+        """Returns the fabric in more (factor > 1) or less light."""
         if self.texture is None:
             return Fabric(shade(self.colour, factor))
         table = [min(255, int(level * factor)) for level in range(256)]
@@ -43,7 +43,7 @@ class Fabric:
 class Canvas:
     """Draws shapes in body units on `image`; a negative `unit_x` mirrors them, `lean` moves the head sideways.
 
-    `labels`, where given, is an 8-bit picture as large as `image`, on which each shape leaves the label of its `part`.
+    labels: an 8-bit image of the same size, or None; each shape also draws the label of its `part` there.
     """
 
     image: Image.Image
@@ -56,7 +56,7 @@ class Canvas:
     part: str = "background"
 
     def of(self, part: str) -> "Canvas":
-        """The same canvas for shapes of this one of PARTS."""
+        """Returns the canvas for shapes of this part, one of PARTS."""
         return replace(self, part=part)
 
     @cached_property
@@ -64,38 +64,38 @@ class Canvas:
         return ImageDraw.Draw(self.image)
 
     def pixel(self, point: Point) -> Point:
-        """The pixel of a point in body units."""
+        """Returns the pixel of a point in body units."""
         x = point[0] + self.lean * (1 - point[1])
         return self.centre + x * self.unit_x, self.top + point[1] * self.unit_y
 
     def polygon(self, points: list[Point], fill: Colour | Fabric) -> None:
-        """Fill a polygon with a colour or a fabric."""
+        """Fills a polygon."""
         pixels = [self.pixel(p) for p in points]
         self._paint(lambda draw, ink: draw.polygon(pixels, fill=ink), fill)
 
     def ellipse(self, centre: Point, radii: Point, fill: Colour | Fabric) -> None:
-        """Fill an ellipse."""
+        """Fills an ellipse."""
         box = self._box((centre[0] - radii[0], centre[1] - radii[1]), (centre[0] + radii[0], centre[1] + radii[1]))
         self._paint(lambda draw, ink: draw.ellipse(box, fill=ink), fill)
 
     def dome(self, centre: Point, radii: Point, fill: Colour | Fabric) -> None:
-        """Fill the upper half of an ellipse."""
+        """Fills the upper half of an ellipse."""
         box = self._box((centre[0] - radii[0], centre[1] - radii[1]), (centre[0] + radii[0], centre[1] + radii[1]))
         self._paint(lambda draw, ink: draw.pieslice(box, 180, 360, fill=ink), fill)
 
     def box(self, top_left: Point, bottom_right: Point, fill: Colour | Fabric, roundness: float = 0.02) -> None:
-        """Fill a rectangle with rounded corners."""
+        """Fills a rectangle with rounded corners."""
         box = self._box(top_left, bottom_right)
         radius = roundness * self.unit_y
         self._paint(lambda draw, ink: draw.rounded_rectangle(box, radius, fill=ink), fill)
 
     def line(self, points: list[Point], fill: Colour, width: float) -> None:
-        """Draw a line of the given width; it never gets thinner than a pixel."""
+        """Draws a line of this width, at least one pixel."""
         pixels, thick = [self.pixel(p) for p in points], max(1, round(width * self.unit_y))
         self._paint(lambda draw, ink: draw.line(pixels, fill=ink, width=thick), fill)
 
     def limb(self, joints: list[Point], radii: list[float], fill: Colour | Fabric) -> None:
-        """Fill a tapered chain of segments with round joints, such as an arm; one side lies in shadow."""
+        """Fills a tapered chain of segments with round joints, such as an arm, one side in shadow."""
         shadow = fill.shaded(0.82) if isinstance(fill, Fabric) else shade(fill, 0.82)
         for joint, radius in zip(joints[1:-1], radii[1:-1], strict=True):
             self.ellipse(joint, (radius, radius), fill)

@@ -1,6 +1,6 @@
-"""Describe a person as a hurried witness would: two or three sentences, with omissions, synonyms and a few mistakes.
+"""Writes captions like a hurried witness: two or three sentences, with omissions, synonyms and a few mistakes.
 
-A witness mentions only what can be seen in the image, or nearly so.
+A caption states only attributes that are visible in the image.
 """
 
 import random
@@ -23,12 +23,12 @@ from input_pipeline.synthetic.lexicon import (
 from input_pipeline.synthetic.persons import FIELDS, NONE, VALUES, Attributes
 from input_pipeline.synthetic.scenery import Scene
 
-MISTAKES = 0.03  # share of the stated attributes that are stated wrongly
+MISTAKES = 0.03  # share of the stated attributes that are wrong
 SHORTEST, LONGEST = 20, 45  # words in a caption
 
 
 class Item(NamedTuple):
-    """A piece of a sentence: what the person wears, has or carries; `alone` is a whole sentence that says the same."""
+    """A thing that the person wears, has or carries. alone: a whole sentence with the same meaning, or ""."""
 
     kind: str
     phrase: str
@@ -36,11 +36,7 @@ class Item(NamedTuple):
 
 
 def describe(who: Attributes, scene: Scene, rng: random.Random) -> tuple[str, dict[str, str]]:
-    """Write one caption for an image of `who` in `scene`.
-
-    Returns:
-        The caption, and what it states: attribute -> value, mistakes included.
-    """
+    """Returns a caption for an image of `who` in `scene`, and what it states: attribute -> value, with mistakes."""
     while True:
         stated = _misremember(_notice(who, scene, rng), rng)
         caption = _compose(stated, scene, rng)
@@ -49,7 +45,7 @@ def describe(who: Attributes, scene: Scene, rng: random.Random) -> tuple[str, di
 
 
 def _notice(who: Attributes, scene: Scene, rng: random.Random) -> dict[str, str]:
-    """What the witness mentions, all of it right."""
+    """Draws which attributes are stated; returns their true values."""
     plain = who.upper_pattern == "plain"
     tops_with_either_sleeve = who.upper_type in ("T-shirt", "shirt")
     shares = {
@@ -73,7 +69,7 @@ def _notice(who: Attributes, scene: Scene, rng: random.Random) -> dict[str, str]
 
 
 def _misremember(noticed: dict[str, str], rng: random.Random) -> dict[str, str]:
-    """Some values replaced by similar ones."""
+    """Replaces some values by similar ones."""
     stated = dict(noticed)
     for name, value in noticed.items():
         similar = [v for v in CONFUSED.get(value, ()) if v in VALUES[name]]
@@ -84,7 +80,7 @@ def _misremember(noticed: dict[str, str], rng: random.Random) -> dict[str, str]:
 
 
 def _compose(stated: dict[str, str], scene: Scene, rng: random.Random) -> str:
-    """Two or three sentences that say what is stated, and by the way how the person moves."""
+    """Writes two or three sentences with the stated attributes and the person's motion."""
     gender = stated.get("gender", NONE)
     noun = rng.choice(PEOPLE[gender])
     pronoun, possessive = PRONOUNS.get(gender, (f"the {noun}", "their"))
@@ -103,7 +99,7 @@ def _compose(stated: dict[str, str], scene: Scene, rng: random.Random) -> str:
 
 
 def _arrange(clothes: list[Item], details: list[Item], rng: random.Random) -> tuple[list[Item], list[Item]]:
-    """What the first sentence says, and the rest. Most witnesses begin with the clothes."""
+    """Divides the items into those of the first sentence, mostly clothes, and the rest."""
     rng.shuffle(details)
     if rng.random() < 0.25 or not clothes:
         pool = [*clothes, *details]
@@ -122,7 +118,7 @@ def _split(items: list[Item], rng: random.Random) -> list[list[Item]]:
 
 
 def _opening(noun: str, items: list[Item], motion: str, rng: random.Random) -> str:
-    """The first sentence, in one of several shapes; it tells the motion where one is given."""
+    """Writes the first sentence, with `motion` unless it is ""."""
     subject = f"{rng.choice(('the', 'the', 'a', 'this'))} {noun}"
     had = [item for item in items if item.kind == "have"]
     others = [item for item in items if item.kind != "have"]
@@ -155,7 +151,7 @@ def _article(phrase: str) -> str:
 
 
 def _clothes(stated: dict[str, str], rng: random.Random) -> list[Item]:
-    """The upper and the lower garment, as far as they are stated."""
+    """Returns the stated garments, upper and lower."""
     items: list[Item] = []
     if any(name in stated for name in ("upper_colour", "upper_type", "upper_pattern", "sleeves")):
         items.append(Item("wear", _article(_upper(stated, rng))))
@@ -191,7 +187,7 @@ def _upper(stated: dict[str, str], rng: random.Random) -> str:
 
 
 def _details(stated: dict[str, str], possessive: str, rng: random.Random) -> list[Item]:
-    """Hair, hat, glasses, shoes, bag and what is held."""
+    """Returns the stated hair, hat, glasses, shoes, bag and held thing."""
     items: list[Item] = []
     if "hair_style" in stated or "hair_colour" in stated:
         items.append(_hair(stated, possessive, rng))
@@ -242,7 +238,7 @@ def _colour(stated: dict[str, str], name: str, rng: random.Random) -> list[str]:
 
 
 def _motion(scene: Scene, rng: random.Random) -> str:
-    """What the person does, which depends on the image only and is no attribute."""
+    """Describes the person's motion, which depends on the image and is not an attribute."""
     walking = {"front": ("towards the camera", "forward"), "back": ("away from the camera", "away")}
     standing = {"front": ("and facing the camera", "still"), "back": ("with the back to the camera", "still")}
     if scene.stride > 0.3:

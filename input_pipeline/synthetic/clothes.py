@@ -1,4 +1,4 @@
-"""Draw legs, torso and arms with what covers them."""
+"""Draws legs, torso and arms with their clothes."""
 
 from input_pipeline.synthetic.canvas import Point, mix, shade
 from input_pipeline.synthetic.figure import LIGHT_COLOURS, PALETTE, Figure, arm_joints, leg_joints
@@ -7,7 +7,7 @@ _HEMS = {"T-shirt": 0.545, "shirt": 0.555, "sweater": 0.55, "hoodie": 0.555, "ja
 
 
 def draw_lower_body(f: Figure) -> None:
-    """Legs, shoes and the lower garment."""
+    """Draws legs, shoes and the lower garment."""
     for which, light in ((-1, 0.82), (1, 1.0)):
         _leg(f, leg_joints(f, which), light)
     if f.who.lower_type.endswith("skirt"):
@@ -20,7 +20,7 @@ def _leg(f: Figure, joints: list[Point], light: float) -> None:
     canvas, kind, lower = f.canvas, f.who.lower_type, f.lower.shaded(light)
     if kind in ("trousers", "jeans"):
         canvas.limb(joints, radii, lower)
-        if kind == "jeans":  # faded thighs and turned-up cuffs tell denim from cloth
+        if kind == "jeans":  # faded thighs and turned-up cuffs distinguish denim
             worn, cuff = (mix(lower.colour, (225, 225, 225), share) for share in (0.16, 0.4))
             canvas.limb([(hip[0], hip[1] + 0.045), knee], [0.02, 0.012], worn)
             canvas.limb([(ankle[0], ankle[1] - 0.03), ankle], [radii[2] * 1.12] * 2, cuff)
@@ -57,7 +57,7 @@ def _skirt(f: Figure) -> None:
 
 
 def draw_torso(f: Figure) -> None:
-    """The neck and the upper garment without its sleeves."""
+    """Draws the neck and the upper garment without its sleeves."""
     canvas, kind, g = f.canvas, f.who.upper_type, f.build.girth
     if f.side:
         shoulder, chest, waist = 0.05, 0.074 * g, 0.068 * g
@@ -97,7 +97,7 @@ def _back_details(f: Figure, hem: float) -> None:
 
 
 def _front_details(f: Figure, middle: float, hem: float) -> None:
-    """Neckline, collar, buttons and zip: what tells the garments apart from the front and from the side."""
+    """Draws neckline, collar, buttons and zip, which distinguish garments from the front and the side."""
     canvas, dark = f.canvas, shade(f.upper.colour, 0.75)
     match f.who.upper_type:
         case "jacket":
@@ -126,7 +126,7 @@ def _front_details(f: Figure, middle: float, hem: float) -> None:
 
 
 def draw_arm(f: Figure, which: int) -> None:
-    """The arm with its hand and sleeve; `which` = 1 is the near one or the image's right, -1 the other."""
+    """Draws an arm with hand and sleeve; `which` = 1: near, or at the right of the image; -1: the other."""
     shoulder, elbow, wrist = arm_joints(f, which)
     g = f.build.girth * (0.9 if f.woman else 1.0)
     light = 0.74 if (which == -1 and f.side) else 0.9

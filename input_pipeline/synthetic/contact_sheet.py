@@ -1,4 +1,4 @@
-"""A page of images beside their captions: the check that a person recognises a pedestrian and confirms the caption."""
+"""Draws images beside their captions, to check them by eye."""
 
 import json
 import random
@@ -12,7 +12,7 @@ _COLUMNS = 4
 
 
 def contact_sheet(root: Path, count: int, seed: int) -> Image.Image:
-    """Draw `count` random images of the dataset under `root` with their captions, four to a row, as one RGB image."""
+    """Returns one RGB image of `count` random images of the dataset with their captions, four to a row."""
     records = json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
     chosen = random.Random(seed).sample(records, min(count, len(records)))
     width, height = _CELL

@@ -1,4 +1,4 @@
-"""A person about to be drawn: the body, its joints in a pose, and the colours of things."""
+"""Bodies, the joints of a pose, and the colours of clothes and hair."""
 
 import math
 import random
@@ -20,14 +20,14 @@ DENIM: dict[str, Colour] = {
 HAIR: dict[str, Colour] = {
     "black": (24, 21, 20), "brown": (92, 56, 30), "blond": (214, 178, 98), "grey": (166, 164, 162),
 }  # fmt: skip
-LIGHT_COLOURS = {"white", "beige", "yellow", "light blue", "pink"}  # their patterns are dark, all others' are white
+LIGHT_COLOURS = {"white", "beige", "yellow", "light blue", "pink"}  # with dark patterns; all others have white ones
 _SKINS: tuple[Colour, ...] = ((240, 204, 176), (226, 182, 150), (202, 154, 120), (150, 104, 76), (104, 70, 50))
 _LININGS: tuple[Colour, ...] = ((225, 225, 222), (60, 62, 68), (150, 152, 156))
 
 
 @dataclass(frozen=True)
 class Build:
-    """What stays with a person from image to image and no caption mentions."""
+    """Properties of a person that are the same in all images and in no caption."""
 
     skin: Colour
     girth: float
@@ -35,13 +35,13 @@ class Build:
 
     @staticmethod
     def draw(rng: random.Random) -> "Build":
-        """Draw a body."""
+        """Draws a random body."""
         return Build(rng.choice(_SKINS), rng.uniform(0.92, 1.12), rng.choice(_LININGS))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A person about to be drawn: everything that the parts below need to know. Side views are drawn facing right."""
+    """Everything that is needed to draw a person. Side views are drawn facing right."""
 
     canvas: Canvas
     who: Attributes
@@ -51,7 +51,7 @@ class Figure:
     lower: Fabric
 
     def of(self, part: str) -> "Figure":
-        """The same figure for drawing this one of `canvas.PARTS`."""
+        """Returns the figure for drawing this part, one of `canvas.PARTS`."""
         return replace(self, canvas=self.canvas.of(part))
 
     @property
@@ -68,12 +68,12 @@ class Figure:
 
     @property
     def swing(self) -> float:
-        """Between -1 and 1: which leg is in front, and how far."""
+        """Which leg is in front, and how far: -1 to 1."""
         return self.scene.stride * math.sin(self.scene.phase)
 
 
 def leg_joints(f: Figure, which: int) -> list[Point]:
-    """Hip, knee and ankle of the leg that is `which` = 1 (near, or on the image's right) or -1."""
+    """Returns hip, knee and ankle of a leg; `which` = 1: near, or at the right of the image; -1: the other."""
     swing = f.swing * which
     if f.side:
         bend = max(0.0, -swing) * 0.07
@@ -85,7 +85,7 @@ def leg_joints(f: Figure, which: int) -> list[Point]:
 
 
 def arm_joints(f: Figure, which: int) -> list[Point]:
-    """Shoulder, elbow and wrist of the arm that is `which` = 1 (near, or on the image's right) or -1."""
+    """Returns shoulder, elbow and wrist of an arm; `which` as in `leg_joints`."""
     swing = -f.swing * which
     if f.who.holding == "phone" and which == 1:
         return [(0.0, 0.19), (0.075, 0.3), (0.045, 0.11)] if f.side else [(0.11, 0.19), (0.178, 0.285), (0.078, 0.105)]

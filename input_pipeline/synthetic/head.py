@@ -1,4 +1,4 @@
-"""Draw the head: face, hair, glasses, hat."""
+"""Draws the head: face, hair, glasses, hat."""
 
 from input_pipeline.synthetic.canvas import mix, shade
 from input_pipeline.synthetic.figure import HAIR, PALETTE, Figure
@@ -6,13 +6,13 @@ from input_pipeline.synthetic.persons import NONE
 
 
 def draw_hair_behind(f: Figure) -> None:
-    """Long hair seen from the front, drawn before the shoulders that hide part of it."""
+    """Draws long hair seen from the front, before the shoulders, which hide part of it."""
     if f.who.hair_style == "long" and f.scene.view == "front":
         f.canvas.box((-0.068, 0.03), (0.068, 0.235), HAIR[f.who.hair_colour], 0.05)
 
 
 def draw_head(f: Figure) -> None:
-    """Face and hair, then glasses and hat."""
+    """Draws face and hair, then glasses and hat."""
     if f.back:
         _from_behind(f)
     elif f.side:

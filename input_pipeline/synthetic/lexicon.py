@@ -1,8 +1,8 @@
-"""The words of the captions. Nothing that takes captions apart may import them, or the benchmark would flatter it."""
+"""Words of the captions. Code that analyses captions must not import them: its scores would be too good."""
 
 from input_pipeline.synthetic.persons import NONE
 
-# Ways to say a value, repeated where they are common; half of the time the first is taken straight away.
+# Ways to say a value; common ones are repeated. Half of the time the first is taken.
 COLOURS = {
     "black": ("black", "black", "jet black"),
     "white": ("white", "white", "off-white"),

@@ -1,4 +1,4 @@
-"""What each pixel of PEDES-Synth shows of a person: its images drawn once more, from their seeds."""
+"""Labels each pixel of PEDES-Synth with a part of the person, by drawing the image again from its seed."""
 
 import copy
 import io
@@ -12,30 +12,32 @@ from input_pipeline.synthetic.renderer import render_parts
 from input_pipeline.synthetic.writer import QUALITY, VERSION, Arguments, Job, Shot, list_jobs, shots
 from ivt_jax.common.errors import DataError
 
-_MOST = 2.0  # levels of 255, mean of all pixels: what another JPEG library may make; two images differ by 20 and more
+_MOST = 2.0  # mean difference, of 255, that another JPEG library may cause; different images differ by 20 or more
 
 
 def list_shots(root: Path, split: str) -> list[tuple[Job, Shot]]:
-    """The images of a split of the dataset in the folder `root`, in the order of the annotations.
+    """Returns the images of a split of the dataset in `root`, in the order of the annotations.
 
-    Raises DataError where that is no PEDES-Synth of this version.
+    Raises DataError if `root` is not PEDES-Synth of this version.
     """
     path = root / "attributes.json"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        version, arguments = told["version"], {**told["arguments"], "size": tuple(told["arguments"]["size"])}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version, arguments = found["version"], {**found["arguments"], "size": tuple(found["arguments"]["size"])}
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is missing or damaged: name the folder of a PEDES-Synth as it was generated") from None
+        raise DataError(f"{path} is missing or damaged: choose a folder of PEDES-Synth as generated") from None
     if version != VERSION:
-        raise DataError(f"{path} tells version {version}, not {VERSION}, which is drawn now: generate the data anew")
+        raise DataError(
+            f"{path} has version {version}, but this program draws version {VERSION}: generate the data again"
+        )
     jobs = list_jobs(root, Arguments(**arguments))
     return [(job, shot) for job in jobs if job.split == split for shot in shots(job)]
 
 
 def label_parts(job: Job, shot: Shot, image: Image.Image) -> np.ndarray:
-    """What is seen where in `image`, the file's, decoded: (H, W) uint8, places in `canvas.PARTS`.
+    """Returns the part at each pixel of `image`, the decoded file: (H, W) uint8, index into `canvas.PARTS`.
 
-    Raises DataError where the file shows something else than what its seed draws.
+    Raises DataError if the file differs from the image that its seed draws.
     """
     drawn, labels = render_parts(job.who, shot.build, shot.scene, job.arguments.size, copy.copy(shot.paint))
     file = io.BytesIO()
@@ -45,4 +47,4 @@ def label_parts(job: Job, shot: Shot, image: Image.Image) -> np.ndarray:
         difference = np.abs(np.asarray(image, np.float32) - np.asarray(written, np.float32)).mean()
         if difference <= _MOST:
             return np.asarray(labels)
-    raise DataError(f"{job.root / 'imgs' / shot.path} is not the image that its seed draws: generate the data anew")
+    raise DataError(f"{job.root / 'imgs' / shot.path} is not the image that its seed draws: generate the data again")

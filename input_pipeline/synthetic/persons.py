@@ -1,4 +1,4 @@
-"""Who walks the street: the attributes of a person, and a crowd in which many persons differ in one attribute only."""
+"""Draws persons by their attributes, in crowds where many persons differ in one attribute only."""
 
 import random
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,18 +25,18 @@ _UPPER = {"T-shirt": 30, "shirt": 17, "sweater": 13, "hoodie": 11, "jacket": 17,
 _PATTERNS = {"plain": 68, "striped": 13, "checked": 9, "dotted": 4, "graphic": 6}
 _BAG_TYPES = {NONE: 42, "backpack": 24, "shoulder bag": 15, "handbag": 12, "suitcase": 7}
 
-# How often each attribute is the one in which a sibling differs from the base look of its family.
+# Weight of each attribute to be the one in which a sibling differs from the base of its family.
 _CHANGES = {
     "gender": 1, "hair_style": 2, "hair_colour": 2, "hat": 2, "hat_colour": 3, "glasses": 1, "upper_type": 3,
     "upper_colour": 6, "upper_pattern": 4, "sleeves": 2, "lower_type": 4, "lower_colour": 6, "shoes_type": 1,
     "shoes_colour": 4, "bag": 5, "bag_colour": 6, "holding": 2,
 }  # fmt: skip
-_FAMILIES = 0.27  # share of the draws that found a family (2 to 4 persons): about half of all persons have a sibling
+_FAMILIES = 0.27  # share of draws that start a family of 2 to 4: about half of all persons have a sibling
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption may say about a person. Values are plain words; a thing that is not there is "none"."""
+    """What a caption may state about a person. Values are plain words; an absent thing is "none"."""
 
     gender: str
     hair_style: str
@@ -57,7 +57,7 @@ class Attributes:
     holding: str
 
     def as_dict(self) -> dict[str, str]:
-        """Field name -> value, in the order of the fields."""
+        """Returns field name -> value, in the order of the fields."""
         return asdict(self)
 
 
@@ -84,7 +84,7 @@ VALUES = {
 
 
 def distance(a: Attributes, b: Attributes) -> int:
-    """Number of attributes in which two persons differ; the colour of a thing that one of them lacks does not count."""
+    """Counts attributes in which two persons differ, without the colour of a thing that only one of them has."""
     different = {name for name in FIELDS if getattr(a, name) != getattr(b, name)}
     for thing, colour in (("bag", "bag_colour"), ("hat", "hat_colour")):
         if NONE in (getattr(a, thing), getattr(b, thing)):
@@ -93,9 +93,9 @@ def distance(a: Attributes, b: Attributes) -> int:
 
 
 def draw_crowd(count: int, rng: random.Random, taken: set[Attributes]) -> list[Attributes]:
-    """Draw `count` persons, no two alike and none in `taken`, to which they are added.
+    """Draws `count` different persons that are not in `taken`, and adds them to it.
 
-    About half of them come in families: a base look and one to three siblings with one attribute changed.
+    About half of them are in families: a base and one to three siblings with one attribute changed.
     """
     crowd: list[Attributes] = []
     while len(crowd) < count:
@@ -107,7 +107,7 @@ def draw_crowd(count: int, rng: random.Random, taken: set[Attributes]) -> list[A
 
 
 def draw_attributes(rng: random.Random) -> Attributes:
-    """Draw one look with the frequencies and correlations of a street in a city."""
+    """Draws one person with the frequencies and correlations of a city street."""
     gender = rng.choice(VALUES["gender"])
     woman = gender == "woman"
     upper_type = _draw(_UPPER, rng)
@@ -147,7 +147,7 @@ def _draw_new(draw, taken: set[Attributes]) -> Attributes:
 
 
 def _change_one(base: Attributes, rng: random.Random) -> Attributes:
-    """A copy of `base` with one attribute redrawn; a bag or hat comes and goes with its colour."""
+    """Returns a copy of `base` with one attribute redrawn; a bag or hat changes with its colour."""
     while True:
         field = _draw(_CHANGES, rng)
         donor = draw_attributes(rng)

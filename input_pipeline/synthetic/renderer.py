@@ -1,4 +1,4 @@
-"""Draw a person with given attributes in a given scene, as a surveillance camera would crop it."""
+"""Draws a person with given attributes in a given scene, like a crop of a surveillance camera."""
 
 import copy
 import math
@@ -14,29 +14,18 @@ from input_pipeline.synthetic.head import draw_hair_behind, draw_head
 from input_pipeline.synthetic.persons import Attributes
 from input_pipeline.synthetic.scenery import Scene, paint_background, paint_occluder, photograph
 
-_DRAWN_HEIGHT = 300  # small images are drawn at about this height and scaled down, larger ones at twice their size
+_DRAWN_HEIGHT = 300  # pixels; small images are drawn at about this height, larger ones at twice their size
 
 
 def render(who: Attributes, build: Build, scene: Scene, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """Draw one image.
-
-    Args:
-        who: the attributes to show.
-        build: the body they are shown on.
-        scene: view, pose and circumstances.
-        size: (height, width) in pixels.
-        rng: background, light, tint, blur, noise.
-
-    Returns:
-        An RGB image.
-    """
+    """Draws one RGB image. size: (height, width) in pixels. rng: for background, light, tint, blur and noise."""
     return _render(who, build, scene, size, rng, None)
 
 
 def render_parts(
     who: Attributes, build: Build, scene: Scene, size: tuple[int, int], rng: random.Random
 ) -> tuple[Image.Image, Image.Image]:
-    """Draw the image that `render` draws, and what is seen at each of its pixels: 8 bits, a place in PARTS."""
+    """Draws the image of `render`, and an 8-bit image of the part at each pixel, as index into PARTS."""
     labels = Image.new("L", _drawn_size(size))
     image = _render(who, build, scene, size, rng, labels)
     return image, labels.resize(image.size, Image.Resampling.NEAREST)
@@ -54,14 +43,14 @@ def _render(
 
 
 def _drawn_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an image -> (width, height) at which it is drawn."""
+    """Returns the (width, height) at which an image of `size` (height, width) is drawn."""
     height, width = size
     finer = max(2, round(_DRAWN_HEIGHT / height))
     return width * finer, height * finer
 
 
 def _take_away_hidden(labels: Image.Image, occlusion: str, rng: random.Random) -> None:
-    """Label as background, in place, what the occluder hides. It is never black, so it shows on black."""
+    """Labels pixels that the occluder hides as background, in place. The occluder is never black."""
     occluder = Image.new("RGB", labels.size)
     paint_occluder(occluder, occlusion, rng)
     labels.paste(0, mask=occluder.convert("L").point(lambda level: 255 * (level > 0)))
@@ -70,7 +59,7 @@ def _take_away_hidden(labels: Image.Image, occlusion: str, rng: random.Random) -
 def _place(image: Image.Image, labels: Image.Image | None, who: Attributes, build: Build, scene: Scene) -> Figure:
     width, height = image.size
     unit_y = height * scene.scale * (0.9 if who.holding == "umbrella" else 1.0)
-    # Crops of another shape than 36:100 are stretched half-way, as resized pedestrian crops are.
+    # Crops of another shape than 36:100 are stretched half-way, like resized pedestrian crops.
     unit_x = math.sqrt(unit_y * width * scene.scale / 0.36) * (-1 if scene.view == "left" else 1)
     room = height * (0.985 + scene.shift[1] * 0.5) - unit_y
     canvas = Canvas(image, width * (0.5 + scene.shift[0]), room, unit_x, unit_y, scene.lean, labels)
@@ -80,7 +69,7 @@ def _place(image: Image.Image, labels: Image.Image | None, who: Attributes, buil
 
 
 def _patterned(colour: Colour, who: Attributes, canvas: Canvas) -> Fabric:
-    """The fabric of the upper garment. Stripes and checks are as wide as they must be to survive 96 x 48 pixels."""
+    """Returns the fabric of the upper garment. Stripes and checks are wide enough to be visible at 96 x 48 pixels."""
     if who.upper_pattern in ("plain", "graphic"):
         return Fabric(colour)
     second = (40, 44, 70) if who.upper_colour in LIGHT_COLOURS else (232, 232, 228)
@@ -110,7 +99,7 @@ def _patterned(colour: Colour, who: Attributes, canvas: Canvas) -> Fabric:
 
 
 def _draw_person(f: Figure) -> None:
-    """Draw the parts from far to near."""
+    """Draws the parts from far to near."""
     f.canvas.ellipse((0, 0.985), (0.16, 0.02), (70, 70, 70))
     hair, upper, bag = f.of("hair"), f.of("upper"), f.of("bag")
     draw_bag_behind(bag)

@@ -1,4 +1,4 @@
-"""Where and how a person is seen: the scene of an image, its background, what stands in the way, and the camera."""
+"""Draws scenes: view and pose, background, occluders, and the effects of the camera."""
 
 import random
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _FLOORS: tuple[Colour, ...] = ((132, 130, 126), (158, 152, 142), (108, 108, 112)
 
 @dataclass(frozen=True)
 class Scene:
-    """What changes between two images of the same person.
+    """Properties that differ between two images of a person.
 
-    `view` is one of VIEWS; "left" means that the person faces the image's left edge. `stride` is 0 for standing, 1 for
-    a wide step; `phase` in [0, 2 pi) is the moment of the step. `occlusion` is "none", "pole", "box" or "shoulder".
+    view: one of VIEWS; "left" faces the left edge of the image. stride: 0 standing, 1 a wide step; phase: moment of the
+    step, in [0, 2 pi). occlusion: "none", "pole", "box" or "shoulder".
     """
 
     camera: int
@@ -37,7 +37,7 @@ class Scene:
 
     @property
     def hidden(self) -> frozenset[str]:
-        """Attributes that nobody can see in this image."""
+        """Attributes that are not visible in this image."""
         hidden = set()
         if self.view == "back":
             hidden.add("glasses")
@@ -47,7 +47,7 @@ class Scene:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """Draw the circumstances of one image."""
+    """Draws a random scene."""
     walking = rng.random() < 0.7
     return Scene(
         camera=rng.randrange(len(CAMERAS)),
@@ -62,7 +62,7 @@ def draw_scene(rng: random.Random) -> Scene:
 
 
 def paint_background(size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """A blurred street, wall, park or hall of `size` (width, height), with clutter, RGB."""
+    """Draws a blurred street, wall, park or hall of `size` (width, height), with clutter, in RGB."""
     width, height = 32, 64
     wall, floor = rng.choice(_WALLS), rng.choice(_FLOORS)
     image = Image.new("RGB", (width, height), shade(wall, rng.uniform(0.75, 1.2)))
@@ -111,7 +111,7 @@ def _plain(draw: ImageDraw.ImageDraw, width: int, horizon: int, wall: Colour, rn
 
 
 def _ground(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, floor: Colour, rng: random.Random) -> None:
-    """Joints of paving stones in perspective, or a kerb."""
+    """Draws joints of paving stones in perspective, or a kerb."""
     (width, height), joint = size, shade(floor, rng.uniform(0.7, 0.9))
     if rng.random() < 0.5:
         vanishing = rng.uniform(0, width)
@@ -127,7 +127,7 @@ def _ground(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, floo
 
 
 def _clutter(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: random.Random) -> None:
-    """A post, a bin, a parked car or a distant passer-by, in dull colours so that they are not taken for the person."""
+    """Draws a post, a bin, a parked car or a distant passer-by, in dull colours unlike those of the person."""
     x = rng.choice((rng.uniform(-3, 6), rng.uniform(width - 7, width)))
     colour: Colour = (rng.randint(65, 140), rng.randint(65, 140), rng.randint(65, 140))
     kind = rng.randrange(4)
@@ -145,7 +145,7 @@ def _clutter(draw: ImageDraw.ImageDraw, width: int, horizon: int, rng: random.Ra
 
 
 def paint_occluder(image: Image.Image, kind: str, rng: random.Random) -> None:
-    """Put a pole, a box or a passing shoulder in front of the person, in place."""
+    """Draws a pole, a box or a passing shoulder in front of the person, in place."""
     width, height = image.size
     draw = ImageDraw.Draw(image)
     side = rng.choice((-1, 1))
@@ -166,7 +166,7 @@ def paint_occluder(image: Image.Image, kind: str, rng: random.Random) -> None:
 
 
 def photograph(image: Image.Image, size: tuple[int, int], camera: int, rng: random.Random) -> Image.Image:
-    """Take the drawn scene (RGB) with a camera: scale to `size` (width, height), light, tint, blur, noise."""
+    """Applies a camera to a drawn RGB scene: scales it to `size` (width, height), adds light, tint, blur, noise."""
     image = image.resize(size, Image.Resampling.BOX, reducing_gap=None)
     blur = rng.uniform(0.0, 0.55) if rng.random() < 0.6 else 0.0
     if blur > 0.15:
@@ -186,5 +186,5 @@ def photograph(image: Image.Image, size: tuple[int, int], camera: int, rng: rand
 
 @cache
 def _noise() -> np.ndarray:
-    """A strip of standard normal noise, drawn once; images take different pieces of it."""
+    """Returns a strip of standard normal noise; images take different pieces of it."""
     return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)

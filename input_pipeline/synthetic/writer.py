@@ -1,4 +1,4 @@
-"""Write PEDES-Synth to disk in the raw layout of CUHK-PEDES, the same bytes for the same (version, seed, arguments)."""
+"""Writes PEDES-Synth in the layout of CUHK-PEDES; equal version, seed and arguments give equal bytes."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ _CAPTIONS_PER_IMAGE = 2
 
 @dataclass(frozen=True)
 class Arguments:
-    """What determines the dataset, together with VERSION. `size` is (height, width) in pixels."""
+    """Determines the dataset, together with VERSION. size: (height, width) in pixels."""
 
     persons: int = 4300
     seed: int = 0
@@ -37,14 +37,14 @@ class Arguments:
     test_persons: int = 200
 
     def splits(self) -> dict[str, int]:
-        """Split -> number of persons, in the order of the person ids."""
+        """Returns split -> number of persons, in the order of the person ids."""
         train = self.persons - self.val_persons - self.test_persons
         return {"train": train, "val": self.val_persons, "test": self.test_persons}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One person to draw and to describe; the unit of work of a worker process."""
+    """One person to draw and describe, the unit of work of a process."""
 
     root: Path
     arguments: Arguments
@@ -55,7 +55,7 @@ class Job:
 
 
 class Shot(NamedTuple):
-    """An image to draw: where it goes below imgs/, what `render` takes, and its captions with what each states."""
+    """An image to draw. path: relative to imgs/; captions: (text, what it states) each; the others are for `render`."""
 
     path: str
     build: Build
@@ -65,17 +65,10 @@ class Shot(NamedTuple):
 
 
 def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[int, int], None]) -> bool:
-    """Write the dataset to the folder `out`; a finished folder appears at once, never half of it.
+    """Writes the dataset to the folder `out`, whole or not at all. Returns False if `out` already has this dataset.
 
-    Args:
-        workers: number of processes; it does not change a byte.
-        report: called with (persons done, persons in all).
-
-    Returns:
-        False if `out` holds this very dataset already.
-
-    Raises:
-        UserError: impossible arguments, or `out` holds something else.
+    workers: number of processes, which does not change the data. report: called with (persons done, all persons).
+    Raises UserError if the arguments are impossible or `out` has other contents.
     """
     _check(arguments, workers)
     if _is_complete(out, arguments):
@@ -105,13 +98,13 @@ def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[in
 
 
 def read_oracle(root: Path) -> dict[str, float]:
-    """Split -> R@1 in percent of the perfect attribute reader, as stored with the dataset."""
+    """Returns split -> R@1 in percent of a perfect attribute reader, as stored with the dataset."""
     attributes = json.loads((root / "attributes.json").read_text(encoding="utf-8"))
     return {split: figures["R1"] for split, figures in attributes["oracle"].items()}
 
 
 def draw_splits(arguments: Arguments) -> dict[str, list[Attributes]]:
-    """The persons of each split. Those of val and test do not depend on how many there are for training."""
+    """Draws the persons of each split. Those of val and test do not depend on the number of training persons."""
     taken: set[Attributes] = set()
     crowds = {}
     for split in ("test", "val", "train"):
@@ -120,12 +113,12 @@ def draw_splits(arguments: Arguments) -> dict[str, list[Attributes]]:
 
 
 def _rng(seed: int, *path: object) -> random.Random:
-    """A generator of its own for each person, so that results do not depend on who works on what."""
+    """Returns a generator for each person, so that results do not depend on the processes."""
     return random.Random("/".join(str(part) for part in ("pedes-synth", VERSION, seed, *path)))
 
 
 def list_jobs(root: Path, arguments: Arguments) -> list[Job]:
-    """All persons of the dataset, in the order of their ids."""
+    """Returns all persons of the dataset, in the order of their ids."""
     crowds = draw_splits(arguments)
     ordered = [(split, index, who) for split in arguments.splits() for index, who in enumerate(crowds[split])]
     return [Job(root, arguments, split, index, i, who) for i, (split, index, who) in enumerate(ordered, start=1)]
@@ -140,7 +133,7 @@ def _run(jobs: list[Job], workers: int) -> Iterator[tuple[list[dict], dict]]:
 
 
 def shots(job: Job) -> Iterator[Shot]:
-    """A person's images, from the first to the last: each draws on from where the one before stopped."""
+    """Yields a person's images in order; they share one generator."""
     rng = _rng(job.arguments.seed, job.split, job.index)
     build = Build.draw(rng)
     for number in range(job.arguments.images_per_person):
@@ -152,7 +145,7 @@ def shots(job: Job) -> Iterator[Shot]:
 
 
 def _make_person(job: Job) -> tuple[list[dict], dict[str, list[dict[str, str]]]]:
-    """Draw a person's images; returns their raw records and, by file path, what each caption states."""
+    """Draws a person's images; returns their raw records, and file path -> what each caption states."""
     records, stated = [], {}
     for path, build, scene, paint, captions in shots(job):
         image = render(job.who, build, scene, job.arguments.size, paint)
@@ -197,12 +190,12 @@ def _plain(arguments: Arguments) -> dict:
 
 
 def _is_complete(out: Path, arguments: Arguments) -> bool:
-    """Whether `out` holds this dataset; raises if it holds anything else."""
+    """Whether `out` has this dataset. Raises UserError if it has other contents."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     hint = "choose another --out, or remove it first"
     if not (out / "reid_raw.json").is_file() or not (out / "attributes.json").is_file():
-        raise UserError(f"{out} exists and is no PEDES-Synth dataset: {hint}")
+        raise UserError(f"{out} exists and is not a PEDES-Synth dataset: {hint}")
     try:
         found = json.loads((out / "attributes.json").read_text(encoding="utf-8"))
         same = (found["version"], found["arguments"]) == (VERSION, _plain(arguments))
@@ -214,11 +207,11 @@ def _is_complete(out: Path, arguments: Arguments) -> bool:
 
 
 def _clear_partial(out: Path) -> Path:
-    """The folder beside `out` in which the dataset grows; what an interrupted run left there is removed."""
+    """Returns the folder beside `out` to write to, after removing the files of an interrupted run."""
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         names = partial.iterdir() if partial.is_dir() else [partial]
         if not {whole_name(path.name) for path in names} <= _OURS:
-            raise UserError(f"{partial} is in the way and not ours: remove it first")
+            raise UserError(f"{partial} has files that are not of PEDES-Synth: remove it first")
         shutil.rmtree(partial)
     return partial

@@ -46,8 +46,8 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
     for width in np.unique(widths):  # each its own compiled program
         rows = order[widths == width]
         batches += [ids[rows[start : start + batch_size], :width] for start in range(0, len(rows), batch_size)]
-    told = progress(batches, len(batches), "embedding texts: ", "batches", brief=True)
-    return embed(encode, told, batch_size)[np.argsort(order)]
+    shown = progress(batches, len(batches), "embedding texts: ", "batches", brief=True)
+    return embed(encode, shown, batch_size)[np.argsort(order)]
 
 
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.

@@ -141,7 +141,7 @@ def test_the_command_prints_both_tables(workdir, root, capsys):
 
 def test_a_mistake_is_one_line(workdir, root, tmp_path, capsys):
     assert grounding.main([f"--workdir={workdir}", f"--root={tmp_path}"]) == 2
-    message = "is missing or damaged: name the folder of a PEDES-Synth as it was generated"
+    message = "is missing or damaged: choose a folder of PEDES-Synth as generated"
     assert capsys.readouterr().err == f"error: {tmp_path}/attributes.json {message}\n"
     shutil.copytree(root, tmp_path / "data")
     first, second, *_ = sorted((tmp_path / "data" / "imgs").glob("*/*_0.jpg"), key=lambda path: path.name)[-4:]

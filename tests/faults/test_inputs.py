@@ -138,7 +138,10 @@ def test_the_doctor_names_them_and_the_reader_leaves_them_out(dataset, tmp_path,
     assert doctor.main(["--dataset=cuhk", f"--root={tmp_path}", "--workers=1", "--fix_list"]) == 2
     out = capsys.readouterr().out
     assert "error: 2 images are over 50 megapixels: bomb.jpg, bomb.png\n" in out
-    assert "1 image is an empty file: empty.jpg" in out and "2 images are not an image file: postscript.png, text.png" in out
+    assert (
+        "1 image is an empty file: empty.jpg" in out
+        and "2 images are not an image file: postscript.png, text.png" in out
+    )
     kept = {record.image_path for record in read_annotations(tmp_path, "cuhk_pedes").records}
     assert kept == GOOD | {"sound.bmp"}
 

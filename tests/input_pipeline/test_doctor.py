@@ -328,10 +328,10 @@ def test_files_that_both_datasets_name_are_not_compared_with_themselves(tmp_path
     write(tmp_path / "two", [*records[:4], records[3] | {"file_path": "a/small.jpg"}])
     assert call(tmp_path / "one", f"--against=synth:{tmp_path}/one") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == ["8 files are images of both datasets: not compared with themselves", "clean"]
+    assert lines[-2:] == ["8 files belong to both datasets and are not compared with themselves", "clean"]
     assert call(tmp_path / "one", f"--against=synth:{tmp_path}/two") == 1
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "4 files are images of both datasets: not compared with themselves",
+        "4 files belong to both datasets and are not compared with themselves",
         f"warning: 1 pair of images looks the same here and in {tmp_path}/two: a/3.jpg = a/small.jpg",
         "1 kind of fault",
     ]

@@ -144,7 +144,7 @@ def test_an_image_that_its_seed_does_not_draw_is_refused(root):
 @pytest.mark.parametrize(
     ("content", "told"),
     [(None, "missing or damaged"), ("{", "missing or damaged"), ('{"persons": {}}', "missing or damaged"),
-     ('{"version": "0", "arguments": {"size": [48, 24]}}', "tells version 0, not 1")],
+     ('{"version": "0", "arguments": {"size": [48, 24]}}', "has version 0, but this program draws version 1")],
 )  # fmt: skip
 def test_a_folder_that_is_no_such_dataset_is_refused(tmp_path, content, told):
     if content is not None:

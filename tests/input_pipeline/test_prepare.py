@@ -129,7 +129,7 @@ def test_damaged_images_are_counted_and_too_many_refused(raw, capsys):
     ("arguments", "line"),
     [
         ((), "error: {raw}/reid_raw.json not found: --config.data.root expects the CUHK-PEDES folder"),
-        (("--root=gs://bucket/cuhk",), "error: gs://bucket/cuhk: expected a folder of this machine"),
+        (("--root=gs://bucket/cuhk",), "error: gs://bucket/cuhk: expected a local folder"),
     ],
 )
 def test_a_mistake_is_one_line(raw, arguments, line, capsys):
@@ -267,7 +267,7 @@ def test_an_upload_that_broke_off_is_no_dataset_and_goes_through_when_repeated(
         assert line.startswith(f"error: {out} cannot be written (the network is gone try later); check the name")
         assert len(gfile.glob(f"{out}/prepared/*/cuhk_pedes/*/*-train.*")) == 1
     message = refused(bucket)
-    assert message.startswith(f"{bucket}/{SUMS} not found: there is no such bucket or folder, or the upload did not")
+    assert message.startswith(f"{bucket}/{SUMS} not found: the bucket or folder does not exist, or the upload did not")
     with pytest.raises(DataError, match=r"carried/reid_raw.json not found"):
         open_split(tmp_path / "carried")
     monkeypatch.undo()
@@ -283,7 +283,8 @@ def test_a_damaged_file_of_the_bucket_is_named_and_a_fetch_goes_on_where_it_ende
     with gfile.GFile(shard, "rb") as file:
         whole = file.read()
     overwrite(shard, whole[:-1] + b"\xff")
-    assert refused(bucket) == f"{shard} is not what {SUMS} says, so it is damaged: remove {bucket} and prepare it anew"
+    damaged = f"{shard} does not match its digest in {SUMS}, so it is damaged"
+    assert refused(bucket) == f"{damaged}: remove {bucket} and prepare it again"
     assert not [path for path in cache.iterdir() if path.suffix not in (".partial", ".lock")]
     gfile.remove(shard)
     assert refused(bucket).startswith(f"{shard} cannot be read (NotFoundError); check the name, the network")
@@ -299,7 +300,7 @@ def test_what_a_fetch_has_already_is_not_fetched_again(raw, bucket, cache, capsy
     with gfile.GFile(f"{bucket}/reid_raw.json", "rb") as file:
         whole = file.read()
     overwrite(f"{bucket}/reid_raw.json", whole + b" ")  # the last of all
-    assert "reid_raw.json is not what" in refused(bucket)
+    assert "reid_raw.json does not match its digest" in refused(bucket)
     overwrite(f"{bucket}/reid_raw.json", whole)
     capsys.readouterr()
     local_copy(bucket)
@@ -348,10 +349,10 @@ def test_nothing_of_another_dataset_is_replaced(raw, tmp_path, bucket, capsys):
         assert call(raw, f"--out={out}") == 0
         capsys.readouterr()
         assert call(raw, f"--out={out}") == 0
-        assert f"{out} has it already\n" in capsys.readouterr().out
+        assert f"{out} is already complete\n" in capsys.readouterr().out
         assert call(other, f"--out={out}") == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert line == f"error: --out={out} holds another dataset: name another folder, or remove this one first"
+        assert line == f"error: --out={out} holds another dataset: choose another folder, or remove this one first"
     before = (other / "reid_raw.json").read_bytes()
     assert call(raw, f"--out={other}") == 2
     assert "holds another dataset" in capsys.readouterr().err
@@ -364,14 +365,16 @@ def test_the_folder_itself_is_no_place_to_carry_it_to(raw, capsys, monkeypatch):
     before = (raw / "reid_raw.json").read_bytes()
     for out in (f"{raw}/", "."):
         assert call(raw, f"--out={out}") == 2
-        assert capsys.readouterr().err == f"error: --out={out} is the dataset's own folder: name another\n"
+        assert capsys.readouterr().err == f"error: --out={out} is the dataset's own folder: choose another\n"
     assert (raw / "reid_raw.json").read_bytes() == before
 
 
 def test_a_bucket_that_cannot_be_reached_is_one_line(raw, cache, capsys):
     """A scheme of which TensorFlow knows nothing: an error as those of the network and of permissions are."""
     url = "nowhere://bucket/cuhk"
-    access = "check the name, the network, and that your account may (`gcloud auth application-default login`)"
+    access = (
+        "check the name, the network, and the permissions of your account (`gcloud auth application-default login`)"
+    )
     message = refused(url)
     assert message.startswith(f"{url}/{SUMS} cannot be read (File system scheme 'nowhere' not implemented")
     assert message.endswith(access)
@@ -386,7 +389,7 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(raw, bucket, cache, tmp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert refused(bucket) == (
-        f"cannot write {tmp_path}/file/ivt_jax/datasets (Not a directory); name another folder by XDG_CACHE_HOME"
+        f"cannot write {tmp_path}/file/ivt_jax/datasets (Not a directory); set XDG_CACHE_HOME to another folder"
     )
 
 

@@ -100,7 +100,7 @@ def test_a_folder_that_holds_something_else_is_refused(dataset: Path, tmp_path: 
     with pytest.raises(UserError, match="other arguments"):
         generate(dataset, replace(SMALL, seed=9), workers=1, report=_quiet)
     (tmp_path / "holiday.txt").write_text("photos")
-    with pytest.raises(UserError, match="no PEDES-Synth dataset"):
+    with pytest.raises(UserError, match="is not a PEDES-Synth dataset"):
         generate(tmp_path, SMALL, workers=1, report=_quiet)
 
 
@@ -133,7 +133,7 @@ def test_the_command_reports_the_oracle_and_draws_a_sheet(
     command.main([f"--out={dataset}", f"--contact_sheet={tmp_path / 'sheet.png'}", *options.split()])
     said = capsys.readouterr().out
     oracle = json.loads((dataset / "attributes.json").read_text())["oracle"]
-    assert "already there" in said
+    assert "exists already" in said
     assert f"test {oracle['test']['R1']:.1f}%" in said
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
     text, picture = sheet[:300, 170:430], sheet[10:280, 10:140]

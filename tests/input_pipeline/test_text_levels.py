@@ -173,7 +173,7 @@ def test_the_file_has_the_shape_of_the_release_and_is_read_again(tmp_path, capsy
     root = dataset(tmp_path)
     assert write_levels(root) == 0
     out = capsys.readouterr().out
-    assert out == f"{root}/levels.json: 6 captions, 1.2 phrases each; in 2 the lexicon knew no word\n"
+    assert out == f"{root}/levels.json: 6 captions, 1.2 phrases each; 2 have no word of the lexicon\n"
     document = json.loads((root / "levels.json").read_text())
     assert list(document) == ["train", "test"]
     assert document["train"][0] == {
