@@ -65,7 +65,7 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     except NotTakenError as error:
         return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
     except PIL.UnidentifiedImageError:
-        return Inspected(path, "not an image file", file_bytes=file_bytes)
+        return Inspected(path, "in no supported image format", file_bytes=file_bytes)
     except (TooLargeError, PIL.Image.DecompressionBombError):
         return Inspected(path, f"over {MAX_PIXELS / 1e6:.0f} megapixels", file_bytes=file_bytes)
     except Exception:  # Pillow raises many kinds for damaged files

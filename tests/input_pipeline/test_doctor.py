@@ -91,7 +91,7 @@ def test_the_published_figures_stand_beside_the_splits(tmp_path, capsys):
     [
         (None, "1 image is missing: a/2.jpg"),
         (b"", "1 image is an empty file: a/2.jpg"),
-        (b"<html>", "1 image is not an image file: a/2.jpg"),
+        (b"<html>", "1 image is in no supported image format: a/2.jpg"),
         (encoded(scene(2, (200, 100)))[:-400], "1 image is cut short or damaged: a/2.jpg"),
         (encoded(Image.new("1", (8000, 7000)), "PNG"), "1 image is over 50 megapixels: a/2.jpg"),
         # So large that Pillow refuses it: 30,000 x 30,000, in the header only.
@@ -379,7 +379,7 @@ def test_hashes_are_near_within_sixteen_bits_wherever_they_are(wrong, near):
         [Inspected(str(i), "", hash=np.packbits(row).tobytes().ljust(24, b"\0")) for i, row in enumerate(rows)]
         for rows in (first, second)
     )
-    damaged = Inspected("damaged", "not an image file")
+    damaged = Inspected("damaged", "in no supported image format")
     assert near_duplicates([damaged, *ours], [*theirs, damaged]) == (
         [(str(i), str(i)) for i in range(300)] if near else []
     )
