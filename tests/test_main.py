@@ -181,7 +181,7 @@ def test_the_gallery_can_be_searched(trained, pedes_root, capsys):
 def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     workdir = trained[0]
     export(workdir, ["orbax", "safetensors"])
-    (code,) = re.findall(r"```python\n(import orbax.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(import orbax.*?)```", (ROOT / "docs/weights.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 6
     code = code.replace("/path/to/runs/cuhk", str(workdir)).replace("runs/cuhk", str(workdir))
     items = json.loads((workdir / "test/items.json").read_text())

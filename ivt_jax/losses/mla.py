@@ -16,7 +16,7 @@ def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.A
     i, a single view with every level, a single level with every view.
     groups: equal slices of the batch, each matched by itself (a per-GPU loss, on any number of devices).
     """
-    return jax.vmap(cmpm_loss)(*_matched(views, levels, ids, groups)).mean()
+    return jax.vmap(cmpm_loss)(*pair_levels(views, levels, ids, groups)).mean()
 
 
 def sharded_mla_loss(
@@ -39,7 +39,7 @@ def sharded_mla_loss(
         return jax.lax.dynamic_slice_in_dim(rows, first, together).reshape(1, -1, *x.shape[2:])
 
     def own(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
-        v, t, own_ids = _matched(views, levels, ids, groups_here)
+        v, t, own_ids = pair_levels(views, levels, ids, groups_here)
         keys_v, keys_t, all_ids = map(gather, (v, t, own_ids))
         losses = jax.vmap(projection_losses)
         total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
@@ -51,7 +51,7 @@ def sharded_mla_loss(
     )
 
 
-def _matched(
+def pair_levels(
     views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Pairs views and levels, (groups, n, D) each, with their ids (groups, n); n = levels * B / groups."""
