@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ivt_jax.__main__ import VERBS
-from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.sources import read_folder
 from tests.gallery.conftest import picture, write_model
 
@@ -59,6 +59,6 @@ def test_the_lines_of_python_on_the_first_page_run(tmp_path, monkeypatch, capsys
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(picture(0, "JPEG"))
         (tmp_path / "crops" / name).write_bytes(picture(0, "JPEG"))
-    build("INDEX", read_folder(Path("crops")), Path("runs/demo"))
+    build("INDEX", read_folder(Path("crops")), Options(Path("runs/demo")))
     exec(code, {})
     assert capsys.readouterr().out.count("jpg") == 2

@@ -15,7 +15,7 @@ from ivt_jax.__main__ import VERBS
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.encoding.images import load_image
-from ivt_jax.retrieval.build import build
+from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.sources import read_folder
 from tests.gallery.conftest import picture, write_model
 
@@ -121,7 +121,7 @@ def test_other_texts_are_refused(model, texts, message):
 
 
 def test_an_index_is_searched(folder, model):
-    build(str(folder / "index"), read_folder(folder / "crops"), folder / "model")
+    build(str(folder / "index"), read_folder(folder / "crops"), Options(folder / "model"))
     searcher = ivt_jax.open_index(folder / "index")
     answer = searcher.search(TEXTS[0])
     scores = (model.embed_images(files(folder)) @ model.embed_texts(TEXTS[:1]).T)[:, 0]
