@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from input_pipeline.variants import PATH_KEYS, README, Entry, check_object, read_entries
+from input_pipeline.variants import PATH_KEYS, SEE_DOCS, Entry, check_object, read_entries
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, is_remote, is_utf8, lines_of
 from ivt_jax.common.messages import counted, first_few
@@ -43,7 +43,7 @@ class _Layout:
 
     folder: str
     files: tuple[str, ...]
-    remedy: str = README  # what to do if the files are missing
+    remedy: str = SEE_DOCS  # what to do if the files are missing
 
 
 LAYOUTS = {
@@ -86,7 +86,7 @@ def read_annotations(root: Path, name: str) -> Annotations:
 def local_root(root: str) -> Path:
     """Returns the path of a command's --root. Raises UserError if it is remote, because its images are opened."""
     if is_remote(root):
-        raise UserError(f"{root}: expected a local folder with the images of the dataset; {README}")
+        raise UserError(f"{root}: expected a local folder with the images of the dataset; {SEE_DOCS}")
     return Path(root)
 
 
@@ -268,11 +268,11 @@ def _record(entry: Entry, where: str, place: _Place) -> Record:
     path_key = next((key for key in PATH_KEYS if key in value), PATH_KEYS[0])
     for key in ("captions", path_key, "id"):
         if key not in value:
-            raise DataError(f'{where} has no "{key}"; {README}')
+            raise DataError(f'{where} has no "{key}"; {SEE_DOCS}')
     captions, path, person = value["captions"], value[path_key], value["id"]
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-        raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one text; {README}')
+        raise DataError(f'{where} has "captions" that are neither a text nor a list of at least one text; {SEE_DOCS}')
     attributes = _attributes(value.get("att", {}), where)
     if not all(map(is_utf8, [*captions, str(path), *attributes])):
         raise DataError(
@@ -311,5 +311,5 @@ def _attributes(att: Any, where: str) -> tuple[str, ...]:
     """Returns the phrases of `att`, an object {kind of phrase: phrase}; the kinds are not used."""
     check_object(att, f'{where}: "att"')
     if not all(isinstance(phrase, str) for phrase in att.values()):
-        raise DataError(f'{where}: "att" has a phrase that is not a text; {README}')
+        raise DataError(f'{where}: "att" has a phrase that is not a text; {SEE_DOCS}')
     return tuple(phrase.strip() for phrase in att.values() if phrase.strip())

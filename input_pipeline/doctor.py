@@ -45,7 +45,7 @@ from input_pipeline.leaks import (
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from input_pipeline.variants import README, SPLITS
+from input_pipeline.variants import SEE_DOCS, SPLITS
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lines_of, printable, write_text
@@ -241,7 +241,7 @@ def _inspect(annotations: Annotations, workers: int) -> list[Inspected]:
     """Opens all images. Raises DataError if their folder is missing, as in a portable dataset."""
     if not annotations.images.is_dir():
         where = f"the images of {annotations.path.name} are expected in it"
-        raise DataError(f"{annotations.images} not found: {where}; {README}")
+        raise DataError(f"{annotations.images} not found: {where}; {SEE_DOCS}")
     paths = [record.image_path for record in annotations.records]
     return list(progress(inspect_images(annotations.images, paths, workers), len(paths)))
 

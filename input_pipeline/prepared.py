@@ -32,7 +32,7 @@ from input_pipeline.builders import (
 from input_pipeline.leaks import shared_persons
 from input_pipeline.pictures import contents_digest, describe_changes, look_at, read_record, write_record
 from input_pipeline.statistics import say_deviation
-from input_pipeline.variants import README
+from input_pipeline.variants import SEE_DOCS
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import printable
 from ivt_jax.common.messages import counted, say_once
@@ -188,7 +188,7 @@ def _prepare_locked(dataset: _Dataset) -> PedesBuilder:
     if not dataset.has_images:
         place = dataset.builder(None).data_path
         where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
-        raise DataError(f"{annotations.images} not found: {where}; {README}")
+        raise DataError(f"{annotations.images} not found: {where}; {SEE_DOCS}")
     with _locked(dataset.folder):
         builder, changes = _find(dataset)
         if builder is None:

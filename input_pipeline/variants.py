@@ -14,7 +14,7 @@ from ivt_jax.common.errors import DataError
 
 SPLITS = ("train", "val", "test")
 PATH_KEYS = ("file_path", "img_path")
-README = "see README, Datasets"
+SEE_DOCS = "see docs/datasets.md"
 
 # ICFG_PEDES_VISTXT.json repeats its test records under these names.
 _REPEATED = {"query", "gallery"}
@@ -52,7 +52,7 @@ def read_entries(path: Path) -> list[Entry]:
         ]
     else:
         expected = "expected a list of records, or an object of such lists named train, val, test"
-        raise DataError(f"{path} holds {kind(document)}; {expected}; {README}")
+        raise DataError(f"{path} holds {kind(document)}; {expected}; {SEE_DOCS}")
     if not entries:
         raise DataError(f"{path} holds no records")
     return entries
@@ -61,7 +61,7 @@ def read_entries(path: Path) -> list[Entry]:
 def check_object(value: Any, where: str) -> None:
     """Raises DataError unless `value` is a JSON object that names each key once."""
     if not isinstance(value, dict):
-        raise DataError(f"{where} is {kind(value)}; expected an object; {README}")
+        raise DataError(f"{where} is {kind(value)}; expected an object; {SEE_DOCS}")
     if isinstance(value, _DuplicateKey):
         raise DataError(f'{where} has "{value.key}" twice; remove one of them')
 
@@ -85,9 +85,9 @@ def _split(value: Any, where: str) -> str:
         if "captions" in value and any(key in value for key in PATH_KEYS):
             raise DataError(
                 f'{where} has no "split". This looks like caption_all.json, which has no splits. '
-                f"Use reid_raw.json, which has them; {README}"
+                f"Use reid_raw.json, which has them; {SEE_DOCS}"
             )
-        raise DataError(f'{where} has no "split"; {README}')
+        raise DataError(f'{where} has no "split"; {SEE_DOCS}')
     split = value["split"]
     if not isinstance(split, str) or split.lower() not in SPLITS:
         raise DataError(f'{where} has "split" {json.dumps(split)}; expected one of {", ".join(SPLITS)}')

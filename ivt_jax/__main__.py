@@ -1,7 +1,9 @@
 """The command `ivt`: one verb for each program of the project."""
 
+import importlib.util
 import runpy
 import sys
+from pathlib import Path
 
 # Verb: the module that runs, flags in front of the user's, one line of help.
 VERBS: dict[str, tuple[str, list[str], str]] = {
@@ -25,6 +27,15 @@ HELP = "\n".join(
 )
 
 
+def installed_config(flag: str) -> str:
+    """Returns --config=configs/NAME.py with the path of the installed config if the current folder has no such file."""
+    name = flag.removeprefix("--config=")
+    if name == flag or not name.startswith("configs/") or Path(name.partition(":")[0]).exists():
+        return flag
+    package = importlib.util.find_spec("configs")
+    return f"--config={Path(package.origin).parents[1] / name}" if package and package.origin else flag
+
+
 def main() -> int:
     """Runs the program of the verb. Returns 2 without one; otherwise the program's exit code ends the process."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -35,7 +46,7 @@ def main() -> int:
         print(f"error: no verb {verb!r}; ivt --help lists them" if verb else HELP, file=sys.stderr)
         return 2
     module, flags, _ = VERBS[verb]
-    sys.argv = [f"ivt {verb}", *flags, *sys.argv[2:]]
+    sys.argv = [f"ivt {verb}", *flags, *map(installed_config, sys.argv[2:])]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

@@ -49,6 +49,7 @@ def main() -> None:
         assert all(f"\n  {verb} " in run(IVT, "--help") for verb in VERBS.split())
         for verb in VERBS.split():
             run(IVT, verb, "--help")
+        run(IVT, "train", "--config=configs/synth.py", "--dry_run")
         run(sys.executable, "-I", "-m", "input_pipeline.synthetic", "--out=data", *PERSONS, "--size=96x48")
         write_model(Path("model"))
         run(IVT, "index", "--workdir=model", "--images=data/imgs", "--index=index")

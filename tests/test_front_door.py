@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import ivt_jax
-from ivt_jax.__main__ import VERBS
+from ivt_jax.__main__ import VERBS, installed_config
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.encoding.images import load_image
@@ -133,6 +133,16 @@ def test_every_verb_runs_a_module():
     modules = [module for module, _, _ in VERBS.values()]
     assert all(importlib.util.find_spec(module) for module in modules)
     assert [verb for verb, (module, flags, _) in VERBS.items() if flags] == ["train", "evaluate", "export"]
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert installed_config("--config=configs/synth.py:mla") == f"--config={ROOT}/configs/synth.py:mla"
+    for other in ("--config=mine.py", "--config.data.root=configs/synth.py", "configs/synth.py"):
+        assert installed_config(other) == other
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/synth.py").touch()
+    assert installed_config("--config=configs/synth.py:mla") == "--config=configs/synth.py:mla"
 
 
 def test_a_verb_is_the_same_program_as_its_module():

@@ -436,7 +436,7 @@ def test_without_validation_the_last_step_is_evaluated(tmp_path, capsys, monkeyp
 
 NO_SPLIT = (
     'record 0 has no "split". This looks like caption_all.json, which has no splits. '
-    "Use reid_raw.json, which has them; see README, Datasets"
+    "Use reid_raw.json, which has them; see docs/datasets.md"
 )
 
 
@@ -446,7 +446,7 @@ def test_captions_alone_are_refused_by_all(tmp_path, capsys):
     root = write(tmp_path / "CUHK-PEDES", "caption_all.json", records, pictures(CUHK))
     message = (
         f"{root}/reid_raw.json not found: --config.data.root expects the CUHK-PEDES folder with reid_raw.json or "
-        f"cuhk_pedes_att.json and imgs/; see README, Datasets; another JSON file: {root}/caption_all.json: {NO_SPLIT}"
+        f"cuhk_pedes_att.json and imgs/; see docs/datasets.md; another JSON file: {root}/caption_all.json: {NO_SPLIT}"
     )
     for use in (
         lambda: read_annotations(root, "cuhk_pedes"),
@@ -540,7 +540,7 @@ def test_a_folder_of_images_that_is_a_link_out_is_refused_and_never_opened(tmp_p
 
 GOOD = {"split": "train", "captions": ["A woman.", "She."], "file_path": "cam_a/000_45.bmp", "id": 1}
 AGAIN = '"file_path": "a.jpg", "captions": "A hat."'
-SEE = "see README, Datasets"
+SEE = "see docs/datasets.md"
 DEFECTS = {
     "not UTF-8": (b'[{"split": "\xe9', "{file} is not UTF-8 text (byte 12); convert it, or unpack it again"),
     "truncated": (
@@ -561,7 +561,7 @@ DEFECTS = {
     "no list": (
         {"records": []},
         "{file} holds an object; expected a list of records, or an object of such lists named train, val, test; "
-        "see README, Datasets",
+        "see docs/datasets.md",
     ),
     "no object": ([GOOD, "A man."], f"{{file}}: record 1 is a text; expected an object; {SEE}"),
     "no id": ([GOOD, {k: v for k, v in GOOD.items() if k != "id"}], f'{{file}}: record 1 has no "id"; {SEE}'),

@@ -180,7 +180,7 @@ def without(key):
     ("faulty", "message"),
     [
         (without("split"), 'record 1 has no "split". This looks like caption_all.json'),
-        ({"id": 1}, 'record 1 has no "split"; see README'),
+        ({"id": 1}, 'record 1 has no "split"; see docs/datasets.md'),
         (without("captions"), 'record 1 has no "captions"'),
         (without("file_path"), 'record 1 has no "file_path"'),
         (without("id"), 'record 1 has no "id"'),

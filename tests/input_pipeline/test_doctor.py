@@ -127,7 +127,7 @@ def test_the_folder_of_images_is_missing(tmp_path, capsys, dataset):
     make(tmp_path)
     (tmp_path / "imgs").rename(tmp_path / "elsewhere")
     assert call(tmp_path, dataset=dataset) == 2
-    message = f"{tmp_path}/imgs not found: the images of reid_raw.json are expected in it; see README, Datasets"
+    message = f"{tmp_path}/imgs not found: the images of reid_raw.json are expected in it; see docs/datasets.md"
     assert capsys.readouterr().err == f"error: {message}\n"
 
 

@@ -401,7 +401,7 @@ def test_data_of_another_version_are_not_read(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(CuhkPedes, "VERSION", type(CuhkPedes.VERSION)("9.9.9"))
     monkeypatch.setattr(CuhkPedes, "RELEASE_NOTES", {"9.9.9": ""})
     with pytest.raises(
-        DataError, match=r"carried/imgs not found: .* or prepared data in .*/cuhk_pedes/9.9.9; see README"
+        DataError, match=r"carried/imgs not found: .* or prepared data in .*/cuhk_pedes/9.9.9; see docs/datasets.md"
     ):
         open_split(tmp_path / "carried")
     assert list((tmp_path / "carried").glob(f"prepared/*/cuhk_pedes/{version}"))
