@@ -17,10 +17,10 @@ INTENDED_USE = (  # README.md has more
 
 
 def render(template: Path, **values: Any) -> str:
-    """Renders a Jinja template with these values and `intended_use`."""
+    """Renders a Jinja template with these values and `intended_use`; escapes them in .html."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=template.suffix == ".html", trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template.read_text(encoding="utf-8"))
     return page.render(intended_use=INTENDED_USE, **values)
 
