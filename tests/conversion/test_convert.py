@@ -22,7 +22,7 @@ from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.pages.report import write_report
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest
-from ivt_jax.training.init_from import plan
+from ivt_jax.training.init_from import initial_params
 
 TINY = [
     "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",
@@ -96,10 +96,11 @@ def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, cap
     own = [f"--config.model.{name}={config.model[name]}" for name in ("depth", "mlp_ratio", "max_text_length")]
     start = [*TINY[1:], *own, f"--config.train.init_from={tmp_path}/out"]
     with pytest.raises(UserError) as error:
-        plan(read_config("configs/synth.py", start))
+        initial_params(read_config("configs/synth.py", start), shapes_alone=True)
     assert str(error.value).endswith(f"another image_norm, image_activation, norm_epsilon; set {' '.join(flags)}")
     count = len(parameter_shapes(IVTConfig.from_config(config.model)))
-    assert plan(read_config("configs/synth.py", [*start, *flags])).endswith(f"{count} loaded")
+    initial = initial_params(read_config("configs/synth.py", [*start, *flags]), shapes_alone=True)
+    assert initial.summary.endswith(f"{count} loaded")
 
 
 def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):

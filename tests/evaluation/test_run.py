@@ -51,7 +51,7 @@ def evaluate(monkeypatch):
                 split=split,
                 person_ids=persons,
                 root=Path("nowhere"),
-                annotations=None,
+                annotations=Path(__file__),
                 images_digest="",
             )
 
