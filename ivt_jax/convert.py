@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ivt_jax.common.errors import UserError
+from ml_collections import ConfigDict
+
+from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
 from ivt_jax.common.startup import run_command
 
@@ -25,15 +27,14 @@ from ivt_jax.common.startup import run_command
 def convert(args: argparse.Namespace, rest: list[str]) -> None:
     """Reads and converts the weights, writes the folder --out, and prints the use of every tensor."""
     check_paths(args)
-    from ml_collections import ConfigDict
-
     from ivt_jax.conversion.tensors import table
     from ivt_jax.run.checkpoint import export_params
     from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
     record, conversion = from_export(args.weights, rest) if args.source == "export" else from_others(args, rest)
-    tokenizer, line = find_tokenizer(args, record)
+    config = ConfigDict(record["config"])
+    tokenizer, line = find_tokenizer(args, config)
     with whole_folder(args.out) as folder:
         export_params(folder / "params", conversion.params)
         files = [path for path in (args.weights, args.weights_text) if path]
@@ -41,7 +42,7 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
         if tokenizer:
             tokenizer.save(folder)
     print(table(conversion.uses), line, sep="\n")
-    if notice := edge_notice(ConfigDict(record["config"])):
+    if notice := edge_notice(config):
         print(notice)
     print(f"written: {args.out}", file=sys.stderr)
 
@@ -75,8 +76,6 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
-    from ml_collections import ConfigDict
-
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.model import convert_export
     from ivt_jax.models.ivt import IVTConfig
@@ -94,15 +93,11 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     return record, convert_export(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
 
 
-def find_tokenizer(args: argparse.Namespace, record: dict[str, Any]) -> tuple[Any, str]:
+def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, str]:
     """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it."""
-    from ml_collections import ConfigDict
-
     from input_pipeline.tokenizer import load_tokenizer
-    from ivt_jax.common.errors import DataError
     from ivt_jax.run.workdir import folder_tokenizer
 
-    config = ConfigDict(record["config"])
     try:
         if args.source == "export":
             tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
@@ -161,19 +156,12 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
     flag("--weights_text", type=Path, help=with_bert + "BERT's file")
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
-    flag(
-        "--config",
-        help="config with image size, stride and heads, recorded beside the parameters (default configs/cuhk.py); "
-        "--config.KEY=VALUE changes a key",
-    )
-    flag(
-        "--resize", choices=("bilinear", "bicubic"), default="bilinear",
-        help=with_bert + "how positions are resized to the config's grid (default bilinear)",
-    )  # fmt: skip
-    flag(
-        "--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",
-        help="with clip: activation of its MLPs (default quick_gelu, OpenAI's; most others have gelu)",
-    )  # fmt: skip
+    flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
+         "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
+    flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",
+         help=with_bert + "how positions are resized to the config's grid (default bilinear)")  # fmt: skip
+    flag("--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",
+         help="with clip: activation of its MLPs (default quick_gelu, OpenAI's; most others have gelu)")  # fmt: skip
     return parser
 
 

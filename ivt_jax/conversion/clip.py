@@ -28,10 +28,8 @@ def tokens(tensor: np.ndarray) -> np.ndarray:
 
 
 OPENAI_BLOCK = Block(
-    "visual.transformer.resblocks.{}.", "ln_1.",
-    "attn.in_proj_", "attn.out_proj.",
-    "ln_2.", "mlp.c_fc.", "mlp.c_proj.",
-)  # fmt: skip
+    "visual.transformer.resblocks.{}.", "ln_1.", "attn.in_proj_", "attn.out_proj.", "ln_2.", "mlp.c_fc.", "mlp.c_proj."
+)
 OPENAI = (
     rule(CLS, "visual.class_embedding", "D", tokens),
     rule(POSITIONS, "visual.positional_embedding", "N D", tokens),
@@ -48,9 +46,8 @@ OPENAI_IGNORED = {
 }
 
 TRANSFORMERS_BLOCK = Block(
-    "encoder.layers.{}.", "layer_norm1.",
-    "self_attn.q_proj. self_attn.k_proj. self_attn.v_proj.", "self_attn.out_proj.",
-    "layer_norm2.", "mlp.fc1.", "mlp.fc2.",
+    "encoder.layers.{}.", "layer_norm1.", "self_attn.q_proj. self_attn.k_proj. self_attn.v_proj.",
+    "self_attn.out_proj.", "layer_norm2.", "mlp.fc1.", "mlp.fc2.",
 )  # fmt: skip
 TRANSFORMERS = (
     rule(CLS, "embeddings.class_embedding", "D", tokens),
@@ -68,15 +65,13 @@ TRANSFORMERS_IGNORED = {
 }
 NAMINGS = {
     "openai": Naming(OPENAI, OPENAI_IGNORED, clean=lambda name: name.removeprefix("module.")),
-    "transformers": Naming(
-        TRANSFORMERS, TRANSFORMERS_IGNORED, clean=lambda name: name.removeprefix("vision_model.")
-    ),
-}  # fmt: skip
+    "transformers": Naming(TRANSFORMERS, TRANSFORMERS_IGNORED, clean=lambda name: name.removeprefix("vision_model.")),
+}
 
 
 def convert_clip(
     clip: Source, text: Source, model_config: IVTConfig, activation: str, method: str, seed: int
-) -> Conversion:  # fmt: skip
+) -> Conversion:
     """As `convert_vit`, with the image side of CLIP; sets the options of the model that CLIP needs.
 
     activation: of the image MLPs, which the tensors do not determine: "quick_gelu" for OpenAI's models, "gelu" for most
@@ -84,9 +79,7 @@ def convert_clip(
     """
     naming = NAMINGS[naming_of(clip, NAMINGS, "CLIP")]
     image = for_our_pixels(read(naming, clip.tensors, clip.file, {}))
-    model_config = dataclasses.replace(
-        model_config, image_norm=True, image_activation=activation, norm_epsilon=EPSILON
-    )  # fmt: skip
+    model_config = dataclasses.replace(model_config, image_norm=True, image_activation=activation, norm_epsilon=EPSILON)
     return without_types(with_bert(image, clip.file, text, model_config, method, seed))
 
 

@@ -19,7 +19,7 @@ from ivt_jax.common.messages import install
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
 SAFETENSORS_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, beside epoch, ...
 # Globals in the pickle of a NumPy number, such as the best score; the second is NumPy 2's.
 NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 
@@ -109,16 +109,12 @@ def read_header(path: Path) -> Header:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     for name, dtype in read_header(path).dtypes.items():
         if dtype not in SAFETENSORS_FLOATS + SAFETENSORS_INTEGERS:  # NumPy has no dtype for some of these
             raise other_dtype(path, name, dtype)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
+    return load_file(path)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -141,8 +137,14 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals([(Number, name) for name in NUMPY_NUMBER]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # many kinds: a pickle that would run code, a damaged archive, no archive
-        raise UserError(f"{path} is refused by torch.load(weights_only=True): {_torch_line(error)}") from None
-    return {name: _from_torch(path, name, value) for name, value in _state_dict(path, content).items()}
+        # torch.load adds the advice to load the file unsafely.
+        found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
+        fault = found[1] if found else _line(error)
+        raise UserError(f"{path} is refused by torch.load(weights_only=True): {fault}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    tensors = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    return {name: _from_torch(path, name, value) for name, value in tensors.items()}
 
 
 class Number:
@@ -153,13 +155,6 @@ class Number:
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, Any]:
-    """Returns the tensors by name, without what a training script stores beside them (optimiser, epoch, ...)."""
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    return next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
 
 
 def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
@@ -178,9 +173,3 @@ def _from_torch(path: Path, name: str, value: Any) -> np.ndarray:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _torch_line(error: Exception) -> str:
-    """Returns the fault that torch.load found, without its advice to load the file unsafely."""
-    found = re.search(r"WeightsUnpickler error: (.*?)(?:\. Please|$)", str(error), re.MULTILINE)
-    return found[1] if found else _line(error)

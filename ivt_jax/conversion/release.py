@@ -32,9 +32,7 @@ IGNORED = {
     r"encoder_vl\.embeddings\.position_ids": "an index, no weight",
 }
 NAMING = Naming(RULES, IGNORED, clean=lambda name: name.removeprefix("module."))
-INVERSE: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
-    same: same, linear: np.transpose, convolution: convolution_weight
-}  # fmt: skip
+INVERSE: Mapping[Any, Callable[..., np.ndarray]] = {same: same, linear: np.transpose, convolution: convolution_weight}
 
 
 def params_from_release(
@@ -53,9 +51,7 @@ def params_from_release(
     return conversion.model_config, conversion.params
 
 
-def convert_release(
-    tensors: Mapping[str, np.ndarray], file: str, model_config: IVTConfig, seed: int
-) -> Conversion:  # fmt: skip
+def convert_release(tensors: Mapping[str, np.ndarray], file: str, model_config: IVTConfig, seed: int) -> Conversion:
     """As `params_from_release`, for a model with the options (dropout, dtype, ...) of `model_config`."""
     return complete(read(NAMING, tensors, file, {}), model_config, seed, file)
 

@@ -110,9 +110,7 @@ def convert_vit(vit: Source, text: Source, model_config: IVTConfig, method: str,
     return with_bert(image, vit.file, text, model_config, method, seed)
 
 
-def with_bert(
-    image: Loaded, file: str, text: Source, model_config: IVTConfig, method: str, seed: int
-) -> Conversion:  # fmt: skip
+def with_bert(image: Loaded, file: str, text: Source, model_config: IVTConfig, method: str, seed: int) -> Conversion:
     """Returns the tower with the image side `image`, read from `file`, and BERT's text side."""
     words = read(bert.NAMING, text.tensors, text.file, {})
     for letter, what in (("D", "wide"), ("depth", "deep"), ("F", "wide in the MLPs")):

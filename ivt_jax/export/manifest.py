@@ -10,8 +10,6 @@ from ivt_jax.encoding.images import preprocessing
 from ivt_jax.models.ivt import IVT, PAD_ID
 from ivt_jax.run.workdir import digest, write_json
 
-FORMAT_VERSION = 1
-
 
 class Trained(NamedTuple):
     """A model, its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
@@ -37,7 +35,7 @@ def write_manifest(
     output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model_config.width]}
     manifest = {
         "format": form,
-        "format_version": FORMAT_VERSION,
+        "format_version": 1,
         **more,
         "encoders": {
             "image": {"file": encoders[0], "inputs": [images], "outputs": [output]},
@@ -45,10 +43,8 @@ def write_manifest(
         },
         "smallest_batch": smallest_batch,
         "embedding": {"dimension": model_config.width, "normalised": "L2", "compared_by": "inner product"},
-        "images": {
-            **preprocessing(model_config.image_size),
-            "normalised_by": "the encoder: it takes pixels from 0 to 255",
-        },
+        "images": preprocessing(model_config.image_size)
+        | {"normalised_by": "the encoder: it takes pixels from 0 to 255"},
         "text": {
             "tokenizer": "tokenizer.json",
             "layout": "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right",

@@ -35,7 +35,13 @@ class Graph:
     """Nodes and constants of one encoder; calling it adds a node and returns the name of its output."""
 
     def __init__(self, model_config: IVTConfig):
-        self.config, self.onnx = model_config, load_onnx()
+        try:
+            import onnx
+            import onnx.helper
+            import onnx.numpy_helper
+        except ImportError:
+            raise UserError(f"ONNX graphs need onnx, which is not installed: {install('onnx')}") from None
+        self.config, self.onnx = model_config, onnx
         self.nodes, self.constants = list[Any](), list[Any]()
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
@@ -62,17 +68,6 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="ivt_jax")
         beside = sum(len(constant.raw_data) for constant in self.constants) > LARGEST
         self.onnx.save_model(model, path, save_as_external_data=beside, location=path.name + ".data")
-
-
-def load_onnx() -> Any:
-    """Imports and returns onnx. Raises UserError if it is not installed."""
-    try:
-        import onnx
-        import onnx.helper
-        import onnx.numpy_helper
-    except ImportError:
-        raise UserError(f"ONNX graphs need onnx, which is not installed: {install('onnx')}") from None
-    return onnx
 
 
 def write_onnx(folder: Path, trained: Trained) -> None:

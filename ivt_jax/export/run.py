@@ -38,7 +38,6 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
     """Writes the best checkpoint's parameters in `formats`, config.json, tokenizer and model card; returns the folder.
 
     If there is an export of the same parameters, the missing formats are added and the card gets the current scores.
-
     workdir: of a run, or a folder of parameters. Raises UserError if a format is unknown, the export has other
     parameters, or the files of the workdir do not go together.
     """
