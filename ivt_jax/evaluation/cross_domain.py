@@ -55,14 +55,10 @@ def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: Con
             test_config.data.update({"name": name, "root": root})
             source = pipeline.open_split(test_config, "test")
             embeddings = embed_split(model, restored.params, source, tokenizer, test_config)
-            cells.append(
-                {
-                    "run": str(workdir), "trained_on": trained_on, "tested_on": name, "step": restored.step,
-                    "queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum()),
-                    **both_scores(standard(embeddings)),
-                    "warning": SHARED_WARNING if {trained_on, name} == _SHARED else "",
-                }
-            )  # fmt: skip
+            cell = {"run": str(workdir), "trained_on": trained_on, "tested_on": name, "step": restored.step}
+            counts = {"queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum())}
+            warning = SHARED_WARNING if {trained_on, name} == _SHARED else ""
+            cells.append({**cell, **counts, **both_scores(standard(embeddings)), "warning": warning})
     return cells
 
 

@@ -18,6 +18,8 @@ from ivt_jax.evaluation import ranking
 from ivt_jax.evaluation.ranking import Ranks, mean_scores, query_scores, with_trapezoid
 from ivt_jax.evaluation.reranking import rerank
 
+RERANKED = "standard, re-ranked"  # the protocol `standard` after k-reciprocal re-ranking
+
 
 class Embeddings(NamedTuple):
     """The embeddings of a split, of G images and Q captions, L2-normalised float32, and their person ids."""
@@ -37,18 +39,25 @@ def image_records(e: Embeddings) -> np.ndarray:
 
 def standard(e: Embeddings) -> dict[str, Ranks]:
     """Ranks text to image ("t2i") and image to text ("i2t"), with one image entry per image record."""
-    return _both_ways(e, image_records(e))
+    rows = image_records(e)
+    t2i, i2t = ranking.rank_both_ways(e.text, e.image[rows], e.text_person, e.image_person[rows])
+    return {"t2i": t2i, "i2t": i2t}
 
 
 def standard_dedup(e: Embeddings) -> dict[str, Ranks]:
     """Ranks as `standard`, with every image once."""
-    return _both_ways(e, np.arange(len(e.image)))
+    return standard(e._replace(image_copies=np.ones_like(e.image_copies)))
+
+
+def text_to_image(e: Embeddings, rows: np.ndarray) -> Ranks:
+    """Ranks the images with indices `rows` for every caption."""
+    return ranking.rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows])
 
 
 def release(e: Embeddings, dataset: str) -> Ranks:
     """Ranks text to image as the release does; `dataset` is a key of input_pipeline.annotations.LAYOUTS."""
     rows = image_records(e) if dataset == "icfg_pedes" else e.text_image[::2]
-    return with_trapezoid(_text_to_image(e, rows))
+    return with_trapezoid(text_to_image(e, rows))
 
 
 def reranked(e: Embeddings) -> Ranks:
@@ -61,19 +70,10 @@ def reranked(e: Embeddings) -> Ranks:
 def protocol_scores(e: Embeddings, dataset: str, standard_t2i: Ranks) -> dict[str, dict[str, float]]:
     """Returns text-to-image scores in percent by every protocol. standard_t2i: the ranks by `standard`."""
     # Equal galleries are ranked once.
-    once = standard_t2i if (e.image_copies == 1).all() else _text_to_image(e, np.arange(len(e.image)))
+    once = standard_t2i if (e.image_copies == 1).all() else text_to_image(e, np.arange(len(e.image)))
     released = with_trapezoid(standard_t2i) if dataset == "icfg_pedes" else release(e, dataset)
     return {
         "standard": mean_scores(query_scores(standard_t2i)),
         "standard-dedup": mean_scores(query_scores(once)),
         "release": mean_scores({name: np.nan_to_num(values) for name, values in query_scores(released).items()}),
     }
-
-
-def _both_ways(e: Embeddings, rows: np.ndarray) -> dict[str, Ranks]:
-    t2i, i2t = ranking.rank_both_ways(e.text, e.image[rows], e.text_person, e.image_person[rows])
-    return {"t2i": t2i, "i2t": i2t}
-
-
-def _text_to_image(e: Embeddings, rows: np.ndarray) -> Ranks:
-    return ranking.rank_embeddings(e.text, e.image[rows], e.text_person, e.image_person[rows])

@@ -159,8 +159,7 @@ def _parts(ids: np.ndarray, firsts: np.ndarray) -> list[slice]:
 
 def _in_order(parts: Sequence[Ranks], order: np.ndarray) -> Ranks:
     """Joins the ranks of queries that were sorted by `order`, and undoes the sort."""
-    back = np.argsort(order)
-    return Ranks(*(values[back] for values in joined(parts)))
+    return Ranks(*np.stack(joined(parts))[:, np.argsort(order)])
 
 
 def first_found(scores: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:

@@ -12,17 +12,9 @@ from ml_collections import ConfigDict
 from input_pipeline import pipeline
 from input_pipeline.perturbations import PERTURBATIONS, perturb
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
-from ivt_jax.evaluation.protocols import Embeddings, image_records, standard
-from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores, rank_embeddings
-from ivt_jax.evaluation.split import (
-    RERANKED,
-    both_scores,
-    embed_captions,
-    embed_split,
-    split_captions,
-    summarise,
-    write_results,
-)
+from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
+from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
+from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import folder_tokenizer, other_data
@@ -113,8 +105,7 @@ def robustness(
     rows, correct, table = image_records(e), query_scores(clean)["R1"], {}
     for name in PERTURBATIONS:
         perturbed = perturb(name, captions, seed)
-        ranks = rank_embeddings(embed(perturbed), e.image[rows], e.text_person, e.image_person[rows])
-        values = query_scores(ranks)["R1"]
+        values = query_scores(text_to_image(e._replace(text=embed(perturbed)), rows))["R1"]
         table[name] = {
             "R1": float(np.nanmean(values)),
             "change": float(np.nanmean(values - correct)),

@@ -10,12 +10,11 @@ import numpy as np
 from ivt_jax.common.files import whole_file, write_text
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.embedding import embed_images, embed_texts
-from ivt_jax.evaluation.protocols import Embeddings, image_records, protocol_scores, reranked
+from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, protocol_scores, reranked
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, first_found, mean_scores, query_scores, rank_chunks
 from ivt_jax.run.workdir import read_json, write_json
 
 TOP = 10  # results of each query in queries.jsonl
-RERANKED = "standard, re-ranked"  # the protocol `standard` after k-reciprocal re-ranking
 
 
 def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: Any) -> Embeddings:
