@@ -1,8 +1,6 @@
 """Train the variants of configs/synth.py with some seeds each, at equal steps, and compare them.
 
-    python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few
-    python -m ivt_jax.ablation --study=optimizers --out=runs/optimizers --root=data/pedes-synth-few
-    python -m ivt_jax.ablation --study=choices --out=runs/choices --root=data/pedes-synth-few
+    python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few    # or optimizers, choices
 
 Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Several run at a time, each on its share of the
 cores, since so small a model gains little from a second core. Writes a table, ablation.md, and a plot, ablation.png.

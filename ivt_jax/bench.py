@@ -96,12 +96,9 @@ def line(row: "Measurement") -> str:
     """Formats a line of the Markdown table below HEADER."""
     times = f"{1e3 * row.seconds:,.1f} ({1e3 * row.low:,.1f} to {1e3 * row.high:,.1f})"
     cells = [row.piece, row.name, row.dtype, f"{row.items:,}", times, f"{row.calls}", f"{row.items / row.seconds:,.4g}"]
-    if row.tflops:
-        compiled = f"{row.compiled_tflops:.4f}" if row.compiled_tflops else ""
-        cells += [f"{row.tflops:.4f}", compiled, f"{row.mfu:.1%}", f"{row.memory:.2f}", f"{row.compile_seconds:.1f} s"]
-    else:
-        cells += [""] * 5
-    return f"| {' | '.join(cells)} |"
+    compiled = f"{row.compiled_tflops:.4f}" if row.compiled_tflops else ""
+    program = [f"{row.tflops:.4f}", compiled, f"{row.mfu:.1%}", f"{row.memory:.2f}", f"{row.compile_seconds:.1f} s"]
+    return f"| {' | '.join([*cells, *(program if row.tflops else [''] * 5)])} |"
 
 
 def run(options: argparse.Namespace, changes: Sequence[str]) -> None:

@@ -97,11 +97,9 @@ def measure(case: Case, folder: Path) -> tuple[float, float, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures every case and prints a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ivt_jax.benchmarks.conversion", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
-    scratch = parser.parse_args(argv).scratch
+    flags = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.conversion", description=__doc__.splitlines()[0])
+    flags.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
+    scratch = flags.parse_args(argv).scratch
     with_torch = importlib.util.find_spec("torch") is not None
     print("| --source | names | file | MB | seconds | peak, GiB |\n|---|---|---|---|---|---|")
     for case in CASES:

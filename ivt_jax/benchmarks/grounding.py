@@ -98,11 +98,6 @@ def read_crops(root: Path, size: tuple[int, int], count: int) -> list[Crop]:
     return crops
 
 
-def all_parts(crops: Sequence[Crop]) -> list[str]:
-    """Returns the parts that have a phrase in any crop, from head to foot."""
-    return [part for part in PARTS if any(part in crop.phrases for crop in crops)]
-
-
 def pair_up(crops: Sequence[Crop], part: str) -> tuple[list[Phrase], np.ndarray, np.ndarray]:
     """Pairs the T distinct phrases for a part with the N crops; returns (phrases, true (T, N), false (T, N)), bool.
 
@@ -136,13 +131,10 @@ def recolour(values: np.ndarray, phrases: Sequence[Phrase], true: np.ndarray) ->
 def score_table(crops: Sequence[Crop], score: Callable[[list[str]], np.ndarray]) -> str:
     """Formats the table of scores in Markdown. score: T texts -> their similarities with the N crops, (T, N)."""
     kinds: dict[str, list[list[np.ndarray]]] = {}
-    for part in all_parts(crops):
+    for part in [part for part in PARTS if any(part in crop.phrases for crop in crops)]:
         phrases, true, false = pair_up(crops, part)
         scores = score([str(phrase) for phrase in phrases])
-        kinds[part] = [
-            [values[true], values[false], np.array(recolour(values, phrases, true))]
-            for values in (scores, shares(scores))
-        ]
+        kinds[part] = [[x[true], x[false], np.array(recolour(x, phrases, true))] for x in (scores, shares(scores))]
     kinds["all"] = [[np.concatenate(x) for x in zip(*kind, strict=True)] for kind in zip(*kinds.values(), strict=True)]
     lines = ["| part | true pairs | false: cosine | share | recoloured: cosine | share |", "|---|---|---|---|---|---|"]
     for part, both in kinds.items():
@@ -183,7 +175,7 @@ def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[
             patches = covered(crop.mask(part), model.patch_size, model.stride)
             hits[part].append((patches[phrase], patches[thing]))
             covers[part].append(patches)
-    rows = {part: pointing(hits[part], covers[part]) for part in all_parts(crops) if part in hits}
+    rows = {part: pointing(hits[part], covers[part]) for part in PARTS if part in hits}
     lines = ["| part | crops | phrase, % | thing, % | chance, % | fixed, % |", "|---|---|---|---|---|---|"]
     for part, figures in [*rows.items(), ("mean", np.mean(list(rows.values()), axis=0))]:
         count = f"{len(hits[part]):,}" if part in hits else ""

@@ -155,13 +155,9 @@ def attribute_sections(
     shares = []
     for name in true[0]:
         frequency = Counter(person[name] for person in gallery)
-        shares.append(
-            {
-                "name": name.replace("_", " "),
-                "share": 100 * float(np.mean([t[name] == f[name] for t, f in zip(true, found, strict=True)])),
-                "chance": 100 * float(np.mean([frequency[t[name]] / len(gallery) for t in true])),
-            }
-        )
+        same = np.mean([t[name] == f[name] for t, f in zip(true, found, strict=True)])
+        random = np.mean([frequency[t[name]] / len(gallery) for t in true])
+        shares.append({"name": name.replace("_", " "), "share": 100 * float(same), "chance": 100 * float(random)})
     names = [name for name in ("upper_colour", "lower_colour") if name in true[0]]
     return {
         "attributes": sorted(shares, key=lambda row: -row["share"]),
