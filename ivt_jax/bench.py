@@ -98,7 +98,8 @@ def line(row: "Measurement") -> str:
     cells = [row.piece, row.name, row.dtype, f"{row.items:,}", times, f"{row.calls}", f"{row.items / row.seconds:,.4g}"]
     compiled = f"{row.compiled_tflops:.4f}" if row.compiled_tflops else ""
     program = [f"{row.tflops:.4f}", compiled, f"{row.mfu:.1%}", f"{row.memory:.2f}", f"{row.compile_seconds:.1f} s"]
-    return f"| {' | '.join([*cells, *(program if row.tflops else [''] * 5)])} |"
+    cells += program if row.tflops else [""] * len(program)
+    return f"| {' | '.join(cells)} |"
 
 
 def run(options: argparse.Namespace, changes: Sequence[str]) -> None:

@@ -38,7 +38,6 @@ image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in 
 encode_images = lambda images: image.run(None, {"images": images})[0]
 encode_texts = lambda ids: text.run(None, {"ids": ids})[0]""",
 }
-NEEDS = {"onnx": ("onnx", "onnxruntime")}
 USE = """
 import json, resource, time
 import numpy as np
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         return print(json.dumps(write(options.write, options.scratch)))
     print("| form | written in, s | peak, GiB | MB | used in, s | peak, GiB | 1 - cosine |\n" + "|---" * 7 + "|")
     for form in LOAD:
-        if all(importlib.util.find_spec(name) for name in NEEDS.get(form, ())):
+        if form != "onnx" or all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
             with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
                 print(measure(form, Path(folder)), flush=True)
 

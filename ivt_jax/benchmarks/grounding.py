@@ -131,7 +131,7 @@ def recolour(values: np.ndarray, phrases: Sequence[Phrase], true: np.ndarray) ->
 def score_table(crops: Sequence[Crop], score: Callable[[list[str]], np.ndarray]) -> str:
     """Formats the table of scores in Markdown. score: T texts -> their similarities with the N crops, (T, N)."""
     kinds: dict[str, list[list[np.ndarray]]] = {}
-    for part in [part for part in PARTS if any(part in crop.phrases for crop in crops)]:
+    for part in (part for part in PARTS if any(part in crop.phrases for crop in crops)):
         phrases, true, false = pair_up(crops, part)
         scores = score([str(phrase) for phrase in phrases])
         kinds[part] = [[x[true], x[false], np.array(recolour(x, phrases, true))] for x in (scores, shares(scores))]

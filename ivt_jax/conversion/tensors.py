@@ -15,8 +15,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import FLOATS, other_dtype
 
 Sizes = Mapping[str, int]
-Flat = dict[str, np.ndarray]
-"""Parameters by path, such as "blocks/attn/qkv/kernel"; those of the blocks are stacked along a leading axis."""
+Flat = dict[str, np.ndarray]  # parameters by path, as "blocks/attn/qkv/kernel"; those of blocks have a leading axis
 
 
 class Rule(NamedTuple):

@@ -1,5 +1,6 @@
 """Evaluation of a run: scores its best checkpoint on validation and test, and its last one on test."""
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,9 +43,6 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
     def embed(source: Any, params: Any = best_params) -> Embeddings:
         return embed_split(model, params, source, tokenizer, config)
 
-    def embed_texts(captions: list[str]) -> np.ndarray:
-        return embed_captions(model, best_params, captions, tokenizer, config)
-
     source = pipeline.open_split(config, "val", images_digest)
     calibration = None
     if len(source.person_ids):
@@ -68,6 +66,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
     if calibration:
         summary["calibration"] = detection(calibration, _top_scores(embeddings))
     if config.evaluation.robustness:
+        embed_texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
         summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed_texts, config.seed)
     if write:
         write_results(workdir, summary, source, embeddings)
