@@ -8,6 +8,7 @@ continues after an interruption. docs/search.md describes which pictures are emb
 """
 
 import argparse
+import collections
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.list}: {printable(note)}", file=sys.stderr, flush=True)
 
     from ivt_jax.retrieval.build import Options, build
+    from ivt_jax.retrieval.missing import describe_kept
     from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
 
     if args.snapshot:
@@ -40,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     built = build(args.index, source, Options(**{name: getattr(args, name) for name in options}))
     passed = describe_passed(source.passed)
     file = None if is_remote(args.index) else Path(args.index, "unreadable.txt")
-    _print_problems(built.unreadable, list(map(str, built.kept)), passed, file)
+    _print_problems([*map(": ".join, built.unreadable)], describe_kept(built.kept), passed, file)
     if passed:
         print(f"{args.index}: passed over: {passed}")
-    if built.reasons:
-        print(f"{args.index}: {_count_reasons(built.reasons.most_common())}", file=sys.stderr)
+    if built.unreadable:
+        reasons = collections.Counter(reason for _, reason in built.unreadable)
+        print(f"{args.index}: {_count_reasons(reasons.most_common())}", file=sys.stderr)
     if built.note:
         print(f"{args.index}: {built.note}")
     if source.fields:

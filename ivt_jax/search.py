@@ -106,7 +106,7 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
     with tempfile.TemporaryDirectory(prefix="ivt_jax-search-") as temporary:
         place = Path(temporary) / "index"
         built = build(place, source, Options(workdir, encoder))
-        unreadable = [f"{folder}/{problem}" for problem in built.unreadable]
+        unreadable = [f"{folder}/{path}: {reason}" for path, reason in built.unreadable]
         yield Searcher(open_store(place), workdir, encoder), unreadable
 
 

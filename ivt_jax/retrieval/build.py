@@ -39,8 +39,8 @@ from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import ImageEncoder
 from ivt_jax.encoding.images import fit, is_as_before, open_image
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
-from ivt_jax.gallery.vectors import DTYPES, ByDigest, short_digest
-from ivt_jax.retrieval.missing import Kept, Missing, Reach, Reasons, count_kept
+from ivt_jax.gallery.vectors import ByDigest, short_digest
+from ivt_jax.retrieval.missing import Missing, Reach, Reasons
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.plan import Plan, find_stale, plan_build
 from ivt_jax.retrieval.sources import Picture, Source
@@ -60,7 +60,7 @@ class Options:
     """Options of a build.
 
     workdir: folder of the model, by default the one that the index states; encoder: the model, if it is loaded already;
-    dtype: of the vectors of a new index, a key of `DTYPES`, by default float32; batch: pictures of a batch on each
+    dtype: of the vectors of a new index, float32 or float16, by default float32; batch: pictures of a batch on each
     device; vectors: a folder that `ivt_jax.embed` wrote, whose vectors are used for pictures of the same content;
     moved: the pictures of the index are in another folder now; prune: deletes the rows that would stay without their
     pictures.
@@ -81,9 +81,9 @@ class Built:
 
     All pictures are new, changed (other content or metadata), renamed or unchanged, which includes touched ones. gone:
     how many rows were deleted without a successor; embedded: how many pictures this build embedded; taken: how many
-    vectors came from `ivt_jax.embed`; seconds: for reading, embedding and writing; unreadable: "path: reason" of each
-    picture that cannot be read; reasons: counts of these; note: a message of the store, or ""; kept: rows that stay
-    although their pictures are missing or cannot be read, counted as unchanged.
+    vectors came from `ivt_jax.embed`; seconds: for reading, embedding and writing; unreadable: (path, reason) of each
+    picture that cannot be read; note: a message of the store, or ""; kept: the folder and the reason of each row that
+    stays although its picture is missing or cannot be read, counted as unchanged.
     """
 
     new: int = 0
@@ -94,21 +94,16 @@ class Built:
     embedded: int = 0
     taken: int = 0
     seconds: float = 0.0
-    unreadable: list[str] = dataclasses.field(default_factory=list)
-    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     note: str = ""
-    kept: Sequence[Kept] = ()
-
-    def add_unreadable(self, path: str, reason: str) -> None:
-        self.unreadable.append(f"{path}: {reason}")
-        self.reasons[reason] += 1
+    kept: Reasons = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
         text = f"{pictures}: {self.new:,} new, {self.changed:,} changed, {self.renamed:,} renamed, "
         text += f"{self.gone:,} gone, {self.unchanged:,} unchanged"
-        if kept := sum(some.rows for some in self.kept):
-            text += f"; {kept:,} of them kept without their pictures (--prune deletes them)"
+        if self.kept:
+            text += f"; {len(self.kept):,} of them kept without their pictures (--prune deletes them)"
         if self.taken:
             text += f"; {self.taken:,} had been embedded"
         if self.embedded:
@@ -139,8 +134,8 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         built = work.built
         if not built.new + built.changed + built.renamed + built.unchanged:
             raise _nothing_readable(built.unreadable)
-        kept = work.delete_old(options.prune)
-        sideways = about.sideways if stale & kept.keys() else 0
+        work.delete_old(options.prune)
+        sideways = about.sideways if stale & built.kept.keys() else 0
         _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
         built.note = store.optimize()
     return built
@@ -205,10 +200,8 @@ def _set_about(store: VectorStore, about: About) -> None:
 
 def _difference(found: Mapping[str, Any], about: About, keys: Sequence[str]) -> tuple[str, str, str] | None:
     """Returns the first key whose values differ, and both values in short."""
-    for key in keys:
-        if found.get(key) != getattr(about, key):
-            return key, short_digest(found.get(key)), short_digest(getattr(about, key))
-    return None
+    values = ((key, found.get(key), getattr(about, key)) for key in keys)
+    return next(((key, short_digest(was), short_digest(wanted)) for key, was, wanted in values if was != wanted), None)
 
 
 def _refuse_other_source(place: Path | str, about: About, source: Source, options: Options) -> None:
@@ -249,18 +242,24 @@ def _refuse_unreadable(source: Source, plan: Plan) -> None:
     """
     if plan.current:
         return
-    unreadable = [f"{path}: {reason}" for path, reason in source.unreadable]
+    unreadable = [*source.unreadable]
     for picture, _ in plan.todo:
         try:
             open_image(picture.path, read_content(picture.path, source.root / picture.path))
             return
         except UserError as error:
-            unreadable.append(str(error))
+            unreadable.append((picture.path, _reason(picture.path, error)))
     raise _nothing_readable(unreadable)
 
 
-def _nothing_readable(unreadable: Sequence[str]) -> UserError:
-    return UserError(f"none of {counted(len(unreadable), 'picture')} can be read; the first: {unreadable[0]}")
+def _nothing_readable(unreadable: Sequence[tuple[str, str]]) -> UserError:
+    return UserError(
+        f"none of {counted(len(unreadable), 'picture')} can be read; the first: {': '.join(unreadable[0])}"
+    )
+
+
+def _reason(path: str, error: UserError) -> str:
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _about_during(about: About, plan: Plan) -> About:
@@ -312,9 +311,7 @@ class _Work:
         self._unread = dict[str, str]()  # path -> why the system cannot read it
         self._unread_rows: list[Missing] = []  # the rows of such paths
         self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
-        self.built = Built(unchanged=plan.current)
-        for path, reason in source.unreadable:
-            self.built.add_unreadable(path, reason)
+        self.built = Built(unchanged=plan.current, unreadable=[*source.unreadable])
 
     def run(self) -> None:
         """Reads, embeds and writes all pictures; deletes old rows that are replaced or whose pictures were moved."""
@@ -324,11 +321,8 @@ class _Work:
             self._write(some)
         self.built.seconds = time.monotonic() - start
 
-    def delete_old(self, prune: bool) -> Reasons:
-        """Deletes rows without pictures and surplus rows; returns why others are kept.
-
-        Must be called after `run`, and checks the folders again.
-        """
+    def delete_old(self, prune: bool) -> None:
+        """Deletes rows without pictures and surplus rows, after `run`. Checks the folders again."""
         plan = self._plan
         # A stopped build may not have deleted the rows that its pictures were moved from.
         moved = [row.id for digest in plan.recent if (row := self._moved_from(digest))]
@@ -344,8 +338,7 @@ class _Work:
         self._store.delete(sorted({*gone, *plan.surplus, *moved} - kept.keys()))
         self.built.gone += len(gone)
         self.built.unchanged += len(kept)
-        self.built.kept = count_kept(kept)
-        return kept
+        self.built.kept = kept
 
     def _entries(self) -> Iterator[_Entry]:
         """Yields an entry with a vector, or a known digest, for each readable picture. Embeds in batches."""
@@ -371,8 +364,8 @@ class _Work:
 
     def _skip(self, path: str, old: Row | None, error: UserError) -> None:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
-        reason = str(error).removeprefix(f"{path}: ")
-        self.built.add_unreadable(path, reason)
+        reason = _reason(path, error)
+        self.built.unreadable.append((path, reason))
         if isinstance(error, UnreachableError):
             self._unread[path] = reason
             self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
@@ -392,17 +385,14 @@ class _Work:
         vector, upright = self._vectors.get(digest.digest()) if self._vectors else (None, True)
         if not upright and is_turned(io.BytesIO(content)):
             vector = None
-        if vector is not None:
-            vector = vector.astype(DTYPES[self._store.about.dtype])
         pixels = fit(image, self._encoder.size) if vector is None else None
         return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image))
 
     def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
         pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
-        vectors = self._encoder.embed(iter([pixels]), self._batch).astype(DTYPES[self._store.about.dtype])
+        vectors = self._encoder.embed(iter([pixels]), self._batch)
         self.built.embedded += len(entries)
-        for entry, vector in zip(entries, vectors, strict=True):
-            yield entry._replace(pixels=None, vector=vector)
+        return (entry._replace(pixels=None, vector=vector) for entry, vector in zip(entries, vectors, strict=True))
 
     def _write(self, entries: list[_Entry]) -> None:
         """Adds a row for each entry, all or none; then deletes the replaced rows and those of moved pictures."""
@@ -411,28 +401,25 @@ class _Work:
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
         rows: list[Row] = []
         for entry, donor in zip(entries, donors, strict=True):
-            path, size, changed, metadata = entry.picture
-            has = entry if donor is None else found[donor]
-            number = self._next_id + len(rows)
-            rows.append(Row(number, path, entry.digest, size, changed, metadata, has.vector, has.thumbnail))
-        moved = [
-            None if entry.old and entry.old.digest == entry.digest else self._moved_from(entry.digest)
-            for entry in entries
-        ]
-        replaced = [entry.old for entry in entries if entry.old]
+            (path, size, changed, metadata), has = entry.picture, entry if donor is None else found[donor]
+            vector = np.asarray(has.vector, self._store.about.dtype)
+            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail))
+            self._next_id += 1
         self._store.add(rows)
-        self._store.delete([row.id for row in (*replaced, *moved) if row])
-        self._next_id += len(rows)
-        for entry, moved_from in zip(entries, moved, strict=True):
-            self._count(entry, moved_from)
-        for row in replaced:
-            if self._known.get(row.digest) == row.id:
-                del self._known[row.digest]
+        gone: list[int] = []
+        for entry in entries:
+            old = entry.old
+            moved = None if old and old.digest == entry.digest else self._moved_from(entry.digest)
+            gone += [row.id for row in (old, moved) if row]
+            self._count(entry, moved)
+            if old and self._known.get(old.digest) == old.id:
+                del self._known[old.digest]
+        self._store.delete(gone)
         self._known.update({row.digest: row.id for row in rows})
 
     def _moved_from(self, digest: str) -> Missing | None:
         """Returns a row of this content whose file no longer exists, each such row once; None if there is none."""
-        movable = self._movable.get(digest, [])
+        movable = self._movable[digest]
         while movable:
             row = movable.pop()
             if self._reach.was_moved(row):

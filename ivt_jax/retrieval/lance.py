@@ -12,9 +12,7 @@ EXACT_ROWS rows LanceDB's approximate index is used, except for filters that few
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,11 +23,10 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfPq
 
-from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
-from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
-from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
+from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
+from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
 
 EXACT_ROWS = 2_000_000  # larger indexes are searched approximately
 TABLE = "pictures"
@@ -62,7 +59,7 @@ class LanceStore:
         no_index = NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
         if not is_remote(place) and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
             raise no_index
-        with _one_line(place):
+        with one_line(place):
             try:
                 table = lancedb.connect(place).open_table(TABLE)
             except ValueError as error:
@@ -82,7 +79,7 @@ class LanceStore:
                 ("thumbnail", pa.binary()),
             ]
         )
-        with _one_line(place):
+        with one_line(place):
             return cls(place, lancedb.connect(place).create_table(TABLE, schema=schema))
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -91,43 +88,39 @@ class LanceStore:
         columns |= {column(name): [row.metadata.get(name) for row in rows] for name in self.about.fields}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.about.dimension)
         columns["thumbnail"] = [row.thumbnail for row in rows]
-        with _one_line(self._place):
-            schema = self._table.schema
-            fields = [pa.field(field.name, field.type) for field in schema if field.name in columns]
-            self._table.add(pa.table(columns, schema=pa.schema(fields)))
+        with one_line(self._place):
+            schema = pa.schema([(field.name, field.type) for field in self._table.schema if field.name in columns])
+            self._table.add(pa.table(columns, schema=schema))
 
     def delete(self, ids: Sequence[int]) -> None:
-        with _one_line(self._place):
+        with one_line(self._place):
             for condition in _conditions(ids):
                 self._table.delete(condition)
 
-    def search(
-        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        self._refresh()
-        if exact is None:
-            exact = self._count() <= EXACT_ROWS
-        if exact or k > _MOST or not self._table.list_indices():
-            ids, vectors = self._all_vectors()
-            chosen = None if where is None else np.isin(ids, self._ids(self._table, where))
-            scores, rows = nearest(queries, vectors, k, chosen)
-            return scores, ids[rows]
-        if where is not None and self._count(where) <= _READ_THROUGH:
-            return self._read_through(queries, k, where)
-        return self._search_index(queries, k, where)
+    def search(self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None) -> Found:
+        with self._latest():
+            if exact is None:
+                exact = self._count() <= EXACT_ROWS
+            if exact or k > _MOST or not self._table.list_indices():
+                ids, vectors = self._all_vectors()
+                chosen = None if where is None else np.isin(ids, _ids(self._table, where))
+                scores, rows = nearest(queries, vectors, k, chosen)
+                return scores, ids[rows]
+            if where is not None and self._count(where) <= _READ_THROUGH:
+                return self._read_through(queries, k, where)
+            return self._search_index(queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
-        self._refresh()
-        return self._count(where)
+        with self._latest():
+            return self._count(where)
 
     def ids(self) -> np.ndarray:
-        self._refresh()
-        return self._ids(self._table)
+        with self._latest():
+            return _ids(self._table)
 
     def values(self, field: str, most: int) -> list[Value] | None:
-        self._refresh()
         found = set()
-        with _one_line(self._place):
+        with self._latest():
             for batch in _select(self._table, [column(field)]).to_batches(_AT_ONCE):
                 found.update(batch.column(0).unique().drop_null().to_pylist())
                 if len(found) > most:
@@ -135,25 +128,25 @@ class LanceStore:
         return sorted(found)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
-        self._refresh()
-        with _one_line(self._place):
+        with self._latest():
             table = lancedb.connect(self._place).open_table(TABLE)
             table.checkout(table.version)  # stays at this version
-        ids = self._ids(table)
-        for start in range(0, len(ids), _AT_ONCE):
-            first, last = ids[start], ids[min(start + _AT_ONCE, len(ids)) - 1]
-            yield from self._rows(table, f"id >= {first} AND id <= {last}", vectors, thumbnails)
+            ids = _ids(table)
+        for some in _parts(ids):
+            with one_line(self._place):
+                rows = self._rows(table, f"id >= {some[0]} AND id <= {some[-1]}", vectors, thumbnails)
+            yield from rows
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
-        self._refresh()
-        conditions = _conditions(ids)
-        found = {row.id: row for part in conditions for row in self._rows(self._table, part, vectors, thumbnails)}
+        with self._latest():
+            parts = [self._rows(self._table, condition, vectors, thumbnails) for condition in _conditions(ids)]
+        found = {row.id: row for rows in parts for row in rows}
         return [found[id] for id in ids if id in found]
 
     def set_about(self, about: About) -> None:
         """As in the protocol. Never states a field before its column exists, so a crash leaves a usable index."""
         kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
-        with _one_line(self._place):
+        with one_line(self._place):
             self._write_about(dataclasses.replace(about, fields=kept))
             columns = {*map(column, kept), *_OWN, "vector", "thumbnail"}
             if gone := [name for name in self._table.schema.names if name not in columns]:
@@ -163,7 +156,7 @@ class LanceStore:
             self._write_about(about)
 
     def optimize(self) -> str:
-        with _one_line(self._place):
+        with one_line(self._place):
             before = self._table.list_indices()
             changed = any(self._table.index_stats(index.name).num_unindexed_rows for index in before)
             self._table.optimize(cleanup_older_than=_KEPT)
@@ -180,7 +173,7 @@ class LanceStore:
         """Builds LanceDB's approximate index: an inverted file of product-quantised vectors."""
         partitions, parts = max(1, round(math.sqrt(self.count()))), math.gcd(self.about.dimension, _PARTS)
         config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=parts)
-        with _one_line(self._place):
+        with one_line(self._place):
             self._table.create_index("vector", config=config)
 
     def recall(self, queries: np.ndarray, k: int) -> float:
@@ -188,28 +181,29 @@ class LanceStore:
 
         Reads the vectors in batches, so few are in memory.
         """
-        true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
+        with one_line(self._place):
+            true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
     def _write_about(self, about: About) -> None:
         self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: about.to_json()}})
         self.about = about
 
-    def _refresh(self) -> None:
+    @contextlib.contextmanager
+    def _latest(self) -> Iterator[None]:
         """Goes to the latest version of the table, maybe written by another process, and its `about`."""
-        with self._lock, _one_line(self._place):
-            self._table.checkout_latest()
-            self.about = self._read_about()
+        with one_line(self._place):
+            with self._lock:
+                self._table.checkout_latest()
+                self.about = self._read_about()
+            yield
 
     def _read_about(self) -> About:
-        try:
-            return About(**json.loads(self._table.schema.field("id").metadata[_ABOUT.encode()]))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{self._place} was not written by ivt_jax.index: name another --index") from None
+        return About.from_json((self._table.schema.field("id").metadata or {}).get(_ABOUT.encode(), ""), self._place)
 
     def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all ids (N,), ascending, and their vectors (N, D), from memory if the version is still the same."""
-        with self._lock, _one_line(self._place):
+        with self._lock:
             version = self.about.made, self._table.version
             if self._cached is None or self._cached[0] != version:
                 self._cached = None  # before reading, so that the vectors of two versions are never in memory
@@ -230,20 +224,13 @@ class LanceStore:
         return ids, vectors
 
     def _count(self, where: Condition | None = None) -> int:
-        with _one_line(self._place):
-            return int(self._table.count_rows(None if where is None else to_sql(where)))
-
-    def _ids(self, table: Any, where: Condition | None = None) -> np.ndarray:
-        """Returns the ids of the rows that meet the condition, ascending."""
-        with _one_line(self._place):
-            return np.sort(_select(table, ["id"], where).to_arrow()["id"].to_numpy())
+        return int(self._table.count_rows(None if where is None else to_sql(where)))
 
     def _rows(self, table: Any, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
         """Returns the rows that meet the condition, in the order of their ids."""
         fields = {column(name): name for name in self.about.fields}
         extra = ["vector"] * vectors + ["thumbnail"] * thumbnails
-        with _one_line(self._place):
-            found = _select(table, [*_OWN, *fields, *extra]).where(sql).to_arrow().sort_by("id")
+        found = _select(table, [*_OWN, *fields, *extra]).where(sql).to_arrow().sort_by("id")
         columns = [found[name].to_pylist() for name in _OWN]
         metadata = found.select([*fields]).rename_columns([*fields.values()]).to_pylist()
         nothing = [None] * found.num_rows
@@ -251,33 +238,28 @@ class LanceStore:
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
         return list(map(Row, *columns, metadata, matrix, pictures))
 
-    def _read_through(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
+    def _read_through(self, queries: np.ndarray, k: int, where: Condition | None) -> Found:
         """As `search`, exactly, but reads the vectors in batches and keeps only the best."""
         scores, ids = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
-        with _one_line(self._place):
-            for batch in _select(self._table, ["id", "vector"], where).to_batches(_AT_ONCE):
-                own, rows = nearest(queries, self._matrix(batch["vector"]), k)
-                found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
-                scores, ids = best_of(*found, k)
+        for batch in _select(self._table, ["id", "vector"], where).to_batches(_AT_ONCE):
+            own, rows = nearest(queries, self._matrix(batch["vector"]), k)
+            found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
+            scores, ids = best_of(*found, k)
         return scores, ids
 
-    def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> tuple[np.ndarray, np.ndarray]:
+    def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> Found:
         """As `search`, approximately; returns fewer than k if the probed partitions hold fewer."""
         probes = max(20, round(_PROBED * math.sqrt(self._count())))
-        scores, ids = [], []
+        best = []
         for query in queries:
-            with _one_line(self._place):
-                search = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
-                search = search if where is None else search.where(to_sql(where), prefilter=True)
-                found = search.select(["id", "vector", "_distance"]).to_arrow()
+            search = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
+            search = search if where is None else search.where(to_sql(where), prefilter=True)
+            found = search.select(["id", "vector", "_distance"]).to_arrow()
             # LanceDB's own distances round the query to the dtype of the vectors.
-            vectors = self._matrix(found["vector"].combine_chunks())
-            own, own_ids = vectors.astype(np.float32, copy=False) @ query, found["id"].to_numpy()
-            order = np.lexsort((own_ids, -own))
-            scores.append(own[order])
-            ids.append(own_ids[order])
-        least = min(map(len, ids))
-        return np.stack([own[:least] for own in scores]), np.stack([own[:least] for own in ids])
+            scores, rows = nearest(query[None], self._matrix(found["vector"].combine_chunks()), k)
+            best.append(best_of(scores, found["id"].to_numpy()[rows], k))
+        least = min(ids.shape[1] for _, ids in best)
+        return np.vstack([scores[:, :least] for scores, _ in best]), np.vstack([ids[:, :least] for _, ids in best])
 
     def _matrix(self, vectors: Any) -> np.ndarray:
         return vectors.flatten().to_numpy().reshape(-1, self.about.dimension)
@@ -294,10 +276,8 @@ def to_sql(condition: Condition) -> str:
             return f"({column(field)} IS NULL)"
         case Not(part):
             return f"(NOT {to_sql(part)})"
-        case All(parts):
-            return f"({' AND '.join(map(to_sql, parts))})"
-        case Some(parts):
-            return f"({' OR '.join(map(to_sql, parts))})"
+        case Joined(word, parts):
+            return f"({f' {word} '.join(map(to_sql, parts))})"
 
 
 def _literal(value: Value) -> str:
@@ -309,31 +289,22 @@ def _literal(value: Value) -> str:
     return repr(value).upper()
 
 
+def _parts(ids: Any) -> Iterator[Any]:
+    """Yields _AT_ONCE of these ids at a time."""
+    return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+
+
 def _conditions(ids: Sequence[int]) -> Iterator[str]:
     """Yields SQL conditions for these ids, each for _AT_ONCE of them."""
-    for start in range(0, len(ids), _AT_ONCE):
-        yield f"id IN ({', '.join(str(int(id)) for id in ids[start : start + _AT_ONCE])})"
+    return (f"id IN ({', '.join(str(int(id)) for id in some)})" for some in _parts(ids))
+
+
+def _ids(table: Any, where: Condition | None = None) -> np.ndarray:
+    """Returns the ids of the rows that meet the condition, ascending."""
+    return np.sort(_select(table, ["id"], where).to_arrow()["id"].to_numpy())
 
 
 def _select(table: Any, columns: list[str], where: Condition | None = None) -> Any:
     """Returns the query for these columns of the rows that meet the condition."""
     query = table.search().select(columns)
     return query if where is None else query.where(to_sql(where))
-
-
-@contextlib.contextmanager
-def _one_line(place: str) -> Iterator[None]:
-    """Turns LanceDB's errors, of many types, into StoreErrors of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, OSError) as error:
-        raise StoreError(f"{place}: {disk_fault(error) or _reason(str(error))}") from error
-
-
-def _reason(message: str) -> str:
-    """Returns the first line of an error without places in LanceDB's code; for nested errors, the innermost message."""
-    line = message.partition("\n")[0]
-    inner = re.findall('message: "([^"]+)"', line)
-    return inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]

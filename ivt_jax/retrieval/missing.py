@@ -10,7 +10,7 @@ import collections
 import functools
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
@@ -33,25 +33,13 @@ class Missing(NamedTuple):
     reason: str = ""  # why the picture could not be read; "" if it was not found
 
 
-class Kept(NamedTuple):
-    """Rows that stay although their pictures cannot be read."""
-
-    folder: str  # absolute; "" for all folders together
-    reason: str
-    rows: int
-
-    def __str__(self) -> str:
-        place = f" in {self.folder}" if self.folder else ""
-        return f"{counted(self.rows, 'row')}{place}: {self.reason}"
+Reasons = dict[int, tuple[str, str]]  # id of a row -> (absolute folder, or "" for all folders, and why it stays)
 
 
-Reasons = Mapping[int, tuple[str, str]]  # id of a row -> (folder, why it stays)
-
-
-def count_kept(reasons: Reasons) -> list[Kept]:
-    """Counts the rows of each folder and reason, sorted by folder."""
-    counts = collections.Counter(reasons.values())
-    return [Kept(folder, reason, rows) for (folder, reason), rows in sorted(counts.items())]
+def describe_kept(reasons: Reasons) -> list[str]:
+    """Returns lines such as "3 rows in FOLDER: the folder is missing", sorted by folder."""
+    counts = sorted(collections.Counter(reasons.values()).items())
+    return [f"{counted(n, 'row')}{folder and f' in {folder}'}: {reason}" for (folder, reason), n in counts]
 
 
 class Reach:
@@ -66,9 +54,9 @@ class Reach:
         self._names = functools.cache(self._list)
         self._holds = functools.cache(self._has_pictures)
 
-    def reasons_to_keep(self, rows: Iterable[Missing]) -> dict[int, tuple[str, str]]:
+    def reasons_to_keep(self, rows: Iterable[Missing]) -> Reasons:
         """Returns, by id, the folder and the reason of each row that must stay; the others may be deleted."""
-        reasons = dict[int, tuple[str, str]]()
+        reasons = Reasons()
         for row in rows:
             if found := self._reason_to_keep(row):
                 reasons[row.id] = str(self._root / found[0]), found[1]

@@ -9,12 +9,11 @@ chooses among rows with equal scores for the last place; a scan sees rows that a
 """
 
 import base64
-import contextlib
 import datetime
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.store import About, NoIndexError, Row, StoreError, column
-from ivt_jax.retrieval.where import All, Comparison, Condition, Missing, Not, OneOf, Some, Value
+from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
+from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
 
 _ABOUT = "ivt_jax"
 _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
@@ -74,9 +73,7 @@ class QdrantStore:
         with _one_line(self._name):
             self._client.delete(self._name, models.PointIdsList(points=[*map(int, ids)]), wait=True)
 
-    def search(
-        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None) -> Found:
         k, scores, ids = min(k, self.count(where)), [], []
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -135,11 +132,7 @@ class QdrantStore:
     def _read_about(self) -> About:
         with _one_line(self._name):
             stated = self._client.get_collection(self._name).config.metadata or {}
-        try:
-            return About(**json.loads(stated[_ABOUT]))
-        except (KeyError, TypeError, ValueError):
-            message = f"the collection {self._name} was not written by ivt_jax.index: name another --index"
-            raise UserError(message) from None
+        return About.from_json(stated.get(_ABOUT, ""), f"the collection {self._name}")
 
     def _index_fields(self) -> None:
         """Indexes the fields: filters get faster, and `values` requires it."""
@@ -201,10 +194,9 @@ def to_filter(condition: Condition) -> Any:
             return _empty(field)
         case Not(part):
             return models.Filter(must_not=[to_filter(part)])
-        case All(parts):
-            return models.Filter(must=[*map(to_filter, parts)])
-        case Some(parts):
-            return models.Filter(should=[*map(to_filter, parts)])
+        case Joined(word, parts):
+            filters = [*map(to_filter, parts)]
+            return models.Filter(must=filters) if word == "and" else models.Filter(should=filters)
 
 
 def _equals(field: str, value: Value) -> models.FieldCondition:
@@ -234,13 +226,5 @@ def _connect(place: str) -> tuple[QdrantClient, str]:
     return QdrantClient(url=match[1], api_key=key, timeout=_SECONDS, check_compatibility=False), match[2]
 
 
-@contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turns the client's errors, of many types, into StoreErrors of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ApiException, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f"Qdrant, collection {name}: {reason}") from error
+def _one_line(name: str) -> AbstractContextManager[None]:
+    return one_line(f"Qdrant, collection {name}", ApiException)

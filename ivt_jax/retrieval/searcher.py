@@ -44,7 +44,7 @@ from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
-from ivt_jax.retrieval.where import All, Condition, Not, OneOf, Value
+from ivt_jax.retrieval.where import Condition, Joined, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most
@@ -271,7 +271,7 @@ class Searcher:
             k *= 2
             if values:
                 others = Not(OneOf(group, tuple(values)))
-                condition = others if where is None else All((where, others))
+                condition = others if where is None else Joined("and", (where, others))
 
     def _fit(self, rows: Sequence[Row], phrases: Sequence[str]) -> list[list[float]]:
         """Returns the score of each phrase, for each row."""

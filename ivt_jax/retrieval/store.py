@@ -1,5 +1,6 @@
 """An index's contents, and the protocol of its stores. `ivt_jax.retrieval.places` opens an index."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ivt_jax.common.errors import UserError
+from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.retrieval.where import Condition, Value
 
+Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index
 
 
@@ -58,10 +60,17 @@ class About:
         return folder
 
     def to_json(self) -> str:
-        """Returns the JSON that stores keep; `About(**json.loads(...))` reads it."""
+        """Returns the JSON that stores keep."""
         unset = {"unfinished": -1, "planned": 0, "sideways": 0}  # unset keys are left out: older versions lack them
-        stated = dataclasses.asdict(self)
-        return json.dumps({key: value for key, value in stated.items() if key not in unset or value != unset[key]})
+        return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if unset.get(key) != value})
+
+    @classmethod
+    def from_json(cls, text: str | bytes, place: str) -> "About":
+        """Reads what `to_json` wrote for the index at a place. Raises UserError for any other text."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            raise UserError(f"{place} was not written by ivt_jax.index: name another --index") from None
 
     def describe_unfinished(self, rows: int) -> str:
         """Returns a message for an index of `rows` rows that still lacks new pictures, "" for a complete index."""
@@ -99,9 +108,7 @@ class VectorStore(Protocol):
     def delete(self, ids: Sequence[int]) -> None:
         """Deletes the rows with these ids; ignores ids that do not exist."""
 
-    def search(
-        self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None) -> Found:
         """Finds the k rows under the condition with the largest dot products with queries (Q, D) float32.
 
         Returns scores (Q, K) float32 and ids (Q, K) int64, best first, ties by id; K is k or the number of such rows.
@@ -129,6 +136,23 @@ class VectorStore(Protocol):
 
     def optimize(self) -> str:
         """Tidies the index after a build; returns a message for the user, or ""."""
+
+
+@contextlib.contextmanager
+def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Turns the errors of a store's library, which are of this kind among others, into StoreErrors of one line.
+
+    LanceDB's places in its code are left out; for its nested errors the line is the innermost message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (kind, RuntimeError, ValueError, OSError) as error:
+        line = str(error).partition("\n")[0] or type(error).__name__
+        inner = re.findall('message: "([^"]+)"', line)
+        reason = inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]
+        raise StoreError(f"{place}: {disk_fault(error) or reason}") from error
 
 
 def column(field: str) -> str:

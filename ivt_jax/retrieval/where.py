@@ -75,16 +75,10 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class All:
-    """Every part is true."""
+class Joined:
+    """Every part is true, if the word is "and"; at least one, if it is "or"."""
 
-    parts: tuple["Condition", ...]
-
-
-@dataclass(frozen=True)
-class Some:
-    """At least one part is true."""
-
+    word: str
     parts: tuple["Condition", ...]
 
 
@@ -95,7 +89,7 @@ class Not:
     part: "Condition"
 
 
-Condition = Comparison | OneOf | Missing | All | Some | Not
+Condition = Comparison | OneOf | Missing | Joined | Not
 
 
 def parse(text: str, fields: Mapping[str, str]) -> Condition:
@@ -107,7 +101,7 @@ def parse(text: str, fields: Mapping[str, str]) -> Condition:
     if len(text) > LONGEST:
         raise UserError(f"the filter has {len(text):,} characters; the limit is {LONGEST:,}")
     parser = _Parser(text, fields)
-    condition = parser.some()
+    condition = parser.whole()
     if parser.kind != "end":
         raise parser.error("expected and, or, or the end")
     return condition
@@ -121,17 +115,14 @@ class _Parser:
         self._matches = _TOKEN.finditer(text)
         self._advance()
 
-    def some(self) -> Condition:
-        parts = [self._all()]
-        while self._take("or"):
-            parts.append(self._all())
-        return Some(tuple(parts)) if len(parts) > 1 else parts[0]
+    def whole(self) -> Condition:
+        return self._joined("or", lambda: self._joined("and", self._one))
 
-    def _all(self) -> Condition:
-        parts = [self._one()]
-        while self._take("and"):
-            parts.append(self._one())
-        return All(tuple(parts)) if len(parts) > 1 else parts[0]
+    def _joined(self, word: str, rule: Callable[[], Condition]) -> Condition:
+        parts = [rule()]
+        while self._take(word):
+            parts.append(rule())
+        return Joined(word, tuple(parts)) if len(parts) > 1 else parts[0]
 
     def _one(self) -> Condition:
         self._depth += 1
@@ -140,7 +131,7 @@ class _Parser:
         if self._take("not"):
             condition: Condition = Not(self._one())
         elif self._take("("):
-            condition = self.some()
+            condition = self.whole()
             self._expect(")")
         else:
             condition = self._comparison()

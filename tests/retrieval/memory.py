@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+from ivt_jax.retrieval.where import OPERATORS, Comparison, Joined, Missing, Not, OneOf
 
 
 def holds(condition, metadata):
@@ -19,9 +19,9 @@ def holds(condition, metadata):
             return metadata[field] is None
         case Not(part):
             return not holds(part, metadata)
-        case All(parts):
+        case Joined("and", parts):
             return all(holds(part, metadata) for part in parts)
-        case Some(parts):
+        case Joined("or", parts):
             return any(holds(part, metadata) for part in parts)
 
 

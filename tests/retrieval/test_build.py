@@ -25,6 +25,7 @@ from ivt_jax.gallery.vectors import read_gallery
 from ivt_jax.retrieval import build as builder
 from ivt_jax.retrieval.build import Options, build
 from ivt_jax.retrieval.lance import LanceStore
+from ivt_jax.retrieval.missing import describe_kept
 from ivt_jax.retrieval.places import create_store
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.sources import read_folder, read_list
@@ -442,7 +443,7 @@ def test_unreadable_pictures_are_named_and_shift_no_row(index, gallery, rows, ve
         (gallery / name).write_bytes(content)
     (gallery / "af_gone.png").symlink_to("nowhere.png")
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
-    reasons = dict(line.split(": ", 1) for line in built.unreadable)
+    reasons = dict(built.unreadable)
     assert {*reasons} == {*bad, "af_gone.png"}
     assert reasons["aa_empty.png"] == "an empty file" and reasons["ab_text.png"] == "not a readable image"
     assert reasons["ad_large.png"] == "5,001 bytes are too many for a picture of a person"
@@ -475,7 +476,7 @@ def kept(workdir, encoder, gallery, stores):
 
     def kept(source=None, **options):
         built = build(PLACE, source or read_folder(gallery), Options(workdir, encoder, batch=1, **options))
-        return built.gone, built.unchanged, [str(some) for some in built.kept]
+        return built.gone, built.unchanged, describe_kept(built.kept)
 
     return kept
 
@@ -546,8 +547,8 @@ def test_a_file_that_cannot_be_read_any_more_keeps_its_row(
 
     monkeypatch.setattr(builder, "read_content", failing)
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
-    assert built.unreadable == [f"a.png: {os.strerror(error)}"]
-    assert [str(some) for some in built.kept] == [f"1 row in {gallery}: {os.strerror(error)}"]
+    assert built.unreadable == [("a.png", os.strerror(error))]
+    assert describe_kept(built.kept) == [f"1 row in {gallery}: {os.strerror(error)}"]
     assert_holds(SEEDS)
     assert kept(prune=True) == (1, 5, [])
 

@@ -27,7 +27,7 @@ from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store, open_store, snapshot
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.store import About, NoIndexError, Row
-from ivt_jax.retrieval.where import OPERATORS, All, Comparison, Missing, Not, OneOf, Some
+from ivt_jax.retrieval.where import OPERATORS, Comparison, Joined, Missing, Not, OneOf
 from tests.retrieval.memory import holds
 
 FIELDS = {
@@ -208,8 +208,8 @@ def draw_condition(rng, rows, depth=0):
         lambda: OneOf(name, tuple(values)),
         lambda: Missing(name),
         lambda: Not(parts[0]),
-        lambda: All(tuple(parts)),
-        lambda: Some(tuple(parts)),
+        lambda: Joined("and", tuple(parts)),
+        lambda: Joined("or", tuple(parts)),
     ][kind]()
 
 

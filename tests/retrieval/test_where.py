@@ -4,10 +4,11 @@ import time
 import pytest
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.where import All, Comparison, Missing, Not, OneOf, Some, parse
+from ivt_jax.retrieval.where import Comparison, Joined, Missing, Not, OneOf, parse
 
 FIELDS = {"camera": "integer", "speed": "number", "time": "time", "track": "text", "indoors": "boolean", "in": "text"}
 FIRST, SECOND = Comparison("camera", "=", 1), Comparison("camera", "=", 2)
+EITHER = Joined("or", (FIRST, SECOND))
 MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 
 
@@ -32,8 +33,8 @@ MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
         ("track is missing", Missing("track")),
         ("track IS NOT MISSING", Not(Missing("track"))),
         ("not not camera = 1", Not(Not(FIRST))),
-        ("camera = 1 or camera = 2 and not camera = 1", Some((FIRST, All((SECOND, Not(FIRST)))))),
-        ("(camera = 1 or camera = 2) and track is missing", All((Some((FIRST, SECOND)), Missing("track")))),
+        ("camera = 1 or camera = 2 and not camera = 1", Joined("or", (FIRST, Joined("and", (SECOND, Not(FIRST)))))),
+        ("(camera = 1 or camera = 2) and track is missing", Joined("and", (EITHER, Missing("track")))),
     ],
 )
 def test_reads_a_filter(text, condition):
