@@ -159,16 +159,9 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
         image.thumbnail(_SHOWN)
     results = answer.results
     counted = progress(results, len(results), "explaining: ", "pictures", brief=True) if explained else results
-    return render(
-        TEMPLATES / "search.html",
-        terms=query.terms,
-        image=image and data_uri(image),
-        where=query.where,
-        answer=answer,
-        folder=printable(place),
-        explained=explained,
-        results=[draw(searcher, result, explained) for result in counted],
-    )
+    drawn = [draw(searcher, result, explained) for result in counted]
+    values = {"image": image and data_uri(image), "answer": answer, "results": drawn, "explained": explained}
+    return render(TEMPLATES / "search.html", query=query, folder=printable(place), **values)
 
 
 def draw(searcher: "Searcher", result: "Result", explained: bool) -> dict[str, Any]:

@@ -184,9 +184,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
     return store, dataclasses.replace(about, **lasting), encoder
 
 
-def describe_index(
-    encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: Mapping[str, str], root: Path
-) -> About:
+def describe_index(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: dict[str, str], root: Path) -> About:
     """Returns the `About` of a new index with this model, these fields and pictures below `root`."""
     folder = Path(workdir).absolute()
     tokenizer = folder_tokenizer(folder, encoder.config).digest
@@ -252,10 +250,8 @@ def _refuse_unreadable(source: Source, plan: Plan) -> None:
     raise _nothing_readable(unreadable)
 
 
-def _nothing_readable(unreadable: Sequence[tuple[str, str]]) -> UserError:
-    return UserError(
-        f"none of {counted(len(unreadable), 'picture')} can be read; the first: {': '.join(unreadable[0])}"
-    )
+def _nothing_readable(failed: Sequence[tuple[str, str]]) -> UserError:
+    return UserError(f"none of {counted(len(failed), 'picture')} can be read; the first: {': '.join(failed[0])}")
 
 
 def _reason(path: str, error: UserError) -> str:
@@ -264,13 +260,10 @@ def _reason(path: str, error: UserError) -> str:
 
 def _about_during(about: About, plan: Plan) -> About:
     """Returns the `About` of the index while a build runs. about: from before, maybe of a stopped build."""
-    unfinished, planned = about.unfinished, 0
-    if plan.missing and plan.todo and unfinished < 0:
-        unfinished = plan.next_id
+    unfinished = plan.next_id if plan.missing and plan.todo and about.unfinished < 0 else about.unfinished
     new = sum(old is None for _, old in plan.todo)
-    if new and (about.planned or len(plan.todo) > ROWS):  # a single write is done whole or not at all
-        planned = plan.rows + new
-    return dataclasses.replace(about, unfinished=unfinished, planned=planned)
+    many = about.planned or len(plan.todo) > ROWS  # a single write is done whole or not at all
+    return dataclasses.replace(about, unfinished=unfinished, planned=plan.rows + new if new and many else 0)
 
 
 # ---- its rows
@@ -288,18 +281,12 @@ class _Entry(NamedTuple):
 
 
 class _Work:
-    """Writes the rows of a plan. built: the result."""
+    """Writes the rows of a plan. ready: vectors of `ivt_jax.embed`; built: the result."""
 
     def __init__(
-        self,
-        store: VectorStore,
-        encoder: ImageEncoder,
-        source: Source,
-        plan: Plan,
-        batch: int,
-        vectors: ByDigest | None,
+        self, store: VectorStore, encoder: ImageEncoder, source: Source, plan: Plan, batch: int, ready: ByDigest | None
     ):
-        self._store, self._encoder, self._plan, self._vectors = store, encoder, plan, vectors
+        self._store, self._encoder, self._plan, self._ready = store, encoder, plan, ready
         self._root, self._pictures = source.root, source.pictures
         self._batch = batch * encoder.devices
         self._known, self._next_id = plan.known, plan.next_id
@@ -382,7 +369,7 @@ class _Work:
         if digest.hexdigest() in self._known:
             return _Entry(picture, old, digest.hexdigest())
         image = open_image(picture.path, content)
-        vector, upright = self._vectors.get(digest.digest()) if self._vectors else (None, True)
+        vector, upright = self._ready.get(digest.digest()) if self._ready else (None, True)
         if not upright and is_turned(io.BytesIO(content)):
             vector = None
         pixels = fit(image, self._encoder.size) if vector is None else None
@@ -431,11 +418,11 @@ class _Work:
         if not entry.old:
             self.built.renamed += moved is not None
             self.built.new += moved is None
-            return
-        same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
-        self.built.unchanged += same
-        self.built.changed += not same
-        self.built.gone += moved is not None  # the picture was moved onto the path of another, whose row is gone
+        else:
+            same = (entry.digest, entry.picture.metadata) == (entry.old.digest, entry.old.metadata)
+            self.built.unchanged += same
+            self.built.changed += not same
+            self.built.gone += moved is not None  # the picture was moved onto the path of another, whose row is gone
 
 
 def _thumbnail(image: Image.Image) -> bytes:

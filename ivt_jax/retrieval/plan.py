@@ -59,12 +59,11 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int, stale: Coll
         found[row.path] = None if agrees else row
     # New pictures come first, while the old rows of changed ones still have vectors that they may need. Changed ones
     # follow in the order of ids: `known` has the last row of each content, so it is replaced last.
-    todo: list[tuple[Picture, Row | None]]
-    todo = [(picture, None) for path, picture in source.pictures.items() if path not in found]
-    todo += [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
+    new = [(picture, None) for path, picture in source.pictures.items() if path not in found]
+    changed = [(source.pictures[path], row) for path, row in found.items() if row and path in source.pictures]
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     current = sum(row is None for row in found.values())
-    return Plan(todo, current, missing, surplus, shared, recent, known, count, next_id)
+    return Plan([*new, *changed], current, missing, surplus, shared, recent, known, count, next_id)
 
 
 def find_stale(place: Path | str, source: Source, store: VectorStore, below: int) -> set[int]:

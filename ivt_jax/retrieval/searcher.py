@@ -286,18 +286,16 @@ class Searcher:
 
     def _judge(self, query: Query, answer: Answer) -> Answer:
         """Adds the verdict, `good`, and the probability of the first result."""
-        results, searched = answer.results, answer.searched
+        results, searched, none = answer.results, answer.searched, "No confidence estimate"
         if answer.unfinished:  # the right picture may not be in yet
-            said = "No confidence estimate" if results else "No such picture yet"
-            return answer._replace(verdict=f"{said}: {answer.unfinished}")
+            return answer._replace(verdict=f"{none if results else 'No such picture yet'}: {answer.unfinished}")
         if not results:
             return answer._replace(verdict="no good match: there is no such picture", good=False)
         if self.calibration is None:
             return answer
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
-            reason = "calibration covers single sentences without filters"
-            return answer._replace(verdict=f"No confidence estimate: {reason}")
+            return answer._replace(verdict=f"{none}: calibration covers single sentences without filters")
         gallery, threshold = self.calibration.gallery, self.calibration.threshold
         source = f"(from validation, with {gallery:,} pictures)"
         best, right = results[0].score, float(probability(self.calibration, results[0].score))
@@ -306,12 +304,11 @@ class Searcher:
             results[0] = results[0]._replace(probability=right)
         if best < threshold:
             verdict = f"no good match: the best score lies below {threshold:.4f} {source}"
-            return answer._replace(verdict=verdict, good=False)
-        if not covered:
-            reason = f"calibration with {gallery:,} pictures does not cover {searched:,}"
-            return answer._replace(verdict=f"No confidence estimate: {reason}")
-        verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
-        return answer._replace(verdict=verdict, good=True)
+        elif covered:
+            verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
+        else:
+            verdict = f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}"
+        return answer._replace(verdict=verdict, good=False if best < threshold else True if covered else None)
 
     def _content(self, row: Row) -> bytes | None:
         """Returns the file of a row if it is in the folder of pictures and unchanged, or else the thumbnail."""

@@ -15,7 +15,7 @@ from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import is_utf8
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.lists import infer_fields, read_records
-from ivt_jax.retrieval.where import Value
+from ivt_jax.retrieval.where import Metadata
 
 _OUT = "a link that leads out of the folder of pictures"
 
@@ -26,7 +26,7 @@ class Picture(NamedTuple):
     path: str  # relative to the root, with "/" between folders
     size: int  # in bytes
     changed: int  # modification time in ns, wrapped into 64 bits (times before 1677 and after 2262 do not fit)
-    metadata: Mapping[str, Value | None]
+    metadata: Metadata
 
 
 class Source(NamedTuple):
@@ -88,7 +88,10 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
         more = f" ({len(repeated):,} lines name a picture again)" if len(repeated) > 1 else ""
         raise DataError(f"{listed}: {repeated[0]}{more}")
     if not lines:
-        raise DataError(_describe_nothing(listed, root, outside))
+        line, named = outside[0] if outside else (0, "")
+        if named:
+            raise DataError(f"{listed}: line {line}: {named} is not in {root}; name the folder of all with --images")
+        raise DataError(f"{listed}: line {line} has no path" if outside else f"{listed} names no pictures")
     fields, metadata, notes = infer_fields(records, [*lines.values()])
     pictures, unreadable = _find_files(root, dict(zip(lines, metadata, strict=True)))
     skipped = [
@@ -119,19 +122,7 @@ def _relative(path: str, bases: Sequence[Path]) -> str:
     return ""
 
 
-def _describe_nothing(listed: Path, root: Path, outside: Sequence[tuple[int, str]]) -> str:
-    """Returns why a list names no picture; outside: line and path of those that are not in the root."""
-    if not outside:
-        return f"{listed} names no pictures"
-    line, named = outside[0]
-    if not named:
-        return f"{listed}: line {line} has no path"
-    return f"{listed}: line {line}: {named} is not in {root}; name the folder of all with --images"
-
-
-def _find_files(
-    root: Path, metadata: Mapping[str, Mapping[str, Value | None]]
-) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
+def _find_files(root: Path, metadata: Mapping[str, Metadata]) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
     """Returns the files that exist, by path, and (path, reason) of the others. metadata: by path."""
     pictures, unreadable = {}, []
     outside = functools.cache(functools.partial(leads_out, root))  # once for each folder, not for each file
@@ -151,10 +142,8 @@ def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:
         raise DataError("its name is not UTF-8, which an index cannot store: rename it")
     try:
         status = os.stat(file)
-    except FileNotFoundError:
-        raise DataError(MISSING) from None
     except OSError as error:  # such as a missing permission or a name that is too long
-        raise DataError(error.strerror or str(error)) from None
+        raise DataError(MISSING if isinstance(error, FileNotFoundError) else error.strerror or str(error)) from None
     except ValueError:  # its message depends on the version of Python
         raise DataError("embedded null byte") from None
     if not stat.S_ISREG(status.st_mode):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ivt_jax.common.errors import UserError, disk_fault
-from ivt_jax.retrieval.where import Condition, Value
+from ivt_jax.retrieval.where import Condition, Metadata, Value
 
 Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index
@@ -89,7 +89,7 @@ class Row(NamedTuple):
     digest: str  # SHA-256 of the file's content, in hexadecimal digits
     size: int  # of the file, in bytes
     changed: int  # modification time of the file, as in `sources.Picture`
-    metadata: Mapping[str, Value | None]  # a value for each field of the index, None if missing
+    metadata: Metadata
     vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
     thumbnail: bytes | None = None  # a small JPEG, without EXIF
 

@@ -24,6 +24,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
 
 Value = int | float | bool | str | datetime.datetime  # a time is aware, in UTC
+Metadata = Mapping[str, Value | None]  # a value for each field of the index, None if missing
 TYPES = {  # of a field -> the values that it is compared with
     "integer": "a whole number",
     "number": "a number",
