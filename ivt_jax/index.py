@@ -63,11 +63,10 @@ def run(args: argparse.Namespace) -> int:
 def _print_problems(skipped: Sequence[str], kept: Sequence[str], passed: str, file: Path | None) -> None:
     """Prints skipped pictures and kept rows on stderr. If there is a file, writes all of them and `passed` there."""
     for kind, lines in (("skipped", skipped), ("kept", kept)):
-        shown = lines[:_SHOWN] if file else lines
-        for line in shown:
+        for line in lines[:_SHOWN] if file else lines:
             print(f"{kind} {printable(line)}", file=sys.stderr)
-        if len(lines) > len(shown):
-            print(f"{kind} {len(lines) - len(shown):,} more, listed in {file}", file=sys.stderr)
+        if file and len(lines) > _SHOWN:
+            print(f"{kind} {len(lines) - _SHOWN:,} more, listed in {file}", file=sys.stderr)
     if file:
         lines = [*skipped, *(f"kept {line}" for line in kept), *([f"passed over: {passed}"] if passed else [])]
         write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
@@ -99,13 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
     add("--batch", type=positive, default=64, help="pictures of a batch on each device (64)")
     add("--moved", action="store_true", help="the pictures of the index are in another folder now")
-    add(
-        "--prune",
-        action="store_true",
-        help="delete the rows of all pictures that are missing or cannot be read; by default a row stays if its folder "
-        "is missing, empty or unreadable, and all rows stay if more than a tenth of an index of 100 or more rows would "
-        "be deleted",
-    )
+    prune = "delete all rows whose pictures are missing or cannot be read; by default a row stays if its folder is "
+    prune += "missing, empty or unreadable, and if more than a tenth of 100 or more rows would be deleted"
+    add("--prune", action="store_true", help=prune)
     add("--snapshot", metavar="PLACE", help="copy the finished index to this new place, of any kind")
     args = parser.parse_args(argv)
     if not (args.images or args.list):

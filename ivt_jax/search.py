@@ -77,10 +77,7 @@ def read_query(args: argparse.Namespace) -> Query:
 
 
 def open_searcher(args: argparse.Namespace, query: Query) -> "AbstractContextManager[tuple[Searcher, list[str]]]":
-    """Gives a searcher of --index or --images, and a line for each unreadable picture.
-
-    Raises UserError if the query is not valid, before the model is loaded, which takes seconds.
-    """
+    """Gives a searcher and a line per unreadable picture. Raises UserError for a wrong query before loading a model."""
     if args.images:
         check(query, {}, args.group, args.distinct)
         return index_folder(args.images, args.workdir)

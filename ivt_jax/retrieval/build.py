@@ -57,46 +57,32 @@ TOO_MANY = "their pictures are gone, but more than a tenth of the index would be
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of a build.
+    """Options of a build."""
 
-    workdir: folder of the model, by default the one that the index states; encoder: the model, if it is loaded already;
-    dtype: of the vectors of a new index, float32 or float16, by default float32; batch: pictures of a batch on each
-    device; vectors: a folder that `ivt_jax.embed` wrote, whose vectors are used for pictures of the same content;
-    moved: the pictures of the index are in another folder now; prune: deletes the rows that would stay without their
-    pictures.
-    """
-
-    workdir: Path | str | None = None
-    encoder: ImageEncoder | None = None
-    dtype: str | None = None
-    batch: int = BATCH
-    vectors: Path | None = None
-    moved: bool = False
-    prune: bool = False
+    workdir: Path | str | None = None  # folder of the model; by default the one that the index states
+    encoder: ImageEncoder | None = None  # the model, if it is loaded already
+    dtype: str | None = None  # of the vectors of a new index, float32 (the default) or float16
+    batch: int = BATCH  # pictures of a batch on each device
+    vectors: Path | None = None  # what `ivt_jax.embed` wrote; its vectors are used for pictures of the same content
+    moved: bool = False  # the pictures of the index are in another folder now
+    prune: bool = False  # deletes the rows that would stay without their pictures
 
 
 @dataclasses.dataclass
 class Built:
-    """The result of a build.
-
-    All pictures are new, changed (other content or metadata), renamed or unchanged, which includes touched ones. gone:
-    how many rows were deleted without a successor; embedded: how many pictures this build embedded; taken: how many
-    vectors came from `ivt_jax.embed`; seconds: for reading, embedding and writing; unreadable: (path, reason) of each
-    picture that cannot be read; note: a message of the store, or ""; kept: the folder and the reason of each row that
-    stays although its picture is missing or cannot be read, counted as unchanged.
-    """
+    """The result of a build. All pictures are new, changed, renamed or unchanged."""
 
     new: int = 0
-    changed: int = 0
+    changed: int = 0  # other content or metadata
     renamed: int = 0
-    unchanged: int = 0
-    gone: int = 0
-    embedded: int = 0
-    taken: int = 0
-    seconds: float = 0.0
-    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    note: str = ""
-    kept: Reasons = dataclasses.field(default_factory=dict)
+    unchanged: int = 0  # also pictures that were touched, and rows of `kept`
+    gone: int = 0  # rows deleted without a successor
+    embedded: int = 0  # pictures that this build embedded
+    taken: int = 0  # vectors from `ivt_jax.embed`
+    seconds: float = 0.0  # for reading, embedding and writing
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (path, reason) of pictures
+    note: str = ""  # a message of the store
+    kept: Reasons = dataclasses.field(default_factory=dict)  # rows that stay, with pictures missing or unreadable
 
     def __str__(self) -> str:
         pictures = counted(self.new + self.changed + self.renamed + self.unchanged, "picture")
@@ -115,10 +101,8 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
     """Builds or updates an index, so that it holds all readable pictures of `source` and no others.
 
     Rows whose pictures are out of reach stay. If more than a tenth of an index of 100 rows or more would be deleted,
-    these rows stay as well.
-
-    Raises UserError if no picture can be read, if another process is building the index, or if the index belongs to
-    another model, dtype or folder; the index then keeps its rows.
+    these rows stay as well. Raises UserError if no picture can be read, if another process is building the index, or if
+    the index belongs to another model, dtype or folder; the index then keeps its rows.
     """
     store, about, encoder = _open(place, source, options)
     vectors = _open_vectors(options.vectors, about)
@@ -234,10 +218,7 @@ def _open_vectors(folder: Path | None, about: About) -> ByDigest | None:
 
 
 def _refuse_unreadable(source: Source, plan: Plan) -> None:
-    """Raises UserError if no picture can be read: the source is most likely the wrong folder.
-
-    Must be called before anything is written.
-    """
+    """Raises UserError, before anything is written, if no picture can be read: most likely it is the wrong folder."""
     if plan.current:
         return
     unreadable = [*source.unreadable]

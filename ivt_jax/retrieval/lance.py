@@ -70,17 +70,15 @@ class LanceStore:
 
     @classmethod
     def create(cls, place: str, about: About) -> "LanceStore":
-        schema = pa.schema(
-            [
-                pa.field("id", pa.int64(), metadata={_ABOUT: about.to_json()}),
-                *[(name, pa.int64() if name in ("size", "changed") else pa.string()) for name in _OWN[1:]],
-                *[(column(name), _TYPES[kind]) for name, kind in about.fields.items()],
-                ("vector", pa.list_(pa.from_numpy_dtype(np.dtype(about.dtype)), about.dimension)),
-                ("thumbnail", pa.binary()),
-            ]
-        )
+        fields = [
+            pa.field("id", pa.int64(), metadata={_ABOUT: about.to_json()}),
+            *[(name, pa.int64() if name in ("size", "changed") else pa.string()) for name in _OWN[1:]],
+            *[(column(name), _TYPES[kind]) for name, kind in about.fields.items()],
+            ("vector", pa.list_(pa.from_numpy_dtype(np.dtype(about.dtype)), about.dimension)),
+            ("thumbnail", pa.binary()),
+        ]
         with one_line(place):
-            return cls(place, lancedb.connect(place).create_table(TABLE, schema=schema))
+            return cls(place, lancedb.connect(place).create_table(TABLE, schema=pa.schema(fields)))
 
     def add(self, rows: Sequence[Row]) -> None:
         vectors = np.array([row.vector for row in rows], self.about.dtype)
@@ -177,10 +175,7 @@ class LanceStore:
             self._table.create_index("vector", config=config)
 
     def recall(self, queries: np.ndarray, k: int) -> float:
-        """Returns the share, 0 to 1, of the k nearest rows of queries (Q, D) float32 that the approximate index finds.
-
-        Reads the vectors in batches, so few are in memory.
-        """
+        """Returns the share, 0 to 1, of the k nearest rows to queries (Q, D) float32 that approximate search finds."""
         with one_line(self._place):
             true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))

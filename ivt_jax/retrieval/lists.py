@@ -33,10 +33,7 @@ _BRIEF = 60  # characters of a value in a message
 
 
 def read_records(listed: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the number of the line and name -> text of each record; the path's name is "path".
-
-    Raises UserError, with the line, if the list cannot be read or is malformed.
-    """
+    """Yields line and name -> text of each record; the path's name is "path". Raises UserError for a malformed list."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if listed.suffix.lower() not in readers:
         raise UserError(f"--list: {listed} is neither .csv nor .jsonl: rename it if it is one of them")
@@ -163,10 +160,7 @@ def infer_fields(
 
 
 def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None], tuple[str, list[int]] | None]:
-    """Returns the type of a field and its values; a field without values is text.
-
-    For text, also returns the type that fits nearly all values, with the indices of the others, or None.
-    """
+    """Returns a field's type and values; for text also the type that nearly fits, with the indices of the misfits."""
     count = sum(map(bool, texts))
     most = max(1, count // _FEW)
     nearly: tuple[str, list[int]] | None = None

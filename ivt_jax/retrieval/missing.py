@@ -43,10 +43,7 @@ def describe_kept(reasons: Reasons) -> list[str]:
 
 
 class Reach:
-    """Decides which rows of one source may be deleted. Lists each folder once, when its rows are checked.
-
-    Folders are relative to the root of the source, which is "".
-    """
+    """Decides which rows of a source may be deleted. Folders are relative to its root, and listed once, when needed."""
 
     def __init__(self, source: Source):
         self._root, self._listed = source.root, source.listed

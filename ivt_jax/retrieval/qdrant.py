@@ -29,6 +29,7 @@ _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
 _OWN = ("path", "digest", "size", "changed")
 _AT_ONCE = 1000  # rows of one read
 _SECONDS = 60  # until a request times out
+_BRIEF = models.PayloadSelectorExclude(exclude=["thumbnail"])
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
@@ -107,12 +108,12 @@ class QdrantStore:
         return None if len(hits) > most else sorted(hit.value for hit in hits)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
-        return map(self._row, self._scroll(_AT_ONCE, vectors, _payload(thumbnails)))
+        return map(self._row, self._scroll(_AT_ONCE, vectors, thumbnails or _BRIEF))
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
         with _one_line(self._name):
             points = self._client.retrieve(
-                self._name, [*map(int, ids)], with_vectors=vectors, with_payload=_payload(thumbnails)
+                self._name, [*map(int, ids)], with_vectors=vectors, with_payload=thumbnails or _BRIEF
             )
         found = {point.id: self._row(point) for point in points}
         return [found[id] for id in ids if id in found]
@@ -212,10 +213,6 @@ def _range(field: str, value: Any, *bounds: str) -> models.FieldCondition:
 
 def _empty(field: str) -> models.IsEmptyCondition:
     return models.IsEmptyCondition(is_empty=models.PayloadField(key=column(field)))
-
-
-def _payload(thumbnails: bool) -> Any:
-    return True if thumbnails else models.PayloadSelectorExclude(exclude=["thumbnail"])
 
 
 def _connect(place: str) -> tuple[QdrantClient, str]:

@@ -25,17 +25,13 @@ class Term(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What to search for: terms, an image or a row of the index, or terms and one of the other two.
-
-    image: a file or its bytes; like: the id of a row, to find similar ones; image_weight: the weight of the image or
-    the row; where: a filter in the language of `ivt_jax.retrieval.where`, "" for none.
-    """
+    """What to search for: terms, an image or a row of the index, or terms and one of the other two."""
 
     terms: tuple[Term, ...] = ()
-    image: Path | bytes | None = None
-    like: int | None = None
-    image_weight: float = 1.0
-    where: str = ""
+    image: Path | bytes | None = None  # a file or its bytes
+    like: int | None = None  # the id of a row, to find similar ones
+    image_weight: float = 1.0  # of the image or the row
+    where: str = ""  # a filter in the language of `ivt_jax.retrieval.where`, "" for none
 
 
 def parse_term(text: str) -> Term:

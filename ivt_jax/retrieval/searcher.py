@@ -24,7 +24,7 @@ It is near 1 for the best picture and 0.5 for a typical one. So the scores of tw
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
-from ivt_jax.retrieval.where import Condition, Joined, Not, OneOf, Value
+from ivt_jax.retrieval.where import Condition, Joined, Metadata, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most
@@ -66,40 +66,29 @@ class Phrase(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A picture.
-
-    path: relative to the root of the index. probability: that the picture shows the person described, if this person
-    is in the index; known only for the first result of one sentence without a filter.
-    """
+    """A picture."""
 
     id: int
-    path: str
+    path: str  # relative to the root of the index
     score: float
-    probability: float | None
+    probability: float | None  # that it shows the person, if one in the index does; see `_judge` for when it is known
     phrases: tuple[Phrase, ...]
-    metadata: Mapping[str, Value | None]
+    metadata: Metadata
 
 
 class Answer(NamedTuple):
-    """The results, best first, the number of pictures searched, and a sentence on the best score.
+    """The results of a search."""
 
-    good: False if there is no good match; None if validation does not cover the query. unread: the parts of the
-    sentences that the model does not read, "" for none. unfinished: states that a build still adds pictures, or "".
-    """
-
-    results: list[Result]
-    searched: int
-    verdict: str
-    good: bool | None
-    unread: str = ""
-    unfinished: str = ""
+    results: list[Result]  # best first
+    searched: int  # number of pictures searched
+    verdict: str  # a sentence on the best score
+    good: bool | None  # False: no good match; None: validation does not cover the query
+    unread: str = ""  # the parts of the sentences that the model does not read
+    unfinished: str = ""  # states that a build still adds pictures
 
 
 class Searcher:
-    """An open index and its model. Threads may share one.
-
-    Attributes: store; encoder; tokenizer; calibration, None if the model has none.
-    """
+    """An open index, which threads may share. Attributes: store, encoder, tokenizer, calibration (or None)."""
 
     def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: ImageEncoder | None = None):
         """Loads the model, from `workdir` or by default from the folder that the index names; encoder: a loaded one.
@@ -242,10 +231,7 @@ class Searcher:
     def _find(
         self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, like: Sequence[Row]
     ) -> list[tuple[Row, float]]:
-        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids.
-
-        If rows may be dropped it asks for twice as many, and again until there are enough, without the groups it has.
-        """
+        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids."""
         shown: list[tuple[Row, float]] = []
         kept: list[np.ndarray] = []  # their vectors
         values: list[Value] = []  # their values of the field `group`
@@ -269,7 +255,7 @@ class Searcher:
             if len(shown) == top or len(ids) < k or stuck:
                 return sorted(shown, key=lambda found: -found[1])  # a row added meanwhile may score better
             k *= 2
-            if values:
+            if values:  # ask without the groups that are shown
                 others = Not(OneOf(group, tuple(values)))
                 condition = others if where is None else Joined("and", (where, others))
 
@@ -285,7 +271,7 @@ class Searcher:
         return (np.add(less, less_or_equal).T / (2 * len(sample))).tolist()
 
     def _judge(self, query: Query, answer: Answer) -> Answer:
-        """Adds the verdict, `good`, and the probability of the first result."""
+        """Adds the verdict, `good` and, for one sentence without a filter, the probability of the first result."""
         results, searched, none = answer.results, answer.searched, "No confidence estimate"
         if answer.unfinished:  # the right picture may not be in yet
             return answer._replace(verdict=f"{none if results else 'No such picture yet'}: {answer.unfinished}")
@@ -304,11 +290,11 @@ class Searcher:
             results[0] = results[0]._replace(probability=right)
         if best < threshold:
             verdict = f"no good match: the best score lies below {threshold:.4f} {source}"
-        elif covered:
-            verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
-        else:
-            verdict = f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}"
-        return answer._replace(verdict=verdict, good=False if best < threshold else True if covered else None)
+            return answer._replace(verdict=verdict, good=False)
+        if not covered:
+            return answer._replace(verdict=f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
+        verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
+        return answer._replace(verdict=verdict, good=True)
 
     def _content(self, row: Row) -> bytes | None:
         """Returns the file of a row if it is in the folder of pictures and unchanged, or else the thumbnail."""

@@ -111,10 +111,7 @@ def _root(folder: Path) -> Path:
 
 
 def _relative(path: str, bases: Sequence[Path]) -> str:
-    """Returns the path relative to the root; "" if it is empty, the root itself or outside the root.
-
-    bases: the root, and the root with links resolved; an absolute path may begin with either.
-    """
+    """Returns the path relative to the root, "" if it is not below. bases: the root, and with its links resolved."""
     for base in bases if os.path.isabs(path) else bases[:1]:
         relative = os.path.relpath(os.path.join(base, path), base)
         if relative != os.curdir and relative.split(os.sep)[0] != os.pardir:

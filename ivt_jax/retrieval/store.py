@@ -27,30 +27,21 @@ class StoreError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """The properties that all rows of an index share, and that a query must match.
+    """The properties that all rows of an index share, and that a query must match."""
 
-    model: digest of parameters and `config.model`; tokenizer: its digest; images: how pictures are prepared
-    (`encoding.images.preprocessing`); dtype: of the vectors, "float32" or "float16"; fields: name -> type (a key of
-    `where.TYPES`) of each metadata column; workdir: folder of the model, root: of the pictures, both absolute; made:
-    distinguishes the index from a later one in the same place; unfinished: the first id that a running or stopped build
-    has assigned, -1 if there is none or it does not matter; planned: number of rows once such a build has added all new
-    pictures, 0 if no picture is waiting; sideways: rows with smaller ids may have been embedded before pictures were
-    turned upright (`plan.find_stale`), 0 if there are none.
-    """
-
-    model: str
-    tokenizer: str
+    model: str  # digest of parameters and `config.model`
+    tokenizer: str  # digest
     dimension: int
-    dtype: str
-    images: Mapping[str, Any]
-    fields: Mapping[str, str]
-    workdir: str
-    root: str
-    made: str = ""
+    dtype: str  # of the vectors, "float32" or "float16"
+    images: Mapping[str, Any]  # how pictures are prepared (`encoding.images.preprocessing`)
+    fields: Mapping[str, str]  # name -> type (a key of `where.TYPES`) of each metadata column
+    workdir: str  # absolute folder of the model
+    root: str  # absolute folder of the pictures
+    made: str = ""  # distinguishes the index from a later one in the same place
     format: int = FORMAT
-    unfinished: int = -1
-    planned: int = 0
-    sideways: int = 0
+    unfinished: int = -1  # first id that a running or stopped build has assigned; -1: none, or it does not matter
+    planned: int = 0  # number of rows once such a build has added all new pictures; 0: no picture is waiting
+    sideways: int = 0  # smaller ids may be from before pictures were turned upright (`plan.find_stale`); 0: none are
 
     def model_folder(self, workdir: Path | str | None) -> Path:
         """Returns `workdir`, or the index's own if that is None. Raises UserError if the latter has no model."""
@@ -140,17 +131,14 @@ class VectorStore(Protocol):
 
 @contextlib.contextmanager
 def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
-    """Turns the errors of a store's library, which are of this kind among others, into StoreErrors of one line.
-
-    LanceDB's places in its code are left out; for its nested errors the line is the innermost message.
-    """
+    """Turns the errors of a store's library, which are of this kind among others, into StoreErrors of one line."""
     try:
         yield
     except UserError:
         raise
     except (kind, RuntimeError, ValueError, OSError) as error:
         line = str(error).partition("\n")[0] or type(error).__name__
-        inner = re.findall('message: "([^"]+)"', line)
+        inner = re.findall('message: "([^"]+)"', line)  # of nested errors; LanceDB also names places in its code
         reason = inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]
         raise StoreError(f"{place}: {disk_fault(error) or reason}") from error
 

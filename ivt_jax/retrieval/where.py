@@ -18,7 +18,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
@@ -51,8 +51,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The field has a value, and `value of the field, operator, value` is true; operator: a key of OPERATORS."""
 
     field: str
@@ -60,31 +59,27 @@ class Comparison:
     value: Value
 
 
-@dataclass(frozen=True)
-class OneOf:
+class OneOf(NamedTuple):
     """The field has one of these values."""
 
     field: str
     values: tuple[Value, ...]
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(NamedTuple):
     """The field has no value."""
 
     field: str
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     """Every part is true, if the word is "and"; at least one, if it is "or"."""
 
     word: str
     parts: tuple["Condition", ...]
 
 
-@dataclass(frozen=True)
-class Not:
+class Not(NamedTuple):
     """The part is false."""
 
     part: "Condition"
