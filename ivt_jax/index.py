@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--batch", type=positive, default=64, help="pictures of a batch on each device (64)")
     add("--moved", action="store_true", help="the pictures of the index are in another folder now")
     prune = "delete all rows whose pictures are missing or cannot be read; by default a row stays if its folder is "
-    prune += "missing, empty or unreadable, and if more than a tenth of 100 or more rows would be deleted"
+    prune += "missing, empty or unreadable, and all rows stay if more than a tenth of 100 or more rows would be deleted"
     add("--prune", action="store_true", help=prune)
     add("--snapshot", metavar="PLACE", help="copy the finished index to this new place, of any kind")
     args = parser.parse_args(argv)

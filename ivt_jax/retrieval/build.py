@@ -160,10 +160,8 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
         found = dataclasses.replace(found, images=about.images, sideways=next_id)
     if difference := _difference(vars(found), about, ("model", "tokenizer", "dimension", "images")):
         key, was, wanted = difference
-        raise UserError(
-            f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}: name the folder of "
-            "the index's model with --workdir, or another --index"
-        )
+        reason = f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}"
+        raise UserError(f"{reason}: name the folder of the index's model with --workdir, or another --index")
     lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
     return store, dataclasses.replace(about, **lasting), encoder
 
@@ -194,10 +192,8 @@ def _refuse_other_source(place: Path | str, about: About, source: Source, option
         reason = f"{place} holds vectors of {about.dtype}, not {options.dtype}"
         raise UserError(f"{reason}: leave --dtype out, or name another --index")
     if about.fields and not source.listed:
-        raise UserError(
-            f"{place} was made from a list, with the fields {', '.join(about.fields)}: name the list with --list, or, "
-            "to drop the fields, a list of paths alone"
-        )
+        reason = f"{place} was made from a list, with the fields {', '.join(about.fields)}"
+        raise UserError(f"{reason}: name the list with --list, or, to drop the fields, a list of paths alone")
 
 
 def _open_vectors(folder: Path | None, about: About) -> ByDigest | None:
@@ -210,10 +206,8 @@ def _open_vectors(folder: Path | None, about: About) -> ByDigest | None:
         found = {**found, "images": about.images}
     if difference := _difference(found, about, ("model", "images")):
         key, was, wanted = difference
-        raise UserError(
-            f"{folder} holds vectors of {key} {was}, not {wanted}: embed with the index's model, {about.workdir}, or "
-            "leave --vectors out"
-        )
+        reason = f"{folder} holds vectors of {key} {was}, not {wanted}"
+        raise UserError(f"{reason}: embed with the index's model, {about.workdir}, or leave --vectors out")
     return vectors
 
 

@@ -33,7 +33,7 @@ _BRIEF = 60  # characters of a value in a message
 
 
 def read_records(listed: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields line and name -> text of each record; the path's name is "path". Raises UserError for a malformed list."""
+    """Yields line and name -> text, with "path", of each record. Raises UserError for a missing or malformed list."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if listed.suffix.lower() not in readers:
         raise UserError(f"--list: {listed} is neither .csv nor .jsonl: rename it if it is one of them")
@@ -152,10 +152,8 @@ def infer_fields(
             kind, misfits = nearly
             count, text = sum(map(bool, texts)), texts[misfits[0]]
             brief = text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
-            notes.append(
-                f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}; "
-                f"{count - len(misfits):,} of {count:,} values are of type {kind}"
-            )
+            note = f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}"
+            notes.append(f"{note}; {count - len(misfits):,} of {count:,} values are of type {kind}")
     return fields, metadata, notes
 
 

@@ -14,16 +14,13 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, VectorStore
 
-UNFINISHED = "of a copy that is not finished"
-
 
 def open_store(place: Path | str) -> VectorStore:
     """Opens the index. Raises NoIndexError if there is none, UserError if it is damaged or of a later format."""
     store: VectorStore = _store_class(place).open(str(place))
     if store.about.format > FORMAT:
-        raise UserError(
-            f"{place} has format {store.about.format}, this ivt_jax reads format {FORMAT} and older: update ivt_jax"
-        )
+        reason = f"{place} has format {store.about.format}, this ivt_jax reads format {FORMAT} and older"
+        raise UserError(f"{reason}: update ivt_jax")
     return store
 
 
@@ -53,7 +50,7 @@ def snapshot(store: VectorStore, place: Path | str, rows_at_once: int = 500) -> 
     An incomplete copy states a model that does not exist, so it cannot be searched by mistake.
     """
     about = dataclasses.replace(store.about, made=uuid.uuid4().hex)
-    copy = create_store(place, dataclasses.replace(about, model=UNFINISHED))
+    copy = create_store(place, dataclasses.replace(about, model="of a copy that is not finished"))
     rows = store.scan(vectors=True, thumbnails=True)
     while batch := list(itertools.islice(rows, rows_at_once)):
         copy.add(batch)

@@ -74,11 +74,8 @@ def find_stale(place: Path | str, source: Source, store: VectorStore, below: int
     picture is embedded again once it can be read.
     """
     rows = [row for row in store.scan() if row.id < below]
-    print(
-        f"{place} has rows from before pictures were turned upright by EXIF: checking {counted(len(rows), 'picture')}; "
-        "those with an orientation are embedded again",
-        file=sys.stderr,
-    )
+    work = f"checking {counted(len(rows), 'picture')}; those with an orientation are embedded again"
+    print(f"{place} has rows from before pictures were turned upright by EXIF: {work}", file=sys.stderr)
     checked = done_ahead(lambda row: _is_stale(source, row), rows, _AHEAD)
     checked = progress(checked, len(rows), "looking for EXIF orientation: ", "pictures", brief=True)
     return {row.id for row, stale in checked if stale.result()}

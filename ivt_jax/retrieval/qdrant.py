@@ -29,7 +29,7 @@ _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
 _OWN = ("path", "digest", "size", "changed")
 _AT_ONCE = 1000  # rows of one read
 _SECONDS = 60  # until a request times out
-_BRIEF = models.PayloadSelectorExclude(exclude=["thumbnail"])
+_BRIEF = models.PayloadSelectorExclude(exclude=["thumbnail"])  # all of a payload but its picture
 _BOUNDS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 

@@ -71,7 +71,7 @@ class Result(NamedTuple):
     id: int
     path: str  # relative to the root of the index
     score: float
-    probability: float | None  # that it shows the person, if one in the index does; see `_judge` for when it is known
+    probability: float | None  # that it is the person, if indexed; of the first result of a sentence without filter
     phrases: tuple[Phrase, ...]
     metadata: Metadata
 
@@ -103,10 +103,9 @@ class Searcher:
         for name, digest in digests.items():
             wanted = getattr(self.about, name)
             if digest != wanted:
-                raise UserError(
-                    f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}: name "
-                    "the folder of the index's model with --workdir, or build the index again"
-                )
+                reason = f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}"
+                remedy = "name the folder of the index's model with --workdir, or build the index again"
+                raise UserError(f"{reason}: {remedy}")
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
