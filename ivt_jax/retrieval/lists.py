@@ -163,8 +163,13 @@ def _infer(texts: Sequence[str]) -> tuple[str, list[Value | None], tuple[str, li
     most = max(1, count // _FEW)
     nearly: tuple[str, list[int]] | None = None
     for kind in _TYPES if count else ():
-        values = [_parse(text, kind) if text else None for text in texts]
-        misfits = [index for index, value in enumerate(values) if value is None and texts[index]]
+        values, misfits = list[Value | None](), list[int]()
+        for index, text in enumerate(texts):
+            values.append(_parse(text, kind) if text else None)
+            if text and values[-1] is None:
+                misfits.append(index)
+            if len(misfits) > most:
+                break
         if not misfits:
             return kind, values, None
         if len(misfits) <= most and len(misfits) < count and (not nearly or len(misfits) < len(nearly[1])):
