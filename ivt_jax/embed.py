@@ -61,7 +61,7 @@ def embed_by_beam(args: argparse.Namespace, shards: Sequence[Path], flags: Seque
     return embed_shards(shards, args.workdir.resolve(), args.out.resolve(), args.dtype, args.batch, flags)
 
 
-def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
+def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Embeds the shards of this task and prints the sum. Raises UserError if a shard could not be read."""
     from ivt_jax.gallery.crops import find_shards
 
@@ -75,10 +75,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
         line += f", {counted(counts['before'], 'shard')} done before"
     print(f"{args.out}: {line}")
     if counts["failed"]:
-        raise UserError(
-            f"{counted(counts['failed'], 'shard')} not embedded, for the reasons above; the others are done"
-        )
-    return 0
+        failed = counted(counts["failed"], "shard")
+        raise UserError(f"{failed} not embedded, for the reasons above; the others are done")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ COMPILED_BYTES = 4 << 30  # size of the cache; the entries used longest ago go f
 _LOCK_SECONDS = 1.0  # to wait for another process that holds JAX's lock
 # JAX's warning. It names the program, not the entry; the keys of the program's entries begin with that name.
 _WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)': (\w*)")
-_NOT_LOADED = "JaxRuntimeError"  # the error by which XLA refuses what JAX has decompressed
 
 
 def keep_compiled() -> None:
@@ -52,16 +51,13 @@ def remove_unusable(cache: Path, program: str = "", loads: bool = True) -> None:
     from filelock import FileLock  # slow to import; JAX imports it too
 
     with contextlib.suppress(OSError), FileLock(cache / ".lockfile", timeout=_LOCK_SECONDS):
-        halves: dict[str, set[str]] = {}
-        for name in os.listdir(cache):
-            key, _, kind = name.rpartition("-")
-            if kind in ("cache", "atime"):
-                halves.setdefault(key, set()).add(kind)
-        for key, kinds in halves.items():
+        names = {name for name in os.listdir(cache) if name.endswith(("-cache", "-atime"))}
+        for key in {name[: -len("-cache")] for name in names}:
+            halves = names & {f"{key}-cache", f"{key}-atime"}
             named = program and key.startswith(program)
-            if len(kinds) == 1 or (named and not (loads and _is_usable(cache, key))):
-                for kind in kinds:
-                    (cache / f"{key}-{kind}").unlink()
+            if len(halves) == 1 or (named and not (loads and _is_usable(cache, key))):
+                for half in halves:
+                    (cache / half).unlink()
 
 
 def remove_on_warning(cache: Path) -> None:
@@ -72,9 +68,8 @@ def remove_on_warning(cache: Path) -> None:
     show = warnings.showwarning
 
     def show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
-        warned = _WARNING.match(str(message))
-        if warned:
-            remove_unusable(cache, warned[1], loads=warned[2] != _NOT_LOADED)
+        if warned := _WARNING.match(str(message)):
+            remove_unusable(cache, warned[1], loads=warned[2] != "JaxRuntimeError")  # XLA's, for what JAX decompressed
         show(message, *rest, **more)
 
     warnings.showwarning = show_warning

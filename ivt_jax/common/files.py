@@ -98,14 +98,11 @@ def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:
 
     Links are not followed.
     """
-    whole = str(Path(path).absolute())
-    remedy = "rename the folder, choose another, or use a symbolic link to it"
-    if not is_utf8(whole):
-        raise UserError(f"{printable(whole)}: the path is not UTF-8; {remedy}")
-    found = next((part for part in forbidden if part in f"{whole}/"), None)
-    if found:
-        reason = f'a path with "{found}" is not supported for checkpoints and exports'
-        raise UserError(f"{printable(whole)}: {reason}; {remedy}")
+    full = str(Path(path).absolute())
+    bad = next((part for part in forbidden if part in f"{full}/"), None)
+    if bad or not is_utf8(full):
+        reason = f'a path with "{bad}" is not supported for checkpoints and exports' if bad else "the path is not UTF-8"
+        raise UserError(f"{printable(full)}: {reason}; rename the folder, choose another, or use a symbolic link to it")
 
 
 def is_remote(place: Path | str) -> bool:

@@ -87,13 +87,11 @@ def _given_flags() -> str:
         return given
     try:
         text = Path(given).read_text()
-        if "\0" not in text:
-            return text
-        reason = "not a text file"
-    except UnicodeDecodeError:
-        reason = "not a text file"
-    except OSError as error:
-        reason = error.strerror or str(error)
+        reason = "not a text file" if "\0" in text else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not a text file")
+    if not reason:
+        return text
     raise UserError(f"XLA_FLAGS={given}: the file cannot be read ({reason}); name a file of flags, or set --FLAG=VALUE")
 
 
@@ -104,9 +102,7 @@ def _refusal(flags: str) -> str:
     environment = {**os.environ, "XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "0"}
     asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     logged = re.search(r"^[EF]\d{4} .*?\] (.*)", asked.stderr, re.MULTILINE)
-    if not (asked.returncode and logged):
-        return ""
-    return logged[1].replace(" in XLA_FLAGS", "").strip().rstrip(".")
+    return logged[1].replace(" in XLA_FLAGS", "").strip().rstrip(".") if asked.returncode and logged else ""
 
 
 def platform_fault(error: Exception) -> UserError | None:

@@ -70,15 +70,9 @@ def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
     """Returns a description of the pre-processing, for other programs and to compare embeddings made elsewhere."""
-    return {
-        "orientation": ORIENTATION,
-        "height": size[0],
-        "width": size[1],
-        "channels": "RGB",
-        "resize": "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)",
-        "mean": [MEAN] * 3,
-        "deviation": [DEVIATION] * 3,
-    }
+    resize = "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)"
+    about = {"orientation": ORIENTATION, "height": size[0], "width": size[1], "channels": "RGB", "resize": resize}
+    return {**about, "mean": [MEAN] * 3, "deviation": [DEVIATION] * 3}
 
 
 def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

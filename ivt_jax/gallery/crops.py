@@ -95,10 +95,10 @@ def fingerprint(shard: Path) -> str:
     """
     digest = hashlib.sha256()
     archive = shard.suffix == ".tar" and not shard.is_dir()
-    crops = Crops([name_of(shard)], [shard], [], {}) if archive else read_crops(shard)
-    for name, path in zip(crops.names, crops.contents, strict=True):
+    names, files = ([name_of(shard)], [shard]) if archive else read_crops(shard)[:2]
+    for name, file in zip(names, files, strict=True):
         try:
-            status = path.stat()  # type: ignore[union-attr]  # only archives have slices
+            status = file.stat()  # type: ignore[union-attr]  # only archives have slices
             state = (status.st_size, status.st_mtime_ns)
         except (OSError, ValueError):  # missing, or no valid file name
             state = (-1, -1)
