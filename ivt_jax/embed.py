@@ -39,7 +39,7 @@ def embed_here(args: argparse.Namespace, shards: Sequence[Path]) -> collections.
             done = embed_shard(encoder, shard, args.out, args.dtype, args.batch)
             counts.update(done.counts())
             spent += 0 if done.before else time.monotonic() - start
-            line = str(done)
+            line = done.line
         except DataError as error:
             counts["failed"] += 1
             line = f"error: {error}"

@@ -33,7 +33,7 @@ class EmbedShards(beam.DoFn):
         """Counts an unreadable shard; after an exception Beam would try again, and then give up all shards."""
         try:
             done = embed_shard(self._encoder, Path(shard), self._out, self._dtype, self._batch)
-            counts, line = done.counts(), str(done)
+            counts, line = done.counts(), done.line
         except DataError as error:
             counts, line = {"failed": 1}, f"error: {error}"
         for name, count in counts.items():

@@ -11,12 +11,12 @@ folder, files whose names are not those of pictures are passed over and counted 
 """
 
 import collections
-import concurrent.futures
 import glob
 import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,8 +31,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
-_BLOCK = 512  # bytes of a tar
 _THREADS = min(os.cpu_count() or 1, 16)  # decode pictures; Pillow releases Python's lock
+Readable = list[tuple[str, bytes]]  # name, and SHA-256 of the content
+Unreadable = list[tuple[str, str]]  # name, and reason
 
 
 class UnreachableError(UserError):
@@ -42,13 +43,13 @@ class UnreachableError(UserError):
 class Crops(NamedTuple):
     """The crops of a shard.
 
-    contents: for each name its file, or its slice of the archive. unreadable: (name, reason) of entries that are no
-    files or too large. passed: counts of the files that are passed over.
+    contents: for each name its file, or its slice of the archive. unreadable: entries of an archive that are no files.
+    passed: counts of the files that are passed over.
     """
 
     names: list[str]
     contents: Iterable["Path | Slice"]
-    unreadable: list[tuple[str, str]]
+    unreadable: Unreadable
     passed: Passed
 
 
@@ -63,6 +64,9 @@ class Slice(NamedTuple):
         with self.file.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
+
+
+Crop = tuple[str, Path | Slice]  # its name and its content
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -139,32 +143,25 @@ def _read_tar(shard: Path) -> Crops:
                 passed[reason] += 1
             elif not member.isreg():
                 unreadable.append((member.name, "a link or a device, not a file of the archive"))
-            elif member.size > MAX_BYTES:
-                unreadable.append((member.name, _too_large(member.size)))
             else:
                 names.append(member.name)
                 slices.append(Slice(shard, member.offset_data, member.size))
         # tarfile takes a damaged header for the end of the archive, and would lose all members after it.
         archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DataError(f"{shard} is cut short or damaged after {len(names):,} crops; create it again")
     return Crops(names, slices, unreadable, passed)
 
 
 def load_batches(
-    crops: Iterable[tuple[Any, Path | Slice]],
-    size: tuple[int, int],
-    batch_size: int,
-    readable: list[tuple[Any, bytes]],
-    unreadable: list[tuple[Any, str]],
+    crops: Iterable[Crop], size: tuple[int, int], batch_size: int, readable: Readable, unreadable: Unreadable
 ) -> Iterator[np.ndarray]:
-    """Yields the crops (name, file or slice) that can be read as uint8 batches (b, H, W, 3); the last may be smaller.
+    """Yields the crops that can be read as uint8 batches (b, H, W, 3); the last may be smaller.
 
-    Appends each name to `readable`, in the order of the rows, with the SHA-256 of its content, or to `unreadable` with
-    the reason.
+    Appends each crop to `readable`, in the order of the rows, or to `unreadable`.
     """
 
-    def load(crop: tuple[Any, Path | Slice]) -> tuple[np.ndarray, bytes]:
+    def load(crop: Crop) -> tuple[np.ndarray, bytes]:
         content = read_content(*crop)
         return load_image(crop[0], size, content), hashlib.sha256(content).digest()
 
@@ -183,12 +180,9 @@ def load_batches(
         yield np.stack(rows)
 
 
-def done_ahead(
-    work: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[tuple[T, concurrent.futures.Future[R]]]:
+def done_ahead(work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[tuple[T, Future[R]]]:
     """Yields items and the futures of work(item), in order; threads work on up to `ahead` items in advance."""
-    waiting: collections.deque[tuple[T, concurrent.futures.Future[R]]] = collections.deque()
-    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    waiting, pool = collections.deque[tuple[T, Future[R]]](), ThreadPoolExecutor(_THREADS)
     try:
         for item in items:
             waiting.append((item, pool.submit(work, item)))
@@ -210,9 +204,15 @@ def read_content(name: Any, crop: Path | Slice) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: no valid file name
         raise UnreachableError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     if not content:
-        raise UserError(f"{name}: {_too_large(crop.size) if crop.size > MAX_BYTES else 'an empty file'}")
+        too_large = f"{crop.size:,} bytes are too many for a picture of a person"
+        raise UserError(f"{name}: {too_large if crop.size > MAX_BYTES else 'an empty file'}")
     return content
 
 
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes are too many for a picture of a person"
+def is_unreachable(crop: Path) -> bool:
+    """Whether the system cannot read the file, whatever its content."""
+    try:
+        read_content(crop, crop)
+    except UserError as error:
+        return isinstance(error, UnreachableError)
+    return False

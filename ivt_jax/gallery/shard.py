@@ -1,16 +1,14 @@
 """Embeds one shard of crops into one shard of vectors."""
 
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import ImageEncoder
-from ivt_jax.gallery.crops import UnreachableError, fingerprint, load_batches, name_of, read_content, read_crops
+from ivt_jax.gallery.crops import Readable, Unreadable, fingerprint, is_unreachable, load_batches, name_of, read_crops
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 
@@ -18,24 +16,14 @@ BATCH = 64  # crops per device
 
 
 class Embedded(NamedTuple):
-    """The outcome of a shard; before: it was embedded earlier, and nothing was done."""
+    """The outcome of a shard; line: for the log; before: it was embedded earlier, and nothing was done."""
 
-    shard: Path
+    line: str
     crops: int = 0
     unreadable: int = 0
-    seconds: float = 0.0
     before: bool = False
-    passed: str = ""  # counts of the files passed over, in words
 
-    def __str__(self) -> str:
-        if self.before:
-            return f"{self.shard}: done before"
-        unreadable = f", {self.unreadable:,} more cannot be read" if self.unreadable else ""
-        passed = f"; passed over: {self.passed}" if self.passed else ""
-        crops = counted(self.crops, "crop")
-        return f"{self.shard}: {crops} at {self.crops / self.seconds:,.0f} a second{unreadable}{passed}"
-
-    def counts(self) -> Mapping[str, int]:
+    def counts(self) -> dict[str, int]:
         """Returns what to add to the counts of a run; `shards` counts those embedded now."""
         return {"before" if self.before else "shards": 1, "crops": self.crops, "unreadable": self.unreadable}
 
@@ -52,11 +40,10 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     path = out / f"{name_of(shard)}.safetensors"
     claim_folder(out, {**encoder.about, "dtype": dtype})
     if is_done(path, encoder.about["model"], made_of):
-        return Embedded(shard, before=True)
+        return Embedded(f"{shard}: done before", before=True)
     names, contents, unreadable, passed = read_crops(shard)
     crops = progress(zip(names, contents, strict=True), len(names), f"{shard.name}: ", "crops", brief=True)
-    readable: list[tuple[str, bytes]] = []
-    batch_size = batch * encoder.devices
+    readable, batch_size = Readable(), batch * encoder.devices
     vectors = encoder.embed(load_batches(crops, encoder.size, batch_size, readable, unreadable), batch_size)
     if unreadable and fingerprint(shard) != made_of:  # such as a dropped share: the shard would count as done
         raise DataError(f"{shard} changed while it was read: run the command again when its crops can be reached")
@@ -64,16 +51,13 @@ def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "flo
     metadata = {"model": encoder.about["model"], "source": name_of(shard), "fingerprint": made_of}
     metadata |= {"orientation": encoder.about["images"]["orientation"], "passed_over": describe_passed(passed)}
     write_vectors(path, vectors.astype(DTYPES[dtype]), readable, unreadable, metadata)
-    return Embedded(shard, len(readable), len(unreadable), time.monotonic() - start, passed=describe_passed(passed))
+    line = f"{counted(len(readable), 'crop')} at {len(readable) / (time.monotonic() - start):,.0f} a second"
+    line += f", {len(unreadable):,} more cannot be read" if unreadable else ""
+    line += f"; passed over: {metadata['passed_over']}" if metadata["passed_over"] else ""
+    return Embedded(f"{shard}: {line}", len(readable), len(unreadable))
 
 
-def _refuse_loss(
-    path: Path,
-    shard: Path,
-    model: str,
-    readable: Sequence[tuple[str, bytes]],
-    unreadable: Sequence[tuple[str, str]],
-) -> None:
+def _refuse_loss(path: Path, shard: Path, model: str, readable: Readable, unreadable: Unreadable) -> None:
     """Raises DataError if `path` has vectors of crops that cannot be reached now, or if no crop can be read."""
     try:
         before = read_vectors(path)
@@ -81,10 +65,10 @@ def _refuse_loss(
         return
     if before.metadata.get("model") != model or not before.names:
         return
-    lost, embedded = [], set(before.names)
+    lost = []
     if shard.is_dir() or shard.suffix != ".tar":
-        folder = shard if shard.is_dir() else Path()
-        lost = [name for name, _ in unreadable if name in embedded and _is_unreachable(folder / name)]
+        folder, embedded = shard if shard.is_dir() else Path(), set(before.names)
+        lost = [name for name, _ in unreadable if name in embedded and is_unreachable(folder / name)]
     if shard.is_dir() and readable:
         lost += _lost_folders(before, readable, unreadable)
     if lost or not readable:
@@ -93,39 +77,13 @@ def _refuse_loss(
         raise DataError(f"{shard}: {reason or 'no crop can be read'}; {remedy}")
 
 
-def _lost_folders(
-    before: Vectors, readable: Sequence[tuple[str, bytes]], unreadable: Sequence[tuple[str, str]]
-) -> list[str]:
+def _lost_folders(before: Vectors, readable: Readable, unreadable: Unreadable) -> list[str]:
     """Returns the embedded crops whose folder is missing or empty, as after a dropped share.
 
     Leaves out crops whose content now has another name, because they were moved, and crops of folders that are passed
     over, which older versions of ivt_jax embedded.
     """
-    names, contents = {name for name, _ in (*readable, *unreadable)}, {digest for _, digest in readable}
-    folders = _folders_above(names)
-    return [
-        name
-        for name, digest in zip(before.names, before.digests, strict=True)
-        if name not in names
-        and os.path.dirname(name) not in folders
-        and digest.tobytes() not in contents
-        and not reason_to_pass(name)
-    ]
-
-
-def _folders_above(names: Iterable[str]) -> set[str]:
-    """Returns all folders that contain one of the files, also indirectly; "" is the folder of the shard."""
-    folders = set[str]()
-    for name in names:
-        while name and (name := os.path.dirname(name)) not in folders:
-            folders.add(name)
-    return folders
-
-
-def _is_unreachable(crop: Path) -> bool:
-    """Whether the system cannot read the file, whatever its content."""
-    try:
-        read_content(crop, crop)
-    except UserError as error:
-        return isinstance(error, UnreachableError)
-    return False
+    folders = {folder for name, _ in (*readable, *unreadable) for folder in PurePosixPath(name).parents}
+    rows, contents = zip(before.names, before.digests, strict=True), {digest for _, digest in readable}
+    lost = [(name, digest.tobytes()) for name, digest in rows if PurePosixPath(name).parent not in folders]
+    return [name for name, digest in lost if digest not in contents and not reason_to_pass(name)]

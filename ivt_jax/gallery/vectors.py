@@ -25,6 +25,7 @@ from ivt_jax.common.files import write_bytes
 from ivt_jax.common.messages import say_once
 from ivt_jax.conversion.files import read_header
 from ivt_jax.encoding.images import is_as_before
+from ivt_jax.gallery.crops import Readable, Unreadable
 
 FORMAT = 2  # raise it if older versions of ivt_jax would misread what is written now
 ABOUT = "gallery.json"
@@ -39,7 +40,7 @@ class Vectors(NamedTuple):
     vectors: np.ndarray  # (n, D)
     names: list[str]
     digests: np.ndarray  # (n, 32) uint8, SHA-256 of each content
-    unreadable: list[tuple[str, str]]  # name, reason
+    unreadable: Unreadable
     metadata: dict[str, Any]
 
 
@@ -92,13 +93,9 @@ def is_done(path: Path, model: str, fingerprint: str) -> bool:
 
 
 def write_vectors(
-    path: Path,
-    vectors: np.ndarray,
-    readable: list[tuple[str, bytes]],
-    unreadable: list[tuple[str, str]],
-    metadata: dict[str, str],
+    path: Path, vectors: np.ndarray, readable: Readable, unreadable: Unreadable, metadata: dict[str, str]
 ) -> None:
-    """Writes a shard whole or not at all; readable: name and digest of each row. Raises UserError if it cannot."""
+    """Writes a shard whole or not at all; readable: its rows. Raises UserError if it cannot."""
     from safetensors.numpy import save
 
     lists = {"names": [name for name, _ in readable], "unreadable": unreadable}
@@ -111,8 +108,7 @@ def write_vectors(
 
 def read_vectors(path: Path) -> Vectors:
     """Opens a shard; its vectors are read only where they are used. Raises UserError if it is damaged."""
-    metadata = _metadata(path)
-    content = np.memmap(path, np.uint8, "r")
+    metadata, content = _metadata(path), np.memmap(path, np.uint8, "r")
     try:
         start = 8 + int(content[:8].view("<u8")[0])
         header, tensors = json.loads(content[8:start].tobytes()), {}

@@ -53,7 +53,8 @@ def walk(
     for place, folders, files in os.walk(root, onerror=onerror):
         for name in filter(is_passed_folder, tuple(folders)):
             folders.remove(name)
-            passed["folder", name] += _count_files(os.path.join(place, name))
+            folder = os.path.join(place, name)
+            passed["folder", name] += 0 if os.path.islink(folder) else sum(len(files) for *_, files in os.walk(folder))
         reasons = {name: reason_to_pass(name) for name in files}
         passed.update(reason for reason in reasons.values() if reason)
         yield Path(place), folders, [name for name, reason in reasons.items() if not reason]
@@ -75,7 +76,3 @@ def describe_passed(passed: Passed) -> str:
     if hidden := passed.get(("hidden", "")):
         parts.append(f"{hidden:,} hidden")
     return printable(", ".join(parts))
-
-
-def _count_files(folder: str) -> int:
-    return 0 if os.path.islink(folder) else sum(len(files) for _, _, files in os.walk(folder))

@@ -22,7 +22,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.common.startup import run_command
 from ivt_jax.serve import limits
-from ivt_jax.serve.public import PublicUrl, read_public_url
+from ivt_jax.serve.public import read_public_url
 from ivt_jax.serve.settings import Settings
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -102,14 +102,6 @@ def host_name(text: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
-def public_url(text: str) -> PublicUrl:
-    """Parses a URL as `read_public_url`. For argparse's `type`."""
-    try:
-        return read_public_url(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a public URL: {error}") from None
-
-
 def proxy_address(text: str) -> str:
     """Parses an address, or a network such as 172.18.0.0/16. For argparse's `type`."""
     try:
@@ -125,19 +117,18 @@ def main(argv: list[str] | None = None) -> int:
         description="Serve an index: a page to search it with, and REST endpoints, which /openapi.json describes.",
         epilog="exit code: 130 after Ctrl-C; 2 after a mistake",
     )
-    parser.add_argument("--index", required=True, help="folder or address of an index (python -m ivt_jax.index)")
-    parser.add_argument("--workdir", type=Path, help="folder of the model, if it has moved since the index was built")
-    parser.add_argument("--host", type=host_name, default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    add, many = parser.add_argument, dict[str, Any](action="append", default=[])
+    add("--index", required=True, help="folder or address of an index (python -m ivt_jax.index)")
+    add("--workdir", type=Path, help="folder of the model, if it has moved since the index was built")
+    add("--host", type=host_name, default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     port = number(int, 0, 65535, "a whole number from 0 to 65535")
-    parser.add_argument("--port", type=port, default=8765, help="0 for any free port (default 8765)")
-    many: dict[str, Any] = {"action": "append", "default": []}
-    names = "name by which browsers reach the server; may be repeated"
-    parser.add_argument("--allow_host", type=host_name, metavar="NAME", help=names, **many)
+    add("--port", type=port, default=8765, help="0 for any free port (default 8765)")
+    add("--allow_host", type=host_name, metavar="NAME", help="name by which browsers reach it; may be repeated", **many)
     proxied = "URL that browsers open if a proxy is in front of the server, such as https://search.example.com/people"
-    parser.add_argument("--public_url", type=public_url, metavar="URL", help=proxied)
+    add("--public_url", type=read_public_url, metavar="URL", help=proxied)
     proxies = "address or network of a proxy whose X-Forwarded-For is trusted; may be repeated"
-    parser.add_argument("--proxy", type=proxy_address, metavar="ADDRESS", help=proxies, **many)
-    parser.add_argument("--log_queries", action="store_true", help="log each query and its client's address on stderr")
+    add("--proxy", type=proxy_address, metavar="ADDRESS", help=proxies, **many)
+    add("--log_queries", action="store_true", help="log each query and its client's address on stderr")
     args = parser.parse_args(argv)
     return run_command(lambda: run(args))
 

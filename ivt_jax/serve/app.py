@@ -24,7 +24,7 @@ from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder
 from ivt_jax.serve.guard import Guard
 from ivt_jax.serve.logins import Logins, cookie_name
-from ivt_jax.serve.public import Origin, read_origin
+from ivt_jax.serve.public import read_origin
 from ivt_jax.serve.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-READERS = 4  # threads that read thumbnails
 HEAT_SIZE, HEAT_QUALITY = (512, 1024), 85  # largest width and height of a picture with a heat map; JPEG quality
 ABOUT = f"""Search an index of pictures of persons by sentences and pictures.
 
@@ -70,25 +69,19 @@ class Endpoints:
     def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins):
         self._searcher, self._settings, self._logins = searcher, settings, logins
         # One request at a time uses the model, which keeps all cores busy; the others wait in their order.
-        self._model, self._readers = CapacityLimiter(1), CapacityLimiter(READERS)
+        self._model, self._readers = CapacityLimiter(1), CapacityLimiter(4)  # threads that read thumbnails
         # Another process decodes uploaded images, so that requests without one do not wait for them.
         self._decoder = Decoder(searcher.encoder.size)
         self._decoding = Slots(1, 1, limits.SLOT_SECONDS, "too many images")
 
     async def about(self) -> schema.AboutResponse:
         """Describes the index and its model."""
-        store = self._searcher.store
+        store, about = self._searcher.store, self._searcher.store.about
         pictures, values = await to_thread.run_sync(lambda: (store.count(), list_values(store)), limiter=self._readers)
-        return schema.AboutResponse(
-            index=self._settings.index,
-            pictures=pictures,
-            unfinished=store.about.describe_unfinished(pictures),
-            model=store.about.model,
-            fields=dict(store.about.fields),
-            values=values,
-            calibrated=self._searcher.calibration is not None,
-            max_body=limits.MAX_BODY,
-        )
+        unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
+        index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
+        fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields), "values": values}
+        return schema.AboutResponse(**index, **fields, calibrated=calibrated, max_body=limits.MAX_BODY)
 
     async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
         """Returns the pictures that fit a query best."""
@@ -125,21 +118,14 @@ class Endpoints:
         """Checks the token and sets the cookie of a new session."""
         if not self._logins.is_right(asked.token):
             raise self._logins.count_wrong(request.scope["client"][0], time.monotonic())
-        response = Response(status_code=204)
-        path, https = self._cookie_scope(read_origin(request.headers.get("origin", "")))
-        name, session = cookie_name(request.headers), self._logins.open(time.monotonic())
-        response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=https)
-        return response
-
-    def _cookie_scope(self, origin: Origin | None) -> tuple[str, bool]:
-        """Returns the cookie's path, and whether the browser connects by HTTPS (to the proxy, if there is one).
-
-        origin: of the page that logs in; None for a program.
-        """
         path, public = "/", self._settings.public
+        origin = read_origin(request.headers.get("origin", ""))  # of the page; None for a program
         if public and origin in (None, public.origin):  # not from the page at the server's own address
             origin, path = public.origin, f"{public.path}/"
-        return path, origin is not None and origin.scheme == "https"
+        https = origin is not None and origin.scheme == "https"  # between the browser and the proxy, if there is one
+        name, session, response = cookie_name(request.headers), self._logins.open(time.monotonic()), Response(None, 204)
+        response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=https)
+        return response
 
 
 def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:

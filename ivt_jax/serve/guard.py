@@ -123,7 +123,6 @@ def _body_length(scope: Scope) -> int:
 
 
 def _largest_body(scope: Scope) -> int:
-    """Returns the largest body that the path accepts, in bytes."""
     return limits.MAX_BODY if scope["path"] == "/api/search" else limits.MAX_SMALL_BODY
 
 

@@ -1,5 +1,6 @@
 """The public URL: what browsers open if a proxy is in front of the server."""
 
+import argparse
 import re
 from typing import NamedTuple
 
@@ -40,15 +41,16 @@ def read_origin(text: str) -> Origin | None:
 
 
 def read_public_url(text: str) -> PublicUrl:
-    """Parses the URL of a site, with an optional path. Raises ValueError with the reason."""
+    """Parses the URL of a site, with an optional path. For argparse's `type`: raises ArgumentTypeError."""
     scheme, _, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     origin, found = read_origin(f"{scheme}://{host}"), _PATH.fullmatch(slash + path)
     if not origin or origin.port > 65535:
-        raise ValueError("expected https://HOST, https://HOST:PORT or https://HOST/PATH")
-    if not found:
-        raise ValueError("its path may have only letters, digits and - . _ ~, and no query")
-    first = path.partition("/")[0]
-    if first in _RESERVED:
-        raise ValueError(f"its path may not begin with /{first}, which the server uses itself")
-    return PublicUrl(origin, found[1])
+        reason = "expected https://HOST, https://HOST:PORT or https://HOST/PATH"
+    elif not found:
+        reason = "its path may have only letters, digits and - . _ ~, and no query"
+    elif (first := path.partition("/")[0]) in _RESERVED:
+        reason = f"its path may not begin with /{first}, which the server uses itself"
+    else:
+        return PublicUrl(origin, found[1])
+    raise argparse.ArgumentTypeError(f"{text!r} is not a public URL: {reason}")

@@ -3,7 +3,7 @@
 import datetime
 from typing import Annotated
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, Field
 
 from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS
 from ivt_jax.retrieval.where import LONGEST
@@ -15,10 +15,8 @@ Text = Annotated[str, Field(max_length=limits.MAX_TEXT)]
 Known = bool | int | float | datetime.datetime | str
 
 
-class _Request(BaseModel):
+class _Request(BaseModel, extra="forbid"):
     """Refuses fields that it does not name."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class TermRequest(_Request):
@@ -59,10 +57,8 @@ class LoginRequest(_Request):
     token: Text
 
 
-class _Response(BaseModel):
+class _Response(BaseModel, from_attributes=True):
     """Reads its fields from the attributes of the searcher's objects."""
-
-    model_config = ConfigDict(from_attributes=True)
 
 
 class PhraseResponse(_Response):

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import h11
 import uvicorn
@@ -104,18 +105,8 @@ def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
     proxies: addresses or networks whose X-Forwarded-For is trusted. The client is the last address in this header that
     is not a proxy's; a client cannot forge it.
     """
-    config = uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        headers=list(_HEADERS.items()),
-        server_header=False,
-        forwarded_allow_ips=list(proxies),
-        limit_concurrency=limits.MAX_CONNECTIONS,
-        timeout_graceful_shutdown=5,
-    )
-    return uvicorn.Server(config)
+    logs: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
+    bounds: dict[str, Any] = {"limit_concurrency": limits.MAX_CONNECTIONS, "timeout_graceful_shutdown": 5}
+    heads: dict[str, Any] = {"headers": list(_HEADERS.items()), "server_header": False}
+    parts = {"http": Protocol, "ws": "none", "lifespan": "off", **logs, **bounds, **heads}
+    return uvicorn.Server(uvicorn.Config(app, forwarded_allow_ips=list(proxies), **parts))

@@ -1,5 +1,6 @@
 """The server behind a proxy: what it compares, redirects and trusts."""
 
+import argparse
 import contextlib
 import http.client
 
@@ -56,7 +57,7 @@ def test_public_urls(text, url, path):
     ],
 )  # fmt: skip
 def test_what_is_no_public_url_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
         read_public_url(text)
 
 
