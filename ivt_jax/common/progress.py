@@ -23,7 +23,5 @@ def progress(items: Iterable[T], total: int, what: str = "", noun: str = "images
             shown, left = now, (now - start) / number * (total - number)
             line = f"{what}{number:,} of {total:,} {noun}, about {left:.0f} s left"
             print(f"{wipe}{line}", end=end, file=sys.stderr, flush=True)
-    if brief:
-        print(wipe, end="", file=sys.stderr, flush=True)
-    else:
-        print(f"{wipe}{what}{total:,} {noun} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+    last = "" if brief else f"{what}{total:,} {noun} in {time.monotonic() - start:.1f} s\n"
+    print(f"{wipe}{last}", end="", file=sys.stderr, flush=True)

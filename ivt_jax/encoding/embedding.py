@@ -15,9 +15,9 @@ from ivt_jax.models.ivt import PAD_ID
 _MULTIPLE = 16  # of tokens, to which texts are padded
 
 
-def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarray], size: int = 0) -> np.ndarray:
-    """Concatenates `encode` of the batches, padded to one size (the first one's if 0): `encode` compiles once."""
-    rows: list[np.ndarray] = []
+def embed(encode: Callable[..., jax.Array], batches: Iterable[np.ndarray], width: int, size: int = 0) -> np.ndarray:
+    """Embeds batches -> (N, width) float32. Pads them to `size` (0: that of the first): `encode` compiles once."""
+    rows = [np.empty((0, width), np.float32)]
     for batch in batches:
         size = size or len(batch)
         padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
@@ -27,7 +27,7 @@ def embed(encode: Callable[[np.ndarray], jax.Array], batches: Iterable[np.ndarra
 
 def embed_images(model: Any, params: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
     """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised."""
-    return embed(functools.partial(encode_images, model, jax.device_put(params)), batches)
+    return embed(functools.partial(encode_images, model, jax.device_put(params)), batches, model.config.width)
 
 
 def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np.ndarray:
@@ -35,8 +35,6 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
 
     Texts of like length go together, and most of their padding is cut off: a caption is short, and few are long.
     """
-    if not len(ids):
-        return np.empty((0, model.config.width), np.float32)
     encode = functools.partial(encode_texts, model, jax.device_put(params))
     # Up to the last token, not the number of tokens: a text may have padding inside.
     lengths = np.where(ids != PAD_ID, np.arange(1, ids.shape[1] + 1), 0).max(axis=1, initial=1)
@@ -47,7 +45,7 @@ def embed_texts(model: Any, params: Any, ids: np.ndarray, batch_size: int) -> np
         rows = order[widths == width]
         batches += [ids[rows[start : start + batch_size], :width] for start in range(0, len(rows), batch_size)]
     shown = progress(batches, len(batches), "embedding texts: ", "batches", brief=True)
-    return embed(encode, shown, batch_size)[np.argsort(order)]
+    return embed(encode, shown, model.config.width, batch_size)[np.argsort(order)]
 
 
 # Jitted here and not per call, so that a run's later validations find the compiled programs of the first.

@@ -2,8 +2,7 @@
 
 import concurrent.futures
 import functools
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,7 @@ class ImageEncoder:
         pictures, size = _listed(images, "pictures"), batch_size * self.devices
         with concurrent.futures.ThreadPoolExecutor() as pool:
             batches = (pictures[start : start + size] for start in range(0, len(pictures), size))
-            load = functools.partial(load_image, size=self.size)
-            return self.embed(np.stack(list(pool.map(load, batch))) for batch in batches)
+            return self.embed(np.stack([*pool.map(lambda one: load_image(one, self.size), some)]) for some in batches)
 
     def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> np.ndarray:
         """Embeds descriptions -> (M, D) float32, L2-normalised. Text beyond the model's length is cut off.
@@ -76,15 +74,12 @@ class ImageEncoder:
         """The tokenizer of the model's texts. Raises UserError if the folder's is missing or another one."""
         return folder_tokenizer(self._workdir, self.config)
 
-    def embed(self, batches: Iterator[np.ndarray], batch_size: int = 0) -> np.ndarray:
+    def embed(self, batches: Iterable[np.ndarray], batch_size: int = 0) -> np.ndarray:
         """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised, N maybe 0.
 
         Batches are padded to one size, `batch_size` or the first one's, and compiled once.
         """
-        first = next(batches, None)
-        if first is None:
-            return np.empty((0, self.config.model.width), np.float32)
-        return embed(self._encode, itertools.chain([first], batches), batch_size)
+        return embed(self._encode, batches, self.config.model.width, batch_size)
 
     def _encode(self, batch: np.ndarray) -> jax.Array:
         """Pads the batch to a multiple of the devices; `embed` drops the padding."""
@@ -94,9 +89,8 @@ class ImageEncoder:
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What comparable embeddings share: digest of the model, dimension, pre-processing of pictures."""
-        width = self.config.model.width
         digest = model_digest(self.config, self.params)
-        return {"model": digest, "dimension": width, "images": preprocessing(self.size)}
+        return {"model": digest, "dimension": self.config.model.width, "images": preprocessing(self.size)}
 
 
 def _listed(items: Iterable[Any], noun: str) -> list[Any]:

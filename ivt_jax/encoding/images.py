@@ -96,8 +96,6 @@ def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array"
     import jax.numpy as jnp
 
     top, left, height, width = box
-    rows, columns = jnp.arange(image.shape[0]), jnp.arange(image.shape[1])
-    in_rows = (rows >= top) & (rows < top + height)
-    in_columns = (columns >= left) & (columns < left + width)
-    inside = in_rows[:, None, None] & in_columns[None, :, None]
+    rows, columns = jnp.arange(image.shape[0])[:, None, None], jnp.arange(image.shape[1])[None, :, None]
+    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
     return jnp.where(inside, jax.random.normal(key, image.shape, image.dtype), image)

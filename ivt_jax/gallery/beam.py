@@ -46,13 +46,9 @@ def embed_shards(
 ) -> collections.Counter[str]:
     """Runs the pipeline with Beam's own `flags`; returns the counts of all workers, as `embed_here`."""
     pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
-    lines = (
-        pipeline
-        | beam.Create([str(shard) for shard in shards])
-        | beam.Reshuffle()  # or a runner may give all of them to one worker
-        | beam.ParDo(EmbedShards(workdir, out, dtype, batch))
-    )
-    lines | beam.Map(print)  # into the log of the worker
+    paths = pipeline | beam.Create([str(shard) for shard in shards])
+    spread = paths | beam.Reshuffle()  # or a runner may give all of them to one worker
+    spread | beam.ParDo(EmbedShards(workdir, out, dtype, batch)) | beam.Map(print)  # into the log of the worker
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(_COUNTERS))["counters"]

@@ -12,8 +12,6 @@ from ivt_jax.gallery.crops import Readable, Unreadable, fingerprint, is_unreacha
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
 
-BATCH = 64  # crops per device
-
 
 class Embedded(NamedTuple):
     """The outcome of a shard; line: for the log; before: it was embedded earlier, and nothing was done."""
@@ -28,7 +26,7 @@ class Embedded(NamedTuple):
         return {"before" if self.before else "shards": 1, "crops": self.crops, "unreadable": self.unreadable}
 
 
-def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = BATCH) -> Embedded:
+def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = 64) -> Embedded:
     """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
 
     dtype: a key of DTYPES; batch: crops per device. The file appears whole or not at all, and two processes that embed

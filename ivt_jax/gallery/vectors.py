@@ -9,8 +9,7 @@
                                         and orientation if the crops were turned upright (one object, because
                                         safetensors writes several in any order, and equal shards must be equal files)
 
-A safetensors file holds rows and names together, its header can be read alone, its vectors can be mapped into memory,
-and many languages read it.
+A safetensors file holds rows and names together; many languages read it, and can map its vectors into memory.
 """
 
 import json
@@ -30,6 +29,7 @@ from ivt_jax.gallery.crops import Readable, Unreadable
 FORMAT = 2  # raise it if older versions of ivt_jax would misread what is written now
 ABOUT = "gallery.json"
 _KEY = "ivt_jax"
+_DAMAGED = "is damaged: remove it, and embed its shard again"
 DTYPES = {"float32": np.float32, "float16": np.float16}
 _STORED = {"F32": np.float32, "F16": np.float16, "U8": np.uint8}  # the names in safetensors
 
@@ -59,10 +59,8 @@ def claim_folder(folder: Path, about: dict[str, Any]) -> None:
     found = read_about(folder)
     if is_as_before(found.get("images", {}), wanted.get("images", {})):
         found["images"] = wanted["images"]
-        say_once(
-            f"{folder} has shards from before pictures were turned upright by EXIF, which stay as they are; to embed a "
-            "shard again, remove its .safetensors"
-        )
+        advice = "which stay as they are; to embed a shard again, remove its .safetensors"
+        say_once(f"{folder} has shards from before pictures were turned upright by EXIF, {advice}")
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
             differ = f"{key} {short_digest(found.get(key))}, not {short_digest(wanted.get(key))}"
@@ -122,7 +120,7 @@ def read_vectors(path: Path) -> Vectors:
             raise ValueError("dtypes or shapes do not fit")
         return Vectors(vectors, names, digests, [(name, reason) for name, reason in unreadable], metadata)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise _damaged(path) from None
+        raise UserError(f"{path} {_DAMAGED}") from None
 
 
 def read_gallery(folder: Path) -> Iterator[Vectors]:
@@ -175,14 +173,10 @@ def _metadata(path: Path) -> dict[str, Any]:
         metadata = json.loads(read_header(path).metadata.get(_KEY, "{}"))
         version = metadata.get("format")
     except (ValueError, AttributeError):
-        raise _damaged(path) from None
+        raise UserError(f"{path} {_DAMAGED}") from None
     if version != FORMAT:
         raise UserError(f"{path} is no shard of vectors that this ivt_jax can read: remove it, or update ivt_jax")
     return metadata
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: remove it, and embed its shard again")
 
 
 def short_digest(value: Any) -> str:

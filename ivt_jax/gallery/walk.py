@@ -17,7 +17,6 @@ FOLDERS = (
     "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found",
     "system volume information",
 )  # fmt: skip
-_PREVIEWS = ".lrdata"  # suffix of the folders with Lightroom's previews
 _SHOWN = 5  # suffixes and folders to name, those with most files
 
 Passed = Mapping[tuple[str, str], int]  # ("suffix", ".mp4"), ("folder", "@eaDir") or ("hidden", "") -> count of files
@@ -40,7 +39,7 @@ def reason_to_pass(path: str) -> tuple[str, str] | None:
 def is_passed_folder(name: str) -> bool:
     """Whether to pass over all files in a folder of this name."""
     hidden = name.startswith(".") and name not in (".", "..")
-    return hidden or name.lower() in FOLDERS or name.lower().endswith(_PREVIEWS)
+    return hidden or name.lower() in FOLDERS or name.lower().endswith(".lrdata")  # Lightroom's previews
 
 
 def walk(

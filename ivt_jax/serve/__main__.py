@@ -22,11 +22,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.common.startup import run_command
 from ivt_jax.serve import limits
-from ivt_jax.serve.public import read_public_url
-from ivt_jax.serve.settings import Settings
+from ivt_jax.serve.settings import Settings, read_public_url
 
 THIS_MACHINE = frozenset({"127.0.0.1", "localhost", "[::1]"})
-ANY = frozenset({"0.0.0.0", "[::]"})  # listen on every address; browsers cannot open these
 VARIABLE = "IVT_SERVE_TOKEN"
 
 # JAX, FastAPI and uvicorn are imported where they are used: `--help` and a mistyped flag answer at once.
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             print(unfinished, flush=True)
         if token:
             print(f"token: the value of {VARIABLE}" if given else f"token: {token}", flush=True)
-        if args.host in ANY and not named:
+        if args.host in ("0.0.0.0", "[::]") and not named:  # all addresses of this machine; browsers cannot open these
             print("other machines cannot open it yet: set --allow_host to this machine's name", flush=True)
         server.run(sockets=[listener])
 

@@ -17,19 +17,17 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
 from ivt_jax.retrieval.query import Query, Term
-from ivt_jax.retrieval.store import StoreError
+from ivt_jax.retrieval.store import StoreError, VectorStore
 from ivt_jax.retrieval.where import Value
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder
 from ivt_jax.serve.guard import Guard
 from ivt_jax.serve.logins import Logins, cookie_name
-from ivt_jax.serve.public import read_origin
-from ivt_jax.serve.settings import Settings
+from ivt_jax.serve.settings import Settings, read_origin
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
-    from ivt_jax.retrieval.store import VectorStore
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -138,7 +136,7 @@ def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
     return [data_uri(overlay(picture, heat), HEAT_QUALITY) for heat in maps]
 
 
-def list_values(store: "VectorStore") -> dict[str, list[Value]]:
+def list_values(store: VectorStore) -> dict[str, list[Value]]:
     """Returns all values of each field that has at most MAX_VALUES of them, for the page to list."""
     listed = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
     return {name: known for name in listed if (known := store.values(name, limits.MAX_VALUES))}

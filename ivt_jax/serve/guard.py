@@ -22,8 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ivt_jax.serve import limits
 from ivt_jax.serve.clients import Rates, Slots, busy, log
 from ivt_jax.serve.logins import Logins, cookie_name
-from ivt_jax.serve.public import Origin, read_origin
-from ivt_jax.serve.settings import Settings
+from ivt_jax.serve.settings import Origin, Settings, read_origin
 
 
 class Guard:

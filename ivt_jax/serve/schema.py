@@ -10,7 +10,6 @@ from ivt_jax.retrieval.where import LONGEST
 from ivt_jax.serve import limits
 
 Id = Annotated[int, Field(ge=0, lt=2**63, description="row of the index")]
-Filter = Annotated[str, Field(max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")]
 Text = Annotated[str, Field(max_length=limits.MAX_TEXT)]
 Known = bool | int | float | datetime.datetime | str
 
@@ -33,7 +32,7 @@ class SearchRequest(_Request):
     image: Base64Bytes | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
     like: Id | None = Field(default=None, description="row whose picture the results should resemble")
     image_weight: float = Field(default=1.0, description="weight of the image or the row")
-    where: Filter = ""
+    where: str = Field(default="", max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")
     top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
     group: Text = Field(default="", description="field of whose values each gets only its best picture")
     distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")

@@ -15,7 +15,7 @@ import pytest
 
 from ivt_jax.pages.render import INTENDED_USE
 from ivt_jax.retrieval.searcher import Searcher
-from ivt_jax.serve.public import read_public_url
+from ivt_jax.serve.settings import read_public_url
 from tests.conftest import needs_tensorflow
 from tests.serve.conftest import PERSONS, StandIn, jpeg, served
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from ivt_jax.serve import limits
-from ivt_jax.serve.public import Origin, read_origin, read_public_url
+from ivt_jax.serve.settings import Origin, read_origin, read_public_url
 from tests.serve.conftest import LOOPBACK, StandIn, served
 
 TOKEN = "0123456789abcdef"
