@@ -108,8 +108,7 @@ def _refusal(flags: str) -> str:
 def platform_fault(error: Exception) -> UserError | None:
     """Returns the UserError for an error by which JAX says that it cannot start a platform; None for all others."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    failed = re.search(r"Unable to initialize backend '.*?': (.*)", str(error))
-    if failed:
+    if failed := re.search(r"Unable to initialize backend '.*?': (.*)", str(error)):
         reason = failed[1].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
     elif platforms and isinstance(error, AssertionError) and not _finds_device():
         reason = "JAX sees no such device"  # without a GPU it skips CUDA, then asserts that a platform is left

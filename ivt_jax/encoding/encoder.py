@@ -53,7 +53,8 @@ class ImageEncoder:
         pictures, size = _listed(images, "pictures"), batch_size * self.devices
         with concurrent.futures.ThreadPoolExecutor() as pool:
             batches = (pictures[start : start + size] for start in range(0, len(pictures), size))
-            return self.embed(np.stack([*pool.map(lambda one: load_image(one, self.size), some)]) for some in batches)
+            load = functools.partial(load_image, size=self.size)
+            return self.embed(np.stack(list(pool.map(load, batch))) for batch in batches)
 
     def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> np.ndarray:
         """Embeds descriptions -> (M, D) float32, L2-normalised. Text beyond the model's length is cut off.

@@ -45,8 +45,7 @@ class Settings:
 
 def read_origin(text: str) -> Origin | None:
     """Parses an Origin header; returns None for "null" and any other text that is not an origin."""
-    found = _ORIGIN.fullmatch(text.lower())
-    if not found:
+    if not (found := _ORIGIN.fullmatch(text.lower())):
         return None
     scheme, host, port = found.groups()
     return Origin(scheme, host, int(port or _PORTS[scheme]))

@@ -68,7 +68,7 @@ COMMANDS = {
     "search": ("run", ["--index=y", "red"]),
     "serve.__main__": ("run", ["--index=y"]),
     "embed": ("run", ["--workdir=w", "--shards=x", "--out=y"]),
-    "convert": ("run", ["--source=vit", "--weights=x", "--out=y"]),
+    "convert": ("convert", ["--source=vit", "--weights=x", "--out=y"]),
     "bench": ("run", []),
     "benchmarks.index": ("run", []),
     "benchmarks.grounding": ("measure", ["--workdir=w"]),
