@@ -58,7 +58,7 @@ class SumOfColours:
 
 
 class Encoder:
-    """Stands for `ImageEncoder`: an image's embedding is its mean colour, on the first three axes and the last."""
+    """Stands for the model: an image's embedding is its mean colour, on the first three axes and the last."""
 
     about = {"model": "colours", "dimension": DIMENSION, "images": {}}  # noqa: RUF012
     config = types.SimpleNamespace(text=types.SimpleNamespace(length={"sentence": 24}))
