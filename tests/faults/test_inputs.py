@@ -442,7 +442,7 @@ def test_search_refuses_what_says_nothing_in_one_line(workdir, crops, capsys, te
 
 def test_the_report_bears_any_caption():
     strips = [{"caption": text, "crops": [], "first": 1} for text in TEXTS.values()]
-    html = report.render(dataset="X", run="r", environment={}, strips=strips, failures=strips)
+    html = report.render(report.TEMPLATES / "report.html", dataset="X", run="r", environment={}, strips=strips, failures=strips)
     assert len(html.encode("utf-8")) < 100_000  # of each caption a thousand characters
     assert "\0" not in html and "<script" not in html and "&lt;script&gt;" in html
     assert html.count('class="caption" dir="auto"') == 2 * len(TEXTS)  # so that no override reaches beyond it
