@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.retrieval.searcher import Searcher
 
 __all__ = ["load", "open_index"]
 
 
-def load(workdir: Path | str) -> "ImageEncoder":
+def load(workdir: Path | str) -> "Encoder":
     """Loads a model to embed images and texts with: the best checkpoint of a run, an export, or converted weights.
 
     Raises UserError if the folder holds no model.
     """
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
 
-    return ImageEncoder(workdir)
+    return Encoder(workdir)
 
 
 def open_index(place: Path | str, workdir: Path | str | None = None) -> "Searcher":

@@ -28,11 +28,11 @@ from ivt_jax.common.startup import run_command
 
 def embed_here(args: argparse.Namespace, shards: Sequence[Path]) -> collections.Counter[str]:
     """Embeds the shards one by one and prints a line on each; returns the sum of `Embedded.counts`, and `failed`."""
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.gallery.shard import embed_shard
     from ivt_jax.training.metrics import format_seconds
 
-    encoder, counts, spent = ImageEncoder(args.workdir), collections.Counter[str](), 0.0
+    encoder, counts, spent = Encoder(args.workdir), collections.Counter[str](), 0.0
     for number, shard in enumerate(shards, start=1):
         start = time.monotonic()
         try:

@@ -95,11 +95,11 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
     Raises UserError if no picture can be read, or the workdir has no model.
     """
     source = read_folder(folder)
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.retrieval.build import Options, build
     from ivt_jax.retrieval.searcher import Searcher
 
-    encoder = ImageEncoder(workdir)
+    encoder = Encoder(workdir)
     with tempfile.TemporaryDirectory(prefix="ivt_jax-search-") as temporary:
         place = Path(temporary) / "index"
         built = build(place, source, Options(workdir, encoder))

@@ -471,7 +471,7 @@ def test_mistakes_are_one_line_and_exit_code_2(workdir, folder, tmp_path, capsys
     ],
 )
 def test_a_query_that_cannot_be_asked_is_told_before_the_model_is_read(ask, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(searcher, "ImageEncoder", None)
+    monkeypatch.setattr(searcher, "Encoder", None)
     assert ask("red", *arguments) == 2
     assert message in capsys.readouterr().err
 

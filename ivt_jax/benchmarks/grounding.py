@@ -32,7 +32,7 @@ from ivt_jax.common.startup import run_command
 from ivt_jax.evaluation.calibration import area
 
 if TYPE_CHECKING:
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
 
 LEAST = 0.002
 BATCH = 64
@@ -159,7 +159,7 @@ def pointing(hits: Sequence[tuple[bool, bool]], patches: Sequence[np.ndarray]) -
     return [100 * float(x) for x in (*np.mean(hits, axis=0), np.mean(patches), np.mean(patches, axis=0).max())]
 
 
-def heat_table(crops: Sequence[Crop], encoder: "ImageEncoder", vectors: Mapping[str, np.ndarray]) -> str:
+def heat_table(crops: Sequence[Crop], encoder: "Encoder", vectors: Mapping[str, np.ndarray]) -> str:
     """Formats the table of heat maps in Markdown. vectors: embeddings of all phrases and things."""
     from ivt_jax.retrieval.explain import heat_maps
 
@@ -189,10 +189,10 @@ def measure(workdir: Path, root: Path | None, count: int) -> str:
     Raises UserError if the workdir has no checkpoint, and as `read_crops`.
     """
     from ivt_jax.encoding.embedding import embed_texts
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.run.workdir import folder_tokenizer
 
-    encoder = ImageEncoder(workdir)
+    encoder = Encoder(workdir)
     tokenizer = folder_tokenizer(workdir, encoder.config)
     crops = read_crops(root or Path(encoder.config.data.root), encoder.size, count)
     pixels = [crop.pixels for crop in crops]

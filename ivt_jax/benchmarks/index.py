@@ -125,11 +125,11 @@ def search_rows(folder: Path, count: int, dimension: int, calls: int, approximat
 
 def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
     """Returns the row of searches for sentences."""
-    from ivt_jax.encoding.encoder import ImageEncoder
+    from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.retrieval.build import describe_index
     from ivt_jax.retrieval.searcher import Searcher
 
-    encoder, count = ImageEncoder(workdir), 1000 * WANTED
+    encoder, count = Encoder(workdir), 1000 * WANTED
     about = describe_index(encoder, workdir, "float32", {}, scratch)
     searcher = Searcher(make_index(scratch / "sentences", about, draw_vectors(count, about.dimension)), encoder=encoder)
     compiling = len(SENTENCES)  # the first search of each sentence compiles

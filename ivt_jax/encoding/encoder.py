@@ -23,7 +23,7 @@ from ivt_jax.run.parameter_file import model_digest
 from ivt_jax.run.workdir import folder_tokenizer
 
 
-class ImageEncoder:
+class Encoder:
     """The model of a run, an export or converted weights. Each device of this process takes a share of every batch.
 
     Attributes: config, of the run; model; params, on all devices; size (height, width) of its images; devices, a count.

@@ -41,7 +41,7 @@ def load_image(
     image: a file, a PIL image, or a uint8 RGB array (h, w, 3); content: as of `open_image`.
     Raises UserError as `open_image` does, and for anything else.
     """
-    if isinstance(image, Path | str):
+    if content is not None or isinstance(image, Path | str):
         return fit(open_image(image, content), size)
     if isinstance(image, Image.Image):
         with _readable("the PIL image"):

@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 
 from ivt_jax.common.errors import DataError
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.gallery.shard import embed_shard
 
 _COUNTERS = "ivt_jax.embed"
@@ -27,7 +27,7 @@ class EmbedShards(beam.DoFn):
         self._shared = Shared()
 
     def setup(self) -> None:
-        self._encoder = self._shared.acquire(lambda: ImageEncoder(self._workdir), str(self._workdir))
+        self._encoder = self._shared.acquire(lambda: Encoder(self._workdir), str(self._workdir))
 
     def process(self, shard: str) -> Iterator[str]:
         """Counts an unreadable shard; after an exception Beam would try again, and then give up all shards."""

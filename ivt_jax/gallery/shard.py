@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.gallery.crops import Readable, Unreadable, fingerprint, is_unreachable, load_batches, name_of, read_crops
 from ivt_jax.gallery.vectors import DTYPES, Vectors, claim_folder, is_done, read_vectors, write_vectors
 from ivt_jax.gallery.walk import describe_passed, reason_to_pass
@@ -26,7 +26,7 @@ class Embedded(NamedTuple):
         return {"before" if self.before else "shards": 1, "crops": self.crops, "unreadable": self.unreadable}
 
 
-def embed_shard(encoder: ImageEncoder, shard: Path, out: Path, dtype: str = "float32", batch: int = 64) -> Embedded:
+def embed_shard(encoder: Encoder, shard: Path, out: Path, dtype: str = "float32", batch: int = 64) -> Embedded:
     """Embeds the crops of a shard into OUT/NAME.safetensors, unless that is done and the crops have not changed.
 
     dtype: a key of DTYPES; batch: crops per device. The file appears whole or not at all, and two processes that embed

@@ -36,7 +36,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, is_as_before, open_image
 from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
@@ -60,7 +60,7 @@ class Options:
     """Options of a build."""
 
     workdir: Path | str | None = None  # folder of the model; by default the one that the index states
-    encoder: ImageEncoder | None = None  # the model, if it is loaded already
+    encoder: Encoder | None = None  # the model, if it is loaded already
     dtype: str | None = None  # of the vectors of a new index, float32 (the default) or float16
     batch: int = BATCH  # pictures of a batch on each device
     vectors: Path | None = None  # what `ivt_jax.embed` wrote; its vectors are used for pictures of the same content
@@ -139,7 +139,7 @@ def _lock(place: Path | str) -> contextlib.AbstractContextManager[Any]:
     return lock_folder(Path(place), "indexer", "--index")
 
 
-def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorStore | None, About, ImageEncoder]:
+def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorStore | None, About, Encoder]:
     """Returns the index, None if there is none yet, its `About` for this build, and its model. Writes nothing."""
     workdir = options.workdir
     try:
@@ -147,13 +147,13 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
     except NoIndexError:
         if workdir is None:
             raise UserError(f"there is no index at {place} yet: name the folder of its model with --workdir") from None
-        encoder = options.encoder or ImageEncoder(workdir)
+        encoder = options.encoder or Encoder(workdir)
         about = describe_index(encoder, workdir, options.dtype or "float32", source.fields, source.root)
         return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
     found = store.about
     _refuse_other_source(place, found, source, options)
     workdir = found.model_folder(workdir)
-    encoder = options.encoder or ImageEncoder(workdir)
+    encoder = options.encoder or Encoder(workdir)
     about = describe_index(encoder, workdir, found.dtype, source.fields, source.root)
     if is_as_before(found.images, about.images):
         next_id = int(store.ids().max(initial=-1)) + 1
@@ -166,7 +166,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
     return store, dataclasses.replace(about, **lasting), encoder
 
 
-def describe_index(encoder: ImageEncoder, workdir: Path | str, dtype: str, fields: dict[str, str], root: Path) -> About:
+def describe_index(encoder: Encoder, workdir: Path | str, dtype: str, fields: dict[str, str], root: Path) -> About:
     """Returns the `About` of a new index with this model, these fields and pictures below `root`."""
     folder = Path(workdir).absolute()
     tokenizer = folder_tokenizer(folder, encoder.config).digest
@@ -259,7 +259,7 @@ class _Work:
     """Writes the rows of a plan. ready: vectors of `ivt_jax.embed`; built: the result."""
 
     def __init__(
-        self, store: VectorStore, encoder: ImageEncoder, source: Source, plan: Plan, batch: int, ready: ByDigest | None
+        self, store: VectorStore, encoder: Encoder, source: Source, plan: Plan, batch: int, ready: ByDigest | None
     ):
         self._store, self._encoder, self._plan, self._ready = store, encoder, plan, ready
         self._root, self._pictures = source.root, source.pictures

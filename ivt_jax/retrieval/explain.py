@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import normalise
 
 # RGB of heat from 0 to 1 in equal steps, each lighter than the one before.
@@ -23,7 +23,7 @@ _COLOURS = ((20, 11, 54), (113, 31, 110), (203, 65, 73), (248, 142, 9), (245, 24
 _OPACITY = 0.75  # at heat 1; 0 at heat 0
 
 
-def heat_maps(encoder: ImageEncoder, image: np.ndarray, phrases: np.ndarray) -> np.ndarray:
+def heat_maps(encoder: Encoder, image: np.ndarray, phrases: np.ndarray) -> np.ndarray:
     """image (H, W, 3) uint8 of encoder.size, phrases (P, D) float32 of length 1 -> heat (P, rows, columns) float32.
 
     The heat of each phrase is scaled to 0 for the coldest patch and 1 for the hottest; 0 everywhere if all are equal.

@@ -34,7 +34,7 @@ from PIL import Image
 from input_pipeline.inspection import leads_out
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_texts
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, load_image, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.gallery.crops import read_content
@@ -90,14 +90,14 @@ class Answer(NamedTuple):
 class Searcher:
     """An open index, which threads may share. Attributes: store, encoder, tokenizer, calibration (or None)."""
 
-    def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: ImageEncoder | None = None):
+    def __init__(self, store: VectorStore, workdir: Path | str | None = None, encoder: Encoder | None = None):
         """Loads the model, from `workdir` or by default from the folder that the index names; encoder: a loaded one.
 
         Raises UserError if the folder has no model or another one than the index, or if the index is empty.
         """
         self.store = store
         folder = self.about.model_folder(workdir)
-        self.encoder = encoder or ImageEncoder(folder)
+        self.encoder = encoder or Encoder(folder)
         self.tokenizer = folder_tokenizer(folder, self.encoder.config)
         digests = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
         for name, digest in digests.items():

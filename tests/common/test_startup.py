@@ -85,9 +85,7 @@ def test_every_command_that_starts_jax_sets_the_flags(monkeypatch, name):
 
 
 def test_an_encoder_without_a_command_sets_the_flags(workdir):
-    code = (
-        "from ivt_jax.encoding.encoder import ImageEncoder; ImageEncoder(sys.argv[1]); print(os.environ['XLA_FLAGS'])"
-    )
+    code = "from ivt_jax.encoding.encoder import Encoder; Encoder(sys.argv[1]); print(os.environ['XLA_FLAGS'])"
     done = run_python("-c", f"import os, sys; {code}", str(workdir))
     assert done.stdout.split() == list(startup.FLAGS), done.stderr
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ivt_jax import search
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
 from ivt_jax.run.checkpoint import SELECTION, Checkpoints
@@ -302,7 +302,7 @@ def test_a_workdir_of_a_later_format_is_refused(workdir):
     for action, arguments in (
         (loop.train_and_evaluate, (ConfigDict(record["config"]), workdir)),
         (export, (workdir, ["orbax"])),
-        (ImageEncoder, (workdir,)),
+        (Encoder, (workdir,)),
     ):
         assert refusal(workdir, action, *arguments) == told
 
@@ -345,7 +345,7 @@ def doors(workdir, crops):
         "evaluate": (evaluate, workdir, config),
         "export": (export, workdir, ["orbax", "safetensors"]),
         "search": (search.index_folder(crops, workdir).__enter__,),
-        "embed": (ImageEncoder, workdir),
+        "embed": (Encoder, workdir),
         "init_from": (loop.initial_params, config_of(workdir, train__init_from=str(workdir))),
     }
 

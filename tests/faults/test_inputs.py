@@ -30,7 +30,7 @@ from input_pipeline.text_levels import words as word_level
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import search
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import load_image
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
@@ -117,7 +117,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(workdir):
-    return ImageEncoder(workdir)
+    return Encoder(workdir)
 
 
 def test_a_picture_is_opened_or_refused_in_one_line(dataset):
@@ -442,7 +442,9 @@ def test_search_refuses_what_says_nothing_in_one_line(workdir, crops, capsys, te
 
 def test_the_report_bears_any_caption():
     strips = [{"caption": text, "crops": [], "first": 1} for text in TEXTS.values()]
-    html = report.render(report.TEMPLATES / "report.html", dataset="X", run="r", environment={}, strips=strips, failures=strips)
+    html = report.render(
+        report.TEMPLATES / "report.html", dataset="X", run="r", environment={}, strips=strips, failures=strips
+    )
     assert len(html.encode("utf-8")) < 100_000  # of each caption a thousand characters
     assert "\0" not in html and "<script" not in html and "&lt;script&gt;" in html
     assert html.count('class="caption" dir="auto"') == 2 * len(TEXTS)  # so that no override reaches beyond it

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from ivt_jax import embed, search
 from ivt_jax.common.errors import DataError
 from ivt_jax.encoding.embedding import embed_texts
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import load_image
 from ivt_jax.export.run import export
 from ivt_jax.gallery import shard as one_shard
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="session")
 def encoder(workdir):
-    return ImageEncoder(workdir)
+    return Encoder(workdir)
 
 
 @pytest.fixture(scope="session")
@@ -214,8 +214,8 @@ def test_the_digest_is_the_models_wherever_it_lies(workdir, other_workdir, tmp_p
     copy.mkdir()
     for path in ("params", "config.json"):
         os.symlink(workdir / path, copy / path)
-    digests = {ImageEncoder(folder).about["model"] for folder in (workdir, export(copy, ["safetensors"]))}
-    assert len(digests) == 1 and ImageEncoder(other_workdir).about["model"] not in digests
+    digests = {Encoder(folder).about["model"] for folder in (workdir, export(copy, ["safetensors"]))}
+    assert len(digests) == 1 and Encoder(other_workdir).about["model"] not in digests
 
 
 def test_an_unreadable_crop_is_named_and_its_neighbours_stay_in_line(encoder, tmp_path, expected, monkeypatch):

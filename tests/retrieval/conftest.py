@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ivt_jax.encoding.embedding import embed_images
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import load_image
 from ivt_jax.retrieval import build
 from ivt_jax.retrieval.store import NoIndexError
@@ -16,7 +16,7 @@ from tests.retrieval.memory import MemoryStore
 
 @pytest.fixture(scope="session")
 def encoder(workdir):
-    return ImageEncoder(workdir)
+    return Encoder(workdir)
 
 
 @pytest.fixture(scope="session")

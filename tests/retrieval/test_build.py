@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.files import read_header
-from ivt_jax.encoding.encoder import ImageEncoder
+from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.gallery.crops import UnreachableError
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
@@ -836,7 +836,7 @@ def test_an_index_of_another_type_of_number_takes_them_rounded(index, shards, ro
 
 
 def test_vectors_of_another_model_are_refused(indexed, gallery, rows, other_workdir, workdir, tmp_path):
-    embed_shard(ImageEncoder(other_workdir), gallery / "cam 1", tmp_path / "others")
+    embed_shard(Encoder(other_workdir), gallery / "cam 1", tmp_path / "others")
     message = refusal(indexed, rows, vectors=tmp_path / "others")
     assert message.startswith(f"{tmp_path}/others holds vectors of model ")
     assert message.endswith(f"embed with the index's model, {workdir}, or leave --vectors out")
