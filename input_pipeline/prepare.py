@@ -20,7 +20,6 @@ be deleted.
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -33,7 +32,7 @@ from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_ro
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 from ivt_jax.common.command import exit_code, share
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import lines_of, refuse_path
+from ivt_jax.common.files import lines_of, lock_file, refuse_path
 from ivt_jax.common.messages import counted
 
 SUMS = "SHA256SUMS"
@@ -58,8 +57,7 @@ def local_copy(root: str) -> Path:
     folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(sums).hexdigest()[:16]}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with open(f"{folder}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_file(Path(f"{folder}.lock"), wait=True):
             if not folder.exists():
                 _fetch(url, sums, Path(f"{folder}.partial"))
                 Path(f"{folder}.partial").rename(folder)

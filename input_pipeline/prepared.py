@@ -9,7 +9,6 @@ change is therefore prepared in a new folder, and files that a running program r
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import os
@@ -34,7 +33,7 @@ from input_pipeline.pictures import contents_digest, describe_changes, look_at, 
 from input_pipeline.statistics import say_deviation
 from input_pipeline.variants import SEE_DOCS
 from ivt_jax.common.errors import DataError
-from ivt_jax.common.files import printable
+from ivt_jax.common.files import lock_file, printable
 from ivt_jax.common.messages import counted, say_once
 
 
@@ -237,8 +236,7 @@ def _locked(folder: Path) -> Iterator[None]:
             f"cannot write {folder} ({error.strerror}); choose another folder with --config.runtime.prepared, or "
             "--prepared of input_pipeline.prepare"
         ) from None
-    with open(folder / "lock", "w") as lock, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_file(folder / "lock", wait=True), contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads
         yield
 
 

@@ -48,7 +48,7 @@ def remove_unusable(cache: Path, program: str = "", loads: bool = True) -> None:
     loads: False if XLA refused one of these entries; then all of them are removed.
     Does nothing if the cache cannot be written, or if another process holds its lock for _LOCK_SECONDS.
     """
-    from filelock import FileLock  # slow to import; JAX imports it too
+    from filelock import FileLock  # as JAX locks the cache; slow to import
 
     with contextlib.suppress(OSError), FileLock(cache / ".lockfile", timeout=_LOCK_SECONDS):
         names = {name for name in os.listdir(cache) if name.endswith(("-cache", "-atime"))}

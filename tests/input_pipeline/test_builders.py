@@ -1,3 +1,4 @@
+import fcntl
 import io
 import json
 import shutil
@@ -145,13 +146,13 @@ def test_prepared_data_may_lie_elsewhere(pedes_root, tmp_path):
 def test_what_another_process_prepared_meanwhile_is_used(tmp_path, monkeypatch, capsys):
     save(tmp_path, "a.jpg")
     write(tmp_path, ["a.jpg"])
-    flock = prepared.fcntl.flock
+    flock = fcntl.flock
 
     def wait(lock, operation):
-        monkeypatch.setattr(prepared.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         builders.PedesSynth(root=tmp_path).download_and_prepare()
 
-    monkeypatch.setattr(prepared.fcntl, "flock", wait)
+    monkeypatch.setattr(fcntl, "flock", wait)
     assert len(prepare(tmp_path, "pedes_synth").as_data_source("train")) == 1
     assert capsys.readouterr().err.count("preparing train") == 1
 

@@ -1,5 +1,6 @@
 """Datasets prepared ahead, and carried: TensorFlow's file system in memory, ram://, stands in for a bucket."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -325,14 +326,14 @@ def test_names_that_hold_other_line_breaks_are_fetched(bucket, cache):
 
 def test_what_another_process_fetched_meanwhile_is_used(raw, bucket, cache, monkeypatch, capsys):
     assert call(raw, f"--out={bucket}") == 0
-    flock = prepare.fcntl.flock
+    flock = fcntl.flock
 
     def wait(lock, operation):
-        monkeypatch.setattr(prepare.fcntl, "flock", lambda *_: None)
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
         local_copy.__wrapped__(bucket)
-        monkeypatch.setattr(prepare.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
 
-    monkeypatch.setattr(prepare.fcntl, "flock", wait)
+    monkeypatch.setattr(fcntl, "flock", wait)
     capsys.readouterr()
     assert local_copy(bucket).is_dir()
     files = [path for path in local_copy(bucket).rglob("*") if path.is_file()]
