@@ -8,9 +8,10 @@ import contextlib
 import functools
 import logging
 import math
+import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,10 +58,7 @@ class Checkpoints:
         for path in (workdir / "checkpoints").glob("*"):
             if path.name.isdecimal():
                 self._refuse_damaged(int(path.name), "metrics/")
-
-        def score(metrics: dict[str, float]) -> float:
-            return metrics[f"{select_on}/{SELECTION}"]
-
+        score = operator.itemgetter(f"{select_on}/{SELECTION}")
         best = BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
@@ -214,35 +212,27 @@ def restore_params(
 def _restore_params(folder: Path, best: bool, shapes_alone: bool, optional: tuple[str, ...]) -> Restored:
     record = load_record(folder)
     config = ConfigDict(record["config"])
-    with _open(folder, record, config, best) as (step, where, read):
+    with contextlib.ExitStack() as stack:
+        if holds_params_alone(folder):
+            step = record.get("step", 0)
+            where = Where(f"{folder}, step {step}", "export or convert again")
+            read: Any = functools.partial(read_params, folder / "params")
+            if not (folder / "params").is_dir():
+                read = functools.partial(read_parameter_file, folder / PARAMETER_FILE, config)
+        else:
+            step = None
+            if (folder / "checkpoints").is_dir():
+                checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder, config.train.select_on)))
+                step = checkpoints.best_step() if best else checkpoints.latest_step()
+            if step is None:
+                raise UserError(f"{folder}: no checkpoint yet; train first")
+            where, read = checkpoints.describe(step), functools.partial(checkpoints.restore_params, step)
         shapes, wanted = read(shapes_alone=True), parameter_shapes(IVTConfig.from_config(config.model))
         refuse_other_shapes(where, shapes_of(shapes), wanted, optional)
         params = shapes if shapes_alone else read()
     if not shapes_alone:
         refuse_not_finite(where, jax.tree.map(lambda x: np.isfinite(x).all(), params))
     return Restored(config, params, step)
-
-
-@contextlib.contextmanager
-def _open(
-    folder: Path, record: Mapping[str, Any], config: ConfigDict, best: bool
-) -> Iterator[tuple[int, Where, Callable[..., Any]]]:
-    """Yields the step of a folder's parameters, how errors name them, and the function that reads them."""
-    if holds_params_alone(folder):
-        step = record.get("step", 0)
-        read: Callable[..., Any] = functools.partial(read_params, folder / "params")
-        if not (folder / "params").is_dir():
-            read = functools.partial(read_parameter_file, folder / PARAMETER_FILE, config)
-        yield step, Where(f"{folder}, step {step}", "export or convert again"), read
-        return
-    missing = UserError(f"{folder}: no checkpoint yet; train first")
-    if not (folder / "checkpoints").is_dir():
-        raise missing
-    with contextlib.closing(Checkpoints(folder, config.train.select_on)) as checkpoints:
-        step = checkpoints.best_step() if best else checkpoints.latest_step()
-        if step is None:
-            raise missing
-        yield step, checkpoints.describe(step), functools.partial(checkpoints.restore_params, step)
 
 
 def shapes_of(tree: Any) -> Shapes:
@@ -308,25 +298,13 @@ def find_fault(folder: Path, shapes: Shapes) -> str:
     """
     try:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
-        lengths = _file_lengths(files)
+        lengths = dict(sorted(_file_lengths(files)))  # the greatest of each file
         arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
-        keys = arrays.list().result()
-        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree
+        parts = [key.decode().rpartition("/") for key in arrays.list().result()]  # of ARRAY/CHUNK
+        found = _by_path(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree)
     except Exception as error:  # of many types
         return f"its arrays cannot be read again ({' '.join(str(error).split())[:200]})"
-    if fault := _find_missing_chunks(tree, keys, shapes):
-        return fault
-    short = (name for name, n in lengths.items() if not (folder / name).is_file() or (folder / name).stat().st_size < n)
-    return next((f"{name} is missing or cut short" for name in short), "")
-
-
-def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Shapes) -> str:
-    """Returns which array is missing, has another shape or too few chunks, as a clause; "" if none.
-
-    keys: the database's, "ARRAY/CHUNK".
-    """
-    found, parts = _by_path(tree), [key.rpartition(b"/") for key in keys]
-    stored = collections.Counter(array.decode() for array, _, chunk in parts if chunk != b".zarray")
+    stored = collections.Counter(array for array, _, chunk in parts if chunk != ".zarray")
     for path, shape in shapes.items():
         if path not in found or tuple(found[path].shape) != shape:
             return f"{path} is missing, or has another shape than {shape}"
@@ -335,19 +313,16 @@ def _find_missing_chunks(tree: Any, keys: Iterable[bytes], shapes: Shapes) -> st
         wanted = math.prod(-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True))
         if stored[found[path].name] != wanted:
             return f"{path} has {stored[found[path].name]} of {wanted} chunks"
-    return ""
+    short = (name for name, n in lengths.items() if not (folder / name).is_file() or (folder / name).stat().st_size < n)
+    return next((f"{name} is missing or cut short" for name in short), "")
 
 
-def _file_lengths(files: Any, node: str | None = None) -> dict[str, int]:
-    """Returns the bytes of each file that an OCDBT database refers to, below `node` (default: its manifest)."""
-    lengths: dict[str, int] = {}
-    dumped = str(tensorstore.ocdbt.dump(files, node).result())
-    for kind, base, name, offset, length in _REFERENCE.findall(dumped):
-        end = int(offset) + int(length)
-        deeper = _file_lengths(files, f"{kind}:{base}:{name}:{offset}:{length}") if kind != "value" else {}
-        for file, size in [(base + name, end), *deeper.items()]:
-            lengths[file] = max(lengths.get(file, 0), size)
-    return lengths
+def _file_lengths(files: Any, node: str | None = None) -> Iterator[tuple[str, int]]:
+    """Yields file and end, in bytes, of each reference in an OCDBT database, below `node` (default: its manifest)."""
+    for kind, base, name, offset, length in _REFERENCE.findall(str(tensorstore.ocdbt.dump(files, node).result())):
+        yield base + name, int(offset) + int(length)
+        if kind != "value":
+            yield from _file_lengths(files, f"{kind}:{base}:{name}:{offset}:{length}")
 
 
 def _as_numpy(tree: Any) -> Any:

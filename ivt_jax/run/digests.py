@@ -6,7 +6,6 @@ A checkpoint is a folder named after its step, with a folder for each item (stat
 import concurrent.futures
 import contextlib
 import functools
-import itertools
 import json
 import shutil
 import sys
@@ -26,7 +25,6 @@ DESCRIPTION = "_CHECKPOINT_METADATA"  # Orbax writes it last, and reads no check
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that is not complete
 ON_DAMAGE = ("previous", "stop")
 PATIENCE = 3.0  # seconds of comparing before a line says so
-HOUR = 3_600_000  # milliseconds
 
 
 class DamagedError(Exception):
@@ -52,7 +50,7 @@ def find_damage(step: Path, within: str = "") -> str:
     is read again only if it changed.
     """
     line = f"comparing {step} with its digests"
-    clock = threading.Timer(PATIENCE, functools.partial(print, line, file=sys.stderr, flush=True))
+    clock = threading.Timer(PATIENCE, print, [line], {"file": sys.stderr, "flush": True})
     clock.daemon = True
     clock.start()
     try:
@@ -73,17 +71,18 @@ def set_damaged_aside(workdir: Path, on_damage: str, say: Callable[[str], None])
     UserError and moves nothing if no checkpoint is valid, or if one is damaged and `on_damage` is "stop".
     """
     client, key = coordination_client(), f"ivt_jax: damage in {workdir}"
-    error = _set_damaged_aside(workdir, on_damage, say) if jax.process_index() == 0 else ""
-    if client and jax.process_index() == 0:
-        client.key_value_set(key, f"found: {error}", allow_overwrite=True)
-    elif client:
-        error = client.blocking_key_value_get(key, HOUR).removeprefix("found: ")
+    if jax.process_index() == 0:
+        error = _set_damaged_aside(workdir, on_damage, say)
+        if client:
+            client.key_value_set(key, f"found: {error}", allow_overwrite=True)
+    else:
+        error = client.blocking_key_value_get(key, 3_600_000).removeprefix("found: ")  # milliseconds: an hour
     if error:
         raise UserError(error)
 
 
 def _set_damaged_aside(workdir: Path, on_damage: str, say: Callable[[str], None]) -> str:
-    """Does the work of `set_damaged_aside` in the first process. Returns the message of its error, or ""."""
+    """Does the work of the first process. Returns the message of its error, or ""."""
     folder = workdir / "checkpoints"
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
     faults = {step: fault for step in steps if (fault := find_damage(folder / str(step)))}
@@ -96,7 +95,9 @@ def _set_damaged_aside(workdir: Path, on_damage: str, say: Callable[[str], None]
             remedy = f"use --config.runtime.on_damage=previous to continue from step {newest}, the newest valid one"
             return f"{worst}; restore it from a backup, or {remedy}"
     for step, fault in faults.items():
-        aside = _new_name(workdir / "damaged" / str(step))
+        aside, number = workdir / "damaged" / str(step), 2
+        while aside.exists():
+            aside, number = aside.with_name(f"{step}-{number}"), number + 1
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
         say(f"warning: step {step} is damaged: {fault}; it is moved to {aside}, the newest valid one is {newest}")
@@ -147,9 +148,3 @@ def _damage_in(name: str) -> Iterator[None]:
         raise DamagedError(f"{name} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedError(f"{name} is not what was written") from None
-
-
-def _new_name(path: Path) -> Path:
-    """Returns the path, or the first of PATH-2, PATH-3, ... that does not exist."""
-    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([path], names) if not name.exists())

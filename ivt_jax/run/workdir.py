@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
@@ -25,7 +26,7 @@ from ivt_jax.common.files import lock_file, write_text
 FORMAT = 1
 FREE_KEYS = ("runtime.", "data.root", "evaluation.")  # do not change what a run learns: they may differ
 LENGTH = "train.steps"  # may differ if the run can continue to it, which training/loop.py decides
-_held: dict[Path, AbstractContextManager[Any]] = {}  # locks that this process keeps until it ends
+flatten = functools.partial(flatten_dict, sep=".")  # {"model": {"width": 128}} as {"model.width": 128}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 
@@ -40,11 +41,10 @@ def make_workdir(workdir: Path) -> Path:
     return workdir
 
 
-def hold_workdir(workdir: Path) -> None:
+@functools.cache  # keeps the lock
+def hold_workdir(workdir: Path) -> AbstractContextManager[Any]:
     """Locks the workdir until this process ends. Raises UserError if another run holds it."""
-    path = workdir.resolve()
-    if path not in _held:
-        _held[path] = lock_folder(workdir, "run", "--workdir")
+    return lock_folder(workdir, "run", "--workdir")
 
 
 def lock_folder(folder: Path, who: str, flag: str) -> AbstractContextManager[Any]:
@@ -61,8 +61,8 @@ def lock_folder(folder: Path, who: str, flag: str) -> AbstractContextManager[Any
     except PermissionError:
         raise UserError(f"{path} cannot be written: it belongs to another user; choose another {flag}") from None
     except OSError as error:
-        warning = f"{folder} has no locks ({error.strerror}): make sure that no second {who} writes there"
-        print(f"warning: {warning}", file=sys.stderr)
+        advice = f"make sure that no second {who} writes there"
+        print(f"warning: {folder} has no locks ({error.strerror}): {advice}", file=sys.stderr)
         return nullcontext()
 
 
@@ -113,9 +113,8 @@ def record_config(
 
     images_digest: of the images that the run trains on, "" if unknown.
     """
-    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment()}
-    if images_digest:
-        run["pictures"] = images_digest
+    images = {"pictures": images_digest} if images_digest else {}
+    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment(), **images}
     write_record(make_workdir(workdir), run, tokenizer)
 
 
@@ -232,13 +231,9 @@ def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
 
     Such keys were added to ivt_jax after the run began, and their defaults change nothing.
     """
-    tree, known, defaults = recorded.to_dict(), flatten(recorded.to_dict()), flatten(default.get_config().to_dict())
-    for key in flatten(config.to_dict()):
-        if key not in known and key in defaults:
-            *sections, name = key.split(".")
-            section = functools.reduce(lambda place, part: place.setdefault(part, {}), sections, tree)
-            section[name] = defaults[key]
-    return ConfigDict(tree)
+    known, defaults = flatten(recorded.to_dict()), flatten(default.get_config().to_dict())
+    later = {key: defaults[key] for key in flatten(config.to_dict()) if key in defaults}
+    return ConfigDict(unflatten_dict(later | known, sep="."))
 
 
 def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool]) -> None:
@@ -251,11 +246,3 @@ def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts:
     named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
     if named:
         raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. Choose another --workdir")
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"model": {"width": 128}} as {"model.width": 128}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

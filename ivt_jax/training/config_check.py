@@ -51,36 +51,26 @@ POSITIVE = Bound("more than 0", lambda x: x > 0)
 SHARE = Bound("a share from 0 to 1", lambda x: 0 <= x <= 1)
 RATE = Bound("a share from 0 to below 1", lambda x: 0 <= x < 1)
 
-# The bound of every number of configs/default.py, by section. text.length and model.image_size have tighter ones below.
+# The bound of every number of configs/default.py. text.length and model.image_size have tighter ones below.
 BOUNDS = {
-    f"{section}{key}": bound
-    for section, bound, keys in (
-        ("", WHOLE._replace(most=INT64), "seed"),
-        ("data.", COUNT, "batch_size instances"),
-        ("data.", SHARE, "max_damaged label_noise"),
-        ("data.", RATE, "val_persons"),
-        ("augment.", WHOLE, "pad"),
-        ("augment.", SHARE, "flip erase"),
-        ("text.length.", COUNT, "sentence phrase word"),
-        ("model.", COUNT, "patch_size stride width depth num_heads vocab_size max_text_length"),
-        ("model.", POSITIVE, "mlp_ratio init_std norm_epsilon"),
-        ("model.", RATE, "dropout drop_path"),
-        ("mla.", COUNT, "views groups"),
-        ("mla.", NOT_NEGATIVE, "weight"),
-        ("bmm.", COUNT, "patch_block"),
-        ("bmm.", WHOLE, "rows"),
-        ("bmm.", NOT_NEGATIVE, "word_weight patch_weight"),
-        ("bmm.", SHARE, "align_ratio word_ratio patch_ratio"),
-        ("optimizer.", NOT_NEGATIVE, "learning_rate bias_learning_rate start floor warmup_epochs"),
-        ("optimizer.", NOT_NEGATIVE, "weight_decay clip_norm"),
-        ("optimizer.", SHARE, "layer_decay"),
-        ("optimizer.", RATE, "momentum b1 b2 ema"),
-        ("train.", COUNT, "epochs max_bad_steps"),
-        ("train.", WHOLE, "first_epoch steps eval_every"),
-        ("train.", NOT_NEGATIVE, "spike_factor"),
-        ("runtime.mesh.", AXIS, "data fsdp"),
-        ("runtime.", COUNT, "microbatches log_every checkpoint_every eval_batch_size heartbeat"),
-        ("runtime.", WHOLE, "watchdog"),
+    key: bound
+    for bound, keys in (
+        (WHOLE._replace(most=INT64), "seed"),
+        (COUNT, "data.batch_size data.instances text.length.sentence text.length.phrase text.length.word"),
+        (COUNT, "model.patch_size model.stride model.width model.depth model.num_heads model.vocab_size"),
+        (COUNT, "model.max_text_length mla.views mla.groups bmm.patch_block train.epochs train.max_bad_steps"),
+        (COUNT, "runtime.microbatches runtime.log_every runtime.checkpoint_every runtime.eval_batch_size"),
+        (COUNT, "runtime.heartbeat"),
+        (WHOLE, "augment.pad bmm.rows train.first_epoch train.steps train.eval_every runtime.watchdog"),
+        (AXIS, "runtime.mesh.data runtime.mesh.fsdp"),
+        (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon"),
+        (NOT_NEGATIVE, "mla.weight bmm.word_weight bmm.patch_weight optimizer.learning_rate optimizer.start"),
+        (NOT_NEGATIVE, "optimizer.bias_learning_rate optimizer.floor optimizer.warmup_epochs optimizer.weight_decay"),
+        (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor"),
+        (SHARE, "data.max_damaged data.label_noise augment.flip augment.erase optimizer.layer_decay"),
+        (SHARE, "bmm.align_ratio bmm.word_ratio bmm.patch_ratio"),
+        (RATE, "data.val_persons model.dropout model.drop_path"),
+        (RATE, "optimizer.momentum optimizer.b1 optimizer.b2 optimizer.ema"),
     )
     for key in keys.split()
 }
@@ -95,36 +85,27 @@ def check_config(config: ConfigDict, devices: int = 1, resumed: bool = False) ->
     check_keys(config)
     # Each expects a config without the faults before it.
     faults = chain(_text_faults(config), _model_faults(config), _training_faults(config, devices))
-    _raise_first(faults if resumed else chain(faults, _geometry_faults(config)))
+    for fault in faults if resumed else chain(faults, _geometry_faults(config)):
+        raise UserError(fault)
 
 
 def check_keys(config: ConfigDict) -> None:
     """Raises UserError, in one line, for the first key with a value that no config may have."""
-    _raise_first(_key_faults(config))
-
-
-def _raise_first(faults: Iterator[str]) -> None:
-    for fault in faults:
-        raise UserError(fault)
-
-
-def _key_faults(config: ConfigDict) -> Iterator[str]:
-    """Yields one line for each key that has a wrong value."""
     values = flatten(config.to_dict())
     for key, known in CHOICES.items():
         if values[key] not in known:
-            yield f'{key} is "{values[key]}"; expected one of {", ".join(known)}'
+            raise UserError(f'{key} is "{values[key]}"; expected one of {", ".join(known)}')
     for key, bound in BOUNDS.items():
         if expected := _expected(bound, values[key]):
-            yield f"{key} is {values[key]}; expected {expected}"
+            raise UserError(f"{key} is {values[key]}; expected {expected}")
     size = _as_tuple(values["model.image_size"])
     if not isinstance(size, tuple) or len(size) != 2:
-        yield f"model.image_size is {size}; expected (height, width)"
-    elif any(_expected(COUNT, extent) for extent in size):
-        yield f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more"
+        raise UserError(f"model.image_size is {size}; expected (height, width)")
+    if any(_expected(COUNT, extent) for extent in size):
+        raise UserError(f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more")
     levels = _as_tuple(values["mla.levels"])
     if not (isinstance(levels, tuple) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
-        yield f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once"
+        raise UserError(f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once")
 
 
 def _expected(bound: Bound, value: Any) -> str:

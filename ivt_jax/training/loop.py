@@ -109,7 +109,7 @@ def open_checkpoints(run: Run) -> Checkpoints:
     """Creates and locks the workdir, moves damaged checkpoints away, opens the others."""
     make_workdir(run.workdir)
     if jax.process_index() == 0:
-        hold_workdir(run.workdir)
+        hold_workdir(run.workdir.resolve())
     set_damaged_aside(run.workdir, run.config.runtime.on_damage, run.progress.say)
     return Checkpoints(run.workdir, run.config.train.select_on)
 
