@@ -1,9 +1,9 @@
 """XLA's figures of a config's training step, compiled from shapes: memory and matrix products of one device."""
 
 import functools
+import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,11 +11,10 @@ import numpy as np
 from ivt_jax.training.program import batch_shapes, build_program
 
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
-CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)|branch_computations=\{(.*?)\}")
+CALLED = re.compile(r"(?:calls|body|to_apply|branch_computations)=(\{.*?\}|%?[\w.\-]+)")
 
 
-@dataclass(frozen=True)
-class Compiled:
+class Compiled(NamedTuple):
     """XLA's figures for one device."""
 
     arguments: int  # bytes of state and batch; the new state takes the place of the old one
@@ -44,35 +43,26 @@ def compile_config(config: Any) -> Compiled:
 def analyse(compiled: Any, uncounted: int = 0) -> Compiled:
     """Returns the figures of a `jax.stages.Compiled`. uncounted: bytes of arguments besides state and batch."""
     memory = compiled.memory_analysis()
-    grown = (
-        memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )  # the metrics; the new state takes the old one's place
-    return Compiled(
-        arguments=memory.argument_size_in_bytes - uncounted,
-        temporary=memory.temp_size_in_bytes + grown,
-        products=matrix_products(compiled.as_text()),
-    )
+    metrics = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the new state takes the old one's place
+    arguments, temporary = memory.argument_size_in_bytes - uncounted, memory.temp_size_in_bytes + metrics
+    return Compiled(arguments, temporary, matrix_products(compiled.as_text()))
 
 
 def matrix_products(text: str) -> int:
     """Returns the FLOPs of every `dot` in a compiled program's text (CPU), in a loop's body as often as it runs."""
-    computations: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if start:
-            name = start[2]
-            computations[name] = []
-            entry = name if start[1] else entry
-        elif name:
-            computations[name].append(line)
+    found = re.findall(r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
+    computations = {name: body.splitlines() for _, name, body in found}
 
     @functools.cache
     def total(name: str) -> int:
-        lines = computations[name]
-        return _dots(lines) + sum(count * total(called) for called, count in _calls(lines))
+        flops = _dots(computations[name])
+        for line in computations[name]:
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            called = re.findall(r"[\w.\-]+", " ".join(CALLED.findall(line)))
+            flops += sum(map(total, called)) * (int(trips[1]) if trips else 1)
+        return flops
 
-    return total(entry)
+    return next(total(name) for entry, name, _ in found if entry)
 
 
 def _dots(lines: list[str]) -> int:
@@ -83,15 +73,5 @@ def _dots(lines: list[str]) -> int:
         dot = re.search(r" dot\((?:[^%)]*)%?([\w.\-]+).*lhs_contracting_dims=\{([\d,]+)\}", right)
         if dot:
             contracted = [shapes[dot[1]][int(axis)] for axis in dot[2].split(",")]
-            flops += 2 * int(np.prod(shapes[name])) * int(np.prod(contracted))
+            flops += 2 * math.prod(shapes[name]) * math.prod(contracted)
     return flops
-
-
-def _calls(lines: list[str]) -> list[tuple[str, int]]:
-    """Returns (computation, number of calls) for the instructions that call others."""
-    calls = []
-    for line in lines:
-        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-        names = [name for pair in CALLED.findall(line) for text in pair for name in re.findall(r"[\w.\-]+", text)]
-        calls += [(name, int(trips[1]) if trips else 1) for name in names]
-    return calls

@@ -71,6 +71,5 @@ def dry_run_plan(config: Any) -> Iterator[str]:
 
 def _assumption(config: Any, devices: int) -> str:
     """Returns the assumption of the formula of the memory."""
-    return (
-        f"The formula is for {counted(devices, 'device')}, with activations kept in model.dtype {config.model.dtype}."
-    )
+    kept = f"with activations kept in model.dtype {config.model.dtype}"
+    return f"The formula is for {counted(devices, 'device')}, {kept}."

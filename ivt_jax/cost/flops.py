@@ -6,8 +6,7 @@ optimiser. `config` is a ConfigDict or nested dicts, as configs/default.py. `ivt
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivt_jax.models.patches import num_patches
 
@@ -15,8 +14,7 @@ OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}  # numbers kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """One batch of sequences through the blocks."""
 
     kind: str  # image, text, or joint (both in one sequence)
@@ -24,8 +22,7 @@ class Pass:
     tokens: int
 
 
-@dataclass(frozen=True)
-class StepCost:
+class StepCost(NamedTuple):
     """FLOPs of one step over the global batch, on all devices together."""
 
     image: int  # forward, as all but `recomputed`: the encoders
@@ -33,7 +30,7 @@ class StepCost:
     joint: int
     heads: int  # both reconstruction heads
     matching: int  # the similarities
-    recomputed: int  # what remat repeats
+    recomputed: int  # what remat repeats: attention
 
     @property
     def forward(self) -> int:
@@ -70,7 +67,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
         joint=encoder("joint"),
         heads=heads,
         matching=4 * matching_side(config) ** 2 * width // mla["groups"],  # image to text and text to image
-        recomputed=sum(p.rows * model["depth"] * attention_flops(p.tokens, width) for p in passes if model["remat"]),
+        recomputed=sum(p.rows * model["depth"] * 4 * p.tokens**2 * width for p in passes if model["remat"]),
     )
 
 
@@ -79,12 +76,16 @@ def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
     mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
     batch, image = config["data"]["batch_size"], 1 + patches_of(config["model"])
     passes = []
+
+    def kept(tokens: int) -> int:  # with masked alignment, `fast` shortens a sequence, `exact` hides tokens within it
+        return tokens - int(bmm["align_ratio"] / 2 * (tokens - 1) + 1e-4) if bmm["align"] == "fast" else tokens
+
     if mla["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
-        passes.append(Pass("image", batch * mla["views"], kept_tokens(image, bmm)))
+        passes.append(Pass("image", batch * mla["views"], kept(image)))
         if bmm["align"] == "exact":  # one pattern for all levels, hence one length
             lengths = [max(lengths)] * len(lengths)
-        passes += [Pass("text", batch * n, kept_tokens(length, bmm)) for length, n in Counter(lengths).items()]
+        passes += [Pass("text", batch * n, kept(length)) for length, n in Counter(lengths).items()]
     if bmm["word_weight"] or bmm["patch_weight"]:
         passes.append(Pass("joint", reconstructed_rows(config), image + text_length["sentence"]))
     return passes
@@ -110,17 +111,7 @@ def matching_side(config: Mapping[str, Any]) -> int:
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
     linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
-    return depth * (linear + attention_flops(tokens, width))
-
-
-def attention_flops(tokens: int, width: int) -> int:
-    """Returns the forward FLOPs of the scores and the weighted sums, all heads of one block."""
-    return 4 * tokens**2 * width
-
-
-def kept_tokens(tokens: int, bmm: Mapping[str, Any]) -> int:
-    """Returns the length of a sequence in masked alignment: `fast` shortens it, `exact` hides tokens within it."""
-    return tokens - int(bmm["align_ratio"] / 2 * (tokens - 1) + 1e-4) if bmm["align"] == "fast" else tokens
+    return depth * (linear + 4 * tokens**2 * width)  # attention: the scores and the weighted sums
 
 
 def patches_of(model: Mapping[str, Any]) -> int:

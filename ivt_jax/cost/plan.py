@@ -7,26 +7,22 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ivt_jax.cost import flops
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.training.sharding import mesh_sizes, place
 
-MODELS = {
-    "B": {"width": 768, "depth": 12, "num_heads": 12},
-    "L": {"width": 1024, "depth": 24, "num_heads": 16},
-}
+MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
 BATCHES = (64, 256, 1024, 4096, 16384)
 DEVICES = (1, 8, 64, 256)
 MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have
+PARTS = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")  # that are printed
 # Similarity matrices (float32) that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
 MATRICES = {"global": 8, "sharded": 7}
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes on one device during a step."""
 
     parameters: int  # held throughout the step, as are optimizer, average and batch
@@ -54,8 +50,7 @@ class Memory:
         return self.state + self.batch + self.gradients + max(backward, self.updated)
 
     def __str__(self) -> str:
-        parts = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")
-        figures = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in parts)
+        figures = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in PARTS)
         return (
             f"memory per device, by formula: {self.total / 1e9:.2f} GB with activations of {self.number} bytes a "
             f"number ({figures}; the total includes one block's working memory)"
@@ -81,7 +76,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * parameters
     gradients = sum(attention + (mlp if p.kind == "joint" else mlp // 2) for p in passes)
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
-    kept = sum(kept_bytes(p, model, size) for p in passes)
+    blocks = [block_bytes(p, model, size) for p in passes]
     cached = 4 * model["width"] * 2 * side // devices if microbatches > 1 else 0
     matrices = MATRICES[config["runtime"]["matching"]] * 4 * side**2 // config["mla"]["groups"]
     return Memory(
@@ -91,8 +86,8 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         batch=batch_bytes(config) // devices,
         gradients=gradients + (parameters if microbatches > 1 else 0),  # their sum so far
         turned=mlp + 2 * others,
-        activations=kept + embeddings + cached,
-        working=max((working_bytes(p, model, size) for p in passes), default=0),
+        activations=sum(kept for kept, _ in blocks) + embeddings + cached,
+        working=max((working for _, working in blocks), default=0),
         matching=matrices // matching_devices(config, devices),
         logits=4 * flops.predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + others + embeddings,
@@ -118,33 +113,23 @@ def matching_devices(config: Mapping[str, Any], devices: int) -> int:
     return devices if matching == "sharded" or max(mla["views"], len(mla["levels"])) == 1 else 1
 
 
-def kept_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes of a pass's blocks that JAX keeps for the gradient. size: bytes of one activation.
+def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int, int]:
+    """Returns the bytes that JAX keeps of all blocks of a pass for the gradient, and of one block's backward pass.
 
-    For each block and token: the softmax in float32; as activations the norms' inputs and outputs, q, k, v, the heads'
-    mix, the softmax again, the activation function and its slope; the two masks of stochastic depth. With remat only
-    the block's input and the outputs of qkv, proj and fc1.
+    size: bytes of one activation. Kept for each block and token: the softmax in float32; as activations the norms'
+    inputs and outputs, q, k, v, the heads' mix, the softmax again, the activation function and its slope; the two masks
+    of stochastic depth. With remat only the block's input and the outputs of qkv, proj and fc1; the block is computed
+    again first. The backward pass counts widths and softmaxes, fitted to XLA's buffers.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
+    softmax, masks = model["num_heads"] * p.tokens, 2 * width if model["drop_path"] else 0
     if model["remat"]:
-        per_token = size * (5 * width + hidden)
+        kept = size * (5 * width + hidden)
+        working = size * (10 * width + 2 * hidden) + 3 * 4 * softmax + masks
     else:
-        softmax = model["num_heads"] * p.tokens * (4 + size)
-        masks = 2 * width if model["drop_path"] else 0
-        per_token = size * (8 * width + 2 * hidden) + softmax + masks
-    return p.rows * p.tokens * model["depth"] * per_token
-
-
-def working_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes of one block's backward pass: counts of widths and softmaxes, fitted to XLA's buffers.
-
-    With remat the block is computed again first.
-    """
-    width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
-    widths, hiddens, softmaxes = (10, 2, 3) if model["remat"] else (7, 4, 1)
-    softmax = softmaxes * model["num_heads"] * p.tokens * 4
-    masks = 2 * width if model["drop_path"] else 0
-    return p.rows * p.tokens * (size * (widths * width + hiddens * hidden) + softmax + masks)
+        kept = size * (8 * width + 2 * hidden) + (4 + size) * softmax + masks
+        working = size * (7 * width + 4 * hidden) + 4 * softmax + masks
+    return p.rows * p.tokens * model["depth"] * kept, p.rows * p.tokens * working
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
@@ -165,7 +150,7 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
 
 def plan_table(config: Any) -> str:
     """Returns a Markdown table of memory and FLOPs by formula, for ViT-B and ViT-L with the other keys of `config`."""
-    columns = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch", "total")
+    columns = (*PARTS, "total")
     header = ["model", "batch", "devices", "data x fsdp", *columns, "fits", "TFLOPs"]
     lines = [header, ["---"] * len(header)]
     for name, batch, devices in itertools.product(MODELS, BATCHES, DEVICES):
