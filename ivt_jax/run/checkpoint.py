@@ -155,9 +155,8 @@ class Checkpoints:
 
     def _not_saved(self, reason: str, remedy: str = "") -> UserError:
         again = "run the same command again to resume from the last whole checkpoint"
-        return UserError(
-            f"{self._folder}/checkpoints: step {self._saving} could not be saved: {reason}; {remedy}{again}"
-        )
+        step = f"{self._folder}/checkpoints: step {self._saving}"
+        return UserError(f"{step} could not be saved: {reason}; {remedy}{again}")
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -298,7 +297,7 @@ def find_fault(folder: Path, shapes: Shapes) -> str:
     """
     try:
         files = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.absolute()}/"}).result()
-        lengths = dict(sorted(_file_lengths(files)))  # the greatest of each file
+        lengths = dict(sorted(_file_lengths(files)))  # the last reference to each file decides
         arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files.spec().to_json()}).result()
         parts = [key.decode().rpartition("/") for key in arrays.list().result()]  # of ARRAY/CHUNK
         found = _by_path(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder).absolute()).tree)
@@ -330,7 +329,5 @@ def _as_numpy(tree: Any) -> Any:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -33,14 +33,10 @@ class DamagedError(Exception):
 
 def write_digests(step: Path) -> None:
     """Writes the size and SHA-256 of every file of a complete checkpoint that does not count yet."""
-    paths = [path for path in sorted(step.glob("*/**/*")) if path.is_file()]
+    files = {path.relative_to(step).as_posix(): path for path in sorted(step.glob("*/**/*")) if path.is_file()}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        digests = list(pool.map(digest, paths))
-    entries = {
-        path.relative_to(step).as_posix(): {"bytes": path.stat().st_size, "sha256": value}
-        for path, value in zip(paths, digests, strict=True)
-    }
-    write_json(step / FILE, entries)
+        entries = pool.map(lambda path: {"bytes": path.stat().st_size, "sha256": digest(path)}, files.values())
+    write_json(step / FILE, dict(zip(files, entries, strict=True)))
 
 
 def find_damage(step: Path, within: str = "") -> str:

@@ -19,10 +19,15 @@ _LOST = re.compile(r"gloo|nccl|coordination ?service|heartbeat|unavailable|deadl
 _ending = threading.Lock()  # acquired once, by the thread that ends the process
 
 
-def end(code: int, line: str) -> NoReturn:
-    """Prints the line and exits at once; Python's own exit would wait for other processes. The first call wins."""
+def end(code: int, line: str, stacks: bool = False) -> NoReturn:
+    """Prints the line and exits at once; Python's own exit would wait for other processes. The first call wins.
+
+    stacks: prints the stack of every thread too.
+    """
     _ending.acquire()
     print(line, file=sys.stderr, flush=True)
+    if stacks:
+        faulthandler.dump_traceback(sys.stderr)
     os._exit(code)
 
 
@@ -116,12 +121,6 @@ class Watchdog:
             if idle is not None:
                 idle[0] += min(now - then, 2 * self._tick)
                 if idle[0] > self._limit and idle is self._idle:
-                    self._bite()
+                    cause = f"no step in {self._limit:g} s (runtime.watchdog): the run hangs"
+                    end(EXIT_CODE, f"error: {cause}; the same command resumes. Stacks of all threads:", stacks=True)
             then = now
-
-    def _bite(self) -> None:
-        _ending.acquire()
-        cause = f"no step in {self._limit:g} s (runtime.watchdog): the run hangs"
-        print(f"error: {cause}; the same command resumes. Stacks of all threads:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(sys.stderr)
-        os._exit(EXIT_CODE)

@@ -70,10 +70,8 @@ def is_at_work(workdir: Path) -> bool:
     """Returns whether a run, of this process or another, holds the workdir; False if the lock cannot be read."""
     try:
         lock_file(workdir / "lock", shared=True).close()
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -204,11 +202,9 @@ def digest(path: Path) -> str:
 def environment() -> dict[str, Any]:
     """Returns the git revision ("-dirty" with local changes, "" outside a clone), package versions and devices."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    git, versions = "", {}
+    with suppress(FileNotFoundError):  # git is not installed
         git = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
-    except FileNotFoundError:  # git is not installed
-        git = ""
-    versions = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
