@@ -41,9 +41,7 @@ PLAN = flags.DEFINE_bool(
 )  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the platform does not know it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "number of this process, from 0, with --coordinator", lower_bound=0
-)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "this process's number from 0, with --coordinator", lower_bound=0)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run several processes, whose addresses the platform knows")
 
 

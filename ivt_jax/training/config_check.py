@@ -84,7 +84,7 @@ def check_config(config: ConfigDict, devices: int = 1, resumed: bool = False) ->
     """
     check_keys(config)
     # Each expects a config without the faults before it.
-    faults = chain(_text_faults(config), _model_faults(config), _training_faults(config, devices))
+    faults = chain(_model_faults(config), _training_faults(config, devices))
     for fault in faults if resumed else chain(faults, _geometry_faults(config)):
         raise UserError(fault)
 
@@ -98,13 +98,12 @@ def check_keys(config: ConfigDict) -> None:
     for key, bound in BOUNDS.items():
         if expected := _expected(bound, values[key]):
             raise UserError(f"{key} is {values[key]}; expected {expected}")
-    size = _as_tuple(values["model.image_size"])
-    if not isinstance(size, tuple) or len(size) != 2:
+    size, levels = values["model.image_size"], values["mla.levels"]  # config.json has lists instead of tuples
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
         raise UserError(f"model.image_size is {size}; expected (height, width)")
     if any(_expected(COUNT, extent) for extent in size):
         raise UserError(f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more")
-    levels = _as_tuple(values["mla.levels"])
-    if not (isinstance(levels, tuple) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
+    if not (isinstance(levels, (list, tuple)) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
         raise UserError(f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once")
 
 
@@ -119,26 +118,17 @@ def _expected(bound: Bound, value: Any) -> str:
     return f"at most {bound.most}" if value > bound.most else ""
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # config.json has lists instead of tuples
-
-
-def _text_faults(config: ConfigDict) -> Iterator[str]:
+def _model_faults(config: ConfigDict) -> Iterator[str]:
+    model, size = config.model, tuple(config.model.image_size)
     levels, views = config.mla.levels, config.mla.views
     if len(levels) > 1 and views not in (1, len(levels)):
         yield f"mla.views {views} does not go with the {len(levels)} of mla.levels: it must be 1 or {len(levels)}"
     for level, length in config.text.length.items():
-        if not SHORTEST <= length <= config.model.max_text_length:
-            yield (
-                f"text.length.{level} is {length}; expected {SHORTEST} to model.max_text_length "
-                f"{config.model.max_text_length} tokens, [CLS] and [SEP] included"
-            )
+        if not SHORTEST <= length <= model.max_text_length:
+            most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
+            yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
     if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
-
-
-def _model_faults(config: ConfigDict) -> Iterator[str]:
-    model, size = config.model, tuple(config.model.image_size)
     if model.width % model.num_heads:
         yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
     if int(model.width * model.mlp_ratio) < 1:
@@ -168,10 +158,8 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
         if parts > 1 and rows % (parts * devices):
             yield f"{name} {rows} is not a multiple of runtime.microbatches {parts} times {devices}, the devices"
     if config.runtime.matching == "sharded" and config.mla.groups % devices and devices % config.mla.groups:
-        yield (
-            f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: it must "
-            "divide them or be a multiple of them"
-        )
+        must = "it must divide them or be a multiple of them"
+        yield f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: {must}"
     if config.train.first_epoch > config.train.epochs:
         yield f"train.first_epoch {config.train.first_epoch} is after the last, train.epochs {config.train.epochs}"
 
@@ -181,21 +169,16 @@ def _geometry_faults(config: ConfigDict) -> Iterator[str]:
 
     Runs of older versions may have such a config; they train well and can be resumed.
     """
-    model, size = config.model, tuple(config.model.image_size)
-    if model.stride > model.patch_size:
-        yield (
-            f"model.stride {model.stride} is larger than model.patch_size {model.patch_size}: no patch would cover "
-            f"the pixels between them; choose a stride of 1 to {model.patch_size}"
-        )
-    if model.stride == model.patch_size and (unseen := _unseen(model)):
-        patch = model.patch_size
+    model, size, patch = config.model, tuple(config.model.image_size), config.model.patch_size
+    if model.stride > patch:
+        advice = f"no patch would cover the pixels between them; choose a stride of 1 to {patch}"
+        yield f"model.stride {model.stride} is larger than model.patch_size {patch}: {advice}"
+    if model.stride == patch and (unseen := _unseen(model)):
         smaller, larger = tuple(x // patch * patch for x in size), tuple(-(-x // patch) * patch for x in size)
         yield f"model.image_size {size}: {unseen}; choose {smaller} or {larger}"
     if config.augment.pad >= min(size):
-        yield (
-            f"augment.pad {config.augment.pad} is not below the shorter side of model.image_size {size}: "
-            "a random crop could miss the image"
-        )
+        side = f"the shorter side of model.image_size {size}"
+        yield f"augment.pad {config.augment.pad} is not below {side}: a random crop could miss the image"
 
 
 def edge_notice(config: ConfigDict) -> str:

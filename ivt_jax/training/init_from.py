@@ -52,7 +52,10 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
     actions = choose_actions(folder, {path: tuple(value.shape) for path, value in found.items()}, old, new)
     params = {}
     if not shapes_alone:
-        _refuse_other_tokenizer(Path(folder), config)
+        if "tokenizer" in load_record(folder):
+            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+            place = f'text.tokenizer="{config.text.tokenizer}"'
+            refuse_other_tokenizer(Path(folder), tokenizer, place, "name the first with --config.text.tokenizer")
         for path, action in actions.items():
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
@@ -80,14 +83,6 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
         else:
             raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config wants {shape}")
     return actions
-
-
-def _refuse_other_tokenizer(folder: Path, config: ConfigDict) -> None:
-    """Raises UserError if the config's tokenizer is not the one that the folder records."""
-    if "tokenizer" in load_record(folder):
-        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
-        place = f'text.tokenizer="{config.text.tokenizer}"'
-        refuse_other_tokenizer(folder, tokenizer, place, "name the first with --config.text.tokenizer")
 
 
 def _summary(source: str, actions: Mapping[str, str], old: IVTConfig, new: IVTConfig) -> str:

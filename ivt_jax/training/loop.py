@@ -73,7 +73,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     checkpoints = open_checkpoints(run)
     start = checkpoints.latest_step() or 0
     refuse_other_length(run, start)
-    if start == run.total_steps and is_reported(workdir, start):
+    reported = start == run.total_steps and (workdir / "report.html").exists()
+    if reported and read_json(workdir / "test/summary.json").get("last", {}).get("step") == start:
         run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
         return
     if not start and initial is NOTHING:  # stopped before its first checkpoint
@@ -116,14 +117,11 @@ def open_checkpoints(run: Run) -> Checkpoints:
 
 def announce(run: Run, start: int, initial: str) -> None:
     """Logs where training starts and what to know about its figures. initial: the line about `train.init_from`."""
-    say = run.progress.say
-    say(f"{'resuming at' if start else 'training from'} step {start} of {run.total_steps}: {run.workdir}")
-    if notice := edge_notice(run.config):
-        say(notice)
-    if run.config.train.select_on == "test":
-        say("warning: train.select_on is test: the best checkpoint's test figures will be too good")
-    if initial:
-        say(initial)
+    first = f"{'resuming at' if start else 'training from'} step {start} of {run.total_steps}: {run.workdir}"
+    warning = "warning: train.select_on is test: the best checkpoint's test figures will be too good"
+    for line in (first, edge_notice(run.config), run.config.train.select_on == "test" and warning, initial):
+        if line:
+            run.progress.say(line)
 
 
 def train(run: Run, checkpoints: Checkpoints, start: int, params: Mapping[str, np.ndarray]) -> None:
@@ -213,18 +211,11 @@ def refuse_other_length(run: Run, taken: int) -> None:
         )
 
 
-def is_reported(workdir: Path, last: int) -> bool:
-    """Returns whether the run was tested when `last` was its last step, and has its report."""
-    tested = read_json(workdir / "test/summary.json").get("last", {}).get("step")
-    return tested == last and (workdir / "report.html").exists()
-
-
 def record(run: Run) -> None:
     """Writes config.json, parameters.txt and sharding.txt."""
-    target = run.program.target
     record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest)
-    write_text(run.workdir / "parameters.txt", parameter_table(target.params) + "\n")
-    write_text(run.workdir / "sharding.txt", sharding_table(run.program.mesh.shape, target) + "\n")
+    write_text(run.workdir / "parameters.txt", parameter_table(run.program.target.params) + "\n")
+    write_text(run.workdir / "sharding.txt", sharding_table(run.program.mesh.shape, run.program.target) + "\n")
 
 
 def start_state(program: Program, params: Mapping[str, np.ndarray]) -> TrainState:

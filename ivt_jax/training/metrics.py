@@ -115,10 +115,8 @@ class Progress:
 
     def say(self, line: str, transient: bool = False) -> None:
         """Writes a line; on a terminal, the next line replaces a transient one."""
-        if self._stream.isatty():
-            self._stream.write(f"\r\x1b[2K{line}" + ("" if transient else "\n"))
-        else:
-            self._stream.write(line + "\n")
+        start, end = ("\r\x1b[2K", "" if transient else "\n") if self._stream.isatty() else ("", "\n")
+        self._stream.write(f"{start}{line}{end}")  # at once: another thread may write too
         self._stream.flush()
 
 

@@ -1,6 +1,7 @@
 """The mesh of devices, the place of each parameter on it, and global batches from the rows of each host."""
 
 import collections
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(word_head|patch_head)/kernel$", PartitionSpec("fsdp", None)),
     (r".*", PartitionSpec()),
 )
+path_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # such as "blocks/attn/qkv/kernel"
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -49,24 +51,17 @@ class Place(NamedTuple):
 
     rule: int  # index in PARAMETER_RULES
     divides: bool  # whether the shape allows the rule's split; otherwise every device has a copy
+    spec: PartitionSpec
     parts: int  # number of parts that the array is split into
-
-    @property
-    def spec(self) -> PartitionSpec:
-        return PARAMETER_RULES[self.rule][1] if self.divides else PartitionSpec()
 
 
 def place(name: str, shape: Sequence[int], sizes: Mapping[str, int]) -> Place:
     """Returns the place of a parameter, or a slot of the optimiser, on a mesh of these sizes. name: its path."""
     rule, spec = next((i, spec) for i, (pattern, spec) in enumerate(PARAMETER_RULES) if re.search(pattern, name))
     cuts = [(size, sizes[axis]) for size, axis in zip(shape, spec, strict=False) if axis is not None]
-    divides = all(size % count == 0 for size, count in cuts)
-    return Place(rule, divides, math.prod(count for _, count in cuts) if divides else 1)
-
-
-def path_name(path: Any) -> str:
-    """Returns the path of a leaf as a text, such as "blocks/attn/qkv/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    if any(size % count for size, count in cuts):
+        return Place(rule, False, PartitionSpec(), 1)
+    return Place(rule, True, spec, math.prod(count for _, count in cuts))
 
 
 def state_sharding(mesh: Mesh, shapes: Any) -> Any:
@@ -87,7 +82,7 @@ def sharding_table(sizes: Mapping[str, int], state: Any) -> str:
     uneven = []
     for tree, leaves in trees.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(leaves):
-            rule, divides, parts = place(path_name(path), leaf.shape, sizes)
+            rule, divides, _, parts = place(path_name(path), leaf.shape, sizes)
             size = math.prod(leaf.shape) * leaf.dtype.itemsize
             rows[rule, divides].update({"arrays": tree == "parameters", tree: size, f"{tree} each": size // parts})
             if tree == "parameters" and not divides:
@@ -103,16 +98,9 @@ def sharding_table(sizes: Mapping[str, int], state: Any) -> str:
     header = [f"mesh: data {sizes['data']} x fsdp {sizes['fsdp']}, the batch split over both; sizes in bytes"]
     if uneven:
         header.append(f"copied, since fsdp {sizes['fsdp']} does not divide them: {', '.join(uneven)}")
-    return "\n".join([*header, *_aligned(lines)])
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    """Returns lines of cells padded to columns: the first two aligned left, the numbers right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(line)).rstrip()
-        for line in lines
-    ]
+    formats = [f"{'<' if i < 2 else '>'}{width}" for i, width in enumerate(widths)]  # the numbers to the right
+    return "\n".join([*header, *("  ".join(map(format, line, formats)).rstrip() for line in lines)])
 
 
 def global_batch(mesh: Mesh, batch: Any) -> Any:

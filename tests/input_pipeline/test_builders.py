@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import augment, builders, prepared
+from input_pipeline import augment, builders
 from input_pipeline.builders import BUILDERS
 from input_pipeline.prepared import prepare
 from ivt_jax.common.errors import DataError
