@@ -95,7 +95,7 @@ def stub(monkeypatch, tmp_path):
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("[]")
     pairs = (np.arange(10), np.zeros(10))
-    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, images_digest="")
+    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, pictures="")
     tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (loop, "Checkpoints", Saved), (loop, "build_program", build),
@@ -106,11 +106,7 @@ def stub(monkeypatch, tmp_path):
         (pipeline, "open_split", lambda config, split, images_digest: source),
         (pipeline, "train_batches", empty_batches),
         (loop, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
-        (
-            loop,
-            "evaluate",
-            lambda *args, write, images_digest: events.append("test") or {"test": {"step": 6, "t2i": {}}},
-        ),
+        (loop, "evaluate", lambda *_, write, images_digest: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
         (loop, "write_report", lambda workdir: events.append("report")),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, value)
@@ -149,10 +145,10 @@ def test_a_run_resumes_behind_its_latest_checkpoint(stub):
 
 def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
     source, opened = pipeline.open_split(None, "train", ""), []
-    source.images_digest = "first"
+    source.pictures = "first"
 
-    def open_split(config, split, images_digest):
-        opened.append(images_digest)
+    def open_split(config, split, pictures):
+        opened.append(pictures)
         return source
 
     def evaluate(*args, write, images_digest):
