@@ -256,7 +256,7 @@ def selection(config):
     source = SimpleNamespace(images_digest="")
     run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "embed_split", lambda *args: SPLIT)
+        patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)
         patch.setattr(loop, "local_copy", lambda mesh, params: params)
         return sorted(loop.make_validation(run)(SimpleNamespace(learned={})))
 
@@ -266,8 +266,8 @@ def told(config):
     restored = SimpleNamespace(params={}, step=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_of_run, "restore_params", lambda workdir, best=True, shapes_alone=False: restored)
-        patch.setattr(evaluation_of_run, "embed_split", lambda *args: SPLIT)
-        patch.setattr(evaluation_of_run, "embed_captions", lambda *args: SPLIT.text)
+        patch.setattr(evaluation_of_run, "embed_split", lambda *args, **options: SPLIT)
+        patch.setattr(evaluation_of_run, "embed_captions", lambda *args, **options: SPLIT.text)
         patch.setattr(evaluation_of_run, "split_captions", lambda source: ["A man in black."] * 4)
         summary = evaluation_of_run.evaluate(Path("nowhere"), config, write=False)["test"]
     return sorted(summary), sorted(summary["protocols"])

@@ -42,7 +42,7 @@ def load_image(
     Raises UserError as `open_image` does, and for anything else.
     """
     if content is not None or isinstance(image, Path | str):
-        return fit(open_image(image, content), size)
+        return fit(open_image(image if isinstance(image, Path) else str(image), content), size)
     if isinstance(image, Image.Image):
         with _readable("the PIL image"):
             return fit(as_rgb(image), size)
