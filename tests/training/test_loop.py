@@ -95,7 +95,7 @@ def stub(monkeypatch, tmp_path):
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("[]")
     pairs = (np.arange(10), np.zeros(10))
-    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, pictures="")
+    source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, images_digest="")
     tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (loop, "Checkpoints", Saved), (loop, "build_program", build),
@@ -145,10 +145,10 @@ def test_a_run_resumes_behind_its_latest_checkpoint(stub):
 
 def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
     source, opened = pipeline.open_split(None, "train", ""), []
-    source.pictures = "first"
+    source.images_digest = "first"
 
-    def open_split(config, split, pictures):
-        opened.append(pictures)
+    def open_split(config, split, images_digest):
+        opened.append(images_digest)
         return source
 
     def evaluate(*args, write, images_digest):
