@@ -126,12 +126,12 @@ def compare(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m ivt_jax.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("--study", choices=STUDIES, default="terms", help="the variants to compare")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
     parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the PEDES-Synth dataset")
-    parser.add_argument("--seeds", type=positive, default=3)
-    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run")
+    parser.add_argument("--seeds", type=positive, default=3, help="number of seeds (3)")
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run (1000)")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
     args = parser.parse_args()
     return exit_code(lambda: compare(args))

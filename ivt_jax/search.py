@@ -220,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("sentence", nargs="?", help='the description, such as "a woman with a black backpack"')
     add = parser.add_argument_group("query").add_argument
-    add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='one more; "2: TEXT" counts twice')
-    add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="what the person lacks")
+    add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='another phrase; "2: TEXT": weight 2')
+    add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="an unwanted phrase")
     add("--image", type=Path, action="append", help="a picture of the person, alone or with sentences")
     where = "filter by fields: \"camera = 3 and time > '2024-05-01'\"; if given several times, all must be true"
     add("--where", action="append", default=[], metavar="FILTER", help=where)

@@ -55,7 +55,7 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
         if "tokenizer" in load_record(folder):
             tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
             place = f'text.tokenizer="{config.text.tokenizer}"'
-            refuse_other_tokenizer(Path(folder), tokenizer, place, "name the first with --config.text.tokenizer")
+            refuse_other_tokenizer(Path(folder), tokenizer, place, "set --config.text.tokenizer to the first one")
         for path, action in actions.items():
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
