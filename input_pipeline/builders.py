@@ -28,8 +28,8 @@ from ivt_jax.common.files import refuse_path
 from ivt_jax.common.progress import progress
 
 BEFORE = Version("1.4.0")  # ignored EXIF orientation; its data are still read, for the runs that began with them
-# Suffix of the images' digest if BEFORE stored other pixels of an image, or refused it. A run that began with data of
-# one version then refuses data of the other. Without such images both versions store the same.
+# Suffix of the images' digest if version BEFORE stores an image with other pixels, or refuses it. A run that began with
+# data of one version then refuses data of the other. Without such images both versions store the same.
 OTHER_PIXELS = "-upright"
 LEAVE_OUT = (
     "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`, which lists all in "
@@ -73,8 +73,8 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
 
         max_damaged: share of the training images that may be missing or unreadable. They are stored as empty bytes and
         listed in `info.metadata["damaged"]`. Images of val and test must all be readable.
-        data_dir: the folder within `prepared`; None is the folder of data that do not record their images, made by an
-        older version or part of a portable folder. version: VERSION or BEFORE; None is VERSION.
+        data_dir: folder for these annotations and images; None is the folder for these annotations alone, as in older
+        versions and in portable folders. version: VERSION or BEFORE; None is VERSION.
         """
         self.root, self.max_damaged = root, max_damaged
         self.fresh = False  # whether this process has just prepared the data
@@ -91,7 +91,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     def images_digest(self) -> str:
         """The digest of the contents of all images of the dataset; "" if it is not recorded.
 
-        Ends with OTHER_PIXELS if BEFORE would have stored other pixels of the same images.
+        Ends with OTHER_PIXELS if version BEFORE stores some of these images with other pixels, or refuses them.
         """
         return self.info.metadata.get("pictures", "")
 

@@ -241,7 +241,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _other_images(place: Path, began_with: str, found: str = "") -> DataError:
-    """Returns the error for data of other images. began_with: the run's digest; found: the data's, "" if unknown."""
+    """Returns the error for prepared data of other images than the run's.
+
+    began_with, found: the digests of the run's images and of the data's ("" if unknown).
+    """
     if found.removesuffix(OTHER_PIXELS) == began_with.removesuffix(OTHER_PIXELS):
         differ = "some are turned upright by EXIF only in one of them, or could not be read then"
         remedy = "restore the prepared data that it began with, or choose another --workdir"

@@ -1,7 +1,7 @@
 """Writes the encoders as a TensorFlow SavedModel, which loads with TensorFlow alone.
 
     encode = tf.saved_model.load(folder).signatures
-    encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D), b from 0
+    encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D); b may be 0
     encode["encode_texts"](ids=ids)["embeddings"]  # int32 (b, L) -> float32 (b, D)
 
 It is in this package because no other may import TensorFlow.

@@ -23,7 +23,7 @@ PROJECTION, TEMPERATURE, TEXT = "the projection to CLIP's common space", "a temp
 
 
 def tokens(tensor: np.ndarray) -> np.ndarray:
-    """(D,) or (N, D) -> (1, 1 or N, D)."""
+    """(D,) -> (1, 1, D) or (N, D) -> (1, N, D)."""
     return tensor.reshape(1, -1, tensor.shape[-1])
 
 

@@ -45,7 +45,7 @@ class Naming(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Parameters read from a file, the number for each letter and for "depth", and the use of each tensor."""
+    """Parameters read from a file; sizes: the number for each letter in the rules' shapes, and "depth"; uses."""
 
     flat: Flat
     sizes: dict[str, int]
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
 
 
 def same(tensor: np.ndarray) -> np.ndarray:
-    """Returns the tensor unchanged: the layout of a parameter that is stored as ours."""
+    """Returns the tensor unchanged: the layout of a parameter that needs no conversion."""
     return tensor
 
 
@@ -143,7 +143,7 @@ def _ignored(naming: Naming, left: dict[str, str], tensors: Mapping[str, np.ndar
 
 
 def _sizes(wanted: Mapping[str, Rule], found: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Returns the number for each letter: that of most tensors, so that an error names the tensor that differs."""
+    """Returns the size for each letter, by majority: an error then names the tensor that differs from the others."""
     votes: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for name, rule in wanted.items():
         if len(rule.shape) == found[name].ndim:

@@ -72,7 +72,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
 
 
 def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
-    """Returns the sequences that go through the blocks in one step, over the global batch."""
+    """Returns the passes through the blocks in one training step of the global batch."""
     mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
     batch, image = config["data"]["batch_size"], 1 + patches_of(config["model"])
     passes = []
@@ -103,7 +103,7 @@ def predicted_words(config: Mapping[str, Any]) -> int:
 
 
 def matching_side(config: Mapping[str, Any]) -> int:
-    """Returns the rows, and columns, of the similarity matrix: all levels (or views) of the batch; 0 without MLA."""
+    """Returns the number of rows, and of columns, of the similarity matrix over all levels or views; 0 without MLA."""
     mla = config["mla"]
     return config["data"]["batch_size"] * max(mla["views"], len(mla["levels"])) if mla["weight"] else 0
 

@@ -1,4 +1,4 @@
-"""What every format is written from, and manifest.json, which describes a compiled form to other programs."""
+"""The trained model that every format is written from; manifest.json, which describes a format to other programs."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -88,7 +88,7 @@ def hidden_count(ratio: float, patches: int) -> int:
 
 
 def hidden_pixels(patch_mask: jax.Array, image_size: tuple[int, int], patch_size: int, stride: int) -> jax.Array:
-    """Returns (B, H, W) float32, 1 at pixels that no visible patch covers and else 0, of patch_mask (B, P).
+    """Returns (B, H, W) float32, 1 at pixels that no visible patch covers, else 0. patch_mask: (B, P) bool.
 
     Pixels at a border that no patch reaches count as hidden; no patch predicts them.
     """
@@ -111,14 +111,14 @@ def patch_targets(patches: jax.Array, epsilon: float = 1e-6) -> jax.Array:
 
 
 def word_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns sums of weighted cross-entropies, and of weights, of each row (B,): logits (B, M, V), others (B, M)."""
+    """Sums weighted cross-entropies, and weights, over each row: logits (B, M, V), others (B, M) -> (B,) and (B,)."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
     return (losses * weights).sum(1), weights.sum(1)
 
 
 def patch_loss(predicted: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns sums of weighted squared errors, and of weights, of each row (B,): three arrays (B, M, p * p * 3)."""
+    """Sums weighted squared errors, and weights, over each row: arguments (B, M, p * p * 3) -> (B,) and (B,)."""
     return (jnp.square(predicted - targets) * weights).sum((1, 2)), weights.sum((1, 2))
 
 

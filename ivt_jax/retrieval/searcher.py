@@ -184,7 +184,7 @@ class Searcher:
         return count
 
     def _unread(self, terms: Sequence[Term]) -> str:
-        """Describes what the model does not read of the sentences. Raises UserError if it reads nothing of one."""
+        """Names the words that the model cannot read, "" if none. Raises UserError if a sentence has no others."""
         length, notes = self.encoder.config.text.length["sentence"], []
         for term in terms:
             words, end, nothing = self.tokenizer.unread(term.text, length)

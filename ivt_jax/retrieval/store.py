@@ -131,7 +131,7 @@ class VectorStore(Protocol):
 
 @contextlib.contextmanager
 def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
-    """Turns the errors of a store's library, which are of this kind among others, into StoreErrors of one line."""
+    """Turns the errors of a store's library into StoreErrors of one line. kind: the library's own class of errors."""
     try:
         yield
     except UserError:

@@ -47,7 +47,7 @@ class Checkpoints:
     """The checkpoints of a workdir: the latest two, and the best of those saved with scores.
 
     select_on: the split whose scores choose the best; of equal ones the latest. With several processes, all must call
-    every method. Raises UserError if the scores of any step are damaged, or a step to be read is.
+    every method. Raises UserError if the scores of any step, or the arrays of a step to restore, are damaged.
     """
 
     def __init__(self, workdir: Path, select_on: str = "val"):
@@ -81,8 +81,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Saves asynchronously. metrics: scores by "SPLIT/WAY/NAME", which make the step a candidate for the best.
 
-        Raises UserError if this step or the one before could not be saved because of the disk, or cannot be read again.
-        Such a step does not count.
+        Raises UserError if the disk failed while this step or the one before was saved, or if the saved step cannot be
+        read again. Such a step is left unfinished.
         """
         with self._disk_errors():
             self._manager.wait_until_finished()

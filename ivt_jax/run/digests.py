@@ -1,4 +1,4 @@
-"""Digests of a checkpoint's files: written before the checkpoint counts, compared before it is read.
+"""Digests of a checkpoint's files: written at the end of a save, compared before the checkpoint is read.
 
 A checkpoint is a folder named after its step, with a folder for each item (state, metrics). Nothing here needs Orbax.
 """
@@ -20,11 +20,11 @@ from ivt_jax.run.watchdog import coordination_client
 from ivt_jax.run.workdir import digest, write_json
 
 FILE = "digests.json"
-MARK = {"digests": FILE}  # in DESCRIPTION of a checkpoint that must have FILE; older checkpoints have neither
+MARK = {"digests": FILE}  # in the DESCRIPTION of checkpoints that must have FILE; older ones have neither
 DESCRIPTION = "_CHECKPOINT_METADATA"  # Orbax writes it last, and reads no checkpoint without it
 UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a step that is not complete
 ON_DAMAGE = ("previous", "stop")
-PATIENCE = 3.0  # seconds of comparing before a line says so
+PATIENCE = 3.0  # seconds; longer comparisons print a line
 
 
 class DamagedError(Exception):
@@ -32,7 +32,7 @@ class DamagedError(Exception):
 
 
 def write_digests(step: Path) -> None:
-    """Writes the size and SHA-256 of every file of a complete checkpoint that does not count yet."""
+    """Writes FILE: the size and SHA-256 of every file of a checkpoint, before Orbax gives the folder its final name."""
     files = {path.relative_to(step).as_posix(): path for path in sorted(step.glob("*/**/*")) if path.is_file()}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         entries = pool.map(lambda path: {"bytes": path.stat().st_size, "sha256": digest(path)}, files.values())

@@ -68,7 +68,7 @@ class Guard:
             await self._app(scope, receive_again, send)
 
     def _local_path(self, path: str) -> str:
-        """Returns a path without that of the public URL, which some proxies have removed already."""
+        """Removes the public URL's path from the beginning of a path, unless the proxy has done so."""
         inside = f"{path}/".startswith(f"{self._prefix}/")
         return path.removeprefix(self._prefix) or "/" if inside else path
 

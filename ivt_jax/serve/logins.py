@@ -25,7 +25,7 @@ class Logins:
         return bool(self._token) and hmac.compare_digest(token.encode(errors="replace"), self._token)
 
     def count_wrong(self, address: str, now: float) -> HTTPException:
-        """Counts a wrong token, logs an address's first in each minute, returns the refusal: 401, or 429 after many."""
+        """Counts a wrong token; logs one a minute for each address. Returns the refusal: 401, or 429 after many."""
         since, count = self._wrong.get(address, (now, 0))
         if now - since >= limits.WRONG_SECONDS:
             since, count = now, 0

@@ -1,7 +1,7 @@
 """Random inputs of a training step: noise of erased pixels, kept tokens, hidden words and patches, dropout.
 
-A row's draws follow from the step's key and the row's number in the global batch. A part of the batch, encoded by
-itself, is therefore encoded as within the whole. Only `exact` alignment draws once for the whole batch.
+A row's random inputs depend only on the step's key and the row's number in the global batch, so a micro-batch gets the
+same ones as the whole batch. Only `exact` alignment draws once for the whole batch.
 """
 
 import functools

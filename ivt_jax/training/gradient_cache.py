@@ -1,9 +1,9 @@
-"""The loss and the gradient of a batch larger than memory: its rows pass through the tower in micro-batches.
+"""Loss and gradient of a batch larger than memory, computed in micro-batches.
 
 Gradient caching (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021, section
 3.2) has three stages. First all rows are encoded, and only their embeddings are kept. Then the loss of the whole batch
 gives the gradient of each embedding. Last, each micro-batch is encoded again, and its part of that gradient is
-propagated back to the parameters. A row's draws follow from its number in the batch: both times it is encoded the same.
+propagated back to the parameters. Random inputs depend on the row's number in the batch, so both encodings are equal.
 """
 
 from typing import Any

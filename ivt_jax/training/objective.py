@@ -105,7 +105,7 @@ class Objective:
     def encode_levels(self, params: Any, draws: Draws, pairs: Any) -> list[jax.Array]:
         """Returns the embeddings of the text levels, ids (b, L) each, after masked alignment: one (b, D) per level.
 
-        Levels of one length share a pass. `exact` keeps the same tokens of all levels: all share one.
+        Levels of one length share a pass. With `exact` all levels keep the same tokens and share one pass.
         """
         passes: dict[int, dict[int, jax.Array]] = {}
         for number, name in enumerate(self.config.mla.levels):

@@ -110,6 +110,6 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
-    """Returns every whole array on one device of this process, for work that each process does by itself."""
+    """Copies each array, whole, to one device of this process, for work that each process does by itself."""
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
