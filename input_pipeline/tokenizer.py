@@ -130,7 +130,7 @@ class Tokenizer:
         write_text(folder / "vocab.txt", "\n".join(lines) + "\n")
 
     def _rules(self) -> dict[str, Any]:
-        """Returns the serialised tokenizer without settings that do not affect ids, which differ between its files.
+        """Returns the serialised tokenizer without settings that do not affect ids; its files differ in those settings.
 
         Padding and truncation are off. Only some files list the special tokens of the vocabulary again.
         """

@@ -118,7 +118,7 @@ def shares(scores: np.ndarray) -> np.ndarray:
 
 
 def recolour(values: np.ndarray, phrases: Sequence[Phrase], true: np.ndarray) -> list[float]:
-    """Returns for each true pair of values (T, N) the share of the thing's other colours with a lower value there."""
+    """Returns, for each true phrase of each crop, the share of recoloured ones that score lower. values: (T, N)."""
     wins = []
     for row, column in zip(*np.nonzero(true), strict=True):
         thing = phrases[row].thing

@@ -84,7 +84,7 @@ def convert_clip(
 
 
 def without_types(conversion: Conversion) -> Conversion:
-    """Returns the conversion with types of zero: random ones are far larger than CLIP's tokens before its norm."""
+    """Sets the type embeddings to 0: random ones would be far larger than CLIP's tokens before its first norm."""
     embedding = conversion.params["image_embedding"]
     embedding["type_embed"] = np.zeros_like(embedding["type_embed"])
     note = f"{TYPES}, zeros: CLIP has none"

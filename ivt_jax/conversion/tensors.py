@@ -45,7 +45,7 @@ class Naming(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Parameters read from a file; sizes: the number for each letter in the rules' shapes, and "depth"; uses."""
+    """Parameters read from a file, the size for each letter in the rules' shapes and for "depth", and the uses."""
 
     flat: Flat
     sizes: dict[str, int]
@@ -75,7 +75,7 @@ def shapes(naming: Naming, sizes: Sizes) -> dict[str, tuple[int, ...]]:
 def read(naming: Naming, tensors: Mapping[str, np.ndarray], file: str, known: Sizes) -> Loaded:
     """Returns the parameters that the rules make of a file's tensors.
 
-    known: numbers of letters that the tensors do not determine. Raises UserError, naming file and tensor, if a tensor
+    known: sizes by letter that the tensors do not determine. Raises UserError, naming file and tensor, if a tensor
     is missing, unexpected, empty, of another shape, or of a dtype outside `files.FLOATS`.
     """
     own = _clean_names(naming, tensors, file)

@@ -76,7 +76,7 @@ class Encoder:
         return folder_tokenizer(self._workdir, self.config)
 
     def embed(self, batches: Iterable[np.ndarray], batch_size: int = 0) -> np.ndarray:
-        """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised, N maybe 0.
+        """uint8 batches (b, H, W, 3) -> (N, D) float32, L2-normalised; N may be 0.
 
         Batches are padded to one size, `batch_size` or the first one's, and compiled once.
         """

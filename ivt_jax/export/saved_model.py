@@ -10,7 +10,7 @@ SIGNATURES = "encode_images", "encode_texts"
 
 
 def write_saved_model(folder: Path, trained: Trained) -> None:
-    """Writes the SavedModel, which computes in the model's dtype, the tokenizer and manifest.json into an empty folder.
+    """Writes the SavedModel (in the model's dtype), the tokenizer and manifest.json into an empty folder.
 
     Raises UserError if TensorFlow is missing.
     """
