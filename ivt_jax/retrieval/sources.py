@@ -90,7 +90,7 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
     if not lines:
         line, named = outside[0] if outside else (0, "")
         if named:
-            raise DataError(f"{listed}: line {line}: {named} is not in {root}; name the folder of all with --images")
+            raise DataError(f"{listed}: line {line}: {named} is not in {root}; set --images to their common folder")
         raise DataError(f"{listed}: line {line} has no path" if outside else f"{listed} names no pictures")
     fields, metadata, notes = infer_fields(records, [*lines.values()])
     pictures, unreadable = _find_files(root, dict(zip(lines, metadata, strict=True)))

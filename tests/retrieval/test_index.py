@@ -135,7 +135,7 @@ def test_a_list_without_a_path_in_the_folder_changes_nothing(gallery, place, wor
     listed.write_text("path\n" + "\n".join(f"../{name}" for name in GALLERY))
     capsys.readouterr()
     assert index.main(call) == 2
-    assert error_of(capsys) == f"{listed}: line 2: ../a.png is not in {gallery}; name the folder of all with --images"
+    assert error_of(capsys) == f"{listed}: line 2: ../a.png is not in {gallery}; set --images to their common folder"
     assert {*rows(place)} == {*GALLERY}
 
 

@@ -271,7 +271,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.csv", "path,x\n,1\n", "l.csv: line 2 has no path"),
         ("l.csv", "path\n", "l.csv names no pictures"),
         ("l.csv", "path\na.PNG\n\n./a.PNG\n", "l.csv: line 4 names a.PNG again, after line 2: remove one of them"),
-        ("l.csv", "path\n../a.PNG\n", r"l.csv: line 2: ../a.PNG is not in \S+/crops; name the folder of all with --im"),
+        ("l.csv", "path\n../a.PNG\n", r"l.csv: line 2: ../a.PNG is not in \S+/crops; set --images to their common f"),
         ("l.csv", "path\n/etc/passwd\n", "l.csv: line 2: /etc/passwd is not in "),
         ("l.csv", "path\n.\n", "l.csv: line 2: . is not in "),
         ("l.csv", "path\na.PNG\n".encode("utf-16-le"), "l.csv: line 1 is not UTF-8 text: save the file as UTF-8"),
