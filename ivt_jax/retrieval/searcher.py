@@ -71,7 +71,7 @@ class Result(NamedTuple):
     id: int
     path: str  # relative to the root of the index
     score: float
-    probability: float | None  # that it is the person, if indexed; of the first result of a sentence without filter
+    probability: float | None  # that the person, if indexed, is this one; for the first result of one sentence
     phrases: tuple[Phrase, ...]
     metadata: Metadata
 

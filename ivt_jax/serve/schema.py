@@ -34,7 +34,7 @@ class SearchRequest(_Request):
     image_weight: float = Field(default=1.0, description="weight of the image or the row")
     where: str = Field(default="", max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")
     top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
-    group: Text = Field(default="", description="field of whose values each gets only its best picture")
+    group: Text = Field(default="", description="keep only the best picture of each value of this field")
     distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")
 
 
@@ -83,7 +83,7 @@ class SearchResponse(_Response):
     """The results, best first, of the `searched` pictures that meet the filter.
 
     `good` is false if no picture fits, null without an estimate; `unread` lists what the model cannot read of the
-    sentences; `unfinished` says that pictures are still to be added to the index, and is empty otherwise.
+    sentences; `unfinished` is a line if a build still adds pictures, else empty.
     """
 
     results: list[ResultResponse]
@@ -111,12 +111,12 @@ class AboutResponse(_Response):
 
     index: str
     pictures: int
-    unfinished: str = Field(description="says that pictures are still to be added; otherwise empty")
+    unfinished: str = Field(description="a line if a build still adds pictures, else empty")
     model: str
     fields: dict[str, str] = Field(description="name and type of each field")
     values: dict[str, list[Known]] = Field(description="all values of each field that has few")
     calibrated: bool = Field(description="whether scores come with probabilities, from validation")
-    max_body: int = Field(description="bytes of a request at most")
+    max_body: int = Field(description="largest request, in bytes")
 
 
 class ErrorResponse(BaseModel):
