@@ -91,9 +91,9 @@ def local_root(root: str) -> Path:
 
 
 def annotation_file(root: Path, name: str) -> Path:
-    """Returns the dataset's JSON file: `root` itself, or in it the first usual name, else the first of a known shape.
+    """Returns the dataset's JSON file: `root`, or a file in it with a usual name, or else one with known records.
 
-    Raises DataError if there is none; the message has the fault of the first JSON file of another shape.
+    Raises DataError if there is none; the message says why the first other JSON file is refused.
     """
     if name not in LAYOUTS:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')

@@ -64,7 +64,7 @@ def _one_of(candidates: list[str], caption: str, rng: np.random.Generator) -> st
 
 
 def _comma_parts(caption: str) -> list[str]:
-    """Returns, as released, the longest comma part of each sentence and the others joined, if over 5 characters."""
+    """Splits each sentence as the release does: its longest comma part, then all others joined; drops short ones."""
     candidates = []
     for part in sentence(caption).split("."):
         parts = [clause.strip() for clause in part.split(",")]

@@ -76,7 +76,7 @@ def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
 
 
 def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether `found` is the `preprocessing` of `now` as stated before pictures were turned upright by EXIF."""
+    """Whether `found` is `now` without "orientation", as older versions wrote it, which ignored EXIF."""
     return "orientation" not in found and {**found, "orientation": now.get("orientation")} == now
 
 

@@ -115,8 +115,8 @@ def rank_both_ways(
     """Ranks the gallery for every query, and the queries for every gallery item, from one matrix product.
 
     Arguments as `rank_chunks`. Sorts both sides by person and cuts them into parts that contain all matches of their
-    items. In the second direction, an item's similarities with earlier queries wait until its matches are known: up to
-    a quarter of the whole matrix.
+    items. In the second direction, an item's similarities with earlier queries are kept until its matches are known: at
+    most a quarter of the whole matrix.
     """
     by_query, by_item = np.argsort(query_ids, kind="stable"), np.argsort(gallery_ids, kind="stable")
     queries, query_ids = queries[by_query], query_ids[by_query]

@@ -27,7 +27,7 @@ def nearest(
 
 
 def best_of(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the k best columns of each line of scores and rows, best first, ties by row."""
+    """Returns the k highest scores of each line and their rows, best first, ties by row."""
     if scores.shape[1] > k:
         least = np.partition(scores, -k, axis=1)[:, [-k]]
         chosen = [np.flatnonzero(line >= limit) for line, limit in zip(scores, least, strict=True)]

@@ -53,7 +53,7 @@ def coordination_client() -> Any:
 
 
 def leave(code: int, seconds: int = 5) -> NoReturn:
-    """Exits after an error of this process, which others may have too: waits up to `seconds` until they print it."""
+    """Exits after an error; waits up to `seconds` for other processes with the same error, so that they print it."""
     _ending.acquire()
     if client := coordination_client():
         with contextlib.suppress(RuntimeError, ValueError):

@@ -25,7 +25,7 @@ def cached_gradients(
     parts = split(objective.select(batch), count)
 
     def embed(part: Any) -> Encoded:
-        """Encodes without the sums. The loss is linear in them, so their gradient follows from their weights alone."""
+        """Encodes a part, with 0 for its loss sums: the loss is linear in them; their gradient needs only weights."""
         views, levels, sums = objective.encode(params, draws, *part)
         return Encoded(views, levels, {name: (jnp.zeros_like(w), w) for name, (_, w) in sums.items()})
 

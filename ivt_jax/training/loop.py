@@ -86,7 +86,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
 
 
 def set_up(config: ConfigDict, workdir: Path) -> Run:
-    """Checks the config against the devices and the workdir, opens the data, builds the program. Writes no workdir."""
+    """Checks the config against the devices and the workdir, opens the data, builds the program. Does not write."""
     check_config(config, jax.device_count(), resumed=(workdir / "config.json").exists())
     refuse_path(workdir, UNWRITABLE)
     if holds_params_alone(workdir):
