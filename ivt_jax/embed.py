@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=Path, help="folder of a run or an export")
+    add("--workdir", required=True, type=Path, help="folder of the model: a run, an export or converted weights")
     add("--shards", required=True, help="pattern in quotes: .tar files, .txt lists, folders of crops")
     add("--out", required=True, type=Path, help="folder for the vectors, a file per shard")
     add("--task", type=_task, default=(0, 1), help="I/N: every N-th shard from number I, from 0 (0/1)")

@@ -93,7 +93,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--index", required=True, metavar="DIR", help="the index: a folder, s3://..., gs://..., http://...")
     add("--images", type=Path, help="folder of the pictures, with subfolders; with --list, folder of its paths")
     add("--list", type=Path, metavar="FILE", help=".csv or .jsonl of pictures and their metadata (docs/datasets.md)")
-    add("--workdir", type=Path, help="folder of the model: a run or an export; required for a new index")
+    add(
+        "--workdir",
+        type=Path,
+        help="folder of the model: a run, an export or converted weights; required for a new index",
+    )
     add("--vectors", type=Path, metavar="FOLDER", help="embeddings of python -m ivt_jax.embed to use where they fit")
     add("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
     add("--batch", type=positive, default=64, help="pictures of a batch on each device (64)")

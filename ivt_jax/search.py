@@ -226,9 +226,13 @@ def _parser() -> argparse.ArgumentParser:
     where = "filter by fields: \"camera = 3 and time > '2024-05-01'\"; if given several times, all must be true"
     add("--where", action="append", default=[], metavar="FILTER", help=where)
     place = parser.add_argument_group("place").add_mutually_exclusive_group(required=True)
-    place.add_argument("--index", help="what ivt_jax.index built: a folder, or the http://HOST:6333/NAME of Qdrant")
+    place.add_argument("--index", help="what ivt_jax.index built: a folder, s3://..., gs://..., http://HOST:6333/NAME")
     place.add_argument("--images", type=Path, help="folder of crops, searched with its subfolders")
-    parser.add_argument("--workdir", type=Path, help="folder of a run or an export; by default the one of the index")
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        help="folder of the model: a run, an export or converted weights; by default the one of the index",
+    )
     add = parser.add_argument_group("results").add_argument
     add("--top", type=positive, default=10, help="number of results (10)")
     add("--group", default="", metavar="FIELD", help="only the best picture of each value, such as of each track")
