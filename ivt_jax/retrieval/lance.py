@@ -194,7 +194,9 @@ class LanceStore:
             yield
 
     def _read_about(self) -> About:
-        return About.from_json((self._table.schema.field("id").metadata or {}).get(_ABOUT.encode(), ""), self._place)
+        schema = self._table.schema
+        metadata = schema.field("id").metadata if "id" in schema.names else None
+        return About.from_json((metadata or {}).get(_ABOUT.encode(), ""), self._place)
 
     def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all ids (N,), ascending, and their vectors (N, D), from memory if the version is still the same."""

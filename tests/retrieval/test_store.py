@@ -572,6 +572,9 @@ def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
     lancedb.connect(str(tmp_path / "foreign")).create_table("pictures", schema=schema)
     with pytest.raises(UserError, match=r"foreign was not written by ivt_jax.index: name another --index$"):
         open_store(tmp_path / "foreign")
+    lancedb.connect(str(tmp_path / "no_ids")).create_table("pictures", schema=pa.schema([pa.field("x", pa.int64())]))
+    with pytest.raises(UserError, match=r"no_ids was not written by ivt_jax.index: name another --index$"):
+        open_store(tmp_path / "no_ids")
     client, size = QdrantClient(":memory:"), models.VectorParams(size=2, distance=models.Distance.DOT)
     client.create_collection("x", vectors_config=size, metadata=metadata)
     with pytest.raises(UserError, match=r"^the collection x was not written by ivt_jax.index: name another --index$"):
