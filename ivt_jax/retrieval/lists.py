@@ -66,8 +66,8 @@ def _read_csv(listed: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{listed}: line {last + 1} is malformed: {error}") from None
 
 
-def _csv_reader(text: str, separator: str, padded: bool) -> Any:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=padded, strict=True)
+def _csv_reader(text: str, separator: str, padded: bool, strict: bool = True) -> Any:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=padded, strict=strict)
 
 
 def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
@@ -83,7 +83,8 @@ def _read_header(listed: Path, text: str) -> tuple[str, list[str], bool]:
             continue
         if not all(names) or len({*names}) < len(names):
             raise DataError(f"{listed}: the first line has a column without a name, or two of the same name")
-        return separator, names, any(name != name.strip() for name in next(_csv_reader(text, separator, False)))
+        plain = next(_csv_reader(text, separator, False, strict=False))  # a quote after a blank is no mistake
+        return separator, names, any(name != name.strip() for name in plain)
     first = text.partition("\n")[0].strip()[:80]
     if "\0" in first:  # UTF-16 without a byte order mark
         raise DataError(f"{listed}: line 1 is not UTF-8 text: save the file as UTF-8")

@@ -264,6 +264,7 @@ def test_every_listed_file_counts_whatever_its_suffix(folder):
         ("l.csv", "file;camera\na;1\n", "l.csv: the first line has no column path; it is file;camera"),
         ("l.csv", "path,,x\na,1,2\n", "l.csv: the first line has a column without a name, or two of"),
         ("l.csv", "path,x,x\na,1,2\n", "l.csv: the first line has a column without a name, or two of"),
+        ("l.csv", 'path, "x,""y"\na.PNG\n', "l.csv: line 2 has 1 values for 2 columns"),
         ("l.csv", "path,x\na.PNG\n", "l.csv: line 2 has 1 values for 2 columns"),
         ("l.csv", 'path,x\na.PNG,"1\n2"\nb.jpg,1,2\n', "l.csv: line 4 has 3 values for 2 columns"),
         ("l.csv", 'path,x\na.PNG,"1"2\n', "l.csv: line 2 is malformed: "),
