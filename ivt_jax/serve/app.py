@@ -74,8 +74,9 @@ class Endpoints:
 
     async def about(self) -> schema.AboutResponse:
         """Describes the index and its model."""
-        store, about = self._searcher.store, self._searcher.store.about
+        store = self._searcher.store
         pictures, values = await to_thread.run_sync(lambda: (store.count(), list_values(store)), limiter=self._readers)
+        about = store.about  # after counting, which reads it again
         unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
         fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields), "values": values}

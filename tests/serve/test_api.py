@@ -2,6 +2,7 @@
 
 import base64
 import io
+import types
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def test_about_says_what_is_served(client):
         "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
         "values": {"camera": [0, 1, 2], "zone": ["gate"]},
     }  # fmt: skip
+
+
+def test_about_describes_the_index_as_it_is_now(client, monkeypatch):
+    later = types.SimpleNamespace(**{**vars(StandIn.about), "fields": {"track": "text"}})
+
+    def count():  # a store reads `about` again when it counts
+        monkeypatch.setattr(StandIn.store, "about", later)
+        return len(PERSONS)
+
+    monkeypatch.setattr(StandIn.store, "count", count)
+    monkeypatch.setattr(StandIn.store, "values", lambda field, most: [field])
+    told = client.get("/api/about").json()
+    assert told["fields"] == {"track": "text"} and told["values"] == {"track": ["track"]}
 
 
 def test_an_unfinished_index_is_stated_by_every_answer(client, monkeypatch):
