@@ -1,6 +1,7 @@
 """The command `ivt`: one verb for each program of the project."""
 
 import importlib.util
+import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -27,13 +28,17 @@ HELP = "\n".join(
 )
 
 
-def installed_config(flag: str) -> str:
-    """Returns --config=configs/NAME.py with the path of the installed config if the current folder has no such file."""
-    name = flag.removeprefix("--config=")
-    if name == flag or not name.startswith("configs/") or Path(name.partition(":")[0]).exists():
-        return flag
+def installed_config(argument: str, previous: str = "") -> str:
+    """Returns an argument with the path of the installed config if it names configs/NAME.py, missing in this folder.
+
+    argument: --config=configs/NAME.py, or configs/NAME.py if the previous one is --config.
+    """
+    flag = "" if previous == "--config" else "--config="
+    name = argument.removeprefix(flag)
+    if not argument.startswith(flag) or not name.startswith("configs/") or Path(name.partition(":")[0]).exists():
+        return argument
     package = importlib.util.find_spec("configs")
-    return f"--config={Path(package.origin).parents[1] / name}" if package and package.origin else flag
+    return f"{flag}{Path(package.origin).parents[1] / name}" if package and package.origin else argument
 
 
 def main() -> int:
@@ -46,7 +51,7 @@ def main() -> int:
         print(f"error: no verb {verb!r}; ivt --help lists them" if verb else HELP, file=sys.stderr)
         return 2
     module, flags, _ = VERBS[verb]
-    sys.argv = [f"ivt {verb}", *flags, *map(installed_config, sys.argv[2:])]
+    sys.argv = [f"ivt {verb}", *flags, *(installed_config(b, a) for a, b in itertools.pairwise(sys.argv[1:]))]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
 

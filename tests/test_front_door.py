@@ -99,6 +99,7 @@ def test_texts_are_embedded_as_in_evaluation(model):
         ([3], r"^not an image: int; expected a file, a PIL image or a uint8 array \(H, W, 3\)$"),
         ([np.zeros((9, 9, 3))], r"^not an image: array of float64, \(9, 9, 3\); expected "),
         ([np.zeros((9, 9), np.uint8)], r"^not an image: array of uint8, \(9, 9\); expected "),
+        ([np.zeros((0, 9, 3), np.uint8)], r"^not an image: array of uint8, \(0, 9, 3\); expected "),
         ([Image.new("F", (9, 9))], r"^the PIL image: .* pixels have no agreed range"),
     ],
 )
@@ -120,6 +121,22 @@ def test_other_texts_are_refused(model, texts, message):
         model.embed_texts(texts)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_row(folder, model, batch_size):
+    for embed, items in ((model.embed_images, files(folder)), (model.embed_texts, TEXTS)):
+        with pytest.raises(UserError, match=rf"^batch_size is {batch_size}; choose 1 or more$"):
+            embed(items, batch_size=batch_size)
+
+
+def test_a_model_reads_its_own_tokenizer_after_a_change_of_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    model = ivt_jax.load("model")
+    (folder / "elsewhere/model").mkdir(parents=True)
+    (folder / "elsewhere/model/config.json").write_text('{"config": {}, "tokenizer": "of another model"}')
+    monkeypatch.chdir(folder / "elsewhere")
+    assert model.embed_texts(TEXTS).shape == (3, 12)
+
+
 def test_an_index_is_searched(folder, model):
     build(str(folder / "index"), read_folder(folder / "crops"), Options(folder / "model"))
     searcher = ivt_jax.open_index(folder / "index")
@@ -138,6 +155,7 @@ def test_every_verb_runs_a_module():
 def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert installed_config("--config=configs/synth.py:mla") == f"--config={ROOT}/configs/synth.py:mla"
+    assert installed_config("configs/synth.py:mla", "--config") == f"{ROOT}/configs/synth.py:mla"
     for other in ("--config=mine.py", "--config.data.root=configs/synth.py", "configs/synth.py"):
         assert installed_config(other) == other
     (tmp_path / "configs").mkdir()

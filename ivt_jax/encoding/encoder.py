@@ -34,7 +34,7 @@ class Encoder:
         if not xla_bridge.backends_are_initialized():  # in a program of the user's, not one of our commands
             set_xla_flags()
         self.config, params, _ = restore_params(workdir)
-        self._workdir = Path(workdir)
+        self._workdir = Path(workdir).absolute()  # the tokenizer is read later, maybe from another current folder
         self.model = IVT(IVTConfig.from_config(self.config.model))
         if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors
             jax.config.update("jax_default_matmul_precision", "highest")
@@ -50,7 +50,7 @@ class Encoder:
         images: files, PIL images, or uint8 RGB arrays (H, W, 3). batch_size: pictures that a device takes at once.
         Raises UserError if a picture cannot be read, and for anything else in `images`.
         """
-        pictures, size = _listed(images, "pictures"), batch_size * self.devices
+        pictures, size = _listed(images, "pictures", batch_size), batch_size * self.devices
         with concurrent.futures.ThreadPoolExecutor() as pool:
             batches = (pictures[start : start + size] for start in range(0, len(pictures), size))
             load = functools.partial(load_image, size=self.size)
@@ -61,7 +61,7 @@ class Encoder:
 
         Raises UserError for a text that has no word the model knows.
         """
-        sentences, length = _listed(texts, "texts"), self.config.text.length["sentence"]
+        sentences, length = _listed(texts, "texts", batch_size), self.config.text.length["sentence"]
         for number, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise UserError(f"texts: number {number} is {type(sentence).__name__}; expected a string")
@@ -94,8 +94,10 @@ class Encoder:
         return {"model": digest, "dimension": self.config.model.width, "images": preprocessing(self.size)}
 
 
-def _listed(items: Iterable[Any], noun: str) -> list[Any]:
-    """Returns the items as a list. Raises UserError for a single string or picture in place of several."""
+def _listed(items: Iterable[Any], noun: str, batch_size: int) -> list[Any]:
+    """Returns the items as a list. Raises UserError for a single string or picture, and for a batch size below 1."""
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; choose 1 or more")
     if isinstance(items, str | Path | Image.Image):
         raise UserError(f"expected a list of {noun}, not one: put it in brackets")
     return list(items)

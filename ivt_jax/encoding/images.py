@@ -46,7 +46,8 @@ def load_image(
     if isinstance(image, Image.Image):
         with _readable("the PIL image"):
             return fit(as_rgb(image), size)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if is_array and image.size:
         return fit(Image.fromarray(image), size)
     kind = f"array of {image.dtype}, {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     raise UserError(f"not an image: {kind}; expected a file, a PIL image or a uint8 array (H, W, 3)")
