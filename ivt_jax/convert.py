@@ -49,6 +49,7 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
 
 def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the content of config.json and the conversion of weights that another program wrote."""
+    from configs import cuhk
     from ivt_jax.common.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
     from ivt_jax.conversion.files import read_tensors
@@ -57,7 +58,7 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
     from ivt_jax.models.ivt import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
-    config = read_config(args.config or "configs/cuhk.py", rest)
+    config = read_config(args.config or cuhk.__file__, rest)
     check_keys(config)
     model_config = IVTConfig.from_config(config.model)
     image = Source(read_tensors(args.weights), str(args.weights))

@@ -45,6 +45,12 @@ def files(tmp_path, timm, bert):
     ]  # fmt: skip
 
 
+def test_the_default_config_is_found_from_any_folder(tmp_path, files, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert convert.main([flag for flag in files if flag != TINY[0]]) == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["config"]["data"]["name"] == "cuhk_pedes"
+
+
 def test_a_folder_is_written_and_can_be_restored(tmp_path, files, capsys, timm):
     assert convert.main(files) == 0
     out, err = capsys.readouterr()
