@@ -21,7 +21,7 @@ def first_few(names: Sequence[str]) -> str:
 
 def install(extra: str) -> str:
     """Returns the command that installs an extra of pyproject.toml; the project is on no package index."""
-    return f"pip install '.[{extra}]' in the clone of this project"
+    return f"pip install -e '.[{extra}]' in the clone of this project"
 
 
 @functools.cache

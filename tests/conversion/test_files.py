@@ -143,7 +143,7 @@ def test_without_pytorch_a_pickle_is_refused_unread(tmp_path, canary, write):
         read_tensors(tmp_path / "weights.pth")
     assert str(error.value) == (
         f"{tmp_path}/weights.pth is neither safetensors nor .npz; PyTorch's own files need PyTorch, which is not "
-        "installed: pip install '.[torch]' in the clone of this project"
+        "installed: pip install -e '.[torch]' in the clone of this project"
     )
     assert not canary.exists()
 

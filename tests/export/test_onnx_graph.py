@@ -79,5 +79,5 @@ def test_without_onnx_one_line_says_what_to_install(tmp_path, given_away, monkey
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError) as caught:
         onnx_graph.write_onnx(tmp_path, given_away.trained)
-    expected = "ONNX graphs need onnx, which is not installed: pip install '.[onnx]' in the clone of this project"
+    expected = "ONNX graphs need onnx, which is not installed: pip install -e '.[onnx]' in the clone of this project"
     assert str(caught.value) == expected and not list(tmp_path.iterdir())

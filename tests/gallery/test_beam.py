@@ -1,4 +1,4 @@
-"""The same shards by Apache Beam's local runner; runs where Beam is installed (pip install '.[beam]')."""
+"""The same shards by Apache Beam's local runner; runs where Beam is installed (pip install -e '.[beam]')."""
 
 import sys
 
@@ -13,7 +13,7 @@ def test_without_beam_the_command_says_what_to_install(workdir, gallery, tmp_pat
     monkeypatch.delitem(sys.modules, "ivt_jax.gallery.beam", raising=False)
     assert call(workdir, gallery, tmp_path / "out", "--beam") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --beam: Apache Beam is not installed: pip install '.[beam]'")
+    assert error.startswith("error: --beam: Apache Beam is not installed: pip install -e '.[beam]'")
     assert error.count("\n") == 1
 
 

@@ -218,7 +218,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 def test_heic_without_its_library_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "FORMATS", tuple(name for name in FORMATS if name != "HEIF"))
     (tmp_path / "a.heic").write_bytes(HEIC)
-    reason = "HEIC needs another library: pip install '.[heif]' in the clone of this project"
+    reason = "HEIC needs another library: pip install -e '.[heif]' in the clone of this project"
     remedy = re.escape(reason)
     with pytest.raises(NotTakenError, match=f"^{remedy}$"):
         open_picture(tmp_path / "a.heic")
