@@ -86,7 +86,7 @@ def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
     if any(found.get(key) != record.get(key) for key in ("model", "tokenizer")):
         was, now = found.get("step", 0), record["step"]
         raise UserError(
-            f"{folder} has other parameters (step {was}), or is of an older ivt_jax; "
+            f"{folder} exists already, with other parameters (step {was}) or by an older ivt_jax; "
             f"remove it, or move it away, to export step {now}"
         )
 

@@ -347,7 +347,7 @@ def test_an_export_of_other_parameters_is_not_touched(converted):
     with pytest.raises(UserError) as error:
         export(converted, ["safetensors"])
     assert str(error.value) == (
-        f"{folder} has other parameters (step 7), or is of an older ivt_jax; "
+        f"{folder} exists already, with other parameters (step 7) or by an older ivt_jax; "
         "remove it, or move it away, to export step 0"
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

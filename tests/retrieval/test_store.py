@@ -584,7 +584,7 @@ def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
 def test_without_its_client_qdrant_is_refused_in_one_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "ivt_jax.retrieval.qdrant")
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
-    message = r"^Qdrant's client is not installed: pip install '\.\[qdrant\]' in the clone of this project$"
+    message = r"^Qdrant's client is not installed: pip install -e '\.\[qdrant\]' in the clone of this project$"
     with pytest.raises(UserError, match=message):
         open_store("http://localhost:6333/x")
 
