@@ -257,7 +257,7 @@ def selection(config):
     run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)
-        patch.setattr(loop, "local_copy", lambda mesh, params: params)
+        patch.setattr(loop, "gather_params", lambda mesh, params: params)
         return sorted(loop.make_validation(run)(SimpleNamespace(learned={})))
 
 

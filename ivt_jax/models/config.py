@@ -43,12 +43,6 @@ class IVTConfig:
         """Returns the sizes of a run from its `config.model`."""
         return cls(**{**section, "image_size": tuple(section["image_size"])})
 
-    @classmethod
-    def tiny(cls, **changes) -> "IVTConfig":
-        """Returns the demo's sizes: 96x48 pixels, width 128, depth 4."""
-        sizes = {"image_size": (96, 48), "patch_size": 12, "stride": 12, "width": 128, "depth": 4, "num_heads": 4}
-        return cls(**{**sizes, "max_text_length": 64, "vocab_size": 2726, **changes})
-
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""

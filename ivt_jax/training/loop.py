@@ -44,7 +44,7 @@ from ivt_jax.training.init_from import NOTHING, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
 from ivt_jax.training.program import Program, batch_shapes, build_program
-from ivt_jax.training.sharding import global_batch, local_copy, sharding_table
+from ivt_jax.training.sharding import gather_params, global_batch, sharding_table
 from ivt_jax.training.train_step import TrainState
 
 
@@ -270,7 +270,7 @@ def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:
-        params = local_copy(run.program.mesh, state.learned)
+        params = gather_params(run.program.mesh, state.learned)
         scores = both_scores(standard(embed_split(run.program.model, params, source, run.tokenizer, config)))
         return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
 

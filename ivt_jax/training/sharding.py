@@ -109,7 +109,7 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def local_copy(mesh: Mesh, tree: Any) -> Any:
+def gather_params(mesh: Mesh, tree: Any) -> Any:
     """Copies each array, whole, to one device of this process, for work that each process does by itself."""
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)

@@ -8,6 +8,7 @@ from configs import default
 from ivt_jax.cost import flops
 from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 from ivt_jax.training.objective import Objective
+from tests.cost.conftest import tiny
 
 
 def base(**changes):
@@ -25,7 +26,7 @@ def test_the_tower_has_the_published_size(stride, millions):
     "changes", [{}, {"stride": 8, "mlp_ratio": 3.0, "depth": 2, "vocab_size": 77}, {"image_norm": True}]
 )
 def test_parameters_are_those_of_the_model(changes):
-    config = IVTConfig.tiny(**changes)
+    config = tiny(**changes)
     params = jax.jit(IVT(config).init)(jax.random.key(0))["params"]
     leaves = jax.tree_util.tree_leaves_with_path(params)
     expected = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -90,7 +91,7 @@ def test_terms_that_are_off_cost_nothing():
 
 def tiny_config(**changes):
     config = default.get_config()
-    config.model.update(vars(IVTConfig.tiny()))
+    config.model.update(vars(tiny()))
     config.data.batch_size = 8
     config.text.length.update({"sentence": 40, "phrase": 16, "word": 12})
     config.bmm.rows = 4

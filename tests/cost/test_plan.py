@@ -12,6 +12,7 @@ from ivt_jax.cost import compiled, plan
 from ivt_jax.cost.flops import Pass, step_cost
 from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
 from ivt_jax.training import program
+from tests.cost.conftest import tiny
 
 ALL = ("sentence", "phrase", "word")
 NARROW = jax.__version_info__ >= (0, 11)  # from then on XLA's CPU backend keeps bfloat16 as it is, and not as float32
@@ -128,7 +129,7 @@ def test_microbatches_and_sharded_matching_save_what_they_should():
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_kept_bytes_are_what_jax_saves_for_the_gradient(dtype, size, remat, activation):
-    config = IVTConfig.tiny(dtype=dtype, remat=remat, image_activation=activation)
+    config = tiny(dtype=dtype, remat=remat, image_activation=activation)
     model, images = IVT(config), np.zeros((64, *config.image_size, 3), np.float32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
 
