@@ -1,7 +1,7 @@
 """A model on the devices of this machine: from pictures and texts to embeddings."""
 
-import concurrent.futures
 import functools
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from input_pipeline.tokenizer import Tokenizer
+from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.startup import set_xla_flags
 from ivt_jax.encoding.embedding import embed, embed_texts, encode_images
@@ -51,10 +52,9 @@ class Encoder:
         Raises UserError if a picture cannot be read, and for anything else in `images`.
         """
         pictures, size = _listed(images, "pictures", batch_size), batch_size * self.devices
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            batches = (pictures[start : start + size] for start in range(0, len(pictures), size))
-            load = functools.partial(load_image, size=self.size)
-            return self.embed(np.stack(list(pool.map(load, batch))) for batch in batches)
+        loaded = done_ahead(functools.partial(load_image, size=self.size), pictures, 2 * size)
+        pixels = (future.result() for _, future in loaded)
+        return self.embed(np.stack(batch) for batch in iter(lambda: list(itertools.islice(pixels, size)), []))
 
     def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> np.ndarray:
         """Embeds descriptions -> (M, D) float32, L2-normalised. Text beyond the model's length is cut off.

@@ -15,23 +15,19 @@ import glob
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, lines_of
 from ivt_jax.encoding.images import load_image
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
-_THREADS = min(os.cpu_count() or 1, 16)  # decode pictures; Pillow releases Python's lock
 Readable = list[tuple[str, bytes]]  # name, and SHA-256 of the content
 Unreadable = list[tuple[str, str]]  # name, and reason
 
@@ -178,19 +174,6 @@ def load_batches(
             rows = []
     if rows:
         yield np.stack(rows)
-
-
-def done_ahead(work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[tuple[T, Future[R]]]:
-    """Yields items and the futures of work(item), in order; threads work on up to `ahead` items in advance."""
-    waiting, pool = collections.deque[tuple[T, Future[R]]](), ThreadPoolExecutor(_THREADS)
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        yield from waiting
-    finally:  # after Ctrl-C, queued items are not worth waiting for
-        pool.shutdown(cancel_futures=True)
 
 
 def read_content(name: Any, crop: Path | Slice) -> bytes:

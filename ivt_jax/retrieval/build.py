@@ -32,13 +32,14 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.decoding import is_turned
+from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, is_as_before, open_image
-from ivt_jax.gallery.crops import UnreachableError, done_ahead, read_content
+from ivt_jax.gallery.crops import UnreachableError, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
 from ivt_jax.retrieval.missing import Missing, Reach, Reasons
 from ivt_jax.retrieval.places import create_store, open_store

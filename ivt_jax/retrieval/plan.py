@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.decoding import is_turned
+from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
-from ivt_jax.gallery.crops import done_ahead
 from ivt_jax.retrieval.missing import Missing
 from ivt_jax.retrieval.sources import Picture, Source
 from ivt_jax.retrieval.store import Row, VectorStore
