@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,13 +32,20 @@ class Program:
     hyperparameter_shapes: Any  # their shapes and shardings, to compile the step
 
 
-def build_program(config: ConfigDict, epoch_starts: np.ndarray, total_steps: int, mask_id: int) -> Program:
+def build_program(
+    config: ConfigDict,
+    epoch_starts: np.ndarray,
+    total_steps: int,
+    mask_id: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
     """Returns the program of a config; computes and allocates nothing.
 
     epoch_starts: first step of each epoch (epochs + 1,); with total_steps it shapes the learning rates.
+    devices: those that it is compiled for, None = all of this run.
     """
     model = IVT(IVTConfig.from_config(config.model))
-    mesh = make_mesh(config.runtime.mesh)
+    mesh = make_mesh(config.runtime.mesh, devices)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
     matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss

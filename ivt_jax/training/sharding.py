@@ -40,10 +40,10 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
     return {"data": sizes[0], "fsdp": sizes[1]}
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """Returns a mesh over all devices."""
-    sizes = mesh_sizes(axes, jax.device_count())
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over the devices; None = all of this run."""
+    sizes = mesh_sizes(axes, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 class Place(NamedTuple):
