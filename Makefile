@@ -91,7 +91,7 @@ lint: $(DEVELOPED) ## check style, types, shell scripts and the Dockerfile
 	@$(BIN)/hadolint launch/Dockerfile
 	@$(BIN)/shellcheck launch/*.sh ivt_jax/benchmarks/*.sh .ci/run
 
-lock: ## resolve requirements.txt for launch/Dockerfile: versions and hashes in launch/locks (UV="uv --offline", LOCK=--upgrade)
+lock: ## write launch/locks, the versions and hashes for launch/Dockerfile (UV=PATH; LOCK=--upgrade takes the newest)
 	@$(UV) --version >/dev/null || { echo "error: make lock needs uv: pip install uv, or set UV to its path" >&2; exit 2; }
 	@$(COMPILE) --output-file=launch/locks/cpu.txt requirements.txt
 	@echo "jax[cuda13]" | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/cuda.txt requirements.txt -

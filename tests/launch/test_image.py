@@ -1,5 +1,6 @@
 """launch/Dockerfile and its lock files: pins, hashes, what it copies, and the linter's opinion."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -106,7 +107,7 @@ def test_the_image_needs_no_root_and_runs_ivt():
 
 
 def test_the_linter_has_no_complaint():
-    hadolint = shutil.which("hadolint", path=Path(sys.executable).parent)
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if not hadolint:
         pytest.skip("hadolint is not installed")
     checked = subprocess.run([hadolint, "launch/Dockerfile"], cwd=ROOT, capture_output=True, text=True)
