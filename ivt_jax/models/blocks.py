@@ -40,6 +40,11 @@ def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+def cast(p: Params, dtype: jnp.dtype) -> Params:
+    """Returns the parameters in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype), p)
+
+
 def drop_path(x: jax.Array, rate: jax.Array, draw: jax.Array | None) -> jax.Array:
     """Stochastic depth: zeroes the rows of (B, N, D) whose draw (B,), in 0..1, is below `rate`; scales the others."""
     if draw is None:
@@ -110,7 +115,9 @@ class Blocks(nn.Module):
         if c.remat:
             # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-        layers = (self.layers, (rates, draws))
+        # Cast here, not in each block: the loop then keeps no copies of the weights for the gradient.
+        weights = {name: p if name.startswith("norm") else cast(p, x.dtype) for name, p in self.layers.items()}
+        layers = (weights, (rates, draws))
         if c.unroll:
             leaves, tree = jax.tree.flatten(layers)
             for layer in zip(*map(unstack, leaves), strict=True):
