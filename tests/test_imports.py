@@ -44,7 +44,7 @@ WITHOUT_TENSORFLOW = [
     "input_pipeline.synthetic.parts", "input_pipeline.text_levels", "input_pipeline.tokenizer", "ivt_jax.bench",
     "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.common.startup",
     "ivt_jax.conversion.files", "ivt_jax.conversion.vit", "ivt_jax.convert", "ivt_jax.cost.compiled",
-    "ivt_jax.cost.flops", "ivt_jax.cost.plan", "ivt_jax.embed", "ivt_jax.encoding.images",
+    "ivt_jax.cost.flops", "ivt_jax.cost.plan", "ivt_jax.embed", "ivt_jax.encoding.images", "ivt_jax.encoding.pixels",
     "ivt_jax.evaluation.split", "ivt_jax.export.onnx_graph", "ivt_jax.export.run", "ivt_jax.export.saved_model",
     "ivt_jax.export.stablehlo", "ivt_jax.gallery.nearest", "ivt_jax.gallery.shard", "ivt_jax.index",
     "ivt_jax.losses.bmm", "ivt_jax.losses.contrastive", "ivt_jax.losses.mla", "ivt_jax.models.ivt",

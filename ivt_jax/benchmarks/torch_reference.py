@@ -119,7 +119,7 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
 
 def plain_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], Any]:
     """Returns the loss in the release's style: pixels (B, V, H, W, 3) uint8, ids (V * B, L), person ids (B,)."""
-    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import stacked_loss
 
     def loss() -> Any:
@@ -135,7 +135,7 @@ def fast_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], A
     import torch
     from torch.nn import functional
 
-    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import cmpm
 
     tower = model.encoder_vl
