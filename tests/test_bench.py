@@ -33,7 +33,7 @@ def as_before(monkeypatch):
 def test_rows_of_programs(tmp_path, capsys):
     file = tmp_path / "bench.json"
     flags = ["--models=demo", "--variants=release", "--batches=8", "--dtype=float32", "--seconds=0.05"]
-    assert bench.main([*flags, f"--json={file}", *SMALL]) == 0
+    assert bench.main([*flags, "--kernels=3", f"--json={file}", *SMALL]) == 0
     out, err = capsys.readouterr()
     written = json.loads(file.read_text())
     rows = {row["piece"]: row for row in written["rows"]}
@@ -45,8 +45,15 @@ def test_rows_of_programs(tmp_path, capsys):
         assert row["compiled_tflops"] == pytest.approx(row["tflops"], rel=0.05)
         assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= measure.LEAST
         assert row["items"] == 8 and row["memory"] > 0 and row["compile_seconds"] > 0
-    header, dashes, *lines = out.splitlines()
+        assert len(row["kernels"]) == 3 and 0 < sum(kernel["share"] for kernel in row["kernels"]) <= 1
+        assert row["kernels"][0]["milliseconds"] >= row["kernels"][2]["milliseconds"] > 0
+    rows_table, *profiles = out.split("\n\n")
+    header, dashes, *lines = rows_table.splitlines()
     assert header == bench.HEADER and len(lines) == 3
+    assert [text.splitlines()[0] for text in profiles] == [
+        "train, demo, release, float32, 8:", "images, demo, float32, 8:", "texts, demo, float32, 8:",
+    ]  # fmt: skip
+    assert all(len(text.splitlines()) == 7 for text in profiles)  # the name, a sum, the head, three kernels
     assert {line.count("|") for line in (header, dashes, *lines)} == {13}
     assert "float32: " in err and "TFLOP/s a device" in err
     rate = float(err.split("float32: ")[1].split()[0])
@@ -93,6 +100,7 @@ def test_the_median_is_of_the_calls_after_the_warm_up(monkeypatch):
     [
         (["--models=large"], "argument --models: 'large' is not one of base, small, demo"),
         (["--batches=0"], "argument --batches: '0' is not a whole number above 0"),
+        (["--kernels=-1"], "argument --kernels: '-1' is not a whole number from 0 on"),
         (["--seconds=nan"], "argument --seconds: 'nan' is not a number of seconds from 0 on"),
     ],
 )
