@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+UV ?= uv
 MUTANTS ?= 300
 SEED ?= 0
 DEMO_PERSONS ?= 4300
@@ -20,10 +21,12 @@ FEW := data/pedes-synth-few
 GALLERY := runs/demo/gallery
 INDEX := runs/demo/index
 STARTED := $(shell date +%s)
+COMPILE = $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-compile-command="make lock" \
+	--python-version=3.12 --python-platform=x86_64-manylinux_2_31 $(LOCK)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: environment help install data demo serve test test-core test-extras test-wheel faults mutants lint ablation clean
+.PHONY: environment help install data demo serve test test-core test-extras test-wheel faults mutants lint lock ablation clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -81,11 +84,19 @@ mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and check
 faults: $(DEVELOPED) ## kill, stop, starve and damage real runs (20 minutes)
 	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --tb=short
 
-lint: $(DEVELOPED) ## check style, types and shell scripts
+lint: $(DEVELOPED) ## check style, types, shell scripts and the Dockerfile
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/hadolint launch/Dockerfile
 	@$(BIN)/shellcheck launch/*.sh ivt_jax/benchmarks/*.sh .ci/run
+
+lock: ## write launch/locks, the versions and hashes for launch/Dockerfile (UV=PATH; LOCK=--upgrade takes the newest)
+	@$(UV) --version >/dev/null || { echo "error: make lock needs uv: pip install uv, or set UV to its path" >&2; exit 2; }
+	@$(COMPILE) --output-file=launch/locks/cpu.txt requirements.txt
+	@echo "jax[cuda13]" | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/cuda.txt requirements.txt -
+	@echo "jax[tpu]" | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/tpu.txt requirements.txt -
+	@echo "setuptools wheel" | tr ' ' '\n' | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/build.txt -
 
 ablation: $(INSTALLED) ## train five variants with three seeds each (an hour or more, resumable), write the table and the plot
 	@echo "== data: $(FEW)"

@@ -5,6 +5,7 @@ python -m ivt_jax.main --config=configs/cuhk.py --workdir=runs/cuhk --config.dat
 
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from ivt_jax.common.config_flag import faults_in_one_line
 from ivt_jax.common.errors import DISK, UserError
 from ivt_jax.common.files import printable
 from ivt_jax.common.startup import platform_fault, set_environment
+from ivt_jax.cost.topologies import Topology, read_topology
 from ivt_jax.run import preemption, watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with a variant: configs/cuhk.py:release")
@@ -39,6 +41,10 @@ PLAN = flags.DEFINE_bool(
     "plan", False, "with --dry_run: memory and FLOPs by formula of ViT-B and L, batch 64 to 16,384, 1 to 256 devices; "
     "then XLA's own figures of the config as given, compiled for this machine",
 )  # fmt: skip
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "with --dry_run: compile for this accelerator, without one, and print memory, FLOPs, collectives "
+    "and the least time of a step: v5e:4x4, v5p:2x4x4, v6e:8x8, h100:8, h200:1; with --plan for all its rows",
+)  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the platform does not know it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "this process's number from 0, with --coordinator", lower_bound=0)
@@ -52,15 +58,14 @@ def main(argv: list[str]) -> None:
     check_flags()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    set_environment(config)
+    topology = read_topology(TOPOLOGY.value) if TOPOLOGY.value else None
+    set_environment(config, topology.platform if topology else "")
     keep_compiled()
     from ivt_jax.training.config_check import check_keys  # imports JAX, which reads the environment set above
 
     check_keys(config)
     if DRY_RUN.value:
-        from ivt_jax.cost import dry_run
-
-        for text in dry_run.dry_run_plan(config) if PLAN.value else [dry_run.dry_run(config, DEVICES.value)]:
+        for text in dry_run_texts(config, topology):
             print(text, flush=True)
         return
     start_distributed(config)
@@ -78,6 +83,15 @@ def main(argv: list[str]) -> None:
         print(export(workdir, FORMATS.value))
     else:
         evaluate(workdir, config)
+
+
+def dry_run_texts(config: Any, topology: Topology | None) -> Iterable[str]:
+    """Returns the texts that --dry_run prints, one after the other."""
+    from ivt_jax.cost import dry_run
+
+    if topology:
+        return (dry_run.dry_run_topology_plan if PLAN.value else dry_run.dry_run_topology)(config, topology)
+    return dry_run.dry_run_plan(config) if PLAN.value else [dry_run.dry_run(config, DEVICES.value)]
 
 
 def evaluate(workdir: Path, config: Any) -> None:
@@ -113,8 +127,10 @@ def check_flags() -> None:
         raise UserError("--datasets goes with --mode=evaluate: training reads only config.data")
     if RUNS.value and not DATASETS.value:
         raise UserError("--runs goes with --datasets: name the datasets to test the runs on")
-    if (PLAN.value or DEVICES.present) and not DRY_RUN.value:
-        raise UserError("--plan and --devices go with --dry_run: a run uses all devices of the machine")
+    if (PLAN.value or DEVICES.present or TOPOLOGY.value) and not DRY_RUN.value:
+        raise UserError("--plan, --devices and --topology go with --dry_run: a run uses all devices of the machine")
+    if TOPOLOGY.value and DEVICES.present:
+        raise UserError("--devices does not go with --topology: --topology has its own number of devices")
     if PLAN.value and DEVICES.present:
         raise UserError("--devices does not go with --plan: --plan has its own numbers of devices")
     if FORMATS.present and MODE.value != "export":

@@ -6,8 +6,9 @@ usage() {
     cat <<'TEXT'
 usage: launch/environment.sh cpu|gpu|tpu [COMMAND...]
 
-Runs the command with the environment of the platform; without a command, prints it. Values of XLA_FLAGS and
-LIBTPU_INIT_ARGS that are already set take precedence. DEVICES: number of simulated CPU devices per process (1).
+Runs the command with the environment of the platform; without a command, prints it. Values that are already set of
+XLA_FLAGS and LIBTPU_INIT_ARGS, and of JAX_PLATFORMS on a TPU, take precedence.
+DEVICES: number of simulated CPU devices per process (1).
 TEXT
 }
 
@@ -22,6 +23,7 @@ case ${1:-} in
         xla+=(--xla_gpu_enable_latency_hiding_scheduler=true) # collectives overlap with other computation
         ;;
     tpu)
+        variables+=(JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}")         # without a TPU, JAX would train on the CPU
         libtpu+=(--xla_tpu_enable_data_parallel_all_reduce_opt=true)   # sums gradients during the backward pass
         libtpu+=(--xla_tpu_data_parallel_opt_different_sized_ops=true) # ... of parameters of any shape
         ;;

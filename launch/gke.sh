@@ -18,7 +18,7 @@ and resumes it after it ended. The cluster needs JobSet 0.6 or later.
   --dry_run            print each command with the manifest, and run nothing
 
   NAME          the JobSet's name
-  IMAGE         a container image whose working folder is this repository and whose `python` has its requirements
+  IMAGE         a container image, built with launch/Dockerfile: its working folder is this repository
   CLAIM         a PersistentVolumeClaim (ReadWriteMany), mounted at /mnt, where the workdir must be
   NODES, CHIPS  number of pods, and of GPUs or TPU chips in each
   ACCELERATOR   label of the nodes, as in nvidia-h100-80gb or tpu-v5-lite-podslice
@@ -73,13 +73,15 @@ item() {
 # JAX finds the other pods of a TPU slice by itself. For GPUs it would need a package and a permission to ask Kubernetes,
 # so the first pod's name is passed.
 manifest() {
-    local selector join argument
+    local selector join argument user
     if [[ $platform == gpu ]]; then
         selector="cloud.google.com/gke-accelerator: $ACCELERATOR"
+        user="fsGroup: 1000, fsGroupChangePolicy: OnRootMismatch" # the image's user may write on the claim
         join=("--coordinator=$NAME-workers-0-0.$NAME:8476" "--num_processes=$NODES" "--process_id=\$(PROCESS_ID)")
     else
         selector="cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
                 cloud.google.com/gke-tpu-topology: $TOPOLOGY"
+        user="runAsUser: 0" # the device files of a TPU node belong to root
         join=(--distributed)
     fi
     if $spot; then
@@ -116,6 +118,7 @@ spec:
             spec:
               restartPolicy: Never
               terminationGracePeriodSeconds: 120 # to save the step
+              securityContext: { $user }
               nodeSelector:
                 $selector
               tolerations:

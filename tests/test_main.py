@@ -376,16 +376,18 @@ def test_flags_of_a_process_go_together(monkeypatch, given):
 
 
 @pytest.mark.parametrize(
-    ("mode", "dry", "plan", "called"),
+    ("mode", "dry", "plan", "topology", "called"),
     [
-        ("train", False, False, "train a"),
-        ("evaluate", False, False, "evaluate a"),
-        ("export", False, False, "export a ['orbax']"),
-        ("train", True, False, "dry on 4"),
-        ("train", True, True, "plan"),
+        ("train", False, False, None, "train a"),
+        ("evaluate", False, False, None, "evaluate a"),
+        ("export", False, False, None, "export a ['orbax']"),
+        ("train", True, False, None, "dry on 4"),
+        ("train", True, True, None, "plan"),
+        ("train", True, False, "v5e:2x2", "set tpu, dry for v5e:2x2"),
+        ("train", True, True, "h200:8", "set cuda, plan for h200:8"),
     ],
 )
-def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, plan, called):
+def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, plan, topology, called):
     calls = []
     for name, value in {"CONFIG": synth.get_config(), "WORKDIR": "a", "MODE": mode, "DRY_RUN": dry}.items():
         monkeypatch.setattr(main, name, Flag(value))
@@ -403,8 +405,15 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, pl
     monkeypatch.setattr(main, "PLAN", Flag(plan))
     monkeypatch.setattr("ivt_jax.cost.dry_run.dry_run", lambda config, devices: calls.append(f"dry on {devices}"))
     monkeypatch.setattr("ivt_jax.cost.dry_run.dry_run_plan", lambda config: calls.append("plan") or ["a table"])
+    monkeypatch.setattr(main, "TOPOLOGY", Flag(topology))
+    for function, word in (("dry_run_topology", "dry"), ("dry_run_topology_plan", "plan")):
+        monkeypatch.setattr(
+            f"ivt_jax.cost.dry_run.{function}",
+            lambda config, topology, word=word: calls.append(f"{word} for {topology.name}") or ["a text"],
+        )
+    monkeypatch.setattr(main, "set_environment", lambda config, platform: platform and calls.append(f"set {platform}"))
     main.main(["main"])
-    assert calls == [called]
+    assert calls == called.split(", ")
 
 
 @pytest.mark.parametrize(
@@ -413,13 +422,15 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, pl
         ({"MODE": "train", "DATASETS": ["icfg:a"]}, "--datasets goes with --mode=evaluate"),
         ({"MODE": "evaluate", "RUNS": ["runs/a"]}, "--runs goes with --datasets"),
         ({"MODE": "evaluate", "FORMATS": ["orbax"]}, "--formats goes with --mode=export"),
-        ({"PLAN": True}, "--plan and --devices go with --dry_run"),
-        ({"DEVICES": 4}, "--plan and --devices go with --dry_run"),
+        ({"PLAN": True}, "--plan, --devices and --topology go with --dry_run"),
+        ({"DEVICES": 4}, "--plan, --devices and --topology go with --dry_run"),
+        ({"TOPOLOGY": "v5e:4x4"}, "--plan, --devices and --topology go with --dry_run"),
+        ({"DRY_RUN": True, "TOPOLOGY": "v5e:4x4", "DEVICES": 4}, "--topology has its own number of devices"),
         ({"DRY_RUN": True, "PLAN": True, "DEVICES": 4}, "--plan has its own numbers of devices"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(monkeypatch, flags, message):
-    for name in ("MODE", "DATASETS", "RUNS", "FORMATS", "DRY_RUN", "PLAN", "DEVICES"):
+    for name in ("MODE", "DATASETS", "RUNS", "FORMATS", "DRY_RUN", "PLAN", "DEVICES", "TOPOLOGY"):
         monkeypatch.setattr(main, name, Flag(flags.get(name), present=name in flags))
     with pytest.raises(UserError, match=message):
         main.main(["main"])

@@ -22,6 +22,17 @@ FLAGS = (
     "--xla_cpu_prefer_vector_width=512",  # a quarter more speed if the CPU has AVX-512, no change elsewhere
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time
 )
+# What a process needs that compiles for an accelerator and has none, or leaves it to others.
+COMPILE_ONLY = {
+    "tpu": {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",  # libtpu would ask Google Cloud's metadata server what TPU this is
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any: libtpu warns if there is none; the topology decides
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a process that uses or compiles for a TPU
+    },
+    "cuda": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+}
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
 _accepted = set[str]()  # values of XLA_FLAGS that this process set: XLA need not be asked about them again
 
@@ -45,12 +56,18 @@ def run_command(work: Callable[[], int | None]) -> int:
     return exit_code(start)
 
 
-def set_environment(config: Any) -> None:
+def set_environment(config: Any, compile_for: str = "") -> None:
     """Sets the variables that XLA and JAX read when they start, except those that the user has set.
 
-    Raises UserError as `set_xla_flags`.
+    compile_for: "tpu" or "cuda" lets the process compile for it and run on the CPU alone. Raises UserError as
+    `set_xla_flags`.
     """
-    set_xla_flags(*(["--xla_gpu_deterministic_ops=true"] if config.runtime.deterministic else []))
+    more = ["--xla_gpu_deterministic_ops=true"] if config.runtime.deterministic else []
+    if compile_for:
+        os.environ.update(COMPILE_ONLY[compile_for])
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA logs warnings about kernels it cannot time here
+        more += ["--xla_gpu_autotune_level=0"] if compile_for == "cuda" else []  # it would time kernels on the GPU
+    set_xla_flags(*more)
     if config.model.dtype == "float32":  # by default TPUs compute float32 products in bfloat16 passes, GPUs in TF32
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 

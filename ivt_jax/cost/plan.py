@@ -148,6 +148,26 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
     return config["data"]["batch_size"] * (images + 4 * (texts + 2))
 
 
+def planned(config: Any, model: str, batch: int, devices: int) -> Any:
+    """Returns a copy of the config with a model of MODELS and this batch; its fsdp, as far as it divides."""
+    changed = copy.deepcopy(config)
+    changed["model"].update(MODELS[model])
+    changed["data"]["batch_size"] = batch
+    changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
+    fsdp = config["runtime"]["mesh"]["fsdp"]
+    changed["runtime"]["mesh"].update({"data": -1, "fsdp": devices if fsdp == -1 else math.gcd(fsdp, devices)})
+    return changed
+
+
+def choices(config: Any) -> str:
+    """Returns the keys of a plan's config that decide about memory, in words."""
+    model, runtime = config["model"], config["runtime"]
+    return (
+        f"{model['dtype']}, remat {'on' if model['remat'] else 'off'}, {config['mla']['views']} views, "
+        f"micro-batches {runtime['microbatches']}, matching {runtime['matching']}"
+    )
+
+
 def plan_table(config: Any) -> str:
     """Returns a Markdown table of memory and FLOPs by formula, for ViT-B and ViT-L with the other keys of `config`."""
     columns = (*PARTS, "total")
@@ -156,22 +176,15 @@ def plan_table(config: Any) -> str:
     for name, batch, devices in itertools.product(MODELS, BATCHES, DEVICES):
         if batch % (devices * config["runtime"]["microbatches"]):
             continue
-        changed = copy.deepcopy(config)
-        changed["model"].update(MODELS[name])
-        changed["data"]["batch_size"] = batch
-        changed["bmm"]["rows"] = config["bmm"]["rows"] * batch // config["data"]["batch_size"]
-        fsdp = config["runtime"]["mesh"]["fsdp"]
-        fsdp = devices if fsdp == -1 else math.gcd(fsdp, devices)
-        memory = device_memory(changed, mesh_sizes({"data": -1, "fsdp": fsdp}, devices))
+        changed = planned(config, name, batch, devices)
+        sizes = mesh_sizes(changed["runtime"]["mesh"], devices)
+        memory = device_memory(changed, sizes)
         fits = next((f"{mark} GB" for mark in MARKS if memory.total <= mark * 1e9), "none")
         numbers = [f"{getattr(memory, column) / 1e9:,.2f}" for column in columns]
-        row = [f"ViT-{name}", f"{batch:,}", str(devices), f"{devices // fsdp} x {fsdp}"]
+        row = [f"ViT-{name}", f"{batch:,}", str(devices), f"{sizes['data']} x {sizes['fsdp']}"]
         lines.append([*row, *numbers, fits, f"{device_flops(changed, devices) / 1e12:,.1f}"])
-    model = config["model"]
     title = (
         "Every figure of this table is by formula: GB (1e9 bytes) and TFLOPs of a step, for each device. "
-        f"{model['dtype']}, remat {'on' if model['remat'] else 'off'}, {config['mla']['views']} views, "
-        f"micro-batches {config['runtime']['microbatches']}, matching {config['runtime']['matching']}. "
-        "The total includes one block's working memory, which has no column."
+        f"{choices(config)}. The total includes one block's working memory, which has no column."
     )
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])

@@ -122,6 +122,10 @@ def patch_loss(predicted: jax.Array, targets: jax.Array, weights: jax.Array) -> 
     return (jnp.square(predicted - targets) * weights).sum((1, 2)), weights.sum((1, 2))
 
 
-def mean_loss(sums: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the weighted mean over all rows, from their sums and weights (B,); 0 if nothing has weight."""
-    return sums.sum() / jnp.maximum(weights.sum(), 1)
+def mean_loss(sums: jax.Array, weights: jax.Array, axes: tuple[str, ...] = ()) -> jax.Array:
+    """Returns the weighted mean over all rows, from their sums and weights (B,); 0 if nothing has weight.
+
+    axes: those of the mesh over whose devices the rows are split, inside `jax.shard_map`.
+    """
+    total, weight = jax.lax.psum((sums.sum(), weights.sum()), axes)
+    return total / jnp.maximum(weight, 1)

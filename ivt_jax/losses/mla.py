@@ -1,10 +1,9 @@
 """Multi-level alignment (IVT, section 3.2): one matching of all image views and text levels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
 
 from ivt_jax.losses.contrastive import cmpm_loss, projection_losses
 
@@ -19,15 +18,38 @@ def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.A
     return jax.vmap(cmpm_loss)(*pair_levels(views, levels, ids, groups)).mean()
 
 
-def sharded_mla_loss(
-    views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1, *, mesh: Mesh
+def gathered_loss(
+    loss: Callable[..., jax.Array],
+    views: Sequence[jax.Array],
+    levels: Sequence[jax.Array],
+    ids: jax.Array,
+    groups: int = 1,
+    *,
+    axes: tuple[str, ...],
 ) -> jax.Array:
-    """Returns `mla_loss`, to rounding, of rows split over all axes of a mesh, in memory linear in a device's rows.
+    """Returns `loss` of the rows of all devices, inside `jax.shard_map`. Every device computes the whole of it.
+
+    loss: a function as `mla_loss`. axes: the mesh's axes, over which the rows are split in this order.
+    """
+    whole = jax.lax.all_gather(jnp.stack([*views, *levels]), axes, axis=1, tiled=True)
+    all_ids = jax.lax.all_gather(ids, axes, tiled=True)
+    return jax.lax.pmean(loss(list(whole[: len(views)]), list(whole[len(views) :]), all_ids, groups), axes)
+
+
+def sharded_mla_loss(
+    views: Sequence[jax.Array],
+    levels: Sequence[jax.Array],
+    ids: jax.Array,
+    groups: int = 1,
+    *,
+    axes: tuple[str, ...],
+) -> jax.Array:
+    """Returns `mla_loss` of the rows of all devices, inside `jax.shard_map`, in memory linear in a device's rows.
 
     Each device compares its own rows as queries with the gathered rows of their group as keys.
     The number of groups divides the number of devices, or is a multiple of it.
     """
-    axes, devices = mesh.axis_names, mesh.size
+    devices = jax.lax.axis_size(axes)
     together, groups_here = max(devices // groups, 1), max(groups // devices, 1)
 
     def gather(x: jax.Array) -> jax.Array:
@@ -38,17 +60,11 @@ def sharded_mla_loss(
         first = jax.lax.axis_index(axes) // together * together
         return jax.lax.dynamic_slice_in_dim(rows, first, together).reshape(1, -1, *x.shape[2:])
 
-    def own(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array) -> jax.Array:
-        v, t, own_ids = pair_levels(views, levels, ids, groups_here)
-        keys_v, keys_t, all_ids = map(gather, (v, t, own_ids))
-        losses = jax.vmap(projection_losses)
-        total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
-        return jax.lax.psum(total, axes) / (own_ids.size * devices)
-
-    split = PartitionSpec(axes)
-    return jax.shard_map(own, mesh=mesh, in_specs=(split, split, split), out_specs=PartitionSpec())(
-        list(views), list(levels), ids
-    )
+    v, t, own_ids = pair_levels(views, levels, ids, groups_here)
+    keys_v, keys_t, all_ids = map(gather, (v, t, own_ids))
+    losses = jax.vmap(projection_losses)
+    total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
+    return jax.lax.psum(total, axes) / (own_ids.size * devices)
 
 
 def pair_levels(

@@ -51,13 +51,15 @@ def row_keys(key: jax.Array, rows: jax.Array, count: int = 1) -> jax.Array:
     return jax.vmap(fold, (0, None))(fold(key, rows), jnp.arange(count)).reshape(-1)
 
 
-def exact_tokens(key: jax.Array, num_image: int, levels: list[jax.Array], ratio: float) -> tuple[Selection, Selection]:
+def exact_tokens(
+    key: jax.Array, num_image: int, levels: list[jax.Array], ratio: float, axes: tuple[str, ...] = ()
+) -> tuple[Selection, Selection]:
     """Returns the tokens that `exact` alignment keeps: one selection for all images and one for all texts.
 
-    num_image: tokens of an image; levels: ids (B, L) of each text level.
+    num_image: tokens of an image; levels: ids (b, L) of each text level; axes: those of the mesh that split the rows.
     """
     longest = max(ids.shape[1] for ids in levels)
-    length = jnp.stack([(ids != PAD_ID).sum(1).max() for ids in levels]).max()
+    length = jax.lax.pmax(jnp.stack([(ids != PAD_ID).sum(1).max() for ids in levels]).max(), axes)
     return (
         bmm.exact_selection(jax.random.fold_in(key, 0), num_image, num_image, ratio),
         bmm.exact_selection(jax.random.fold_in(key, 1), length, longest, ratio),

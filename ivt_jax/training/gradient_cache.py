@@ -27,7 +27,8 @@ def cached_gradients(
     def embed(part: Any) -> Encoded:
         """Encodes a part, with 0 for its loss sums: the loss is linear in them; their gradient needs only weights."""
         views, levels, sums = objective.encode(params, draws, *part)
-        return Encoded(views, levels, {name: (jnp.zeros_like(w), w) for name, (_, w) in sums.items()})
+        zeros = {name: (jnp.zeros_like(total), weight) for name, (total, weight) in sums.items()}
+        return Encoded(views, levels, zeros)
 
     def loss(encoded: Encoded) -> tuple[jax.Array, dict[str, jax.Array]]:
         return objective.combine(encoded, batch["person_ids"])

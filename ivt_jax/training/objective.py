@@ -29,12 +29,17 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of a global batch, however it is sharded. A term whose weight is 0 is not computed."""
+    """The loss of a global batch. A term whose weight is 0 is not computed.
+
+    With `axes` of a mesh, inside `jax.shard_map`, each device gives its own rows, split over these axes in their order,
+    and all get the loss of all rows. Without, the rows are the whole batch.
+    """
 
     model: IVT
     config: Any
     mask_id: int
     matching: Callable[..., jax.Array] = mla_loss  # (views, levels, person ids, groups) -> (); see losses/mla.py
+    axes: tuple[str, ...] = ()
 
     def __call__(self, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss and {"loss", "mla", "words", "patches"}. input_pipeline/pipeline.py describes the batch."""
@@ -57,10 +62,10 @@ class Objective:
         return Encoded(views, levels, sums)
 
     def combine(self, encoded: Encoded, person_ids: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the weighted sum of the terms of all rows (B,), and each term. Negatives are the whole batch."""
+        """Returns the weighted sum of the terms, and each term, of all devices' rows. Negatives are the whole batch."""
         mla, reconstruction = self.config.mla, self.config.bmm
         weights = {"mla": mla.weight, "words": reconstruction.word_weight, "patches": reconstruction.patch_weight}
-        terms = {name: bmm.mean_loss(*sums) for name, sums in encoded.sums.items()}
+        terms = {name: bmm.mean_loss(*sums, self.axes) for name, sums in encoded.sums.items()}
         if encoded.views:
             terms = {"mla": self.matching(encoded.views, encoded.levels, person_ids, mla.groups)} | terms
         loss = sum(weights[name] * term for name, term in terms.items())
@@ -72,20 +77,22 @@ class Objective:
         if not is_on(config.mla.weight) or config.bmm.align != "exact":
             return draws
         levels = [batch["text"][name] for name in config.mla.levels]
-        return Draws(*draws[:6], *exact_tokens(draws.align, self.num_image, levels, config.bmm.align_ratio))
+        ratio = config.bmm.align_ratio
+        return Draws(*draws[:6], *exact_tokens(draws.align, self.num_image, levels, ratio, self.axes))
 
     def select(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the arrays of all pairs, and of those to reconstruct; "rows" are their numbers in the batch."""
-        pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": jnp.arange(len(batch["images"]))}
+        """Returns the arrays of all pairs, and of those to reconstruct; "rows": their numbers in the global batch."""
+        count = len(batch["images"])
+        first = jax.lax.axis_index(self.axes) * count
+        pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": first + jnp.arange(count)}
         if not (is_on(self.config.bmm.word_weight) or is_on(self.config.bmm.patch_weight)):
             return pairs, {}
         firsts = {
             "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
             "ids": batch["text"]["sentence"], "words": batch["words"],
         }  # fmt: skip
-        # Evenly spaced: more persons. A reshape, not a gather of indices: rows stay on the device that holds them.
-        count = self.config.bmm.rows or len(batch["images"])
-        return pairs, {name: x.reshape(count, -1, *x.shape[1:])[:, 0] for name, x in firsts.items()}
+        chosen = self.config.bmm.rows // jax.lax.axis_size(self.axes) or count
+        return pairs, {name: x[:: count // chosen] for name, x in firsts.items()}  # evenly spaced: more persons
 
     def encode_views(self, params: Any, draws: Draws, pairs: Any) -> list[jax.Array]:
         """Returns the embeddings of images (b, V, H, W, 3) after masked alignment: V arrays (b, D), from one pass."""

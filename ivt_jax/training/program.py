@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
+from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
 from ivt_jax.training.objective import Objective
@@ -48,7 +48,9 @@ def build_program(
     mesh = make_mesh(config.runtime.mesh, devices)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
-    matching = functools.partial(sharded_mla_loss, mesh=mesh) if config.runtime.matching == "sharded" else mla_loss
+    sharded = config.runtime.matching == "sharded"
+    matching = sharded_mla_loss if sharded else functools.partial(gathered_loss, mla_loss)
+    matching = functools.partial(matching, axes=mesh.axis_names)
     values = plain_values(config)
 
     def init(seed):
@@ -60,7 +62,8 @@ def build_program(
     def step(state, batch, inputs):
         traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
         rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        state, metrics = train_step(state, batch, Objective(model, traced, mask_id, matching), traced_tx)
+        objective = Objective(model, traced, mask_id, matching, mesh.axis_names)
+        state, metrics = train_step(state, batch, objective, traced_tx, mesh)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -1,14 +1,16 @@
 """One training step: a pure function of (state, batch). Everything with side effects stays in the loop."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from ivt_jax.models.ivt import IVT
-from ivt_jax.training.gradient_cache import cached_gradients
+from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.hyperparameters import is_on
 from ivt_jax.training.objective import Objective
 
@@ -68,9 +70,13 @@ def average(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
 
 
 def train_step(
-    state: TrainState, batch: dict[str, Any], objective: Objective, tx: optax.GradientTransformation
+    state: TrainState,
+    batch: dict[str, Any],
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one update, and scalar metrics.
+    """Returns the state after one update, and scalar metrics. mesh: that of the objective's axes, if it has any.
 
     Randomness comes from (config.seed, state.step). If the loss or the gradient's norm is not finite, parameters and
     optimiser stay as they are and `bad_steps` grows; the step advances, so that the next batch is another one. A spike
@@ -78,10 +84,8 @@ def train_step(
     """
     config = objective.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if config.runtime.microbatches > 1:
-        gradients, metrics = cached_gradients(objective, state.params, batch, key)
-    else:
-        gradients, metrics = jax.grad(objective, has_aux=True)(state.params, batch, key)
+    compute = functools.partial(global_gradients, mesh=mesh) if mesh else gradients_of_rows
+    gradients, metrics = compute(objective, params=state.params, batch=batch, key=key)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes

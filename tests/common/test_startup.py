@@ -99,11 +99,20 @@ def test_training_sets_the_flags(monkeypatch, deterministic, more):
         assert os.environ["XLA_FLAGS"].split() == [*startup.FLAGS, *more]
 
 
+@pytest.mark.parametrize(("platform", "more"), [("tpu", []), ("cuda", ["--xla_gpu_autotune_level=0"])])
+def test_a_process_can_compile_for_an_accelerator_that_it_lacks(monkeypatch, platform, more):
+    changed = {**os.environ, "JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": ""}  # what the user has set gives way
+    monkeypatch.setattr(os, "environ", changed)
+    config = ConfigDict({"runtime": {"deterministic": False}, "model": {"dtype": "bfloat16"}})
+    startup.set_environment(config, platform)
+    assert changed["XLA_FLAGS"].split() == [*startup.FLAGS, *more]
+    assert changed["JAX_PLATFORMS"] == "cpu" and startup.COMPILE_ONLY[platform].items() <= changed.items()
+
+
 def test_jaxlib_knows_the_flags():
     """XLA ends a process that sets one it does not know."""
-    assert startup.known_flags([*startup.FLAGS, "--xla_gpu_deterministic_ops=true"]) == [
-        *startup.FLAGS, "--xla_gpu_deterministic_ops=true"
-    ]  # fmt: skip
+    flags = [*startup.FLAGS, "--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"]
+    assert startup.known_flags(flags) == flags
     assert startup.known_flags(["--xla_no_such_flag=1", startup.FLAGS[0]]) == [startup.FLAGS[0]]
 
 

@@ -9,6 +9,7 @@ from ivt_jax.cost import dry_run
 from ivt_jax.cost.compiled import Compiled
 from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import device_memory, plan_table
+from ivt_jax.cost.topologies import read_topology
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.training.init_from import Initial
 
@@ -86,7 +87,7 @@ def test_dry_run_and_plan_say_why_their_memory_differs(monkeypatch):
     assert " GB with activations of 2 bytes a number (" in str(as_kept)
     reason = "The formula is for 8 devices, with activations kept in model.dtype bfloat16."
     text = dry_run.dry_run(config, 8)
-    assert f"\n{as_kept}\n{reason} Nothing was compiled: --plan adds XLA's own figure for this machine." in text
+    assert text.endswith(f"\n{as_kept}\n{reason} {dry_run.ESTIMATE}")
     _, formula, _ = dry_run.dry_run_plan(config)
     first, why, second, *why_not = formula.splitlines()[2:-1]
     assert first.startswith(f"{as_kept}; matrix products ") and (why, second) == (reason, str(widened))
@@ -97,3 +98,39 @@ def test_dry_run_and_plan_say_why_their_memory_differs(monkeypatch):
     monkeypatch.setattr(dry_run.jax, "__version_info__", (0, 11, 2))
     _, formula, _ = dry_run.dry_run_plan(config)
     assert str(as_kept) in formula and str(widened) not in formula
+
+
+def test_a_topology_takes_the_place_of_the_formula(monkeypatch):
+    topology, asked = read_topology("v5e:2x4"), []
+    monkeypatch.setattr(dry_run, "topology_devices", lambda topology: asked.append(topology) or [None] * 8)
+    monkeypatch.setattr(
+        dry_run, "compiled_report", lambda config, *rest: f"a report of {config.data.batch_size}: {rest}"
+    )
+    config = synth.get_config()
+    described, compiling, report = dry_run.dry_run_topology(config, topology)
+    assert dry_run.dry_run(config, 8).startswith(f"{described}\nmemory per device, by formula")
+    assert "by formula" not in described and asked == [topology]
+    assert compiling.startswith("compiling for v5e:2x4, 8 devices")
+    assert report == f"a report of 32: {(topology, [None] * 8)}"
+
+
+def test_the_plan_of_a_topology_compiles_each_row(monkeypatch, capsys):
+    def cells(config, topology, devices):
+        rows.append((config.model.depth, config.data.batch_size, config.bmm.rows, dict(config.runtime.mesh)))
+        return ["1.0"] * (len(dry_run.PLAN_COLUMNS) - 2)
+
+    rows = []
+    monkeypatch.setattr(dry_run, "topology_devices", lambda topology: [None] * 128)
+    monkeypatch.setattr(dry_run, "plan_cells", cells)
+    monkeypatch.setattr(dry_run, "compiled_report", lambda *_: "a report")
+    config = synth.get_config()
+    config.data.batch_size, config.bmm.rows = 256, 64
+    title, header, *lines, last = dry_run.dry_run_topology_plan(config, read_topology("v5e:8x16"))
+    assert title.startswith("Compiled for v5e:8x16, 128 devices") and header.count("|") == 2 * (
+        len(dry_run.PLAN_COLUMNS) + 1
+    )
+    expected = [(depth, batch) for depth in (12, 24) for batch in (256, 1024, 4096, 16384)]  # 64 is too few
+    mesh = {"data": -1, "fsdp": 1}
+    assert rows == [(depth, batch, batch // 4, mesh) for depth, batch in expected]
+    assert lines[0].startswith("| ViT-B | 256 | 1.0 | ") and lines[-1].startswith("| ViT-L | 16,384 | 1.0 | ")
+    assert last == "\nthe config as given:\na report"

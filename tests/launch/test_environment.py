@@ -27,6 +27,12 @@ def test_flags_of_the_user_come_last(platform, variable, bench):
     assert set(printed.splitlines()) < set(ran.splitlines())
 
 
+def test_a_worker_without_its_tpu_does_not_train_on_its_cpu(bench):
+    for given, set_to in ("", "tpu,cpu"), ("cpu", "cpu"):
+        printed = bench.run(["launch/environment.sh", "tpu"], JAX_PLATFORMS=given).stdout.splitlines()
+        assert f"JAX_PLATFORMS={set_to}" in printed
+
+
 def test_flags_are_read_from_the_file_that_the_variable_names(tmp_path, bench):
     (tmp_path / "flags.txt").write_text("--one=1\n--two=2\n")
     for platform, first in ("cpu", "--xla_force_host_platform_device_count=1"), ("gpu", "--xla_gpu_"):

@@ -73,6 +73,8 @@ def test_gpu_pods_are_told_where_the_first_is(gke, bench):
     assert container["env"] == [{"name": "PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}}]
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
     assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    # The image's user is 1000, and the claim's root folder belongs to root.
+    assert pod["securityContext"] == {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
 def test_tpu_pods_find_each_other(gke, bench):
@@ -87,6 +89,7 @@ def test_tpu_pods_find_each_other(gke, bench):
         "cloud.google.com/gke-tpu-topology": "4x4",
         "cloud.google.com/gke-spot": "true",
     }
+    assert pod["securityContext"] == {"runAsUser": 0}  # root owns the device files
 
 
 def test_all_pods_begin_anew_unless_it_would_fail_again(gke, bench):

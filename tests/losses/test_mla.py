@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivt_jax.losses.contrastive import cmpm_loss
-from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
+from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
 
 BATCH, WIDTH = 6, 5
 IDS = np.array([3, 3, 8, 1, 8, 2])
@@ -72,6 +72,17 @@ PAIRS = 16
 MANY_IDS = np.random.default_rng(1).integers(0, 5, PAIRS)  # persons whose pairs lie on several devices
 
 
+def on_devices(mesh, loss):
+    """`loss` of the rows of each device of the mesh, as a function of all rows."""
+
+    def run(views, levels, ids, groups=1):
+        own = functools.partial(loss, groups=groups, axes=mesh.axis_names)
+        rows = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=PartitionSpec())(views, levels, ids)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("devices", "groups", "views", "levels"),
     [
@@ -87,10 +98,11 @@ def test_rows_split_over_devices_give_the_same_loss_and_gradients(devices, group
     def run(loss):
         return jax.jit(jax.value_and_grad(lambda v, t: loss(v, t, MANY_IDS, groups), argnums=(0, 1)))(*sides)
 
-    expected, (of_views, of_levels) = run(mla_loss)
-    actual, gradients = run(functools.partial(sharded_mla_loss, mesh=mesh))
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), gradients, (of_views, of_levels))
+    expected, of_sides = run(mla_loss)
+    for loss in (sharded_mla_loss, functools.partial(gathered_loss, mla_loss)):
+        actual, gradients = run(on_devices(mesh, loss))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), gradients, of_sides)
 
 
 def test_no_device_holds_more_than_its_rows_of_the_similarities():
@@ -104,6 +116,6 @@ def test_no_device_holds_more_than_its_rows_of_the_similarities():
         return set(re.findall(r"f32\[([\d,]+)\]", text.as_text()))
 
     whole, split = "192,192", "24,192"
-    here = {shape.removeprefix("1,") for shape in shapes(functools.partial(sharded_mla_loss, mesh=mesh))}
+    here = {shape.removeprefix("1,") for shape in shapes(on_devices(mesh, sharded_mla_loss))}
     assert split in here and whole not in here
     assert whole in {shape.removeprefix("1,") for shape in shapes(mla_loss)}

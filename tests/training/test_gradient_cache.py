@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import default
-from ivt_jax.losses.mla import mla_loss, sharded_mla_loss
+from ivt_jax.losses.mla import sharded_mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
-from ivt_jax.training.gradient_cache import cached_gradients, join, split
+from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
+from ivt_jax.training.gradient_cache import join, split
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.sharding import global_batch
 
@@ -53,12 +54,10 @@ def params():
     return jax.jit(IVT(IVTConfig.from_config(tiny().model)).init)(jax.random.key(0))["params"]
 
 
-def gradients(config, matching=mla_loss):
+def gradients(config):
     """(gradients, metrics) as the step computes them, of parameters and batch; not compiled."""
-    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4, matching)
-    if config.runtime.microbatches == 1:
-        return lambda params, batch: jax.grad(objective, has_aux=True)(params, batch, KEY)
-    return lambda params, batch: cached_gradients(objective, params, batch, KEY)
+    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4)
+    return lambda params, batch: gradients_of_rows(objective, params, batch, KEY)
 
 
 ALL = ()
@@ -97,10 +96,11 @@ def test_micro_batches_need_less_memory():
 
 def test_on_many_devices_with_sharded_matching():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
-    config = tiny(**{"runtime.microbatches": 2})
-    batch = global_batch(mesh, BATCH)
-    run = jax.jit(gradients(config, functools.partial(sharded_mla_loss, mesh=mesh))).lower(params(), batch).compile()
-    assert_close(run(params(), batch), compiled(ALL, 1)(params(), BATCH))
+    config, batch = tiny(**{"runtime.microbatches": 2}), global_batch(mesh, BATCH)
+    matching = functools.partial(sharded_mla_loss, axes=mesh.axis_names)
+    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4, matching, mesh.axis_names)
+    run = jax.jit(functools.partial(global_gradients, objective, mesh)).lower(params(), batch, KEY).compile()
+    assert_close(run(params(), batch, KEY), compiled(ALL, 1)(params(), BATCH))
     assert run.cost_analysis()["flops"] < 1.5 / 8 * compiled(ALL, 2).cost_analysis()["flops"]  # nothing is done twice
 
 

@@ -1,5 +1,6 @@
 """The step: guarded, reproducible, the same on any number of devices, and it lowers for GPU and TPU."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from configs import default
+from ivt_jax.losses.mla import gathered_loss, mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
@@ -44,12 +46,16 @@ def make_batch(seed=0):
     }
 
 
-def program(config, loss=Objective):
+def program(config, loss=Objective, mesh=None):
     """(init, step), neither of them jitted."""
     model = IVT(IVTConfig.from_config(config.model))
     tx = make_optimizer(config, make_schedules(config, np.array([0, 1, 2, 3]), 3))
     init = functools.partial(init_state, model, tx, config)
-    return init, functools.partial(train_step, objective=loss(model, config, mask_id=4), tx=tx)
+    objective = loss(model, config, mask_id=4)
+    if mesh:
+        matching = functools.partial(gathered_loss, mla_loss, axes=mesh.axis_names)
+        objective = dataclasses.replace(objective, matching=matching, axes=mesh.axis_names)
+    return init, functools.partial(train_step, objective=objective, tx=tx, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +209,7 @@ def test_parameters_and_draws_follow_the_seed(single):
 def on_mesh(config, data, fsdp):
     """The mesh, and (init, step) jitted for it."""
     mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
-    init, step = program(config)
+    init, step = program(config, mesh=mesh)
     sharding = state_sharding(mesh, jax.eval_shape(init))
     return mesh, jax.jit(init, out_shardings=sharding), jax.jit(step, out_shardings=(sharding, None))
 
@@ -238,9 +244,8 @@ def test_negatives_are_the_global_batch(single):
     objective, params = Objective(IVT(IVTConfig.from_config(config.model)), config, 4), single[0].params
     run = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[1]["mla"])
     batch = {**make_batch(), "erase": np.zeros((BATCH_SIZE, 3, 4), np.int32)}
-    mesh = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))
-    whole = run(params, batch)
-    close(run(params, global_batch(mesh, batch)), whole)
+    whole, (mesh, _, step) = run(params, batch), on_mesh(config, 8, 1)
+    close(step(single[0], global_batch(mesh, batch))[1]["mla"], whole)
     halves = [run(params, jax.tree.map(lambda x, half=half: x[half], batch)) for half in (np.s_[:4], np.s_[4:])]
     assert abs(np.mean(halves) - whole) > 0.1
 
@@ -299,7 +304,7 @@ def test_micro_batches_are_computed_one_after_the_other(single, monkeypatch, cou
         calls.append(objective.config.runtime.microbatches)
         return jax.tree.map(jnp.zeros_like, params), {"loss": jnp.zeros(())}
 
-    monkeypatch.setattr("ivt_jax.training.train_step.cached_gradients", cached)
+    monkeypatch.setattr("ivt_jax.training.global_gradients.cached_gradients", cached)
     config = tiny()
     config.runtime.microbatches = count
     jax.eval_shape(program(config)[1], state, make_batch())

@@ -1,0 +1,55 @@
+"""Gradients of a global batch: each device computes those of its own rows, and one sum over the devices adds them.
+
+By itself, XLA puts sums into the loops: one for each pass, block and micro-batch. `jax.shard_map` leaves no choice: all
+that crosses the devices is written here and in the objective. It is the parameters if they are split, the embeddings
+and their gradients, the sums of the losses, and the gradients, each once.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from ivt_jax.training.gradient_cache import cached_gradients
+from ivt_jax.training.objective import Objective
+from ivt_jax.training.sharding import BATCH, state_sharding
+
+
+def global_gradients(
+    objective: Objective, mesh: Mesh, params: Any, batch: dict[str, Any], key: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns the gradients, float32, shaped and split as `params`; and the objective's metrics.
+
+    objective: with the mesh's axes. params and batch are split as sharding.py says. During the step every device holds
+    the whole parameters and their gradients, and of the batch its own rows.
+    """
+    specs = jax.tree.map(lambda place: place.spec, state_sharding(mesh, params))
+
+    def own(params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        gradients, metrics = gradients_of_rows(objective, jax.tree.map(gather, params, specs), batch, key)
+        return jax.tree.map(scatter, gradients, specs), metrics
+
+    def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """Joins the parts of a parameter. Its gradient will differ between devices, so it counts as varying."""
+        if "fsdp" not in spec:
+            return jax.lax.pcast(x, mesh.axis_names, to="varying")
+        return jax.lax.pcast(jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True), "data", to="varying")
+
+    def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """Adds the devices' gradients; leaves each the part that it has of the parameter."""
+        if "fsdp" not in spec:
+            return jax.lax.psum(x, mesh.axis_names)
+        part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
+        return jax.lax.psum(part, "data")
+
+    in_specs = (specs, BATCH, PartitionSpec())
+    return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))(params, batch, key)
+
+
+def gradients_of_rows(
+    objective: Objective, params: Any, batch: dict[str, Any], key: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns the share of one device's rows in the gradients, float32, like `params`; and the objective's metrics."""
+    if objective.config.runtime.microbatches > 1:
+        return cached_gradients(objective, params, batch, key)
+    return jax.grad(objective, has_aux=True)(params, batch, key)
