@@ -32,26 +32,26 @@ def as_before(monkeypatch):
 
 def test_rows_of_programs(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    flags = ["--models=demo", "--variants=release", "--batches=8", "--dtype=float32", "--seconds=0.05"]
+    flags = ["--models=demo", "--variants=release", "--batches=16", "--dtype=float32", "--seconds=0.05"]
     assert bench.main([*flags, "--kernels=3", f"--json={file}", *SMALL]) == 0
     out, err = capsys.readouterr()
     written = json.loads(file.read_text())
     rows = {row["piece"]: row for row in written["rows"]}
     assert list(rows) == ["train", "images", "texts"] and rows["train"]["name"] == "demo, release"
     assert written["environment"]["device"].startswith("8 x cpu")
-    config = bench.make_config("demo", "release", 8, "float32", SMALL)
+    config = bench.make_config("demo", "release", 16, "float32", SMALL)
     assert rows["train"]["tflops"] == pytest.approx(step_cost(config).training / 8e12, rel=0.05)  # of one device
     for row in rows.values():
         assert row["compiled_tflops"] == pytest.approx(row["tflops"], rel=0.05)
         assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= measure.LEAST
-        assert row["items"] == 8 and row["memory"] > 0 and row["compile_seconds"] > 0
+        assert row["items"] == 16 and row["memory"] > 0 and row["compile_seconds"] > 0
         assert len(row["kernels"]) == 3 and 0 < sum(kernel["share"] for kernel in row["kernels"]) <= 1
         assert row["kernels"][0]["milliseconds"] >= row["kernels"][2]["milliseconds"] > 0
     rows_table, *profiles = out.split("\n\n")
     header, dashes, *lines = rows_table.splitlines()
     assert header == bench.HEADER and len(lines) == 3
     assert [text.splitlines()[0] for text in profiles] == [
-        "train, demo, release, float32, 8:", "images, demo, float32, 8:", "texts, demo, float32, 8:",
+        "train, demo, release, float32, 16:", "images, demo, float32, 16:", "texts, demo, float32, 16:",
     ]  # fmt: skip
     assert all(len(text.splitlines()) == 7 for text in profiles)  # the name, a sum, the head, three kernels
     assert {line.count("|") for line in (header, dashes, *lines)} == {13}
