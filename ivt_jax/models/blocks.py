@@ -22,7 +22,7 @@ def attention(p: Params, x: jax.Array, mask: jax.Array | None, num_heads: int, k
     mask (B, N) is False at padding, which comes last; None = no padding.
     """
     qkv = dense(p["qkv"], x).reshape(*x.shape[:2], 3, num_heads, -1)
-    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask).reshape(x.shape))
+    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask))
 
 
 def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
@@ -44,7 +44,9 @@ def drop_path(x: jax.Array, rate: jax.Array, draw: jax.Array | None) -> jax.Arra
     """Stochastic depth: zeroes the rows of (B, N, D) whose draw (B,), in 0..1, is below `rate`; scales the others."""
     if draw is None:
         return x
-    return jnp.where((draw >= rate)[:, None, None], x / (1 - rate), 0).astype(x.dtype)
+    # A product keeps one factor a row for the gradient; JAX would keep the choice of `where` for each element.
+    factor = jnp.where(draw >= rate, 1 / (1 - rate), 0)[:, None, None]
+    return (x * factor).astype(x.dtype)
 
 
 def block(

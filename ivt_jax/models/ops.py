@@ -1,7 +1,7 @@
 """Operations of the tower. Hand-written derivatives keep fewer and smaller arrays for the gradient than JAX's own."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,32 +52,92 @@ def dense(p: Params, x: jax.Array) -> jax.Array:
     return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
 
 
+@jax.custom_vjp
 def xla_attention(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention as batched products: qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H, d).
+    """Returns attention as batched products: qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H * d).
 
     On CPU this is three times as fast as `jax.nn.dot_product_attention`.
     """
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return _attention_forward(qkv, mask)[0]
+
+
+# Of arrays (B, H, N, N) only the softmax in the dtype of qkv is kept; JAX would keep it in float32 too. Batch and heads
+# are one axis because XLA then fuses the mask with the product on a GPU, instead of writing it out for each score.
+def _attention_forward(qkv: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Any]:
+    batch, tokens, _, heads, size = qkv.shape
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, size)
+    q = q * size**-0.5
+    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = scores + jnp.where(mask, 0.0, MASKED)[:, None, None, :]
+        scores = scores + jnp.repeat(jnp.where(mask, 0.0, MASKED), heads, axis=0)[:, None, :]
     weights = jax.nn.softmax(scores).astype(qkv.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
+    mixed = jnp.einsum("bqk,bkd->bqd", weights, v).reshape(batch, heads, tokens, size)
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
+    return mixed, (q, k, v, weights, mixed)
+
+
+def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    q, k, v, weights, mixed = kept
+    (batch, tokens, _), size = gradient.shape, q.shape[-1]
+
+    def by_head(x: jax.Array) -> jax.Array:
+        """(B, N, H * d) -> (B * H, N, d)"""
+        return x.reshape(batch, tokens, -1, size).transpose(0, 2, 1, 3).reshape(q.shape)
+
+    mixed, gradient = by_head(mixed), by_head(gradient)
+    # The sum over keys of weights * their gradients, as a product of two far smaller arrays (arXiv:2205.14135, B.4).
+    along = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
+    of_weights = jnp.einsum("bqd,bkd->bqk", gradient, v)
+    of_scores = (weights.astype(jnp.float32) * (of_weights.astype(jnp.float32) - along)).astype(q.dtype)
+    of_q = jnp.einsum("bqk,bkd->bqd", of_scores, k) * size**-0.5
+    of_k = jnp.einsum("bqk,bqd->bkd", of_scores, q)
+    of_v = jnp.einsum("bqk,bqd->bkd", weights, gradient)
+    of_qkv = jnp.stack([of_q, of_k, of_v]).reshape(3, batch, -1, tokens, size)
+    return of_qkv.transpose(1, 3, 0, 2, 4), None
+
+
+xla_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def cudnn_attention(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Returns attention by cuDNN's fused kernel on a GPU (bfloat16 only), elsewhere `xla_attention`.
+    """Returns attention by cuDNN's fused kernel where the program is for an NVIDIA GPU, elsewhere `xla_attention`.
 
-    Padding is given as lengths: in training cuDNN takes no mask at an odd number of tokens.
+    bfloat16 only: raises NotImplementedError for float32 where cuDNN is installed. JAX cannot put the kernel into one
+    program for several platforms; exports use `xla_attention`.
     """
-    if jax.default_backend() != "gpu":
+    if not cudnn_is_known():
         return xla_attention(qkv, mask)
-    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    return jax.lax.platform_dependent(qkv, mask, cuda=cudnn_call, default=xla_attention)
+
+
+@functools.cache
+def cudnn_is_known() -> bool:
+    """Returns whether JAX finds cuDNN; without it, JAX refuses even to trace the call."""
+    try:
+        jax.eval_shape(cudnn_call, jax.ShapeDtypeStruct((1, 2, 3, 1, 64), jnp.bfloat16), None)
+    except RuntimeError:
+        return False
+    return True
+
+
+def cudnn_call(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns cuDNN's attention, as `xla_attention` does.
+
+    In training JAX refuses an odd number of tokens, so one of padding is added, and cut off. Padding is given as
+    lengths, for a mask would be written out for each score.
+    """
+    batch, tokens, _, heads, size = qkv.shape
+    if tokens % 2:
+        mask = jnp.ones((batch, tokens), bool) if mask is None else mask
+        qkv = jnp.pad(qkv, [(0, 0), (0, 1), (0, 0), (0, 0), (0, 0)])
     lengths = None if mask is None else mask.sum(-1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
+    mixed = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    return mixed[:, :tokens].reshape(batch, tokens, heads * size)
 
 
-ATTENTION_KERNELS = {"xla": xla_attention, "cudnn": cudnn_attention}
+Kernel = Callable[[jax.Array, jax.Array | None], jax.Array]
+ATTENTION_KERNELS: dict[str, Kernel] = {"xla": xla_attention, "cudnn": cudnn_attention}
 
 
 # erf(x) = x p(x^2) / q(x^2) for |x| <= 4, and 1 beyond; coefficients from x^0 up, fitted to within 2.5e-8 of erf.
@@ -119,7 +179,9 @@ def activate(x: jax.Array, activation: str = "gelu") -> jax.Array:
 @activate.defjvp
 def _activate_jvp(activation: str, x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     value, slope = ACTIVATIONS[activation](x[0].astype(jnp.float32))
-    return value.astype(x[0].dtype), slope.astype(x[0].dtype) * tangent[0]
+    # Without the barrier XLA writes what both share to a GPU's memory, in float32.
+    value, slope = jax.lax.optimization_barrier((value.astype(x[0].dtype), slope.astype(x[0].dtype)))
+    return value, slope * tangent[0]
 
 
 @jax.custom_vjp

@@ -8,7 +8,7 @@ and their gradients, the sums of the losses, and the gradients, each once.
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ivt_jax.training.gradient_cache import cached_gradients
 from ivt_jax.training.objective import Objective
@@ -23,7 +23,13 @@ def global_gradients(
     objective: with the mesh's axes. params and batch are split as sharding.py says. During the step every device holds
     the whole parameters and their gradients, and of the batch its own rows.
     """
-    specs = jax.tree.map(lambda place: place.spec, state_sharding(mesh, params))
+    # If `data` is 1, parameters are split over the whole mesh: a sum over an axis of one device would be a copy.
+    split = mesh.axis_names if mesh.shape["data"] == 1 else ("fsdp",)
+    others = tuple(name for name in mesh.axis_names if name not in split)
+
+    def spec_of(place: NamedSharding) -> PartitionSpec:
+        """Returns how a parameter is split, or PartitionSpec() if every device has it whole."""
+        return PartitionSpec(*(split if axis else None for axis in place.spec if mesh.shape["fsdp"] > 1))
 
     def own(params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         gradients, metrics = gradients_of_rows(objective, jax.tree.map(gather, params, specs), batch, key)
@@ -31,19 +37,24 @@ def global_gradients(
 
     def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         """Joins the parts of a parameter. Its gradient will differ between devices, so it counts as varying."""
-        if "fsdp" not in spec:
+        if not any(spec):
             return jax.lax.pcast(x, mesh.axis_names, to="varying")
-        return jax.lax.pcast(jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True), "data", to="varying")
+        return jax.lax.pcast(jax.lax.all_gather(x, split, axis=_axis(spec), tiled=True), others, to="varying")
 
     def scatter(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         """Adds the devices' gradients; leaves each the part that it has of the parameter."""
-        if "fsdp" not in spec:
+        if not any(spec):
             return jax.lax.psum(x, mesh.axis_names)
-        part = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=spec.index("fsdp"), tiled=True)
-        return jax.lax.psum(part, "data")
+        return jax.lax.psum(jax.lax.psum_scatter(x, split, scatter_dimension=_axis(spec), tiled=True), others)
 
+    specs = jax.tree.map(spec_of, state_sharding(mesh, params))
     in_specs = (specs, BATCH, PartitionSpec())
     return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))(params, batch, key)
+
+
+def _axis(spec: PartitionSpec) -> int:
+    """Returns the axis that is split."""
+    return next(axis for axis, name in enumerate(spec) if name)
 
 
 def gradients_of_rows(

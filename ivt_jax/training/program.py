@@ -48,9 +48,10 @@ def build_program(
     mesh = make_mesh(config.runtime.mesh, devices)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
+    axes = mesh.axis_names if mesh.size > 1 else ()
     sharded = config.runtime.matching == "sharded"
     matching = sharded_mla_loss if sharded else functools.partial(gathered_loss, mla_loss)
-    matching = functools.partial(matching, axes=mesh.axis_names)
+    matching = functools.partial(matching, axes=axes)
     values = plain_values(config)
 
     def init(seed):
@@ -62,8 +63,8 @@ def build_program(
     def step(state, batch, inputs):
         traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
         rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        objective = Objective(model, traced, mask_id, matching, mesh.axis_names)
-        state, metrics = train_step(state, batch, objective, traced_tx, mesh)
+        objective = Objective(model, traced, mask_id, matching, axes)
+        state, metrics = train_step(state, batch, objective, traced_tx, mesh if axes else None)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -169,30 +169,105 @@ def test_attention_is_the_literal_one_with_padding(tower):
     np.testing.assert_allclose(actual, slow_attention(p, x, MASK, 4), atol=2e-5)
 
 
+def slow_gradient(qkv, mask, gradient):
+    """The gradient of attention over (N, 3, H, d), mask (N,), gradient (N, H * d): the softmax's whole Jacobian."""
+    tokens, _, heads, size = qkv.shape
+    result, gradient = np.zeros(qkv.shape), gradient.reshape(tokens, heads, size)
+    for h in range(heads):
+        q, k, v = qkv[:, 0, h], qkv[:, 1, h], qkv[:, 2, h]
+        for i in range(tokens):
+            weights = np.exp(q[i] @ k.T / math.sqrt(size)) * mask
+            weights /= weights.sum()
+            jacobian = np.diag(weights) - np.outer(weights, weights)
+            of_scores = jacobian @ (v @ gradient[i, h]) / math.sqrt(size)
+            result[i, 0, h] = of_scores @ k
+            result[:, 1, h] += np.outer(of_scores, q[i])
+            result[:, 2, h] += np.outer(weights, gradient[i, h])
+    return result
+
+
 @pytest.mark.parametrize("mask", [MASK, None])
-def test_what_cudnn_is_given_makes_the_literal_attention(tower, monkeypatch, mask):
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 0.06)])
+def test_the_gradient_of_attention_is_that_of_the_whole_jacobian(mask, dtype, tolerance):
+    rng = np.random.default_rng(5)
+    qkv, gradient = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((4, 10, 3, 2, 8), (4, 10, 16)))
+    _, backward = jax.vjp(lambda qkv: ops.xla_attention(qkv, None if mask is None else jnp.asarray(mask)), qkv)
+    (actual,) = backward(gradient)
+    assert actual.dtype == dtype
+    wide = (np.asarray(x, np.float64) for x in (qkv, np.ones((4, 10)) if mask is None else mask, gradient))
+    expected = [slow_gradient(*row) for row in zip(*wide, strict=True)]
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("mask", [MASK, None])
+@pytest.mark.parametrize("tokens", [10, 9])  # in training cuDNN takes only an even number
+def test_what_cudnn_is_given_makes_the_literal_attention(monkeypatch, mask, tokens):
     """JAX's own form of the same call stands in for cuDNN, which is not here."""
     asked, call = [], jax.nn.dot_product_attention
 
-    def stand_in(*args, implementation, **kwargs):
-        asked.append(implementation)
-        return call(*args, **kwargs, implementation="xla")
+    def stand_in(q, *args, implementation, **kwargs):
+        asked.append((implementation, q.shape[1]))
+        return call(q, *args, **kwargs, implementation="xla")
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    p = jax.tree.map(lambda x: x[0], tower[1]["blocks"]["attn"])
-    x = np.random.default_rng(2).standard_normal((4, 10, 32)).astype(np.float32)
-    actual = blocks.attention(p, x, None if mask is None else jnp.asarray(mask), 4, "cudnn")
-    assert asked == ["cudnn"]
-    valid = np.ones((4, 10), bool) if mask is None else mask
-    np.testing.assert_allclose(actual, slow_attention(p, x, valid, 4), atol=2e-5)
+    qkv = np.random.default_rng(2).standard_normal((4, tokens, 3, 4, 8)).astype(np.float32)
+    part = None if mask is None else jnp.asarray(mask[:, :tokens])
+    gradient = np.random.default_rng(3).standard_normal((4, tokens, 32)).astype(np.float32)
+    actual, backward = jax.vjp(lambda qkv: ops.cudnn_call(qkv, part), qkv)
+    assert asked == [("cudnn", 10)]
+    expected, slow_backward = jax.vjp(lambda qkv: ops.xla_attention(qkv, part), qkv)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    np.testing.assert_allclose(*(f(gradient)[0] for f in (backward, slow_backward)), atol=2e-6)
 
 
-def test_without_a_gpu_cudnn_is_the_same_as_xla(tower):
-    model, params = tower
-    other = IVT(IVTConfig(**{**TINY, "attention": "cudnn"}))
-    expected = encoder(model, "encode_text")(params, IDS, MASK)
-    np.testing.assert_array_equal(encoder(other, "encode_text")(params, IDS, MASK), expected)
+@pytest.fixture
+def cudnn_known(monkeypatch):
+    """JAX writes cuDNN's call without cuDNN: it asks only for the version."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    ops.cudnn_is_known.cache_clear()
+    yield
+    ops.cudnn_is_known.cache_clear()
+
+
+def half_gradient(**changes):
+    """Loss and gradient of a joint sequence, 19 tokens, in bfloat16; and its parameters' shapes."""
+    model = IVT(IVTConfig(**{**TINY, "dtype": "bfloat16", "attention": "cudnn", **changes}))
+
+    def loss(p):
+        return sum((x**2).mean() for x in model.apply({"params": p}, IMAGES, IDS, MASK, method="encode_joint"))
+
+    return jax.value_and_grad(loss), jax.eval_shape(model.init, jax.random.key(0))["params"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"remat": True}, {"unroll": True}])
+@pytest.mark.parametrize("platform", ["cuda", "cpu", "tpu"])
+def test_only_a_program_for_a_gpu_holds_the_kernel_of_cudnn(cudnn_known, platform, changes):
+    gradient, shapes = half_gradient(**changes)
+    program = jax.jit(gradient).trace(shapes).lower(lowering_platforms=(platform,)).as_text()
+    assert ("__cudnn$fmhaSoftmax(" in program) == (platform == "cuda")
+    assert ("__cudnn$fmhaSoftmaxBackward(" in program) == (platform == "cuda")
+
+
+def test_the_kernel_of_cudnn_may_be_sharded_by_rows(cudnn_known):
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    rows = jax.sharding.PartitionSpec("data")
+
+    def gradient(qkv, mask):
+        return jax.grad(lambda qkv: jax.lax.psum(ops.cudnn_attention(qkv, mask).astype(jnp.float32).sum(), "data"))(qkv)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    arguments = jax.ShapeDtypeStruct((4, 9, 3, 2, 8), jnp.bfloat16), jax.ShapeDtypeStruct((4, 9), bool)
+    program = jax.jit(sharded).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaSoftmaxBackward(" in program
+
+
+def test_without_a_gpu_cudnn_is_the_same_as_xla(cudnn_known):
+    gradient, shapes = half_gradient()
+    other, _ = half_gradient(attention="xla")
+    params = jitter(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(gradient)(params), jax.jit(other)(params))
 
 
 def test_erf_is_that_of_float64_between_and_beyond_its_fit():

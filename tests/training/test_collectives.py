@@ -1,0 +1,98 @@
+"""What crosses the devices in one step, in the programs that XLA compiles: nothing but what the algorithm needs.
+
+On eight CPU devices always; with libtpu, also by the TPU's own compiler, for a topology of four chips.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.experimental import topologies
+
+from configs import default
+from ivt_jax.cost.compiled import compile_config
+from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.training.sharding import place
+
+BATCH, WIDTH = 32, 128
+MESHES = {
+    "data": {},
+    "fsdp": {"runtime.mesh.data": 1, "runtime.mesh.fsdp": -1},
+    "both axes": {"runtime.mesh.fsdp": 2},
+    "sharded matching": {"runtime.matching": "sharded"},
+    "micro-batches": {"runtime.microbatches": 2, "runtime.matching": "sharded"},
+}
+
+
+def tiny(changes):
+    """One block, all terms of the loss."""
+    config = default.get_config()
+    config.data.batch_size = BATCH
+    config.text.length.update({"sentence": 12, "phrase": 8, "word": 8})
+    config.model.update(
+        {"image_size": (32, 16), "patch_size": 8, "stride": 8, "width": WIDTH, "depth": 1, "num_heads": 2,
+         "vocab_size": 512, "max_text_length": 12}
+    )  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def collectives(changes, devices):
+    """kind -> bytes of the full arrays, of the collectives of one step that move more than 4 kB."""
+    moved = {}
+    for x in compile_config(tiny(changes), devices).collectives:
+        moved[x.kind] = moved.get(x.kind, 0) + x.size
+    return {kind: size for kind, size in moved.items() if size > 4096}
+
+
+def expected(changes, devices):
+    """The same by hand, in float32: gradients summed once, split parameters gathered once, embeddings gathered once and
+    their gradients scattered once. Small sums (losses, lengths, ids) are left out.
+    """
+    config = tiny(changes)
+    axes = config.runtime.mesh
+    fsdp = devices if axes.fsdp == -1 else axes.fsdp
+    sizes = {"data": devices // fsdp, "fsdp": fsdp}
+    arrays = parameter_shapes(IVTConfig.from_config(config.model))
+    split = sum(4 * math.prod(shape) for name, shape in arrays.items() if place(name, shape, sizes).parts > 1)
+    whole = sum(4 * math.prod(shape) for shape in arrays.values()) - split
+    embeddings = 6 * BATCH * WIDTH * 4  # three views and three levels
+    by_kind = {
+        "all-gather": split + embeddings,
+        "reduce-scatter": split + embeddings,
+        "all-reduce": whole + (split // fsdp if fsdp < devices else 0),
+    }
+    return by_kind
+
+
+def check(actual, expected):
+    """A compiler may sum instead of gathering or scattering, and sums equal gradients once. Nothing else is there."""
+    assert set(actual) <= set(expected)
+    total, wanted = sum(actual.values()), sum(expected.values())
+    assert abs(total - wanted) <= 0.02 * wanted, (actual, expected)
+
+
+@pytest.mark.parametrize("name", ["both axes", "micro-batches"])
+def test_on_cpu_devices(name):
+    check(collectives(MESHES[name], jax.devices()), expected(MESHES[name], 8))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e .[tpu-plan]")
+def test_by_the_compiler_of_a_tpu():
+    """In another process: libtpu is not to be loaded into this one."""
+    code = "import json; from tests.training.test_collectives import on_tpu; print(json.dumps(on_tpu()))"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    for name, moved in json.loads(ran.stdout.splitlines()[-1]).items():
+        check(moved, expected(MESHES[name], 4))
+
+
+def on_tpu():
+    jax.config.update("jax_enable_compilation_cache", False)
+    devices = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
+    return {name: collectives(changes, devices) for name, changes in MESHES.items()}
