@@ -3,6 +3,7 @@
     python -m ivt_jax.bench                                       # ViT-B, ours and as released: minutes on a GPU
     python -m ivt_jax.bench --models=demo --pieces=train,images,texts --variants=full,baseline --dtype=float32
     python -m ivt_jax.bench --pieces=train --batches=28,56,112 --config.model.unroll=True --json=bench.json
+    python -m ivt_jax.bench --pieces=train --variants=full --kernels=10           # and the step's ten longest kernels
     python -m ivt_jax.bench --pieces=evaluation,search            # on the host
 
 Each row has the median and quartiles of many calls after a warm-up, and items a second. Training steps and encoders are
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from ivt_jax.common.command import positive, seconds
+from ivt_jax.common.command import not_negative, positive, seconds
 from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.files import write_text
 from ivt_jax.common.startup import run_command, set_environment
@@ -85,7 +86,7 @@ def measurements(options: argparse.Namespace, changes: Sequence[str]) -> Iterato
         rate = measure.matmul_rate(options.dtype, options.seconds)
         print(f"matrix products of this machine, {options.dtype}: {rate:.3f} TFLOP/s a device", file=sys.stderr)
     for piece, name, config in programs:
-        yield measure.program_row(piece, name, config, rate, options.seconds)
+        yield measure.program_row(piece, name, config, rate, options.seconds, bool(options.kernels))
     for dataset in measure.SPLITS if "evaluation" in options.pieces else ():
         yield measure.evaluation_row(dataset, options.seconds)
     for count in measure.GALLERIES if "search" in options.pieces else ():
@@ -103,18 +104,35 @@ def line(row: "Measurement") -> str:
 
 
 def run(options: argparse.Namespace, changes: Sequence[str]) -> None:
-    """Prints each measurement when it is done, and writes all of them to --json."""
+    """Prints each measurement when it is done, and writes those so far to --json; at the end, the longest kernels."""
     rows: list[Measurement] = []
     for row in measurements(options, changes):
         if not rows:
             print(HEADER, "|" + " --- |" * HEADER.count("|", 1), sep="\n")
         print(line(row), flush=True)
         rows.append(row)
-    if options.json:
-        from ivt_jax.run.workdir import environment
+        if options.json:
+            write_rows(options.json, rows, options.kernels)
+    for row in rows if options.kernels else ():
+        if row.tflops:
+            print_kernels(row, options.kernels)
 
-        measured = {"environment": environment(), "rows": [dataclasses.asdict(row) for row in rows]}
-        write_text(options.json, json.dumps(measured, indent=2) + "\n")
+
+def write_rows(file: Path, rows: Sequence["Measurement"], kernels: int) -> None:
+    """Writes the environment and the rows, each with its longest kernels."""
+    from ivt_jax.run.workdir import environment
+
+    written = [
+        {**dataclasses.asdict(row), "kernels": [kernel._asdict() for kernel in row.kernels[:kernels]]} for row in rows
+    ]
+    write_text(file, json.dumps({"environment": environment(), "rows": written}, indent=2) + "\n")
+
+
+def print_kernels(row: "Measurement", most: int) -> None:
+    """Prints the longest kernels of a row."""
+    from ivt_jax.benchmarks.kernels import table
+
+    print(f"\n{row.piece}, {row.name}, {row.dtype}, {row.items}:", table(row.kernels, most), sep="\n")
 
 
 def several(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -144,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
                         help="batch sizes, separated by commas (the config's own)")  # fmt: skip
     parser.add_argument("--dtype", choices=tuple(BYTES), default="bfloat16", help="of the tower (bfloat16)")
     parser.add_argument("--seconds", type=seconds, default=10.0, help="measuring time of a row, at least (10)")
+    parser.add_argument("--kernels", type=not_negative, default=0, metavar="N",
+                        help="trace a call of each program and list its N longest kernels (0)")  # fmt: skip
     parser.add_argument("--json", type=Path, help="file for the measurements and the environment")
     options, changes = parser.parse_known_args(argv)
     return run_command(lambda: run(options, changes))

@@ -32,21 +32,28 @@ def as_before(monkeypatch):
 
 def test_rows_of_programs(tmp_path, capsys):
     file = tmp_path / "bench.json"
-    flags = ["--models=demo", "--variants=release", "--batches=8", "--dtype=float32", "--seconds=0.05"]
-    assert bench.main([*flags, f"--json={file}", *SMALL]) == 0
+    flags = ["--models=demo", "--variants=release", "--batches=16", "--dtype=float32", "--seconds=0.05"]
+    assert bench.main([*flags, "--kernels=3", f"--json={file}", *SMALL]) == 0
     out, err = capsys.readouterr()
     written = json.loads(file.read_text())
     rows = {row["piece"]: row for row in written["rows"]}
     assert list(rows) == ["train", "images", "texts"] and rows["train"]["name"] == "demo, release"
     assert written["environment"]["device"].startswith("8 x cpu")
-    config = bench.make_config("demo", "release", 8, "float32", SMALL)
+    config = bench.make_config("demo", "release", 16, "float32", SMALL)
     assert rows["train"]["tflops"] == pytest.approx(step_cost(config).training / 8e12, rel=0.05)  # of one device
     for row in rows.values():
         assert row["compiled_tflops"] == pytest.approx(row["tflops"], rel=0.05)
         assert 0 < row["low"] <= row["seconds"] <= row["high"] and row["calls"] >= measure.LEAST
-        assert row["items"] == 8 and row["memory"] > 0 and row["compile_seconds"] > 0
-    header, dashes, *lines = out.splitlines()
+        assert row["items"] == 16 and row["memory"] > 0 and row["compile_seconds"] > 0
+        assert len(row["kernels"]) == 3 and 0 < sum(kernel["share"] for kernel in row["kernels"]) <= 1
+        assert row["kernels"][0]["milliseconds"] >= row["kernels"][2]["milliseconds"] > 0
+    rows_table, *profiles = out.split("\n\n")
+    header, dashes, *lines = rows_table.splitlines()
     assert header == bench.HEADER and len(lines) == 3
+    assert [text.splitlines()[0] for text in profiles] == [
+        "train, demo, release, float32, 16:", "images, demo, float32, 16:", "texts, demo, float32, 16:",
+    ]  # fmt: skip
+    assert all(len(text.splitlines()) == 7 for text in profiles)  # the name, a sum, the head, three kernels
     assert {line.count("|") for line in (header, dashes, *lines)} == {13}
     assert "float32: " in err and "TFLOP/s a device" in err
     rate = float(err.split("float32: ")[1].split()[0])
@@ -93,6 +100,7 @@ def test_the_median_is_of_the_calls_after_the_warm_up(monkeypatch):
     [
         (["--models=large"], "argument --models: 'large' is not one of base, small, demo"),
         (["--batches=0"], "argument --batches: '0' is not a whole number above 0"),
+        (["--kernels=-1"], "argument --kernels: '-1' is not a whole number from 0 on"),
         (["--seconds=nan"], "argument --seconds: 'nan' is not a number of seconds from 0 on"),
     ],
 )
@@ -123,8 +131,8 @@ def test_help_answers_before_jax_is_there():
     assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr
 
 
-def test_it_needs_no_tensorflow():
-    imports = "from ivt_jax import bench; from ivt_jax.benchmarks import measure"
-    code = f"import sys; sys.modules['tensorflow'] = None; {imports}; bench.main(['--help'])"
+def test_it_needs_neither_tensorflow_nor_pillow():
+    absent = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'clu', 'PIL', 'lancedb'])); "
+    code = absent + "from ivt_jax import bench; from ivt_jax.benchmarks import measure; bench.main(['--help'])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr

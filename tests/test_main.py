@@ -16,7 +16,8 @@ from configs import synth
 from input_pipeline.perturbations import PERTURBATIONS
 from ivt_jax import main, search
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.images import load_image, normalise
+from ivt_jax.encoding.images import load_image
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.evaluation.cross_domain import cross_domain
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export

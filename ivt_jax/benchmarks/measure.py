@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ivt_jax.benchmarks.kernels import Kernel, profile
 from ivt_jax.benchmarks.ranking import draw_split
 from ivt_jax.cost.compiled import analyse
 from ivt_jax.cost.flops import tower_flops
@@ -44,10 +45,16 @@ class Measurement:
     mfu: float = 0.0  # share of the machine's rate of matrix products
     memory: float = 0.0  # GB, with state and batch
     compile_seconds: float = 0.0  # lowering and compiling
+    kernels: list[Kernel] = dataclasses.field(default_factory=list)  # of one call, if asked for
 
 
-def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds: float) -> Measurement:
-    """Measures a training step on all devices, or an encoder on the first. rate: from `matmul_rate`."""
+def program_row(
+    piece: str, name: str, config: ConfigDict, rate: float, seconds: float, kernels: bool = False
+) -> Measurement:
+    """Measures a training step on all devices, or an encoder on the first. rate: from `matmul_rate`.
+
+    kernels: whether to trace one more call, for its kernels.
+    """
     start = time.perf_counter()
     call, compiled, flops = train_program(config) if piece == "train" else encoder_program(config, piece)
     compile_seconds = time.perf_counter() - start
@@ -56,7 +63,7 @@ def program_row(piece: str, name: str, config: ConfigDict, rate: float, seconds:
     return Measurement(
         piece, name, config.model.dtype, config.data.batch_size, *times, tflops=flops / 1e12,
         compiled_tflops=cost.products / 1e12, mfu=flops / 1e12 / times[0] / rate, memory=cost.total / 1e9,
-        compile_seconds=compile_seconds,
+        compile_seconds=compile_seconds, kernels=profile(call) if kernels else [],
     )  # fmt: skip
 
 

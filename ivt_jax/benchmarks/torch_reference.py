@@ -4,6 +4,9 @@
     python -m ivt_jax.benchmarks.torch_reference           # ViT-B, 12 pairs, float32: minutes on a CPU
     python -m ivt_jax.benchmarks.torch_reference --batch=64 --views=3 --dtype=bfloat16 --compile      # on a GPU
 
+On a GPU, PyTorch computes attention of images with its flash kernel and attention of texts, which have a mask, with its
+memory-efficient kernel. Which kernels a step ran is read from PyTorch's profiler, printed and written to --json.
+
 Three sides take turns, each in its own process: `jax`, this project's step; `torch`, the fastest in PyTorch
 (scaled_dot_product_attention, channels_last, fused SGD, autocast, with --compile torch.compile); `plain`, in the style
 of the release (explicit attention, gradient scaler, synchronize and empty_cache each step).
@@ -16,6 +19,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -56,6 +60,7 @@ def make_config(options: argparse.Namespace) -> ConfigDict:
 def jax_step(config: ConfigDict, weights: Path) -> Callable[[], float]:
     """Returns this project's step; writes its initial parameters to `weights` under the release's names."""
     set_environment(config)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other sides need memory of the same GPU
     import jax
 
     from ivt_jax.benchmarks.measure import random_batch
@@ -104,7 +109,7 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
 
     def take() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=m.dtype == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=m.dtype == "bfloat16"), attention_kernels():
             loss = loss_of()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -117,9 +122,26 @@ def torch_step(config: ConfigDict, weights: Path, plain: bool, compiled: bool) -
     return take
 
 
+def attention_kernels() -> Any:
+    """Returns a context in which scaled_dot_product_attention takes the flash kernel wherever it can."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True)
+
+
+def kernels_of_attention() -> list[str]:
+    """Takes a step of this process's side, in PyTorch; returns the operations that computed its attention."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        _take()
+    names = {event.key.removeprefix("aten::") for event in profiler.key_averages()}
+    return sorted(name for name in names if name.startswith("_scaled_dot_product") and not name.endswith("backward"))
+
+
 def plain_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], Any]:
     """Returns the loss in the release's style: pixels (B, V, H, W, 3) uint8, ids (V * B, L), person ids (B,)."""
-    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import stacked_loss
 
     def loss() -> Any:
@@ -135,7 +157,7 @@ def fast_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], A
     import torch
     from torch.nn import functional
 
-    from ivt_jax.encoding.images import DEVIATION, MEAN
+    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import cmpm
 
     tower = model.encoder_vl
@@ -176,12 +198,15 @@ def time_steps(count: int) -> list[float]:
     return [timeit(_take, number=1) for _ in range(count)]
 
 
-def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Returns the seconds of every step of each side. Raises UserError if the first losses differ."""
+def compare(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[float]], list[str]]:
+    """Returns the seconds of every step of each side, and the attention kernels of the side torch.
+
+    Raises UserError if the first losses differ.
+    """
     spawn, losses = multiprocessing.get_context("spawn"), {}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in options.sides}
     with contextlib.ExitStack() as stack:
-        pools = {side: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for side in SIDES}
+        pools = {side: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for side in options.sides}
         for side, pool in pools.items():  # the first side writes the weights that the others read
             loss = losses[side] = pool.submit(start, side, options, folder / "weights.npz").result()
             print(f"{side}: first loss {loss:.6f}", file=sys.stderr, flush=True)
@@ -191,7 +216,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]
             for side, pool in pools.items():
                 taken = pool.submit(time_steps, options.steps).result()
                 seconds[side] += taken if turn >= 0 else []
-    return seconds
+        return seconds, pools["torch"].submit(kernels_of_attention).result() if "torch" in pools else []
 
 
 def run(options: argparse.Namespace) -> None:
@@ -201,16 +226,32 @@ def run(options: argparse.Namespace) -> None:
     except ImportError:
         raise UserError(f"PyTorch is not installed: {install('torch')}") from None
     with tempfile.TemporaryDirectory() as folder:
-        seconds = compare(options, Path(folder))
+        seconds, attention = compare(options, Path(folder))
     print("| side | s, median | fastest | slowest | pairs/s | our time / theirs |", "|" + " --- |" * 6, sep="\n")
     for side, taken in seconds.items():
         median = statistics.median(taken)
         times = f"{median:.4f} | {min(taken):.4f} | {max(taken):.4f} | {options.batch / median:.2f}"
         print(f"| {side} | {times} | {statistics.median(seconds['jax']) / median:.3f} |")
+    print(f"attention of the side torch: {', '.join(attention) or 'not computed'}")
     if options.json:
         given = {name: str(value) for name, value in vars(options).items()}
-        results = {"options": given, "torch": torch.__version__, "seconds": seconds}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        results = {
+            "options": given,
+            "torch": torch.__version__,
+            "device": device,
+            "attention": attention,
+            "seconds": seconds,
+        }
         write_text(options.json, json.dumps(results, indent=2) + "\n")
+
+
+def sides(text: str) -> list[str]:
+    """Parses --sides: some of SIDES, separated by commas. `jax` comes first, since it writes the weights."""
+    chosen = set(text.split(","))
+    if "jax" not in chosen or not chosen <= set(SIDES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not jax and some of {', '.join(SIDES[1:])}, such as jax,torch")
+    return [side for side in SIDES if side in chosen]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -223,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stride", type=positive, choices=range(1, 17), default=16, help="of the patches (16)")
     parser.add_argument("--depth", type=positive, default=12, help="blocks of ViT-B's width (12)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
+    parser.add_argument("--sides", type=sides, default=SIDES, help=f"jax and some of the others ({','.join(SIDES)})")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the side torch")
     parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax")
     parser.add_argument("--turns", type=positive, default=7, help="turns of each side (7)")

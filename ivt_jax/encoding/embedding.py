@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivt_jax.common.progress import progress
-from ivt_jax.encoding.images import normalise
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.models.ivt import PAD_ID
 
 _MULTIPLE = 16  # of tokens, to which texts are padded

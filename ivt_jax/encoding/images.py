@@ -1,25 +1,17 @@
-"""Images as the model takes them: the pre-processing of training, evaluation and search, and random erasing.
-
-Pillow decodes and resizes on the host. Normalising and erasing are JAX functions, so that they run on the device; they
-alone import JAX, which the server's decoding process does without.
-"""
+"""Images as the model takes them: read and resized by Pillow on the host. `pixels.py` is the part on the device."""
 
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from input_pipeline.decoding import ORIENTATION, as_rgb, open_picture
 from ivt_jax.common.errors import UserError
-
-if TYPE_CHECKING:
-    import jax
-
-MEAN = DEVIATION = 0.5  # of each channel, as released
+from ivt_jax.encoding.pixels import DEVIATION, MEAN
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
@@ -79,24 +71,3 @@ def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
 def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether `found` is `now` without "orientation", as older versions wrote it, which ignored EXIF."""
     return "orientation" not in found and {**found, "orientation": now.get("orientation")} == now
-
-
-def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":
-    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5."""
-    import jax.numpy as jnp
-
-    return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
-
-
-def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array":
-    """Fills a box of one image with standard normal noise, drawn for every pixel and channel, as released.
-
-    image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width; zeros erase nothing.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    top, left, height, width = box
-    rows, columns = jnp.arange(image.shape[0])[:, None, None], jnp.arange(image.shape[1])[None, :, None]
-    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
-    return jnp.where(inside, jax.random.normal(key, image.shape, image.dtype), image)

@@ -18,7 +18,7 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
-from ivt_jax.encoding.images import DEVIATION, MEAN
+from ivt_jax.encoding.pixels import DEVIATION, MEAN
 from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import PAD_ID, IVTConfig

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import normalise
+from ivt_jax.encoding.pixels import normalise
 
 # RGB of heat from 0 to 1 in equal steps, each lighter than the one before.
 _COLOURS = ((20, 11, 54), (113, 31, 110), (203, 65, 73), (248, 142, 9), (245, 249, 161))

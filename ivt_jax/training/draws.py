@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.encoding.images import erase, normalise
+from ivt_jax.encoding.pixels import erase, normalise
 from ivt_jax.losses import bmm
 from ivt_jax.models.ivt import PAD_ID, Selection
 

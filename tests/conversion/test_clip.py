@@ -8,7 +8,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.clip import convert_clip
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source
-from ivt_jax.encoding.images import normalise
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.models.ivt import IVT, IVTConfig
 from tests.conversion.conftest import HEADS, PATCH, embed_patches, norm, run_blocks, without_none
 

@@ -6,7 +6,7 @@ import pytest
 from ivt_jax.conversion.clip import convert_clip
 from ivt_jax.conversion.files import read_tensors
 from ivt_jax.conversion.vit import Source, convert_vit
-from ivt_jax.encoding.images import normalise
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.models.ivt import IVT, IVTConfig
 
 torch = pytest.importorskip("torch")

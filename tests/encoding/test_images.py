@@ -1,5 +1,3 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,21 +52,3 @@ def test_the_size_is_checked_before_decoding(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-700])  # decoding would complain of this
     with pytest.raises(UserError, match=r"big\.jpg: 30 x 40 pixels are too many"):
         images.load_image(path, (8, 4))
-
-
-def test_normalise():
-    np.testing.assert_allclose(images.normalise(np.array([0, 51, 255], np.uint8)), [-1, -0.6, 1], atol=1e-7)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_erase_fills_the_box_and_nothing_else(compiled):
-    key, shape = jax.random.key(3), (4, 6, 3)
-    image = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + 100
-    erase = jax.jit(images.erase) if compiled else images.erase
-    erased = np.asarray(erase(key, image, jnp.array([1, 2, 2, 3])))
-
-    expected = np.array(image)
-    expected[1:3, 2:5] = np.asarray(jax.random.normal(key, shape))[1:3, 2:5]
-    np.testing.assert_array_equal(erased, expected)
-    assert np.abs(erased[1:3, 2:5]).max() < 6  # noise of unit variance, where there was 100 and more
-    np.testing.assert_array_equal(erase(key, image, jnp.zeros(4, jnp.int32)), image)  # no box

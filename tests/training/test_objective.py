@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import default, synth
-from ivt_jax.encoding.images import DEVIATION, MEAN, normalise
+from ivt_jax.encoding.pixels import DEVIATION, MEAN, normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.ivt import IVT, IVTConfig

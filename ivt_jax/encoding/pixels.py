@@ -1,0 +1,33 @@
+"""Pixels on the device: normalising and random erasing. Needs no Pillow.
+
+JAX is imported where it is used: the server's decoding process, which reads the constants, does without.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+MEAN = DEVIATION = 0.5  # of each channel, as released
+
+
+def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":
+    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5."""
+    import jax.numpy as jnp
+
+    return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
+
+
+def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array":
+    """Fills a box of one image with standard normal noise, drawn for every pixel and channel, as released.
+
+    image (H, W, 3) float, normalised; box (4,) int32: top, left, height, width; zeros erase nothing.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    top, left, height, width = box
+    rows, columns = jnp.arange(image.shape[0])[:, None, None], jnp.arange(image.shape[1])[None, :, None]
+    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+    return jnp.where(inside, jax.random.normal(key, image.shape, image.dtype), image)
