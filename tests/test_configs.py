@@ -279,7 +279,7 @@ def flags(config):
         patch.setenv("XLA_FLAGS", "")
         patch.setattr(main, "CONFIG", SimpleNamespace(value=config))
         patch.setattr(main, "WORKDIR", SimpleNamespace(value="runs/x"))
-        for name, value in (("DRY_RUN", True), ("PLAN", False), ("DEVICES", 1)):
+        for name, value in (("DRY_RUN", True), ("PLAN", False), ("DEVICES", 1), ("TOPOLOGY", None)):
             patch.setattr(main, name, SimpleNamespace(value=value))
         patch.setattr("ivt_jax.cost.dry_run.dry_run", lambda config, devices: "")
         patch.setattr(main, "check_flags", lambda: None)
@@ -453,7 +453,7 @@ KEYS = {
     "runtime.mesh.data": (mesh, 1, {"runtime.mesh.fsdp": 2}),
     "runtime.mesh.fsdp": (mesh, 4),
     "runtime.matching": (step, "sharded", {"data.batch_size": 16}),
-    "runtime.microbatches": (step, 2),
+    "runtime.microbatches": (step, 2, {"data.batch_size": 16}),
     "runtime.prepared": (prepared, "ELSEWHERE"),
     "runtime.log_every": (run, 2),
     "runtime.checkpoint_every": (run, 2),
