@@ -1,25 +1,28 @@
 """What a compiled program does in one run: matrix products, memory traffic and collectives, from its text.
 
-Everything is counted as often as it runs: a loop's body by its trip count, an asynchronous operation once, of a
-conditional all branches. XLA's own `cost_analysis()` counts a loop's body once.
+Everything is counted as often as it runs: a loop's body by its trip count, an asynchronous operation once, each branch
+of a conditional once. XLA's own `cost_analysis()` counts a loop's body once.
 """
 
-import functools
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ivt_jax.cost.hlo import Computation, Instruction, called, parse, trips
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute", "reduce-scatter")
-# They move no data. Of what runs asynchronously, the "done" is counted, and not the "start".
+# These move no data. Of an asynchronous operation, its "done" is counted, not its "start".
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "opt-barrier", "add-dependency", "partition-id", "replica-id",
 }  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveDone")  # of a TPU
 SLICES = ("slice", "dynamic-slice", "gather")  # they read only what they return
+UPDATES = ("dynamic-update-slice", "scatter")  # they write only what they change
+# The axes of the left operand over which a product sums: of a dot, and of a call of cuBLAS.
+CONTRACTED = re.compile(r'(?:lhs_contracting_dims=\{|"lhs_contracting_dimensions": ?\[)([\d", ]+)')
 
 
 class Totals(NamedTuple):
@@ -51,63 +54,56 @@ class Collective(NamedTuple):
 def totals(text: str, devices: int = 1) -> Totals:
     """Returns the totals of a compiled program's text. devices: those that it runs on."""
     entry, computations = parse(text)
+    products = traffic = 0
+    counts: Counter[tuple[str, int]] = Counter()  # of the collectives, by kind and size of the groups
+    sizes: Counter[tuple[str, int]] = Counter()
+    for x, computation, times, fused in _executed(entry, computations):
+        products += times * _products(x, computation)
+        traffic += 0 if fused else times * _traffic(x, computation, computations)
+        if found := _collective(x, computation, devices):
+            counts[found.kind, found.group] += times
+            sizes[found.kind, found.group] += times * found.size
+    collectives = tuple(Collective(*key, counts[key], sizes[key]) for key in sorted(counts))
+    return Totals(products, traffic, collectives)
 
-    @functools.cache
-    def total(name: str, fused: bool) -> Counter:
-        counts: Counter = Counter()
-        computation = computations[name]
-        for x in computation.values():
-            counts["products"] += _products(x, computation)
-            counts["traffic"] += 0 if fused else _traffic(x, computation, computations)
-            if exchange := _exchange(x, computation, devices):
-                kind, group, size = exchange
-                counts.update({("times", kind, group): 1, ("size", kind, group): size})
-            times = trips(x, computations) if x.op == "while" else 1
-            for name in called(x):
-                inner = total(name, fused or x.op.startswith("fusion"))
-                counts.update({key: times * value for key, value in inner.items()})
-        return counts
 
-    counts = total(entry, False)
-    keys = sorted(key[1:] for key in counts if key[0] == "times")
-    collectives = tuple(
-        Collective(kind, group, counts["times", kind, group], counts["size", kind, group]) for kind, group in keys
-    )
-    return Totals(counts["products"], counts["traffic"], collectives)
+def _executed(
+    name: str, computations: dict[str, Computation], times: int = 1, fused: bool = False
+) -> Iterator[tuple[Instruction, Computation, int, bool]]:
+    """Yields each instruction that runs, its computation, how often it runs, and whether it is part of a fusion."""
+    for x in computations[name].values():
+        yield x, computations[name], times, fused
+        inner = times * trips(x, computations) if x.op == "while" else times
+        for body in called(x):
+            yield from _executed(body, computations, inner, fused or x.op.startswith("fusion"))
 
 
 def _products(x: Instruction, computation: Computation) -> int:
     """Returns the FLOPs of one matrix product: a dot, a TPU's convolution, or a call of cuBLAS or cuDNN's attention."""
     if x.op == "convolution":
         return _convolution(x, computation)
-    found = None
-    if x.op == "dot":
-        found = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", x.rest)
-    elif x.op == "custom-call" and "__cublas" in x.rest:
-        found = re.search(r'"lhs_contracting_dimensions": ?\[([\d", ]+)\]', x.rest)
-    elif x.op == "custom-call" and "__cudnn$fmha" in x.rest:
+    if x.op == "custom-call" and "__cudnn$fmha" in x.rest:
         return _attention(x)
-    if not found:
+    contracted = CONTRACTED.search(x.rest) if x.op in ("dot", "custom-call") else None
+    if not contracted:
         return 0
     left = computation[x.operands[0]].shapes[0].dims
-    return 2 * math.prod(x.shapes[0].dims) * math.prod(left[int(axis)] for axis in re.findall(r"\d+", found[1]))
+    return 2 * math.prod(x.shapes[0].dims) * math.prod(left[axis] for axis in _integers(contracted[1]))
 
 
 def _attention(x: Instruction) -> int:
     """Returns the FLOPs of cuDNN's attention: 2 products forward, 5 backward (it computes the scores again)."""
     scores = re.search(r'"intermediate_tensor_shape": ?\{.*?"dimensions": ?\[([\d", ]+)\]', x.rest)
-    if not scores:
-        return 0
-    return (
-        2
-        * (5 if "Backward" in x.rest else 2)
-        * x.shapes[0].dims[-1]
-        * math.prod(map(int, re.findall(r"\d+", scores[1])))
-    )
+    products, size = 5 if "Backward" in x.rest else 2, x.shapes[0].dims[-1]
+    return 2 * products * math.prod(_integers(scores[1])) * size if scores else 0
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _convolution(x: Instruction, computation: Computation) -> int:
-    """Returns the FLOPs of a convolution, in which form a TPU has all products; terms with padding do not count.
+    """Returns the FLOPs of a convolution, the form of all products on a TPU; terms with padding do not count.
 
     The axes over which a product is batched are spatial ones, dilated so that each output sees one input.
     """
@@ -116,25 +112,26 @@ def _convolution(x: Instruction, computation: Computation) -> int:
     left, right = (computation[name].shapes[0].dims for name in x.operands[:2])
     result = x.shapes[0].dims
     flops = 2 * right[labels[2].index("i")] * result[labels[3].index("b")] * result[labels[3].index("f")]
-    window = {key: value.split("x") for key, value in re.findall(r"(\w+)=([\w\-x]+)", _braces(x.rest, "window="))}
+    window = re.search(r"window=\{([^}]*)\}", x.rest)
+    options = re.findall(r"(\w+)=([\w\-]+)", window[1]) if window else []
     for axis in range(len(result) - 2):
         size, kernel, outputs = (
             dims[label.index(str(axis))] for dims, label in zip((left, right, result), labels.groups(), strict=True)
         )
-        flops *= _valid(size, kernel, outputs, {key: values[axis] for key, values in window.items()})
+        flops *= _valid(size, kernel, outputs, {key: values.split("x")[axis] for key, values in options})
     return flops
 
 
 def _valid(size: int, kernel: int, outputs: int, options: dict[str, str]) -> int:
-    """Returns how many pairs of an output and a kernel's element meet an input, and no padding, along one axis."""
+    """Returns how many pairs of an output and a kernel's element meet an input, not padding, along one axis."""
     stride, dilation = int(options.get("stride", 1)), int(options.get("lhs_dilate", 1))
     spread, low = int(options.get("rhs_dilate", 1)), int(options.get("pad", "0_0").partition("_")[0])
     places = (i * stride + j * spread - low for i in range(outputs) for j in range(kernel))
     return sum(place % dilation == 0 and 0 <= place < size * dilation for place in places)
 
 
-def _exchange(x: Instruction, computation: Computation, devices: int) -> tuple[str, int, int] | None:
-    """Returns kind, size of the groups and bytes of the full arrays of a collective; None for all else.
+def _collective(x: Instruction, computation: Computation, devices: int) -> Collective | None:
+    """Returns an instruction as one collective, None if it is none.
 
     A TPU spreads a collective over the fusions that run at the same time, and repeats it in each with the same
     chain_id: only the first counts, which AsyncCollectiveStart names.
@@ -146,7 +143,7 @@ def _exchange(x: Instruction, computation: Computation, devices: int) -> tuple[s
         return None
     group = _group(x.rest, devices)
     size = sum(shape.size for name in x.operands for shape in computation[name].shapes)
-    return kind, group, size * (group if kind == "all-gather" else 1)
+    return Collective(kind, group, 1, size * group if kind == "all-gather" else size)
 
 
 def _group(rest: str, devices: int) -> int:
@@ -165,29 +162,24 @@ def _group(rest: str, devices: int) -> int:
 def _traffic(x: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
     """Returns the bytes that an instruction outside of fusions moves from and to the device's memory.
 
-    What lies in a TPU's fast memory does not count. Of an array that is only sliced or updated in place, only those
-    parts do.
+    Arrays in a TPU's fast memory do not count. Of an array that is only sliced or updated in place, only these parts
+    count.
     """
     if x.op in FREE or x.op.endswith("-start") or any(f'"{call}"' in x.rest for call in FREE_CALLS):
         return 0
     start = computation[x.operands[0]] if x.op.endswith("-done") else x
-    sources = [computation[name] for name in start.operands]
-    if start.op.startswith(("fusion", "async")):
+    op, sources = start.op.removesuffix("-start"), [computation[name] for name in start.operands]
+    if op in ("fusion", "async"):
         fused = computations[next(called(start))]
         reads = zip(_parameters(fused), sources, strict=True)
         writes = zip(_written(fused, computations), x.shapes, strict=False)
         read = sum(min(_read(y, fused, computations), _memory(source)) for y, source in reads)
         return read + sum(min(write, shape.memory) for write, shape in writes)
-    results = _memory(x)
-    if start is not x:
-        read = sum(map(_memory, sources))
-        return results + (min(read, sum(shape.size for shape in x.shapes)) if "slice" in x.op else read)
-    if x.op in SLICES:
-        return results + min(sum(shape.size for shape in x.shapes), _memory(computation[x.operands[0]]))
-    if x.op in ("dynamic-update-slice", "scatter"):
-        changed = x.operands[1 if x.op == "dynamic-update-slice" else -1]
-        return 2 * _memory(computation[changed])
-    return results - _workspace(x) + sum(_memory(computation[name]) for name in {*x.operands})
+    if op in SLICES:
+        return _memory(x) + min(sum(shape.size for shape in x.shapes), _memory(sources[0]))
+    if op in UPDATES:
+        return 2 * _memory(computation[_change(start)])
+    return _memory(x) - _workspace(x) + sum(_memory(computation[name]) for name in {*start.operands})
 
 
 def _memory(x: Instruction) -> int:
@@ -195,7 +187,7 @@ def _memory(x: Instruction) -> int:
 
 
 def _workspace(x: Instruction) -> int:
-    """Returns the bytes that cuBLAS or cuDNN gets to work in, which are the last of its results."""
+    """Returns the bytes of the scratch memory of cuBLAS or cuDNN, the last of its results."""
     last = x.shapes[-1]
     return last.memory if x.op == "custom-call" and "__cu" in x.rest and last.dtype in ("s8", "u8") else 0
 
@@ -222,11 +214,16 @@ def _read(x: Instruction, fused: Computation, computations: dict[str, Computatio
 
 
 def _updates(user: Instruction, name: str) -> bool:
-    return user.op in ("dynamic-update-slice", "scatter") and user.operands[0] == name
+    return user.op in UPDATES and user.operands[0] == name
+
+
+def _change(x: Instruction) -> str:
+    """Returns the operand that an update writes into the array."""
+    return x.operands[1 if x.op == "dynamic-update-slice" else -1]
 
 
 def _whole(x: Instruction) -> int:
-    """Returns the padded bytes of an array in a fusion; where it lies, the caller's layout says."""
+    """Returns the padded bytes of an array in a fusion, wherever it is: the caller's layout says where."""
     return sum(shape._replace(layout=re.sub(r"S\(\d+\)", "", shape.layout)).memory for shape in x.shapes)
 
 
@@ -236,8 +233,8 @@ def _written(fused: Computation, computations: dict[str, Computation]) -> list[i
     def write(x: Instruction) -> int:
         if x.op in ("bitcast", "reshape"):
             return write(fused[x.operands[0]])
-        if x.op in ("dynamic-update-slice", "scatter"):
-            return _whole(fused[x.operands[1 if x.op == "dynamic-update-slice" else -1]])
+        if x.op in UPDATES:
+            return _whole(fused[_change(x)])
         if x.op in ("parameter", *KINDS) or "AsyncCollective" in x.rest:
             return 0
         if x.op == "fusion":
@@ -246,9 +243,3 @@ def _written(fused: Computation, computations: dict[str, Computation]) -> list[i
 
     root = next(x for x in fused.values() if x.root)
     return [write(fused[name]) for name in root.operands] if root.op == "tuple" else [write(root)]
-
-
-def _braces(text: str, start: str) -> str:
-    """Returns what stands in braces behind `start`."""
-    found = re.search(re.escape(start) + r"\{([^}]*)\}", text)
-    return found[1] if found else ""
