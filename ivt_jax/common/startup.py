@@ -22,7 +22,7 @@ FLAGS = (
     "--xla_cpu_prefer_vector_width=512",  # a quarter more speed if the CPU has AVX-512, no change elsewhere
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time
 )
-# What a process needs that compiles for an accelerator and has none, or leaves it to others.
+# Variables of a process that compiles for an accelerator without using one.
 COMPILE_ONLY = {
     "tpu": {
         "JAX_PLATFORMS": "cpu",
@@ -59,8 +59,8 @@ def run_command(work: Callable[[], int | None]) -> int:
 def set_environment(config: Any, compile_for: str = "") -> None:
     """Sets the variables that XLA and JAX read when they start, except those that the user has set.
 
-    compile_for: "tpu" or "cuda" lets the process compile for it and run on the CPU alone. Raises UserError as
-    `set_xla_flags`.
+    compile_for: "tpu" or "cuda" lets the process compile for it and run on the CPU alone; COMPILE_ONLY then replaces
+    what the user has set. Raises UserError as `set_xla_flags`.
     """
     more = ["--xla_gpu_deterministic_ops=true"] if config.runtime.deterministic else []
     if compile_for:

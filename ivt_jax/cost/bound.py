@@ -1,4 +1,4 @@
-"""What a compiled step needs at least on an accelerator, by the published rates of its chip, as text."""
+"""The least time of a compiled step on an accelerator, by the published rates of its chip, as text."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ PLAN_COLUMNS = ["model", "batch", "GB", "fits", "TFLOPs", "GB read and written",
 
 
 class Bound(NamedTuple):
-    """Seconds that a step takes at least, if all of the chip's units worked at their published rates at once."""
+    """The least seconds of each unit of a chip for a step, at its published rate. The units work side by side."""
 
     products: float
     memory: float
@@ -21,6 +21,7 @@ class Bound(NamedTuple):
 
     @property
     def step(self) -> float:
+        """Least seconds of the step."""
         return max(self)
 
     @property
@@ -31,12 +32,11 @@ class Bound(NamedTuple):
 
 def step_bound(compiled: Compiled, chip: Chip) -> Bound:
     """Returns the bound of a step of one device."""
-    sent = sum(x.moved for x in compiled.collectives)
-    return Bound(compiled.products / chip.flops, compiled.traffic / chip.hbm, sent / chip.links)
+    return Bound(compiled.products / chip.flops, compiled.traffic / chip.hbm, compiled.sent / chip.links)
 
 
 def best_mfu(config: Any, bound: Bound, chip: Chip, devices: int) -> float:
-    """Returns the share of the chip's peak that the model's products are at the bound; nothing recomputed counts."""
+    """Returns the MFU of a step that takes as long as the bound: the model's products alone, nothing recomputed."""
     return 3 * step_cost(config).forward / devices / (bound.step * chip.flops)
 
 
@@ -80,8 +80,7 @@ def plan_cells(config: Any, topology: Topology, devices: Sequence[jax.Device]) -
     except TooLargeError as error:
         return [str(error), "no", *[""] * (len(PLAN_COLUMNS) - 4)]
     chip, bound = topology.chip, step_bound(compiled, topology.chip)
-    sent = sum(x.moved for x in compiled.collectives)
     fits = "yes" if compiled.total <= chip.memory else "no"
     cells = [f"{compiled.total / 1e9:.2f}", fits, f"{compiled.products / 1e12:.2f}", f"{compiled.traffic / 1e9:.1f}"]
-    cells += [f"{sent / 1e9:.3f}", f"{1e3 * bound.step:.1f}", bound.limit]
+    cells += [f"{compiled.sent / 1e9:.3f}", f"{1e3 * bound.step:.1f}", bound.limit]
     return [*cells, f"{best_mfu(config, bound, chip, len(devices)):.0%}"]

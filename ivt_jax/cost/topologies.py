@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import install
 
 EXAMPLES = "v5e:4x4, v5p:2x4x4, v6e:8x8, h100:8, h200:1 or h200:2x8 (2 hosts of 8 GPUs)"
 
@@ -51,10 +52,12 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip:
+        """The figures of each chip."""
         return CHIPS[self.kind]
 
     @property
     def platform(self) -> str:
+        """JAX's name of the compiler: "tpu" or "cuda"."""
         return "tpu" if self.chip.axes else "cuda"
 
 
@@ -94,15 +97,15 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
 
 def _host_bounds(shape: tuple[int, ...]) -> dict[str, list[int]]:
-    """Returns the chips of one host, if they are fewer than the 2x2 that libtpu assumes."""
+    """Returns the option for a single chip; libtpu assumes hosts of 2x2 chips."""
     return {"chips_per_host_bounds": [1, 1, 1]} if shape in ((1, 1), (1, 1, 1)) else {}
 
 
 def _reason(topology: Topology, error: Exception) -> str:
+    """Returns in words why JAX gave no devices."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, (NotImplementedError, ImportError)) or "not installed" in first:
-        extra = {"tpu": "tpu-plan", "cuda": "gpu-plan"}[topology.platform]
-        return f'its compiler is not installed; pip install -e ".[{extra}]"'
+        return f"its compiler is not installed: {install('tpu-plan' if topology.platform == 'tpu' else 'gpu-plan')}"
     return f"the compiler refuses it ({first.removeprefix('INVALID_ARGUMENT: ').rstrip('.')}); try {EXAMPLES}"
 
 

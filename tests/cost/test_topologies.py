@@ -95,14 +95,14 @@ def run(code, *names):
 
 @pytest.mark.skipif(TPU, reason="libtpu is installed")
 def test_the_compiler_of_tpus_is_missing():
-    assert run(DEVICES, "v5e:4x4") == [
-        '--topology=v5e:4x4: its compiler is not installed; pip install -e ".[tpu-plan]"'
-    ]
+    remedy = "pip install -e '.[tpu-plan]' in the clone of this project"
+    assert run(DEVICES, "v5e:4x4") == [f"--topology=v5e:4x4: its compiler is not installed: {remedy}"]
 
 
 @pytest.mark.skipif(CUDA, reason="JAX's plugin for CUDA is installed")
 def test_the_compiler_of_gpus_is_missing():
-    assert run(DEVICES, "h200:8") == ['--topology=h200:8: its compiler is not installed; pip install -e ".[gpu-plan]"']
+    remedy = "pip install -e '.[gpu-plan]' in the clone of this project"
+    assert run(DEVICES, "h200:8") == [f"--topology=h200:8: its compiler is not installed: {remedy}"]
 
 
 @pytest.mark.skipif(not TPU, reason="libtpu is not installed")
