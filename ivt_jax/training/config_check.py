@@ -157,8 +157,8 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     for name, rows in (("data.batch_size", batch_size), ("bmm.rows", config.bmm.rows)):
         if parts > 1 and rows % (parts * devices):
             yield f"{name} {rows} is not a multiple of runtime.microbatches {parts} times {devices}, the devices"
-    if config.bmm.rows % devices:
-        yield f"bmm.rows {config.bmm.rows} is not a multiple of the {devices} devices, which share them"
+    if parts == 1 and config.bmm.rows % devices:
+        yield f"bmm.rows {config.bmm.rows} is not a multiple of the {devices} devices, which share these rows"
     if config.runtime.matching == "sharded" and config.mla.groups % devices and devices % config.mla.groups:
         must = "it must divide them or be a multiple of them"
         yield f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: {must}"

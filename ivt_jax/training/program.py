@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,11 +48,8 @@ def build_program(
     mesh = make_mesh(config.runtime.mesh, devices)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
-    axes = mesh.axis_names if mesh.size > 1 else ()
-    sharded = config.runtime.matching == "sharded"
-    matching = sharded_mla_loss if sharded else functools.partial(gathered_loss, mla_loss)
-    matching = functools.partial(matching, axes=axes)
-    values = plain_values(config)
+    axes = mesh.axis_names if mesh.size > 1 else ()  # one device needs no collectives
+    matching, values = _matching(config, axes), plain_values(config)
 
     def init(seed):
         return init_state(model, tx, with_values(config, {"seed": seed}))
@@ -71,19 +68,26 @@ def build_program(
     shapes = jax.eval_shape(init, values["seed"])
     sharding = state_sharding(mesh, shapes)
     compute = jax.jit(hyperparameters, out_shardings=everywhere)
-
-    def placed(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
     return Program(
         model=model,
         mesh=mesh,
         init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
-        target=jax.tree.map(placed, shapes, sharding),
+        target=jax.tree.map(_placed, shapes, sharding),
         hyperparameters=compute,
-        hyperparameter_shapes=jax.tree.map(lambda x: placed(x, everywhere), jax.eval_shape(compute)),
+        hyperparameter_shapes=jax.tree.map(lambda x: _placed(x, everywhere), jax.eval_shape(compute)),
     )
+
+
+def _matching(config: ConfigDict, axes: tuple[str, ...]) -> Callable[..., jax.Array]:
+    """Returns the objective's matching, of rows that are split over the devices of these axes."""
+    sharded = config.runtime.matching == "sharded"
+    matching = sharded_mla_loss if sharded else functools.partial(gathered_loss, mla_loss)
+    return functools.partial(matching, axes=axes)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def batch_shapes(config: Any, mesh: Mesh) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One training step: a pure function of (state, batch). Everything with side effects stays in the loop."""
 
-import functools
 from typing import Any
 
 import jax
@@ -76,7 +75,7 @@ def train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one update, and scalar metrics. mesh: that of the objective's axes, if it has any.
+    """Returns the state after one update, and scalar metrics. mesh: of the objective's axes; None = one device.
 
     Randomness comes from (config.seed, state.step). If the loss or the gradient's norm is not finite, parameters and
     optimiser stay as they are and `bad_steps` grows; the step advances, so that the next batch is another one. A spike
@@ -84,8 +83,10 @@ def train_step(
     """
     config = objective.config
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    compute = functools.partial(global_gradients, mesh=mesh) if mesh else gradients_of_rows
-    gradients, metrics = compute(objective, params=state.params, batch=batch, key=key)
+    if mesh:
+        gradients, metrics = global_gradients(objective, mesh, state.params, batch, key)
+    else:
+        gradients, metrics = gradients_of_rows(objective, state.params, batch, key)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes

@@ -12,10 +12,11 @@ import sys
 
 import jax
 import pytest
-from jax.experimental import topologies
 
 from configs import default
+from ivt_jax.common.startup import COMPILE_ONLY
 from ivt_jax.cost.compiled import compile_config
+from ivt_jax.cost.topologies import read_topology, topology_devices
 from ivt_jax.models.ivt import IVTConfig, parameter_shapes
 from ivt_jax.training.sharding import place
 
@@ -62,12 +63,11 @@ def expected(changes, devices):
     split = sum(4 * math.prod(shape) for name, shape in arrays.items() if place(name, shape, sizes).parts > 1)
     whole = sum(4 * math.prod(shape) for shape in arrays.values()) - split
     embeddings = 6 * BATCH * WIDTH * 4  # three views and three levels
-    by_kind = {
+    return {
         "all-gather": split + embeddings,
         "reduce-scatter": split + embeddings,
         "all-reduce": whole + (split // fsdp if fsdp < devices else 0),
     }
-    return by_kind
 
 
 def check(actual, expected):
@@ -84,15 +84,15 @@ def test_on_cpu_devices(name):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e .[tpu-plan]")
 def test_by_the_compiler_of_a_tpu():
-    """In another process: libtpu is not to be loaded into this one."""
+    """In another process, which JAX must not have started in yet."""
     code = "import json; from tests.training.test_collectives import on_tpu; print(json.dumps(on_tpu()))"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    environment = {**os.environ, **COMPILE_ONLY["tpu"]}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     for name, moved in json.loads(ran.stdout.splitlines()[-1]).items():
         check(moved, expected(MESHES[name], 4))
 
 
 def on_tpu():
-    jax.config.update("jax_enable_compilation_cache", False)
-    devices = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
+    """The collectives of each mesh on four chips, in a process with the variables of COMPILE_ONLY."""
+    devices = topology_devices(read_topology("v5e:2x2"))
     return {name: collectives(changes, devices) for name, changes in MESHES.items()}

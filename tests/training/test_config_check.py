@@ -57,6 +57,7 @@ def test_our_configs_have_no_fault():
          "data.batch_size 28 is not a multiple of runtime.microbatches 8 times 1, the devices"),
         ({"runtime__microbatches": 4, "bmm__rows": 14},
          "bmm.rows 14 is not a multiple of runtime.microbatches 4 times 1, the devices"),
+        ({"bmm__rows": 14, "devices": 4}, "bmm.rows 14 is not a multiple of the 4 devices, which share these rows"),
         ({"data__instances": 5}, "data.batch_size 28 is not a multiple of data.instances 5"),
         ({"text__length__phrase": 2}, "text.length.phrase is 2; expected 3 to model.max_text_length 512 tokens, "
                                       "[CLS] and [SEP] included"),
