@@ -55,21 +55,35 @@ def dry_run_topology(config: Any, topology: Topology) -> Iterator[str]:
 def dry_run_topology_plan(config: Any, topology: Topology) -> Iterator[str]:
     """Yields the texts of --dry_run --plan --topology: a table, row by row as each is compiled, then the config's own.
 
-    A row takes about a minute, more for larger batches. Raises UserError as `dry_run_topology`.
+    A row takes about a minute, more for larger batches; the devices must divide its batch. If the config as given does
+    not fit the devices, the text says so. Raises UserError for any other fault, and as `topology_devices`.
     """
+    check_config(config)
     devices = topology_devices(topology)
-    check_config(config, len(devices))
+    number = len(devices)
     rows = [
-        (model, batch) for model, batch in itertools.product(MODELS, BATCHES)
-        if batch % (len(devices) * config.runtime.microbatches) == 0
+        (f"ViT-{model}", f"{batch:,}", changed) for model, batch in itertools.product(MODELS, BATCHES)
+        if not _misfit(changed := planned(config, model, batch, number), number)
     ]  # fmt: skip
-    name, number = topology.name, counted(len(devices), "device")
-    yield f"Compiled for {name}, {number}; figures of each device and step. {choices(config)}.\n"
+    counts = counted(number, "device")
+    yield f"Compiled for {topology.name}, {counts}; figures of each device and step. {choices(config)}.\n"
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in (PLAN_COLUMNS, ["---"] * len(PLAN_COLUMNS)))
-    for model, batch in progress(rows, len(rows), "compiling: ", "rows", brief=True):
-        changed = planned(config, model, batch, len(devices))
-        yield f"| {' | '.join([f'ViT-{model}', f'{batch:,}', *plan_cells(changed, topology, devices)])} |"
-    yield f"\nthe config as given:\n{compiled_report(config, topology, devices)}"
+    for model, batch, changed in progress(rows, len(rows), "compiling: ", "rows", brief=True):
+        yield f"| {' | '.join([model, batch, *plan_cells(changed, topology, devices)])} |"
+    if misfit := _misfit(config, number):
+        yield f"\nthe config as given: not compiled: {misfit}"
+    else:
+        yield f"\nthe config as given:\n{compiled_report(config, topology, devices)}"
+
+
+def _misfit(config: Any, devices: int) -> str:
+    """Returns why the config does not fit this number of devices, "" if it does."""
+    try:
+        check_config(config, devices)
+        mesh_sizes(config.runtime.mesh, devices)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
@@ -99,12 +113,10 @@ def dry_run_plan(config: Any) -> Iterator[str]:
     yield plan_table(config)
     devices, platform = jax.device_count(), jax.default_backend()
     title = f"\nthe config as given, on this machine's {counted(devices, f'{platform} device')}:"
-    try:
-        check_config(config, devices)
-        sizes = mesh_sizes(config.runtime.mesh, devices)
-    except UserError as error:
-        yield f"{title} not compiled: {error}"
+    if misfit := _misfit(config, devices):
+        yield f"{title} not compiled: {misfit}"
         return
+    sizes = mesh_sizes(config.runtime.mesh, devices)
     products = f"matrix products {device_flops(config, devices) / 1e12:.3f} TFLOPs"
     lines = [title, f"{device_memory(config, sizes)}; {products}", _assumption(config, devices)]
     if platform == "cpu" and jax.__version_info__ < (0, 11) and config.model.dtype != "float32":

@@ -153,7 +153,9 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
         divisors[f"data.instances {config.data.instances}"] = config.data.instances
     for name, divisor in divisors.items():
         if batch_size % divisor:
-            yield f"data.batch_size {batch_size} is not a multiple of {name}"
+            multiples = sorted({max(batch_size // divisor, 1) * divisor, (batch_size // divisor + 1) * divisor})
+            choose = " or ".join(map(str, multiples))
+            yield f"data.batch_size {batch_size} is not a multiple of {name}; choose {choose}"
     for name, rows in (("data.batch_size", batch_size), ("bmm.rows", config.bmm.rows)):
         if parts > 1 and rows % (parts * devices):
             yield f"{name} {rows} is not a multiple of runtime.microbatches {parts} times {devices}, the devices"

@@ -72,7 +72,7 @@ def test_the_plan_says_which_figures_are_formula_and_which_compiled(monkeypatch)
     assert formula.count("by formula") == 1  # float32 is kept as it is: one figure is enough
     config.data.batch_size, config.bmm.rows = 28, 0
     *_, last = dry_run.dry_run_plan(config)
-    assert last.endswith("not compiled: data.batch_size 28 is not a multiple of the 8 devices")
+    assert last.endswith("not compiled: data.batch_size 28 is not a multiple of the 8 devices; choose 24 or 32")
 
 
 def test_dry_run_and_plan_say_why_their_memory_differs(monkeypatch):
@@ -129,8 +129,26 @@ def test_the_plan_of_a_topology_compiles_each_row(monkeypatch, capsys):
     assert title.startswith("Compiled for v5e:8x16, 128 devices") and header.count("|") == 2 * (
         len(dry_run.PLAN_COLUMNS) + 1
     )
-    expected = [(depth, batch) for depth in (12, 24) for batch in (256, 1024, 4096, 16384)]  # 64 is too few
+    # 64 pairs are fewer than the devices, and so are the 64 rows of 256 pairs.
+    expected = [(depth, batch) for depth in (12, 24) for batch in (1024, 4096, 16384)]
     mesh = {"data": -1, "fsdp": 1}
     assert rows == [(depth, batch, batch // 4, mesh) for depth, batch in expected]
-    assert lines[0].startswith("| ViT-B | 256 | 1.0 | ") and lines[-1].startswith("| ViT-L | 16,384 | 1.0 | ")
-    assert last == "\nthe config as given:\na report"
+    assert lines[0].startswith("| ViT-B | 1,024 | 1.0 | ") and lines[-1].startswith("| ViT-L | 16,384 | 1.0 | ")
+    reason = "bmm.rows 64 is not a multiple of the 128 devices, which share them"
+    assert last == f"\nthe config as given: not compiled: {reason}"
+
+
+def test_the_plan_of_a_topology_ends_with_the_config_as_given(monkeypatch):
+    monkeypatch.setattr(dry_run, "topology_devices", lambda topology: [None] * 7)
+    monkeypatch.setattr(dry_run, "compiled_report", lambda config, *_: f"a report of {config.data.batch_size}")
+    config, topology = synth.get_config(), read_topology("h100:7")  # 7 divides none of the table's batches
+    config.data.batch_size, config.bmm.rows = 28, 0
+    _, _, last = dry_run.dry_run_topology_plan(config, topology)
+    assert last == "\nthe config as given:\na report of 28"
+    config.data.batch_size = 32
+    _, _, last = dry_run.dry_run_topology_plan(config, topology)
+    reason = "data.batch_size 32 is not a multiple of the 7 devices; choose 28 or 35"
+    assert last == f"\nthe config as given: not compiled: {reason}"
+    config.data.batch_size = 0
+    with pytest.raises(UserError, match=r"^data.batch_size is 0; expected "):
+        list(dry_run.dry_run_topology_plan(config, topology))

@@ -223,7 +223,7 @@ def test_what_all_processes_find_at_fault_each_of_them_says(start, tmp_path):
     processes = start(tmp_path, *RUN, "--config.data.batch_size=9", count=2)
     assert [process.finish(60) for process in processes] == [2, 2]
     for process in processes:
-        assert process.lines()[-1] == "error: data.batch_size 9 is not a multiple of the 2 devices"
+        assert process.lines()[-1] == "error: data.batch_size 9 is not a multiple of the 2 devices; choose 8 or 10"
 
 
 @pytest.mark.faults

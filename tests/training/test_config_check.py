@@ -45,10 +45,11 @@ def test_our_configs_have_no_fault():
         ({"mla__levels": ("word",) * 2},
          "mla.levels is ('word', 'word'); expected some of sentence, phrase, word, each once"),
         ({"mla__views": 2}, "mla.views 2 does not go with the 3 of mla.levels: it must be 1 or 3"),
-        ({"mla__groups": 3}, "data.batch_size 28 is not a multiple of mla.groups 3"),
+        ({"mla__groups": 3}, "data.batch_size 28 is not a multiple of mla.groups 3; choose 27 or 30"),
         ({"bmm__rows": 3}, "bmm.rows is 3; expected 0 (all) or a divisor of data.batch_size 28"),
         ({"bmm__rows": 29}, "bmm.rows is 29; expected 0 (all) or a divisor of data.batch_size 28"),
-        ({"devices": 8}, "data.batch_size 28 is not a multiple of the 8 devices"),
+        ({"devices": 8}, "data.batch_size 28 is not a multiple of the 8 devices; choose 24 or 32"),
+        ({"devices": 32}, "data.batch_size 28 is not a multiple of the 32 devices; choose 32"),
         ({"runtime__matching": "local"}, 'runtime.matching is "local"; expected one of global, sharded'),
         ({"runtime__matching": "sharded", "mla__groups": 2, "devices": 7, "data__batch_size": 28},
          "mla.groups 2 does not go with runtime.matching sharded on 7 devices: it must divide them or be a multiple of "
@@ -58,7 +59,7 @@ def test_our_configs_have_no_fault():
         ({"runtime__microbatches": 4, "bmm__rows": 14},
          "bmm.rows 14 is not a multiple of runtime.microbatches 4 times 1, the devices"),
         ({"bmm__rows": 14, "devices": 4}, "bmm.rows 14 is not a multiple of the 4 devices, which share these rows"),
-        ({"data__instances": 5}, "data.batch_size 28 is not a multiple of data.instances 5"),
+        ({"data__instances": 5}, "data.batch_size 28 is not a multiple of data.instances 5; choose 25 or 30"),
         ({"text__length__phrase": 2}, "text.length.phrase is 2; expected 3 to model.max_text_length 512 tokens, "
                                       "[CLS] and [SEP] included"),
         ({"model__max_text_length": 80}, "text.length.sentence is 100; expected 3 to model.max_text_length 80 tokens, "
