@@ -37,7 +37,7 @@ def step_bound(compiled: Compiled, chip: Chip) -> Bound:
 
 def best_mfu(config: Any, bound: Bound, chip: Chip, devices: int) -> float:
     """Returns the MFU of a step that takes as long as the bound: the model's products alone, nothing recomputed."""
-    return 3 * step_cost(config).forward / devices / (bound.step * chip.flops)
+    return min(1.0, 3 * step_cost(config).forward / devices / (bound.step * chip.flops))
 
 
 def compiled_report(config: Any, topology: Topology, devices: Sequence[jax.Device]) -> str:
