@@ -113,8 +113,8 @@ def run(options: argparse.Namespace, changes: Sequence[str]) -> None:
         rows.append(row)
         if options.json:
             write_rows(options.json, rows, options.kernels)
-    for row in rows if options.kernels else ():
-        if row.tflops:
+    for row in rows:
+        if options.kernels and row.piece in PROGRAMS:
             print_kernels(row, options.kernels)
 
 

@@ -1,4 +1,4 @@
-"""Check plain arithmetic on this device against NumPy, before any other figure of it is believed.
+"""Check plain arithmetic on this device against NumPy, before any other measurement on it.
 
     python -m ivt_jax.benchmarks.canary --json=canary.json
 
@@ -69,7 +69,8 @@ def heads(x: Any) -> Any:
     return x[:36].reshape(4, 9, 129)
 
 
-# Of x and y (37, 129) and index (37, 129) int32 below 129. Odd sizes leave the last block of a kernel partly filled.
+# (xp, x, y, index) -> value: x and y (37, 129) float, index (37, 129) int32 below 129. At odd sizes the last block of a
+# kernel is partly filled.
 FORMULAS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "add": lambda xp, x, y, index: x + y,
     "add a constant": lambda xp, x, y, index: x + 1,
@@ -127,9 +128,9 @@ def compare(mode: str, dtype: str, found: Mapping[str, Any], right: Mapping[str,
 
 
 def scalars(count: int = 50) -> Iterator[Check]:
-    """Adds, multiplies and takes roots of ever other numbers, operation by operation.
+    """Adds, multiplies and takes roots with the numbers from 1 to `count`, operation by operation.
 
-    The faulty kernels of jax-ml/jax#40633 used an operand of the operation before.
+    In jax-ml/jax#40633 a kernel used an operand of the operation before it.
     """
     import jax.numpy as jnp
 
@@ -141,7 +142,7 @@ def scalars(count: int = 50) -> Iterator[Check]:
 
 
 def by_operation(dtype: str) -> Iterator[Check]:
-    """Computes each formula operation by operation: many small programs, as outside of jit."""
+    """Computes each formula outside of jit: a small program for each operation."""
     import jax
 
     given = draw_inputs(dtype, 0)
@@ -224,7 +225,7 @@ def run(file: Path | None) -> int:
 
     from ivt_jax.run.workdir import environment
 
-    jax.config.update("jax_enable_compilation_cache", False)  # programs of this device and this compiler alone
+    jax.config.update("jax_enable_compilation_cache", False)  # checks what this compiler writes now
     about = environment()
     print(f"{about['device']}, jaxlib {about['versions'].get('jaxlib', '?')}, {jax.default_backend()}", flush=True)
     checks = list(all_checks())

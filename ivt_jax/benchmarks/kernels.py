@@ -1,4 +1,4 @@
-"""The longest kernels of one call, from a trace of JAX's profiler. Needs no TensorBoard."""
+"""The longest kernels of one call, from a trace of JAX's profiler."""
 
 import collections
 import gzip
@@ -24,7 +24,7 @@ class Kernel(NamedTuple):
 
 
 def profile(call: Callable[[], Any]) -> list[Kernel]:
-    """Traces one call, which must be compiled already; returns its kernels, those with the most time first."""
+    """Traces one call, already compiled; returns its kernels, longest first, or [] if the trace has none."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -34,22 +34,23 @@ def profile(call: Callable[[], Any]) -> list[Kernel]:
 
 
 def read_trace(file: Path) -> list[Kernel]:
-    """Returns the kernels of a trace in Chrome's format, gzipped, those with the most time first."""
+    """Returns the kernels of a gzipped trace in Chrome's format, longest first."""
     with gzip.open(file, "rt", encoding="utf-8") as opened:
         return sum_kernels(json.load(opened)["traceEvents"])
 
 
 def sum_kernels(events: Sequence[Mapping[str, Any]]) -> list[Kernel]:
-    """Sums the events of each kernel; a loop has its own time, without that of the kernels inside it."""
-    groups = collections.defaultdict(list)
+    """Sums the events of each kernel, longest first. A loop's time is without that of the kernels inside it."""
+    times: dict[str, float] = collections.defaultdict(float)  # microseconds
+    runs, operations = collections.Counter[str](), dict[str, str]()
     for event, own in own_times(kernel_events(events)):
-        groups[event["name"]].append((own, event.get("args", {}).get("hlo_op", "")))
-    times = {name: sum(own for own, _ in group) for name, group in groups.items()}
+        name = event["name"]
+        times[name] += own
+        runs[name] += 1
+        operations.setdefault(name, event.get("args", {}).get("hlo_op", ""))
     total = sum(times.values()) or 1.0
-    kernels = [
-        Kernel(name, group[0][1], len(group), times[name] / 1e3, times[name] / total) for name, group in groups.items()
-    ]
-    return sorted(kernels, key=lambda kernel: -kernel.milliseconds)
+    longest = sorted(times, key=times.__getitem__, reverse=True)
+    return [Kernel(name, operations[name], runs[name], times[name] / 1e3, times[name] / total) for name in longest]
 
 
 def kernel_events(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -67,7 +68,7 @@ def kernel_events(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def own_times(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Yields events with their microseconds, less those of the events within them on the same thread."""
+    """Yields each event and its microseconds without those of the events inside it on the same thread."""
     ordered = sorted(events, key=lambda event: (event["pid"], event["tid"], event["ts"], -event["dur"]))
     own, around = [event["dur"] for event in ordered], list[int]()
     for number, event in enumerate(ordered):

@@ -51,9 +51,9 @@ class Measurement:
 def program_row(
     piece: str, name: str, config: ConfigDict, rate: float, seconds: float, kernels: bool = False
 ) -> Measurement:
-    """Measures a training step on all devices, or an encoder on the first. rate: from `matmul_rate`.
+    """Measures a training step on all devices, or an encoder on the first.
 
-    kernels: whether to trace one more call, for its kernels.
+    rate: from `matmul_rate`; kernels: whether to trace one more call for its kernels.
     """
     start = time.perf_counter()
     call, compiled, flops = train_program(config) if piece == "train" else encoder_program(config, piece)

@@ -1,4 +1,4 @@
-"""Run training steps of a small tower on recorded batches, and compare them with the numbers of a CPU.
+"""Run training steps of a small tower on recorded batches, and compare them with the recorded numbers of a CPU.
 
     python -m ivt_jax.benchmarks.numbers --json=numbers.json      # on the device to check
     python -m ivt_jax.benchmarks.numbers --record                 # on a CPU: writes numbers.npz anew
@@ -88,7 +88,7 @@ def make_config(dtype: str = "float32", deterministic: bool = False) -> ConfigDi
 
 
 def draw_batch(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws a batch as of input_pipeline/pipeline.py: two pairs of each person, in colours and words of that person."""
+    """Draws a batch (input_pipeline/pipeline.py): two pairs of each person, in colours and words of that person."""
     config = make_config()
     persons = np.repeat(rng.permutation(100)[: PAIRS // 2], 2).astype(np.int32)
     shape = PAIRS, config.mla.views
@@ -155,7 +155,7 @@ def distance(found: Any, recorded: np.ndarray) -> float:
 def comparisons(
     results: Mapping[str, Result], losses: np.ndarray, gradients: Mapping[str, np.ndarray]
 ) -> Iterator[Comparison]:
-    """Compares the results that there are."""
+    """Compares the results of the runs that did not fail, by their names in RUNS."""
     if exact := results.get("float32"):
         yield Comparison("float32, first loss", distance(exact.losses[:1], losses[:1]), 1e-5)
         for name, recorded in gradients.items():
@@ -178,9 +178,8 @@ def record() -> None:
     arrays = flatten_dict({"batches": {str(i): batch for i, batch in enumerate(batches)}}, sep="/")
     arrays |= {f"gradients/{name}": gradient for name, gradient in result.gradients.items()}
     np.savez_compressed(RECORDED, losses=result.losses, **arrays)
-    print(
-        f"{RECORDED}: {RECORDED.stat().st_size / 1e6:.2f} MB; losses {result.losses[0]:.6f} to {result.losses[-1]:.6f}"
-    )
+    first, *_, last = result.losses
+    print(f"{RECORDED}: {RECORDED.stat().st_size / 1e6:.2f} MB; losses {first:.6f} to {last:.6f}")
 
 
 def in_processes(batches: list[dict[str, Any]], names: list[str]) -> Iterator[tuple[str, Result]]:
@@ -211,18 +210,15 @@ def run(file: Path | None) -> int:
     for comparison in differing:
         print(f"differs: {comparison.name}: error {comparison.error:.2g}, limit {comparison.limit:.2g}")
     for limit in sorted({comparison.limit for comparison in found}):
-        print(
-            f"largest error, of those with the limit {limit:g}: {max(c.error for c in found if c.limit == limit):.1e}"
-        )
-    failed = len(RUNS) - len(results)
-    print(
-        f"{len(found)} comparisons with a CPU's numbers, {len(differing)} differ; {failed} of {len(RUNS)} runs failed"
-    )
+        largest = max(comparison.error for comparison in found if comparison.limit == limit)
+        print(f"largest error, of those with the limit {limit:g}: {largest:.1e}")
+    failed, runs = len(RUNS) - len(results), len(RUNS)
+    print(f"{len(found)} comparisons with recorded numbers, {len(differing)} differ; {failed} of {runs} runs failed")
     return OTHER_NUMBERS if differing or failed else 0
 
 
 def report(results: Mapping[str, Result], found: list[Comparison]) -> dict[str, Any]:
-    """Returns what is written to --json."""
+    """Returns the contents of --json."""
     runs = {name: {"losses": result.losses, "digest": result.digest} for name, result in results.items()}
     rows = [{**dataclasses.asdict(comparison), "holds": comparison.holds} for comparison in found]
     about = next((result.about for result in results.values()), {})
