@@ -42,8 +42,8 @@ PLAN = flags.DEFINE_bool(
     "then XLA's own figures of the config as given, compiled for this machine",
 )  # fmt: skip
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "with --dry_run: compile for this accelerator, without one, and print memory, FLOPs, collectives "
-    "and the least time of a step: v5e:4x4, v5p:2x4x4, v6e:8x8, h100:8, h200:1; with --plan for all its rows",
+    "topology", None, "with --dry_run: compile for this accelerator, which need not be here, and print memory, FLOPs, "
+    "collectives and the least time of a step: v5e:4x4, v5p:2x4x4, v6e:8x8, h100:8, h200:1; with --plan a table",
 )  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the platform does not know it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator", lower_bound=1)
