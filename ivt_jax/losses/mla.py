@@ -61,7 +61,8 @@ def sharded_mla_loss(
         return jax.lax.dynamic_slice_in_dim(rows, first, together).reshape(1, -1, *x.shape[2:])
 
     v, t, own_ids = pair_levels(views, levels, ids, groups_here)
-    keys_v, keys_t, all_ids = map(gather, (v, t, own_ids))
+    keys_v, keys_t = jnp.split(gather(jnp.concatenate([v, t], axis=-1)), 2, axis=-1)  # gathered once
+    all_ids = gather(own_ids)
     losses = jax.vmap(projection_losses)
     total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
     return jax.lax.psum(total, axes) / (own_ids.size * devices)

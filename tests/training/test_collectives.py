@@ -100,4 +100,5 @@ def test_by_the_compiler_of_a_tpu():
 def on_tpu():
     """The collectives of each mesh on four chips, in a process with the variables of COMPILE_ONLY."""
     devices = topology_devices(read_topology("v5e:2x2"))
-    return {name: collectives(changes, devices) for name, changes in MESHES.items()}
+    names = [name for name in MESHES if name != "both axes"]
+    return {name: collectives(MESHES[name], devices) for name in names}
