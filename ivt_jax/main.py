@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     check_flags()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    topology = read_topology(TOPOLOGY.value) if TOPOLOGY.value else None
+    topology = read_topology(TOPOLOGY.value) if TOPOLOGY.value is not None else None
     set_environment(config, topology.platform if topology else "")
     keep_compiled()
     from ivt_jax.training.config_check import check_keys  # imports JAX, which reads the environment set above
@@ -127,9 +127,9 @@ def check_flags() -> None:
         raise UserError("--datasets goes with --mode=evaluate: training reads only config.data")
     if RUNS.value and not DATASETS.value:
         raise UserError("--runs goes with --datasets: name the datasets to test the runs on")
-    if (PLAN.value or DEVICES.present or TOPOLOGY.value) and not DRY_RUN.value:
+    if (PLAN.value or DEVICES.present or TOPOLOGY.value is not None) and not DRY_RUN.value:
         raise UserError("--plan, --devices and --topology go with --dry_run: a run uses all devices of the machine")
-    if TOPOLOGY.value and DEVICES.present:
+    if TOPOLOGY.value is not None and DEVICES.present:
         raise UserError("--devices does not go with --topology: --topology has its own number of devices")
     if PLAN.value and DEVICES.present:
         raise UserError("--devices does not go with --plan: --plan has its own numbers of devices")

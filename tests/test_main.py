@@ -425,6 +425,7 @@ def test_mode_and_dry_run_choose_what_happens(monkeypatch, capsys, mode, dry, pl
         ({"PLAN": True}, "--plan, --devices and --topology go with --dry_run"),
         ({"DEVICES": 4}, "--plan, --devices and --topology go with --dry_run"),
         ({"TOPOLOGY": "v5e:4x4"}, "--plan, --devices and --topology go with --dry_run"),
+        ({"TOPOLOGY": ""}, "--plan, --devices and --topology go with --dry_run"),  # of an empty variable
         ({"DRY_RUN": True, "TOPOLOGY": "v5e:4x4", "DEVICES": 4}, "--topology has its own number of devices"),
         ({"DRY_RUN": True, "PLAN": True, "DEVICES": 4}, "--plan has its own numbers of devices"),
     ],

@@ -31,6 +31,7 @@ def test_names_are_read(name):
     [
         ("v4:2x2", "--topology=v4:2x2 is not one of v5e, v5p, v6e, h100, h200 with a shape, such as v5e:4x4, "),
         ("v5e", "--topology=v5e is not one of "),
+        ("", "--topology= is not one of "),
         ("v5e:0x4", "is not one of"),
         ("v5e:4x4x", "is not one of"),
         ("h200:8\n", "is not one of"),
