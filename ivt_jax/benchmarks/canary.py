@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ivt_jax.common.files import write_text
+from ivt_jax.common.messages import counted
 from ivt_jax.common.startup import run_command
 
 LIMITS = {"float32": 2e-5, "bfloat16": 3e-2}  # of an error / the largest right value
@@ -228,14 +229,21 @@ def run(file: Path | None) -> int:
     jax.config.update("jax_enable_compilation_cache", False)  # checks what this compiler writes now
     about = environment()
     print(f"{about['device']}, jaxlib {about['versions'].get('jaxlib', '?')}, {jax.default_backend()}", flush=True)
-    checks = list(all_checks())
+    checks, failure = list[Check](), ""
+    try:
+        for check in all_checks():
+            checks.append(check)
+    except jax.errors.JaxRuntimeError as error:  # a device may fail instead of returning wrong values
+        failure = str(error).strip().partition("\n")[0]
+        print(f"failed after {counted(len(checks), 'check')}: {failure}")
     wrong = [check for check in checks if not check.right]
     for check in wrong[:SHOWN]:
         print(f"wrong: {check.formula}, {check.mode}, {check.dtype}: error {check.error:.2g}, limit {check.limit:.2g}")
     if file:
         rows = [{**dataclasses.asdict(check), "right": check.right} for check in checks]
-        write_text(file, json.dumps({"environment": about, "wrong": len(wrong), "checks": rows}, indent=2) + "\n")
-    if not wrong:
+        found = {"environment": about, "wrong": len(wrong), "failure": failure, "checks": rows}
+        write_text(file, json.dumps(found, indent=2) + "\n")
+    if not wrong and not failure:
         print(f"{len(checks)} checks, all right")
         return 0
     print(f"{len(wrong)} of {len(checks)} checks are wrong: no figure of this device counts; see jax-ml/jax#40633")

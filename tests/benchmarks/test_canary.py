@@ -44,6 +44,20 @@ def test_an_operand_of_the_operation_before_is_noticed(monkeypatch, tmp_path, ca
     assert json.loads((tmp_path / "canary.json").read_text())["wrong"] == 2
 
 
+def test_a_device_that_fails_is_wrong_and_the_checks_before_it_are_written(monkeypatch, tmp_path, capsys):
+    def checks():
+        yield canary.Check("jit", "add", "float32", 0.5, 2e-5)
+        raise jax.errors.JaxRuntimeError("INTERNAL: illegal memory access\nand more")
+
+    monkeypatch.setattr(canary, "all_checks", checks)
+    assert canary.main([f"--json={tmp_path / 'canary.json'}"]) == canary.WRONG
+    out = capsys.readouterr().out
+    assert "failed after 1 check: INTERNAL: illegal memory access\n" in out
+    assert "wrong: add, jit, float32" in out and "no figure of this device counts" in out
+    written = json.loads((tmp_path / "canary.json").read_text())
+    assert (written["wrong"], written["failure"], len(written["checks"])) == (1, "INTERNAL: illegal memory access", 1)
+
+
 @pytest.mark.parametrize(
     "name, dtype, found, right, error",
     [
