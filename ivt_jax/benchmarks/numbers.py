@@ -11,6 +11,7 @@ masks and dropout from the config's seed, the same on all devices.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict
 from configs import default
 from ivt_jax.common.command import exit_code
 from ivt_jax.common.files import write_text
-from ivt_jax.common.startup import set_environment
+from ivt_jax.common.startup import on_platform, set_environment
 
 RECORDED = Path(__file__).with_name("numbers.npz")
 STEPS, BATCHES, PAIRS = 50, 3, 8
@@ -188,7 +189,10 @@ def in_processes(batches: list[dict[str, Any]], names: list[str]) -> Iterator[tu
     spawn = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for name in names}
-        futures = {name: pool.submit(compute, batches, *RUNS[name]) for name, pool in pools.items()}
+        futures = {
+            name: pool.submit(on_platform, functools.partial(compute, batches, *RUNS[name]))
+            for name, pool in pools.items()
+        }
         for name, future in futures.items():
             try:
                 yield name, future.result()

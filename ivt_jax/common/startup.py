@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ivt_jax.common.command import exit_code
 from ivt_jax.common.compilation_cache import keep_compiled
 from ivt_jax.common.errors import UserError
+
+Result = TypeVar("Result")
 
 FLAGS = (
     # XLA's CPU backend gives reductions to YNNPACK together with the products in front of them. Some results are wrong:
@@ -46,14 +48,19 @@ def run_command(work: Callable[[], int | None]) -> int:
     def start() -> int | None:
         set_xla_flags()
         keep_compiled()
-        try:
-            return work()
-        except Exception as error:
-            if fault := platform_fault(error):
-                raise fault from None
-            raise
+        return on_platform(work)
 
     return exit_code(start)
+
+
+def on_platform(work: Callable[[], Result]) -> Result:
+    """Returns the result of work that starts JAX. Raises `platform_fault`'s UserError if JAX cannot start."""
+    try:
+        return work()
+    except Exception as error:
+        if fault := platform_fault(error):
+            raise fault from None
+        raise
 
 
 def set_environment(config: Any, compile_for: str = "") -> None:

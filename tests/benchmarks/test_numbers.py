@@ -84,3 +84,9 @@ def test_a_run_that_fails_is_named_and_the_others_count(capsys):
     without = [{name: x for name, x in BATCHES[0].items() if name != "images"}]
     assert list(numbers.in_processes(without, ["bfloat16"])) == []
     assert "bfloat16: failed: KeyError: 'images'" in capsys.readouterr().out
+
+
+def test_a_platform_that_does_not_start_is_the_reason_why_a_run_failed(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonesuch")
+    assert list(numbers.in_processes(BATCHES[:1], ["bfloat16"])) == []
+    assert "bfloat16: failed: UserError: JAX_PLATFORMS=nonesuch: " in capsys.readouterr().out
