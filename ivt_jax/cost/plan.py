@@ -16,7 +16,7 @@ from ivt_jax.training.sharding import mesh_sizes, place
 MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
 BATCHES = (64, 256, 1024, 4096, 16384)
 DEVICES = (1, 8, 64, 256)
-MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have
+MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have; of the 17.2 of a TPU v5e programs get 16.9 (15.75 GiB)
 PARTS = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")  # that are printed
 # Similarity matrices (float32) that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
 MATRICES = {"global": 8, "sharded": 7}
@@ -29,14 +29,15 @@ class Memory(NamedTuple):
     optimizer: int
     average: int
     batch: int
-    gradients: int  # of every pass through the tower; they are added at the end
-    turned: int  # transposed copies of the MLPs' weights and the embeddings, for the products
+    gradients: int  # of every pass through the tower, whole on every device; they are added at the end
+    copies: int  # of weights for the products: gathered from the devices that split them, or transposed
     activations: int  # kept for the backward pass
-    working: int  # one block of the largest pass, recomputed
+    working: int  # one block of the largest pass, backward
     matching: int  # the similarity matrices
     logits: int  # of the word head
-    updated: int  # the optimiser's new slots and embeddings
+    updated: int  # the optimiser's new slots, and what is kept outside the blocks
     number: int  # bytes of one number of the activations
+    microbatches: int
 
     @property
     def state(self) -> int:
@@ -44,10 +45,11 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The larger of two moments: the backward pass, with matching, logits and block in turn, and the update."""
-        turn = max(self.working, self.matching, 2 * self.logits)
-        backward = self.activations + self.logits + turn + self.turned
-        return self.state + self.batch + self.gradients + max(backward, self.updated)
+        """The largest of three moments: the matching, the backward pass with logits and block in turn, the update."""
+        beside = self.activations if self.microbatches == 1 else 0  # else matching has nothing but embeddings
+        held = self.logits + self.copies
+        backward = held + self.activations + max(self.working, 2 * self.logits)
+        return self.state + self.batch + self.gradients + max(held + beside + self.matching, backward, self.updated)
 
     def __str__(self) -> str:
         figures = ", ".join(f"{name} {getattr(self, name) / 1e9:.3f}" for name in PARTS)
@@ -66,11 +68,12 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices, side = math.prod(sizes.values()), flops.matching_side(config)
     shapes = parameter_shapes(IVTConfig.from_config(model))
-    held = {name: 4 * math.prod(shape) // place(name, shape, sizes).parts for name, shape in shapes.items()}
-    parameters = sum(held.values())
-    mlp = sum(size for name, size in held.items() if "/mlp_" in name)
-    attention = sum(size for name, size in held.items() if "/attn/" in name)
-    others = parameters - mlp - attention
+    whole = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+    parts = {name: place(name, shape, sizes).parts for name, shape in shapes.items()}
+    parameters = sum(size // parts[name] for name, size in whole.items())
+    gathered = sum(size for name, size in whole.items() if parts[name] > 1)
+    mlp = sum(size for name, size in whole.items() if "/mlp_" in name)
+    attention = sum(size for name, size in whole.items() if "/attn/" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
     slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * parameters
@@ -84,14 +87,15 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         optimizer=slots,
         average=parameters if optimizer["ema"] else 0,
         batch=batch_bytes(config) // devices,
-        gradients=gradients + (parameters if microbatches > 1 else 0),  # their sum so far
-        turned=mlp + 2 * others,
+        gradients=gradients + (sum(whole.values()) if microbatches > 1 else 0),  # their sum so far
+        copies=max(gathered, mlp),
         activations=sum(kept for kept, _ in blocks) + embeddings + cached,
         working=max((working for _, working in blocks), default=0),
         matching=matrices // matching_devices(config, devices),
         logits=4 * flops.predicted_words(config) * model["vocab_size"] // (devices * microbatches),
-        updated=slots + others + embeddings,
+        updated=slots + embeddings,
         number=size,
+        microbatches=microbatches,
     )
 
 
@@ -104,32 +108,28 @@ def device_flops(config: Mapping[str, Any], devices: int) -> int:
 
 
 def matching_devices(config: Mapping[str, Any], devices: int) -> int:
-    """Returns how many devices share the similarities.
-
-    Sharded matching splits them over all. Otherwise XLA splits their rows if these are split as the batch is; with a
-    stack of several levels or views they are not, and every device computes all.
-    """
-    mla, matching = config["mla"], config["runtime"]["matching"]
-    return devices if matching == "sharded" or max(mla["views"], len(mla["levels"])) == 1 else 1
+    """Returns how many devices share the similarities: all with sharded matching, else each computes all."""
+    return devices if config["runtime"]["matching"] == "sharded" else 1
 
 
 def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int, int]:
     """Returns the bytes that JAX keeps of all blocks of a pass for the gradient, and of one block's backward pass.
 
-    size: bytes of one activation. Kept for each block and token: the softmax in float32; as activations the norms'
-    inputs and outputs, q, k, v, the heads' mix, the softmax again, the activation function and its slope; the two masks
-    of stochastic depth. With remat only the block's input and the outputs of qkv, proj and fc1; the block is computed
-    again first. The backward pass counts widths and softmaxes, fitted to XLA's buffers.
+    size: bytes of one activation. Kept for each block and token: the norms' inputs and outputs, q, k, v, the heads'
+    mix, the softmax (not by cuDNN), the activation function and its slope. With remat only the block's input and the
+    outputs of qkv, proj and fc1; the block is computed again first. The backward pass counts widths, and scores in
+    float32; it is fitted to XLA's buffers.
     """
     width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
-    softmax, masks = model["num_heads"] * p.tokens, 2 * width if model["drop_path"] else 0
+    softmax = 0 if model["attention"] == "cudnn" else model["num_heads"] * p.tokens
     if model["remat"]:
         kept = size * (5 * width + hidden)
-        working = size * (10 * width + 2 * hidden) + 3 * 4 * softmax + masks
+        working = size * (10 * width + 2 * hidden)
     else:
-        kept = size * (8 * width + 2 * hidden) + (4 + size) * softmax + masks
-        working = size * (7 * width + 4 * hidden) + 4 * softmax + masks
-    return p.rows * p.tokens * model["depth"] * kept, p.rows * p.tokens * working
+        kept = size * (8 * width + 2 * hidden + softmax)
+        working = size * (7 * width + 4 * hidden)
+    numbers = p.rows * p.tokens
+    return numbers * model["depth"] * kept, numbers * (working + 4 * softmax)
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:

@@ -35,16 +35,15 @@ def config_of(
 
 # name: devices, config, how far the formula may be from the compiled step's memory
 STEPS = {
-    # In bfloat16 the formula is 10.7% below what JAX 0.11.2 compiles, and 5.2% below JAX 0.10.2, which keeps float32.
-    "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.12 if NARROW else 0.1),
+    # In bfloat16 the formula is 7.0% below what JAX 0.11.2 compiles, and 4.2% below JAX 0.10.2, which keeps float32.
+    "bfloat16, one text": (1, config_of(64, image_size=(96, 48), dtype="bfloat16"), 0.1),
     "all terms, exact": (1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact"), 0.1),
     "all terms, fast, remat": (
         1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="fast", remat=True, ema=0.9), 0.1,
     ),
     "eight devices": (8, config_of(256, levels=ALL, views=3, align="exact", fsdp=2), 0.1),
     "parameters alone, split": (8, config_of(8, width=256, fsdp=8), 0.1),
-    # XLA frees earlier than the formula has it, where few and small blocks are computed again.
-    "remat, shallow, two texts": (1, config_of(64, words=1.0, patches=1.0, remat=True), 0.2),
+    "remat, shallow, two texts": (1, config_of(64, words=1.0, patches=1.0, remat=True), 0.1),
     "matching": (
         8, config_of(2048, levels=("sentence", "word"), image_size=(12, 12), width=16, depth=1), 0.1,
     ),
@@ -55,6 +54,9 @@ STEPS = {
     ),
     "micro-batches": (
         1, config_of(64, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
+    ),
+    "micro-batches, eight devices": (
+        8, config_of(256, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
     ),
 }  # fmt: skip
 
@@ -85,15 +87,24 @@ def test_memory_by_hand():
     halved = 2 * (4 * 12 + 4 * 4 + 4 * 4 * 8) + 300 * 4 + 108 * 4 + 4 * 4 + 4 * 108
     assert memory.parameters == 4 * (whole - halved // 2)
     assert (memory.optimizer, memory.average) == (memory.parameters, memory.parameters)
-    # 4 images of 5 tokens and 4 texts of 24 on each device: per block and token 4*(8*4 + 2*8) + 2*n*8 + 2*4.
-    kept = 2 * sum(4 * n * (192 + 16 * n + 8) for n in (5, 24))
+    # 4 images of 5 tokens and 4 texts of 24 on each device: per block and token 4*(8*4 + 2*8 + 2*n).
+    kept = 2 * sum(4 * n * (192 + 8 * n) for n in (5, 24))
     # Outside the blocks: patches of 108 numbers and the tokens; a text's tokens and three times more for its norm.
     assert memory.activations == kept + 4 * 4 * (4 * 108 + 4 * 5) + 4 * 4 * 4 * 4 * 24
-    assert memory.working == 4 * 24 * (4 * (7 * 4 + 4 * 8) + 2 * 24 * 4 + 8)
-    assert memory.matching == 8 * 4 * 16 * 4  # 4 of 16 rows
+    assert memory.working == 4 * 24 * (4 * (7 * 4 + 4 * 8) + 2 * 24 * 4)
+    assert memory.matching == 8 * 16 * 16 * 4  # on every device
+    assert memory.gradients == 2 * 4 * 2 * (4 * 12 + 12 + 4 * 4 + 4 + 4 * 8 * 2 + 8 + 4)  # whole: images' and texts'
+    assert memory.copies == 4 * halved  # gathered
     assert memory.batch == 4 * (12 * 12 * 3 + 16 + 4 * (24 + 24 + 2))
-    parts = memory.activations + memory.working + memory.gradients + memory.turned
+    parts = memory.activations + memory.working + memory.gradients + memory.copies
     assert memory.total == memory.state + memory.batch + parts
+
+
+def test_cudnn_keeps_no_softmax():
+    model = vars(tiny())  # width 128, depth 4, 4 heads
+    images = Pass("image", 2, 33)
+    kept, by_cudnn = (plan.block_bytes(images, model | {"attention": name}, 2)[0] for name in ("xla", "cudnn"))
+    assert kept - by_cudnn == 4 * 2 * 4 * 33 * 33 * 2
 
 
 def test_microbatches_and_sharded_matching_save_what_they_should():
@@ -118,7 +129,7 @@ def test_microbatches_and_sharded_matching_save_what_they_should():
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_kept_bytes_are_what_jax_saves_for_the_gradient(dtype, size, remat, activation):
     config = tiny(dtype=dtype, remat=remat, image_activation=activation)
-    model, images = IVT(config), np.zeros((64, *config.image_size, 3), np.float32)
+    model, images = IVT(config), np.zeros((61, *config.image_size, 3), np.float32)
     params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
 
     def encode(params):
@@ -128,8 +139,8 @@ def test_kept_bytes_are_what_jax_saves_for_the_gradient(dtype, size, remat, acti
     forward = next(e for e in jax.make_jaxpr(jax.grad(encode))(params).eqns if e.primitive.name == "scan")
     # What the loop saves is stacked over its steps, the carry is not. JAX 0.11 no longer counts the carry (num_carry).
     saved = [x.aval for x in forward.outvars if x.aval.shape[:1] == (forward.params["length"],)]
-    # Weights cast to bfloat16 are saved too: they are of the size of the parameters, and not counted.
-    expected = sum(x.size * x.dtype.itemsize for x in saved if x.ndim > 1 and x.shape[1] == len(images))
+    # Rows are images, or heads of images; 61 divides no side of a weight.
+    expected = sum(x.size * x.dtype.itemsize for x in saved if x.ndim > 1 and x.shape[1] % len(images) == 0)
     actual, _ = plan.block_bytes(Pass("image", len(images), 1 + config.num_patches), vars(config), size)
     assert actual == pytest.approx(expected, rel=0.02)
 
@@ -143,9 +154,9 @@ def test_the_table_has_both_towers_and_every_batch_that_divides():
     names = [cell.strip() for cell in header.strip("|").split("|")]
     assert len(rows) == 2 * (5 * 4 - 1)  # 64 pairs are no batch for 256 devices
     assert {(row[0], row[1]) for row in rows} == {(f"ViT-{m}", f"{b:,}") for m in "BL" for b in plan.BATCHES}
-    row = dict(zip(names, next(row for row in rows if row[:3] == ["ViT-B", "1,024", "64"]), strict=True))
-    config.data.batch_size = 1024
-    memory = plan.device_memory(config, {"data": 8, "fsdp": 8})
-    assert row["data x fsdp"] == "8 x 8" and row["total"] == f"{memory.total / 1e9:.2f}"
+    row = dict(zip(names, next(row for row in rows if row[:3] == ["ViT-B", "4,096", "256"]), strict=True))
+    config.data.batch_size = 4096
+    memory = plan.device_memory(config, {"data": 32, "fsdp": 8})
+    assert row["data x fsdp"] == "32 x 8" and row["total"] == f"{memory.total / 1e9:.2f}"
     assert row["fits"] == "40 GB" and 16e9 < memory.total <= 40e9
-    assert row["TFLOPs"] == f"{plan.device_flops(config, 64) / 1e12:.1f}"
+    assert row["TFLOPs"] == f"{plan.device_flops(config, 256) / 1e12:.1f}"
