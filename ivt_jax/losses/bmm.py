@@ -127,5 +127,7 @@ def mean_loss(sums: jax.Array, weights: jax.Array, axes: tuple[str, ...] = ()) -
 
     axes: those of the mesh over whose devices the rows are split, inside `jax.shard_map`.
     """
-    total, weight = jax.lax.psum((sums.sum(), weights.sum()), axes)
+    total, weight = sums.sum(), weights.sum()
+    if axes:  # a sum over no axes is not free: with it, XLA held all passes at once on a GPU
+        total, weight = jax.lax.psum((total, weight), axes)
     return total / jnp.maximum(weight, 1)

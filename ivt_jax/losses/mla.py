@@ -29,8 +29,10 @@ def gathered_loss(
 ) -> jax.Array:
     """Returns `loss` of the rows of all devices, inside `jax.shard_map`. Every device computes the whole of it.
 
-    loss: a function as `mla_loss`. axes: the mesh's axes, over which the rows are split in this order.
+    loss: a function as `mla_loss`. axes: the mesh's axes, over which the rows are split in this order; () = one device.
     """
+    if not axes:
+        return loss(views, levels, ids, groups)
     whole = jax.lax.all_gather(jnp.stack([*views, *levels]), axes, axis=1, tiled=True)
     all_ids = jax.lax.all_gather(ids, axes, tiled=True)
     return jax.lax.pmean(loss(list(whole[: len(views)]), list(whole[len(views) :]), all_ids, groups), axes)

@@ -134,7 +134,7 @@ def test_the_plan_of_a_topology_compiles_each_row(monkeypatch, capsys):
     mesh = {"data": -1, "fsdp": 1}
     assert rows == [(depth, batch, batch // 4, mesh) for depth, batch in expected]
     assert lines[0].startswith("| ViT-B | 1,024 | 1.0 | ") and lines[-1].startswith("| ViT-L | 16,384 | 1.0 | ")
-    reason = "bmm.rows 64 is not a multiple of the 128 devices, which share them"
+    reason = "bmm.rows 64 is not a multiple of the 128 devices, which share these rows"
     assert last == f"\nthe config as given: not compiled: {reason}"
 
 
