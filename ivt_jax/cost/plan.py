@@ -19,7 +19,7 @@ DEVICES = (1, 8, 64, 256)
 MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have; of the 17.2 of a TPU v5e programs get 16.9 (15.75 GiB)
 PARTS = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")  # that are printed
 # Similarity matrices (float32) that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
-MATRICES = {"global": 8, "sharded": 7}
+MATRICES = 8
 
 
 class Memory(NamedTuple):
@@ -81,7 +81,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     blocks = [block_bytes(p, model, size) for p in passes]
     cached = 4 * model["width"] * 2 * side // devices if microbatches > 1 else 0
-    matrices = MATRICES[config["runtime"]["matching"]] * 4 * side**2 // config["mla"]["groups"]
+    matrices = MATRICES * 4 * side**2 // config["mla"]["groups"]
     return Memory(
         parameters=parameters,
         optimizer=slots,
