@@ -106,10 +106,8 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
 
 def on_mesh(config, devices, fsdp):
     """The state's shapes and shardings of a run of so many devices, as training restores into them."""
-    mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, fsdp), ("data", "fsdp"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "make_mesh", lambda axes: mesh)
-        return program.build_program(config, np.array([0, 10]), 10, mask_id=4).target
+    config.runtime.mesh.update({"data": -1, "fsdp": fsdp})
+    return program.build_program(config, np.array([0, 10]), 10, mask_id=4, devices=jax.devices()[:devices]).target
 
 
 def test_a_run_goes_from_eight_devices_to_one_to_four_and_keeps_every_bit(tmp_path):
