@@ -25,7 +25,7 @@ from ivt_jax.training.train_step import init_state
 
 ESTIMATE = (  # docs/hardware.md has the steps that were compared
     "It is an estimate, fitted to XLA's compiler for CPUs; nothing was compiled. Against those for TPUs it was between "
-    "19% too low and 29% too high, against those for GPUs between 1% and 28% too high. --topology=v5e:4x4 (or h200:1) "
+    "33% too low and 29% too high, against those for GPUs between 24% and 37% too high. --topology=v5e:4x4 (or h200:1) "
     "prints that of the accelerator's own compiler, --plan that of this machine's."
 )
 
