@@ -179,8 +179,10 @@ def activate(x: jax.Array, activation: str = "gelu") -> jax.Array:
 @activate.defjvp
 def _activate_jvp(activation: str, x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     value, slope = ACTIVATIONS[activation](x[0].astype(jnp.float32))
-    # Without the barrier XLA writes what both share to a GPU's memory, in float32.
-    value, slope = jax.lax.optimization_barrier((value.astype(x[0].dtype), slope.astype(x[0].dtype)))
+    value, slope = value.astype(x[0].dtype), slope.astype(x[0].dtype)
+    if x[0].dtype != jnp.float32:
+        # Without the barrier XLA writes what both share to a GPU's memory, in float32. On a CPU it costs time.
+        value, slope = jax.lax.optimization_barrier((value, slope))
     return value, slope * tangent[0]
 
 

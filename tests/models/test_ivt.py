@@ -251,7 +251,7 @@ def test_only_a_program_for_a_gpu_holds_the_kernel_of_cudnn(cudnn_known, platfor
 
 
 def test_the_kernel_of_cudnn_may_be_sharded_by_rows(cudnn_known):
-    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("data")
 
     def gradient(qkv, mask):
