@@ -156,8 +156,9 @@ def train_batches(
     host: its number and the number of hosts. Raises DataError if they do not divide data.batch_size.
     A batch is a dict of NumPy arrays; B = data.batch_size / hosts, V = mla.views:
     images (B, V, H, W, 3) uint8, cropped and flipped, not normalised; erase (B, V, 4) int32, box to fill with noise;
-    text {level: (B, text.length[level]) int32} for mla.levels and the sentence; words (B, text.length.sentence) int32,
-    the word of each token; person_ids (B,) int32; pair_ids (B,) int32, index into `source.pairs`.
+    text {level: (B, text.length[level]) int32} for mla.levels and the sentence, and mask, the same in bool, False at
+    padding; words (B, text.length.sentence) int32, the word of each token; person_ids (B,) int32; pair_ids (B,) int32,
+    index into `source.pairs`.
     """
     number, hosts = host
     if config.data.batch_size % hosts:
@@ -181,6 +182,7 @@ def train_batches(
             "images": images,
             "erase": erase,
             "text": text,
+            "mask": {level: tokenizer.mask(ids) for level, ids in text.items()},
             "words": tokenizer.words(text["sentence"]),
             "person_ids": source.person_ids[source.pairs[0][pairs]],
             "pair_ids": pairs,

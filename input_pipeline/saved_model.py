@@ -2,7 +2,7 @@
 
     encode = tf.saved_model.load(folder).signatures
     encode["encode_images"](images=images)["embeddings"]  # uint8 (b, H, W, 3) -> float32 (b, D); b may be 0
-    encode["encode_texts"](ids=ids)["embeddings"]  # int32 (b, L) -> float32 (b, D)
+    encode["encode_texts"](ids=ids, mask=mask)["embeddings"]  # int32 and bool (b, L) -> float32 (b, D)
 
 It is in this package because no other may import TensorFlow.
 """
@@ -37,19 +37,20 @@ def write_saved_model(folder: Path, encoders: Mapping[str, Any]) -> None:
         parameters = [variables[id(leaf)] for leaf in encoder.parameters]
         call = jax2tf.convert(
             encoder.function,
-            polymorphic_shapes=[None, f"({encoder.shape})"],
+            polymorphic_shapes=[None, *[f"({encoder.shape})"] * len(encoder.inputs)],
             polymorphic_constraints=encoder.constraints,
             native_serialization_platforms=("cpu", "cuda", "tpu"),
             with_gradient=False,
         )
         sizes = [int(size) if size.isdecimal() else None for size in encoder.shape.split(", ")]
-        given = tf.TensorSpec(sizes, encoder.dtype, name=encoder.name)
+        given = [tf.TensorSpec(sizes, dtype, name=name) for name, dtype in encoder.inputs.items()]
 
-        def embed(x: Any) -> dict[str, Any]:  # JAX's symbolic dimensions are at least 1
-            none = tf.equal(tf.shape(x)[0], 0)
-            return {"embeddings": tf.cond(none, lambda: tf.zeros((0, encoder.width)), lambda: call(parameters, x))}
+        def embed(*inputs: Any) -> dict[str, Any]:  # JAX's symbolic dimensions are at least 1
+            none = tf.equal(tf.shape(inputs[0])[0], 0)
+            embeddings = tf.cond(none, lambda: tf.zeros((0, encoder.width)), lambda: call(parameters, *inputs))
+            return {"embeddings": embeddings}
 
-        return tf.function(embed, autograph=False, input_signature=[given]).get_concrete_function()
+        return tf.function(embed, autograph=False, input_signature=given).get_concrete_function()
 
     with _readable_programs():
         signatures = {name: signature(encoder) for name, encoder in encoders.items()}

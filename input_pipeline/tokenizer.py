@@ -77,6 +77,10 @@ class Tokenizer:
             row[: len(ids) + 2] = [self.cls_id, *ids, self.sep_id]
         return rows
 
+    def mask(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which tokens the model attends to: ids (..., length) int -> same shape, bool, False at padding."""
+        return ids != self.pad_id
+
     def unread(self, text: str, length: int) -> Unread:
         """Returns the parts of a text that the ids of `encode` do not contain."""
         cut = _without_halves(text[: _CHARACTERS_PER_TOKEN * length])

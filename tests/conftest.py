@@ -103,13 +103,13 @@ def given_away(request):
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.encoding.embedding import embed_images, embed_texts
     from ivt_jax.export.manifest import Trained
-    from ivt_jax.models.ivt import IVT, IVTConfig
+    from ivt_jax.models.build import build_model
 
     config = default.get_config()
     config.text.tokenizer, config.text.length["sentence"] = "", 16
     config.model.update({"image_size": (24, 12), "patch_size": 6, "width": 16, "depth": 2, **request.param})
     config.model.update({"num_heads": 2, "vocab_size": 2726, "max_text_length": 20, "dtype": "float32"})
-    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(request.param["stride"])
+    model, rng = build_model(config.model), np.random.default_rng(request.param["stride"])
 
     def draw(path, leaf):
         return rng.normal(path[-1].key == "scale", 0.3, leaf.shape).astype(np.float32)
@@ -127,8 +127,10 @@ def given_away(request):
         ids=ids,
         others=others,
         image_embeddings=embed_images(model, params, [images]),
-        text_embeddings=embed_texts(model, params, ids, 64),
-        other_embeddings=np.concatenate([np.full((6, 16), np.nan), embed_texts(model, params, others[6:], 64)]),
+        text_embeddings=embed_texts(model, params, ids, ids > 0, 64),
+        other_embeddings=np.concatenate(
+            [np.full((6, 16), np.nan), embed_texts(model, params, others[6:], others[6:] > 0, 64)]
+        ),
     )
 
 
@@ -139,10 +141,10 @@ import numpy as np
 given = np.load("given.npz")
 images, ids = given["images"], given["ids"]
 got = {{f"images_{{n}}": np.asarray(encode_images(images[:n])) for n in (1, 3, 64)}}
-got |= {{f"ids_{{n}}": np.asarray(encode_texts(ids[:n, :l])) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
-got["others"] = np.asarray(encode_texts(given["others"]))
+got |= {{f"ids_{{n}}": np.asarray(encode_texts(ids[:n, :l], ids[:n, :l] > 0)) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
+got["others"] = np.asarray(encode_texts(given["others"], given["others"] != 0))
 if json.load(open("manifest.json"))["smallest_batch"] == 0:
-    got |= {{"images_0": np.asarray(encode_images(images[:0])), "ids_0": np.asarray(encode_texts(ids[:0]))}}
+    got |= {{"images_0": np.asarray(encode_images(images[:0])), "ids_0": np.asarray(encode_texts(ids[:0], ids[:0] > 0))}}
 np.savez("got.npz", **got)
 print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 """

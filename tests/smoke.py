@@ -28,12 +28,12 @@ def write_model(folder: Path) -> None:
 
     from configs import synth
     from input_pipeline.tokenizer import load_tokenizer
-    from ivt_jax.models.ivt import IVT, IVTConfig
+    from ivt_jax.models.build import build_model
     from ivt_jax.run.checkpoint import export_params
     from ivt_jax.run.workdir import write_record
 
     config = synth.get_config()
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     export_params(folder / "params", jax.jit(model.init)(jax.random.key(0))["params"])
     write_record(folder, {"config": config.to_dict()}, load_tokenizer())
 

@@ -21,7 +21,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import export_params
 from ivt_jax.training import loop
 from ivt_jax.training.config_check import check_config
@@ -149,13 +149,13 @@ def batch(config):
 
 
 def parameters(config):
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     return jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
 
 
 def initial(config):
     """The parameters that training starts from."""
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     return jax.jit(lambda: model.init(jax.random.key(config.seed))["params"])()
 
 
@@ -167,7 +167,7 @@ def loss(config):
         "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
         "text": text, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
     }  # fmt: skip
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
 
     def total(params, inputs):
         return Objective(model, config, mask_id=4)(params, inputs, jax.random.key(0))[0]

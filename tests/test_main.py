@@ -187,7 +187,7 @@ def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     code = code.replace("/path/to/runs/cuhk", str(workdir)).replace("runs/cuhk", str(workdir))
     items = json.loads((workdir / "test/items.json").read_text())
     pictures = np.stack([load_image(pedes_root / "imgs" / path, (24, 12)) for path in items["paths"]])
-    names = {"images": normalise(pictures)}
+    names = {"images": normalise(pictures, IVTConfig())}
     exec(code, names)
     embeddings = names["tokens"][:, 0] / np.linalg.norm(names["tokens"][:, 0], axis=-1, keepdims=True)
     with np.load(workdir / "test/embeddings.npz") as expected:

@@ -31,12 +31,12 @@ encode_images, encode_texts = (
 import tensorflow as tf
 signatures = tf.saved_model.load(".").signatures
 encode_images = lambda images: signatures["encode_images"](images=tf.constant(images))["embeddings"]
-encode_texts = lambda ids: signatures["encode_texts"](ids=tf.constant(ids))["embeddings"]""",
+encode_texts = lambda *inputs: signatures["encode_texts"](*map(tf.constant, inputs))["embeddings"]""",
     "onnx": """
 import onnxruntime
 image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in ("image", "text"))
 encode_images = lambda images: image.run(None, {"images": images})[0]
-encode_texts = lambda ids: text.run(None, {"ids": ids})[0]""",
+encode_texts = lambda ids, mask: text.run(None, {"ids": ids, "mask": mask})[0]""",
 }
 USE = """
 import json, resource, time
@@ -44,7 +44,7 @@ import numpy as np
 given = np.load("../given.npz")
 start = time.perf_counter()
 {load}
-got = np.concatenate([encode_images(given["images"]), encode_texts(given["ids"])])
+got = np.concatenate([encode_images(given["images"]), encode_texts(given["ids"], given["mask"])])
 cost = dict(seconds=time.perf_counter() - start, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 print(json.dumps(dict(cost, cosine=float((got * given["expected"]).sum(1).min()))))
 """
@@ -64,11 +64,11 @@ def write(form: str, folder: Path) -> dict[str, float]:
     from ivt_jax.encoding.embedding import embed_images, embed_texts
     from ivt_jax.export.manifest import Trained
     from ivt_jax.export.run import COMPILED
-    from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
+    from ivt_jax.models.build import build_model, parameter_shapes
 
     config = cuhk.get_config("release")
     config.model.dtype = "float32"
-    model, rng = IVT(IVTConfig.from_config(config.model)), np.random.default_rng(0)
+    model, rng = build_model(config.model), np.random.default_rng(0)
     shapes = parameter_shapes(model.config).items()
     flat = {path: rng.normal(path.endswith("scale"), 0.05, shape).astype(np.float32) for path, shape in shapes}
     params = unflatten_dict(flat, sep="/")
@@ -77,10 +77,10 @@ def write(form: str, folder: Path) -> dict[str, float]:
     COMPILED[form](folder / form, Trained(model, params, config, load_tokenizer()))
     cost = {"seconds": time.perf_counter() - start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     images = rng.integers(0, 256, (2, *config.model.image_size, 3), np.uint8)
-    ids = rng.integers(1, config.model.vocab_size, (2, 32), np.int32)
+    ids, mask = rng.integers(1, config.model.vocab_size, (2, 32), np.int32), np.ones((2, 32), bool)
     with jax.default_matmul_precision("highest"):
-        expected = [embed_images(model, params, [images]), embed_texts(model, params, ids, 2)]
-    np.savez(folder / "given.npz", images=images, ids=ids, expected=np.concatenate(expected))
+        expected = [embed_images(model, params, [images]), embed_texts(model, params, ids, mask, 2)]
+    np.savez(folder / "given.npz", images=images, ids=ids, mask=mask, expected=np.concatenate(expected))
     return cost
 
 

@@ -199,7 +199,7 @@ def measure(workdir: Path, root: Path | None, count: int) -> str:
     images = encoder.embed(np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
     texts = sorted({text for crop in crops for phrase in crop.phrases.values() for text in (str(phrase), phrase.thing)})
     ids = tokenizer.encode(texts, encoder.config.text.length["sentence"])
-    vectors = dict(zip(texts, embed_texts(encoder.model, encoder.params, ids, BATCH), strict=True))
+    vectors = dict(zip(texts, embed_texts(encoder.model, encoder.params, ids, tokenizer.mask(ids), BATCH), strict=True))
     scores = score_table(crops, lambda texts: np.stack([vectors[text] for text in texts]) @ images.T)
     return f"{scores}\n\n{heat_table(crops, encoder, vectors)}"
 

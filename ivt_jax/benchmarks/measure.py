@@ -19,7 +19,8 @@ from ivt_jax.cost.plan import device_flops
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.gallery.nearest import nearest
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import model_of
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import global_batch
 
@@ -85,19 +86,20 @@ def train_program(config: ConfigDict) -> tuple[Callable[[], Any], Any, int]:
 def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], Any, int]:
     """Compiles an encoder with random parameters on random data; returns the same as `train_program`."""
     model_config, batch, length = IVTConfig.from_config(config.model), config.data.batch_size, config.text.length
-    model, rng = IVT(model_config), np.random.default_rng(0)
+    model, rng = model_of(model_config), np.random.default_rng(0)
     params = jax.jit(model.init)(jax.random.key(0))["params"]
     width, patches = model_config.width, model_config.num_patches
     if piece == "images":
         encode: Any = encode_images
-        inputs = jax.device_put(rng.integers(0, 256, (batch, *model_config.image_size, 3), np.uint8))
+        inputs = jax.device_put([rng.integers(0, 256, (batch, *model_config.image_size, 3), np.uint8)])
         tokens, embedding = 1 + patches, 2 * patches * 3 * model_config.patch_size**2 * width
     else:
         encode, tokens, embedding = encode_texts, length["sentence"], 0
-        inputs = jax.device_put(rng.integers(5, model_config.vocab_size, (batch, tokens), np.int32))
-    compiled = encode.lower(model, params, inputs).compile()
+        ids = rng.integers(5, model_config.vocab_size, (batch, tokens), np.int32)
+        inputs = jax.device_put([ids, np.ones(ids.shape, bool)])
+    compiled = encode.lower(model, params, *inputs).compile()
     flops = batch * (embedding + tower_flops(tokens, width, model_config.depth, model_config.mlp_ratio))
-    return lambda: compiled(params, inputs), compiled, flops
+    return lambda: compiled(params, *inputs), compiled, flops
 
 
 def random_batch(config: ConfigDict) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def random_batch(config: ConfigDict) -> dict[str, Any]:
         "images": rng.integers(0, 256, (batch, config.mla.views, *config.model.image_size, 3), np.uint8),
         "erase": np.zeros((batch, config.mla.views, 4), np.int32),
         "text": {level: rng.integers(5, config.model.vocab_size, (batch, length[level]), np.int32) for level in levels},
+        "mask": {level: np.ones((batch, length[level]), bool) for level in levels},
         "words": np.tile(np.arange(length["sentence"], dtype=np.int32), (batch, 1)),
         "person_ids": np.arange(batch, dtype=np.int32) // 2,
         "pair_ids": np.arange(batch, dtype=np.int32),

@@ -106,6 +106,7 @@ def draw_batch(rng: np.random.Generator) -> dict[str, Any]:
         "images": (colours + rng.integers(0, 56, (*shape, *config.model.image_size, 3))).astype(np.uint8),
         "erase": boxes,
         "text": text,
+        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": np.where(text["sentence"] > 0, np.arange(text["sentence"].shape[1], dtype=np.int32), 0),
         "person_ids": persons,
         "pair_ids": np.arange(PAIRS, dtype=np.int32),

@@ -141,11 +141,10 @@ def kernels_of_attention() -> list[str]:
 
 def plain_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], Any]:
     """Returns the loss in the release's style: pixels (B, V, H, W, 3) uint8, ids (V * B, L), person ids (B,)."""
-    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import stacked_loss
 
     def loss() -> Any:
-        views = [(view / 255 - MEAN) / DEVIATION for view in pixels.unbind(1)]
+        views = [(view / 255 - 0.5) / 0.5 for view in pixels.unbind(1)]
         texts = [(part, (part != 0).float()) for part in ids.chunk(len(views))]
         return stacked_loss(model, views, texts, persons)
 
@@ -157,7 +156,6 @@ def fast_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], A
     import torch
     from torch.nn import functional
 
-    from ivt_jax.encoding.pixels import DEVIATION, MEAN
     from tests.reference.ivt_torch import cmpm
 
     tower = model.encoder_vl
@@ -177,7 +175,7 @@ def fast_loss(model: Any, pixels: Any, ids: Any, persons: Any) -> Callable[[], A
         return tower.norm(tokens)[:, 0].float()
 
     def loss() -> torch.Tensor:
-        views = ((pixels.transpose(0, 1).flatten(0, 1) / 255 - MEAN) / DEVIATION).permute(0, 3, 1, 2)  # channels last
+        views = ((pixels.transpose(0, 1).flatten(0, 1) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)  # channels last
         tokens = torch.cat([tower.cls_token.expand(len(views), -1, -1), tower.patch_embed(views)], 1)
         images = encode(tokens + tower.pos_embed + tower.type_embed, None, "image")
         return cmpm(images, encode(tower.embeddings(ids), (ids != 0)[:, None, None], "text"), persons)

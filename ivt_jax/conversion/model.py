@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
-from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
+from ivt_jax.models.build import model_of, parameter_shapes
+from ivt_jax.models.ivt import IVTConfig
 
 
 class Conversion(NamedTuple):
@@ -56,7 +57,7 @@ def initial_params(model_config: IVTConfig, paths: Sequence[str], seed: int) -> 
 
     @jax.jit  # drops whatever the paths do not need
     def draw() -> dict[str, jax.Array]:
-        flat = flatten_dict(IVT(model_config).init(jax.random.key(seed))["params"], sep="/")
+        flat = flatten_dict(model_of(model_config).init(jax.random.key(seed))["params"], sep="/")
         return {path: flat[path] for path in paths}
 
     return {path: np.asarray(value) for path, value in draw().items()}

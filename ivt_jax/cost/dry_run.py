@@ -15,7 +15,7 @@ from ivt_jax.cost.compiled import compile_config
 from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import BATCHES, MODELS, choices, device_flops, device_memory, plan_table, planned
 from ivt_jax.cost.topologies import Topology, topology_devices
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.training.config_check import check_config, edge_notice
 from ivt_jax.training.init_from import initial_params
 from ivt_jax.training.metrics import parameter_table
@@ -91,7 +91,7 @@ def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
     check_config(config, devices)
     sizes = mesh_sizes(config.runtime.mesh, devices)
     tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
-    state = jax.eval_shape(lambda: init_state(IVT(IVTConfig.from_config(config.model)), tx, config))
+    state = jax.eval_shape(lambda: init_state(build_model(config.model), tx, config))
     lines = [
         str(config),
         parameter_table(state.params),

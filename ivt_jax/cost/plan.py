@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ivt_jax.cost import flops
-from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
@@ -144,8 +145,8 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
     """Returns the bytes of the global batch from the input pipeline: pixels in uint8, all else in int32."""
     mla, length = config["mla"], config["text"]["length"]
     images = mla["views"] * (math.prod(config["model"]["image_size"]) * 3 + 4 * 4)
-    texts = sum(length[level] for level in {*mla["levels"], "sentence"}) + length["sentence"]
-    return config["data"]["batch_size"] * (images + 4 * (texts + 2))
+    texts = sum(length[level] for level in {*mla["levels"], "sentence"})
+    return config["data"]["batch_size"] * (images + 5 * texts + 4 * (length["sentence"] + 2))  # ids and mask
 
 
 def planned(config: Any, model: str, batch: int, devices: int) -> Any:

@@ -18,7 +18,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.startup import set_xla_flags
 from ivt_jax.encoding.embedding import embed, embed_texts, encode_images
 from ivt_jax.encoding.images import load_image, preprocessing
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.parameter_file import model_digest
 from ivt_jax.run.workdir import folder_tokenizer
@@ -36,7 +36,7 @@ class Encoder:
             set_xla_flags()
         self.config, params, _ = restore_params(workdir)
         self._workdir = Path(workdir).absolute()  # the tokenizer is read later, maybe from another current folder
-        self.model = IVT(IVTConfig.from_config(self.config.model))
+        self.model = build_model(self.config.model)
         if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors
             jax.config.update("jax_default_matmul_precision", "highest")
         self.size = tuple(self.config.model.image_size)
@@ -68,7 +68,8 @@ class Encoder:
             *_, nothing = self.tokenizer.unread(sentence, length)
             if nothing:
                 raise UserError(f"texts: number {number} has no word that the model knows: {sentence[:60]!r}")
-        return embed_texts(self.model, self.params, self.tokenizer.encode(sentences, length), batch_size)
+        ids = self.tokenizer.encode(sentences, length)
+        return embed_texts(self.model, self.params, ids, self.tokenizer.mask(ids), batch_size)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -80,7 +81,7 @@ class Encoder:
 
         Batches are padded to one size, `batch_size` or the first one's, and compiled once.
         """
-        return embed(self._encode, batches, self.config.model.width, batch_size)
+        return embed(self._encode, ((batch,) for batch in batches), self.model.config.embedding_width, batch_size)
 
     def _encode(self, batch: np.ndarray) -> jax.Array:
         """Pads the batch to a multiple of the devices; `embed` drops the padding."""
@@ -91,7 +92,8 @@ class Encoder:
     def about(self) -> dict[str, Any]:
         """What comparable embeddings share: digest of the model, dimension, pre-processing of pictures."""
         digest = model_digest(self.config, self.params)
-        return {"model": digest, "dimension": self.config.model.width, "images": preprocessing(self.size)}
+        dimension, images = self.model.config.embedding_width, preprocessing(self.model.config)
+        return {"model": digest, "dimension": dimension, "images": images}
 
 
 def _listed(items: Iterable[Any], noun: str, batch_size: int) -> list[Any]:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from input_pipeline.decoding import ORIENTATION, as_rgb, open_picture
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.pixels import DEVIATION, MEAN
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
@@ -61,11 +60,15 @@ def fit(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def preprocessing(size: tuple[int, int]) -> dict[str, Any]:
-    """Returns a description of the pre-processing, for other programs and to compare embeddings made elsewhere."""
+def preprocessing(model: Any) -> dict[str, Any]:
+    """Returns a description of the pre-processing, for other programs and to compare embeddings made elsewhere.
+
+    model: an IVTConfig, or a config's `model`.
+    """
+    height, width = model.image_size
     resize = "bilinear with antialiasing, as Pillow's Image.resize(..., BILINEAR)"
-    about = {"orientation": ORIENTATION, "height": size[0], "width": size[1], "channels": "RGB", "resize": resize}
-    return {**about, "mean": [MEAN] * 3, "deviation": [DEVIATION] * 3}
+    about = {"orientation": ORIENTATION, "height": height, "width": width, "channels": "RGB", "resize": resize}
+    return {**about, "mean": list(model.pixel_mean), "deviation": list(model.pixel_deviation)}
 
 
 def is_as_before(found: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -3,20 +3,22 @@
 JAX is imported where it is used: the server's decoding process, which reads the constants, does without.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
-MEAN = DEVIATION = 0.5  # of each channel, as released
 
+def normalise(images: "jax.Array | np.ndarray", model: Any) -> "jax.Array":
+    """Returns images (..., 3) uint8 as float32, with the mean and the deviation of the model that takes them.
 
-def normalise(images: "jax.Array | np.ndarray") -> "jax.Array":
-    """uint8 (..., 3) -> float32 in [-1, 1]: mean 0.5, standard deviation 0.5."""
+    model: an IVTConfig, or a config's `model`.
+    """
     import jax.numpy as jnp
 
-    return (jnp.asarray(images, jnp.float32) / 255 - MEAN) / DEVIATION
+    pixels = jnp.asarray(images, jnp.float32) / 255
+    return (pixels - jnp.asarray(model.pixel_mean, jnp.float32)) / jnp.asarray(model.pixel_deviation, jnp.float32)
 
 
 def erase(key: "jax.Array", image: "jax.Array", box: "jax.Array") -> "jax.Array":

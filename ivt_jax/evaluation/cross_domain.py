@@ -13,7 +13,7 @@ from input_pipeline.annotations import DATASETS
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import folder_tokenizer
 
@@ -45,7 +45,7 @@ def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: Con
     cells = []
     for workdir in dict.fromkeys(workdirs):
         restored = restore_params(workdir)
-        model = IVT(IVTConfig.from_config(restored.config.model))
+        model = build_model(restored.config.model)
         tokenizer = folder_tokenizer(workdir, restored.config)
         for name, root in datasets.items():
             trained_on = restored.config.data.name

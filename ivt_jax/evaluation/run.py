@@ -16,7 +16,7 @@ from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibrati
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
 from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import folder_tokenizer, other_data
 
@@ -35,7 +35,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
     """
     best = restore_params(workdir)
     best_params = jax.device_put(best.params)  # once for both splits
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     tokenizer = folder_tokenizer(workdir, config)
     rerank = config.evaluation.rerank
     summaries: dict[str, Any] = {}

@@ -38,7 +38,7 @@ def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: An
 def embed_captions(model: Any, params: Any, captions: Sequence[str], tokenizer: Any, config: Any) -> np.ndarray:
     """Embeds N captions, cut to the length of sentences: (N, D) float32, L2-normalised."""
     ids = tokenizer.encode(captions, config.text.length["sentence"])
-    return embed_texts(model, params, ids, config.runtime.eval_batch_size)
+    return embed_texts(model, params, ids, tokenizer.mask(ids), config.runtime.eval_batch_size)
 
 
 def split_captions(source: Any) -> list[str]:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.encoding.images import preprocessing
-from ivt_jax.models.ivt import IVT, PAD_ID
+from ivt_jax.models.ivt import IVT
 from ivt_jax.run.workdir import digest, write_json
 
 
@@ -31,29 +31,32 @@ def write_manifest(
     model_config, tokenizer = trained.model.config, trained.tokenizer
     tokenizer.save(folder)
     images = {"name": "images", "dtype": "uint8", "shape": ["batch", *model_config.image_size, 3]}
-    ids = {"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}
-    output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model_config.width]}
+    ids, mask = (
+        {"name": name, "dtype": dtype, "shape": ["batch", "length"]}
+        for name, dtype in (("ids", "int32"), ("mask", "bool"))
+    )
+    output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", model_config.embedding_width]}
     manifest = {
         "format": form,
-        "format_version": 1,
+        "format_version": 2,
         **more,
         "encoders": {
             "image": {"file": encoders[0], "inputs": [images], "outputs": [output]},
-            "text": {"file": encoders[1], "inputs": [ids], "outputs": [output]},
+            "text": {"file": encoders[1], "inputs": [ids, mask], "outputs": [output]},
         },
         "smallest_batch": smallest_batch,
-        "embedding": {"dimension": model_config.width, "normalised": "L2", "compared_by": "inner product"},
-        "images": preprocessing(model_config.image_size)
-        | {"normalised_by": "the encoder: it takes pixels from 0 to 255"},
+        "embedding": {"dimension": model_config.embedding_width, "normalised": "L2", "compared_by": "inner product"},
+        "images": preprocessing(model_config) | {"normalised_by": "the encoder: it takes pixels from 0 to 255"},
         "text": {
             "tokenizer": "tokenizer.json",
             "layout": "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right",
             "cls_id": tokenizer.cls_id,
             "sep_id": tokenizer.sep_id,
-            "pad_id": PAD_ID,
+            "pad_id": tokenizer.pad_id,
+            "mask": "true at tokens, false at padding",
             "unk_id": tokenizer.unk_id,
             "vocab_size": model_config.vocab_size,
-            "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with pad_id",
+            "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with padding",
             "length": trained.config.text.length["sentence"],
             "max_length": model_config.max_text_length,
             "lower_cased": bool((tokenizer.encode(["A RED coat"], 16) == tokenizer.encode(["a red Coat"], 16)).all()),

@@ -1,7 +1,7 @@
 """The encoders as ONNX graphs, for ONNX Runtime and other programs that read ONNX.
 
-The inputs are `images`, uint8 (batch, H, W, 3), and `ids`, int32 (batch, length), padded with 0. The output
-`embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that begins with
+The inputs are `images`, uint8 (batch, H, W, 3); `ids`, int32 (batch, length), and their `mask`, bool, False at padding.
+The output `embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that begins with
 padding, gives NaN (`is_valid`). The graphs compute in float32, whatever the model's dtype.
 
 They are written node by node because the converter jax2onnx requires an Orbax older than ours. The functions below
@@ -18,10 +18,9 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
-from ivt_jax.encoding.pixels import DEVIATION, MEAN
 from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
-from ivt_jax.models.ivt import PAD_ID, IVTConfig
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.models.ops import MASKED
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"
@@ -56,13 +55,16 @@ class Graph:
         self.constants.append(self.onnx.numpy_helper.from_array(value, name))
         return name
 
-    def save(self, path: Path, name: str, dtype: Any, shape: Sequence[str | int], result: str) -> None:
-        """Writes the graph. name, dtype, shape: of its input; result: the node with the embeddings (batch, D)."""
+    def save(self, path: Path, dtypes: Mapping[str, Any], shape: Sequence[str | int], result: str) -> None:
+        """Writes the graph. dtypes, shape: of its inputs; result: the node with the embeddings (batch, D)."""
         helper = self.onnx.helper
         self.nodes.append(helper.make_node("Identity", [result], ["embeddings"]))
-        inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)]
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+            for name, dtype in dtypes.items()
+        ]
         floats = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
-        outputs = [helper.make_tensor_value_info("embeddings", floats, ["batch", self.config.width])]
+        outputs = [helper.make_tensor_value_info("embeddings", floats, ["batch", self.config.embedding_width])]
         graph = helper.make_graph(self.nodes, path.stem, inputs, outputs, self.constants)
         opset = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="ivt_jax")
@@ -78,11 +80,12 @@ def write_onnx(folder: Path, trained: Trained) -> None:
     config, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
     image, text = Graph(config), Graph(config)
     embedded = encode(image, params["blocks"], image_embedding(image, params["image_embedding"], "images"), "mlp_vis")
-    image.save(folder / FILES[0], "images", np.uint8, ["batch", *config.image_size, 3], embedded)
-    tokens, key_bias = text_embedding(text, params["text_embedding"], "ids")
+    image.save(folder / FILES[0], {"images": np.uint8}, ["batch", *config.image_size, 3], embedded)
+    tokens = text_embedding(text, params["text_embedding"], "ids")
+    key_bias = text("Unsqueeze", text("Where", "mask", np.float32(0), np.float32(MASKED)), [1, 2])  # (B, 1, 1, L)
     embedded = encode(text, params["blocks"], tokens, "mlp_txt", key_bias)
-    embedded = text("Where", is_valid(text, "ids"), embedded, np.float32(np.nan))
-    text.save(folder / FILES[1], "ids", np.int32, ["batch", "length"], embedded)
+    embedded = text("Where", is_valid(text, "ids", "mask"), embedded, np.float32(np.nan))
+    text.save(folder / FILES[1], {"ids": np.int32, "mask": np.bool_}, ["batch", "length"], embedded)
     write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
 
 
@@ -90,7 +93,8 @@ def image_embedding(g: Graph, p: Params, images: str) -> str:
     """Embeds uint8 (B, H, W, 3) as the tokens (B, 1 + P, D) of [CLS] and patches, by a convolution."""
     config = g.config
     pixels = g("Div", g("Cast", images, to=g.onnx.TensorProto.FLOAT), np.float32(255))
-    pixels = g("Div", g("Sub", pixels, np.float32(MEAN)), np.float32(DEVIATION))
+    pixels = g("Sub", pixels, np.array(config.pixel_mean, np.float32))
+    pixels = g("Div", pixels, np.array(config.pixel_deviation, np.float32))
     pixels = g("Transpose", pixels, perm=[0, 3, 1, 2])
     grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[config.stride, config.stride])
     patches = g("Transpose", g("Reshape", grid, [0, config.width, config.num_patches]), perm=[0, 2, 1])
@@ -100,15 +104,13 @@ def image_embedding(g: Graph, p: Params, images: str) -> str:
     return layer_norm(g, p["norm"], tokens) if config.image_norm else tokens
 
 
-def text_embedding(g: Graph, p: Params, ids: str) -> tuple[str, str]:
-    """Embeds int32 (B, L) as (B, L, D); also returns the bias of the attention scores per key, (B, 1, 1, L)."""
+def text_embedding(g: Graph, p: Params, ids: str) -> str:
+    """Embeds int32 (B, L) as (B, L, D)."""
     length = g("Shape", ids, start=1, end=2)
     positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
     # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_valid` makes their row NaN.
-    found = g("Where", known(g, ids), ids, np.int32(PAD_ID))
-    tokens = layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
-    key_bias = g("Where", g("Equal", ids, np.int32(PAD_ID)), np.float32(MASKED), np.float32(0))
-    return tokens, g("Unsqueeze", key_bias, [1, 2])
+    found = g("Where", known(g, ids), ids, np.int32(0))
+    return layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
 
 
 def known(g: Graph, ids: str) -> str:
@@ -116,11 +118,11 @@ def known(g: Graph, ids: str) -> str:
     return g("And", g("GreaterOrEqual", ids, np.int32(0)), g("Less", ids, np.int32(g.config.vocab_size)))
 
 
-def is_valid(g: Graph, ids: str) -> str:
+def is_valid(g: Graph, ids: str, mask: str) -> str:
     """Returns whether all ids of a row of (B, L) are known and the first is not padding, (B, 1) bool."""
     integers = g("Cast", known(g, ids), to=g.onnx.TensorProto.INT32)
     all_known = g("Cast", g("ReduceMin", integers, [1], keepdims=1), to=g.onnx.TensorProto.BOOL)
-    return g("And", all_known, g("Not", g("Equal", g("Gather", ids, [0], axis=1), np.int32(PAD_ID))))
+    return g("And", all_known, g("Gather", mask, [0], axis=1))
 
 
 def encode(g: Graph, blocks: Params, x: str, mlp_name: str, key_bias: str | None = None) -> str:

@@ -16,6 +16,7 @@ class IVTConfig:
     "quick_gelu". norm_epsilon: of that norm and of the blocks; CLIP has 1e-5. Text embedding and heads have their own.
     unroll: compile every block by itself instead of one loop over them. remat: recompute cheap activations.
     attention: "xla", or "cudnn" for cuDNN's kernel on a GPU.
+    pixel_mean, pixel_deviation: of red, green and blue from 0 to 1, by which images are normalised.
     """
 
     image_size: tuple[int, int] = (384, 128)
@@ -37,11 +38,19 @@ class IVTConfig:
     image_activation: str = "gelu"
     norm_epsilon: float = 1e-6
     attention: str = "xla"
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
         """Returns the sizes of a run from its `config.model`."""
-        return cls(**{**section, "image_size": tuple(section["image_size"])})
+        values = dict(section)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers of an embedding."""
+        return self.width
 
     @property
     def grid(self) -> tuple[int, int]:

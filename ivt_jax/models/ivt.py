@@ -2,29 +2,24 @@
 
 model = IVT(IVTConfig())
 params = model.init(jax.random.key(0))["params"]
-tokens = model.apply({"params": params}, images, method="encode_image")   # embedding: tokens[:, 0]
+embeddings = model.apply({"params": params}, images, method="embed_image")  # (B, D)
 """
-
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from ivt_jax.models.blocks import Blocks
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding
 from ivt_jax.models.heads import PatchHead, WordHead
 
-PAD_ID = 0  # the tokenizer asserts it; the mask of a row of ids is ids != PAD_ID
-
 Selection = tuple[jax.Array, jax.Array | None]
 """Tokens that enter the blocks: indices (B or 1, K) int32, the first of them 0, and valid (B or 1, K) bool or None."""
 
 
 class IVT(nn.Module):
-    """The tower and its heads. Every `encode_*` returns float32 tokens after the final norm; token 0 is the embedding.
+    """The tower and its heads. `encode_*` return float32 tokens after the final norm, `embed_*` the embeddings of rows.
 
     Training passes `keys` (B,) for dropout and stochastic depth: a row's draws follow from its key alone. Without keys
     neither is applied.
@@ -50,6 +45,18 @@ class IVT(nn.Module):
         patch_mask = jnp.zeros((1, self.config.num_patches), bool)
         image_tokens, text_tokens = self.encode_joint(images, ids, ids == 0, patch_mask=patch_mask)
         return self.word_logits(text_tokens), self.patch_pixels(image_tokens)
+
+    def embed_image(
+        self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the embeddings (B, D) float32, not normalised, of `encode_image`'s arguments."""
+        return self.encode_image(images, keep=keep, keys=keys)[:, 0]
+
+    def embed_text(
+        self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the embeddings (B, D) float32, not normalised, of `encode_text`'s arguments."""
+        return self.encode_text(ids, mask, keep=keep, keys=keys)[:, 0]
 
     def encode_image(
         self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
@@ -113,10 +120,3 @@ def _select(tokens: jax.Array, mask: jax.Array | None, keep: Selection | None) -
         mask = jnp.take_along_axis(mask, indices, axis=1)
         return tokens, mask if valid is None else mask & valid
     return tokens, None if valid is None else jnp.broadcast_to(valid, indices.shape)
-
-
-@functools.cache
-def parameter_shapes(model_config: IVTConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter by its path, such as "blocks/attn/qkv/kernel"; allocates nothing."""
-    shapes = jax.eval_shape(lambda: IVT(model_config).init(jax.random.key(0))["params"])
-    return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}

@@ -47,11 +47,11 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 @functools.partial(jax.jit, static_argnums=0)
 def _embed_patches(model: Any, params: Any, image: jax.Array) -> jax.Array:
     """Embeds a crop (H, W, 3) uint8 seen through each of its N patches alone -> (N, D) float32 of length 1."""
-    pixels = normalise(image)[None]
+    pixels = normalise(image, model.config)[None]
 
     def embed(patch: jax.Array) -> jax.Array:
         keep = jnp.stack([0, 1 + patch])[None], None
-        token = model.apply({"params": params}, pixels, keep=keep, method="encode_image")[0, 0]
-        return token / jnp.linalg.norm(token)
+        embedding = model.apply({"params": params}, pixels, keep=keep, method="embed_image")[0]
+        return embedding / jnp.linalg.norm(embedding)
 
     return jax.vmap(embed)(jnp.arange(model.config.num_patches))

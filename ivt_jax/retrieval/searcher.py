@@ -39,7 +39,6 @@ from ivt_jax.encoding.images import fit, load_image, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.vectors import short_digest
-from ivt_jax.models.ivt import PAD_ID
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
@@ -220,12 +219,12 @@ class Searcher:
         if not texts:
             return np.empty((0, self.about.dimension), np.float32)
         ids = self.tokenizer.encode(texts, self.encoder.config.text.length["sentence"])
-        lengths = (ids != PAD_ID).sum(1)
-        if lengths.min() <= 2:  # [CLS] and [SEP]
+        mask = self.tokenizer.mask(ids)
+        if self.tokenizer.words(ids).max(1).min() == 0:
             raise UserError("the sentence has no word that can be read: describe a person")
-        ids = ids[:, : _power_of_two(lengths.max())]
-        padded = np.pad(ids, [(0, _power_of_two(len(ids)) - len(ids)), (0, 0)])
-        return np.asarray(encode_texts(self.encoder.model, self.encoder.params, padded))[: len(ids)]
+        length, rows = _power_of_two(mask.sum(1).max()), [(0, _power_of_two(len(ids)) - len(ids)), (0, 0)]
+        padded = np.pad(ids[:, :length], rows), np.pad(mask[:, :length], rows)
+        return np.asarray(encode_texts(self.encoder.model, self.encoder.params, *padded))[: len(ids)]
 
     def _find(
         self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, like: Sequence[Row]

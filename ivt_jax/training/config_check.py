@@ -103,6 +103,10 @@ def check_keys(config: ConfigDict) -> None:
         raise UserError(f"model.image_size is {size}; expected (height, width)")
     if any(_expected(COUNT, extent) for extent in size):
         raise UserError(f"model.image_size is {size}; expected (height, width) in whole pixels, each 1 or more")
+    for key, bound in (("model.pixel_mean", SHARE), ("model.pixel_deviation", POSITIVE)):
+        numbers = values[key]
+        if not isinstance(numbers, (list, tuple)) or len(numbers) != 3 or any(_expected(bound, x) for x in numbers):
+            raise UserError(f"{key} is {numbers}; expected three numbers, {bound.words} each, of red, green and blue")
     if not (isinstance(levels, (list, tuple)) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
         raise UserError(f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ivt_jax.encoding.pixels import erase, normalise
 from ivt_jax.losses import bmm
-from ivt_jax.models.ivt import PAD_ID, Selection
+from ivt_jax.models.ivt import Selection
 
 
 class Draws(NamedTuple):
@@ -32,7 +32,8 @@ class Masked(NamedTuple):
     """Inputs and targets of the reconstruction of r pairs.
 
     erased, clean: images (r, H, W, 3) with noise and without. ids, hidden_ids: sentences (r, L) before and after hiding
-    words. positions, weights: of the hidden tokens, (r, M). patches: (r, P) bool, True at hidden ones.
+    words; mask (r, L), False at padding. positions, weights: of the hidden tokens, (r, M). patches: (r, P) bool, True
+    at hidden ones.
     """
 
     rows: jax.Array
@@ -40,6 +41,7 @@ class Masked(NamedTuple):
     clean: jax.Array
     ids: jax.Array
     hidden_ids: jax.Array
+    mask: jax.Array
     positions: Any  # None without the loss of words
     weights: Any
     patches: Any  # None without the loss of patches
@@ -52,14 +54,14 @@ def row_keys(key: jax.Array, rows: jax.Array, count: int = 1) -> jax.Array:
 
 
 def exact_tokens(
-    key: jax.Array, num_image: int, levels: list[jax.Array], ratio: float, axes: tuple[str, ...] = ()
+    key: jax.Array, num_image: int, masks: list[jax.Array], ratio: float, axes: tuple[str, ...] = ()
 ) -> tuple[Selection, Selection]:
     """Returns the tokens that `exact` alignment keeps: one selection for all images and one for all texts.
 
-    num_image: tokens of an image; levels: ids (b, L) of each text level; axes: those of the mesh that split the rows.
+    num_image: tokens of an image; masks: (b, L) bool of each text level; axes: those of the mesh that split the rows.
     """
-    longest = max(ids.shape[1] for ids in levels)
-    length = jax.lax.pmax(jnp.stack([(ids != PAD_ID).sum(1).max() for ids in levels]).max(), axes)
+    longest = max(mask.shape[1] for mask in masks)
+    length = jax.lax.pmax(jnp.stack([mask.sum(1).max() for mask in masks]).max(), axes)
     return (
         bmm.exact_selection(jax.random.fold_in(key, 0), num_image, num_image, ratio),
         bmm.exact_selection(jax.random.fold_in(key, 1), length, longest, ratio),
@@ -73,5 +75,5 @@ def fast_tokens(keys: jax.Array, mask: jax.Array, ratio: float) -> Selection:
 
 def erase_boxes(images: jax.Array, boxes: jax.Array, keys: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:
     """Normalises images (N, H, W, 3) uint8 and returns them with noise in their boxes (N, 4), and without."""
-    clean = normalise(images)
+    clean = normalise(images, config.model)
     return jax.vmap(erase)(keys, clean, boxes) if config.augment.erase else clean, clean  # the noise costs a little

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.embeddings import extract_patches
-from ivt_jax.models.ivt import IVT, PAD_ID
+from ivt_jax.models.ivt import IVT
 from ivt_jax.training.draws import Draws, Masked, erase_boxes, exact_tokens, fast_tokens, row_keys
 from ivt_jax.training.hyperparameters import is_on
 
@@ -76,20 +76,22 @@ class Objective:
         config, draws = self.config, Draws(*jax.random.split(key, 6))
         if not is_on(config.mla.weight) or config.bmm.align != "exact":
             return draws
-        levels = [batch["text"][name] for name in config.mla.levels]
+        masks = [batch["mask"][name] for name in config.mla.levels]
         ratio = config.bmm.align_ratio
-        return Draws(*draws[:6], *exact_tokens(draws.align, self.num_image, levels, ratio, self.axes))
+        return Draws(*draws[:6], *exact_tokens(draws.align, self.num_image, masks, ratio, self.axes))
 
     def select(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the arrays of all pairs, and of those to reconstruct; "rows": their numbers in the global batch."""
         count = len(batch["images"])
         first = jax.lax.axis_index(self.axes) * count
-        pairs = {name: batch[name] for name in ("images", "erase", "text")} | {"rows": first + jnp.arange(count)}
+        pairs = {name: batch[name] for name in ("images", "erase", "text", "mask")} | {
+            "rows": first + jnp.arange(count)
+        }
         if not (is_on(self.config.bmm.word_weight) or is_on(self.config.bmm.patch_weight)):
             return pairs, {}
         firsts = {
             "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
-            "ids": batch["text"]["sentence"], "words": batch["words"],
+            "ids": batch["text"]["sentence"], "mask": batch["mask"]["sentence"], "words": batch["words"],
         }  # fmt: skip
         chosen = self.config.bmm.rows // jax.lax.axis_size(self.axes) or count
         return pairs, {name: x[:: count // chosen] for name, x in firsts.items()}  # evenly spaced: more persons
@@ -106,39 +108,41 @@ class Objective:
             whole = jnp.ones((batch * count, self.num_image), bool)
             kept, _ = fast_tokens(keys(jax.random.fold_in(draws.align, 0)), whole, self.config.bmm.align_ratio)
             keep = kept, None  # all images have the same number of tokens: nothing is padding
-        tokens = self.apply(params, "encode_image", erased, keep=keep, keys=keys(draws.image))
-        return list(tokens[:, 0].reshape(batch, count, -1).swapaxes(0, 1))
+        embeddings = self.apply(params, "embed_image", erased, keep=keep, keys=keys(draws.image))
+        return list(embeddings.reshape(batch, count, -1).swapaxes(0, 1))
 
     def encode_levels(self, params: Any, draws: Draws, pairs: Any) -> list[jax.Array]:
         """Returns the embeddings of the text levels, ids (b, L) each, after masked alignment: one (b, D) per level.
 
         Levels of one length share a pass. With `exact` all levels keep the same tokens and share one pass.
         """
-        passes: dict[int, dict[int, jax.Array]] = {}
+        passes: dict[int, dict[int, tuple[jax.Array, jax.Array]]] = {}
         for number, name in enumerate(self.config.mla.levels):
-            ids = pairs["text"][name]
-            passes.setdefault(ids.shape[1] if draws.text_tokens is None else 0, {})[number] = ids
+            ids, mask = pairs["text"][name], pairs["mask"][name]
+            passes.setdefault(ids.shape[1] if draws.text_tokens is None else 0, {})[number] = ids, mask
         embeddings: dict[int, jax.Array] = {}
         for levels in passes.values():
             embeddings |= self.encode_texts(params, draws, pairs["rows"], levels)
         return [embeddings[number] for number in sorted(embeddings)]
 
     def encode_texts(
-        self, params: Any, draws: Draws, rows: jax.Array, levels: dict[int, jax.Array]
+        self, params: Any, draws: Draws, rows: jax.Array, levels: dict[int, tuple[jax.Array, jax.Array]]
     ) -> dict[int, jax.Array]:
-        """Encodes levels in one pass, padded to the longest: number -> ids (b, L), to number -> embeddings (b, D)."""
+        """Encodes levels in one pass, padded to the longest: ids and mask (b, L) by number -> embeddings by number."""
 
         def keys(key: jax.Array, first: int) -> jax.Array:
             return _pairwise([row_keys(jax.random.fold_in(key, first + number), rows) for number in levels])
 
-        length = max(ids.shape[1] for ids in levels.values())
-        padded = [jnp.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=PAD_ID) for ids in levels.values()]
-        ids, keep = _pairwise(padded), draws.text_tokens
-        mask = ids != PAD_ID
+        length = max(ids.shape[1] for ids, _ in levels.values())
+        ids, mask = (
+            _pairwise([jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in parts])
+            for parts in zip(*levels.values(), strict=True)
+        )
+        keep = draws.text_tokens
         if self.config.bmm.align == "fast":
             keep = fast_tokens(keys(draws.align, 1), mask, self.config.bmm.align_ratio)
-        tokens = self.apply(params, "encode_text", ids, mask, keep=keep, keys=keys(draws.text, 0))
-        of_pairs = tokens[:, 0].reshape(-1, len(levels), self.model.config.width)
+        embeddings = self.apply(params, "embed_text", ids, mask, keep=keep, keys=keys(draws.text, 0))
+        of_pairs = embeddings.reshape(-1, len(levels), embeddings.shape[-1])
         return {number: of_pairs[:, place] for place, number in enumerate(levels)}
 
     def hide(self, draws: Draws, chosen: Any) -> Masked:
@@ -153,12 +157,12 @@ class Objective:
         if is_on(b.patch_weight):
             cover = functools.partial(bmm.mask_patches, grid=c.grid, ratio=b.patch_ratio, block=b.patch_block)
             patches = jax.vmap(cover)(row_keys(patch_key, rows))
-        return Masked(rows, erased, clean, ids, hidden_ids, positions, weights, patches)
+        return Masked(rows, erased, clean, ids, hidden_ids, chosen["mask"], positions, weights, patches)
 
     def encode_joint(self, params: Any, draws: Draws, masked: Masked) -> tuple[jax.Array, jax.Array]:
         """Returns the tokens (r, 1 + P, D) of the images and (r, L, D) of the sentences, from one joint pass."""
-        mask, keys = masked.ids != PAD_ID, row_keys(draws.joint, masked.rows)
-        inputs = masked.erased, masked.hidden_ids, mask
+        keys = row_keys(draws.joint, masked.rows)
+        inputs = masked.erased, masked.hidden_ids, masked.mask
         return self.apply(params, "encode_joint", *inputs, patch_mask=masked.patches, keys=keys)
 
     def word_sums(self, params: Any, text_tokens: jax.Array, masked: Masked) -> tuple[jax.Array, jax.Array]:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
+from ivt_jax.models.ivt import IVT
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
@@ -44,7 +45,7 @@ def build_program(
     epoch_starts: first step of each epoch (epochs + 1,); with total_steps it shapes the learning rates.
     devices: those that it is compiled for, None = all of this run.
     """
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     mesh = make_mesh(config.runtime.mesh, devices)
     schedules = make_schedules(config, epoch_starts, total_steps)
     tx = make_optimizer(config, schedules)
@@ -97,10 +98,12 @@ def batch_shapes(config: Any, mesh: Mesh) -> dict[str, Any]:
     def rows(*shape, dtype=np.int32):
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=NamedSharding(mesh, BATCH))
 
+    levels = {*config.mla.levels, "sentence"}
     return {
         "images": rows(views, *config.model.image_size, 3, dtype=np.uint8),
         "erase": rows(views, 4),
-        "text": {level: rows(length[level]) for level in {*config.mla.levels, "sentence"}},
+        "text": {level: rows(length[level]) for level in levels},
+        "mask": {level: rows(length[level], dtype=bool) for level in levels},
         "words": rows(length["sentence"]),
         "person_ids": rows(),
         "pair_ids": rows(),

@@ -41,7 +41,9 @@ def features(w, pixels, epsilon=1e-5):
 
 
 def cls_of(made, pixels):
-    return IVT(made.model_config).apply({"params": made.params}, normalise(pixels)[None], method="encode_image")[0, 0]
+    return IVT(made.model_config).apply(
+        {"params": made.params}, normalise(pixels, made.model_config)[None], method="encode_image"
+    )[0, 0]
 
 
 @pytest.mark.parametrize("naming", NAMINGS)

@@ -18,7 +18,8 @@ from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.evaluation.run import evaluate
-from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.pages.report import write_report
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest

@@ -91,7 +91,9 @@ def clip(request, activation):
 def test_the_tower_computes_what_clip_does(tmp_path, clip, activation, bert, store):
     made = convert_clip(store(clip, tmp_path), written(bert, tmp_path), MODEL, activation, "bilinear", 0)
     pixels = np.random.default_rng(2).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
-    ours = IVT(made.model_config).apply({"params": made.params}, normalise(pixels), method="encode_image")[:, 0]
+    ours = IVT(made.model_config).apply(
+        {"params": made.params}, normalise(pixels, made.model_config), method="encode_image"
+    )[:, 0]
     mean, deviation = transformers.image_utils.OPENAI_CLIP_MEAN, transformers.image_utils.OPENAI_CLIP_STD
     inputs = channels_first(((pixels / 255 - mean) / deviation).astype(np.float32))
     with torch.no_grad():

@@ -10,7 +10,8 @@ from ivt_jax.cost.compiled import Compiled
 from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import device_memory, plan_table
 from ivt_jax.cost.topologies import read_topology
-from ivt_jax.models.ivt import IVTConfig, parameter_shapes
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.training.init_from import Initial
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]

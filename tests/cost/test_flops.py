@@ -6,7 +6,8 @@ import pytest
 
 from configs import default
 from ivt_jax.cost import flops
-from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
+from ivt_jax.models.build import build_model, parameter_shapes
+from ivt_jax.models.ivt import IVT, IVTConfig
 from ivt_jax.training.objective import Objective
 from tests.cost.conftest import tiny
 
@@ -102,7 +103,7 @@ def tiny_config(**changes):
 
 def count_products(config, gradient):
     """FLOPs of every dot_general in the traced objective, loops by their length."""
-    model, batch = IVT(IVTConfig.from_config(config.model)), config.data.batch_size
+    model, batch = build_model(config.model), config.data.batch_size
     rows = {
         "images": np.zeros((batch, config.mla.views, *config.model.image_size, 3), np.uint8),
         "erase": np.zeros((batch, config.mla.views, 4), np.int32),

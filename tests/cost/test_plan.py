@@ -9,7 +9,8 @@ import pytest
 from configs import cuhk, default
 from ivt_jax.cost import compiled, plan
 from ivt_jax.cost.flops import Pass, step_cost
-from ivt_jax.models.ivt import IVT, IVTConfig, parameter_shapes
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.ivt import IVT, IVTConfig
 from tests.cost.conftest import tiny
 
 ALL = ("sentence", "phrase", "word")

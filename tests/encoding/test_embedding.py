@@ -26,23 +26,26 @@ def model(given_away):
 )
 def test_a_row_that_is_no_text_is_nan_and_no_other(model, row):
     text = [2, 5, 2725, 0]
-    found = embed_texts(*model, np.array([text, row, text], np.int32), 3)
+    ids = np.array([text, row, text], np.int32)
+    found = embed_texts(*model, ids, ids != 0, 3)
     assert np.isnan(found[1]).all()
     np.testing.assert_allclose(np.linalg.norm(found[[0, 2]], axis=1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(found[0], np.asarray(encode_texts(*model, np.array([text], np.int32)))[0])
+    np.testing.assert_array_equal(found[0], np.asarray(encode_texts(*model, ids[:1], ids[:1] != 0))[0])
 
 
 def test_a_text_with_padding_in_it_keeps_its_end(model):
     """17 places, 3 of them padding: cut to 16, where 14 tokens would fit, the text would lose its end."""
     ids = np.full((1, 20), 7, np.int32)
     ids[0, 3:6], ids[0, 17:] = 0, 0
-    np.testing.assert_allclose(embed_texts(*model, ids, 1), np.asarray(encode_texts(*model, ids)), atol=1e-6)
+    np.testing.assert_allclose(
+        embed_texts(*model, ids, ids != 0, 1), np.asarray(encode_texts(*model, ids, ids != 0)), atol=1e-6
+    )
 
 
 def test_a_batch_of_0_rows_gives_0_embeddings(model):
     for length in (4, 20):
-        for encode in (lambda ids: encode_texts(*model, ids), lambda ids: embed_texts(*model, ids, 3)):
-            found = encode(np.zeros((0, length), np.int32))
+        ids, mask = np.zeros((0, length), np.int32), np.zeros((0, length), bool)
+        for found in (encode_texts(*model, ids, mask), embed_texts(*model, ids, mask, 3)):
             assert (found.shape, found.dtype) == ((0, 16), np.float32)
     for found in (
         encode_images(*model, np.zeros((0, 24, 12, 3), np.uint8)),
@@ -57,7 +60,7 @@ def test_other_inputs_are_refused(model):
     with pytest.raises(ValueError, match=r"images are \(24, 13\), the model was built for \(24, 12\)"):
         encode_images(*model, np.zeros((1, 24, 13, 3), np.uint8))
     with pytest.raises(ValueError, match="texts of 21 tokens, the model has 20 text positions"):
-        encode_texts(*model, np.ones((1, 21), np.int32))
+        encode_texts(*model, np.ones((1, 21), np.int32), np.ones((1, 21), bool))
     for shape in ((2, 0), (4,)):
         with pytest.raises(ValueError, match=r"expected \(batch, length\) with at least 1 token"):
-            encode_texts(*model, np.ones(shape, np.int32))
+            encode_texts(*model, np.ones(shape, np.int32), np.ones(shape, bool))

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from ivt_jax.encoding import pixels
+from ivt_jax.models.config import IVTConfig
 
 
 def test_normalise():
-    np.testing.assert_allclose(pixels.normalise(np.array([0, 51, 255], np.uint8)), [-1, -0.6, 1], atol=1e-7)
+    images = np.array([[0, 51, 255]], np.uint8)
+    np.testing.assert_allclose(pixels.normalise(images, IVTConfig()), [[-1, -0.6, 1]], atol=1e-7)
+    clip = IVTConfig(pixel_mean=(0.5, 0.4, 0.2), pixel_deviation=(0.25, 0.5, 0.2))
+    np.testing.assert_allclose(pixels.normalise(images, clip), [[-2, -0.4, 4]], atol=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

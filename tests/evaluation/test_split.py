@@ -16,18 +16,16 @@ from ivt_jax.evaluation.protocols import Embeddings, standard
 class Colours:
     """Stands for the model: an image's embedding is twice its mean colour, a text's the sum of its tokens' rows."""
 
-    config = SimpleNamespace(vocab_size=4, width=3)
+    config = SimpleNamespace(vocab_size=4, embedding_width=3, pixel_mean=[0.5] * 3, pixel_deviation=[0.5] * 3)
 
     def __init__(self):
         self.traces = []
 
     def apply(self, variables, inputs, mask=None, *, method):
         self.traces.append((method, inputs.shape))
-        if method == "encode_image":
-            embedding = 2 * inputs.mean((1, 2))
-        else:
-            embedding = (variables["params"]["table"][inputs] * mask[..., None]).sum(1)
-        return jnp.stack([embedding, jnp.full_like(embedding, jnp.inf)], axis=1)
+        if method == "embed_image":
+            return 2 * inputs.mean((1, 2))
+        return (variables["params"]["table"][inputs] * mask[..., None]).sum(1)
 
 
 TABLE = {"table": np.array([[1e6] * 3, [3, 4, 0], [0, 0, 2], [0, 5, 0]], np.float32)}
@@ -41,14 +39,14 @@ def test_embed_images_normalises_twice_and_compiles_once():
     expected = [[third, -third, -third], [third] * 3, [third, -third, -third], [-third] * 3]
     np.testing.assert_allclose(embedded, expected, rtol=1e-6)
     assert embedded.dtype == np.float32
-    assert model.traces == [("encode_image", (3, 4, 2, 3))]
+    assert model.traces == [("embed_image", (3, 4, 2, 3))]
 
 
 def test_embed_texts_masks_padding_and_compiles_once():
     model = Colours()
     embedded = embedding.embed_texts(model, TABLE, np.array([[1, 0], [2, 0], [1, 3]], np.int32), batch_size=2)
     np.testing.assert_allclose(embedded, [[0.6, 0.8, 0], [0, 0, 1], np.array([3, 9, 0]) / 90**0.5], rtol=1e-6)
-    assert model.traces == [("encode_text", (2, 2))]
+    assert model.traces == [("embed_text", (2, 2))]
 
 
 def test_short_embeddings_have_length_1_too():
@@ -63,7 +61,7 @@ def test_texts_of_like_length_go_together_and_come_back_in_order(monkeypatch):
     embedded = embedding.embed_texts(model, TABLE, np.array(rows, np.int32), batch_size=2)
     sums = np.array([TABLE["table"][[i for i in row if i]].sum(0) for row in rows])
     np.testing.assert_allclose(embedded, sums / np.linalg.norm(sums, axis=1, keepdims=True), rtol=1e-6)
-    assert model.traces == [("encode_text", (2, width)) for width in (2, 4, 5)]
+    assert model.traces == [("embed_text", (2, width)) for width in (2, 4, 5)]
 
 
 def split(monkeypatch, root=Path()):

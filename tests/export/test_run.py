@@ -25,7 +25,7 @@ from ivt_jax.encoding.embedding import embed_images, embed_texts
 from ivt_jax.evaluation.calibration import Calibration
 from ivt_jax.export import run as export_run
 from ivt_jax.export.run import export
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.retrieval.searcher import read_calibration
 from ivt_jax.run.checkpoint import restore_params
 from tests.conversion.conftest import without_none
@@ -133,9 +133,9 @@ def test_a_program_that_knows_nothing_of_us_embeds_the_same(converted, config, i
     np.savez(tmp_path / "in.npz", images=images, captions=np.array(captions))
     command = [sys.executable, "-I", str(Path(__file__).with_name("reader.py")), folder, tmp_path / "in.npz"]
     subprocess.run([*command, tmp_path / "out.npz"], check=True, cwd=tmp_path)
-    params, model = restore_params(folder).params, IVT(IVTConfig.from_config(config.model))
+    params, model = restore_params(folder).params, build_model(config.model)
     ids = load_tokenizer().encode(captions, config.text.length.sentence)
-    ours = {"image": embed_images(model, params, [images]), "text": embed_texts(model, params, ids, 16)}
+    ours = {"image": embed_images(model, params, [images]), "text": embed_texts(model, params, ids, ids > 0, 16)}
     with np.load(tmp_path / "out.npz") as archive:
         theirs = dict(archive)
     for side in ("image", "text"):
@@ -154,7 +154,7 @@ def test_the_lines_of_the_card_load_it(converted, params):
         exec(block.replace("FOLDER", str(folder)), found)
     same_bits({k: np.asarray(v) for k, v in flatten_dict(found["params"], sep="/").items()}, params)
     same_bits(found["tensors"], {k.replace("/", "."): v for k, v in params.items()})
-    assert found["model"] == IVT(IVTConfig.from_config(found["config"]["model"]))
+    assert found["model"] == build_model(found["config"]["model"])
     expected = load_tokenizer().encode(["a woman in a red coat"], 24)[0]
     assert found["ids"] == expected[expected != 0].tolist()
 

@@ -97,7 +97,7 @@ def test_rows_are_those_of_search(workdir, encoder, gallery, tmp_path):
         for name, row in zip(shard.names, shard.vectors, strict=True)
     }
     ids = folder_tokenizer(workdir, encoder.config).encode(["a red coat"], 24)
-    query = embed_texts(encoder.model, encoder.params, ids, 1)[0]
+    query = embed_texts(encoder.model, encoder.params, ids, ids > 0, 1)[0]
     with search.index_folder(crops, workdir) as (searcher, problems):
         found = searcher.search("a red coat", top=20).results
     assert len(found) == 9 and not problems

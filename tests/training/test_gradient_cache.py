@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from configs import default
 from ivt_jax.losses.mla import sharded_mla_loss
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.gradient_cache import join, split
 from ivt_jax.training.objective import Objective
@@ -51,12 +51,12 @@ BATCH, KEY = make_batch(), jax.random.key(7)
 
 @functools.cache
 def params():
-    return jax.jit(IVT(IVTConfig.from_config(tiny().model)).init)(jax.random.key(0))["params"]
+    return jax.jit(build_model(tiny().model).init)(jax.random.key(0))["params"]
 
 
 def gradients(config):
     """(gradients, metrics) as the step computes them, of parameters and batch; not compiled."""
-    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4)
+    objective = Objective(build_model(config.model), config, 4)
     return lambda params, batch: gradients_of_rows(objective, params, batch, KEY)
 
 
@@ -98,7 +98,7 @@ def test_on_many_devices_with_sharded_matching():
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
     config, batch = tiny(**{"runtime.microbatches": 2}), global_batch(mesh, BATCH)
     matching = functools.partial(sharded_mla_loss, axes=mesh.axis_names)
-    objective = Objective(IVT(IVTConfig.from_config(config.model)), config, 4, matching, mesh.axis_names)
+    objective = Objective(build_model(config.model), config, 4, matching, mesh.axis_names)
     run = jax.jit(functools.partial(global_gradients, objective, mesh)).lower(params(), batch, KEY).compile()
     assert_close(run(params(), batch, KEY), compiled(ALL, 1)(params(), BATCH))
     assert run.cost_analysis()["flops"] < 1.5 / 8 * compiled(ALL, 2).cost_analysis()["flops"]  # nothing is done twice

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import default
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.training import loop
 from ivt_jax.training.hyperparameters import INPUTS, is_on, plain_values, rate_tables, read_tables, with_complement
 from ivt_jax.training.objective import Objective
@@ -105,7 +105,7 @@ def test_inputs_do_what_constants_do(changes):
     """Three steps of the compiled program beside the same functions with the config's own numbers."""
     config = tiny({**ODD, **changes})
     program = build_program(config, STARTS, 9, mask_id=4)
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     tx = make_optimizer(config, make_schedules(config, STARTS, 9))
     plain = jax.jit(functools.partial(train_step, objective=Objective(model, config, 4), tx=tx))
     state, given, expected = program.init(), program.hyperparameters(), init_state(model, tx, config)

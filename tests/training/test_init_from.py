@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs import synth
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_positions
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import Checkpoints, export_params
 from ivt_jax.training import loop
 from ivt_jax.training.init_from import initial_params
@@ -37,7 +37,7 @@ def summary(config):
 
 
 def random_params(config, seed=0):
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     shapes = flatten_dict(jax.eval_shape(lambda: model.init(jax.random.key(0))["params"]), sep="/")
     rng = np.random.default_rng(seed)
     return {path: rng.normal(size=value.shape).astype(np.float32) for path, value in shapes.items()}

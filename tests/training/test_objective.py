@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import default, synth
-from ivt_jax.encoding.pixels import DEVIATION, MEAN, normalise
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
+from ivt_jax.models.ivt import IVT
 from ivt_jax.training import objective as module
 from ivt_jax.training.draws import Draws, erase_boxes, exact_tokens, row_keys
 from ivt_jax.training.objective import Objective
@@ -43,6 +44,7 @@ def make_batch(size=4, views=3):
         "images": rng.integers(0, 256, (size, views, 24, 12, 3), np.uint8),
         "erase": np.tile(np.array([2, 3, 8, 6], np.int32), (size, views, 1)),
         "text": text,
+        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": words,
         "person_ids": np.arange(size, dtype=np.int32) // 2,
     }
@@ -54,13 +56,13 @@ KEY = jax.random.key(7)
 
 @functools.cache
 def params_of(stride=6, depth=1):
-    model = IVT(IVTConfig.from_config(tiny(model={"stride": stride, "depth": depth}).model))
+    model = build_model(tiny(model={"stride": stride, "depth": depth}).model)
     params = jax.jit(model.init)(jax.random.key(0))["params"]
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
 
 def objective_of(config, **changes):
-    return Objective(IVT(IVTConfig.from_config(config.model)), config, MASK_ID, **changes)
+    return Objective(build_model(config.model), config, MASK_ID, **changes)
 
 
 def evaluate(config, batch):
@@ -118,9 +120,9 @@ def test_the_ablation_has_the_terms_of_its_names(variant, levels, reconstructs):
     config = synth.get_config(variant)
     config.model.update(tiny().model)
     config.bmm.rows = 2
-    text = {level: BATCH["text"][level] for level in list(LEVELS)[:levels]}  # another level would be missed
+    text, mask = ({level: BATCH[name][level] for level in list(LEVELS)[:levels]} for name in ("text", "mask"))
     expected = {"loss", "mla", "words", "patches"} if reconstructs else {"loss", "mla"}
-    assert terms_of(config, {**BATCH, "text": text}) == expected
+    assert terms_of(config, {**BATCH, "text": text, "mask": mask}) == expected  # another level would be missed
     assert (config.bmm.align != "off") == (variant in ("bmm_align", "full"))
 
 
@@ -130,7 +132,8 @@ def test_the_ablation_has_the_terms_of_its_names(variant, levels, reconstructs):
 def encoded(config, batch=BATCH, rows=(0, 1, 2, 3)):
     """Embeddings of the batch's rows of these numbers, views without erasing and levels."""
     objective, params, rows = objective_of(config), params_of(depth=config.model.depth), np.array(rows)
-    pairs = {"images": batch["images"], "erase": np.zeros((4, 3, 4), np.int32), "text": batch["text"]}
+    pairs = {"images": batch["images"], "erase": np.zeros((4, 3, 4), np.int32)}
+    pairs |= {name: batch[name] for name in ("text", "mask")}
     pairs = jax.tree.map(lambda x: x[rows], pairs) | {"rows": rows}
     return jax.jit(lambda key: objective.encode(params, objective.draw(batch, key), pairs, {})[:2])(KEY)
 
@@ -138,9 +141,9 @@ def encoded(config, batch=BATCH, rows=(0, 1, 2, 3)):
 @pytest.fixture(scope="module")
 def separately():
     """The embeddings without masked alignment, view by view and level by level."""
-    model, params = IVT(IVTConfig.from_config(tiny().model)), params_of()
-    image = jax.jit(lambda x: model.apply({"params": params}, normalise(x), method="encode_image")[:, 0])
-    text = jax.jit(lambda ids: model.apply({"params": params}, ids, ids > 0, method="encode_text")[:, 0])
+    model, params = build_model(tiny().model), params_of()
+    image = jax.jit(lambda x: model.apply({"params": params}, normalise(x, model.config), method="embed_image"))
+    text = jax.jit(lambda ids: model.apply({"params": params}, ids, ids > 0, method="embed_text"))
     return [image(BATCH["images"][:, v]) for v in range(3)], [text(ids) for ids in BATCH["text"].values()]
 
 
@@ -161,7 +164,7 @@ def test_exact_alignment_has_one_pattern_per_modality_and_fast_one_per_row():
     # The same image, and the same text, in every row, view and level: equal embeddings mean equal patterns.
     same = {
         "images": np.broadcast_to(BATCH["images"][:1, :1], BATCH["images"].shape),
-        "text": dict.fromkeys(LEVELS, np.tile(BATCH["text"]["sentence"][:1], (4, 1))),
+        **{name: dict.fromkeys(LEVELS, np.tile(BATCH[name]["sentence"][:1], (4, 1))) for name in ("text", "mask")},
     }
     for align in ("exact", "fast"):
         images, texts = encoded(tiny(bmm={"align": align, "align_ratio": 0.6}), same)
@@ -225,7 +228,7 @@ def test_erased_pixels_are_standard_normal_after_normalising(switched_on):
     images = np.random.default_rng(1).integers(0, 256, (2, 40, 30, 3), np.uint8)
     boxes, keys = np.array([[4, 6, 30, 20], [0, 0, 0, 0]], np.int32), row_keys(KEY, np.arange(2))
     seen, clean = (np.asarray(x) for x in erase_boxes(images, boxes, keys, tiny(augment={"erase": float(switched_on)})))
-    np.testing.assert_allclose(clean, (images / 255 - MEAN) / DEVIATION, atol=1e-6)
+    np.testing.assert_allclose(clean, (images / 255 - 0.5) / 0.5, atol=1e-6)
     expected = clean.copy()
     if switched_on:
         noise = seen[0, 4:34, 6:26]
@@ -363,7 +366,7 @@ def test_each_prediction_is_of_its_own_token(reconstructed):
 
 def test_the_joint_pass_sees_the_erased_image_and_hides_by_the_ratios_and_the_block(reconstructed):
     _, seen = reconstructed
-    clean = np.asarray(normalise(BATCH["images"][:, 0]))  # all of it is erased: nothing is left
+    clean = np.asarray(normalise(BATCH["images"][:, 0], tiny().model))  # all of it is erased: nothing is left
     assert (seen["image"] != clean).mean() > 0.99
     _, positions, _, _, weights = seen["words"]
     for row, words in enumerate(BATCH["words"]):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from configs import default
 from ivt_jax.losses.mla import gathered_loss, mla_loss
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import build_model
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.program import build_program
@@ -48,7 +48,7 @@ def make_batch(seed=0):
 
 def program(config, loss=Objective, mesh=None):
     """(init, step), neither of them jitted."""
-    model = IVT(IVTConfig.from_config(config.model))
+    model = build_model(config.model)
     tx = make_optimizer(config, make_schedules(config, np.array([0, 1, 2, 3]), 3))
     init = functools.partial(init_state, model, tx, config)
     objective = loss(model, config, mask_id=4)
@@ -241,7 +241,7 @@ def test_negatives_are_the_global_batch(single):
     """On eight devices the matching is over all pairs: not the mean of what each would find in its own rows."""
     config = tiny(dropout=0.0, drop_path=0.0)
     config.bmm.update({"align": "off", "word_weight": 0.0, "patch_weight": 0.0})
-    objective, params = Objective(IVT(IVTConfig.from_config(config.model)), config, 4), single[0].params
+    objective, params = Objective(build_model(config.model), config, 4), single[0].params
     run = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[1]["mla"])
     batch = {**make_batch(), "erase": np.zeros((BATCH_SIZE, 3, 4), np.int32)}
     whole, (mesh, _, step) = run(params, batch), on_mesh(config, 8, 1)

@@ -1,0 +1,28 @@
+"""The model that a config describes, and the shapes of its parameters."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
+
+
+def build_model(section: Mapping[str, Any]) -> IVT:
+    """Returns the model of a config's `model`."""
+    return model_of(IVTConfig.from_config(section))
+
+
+def model_of(model_config: IVTConfig) -> IVT:
+    """Returns the model of these sizes and options."""
+    return IVT(model_config)
+
+
+@functools.cache
+def parameter_shapes(model_config: IVTConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter by its path, such as "blocks/attn/qkv/kernel"; allocates nothing."""
+    shapes = jax.eval_shape(lambda: model_of(model_config).init(jax.random.key(0))["params"])
+    return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}
