@@ -48,8 +48,8 @@ class IVTConfig:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
         """Returns the sizes of a run from its `config.model`."""
-        values = dict(section)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        values: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in dict(section).items()}
+        return cls(**values)
 
     @property
     def embedding_width(self) -> int:
