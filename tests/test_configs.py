@@ -408,6 +408,8 @@ KEYS = {
     "model.image_norm": (loss, True),
     "model.image_activation": (loss, "quick_gelu"),
     "model.norm_epsilon": (loss, 1e-5),
+    "model.relative_positions": (parameters, True),
+    "model.projection": (parameters, 8),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),

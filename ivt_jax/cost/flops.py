@@ -67,7 +67,10 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
         text=encoder("text"),
         joint=encoder("joint"),
         heads=heads,
-        matching=4 * matching_side(config) ** 2 * embedding_width(model) // mla["groups"],  # image to text and text to image
+        matching=4
+        * matching_side(config) ** 2
+        * embedding_width(model)
+        // mla["groups"],  # image to text and text to image
         recomputed=sum(p.rows * model["depth"] * 4 * p.tokens**2 * width for p in passes if model["remat"]),
     )
 
