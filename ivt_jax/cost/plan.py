@@ -73,14 +73,13 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     parts = {name: place(name, shape, sizes).parts for name, shape in shapes.items()}
     parameters = sum(size // parts[name] for name, size in whole.items())
     gathered = sum(size for name, size in whole.items() if parts[name] > 1)
-    mlp = sum(size for name, size in whole.items() if "/mlp_" in name)
-    attention = sum(size for name, size in whole.items() if "/attn/" in name)
+    mlp = sum(size for name, size in whole.items() if "/mlp" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
     slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * parameters
-    gradients = sum(attention + (mlp if p.kind == "joint" else mlp // 2) for p in passes)
+    gradients = sum(sum(size for name, size in whole.items() if _is_in_blocks(name, p.kind)) for p in passes)
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
-    blocks = [block_bytes(p, model, size) for p in passes]
+    blocks = [block_bytes(p, {**model, **flops.tower_of(model, p.kind)}, size) for p in passes]
     biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
     cached = 4 * flops.embedding_width(model) * 2 * side // devices if microbatches > 1 else 0
     matrices = MATRICES * 4 * side**2 // config["mla"]["groups"]
@@ -99,6 +98,13 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         number=size,
         microbatches=microbatches,
     )
+
+
+def _is_in_blocks(name: str, kind: str) -> bool:
+    """Returns whether a parameter is a matrix of attention or of the MLPs that a pass of this kind goes through."""
+    part, layer = name.split("/")[:2]
+    other = {"image": ("text_blocks", "mlp_txt"), "text": ("image_blocks", "mlp_vis"), "joint": ()}[kind]
+    return part.endswith("blocks") and layer.startswith(("attn", "mlp")) and part not in other and layer not in other
 
 
 def device_flops(config: Mapping[str, Any], devices: int) -> int:
@@ -146,11 +152,12 @@ def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes kept outside the blocks: the patches, the tokens and, for texts, the embedding's norm."""
+    """Returns the bytes kept outside the blocks: the patches, the tokens and, for BERT's texts, the embedding's norm."""
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size
-    return p.rows * (patch_bytes + 4 * model["width"] * (p.tokens + 3 * texts))
+    width, norm = flops.tower_of(model, p.kind)["width"], 3 if model.get("towers", 1) == 1 else 0
+    return p.rows * (patch_bytes + 4 * width * (p.tokens + norm * texts))
 
 
 def batch_bytes(config: Mapping[str, Any]) -> int:
