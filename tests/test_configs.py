@@ -165,7 +165,8 @@ def loss(config):
     text = {level: np.ones((rows, config.text.length[level]), np.int32) for level in ("sentence", "phrase", "word")}
     inputs = {
         "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
-        "text": text, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
+        "text": text, "mask": {level: ids > 0 for level, ids in text.items()},
+        "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
     }  # fmt: skip
     model = build_model(config.model)
 
@@ -239,7 +240,7 @@ def evaluation_batches(config):
     with pytest.MonkeyPatch.context() as patch:
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
-        patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
+        patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
         tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
         evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
@@ -375,6 +376,10 @@ def run(config):
 
 
 ADAMW = {"optimizer.name": "adamw"}
+TWO_TOWERS = {
+    "model.towers": 2, "model.projection": 8, "model.text.width": 8, "model.text.depth": 2, "model.text.num_heads": 2,
+    "model.text.pooling": "end", "bmm.align": "fast", "bmm.word_weight": 0.0, "bmm.patch_weight": 0.0,
+}  # fmt: skip
 # key -> probe, the value it takes, and what else the probe needs in both configs
 KEYS = {
     "seed": (batch, 5),
@@ -410,6 +415,18 @@ KEYS = {
     "model.norm_epsilon": (loss, 1e-5),
     "model.relative_positions": (parameters, True),
     "model.projection": (parameters, 8),
+    "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
+    "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
+    "model.towers": (parameters, 2),
+    "model.pooling": (parameters, "attention", TWO_TOWERS),
+    "model.text.width": (parameters, 16, TWO_TOWERS),
+    "model.text.depth": (parameters, 3, TWO_TOWERS),
+    "model.text.num_heads": (loss, 4, TWO_TOWERS),
+    "model.text.mlp_ratio": (parameters, 2.0, TWO_TOWERS),
+    "model.text.activation": (loss, "quick_gelu", TWO_TOWERS),
+    "model.text.causal": (loss, True, TWO_TOWERS),
+    "model.text.pooling": (loss, "last", TWO_TOWERS),
+    "model.text.projection_bias": (parameters, True, TWO_TOWERS),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),
