@@ -97,12 +97,20 @@ OVERLAPPING = {"stride": 4, "image_norm": True, "image_activation": "quick_gelu"
 
 
 AS_VLMO = {"stride": 3, "relative_positions": True, "projection": 16}
+TEXT_TOWER = {
+    "width": 12, "depth": 3, "num_heads": 3, "activation": "quick_gelu", "causal": True, "pooling": "end",
+    "projection_bias": True,
+}  # fmt: skip
+TWO_TOWERS = {
+    "stride": 5, "towers": 2, "pooling": "attention", "projection": 16, "image_activation": "gelu_tanh",
+    "text": TEXT_TOWER,
+}  # fmt: skip
 
 
 @pytest.fixture(
     scope="session",
-    params=[SIDE_BY_SIDE, OVERLAPPING, AS_VLMO],
-    ids=["side by side", "overlapping, as CLIP", "overlapping, as VLMo"],
+    params=[SIDE_BY_SIDE, OVERLAPPING, AS_VLMO, TWO_TOWERS],
+    ids=["side by side", "overlapping, as CLIP", "overlapping, as VLMo", "two towers"],
 )
 def given_away(request):
     """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""

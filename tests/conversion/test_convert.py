@@ -32,6 +32,9 @@ TINY = [
 ]  # fmt: skip
 
 
+PIXELS = ("pixel_mean", "pixel_deviation")
+
+
 @pytest.fixture
 def files(tmp_path, timm, bert):
     """The arguments that name two files; BERT's words are as many as the shipped vocabulary has."""
@@ -99,15 +102,46 @@ def test_clip_is_recorded_searched_and_trained_from(tmp_path, files, openai, cap
     Image.new("RGB", (12, 24), (200, 10, 10)).save(tmp_path / "red.png")
     assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
 
-    flags = [f"--config.model.{name}={value}" for name, value in values.items()]
+    pixels = [f"--config.model.{name}={tuple(config.model[name])}".replace(" ", "") for name in PIXELS]
+    assert pixels[0] == "--config.model.pixel_mean=(0.48145466,0.4578275,0.40821073)"
+    flags = [*(f"--config.model.{name}={value}" for name, value in values.items()), *pixels]
     own = [f"--config.model.{name}={config.model[name]}" for name in ("depth", "mlp_ratio", "max_text_length")]
     start = [*TINY[1:], *own, f"--config.train.init_from={tmp_path}/out"]
     with pytest.raises(UserError) as error:
         initial_params(read_config("configs/synth.py", start), shapes_alone=True)
-    assert str(error.value).endswith(f"another image_norm, image_activation, norm_epsilon; set {' '.join(flags)}")
+    assert ", ".join([*values, *PIXELS]) in str(error.value)
+    assert str(error.value).replace('"', "").endswith(f"; set {' '.join(flags)}")
     count = len(parameter_shapes(IVTConfig.from_config(config.model)))
     initial = initial_params(read_config("configs/synth.py", [*start, *flags]), shapes_alone=True)
     assert initial.summary.endswith(f"{count} loaded")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_two_towers_are_recorded_and_trained_from(tmp_path, capsys, kind):
+    with np.load(Path(__file__).parent.parent / "data/towers_tiny.npz") as given:
+        tensors = {name: given[name] for name in given.files}
+    prefix = f"{kind}/weights/"
+    tensors = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, tmp_path / "towers.safetensors")
+    width = 8 if kind == "clip" else 12
+    size = ["--config.model.image_size=(25,15)", "--config=configs/synth.py"]
+    heads = ["--config.model.width=12", "--config.model.num_heads=3", "--config.model.text.num_heads=2"]
+    command = [f"--source={kind}", f"--weights={tmp_path}/towers.safetensors", f"--out={tmp_path}/out", *size, *heads]
+    assert convert.main([*command, f"--config.model.text.width={width}"]) == 0
+    assert "image_embedding/pos_embed, 4x4 -> 5x3 patches, bilinear" in capsys.readouterr().out
+    config = checkpoint.restore_params(tmp_path / "out").config
+    assert (config.model.towers, config.model.stride, config.model.text.depth) == (2, 5, 3)
+    assert config.model.text.pooling == ("end" if kind == "clip" else "last")
+    assert [*config.text.length.values()] == [9, 9, 9]  # text positions
+    assert config.bmm.word_weight == config.bmm.patch_weight == 0
+    config.train.init_from = str(tmp_path / "out")
+    count = len(parameter_shapes(IVTConfig.from_config(config.model)))
+    assert initial_params(config, shapes_alone=True).summary.endswith(f"{count} loaded")
+
+    assert convert.main([*command, f"--out={tmp_path}/wrong", "--config.model.text.width=24"]) == 2
+    error = capsys.readouterr().err
+    assert f"a tower is {width} wide; set --config.model.text.width={width} and with it" in error
+    assert error.count("\n") == 1 and not (tmp_path / "wrong").exists()
 
 
 def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):
@@ -135,8 +169,14 @@ def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--source=export"], "--source=vit and --source=clip go with --source_text=bert"),
-        (["--source=release"], "--source=vit and --source=clip go with --source_text=bert"),
+        (
+            ["--source=export"],
+            "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text ",
+        ),
+        (
+            ["--source=siglip"],
+            "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text ",
+        ),
         (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
         (["--weights_text=nowhere"], "nowhere is not a file"),
         (["--out=."], ". exists already; remove it or name another --out"),

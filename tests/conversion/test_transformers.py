@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
-from ivt_jax.conversion.clip import convert_clip
+from ivt_jax.conversion.clip import convert_clip, convert_clip_towers
 from ivt_jax.conversion.files import read_tensors
+from ivt_jax.conversion.siglip import convert_siglip
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.encoding.pixels import normalise
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import model_of
+from ivt_jax.models.config import IVTConfig, TextConfig
+from ivt_jax.models.ivt import IVT
+from tests.reference import towers_torch
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -114,3 +118,18 @@ def test_texts_are_embedded_as_bert_does(tmp_path, vit, bert, store):
     with torch.no_grad():
         theirs = bert.embeddings(torch.tensor(ids)).numpy()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("store", [written, kept])
+@pytest.mark.parametrize(("kind", "ours"), [("clip", "quick_gelu"), ("clip", "gelu"), ("siglip", "gelu_tanh")])
+def test_both_towers_compute_what_transformers_does(tmp_path, kind, ours, store):
+    model = towers_torch.build(kind, towers_torch.ACTIVATIONS[kind][ours])
+    ids, mask = towers_torch.texts(kind)
+    source, text = store(model, tmp_path), TextConfig(width=8 if kind == "clip" else 12, num_heads=2)
+    sizes = IVTConfig(image_size=(20, 20), patch_size=5, stride=5, width=12, num_heads=3, text=text)
+    made = convert_clip_towers(source, sizes, ours) if kind == "clip" else convert_siglip(source, sizes)
+    params, tower = {"params": made.params}, model_of(made.model_config)
+    image, text = towers_torch.features(model, ids)
+    for method, inputs, theirs in (("embed_image", (towers_torch.pixels(),), image), ("embed_text", (ids, mask), text)):
+        found = tower.apply(params, *inputs, method=method)
+        np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

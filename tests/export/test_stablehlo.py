@@ -59,11 +59,19 @@ def test_what_the_programs_refuse(written):
 
 
 def test_each_program_holds_its_own_parameters_alone(written, given_away):
-    """The sizes, counted by hand: 16 wide, 2 blocks, an MLP of 64, 2,726 words and 20 text positions."""
+    """The sizes, counted by hand: 16 wide, 2 blocks, an MLP of 64, 2,726 words and 20 text positions.
+
+    Of two towers, the other is 12 wide, with 3 blocks; the head has a query, and a block but for one norm.
+    """
     block = (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 4 * 16
-    tokens = 1 + given_away.trained.model.config.num_patches
+    config = given_away.trained.model.config
+    tokens = 1 + config.num_patches
     image = 2 * block + 2 * 16 + (108 * 16 + 16) + 16 + 2 * tokens * 16
     text = 2 * block + 2 * 16 + (2726 + 20 + 2) * 16 + 2 * 16
+    if config.towers == 2:
+        image = 2 * block + 2 * 16 + (108 * 16 + 16) + config.num_patches * 16 + 16 + block - 2 * 16
+        block = (12 * 36 + 36) + (12 * 12 + 12) + (12 * 48 + 48) + (48 * 12 + 12) + 4 * 12
+        text = 3 * block + 2 * 12 + (2726 + 20) * 12 + (12 * 16 + 16)
     for name, count in (("image", image), ("text", text)):
         size = (written / f"{name}_encoder.stablehlo").stat().st_size
         assert 4 * count < size < 4 * count + 30_000  # another MLP would be 17,000, the other embeddings more

@@ -20,8 +20,8 @@ def test_tensorflow_alone_gives_the_same_embeddings(tmp_path, given_away, assert
     # The parameters are stored once, the attention that both encoders use as well.
     arrays = {id(leaf): leaf.nbytes for encoder in (image, text) for leaf in encoder.parameters}
     stored = (tmp_path / "variables/variables.data-00000-of-00001").stat().st_size
-    assert sum(arrays.values()) < stored < sum(arrays.values()) + 3000
-    assert (tmp_path / "saved_model.pb").stat().st_size < 150_000  # the words alone are 174,000
+    assert sum(arrays.values()) < stored < sum(arrays.values()) + 5000
+    assert (tmp_path / "saved_model.pb").stat().st_size < 200_000  # with the words it would be 260,000
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["signatures"] == ["encode_images", "encode_texts"] and manifest["smallest_batch"] == 0
     assert {"saved_model.pb", "variables/variables.data-00000-of-00001", "tokenizer.json"} <= set(manifest["sha256"])

@@ -1,6 +1,7 @@
 """Heat-maps against the tower in NumPy that sees one patch after another; how heat is drawn."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.special import erf
 from ivt_jax.encoding.embedding import embed_images
 from ivt_jax.retrieval.explain import heat_maps, overlay
 from tests.gallery.conftest import SIZE
+from tests.models import test_dual as dual
 
 PATCH, STRIDE, HEADS, ROWS, COLUMNS, WIDTH = 6, 4, 3, 3, 2, 12  # of the tower of `write_model`
 ALL = [*np.ndindex(ROWS, COLUMNS)]
@@ -118,3 +120,14 @@ def test_heat_lies_on_its_patch_and_fades_out_around_it():
     # centres of its neighbours it is half as hot
     assert drawn.max() == drawn[25, 15] == drawn[29, 19] and drawn[25, 15] > drawn[21, 15] > drawn[17, 15] > 0
     assert not drawn[:15].any() and not drawn[:, :5].any()
+
+
+def test_without_a_class_token_the_patch_is_seen_alone():
+    model, params = dual.model_of(), dual.params()
+    image = np.random.default_rng(0).integers(0, 256, (24, 12, 3), np.uint8)
+    phrases = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
+    heat = heat_maps(SimpleNamespace(model=model, params=params), image, phrases)
+    seen = np.stack([dual.slow_image(params, image / 127.5 - 1, [place]) for place in range(8)])
+    scores = phrases @ (seen / np.linalg.norm(seen, axis=1, keepdims=True)).T
+    expected = (scores - scores.min(1, keepdims=True)) / np.ptp(scores, axis=1, keepdims=True)
+    np.testing.assert_allclose(heat, expected.reshape(2, 4, 2), atol=1e-4)

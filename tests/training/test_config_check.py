@@ -107,7 +107,8 @@ def test_our_configs_have_no_fault():
                                          "[CLS] and [SEP] included"),
         ({"text__length__sentence": 3}, "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the "
                                         "tokens are predicted"),
-        ({"model__image_activation": "relu"}, 'model.image_activation is "relu"; expected one of gelu, quick_gelu, gelu_tanh'),
+        ({"model__image_activation": "relu"},
+         'model.image_activation is "relu"; expected one of gelu, quick_gelu, gelu_tanh'),
         ({"model__norm_epsilon": 0.0}, "model.norm_epsilon is 0.0; expected more than 0"),
         ({"model__num_heads": 7}, "model.width 768 is not a multiple of model.num_heads 7"),
         ({"model__image_size": (384,)}, "model.image_size is (384,); expected (height, width)"),
