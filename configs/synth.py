@@ -2,7 +2,7 @@
 
 python -m input_pipeline.synthetic --out=data/pedes-synth --size=96x48
 python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
-python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS, OPTIMIZERS or CHOICES, below
+python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS, OPTIMIZERS, CHOICES or TOWERS, below
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,10 @@ CHOICES = {
     "sentence_level": {"mla.levels": ("sentence",)},
     "no_reconstruction": {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0},
 }
-VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES)
+# Does one network for both modalities help? Both have matching at three levels, no reconstruction, and as many
+# parameters in blocks and embeddings, to 0.1%.
+TOWERS = ("mla", "two_towers")
+VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, "two_towers")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -54,6 +57,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.eval_every = 900
     if variant in OPTIMIZERS:
         return other_optimizer(config, variant)
+    if variant == "two_towers":
+        return two_towers(without_terms(config, "mla"))
     return changed(config, variant) if variant else config
 
 
@@ -73,6 +78,19 @@ def without_terms(config: ConfigDict, variant: str) -> ConfigDict:
         config.bmm.align = "off"
     if variant not in ("bmm_reconstruct", "full"):
         config.bmm.word_weight = config.bmm.patch_weight = 0.0
+    return config
+
+
+def two_towers(config: ConfigDict) -> ConfigDict:
+    """Changes the one tower to two of its width and depth.
+
+    A block of one tower has attention (4 width^2) and two MLPs (8 width^2 each), one block of each of the two towers
+    has attention and an MLP of 6 width^2: 20 width^2 either way.
+    """
+    config.model.towers = 2
+    config.model.mlp_ratio = 3.0
+    same = {key: config.model[key] for key in ("width", "depth", "num_heads", "mlp_ratio")}
+    config.model.text.update({**same, "pooling": "first"})
     return config
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 import threading
 from types import SimpleNamespace
@@ -9,6 +10,10 @@ import pytest
 from configs import synth
 from ivt_jax import ablation
 from ivt_jax.common.errors import UserError
+from ivt_jax.cost.flops import step_cost
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.run.workdir import flatten
 
 RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in synth.TERMS]
 
@@ -99,3 +104,21 @@ def test_the_command_writes_table_and_plot(stub, tmp_path, monkeypatch, capsys):
     assert "| full | 51.00 ± 1.41 | 52.50 ± 1.41 | 54.00 ± 1.41 | 25.50 ± 0.71 |" in table  # seeds give 50 and 52
     assert table in capsys.readouterr().out
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_tower_and_two_have_equal_parameters_images_and_steps():
+    """Heads of reconstruction and the mask token do not count: matching alone trains none of them."""
+    one, two = (synth.get_config(name) for name in ablation.STUDIES["towers"])
+
+    def count(config):
+        unused = ("word_head/", "patch_head/", "image_embedding/mask_token", "similarity/")
+        shapes = parameter_shapes(IVTConfig.from_config(config.model)).items()
+        return sum(math.prod(shape) for path, shape in shapes if not path.startswith(unused))
+
+    assert count(two) == pytest.approx(count(one), rel=0.05)
+    values, others = flatten(one.to_dict()), flatten(two.to_dict())
+    different = {key for key in values if values[key] != others[key]}
+    assert different == {"model.towers", "model.mlp_ratio"} | {
+        f"model.text.{key}" for key in ("width", "depth", "num_heads", "mlp_ratio")
+    }
+    assert step_cost(two).forward == pytest.approx(step_cost(one).forward, rel=0.2)
