@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from input_pipeline.statistics import training_persons
 from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
 from ivt_jax.models.build import build_model
 from ivt_jax.models.ivt import IVT
@@ -38,11 +39,13 @@ def build_program(
     epoch_starts: np.ndarray,
     total_steps: int,
     mask_id: int,
+    persons: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Returns the program of a config; computes and allocates nothing.
 
     epoch_starts: first step of each epoch (epochs + 1,); with total_steps it shapes the learning rates.
+    persons: those of the training data, classes of the identity loss; 0 = as many as a run without data assumes.
     devices: those that it is compiled for, None = all of this run.
     """
     model = build_model(config.model)
@@ -53,7 +56,8 @@ def build_program(
     matching, values = _matching(config, axes), plain_values(config)
 
     def init(seed):
-        return init_state(model, tx, with_values(config, {"seed": seed}))
+        classes = persons or training_persons(config.data.name, config.data.val_persons)
+        return init_state(model, tx, with_values(config, {"seed": seed}), classes)
 
     def hyperparameters():
         return {"values": values, "rates": rate_tables(schedules, total_steps)}
