@@ -49,6 +49,8 @@ def get_config() -> ConfigDict:
     config.model.image_activation = "gelu"  # of the image MLPs: gelu, or CLIP's quick_gelu
     config.model.pixel_mean = (0.5, 0.5, 0.5)  # of red, green and blue, subtracted from pixels of 0 to 1; 0 to 1 each
     config.model.pixel_deviation = (0.5, 0.5, 0.5)  # that they are then divided by; more than 0 each
+    config.model.relative_positions = False  # numbers by offset on attention's scores, per head and layer, as in VLMo
+    config.model.projection = 0  # width of embeddings after a linear layer per modality; 0 = the tokens', and no layer
     config.model.norm_epsilon = 1e-6  # of all layer norms, as in ViT; CLIP has 1e-5; more than 0
     config.model.dtype = "bfloat16"  # of activations, or float32; parameters, norms, softmax, losses are float32
     config.model.remat = False  # recompute cheap activations in the backward pass: less memory

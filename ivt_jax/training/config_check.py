@@ -66,6 +66,7 @@ BOUNDS = {
         (COUNT, "model.max_text_length mla.views mla.groups bmm.patch_block train.epochs train.max_bad_steps"),
         (COUNT, "runtime.microbatches runtime.log_every runtime.checkpoint_every runtime.eval_batch_size"),
         (COUNT, "runtime.heartbeat"),
+        (WHOLE, "model.projection"),
         (WHOLE, "augment.pad bmm.rows train.first_epoch train.steps train.eval_every runtime.watchdog"),
         (AXIS, "runtime.mesh.data runtime.mesh.fsdp"),
         (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon optimizer.epsilon"),

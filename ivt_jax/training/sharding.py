@@ -19,7 +19,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/.*/(proj|fc2)/kernel$", PartitionSpec(None, "fsdp", None)),
     (r"text_embedding/word$", PartitionSpec("fsdp", None)),
     (r"image_embedding/kernel$", PartitionSpec("fsdp", None)),
-    (r"(word_head|patch_head)/kernel$", PartitionSpec("fsdp", None)),
+    (r"(word_head|patch_head|image_projection|text_projection)/kernel$", PartitionSpec("fsdp", None)),
     (r"id_head/kernel$", PartitionSpec("fsdp", None)),
     (r".*", PartitionSpec()),
 )
