@@ -165,7 +165,7 @@ def loss(config):
     text = {level: np.ones((rows, config.text.length[level]), np.int32) for level in ("sentence", "phrase", "word")}
     inputs = {
         "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
-        "text": text, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
+        "text": text, "mask": {level: ids > 0 for level, ids in text.items()}, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
     }  # fmt: skip
     model = build_model(config.model)
 

@@ -27,6 +27,7 @@ class Program:
 
     model: IVT
     mesh: Mesh
+    objective: Any  # (config, perhaps with traced numbers) -> the objective of the rows that the devices share
     init: Any  # () -> TrainState, sharded
     step: Any  # jitted: (state, global batch, hyperparameters) -> (state, scalar metrics); the state is donated
     target: Any  # the state's shapes and shardings, to restore a checkpoint into
@@ -62,11 +63,13 @@ def build_program(
     def hyperparameters():
         return {"values": values, "rates": rate_tables(schedules, total_steps)}
 
+    def objective(config):
+        return Objective(model, config, mask_id, matching, axes)
+
     def step(state, batch, inputs):
         traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
         rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        objective = Objective(model, traced, mask_id, matching, axes)
-        state, metrics = train_step(state, batch, objective, traced_tx, mesh if axes else None)
+        state, metrics = train_step(state, batch, objective(traced), traced_tx, mesh if axes else None)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -76,6 +79,7 @@ def build_program(
     return Program(
         model=model,
         mesh=mesh,
+        objective=objective,
         init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
         target=jax.tree.map(_placed, shapes, sharding),
