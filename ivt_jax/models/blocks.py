@@ -14,15 +14,24 @@ import jax.numpy as jnp
 
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ops import ATTENTION_KERNELS, Params, activate, dense, layer_norm, norm_params, unstack
+from ivt_jax.models.relative import Bias, Selection, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
 
 
-def attention(p: Params, x: jax.Array, mask: jax.Array | None, num_heads: int, kernel: str = "xla") -> jax.Array:
+def attention(
+    p: Params,
+    x: jax.Array,
+    mask: jax.Array | None,
+    num_heads: int,
+    kernel: str = "xla",
+    bias: jax.Array | None = None,
+) -> jax.Array:
     """Returns multi-head self-attention over (B, N, D). `kernel` is one of ATTENTION_KERNELS.
 
-    mask (B, N) is False at padding, which comes last; None = no padding.
+    mask (B, N) is False at padding, which comes last; None = no padding. bias (B or 1, heads, N, N) is added to the
+    scores.
     """
     qkv = dense(p["qkv"], x).reshape(*x.shape[:2], 3, num_heads, -1)
-    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask))
+    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask, bias))
 
 
 def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
@@ -58,15 +67,22 @@ def block(
     p: Params,
     x: jax.Array,
     drop: tuple[jax.Array, jax.Array | None],
+    scores: jax.Array | None,
+    *,
     mask: jax.Array | None,
+    tokens: jax.Array | None,
     num_image: int,
     model_config: IVTConfig,
 ) -> jax.Array:
-    """Applies one pre-norm block to (B, N, D), image tokens first. drop: the rate () and draws (2, B) of drop_path."""
+    """Applies one pre-norm block to (B, N, D), image tokens first.
+
+    drop: the rate () and draws (2, B) of drop_path. scores, tokens: the layer's relative positions, as in `Bias`.
+    """
     c, (rate, draws) = model_config, drop
     attention_draw, mlp_draw = (None, None) if draws is None else draws
     y = layer_norm(p["norm1"], x, c.norm_epsilon).astype(x.dtype)
-    y = attention(p["attn"], y, mask, c.num_heads, c.attention)
+    bias = None if scores is None else of_rows(scores, tokens)
+    y = attention(p["attn"], y, mask, c.num_heads, c.attention, bias)
     x = x + drop_path(y, rate, attention_draw)
     y = layer_norm(p["norm2"], x, c.norm_epsilon).astype(x.dtype)
     y = modality_mlp(p, y, num_image, c.image_activation)
@@ -98,32 +114,49 @@ class Blocks(nn.Module):
         layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, "mlp_vis": mlp, "mlp_txt": mlp}
         self.layers = {name: self.param(name, init) for name, init in layers.items()}
         self.final = self.param("norm", lambda _: norm_params(c.width))
+        if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
+            zeros = {name: functools.partial(jnp.zeros, shape) for name, shape in table_shapes(c).items()}
+            self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})
+
+    def bias(self, length: int | None, keep: Selection | None = None, *, image: bool = False) -> Bias | None:
+        """Returns the relative positions of a pass over an image, `length` tokens of a text, or both; None without."""
+        if not self.config.relative_positions:
+            return None
+        if length is None:
+            return select(image_bias(self.relative), keep)
+        return select((joint_bias if image else text_bias)(self.relative, length), keep)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None, num_image: int, keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        num_image: int,
+        keys: jax.Array | None = None,
+        bias: Bias | None = None,
     ) -> jax.Array:
         """Applies the blocks and the final norm: (B, N, D), image tokens first -> (B, N, D) float32.
 
         mask (B, N) is False at padding, which comes last; None = no padding. keys (B,) draw the dropped branches of
-        stochastic depth; None = none is dropped.
+        stochastic depth; None = none is dropped. bias: the relative positions of these tokens.
         """
         c = self.config
         rates, draws = jnp.linspace(0.0, c.drop_path, c.depth), None
         if keys is not None and c.drop_path > 0:
             draws = jax.vmap(lambda key: jax.random.uniform(key, (c.depth, 2)), out_axes=-1)(keys)
-        run: Any = functools.partial(block, mask=mask, num_image=num_image, model_config=c)
+        scores, tokens = bias or (None, None)
+        run: Any = functools.partial(block, mask=mask, tokens=tokens, num_image=num_image, model_config=c)
         if c.remat:
             # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         # Cast here, not in each block: the loop then keeps no copies of the weights for the gradient.
         weights = {name: p if name.startswith("norm") else cast(p, x.dtype) for name, p in self.layers.items()}
-        layers = (weights, (rates, draws))
+        layers = (weights, (rates, draws), scores)
         if c.unroll:
             leaves, tree = jax.tree.flatten(layers)
             for layer in zip(*map(unstack, leaves), strict=True):
-                p, drop = jax.tree.unflatten(tree, layer)
+                p, *others = jax.tree.unflatten(tree, layer)
                 # Without the barrier XLA sums the gradients of all later blocks again for every product.
-                x = jax.lax.optimization_barrier(run(p, x, drop))
+                x = jax.lax.optimization_barrier(run(p, x, *others))
         else:
-            x, _ = jax.lax.scan(lambda x, layer: (run(layer[0], x, layer[1]), None), x, layers)
+            x, _ = jax.lax.scan(lambda x, layer: (run(layer[0], x, *layer[1:]), None), x, layers)
         return layer_norm(self.final, x, c.norm_epsilon)

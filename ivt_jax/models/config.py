@@ -17,6 +17,8 @@ class IVTConfig:
     unroll: compile every block by itself instead of one loop over them. remat: recompute cheap activations.
     attention: "xla", or "cudnn" for cuDNN's kernel on a GPU.
     pixel_mean, pixel_deviation: of red, green and blue from 0 to 1, by which images are normalised.
+    relative_positions: numbers by offset on attention's scores, as in VLMo. projection: width of the embeddings after a
+    linear layer for each modality; 0 = the tokens' width, and no layer.
     """
 
     image_size: tuple[int, int] = (384, 128)
@@ -40,6 +42,8 @@ class IVTConfig:
     attention: str = "xla"
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pixel_deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    relative_positions: bool = False
+    projection: int = 0
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
@@ -51,7 +55,7 @@ class IVTConfig:
     @property
     def embedding_width(self) -> int:
         """Numbers of an embedding."""
-        return self.width
+        return self.projection or self.width
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -46,7 +46,9 @@ class ImageEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c.width,))
         cls = self.param("cls", small, (1, 1, c.width))
         mask_token = self.param("mask_token", small, (1, 1, c.width))
-        positions = self.param("pos_embed", small, (1, 1 + c.num_patches, c.width))
+        # Relative positions replace these, which begin at 0 then.
+        learned = nn.initializers.zeros if c.relative_positions else small
+        positions = self.param("pos_embed", learned, (1, 1 + c.num_patches, c.width))
         types = self.param("type_embed", small, (1, 1 + c.num_patches, c.width))
 
         tokens = extract_patches(images.astype(dtype), c.patch_size, c.stride) @ kernel.astype(dtype)
@@ -79,7 +81,8 @@ class TextEmbedding(nn.Module):
         # The release draws these from N(0, 1) and then loads BERT; from scratch, that ruins the tied decoder.
         small = nn.initializers.normal(0.02)
         self.word = self.param("word", small, (c.vocab_size, c.width))
-        self.position = self.param("position", small, (c.max_text_length, c.width))
+        learned = nn.initializers.zeros if c.relative_positions else small
+        self.position = self.param("position", learned, (c.max_text_length, c.width))
         self.token_type = self.param("token_type", small, (2, c.width))
         self.scale = self.param("scale", nn.initializers.ones, (c.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (c.width,))

@@ -1,10 +1,10 @@
-"""Heads of masked reconstruction, used in training only."""
+"""Heads of masked reconstruction, used in training only; projections to embeddings, and the scale of their cosines."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.models.ops import activate, dense, layer_norm, norm_params
+from ivt_jax.models.ops import Params, activate, dense, layer_norm, norm_params
 
 
 class WordHead(nn.Module):
@@ -36,3 +36,26 @@ class PatchHead(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (tokens.shape[-1], outputs))
         bias = self.param("bias", nn.initializers.zeros, (outputs,))
         return dense({"kernel": kernel, "bias": bias}, tokens.astype(dtype)).astype(jnp.float32)
+
+
+INITIAL_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # CLIP's (Radford et al. 2021, section 2.5)
+
+
+def init_projection(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    """Returns the initial parameters of a projection: a linear layer without bias."""
+    return {"kernel": nn.initializers.normal(inputs**-0.5)(key, (inputs, outputs))}
+
+
+def project(p: Params, x: jax.Array) -> jax.Array:
+    """Returns the projection of x (B, D) float32, in float32 whatever the activations' dtype."""
+    return x @ p["kernel"]
+
+
+def init_similarity(_: jax.Array) -> dict[str, jax.Array]:
+    """Returns the initial logarithm of the learned scale of cosines."""
+    return {"log_scale": jnp.log(jnp.float32(INITIAL_SCALE))}
+
+
+def similarity_scale(p: Params) -> jax.Array:
+    """Returns the learned scale () of cosines, at most LARGEST_SCALE."""
+    return jnp.minimum(jnp.exp(p["log_scale"]), LARGEST_SCALE)

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from ivt_jax.models.blocks import Blocks
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding
-from ivt_jax.models.heads import PatchHead, WordHead
-
-Selection = tuple[jax.Array, jax.Array | None]
-"""Tokens that enter the blocks: indices (B or 1, K) int32, the first of them 0, and valid (B or 1, K) bool or None."""
+from ivt_jax.models.heads import PatchHead, WordHead, init_projection, init_similarity, project, similarity_scale
+from ivt_jax.models.relative import Selection
 
 
 class IVT(nn.Module):
@@ -33,6 +31,11 @@ class IVT(nn.Module):
         self.blocks = Blocks(self.config)
         self.word_head = WordHead()
         self.patch_head = PatchHead(self.config.patch_size)
+        if self.config.projection:
+            sizes = self.config.width, self.config.projection
+            self.image_projection = self.param("image_projection", init_projection, *sizes)
+            self.text_projection = self.param("text_projection", init_projection, *sizes)
+            self.similarity = self.param("similarity", init_similarity)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -50,20 +53,26 @@ class IVT(nn.Module):
         self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """Returns the embeddings (B, D) float32, not normalised, of `encode_image`'s arguments."""
-        return self.encode_image(images, keep=keep, keys=keys)[:, 0]
+        first = self.encode_image(images, keep=keep, keys=keys)[:, 0]
+        return project(self.image_projection, first) if self.config.projection else first
 
     def embed_text(
         self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """Returns the embeddings (B, D) float32, not normalised, of `encode_text`'s arguments."""
-        return self.encode_text(ids, mask, keep=keep, keys=keys)[:, 0]
+        first = self.encode_text(ids, mask, keep=keep, keys=keys)[:, 0]
+        return project(self.text_projection, first) if self.config.projection else first
+
+    def scale(self) -> jax.Array:
+        """Returns the learned factor of cosines () float32, at most 100; only a model with a projection has it."""
+        return similarity_scale(self.similarity)
 
     def encode_image(
         self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """(B, H, W, 3) normalised -> (B, 1 + P, D), or (B, K, D) of the tokens that `keep` selects."""
         tokens, mask = _select(self.image_embedding(images, None, self.dtype), None, keep)
-        return self.blocks(tokens, mask, tokens.shape[1], keys)
+        return self.blocks(tokens, mask, tokens.shape[1], keys, self.blocks.bias(None, keep))
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
@@ -71,7 +80,7 @@ class IVT(nn.Module):
         """ids (B, L) int32, mask (B, L) False at padding, which comes last -> (B, L, D), or (B, K, D) of `keep`."""
         embedding_keys, block_keys = _split(keys)
         tokens, kept = _select(self.text_embedding(ids, self.dtype, embedding_keys), mask, keep)
-        return self.blocks(tokens, kept, 0, block_keys)
+        return self.blocks(tokens, kept, 0, block_keys, self.blocks.bias(ids.shape[1], keep))
 
     def encode_joint(
         self,
@@ -92,7 +101,8 @@ class IVT(nn.Module):
         text = self.text_embedding(ids, self.dtype, embedding_keys)
         num_image = image.shape[1]
         mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
-        tokens = self.blocks(jnp.concatenate([image, text], axis=1), mask, num_image, block_keys)
+        bias = self.blocks.bias(ids.shape[1], image=True)
+        tokens = self.blocks(jnp.concatenate([image, text], axis=1), mask, num_image, block_keys, bias)
         return tokens[:, :num_image], tokens[:, num_image:]
 
     def word_logits(self, tokens: jax.Array) -> jax.Array:

@@ -12,13 +12,18 @@ MASKED = -10000.0  # added to the scores of padding keys, as released; exp(-1000
 Params = Mapping[str, Any]
 
 
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype for what is not computed in `dtype`: float32; for float64, which tests use, float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def norm_params(*shape: int) -> dict[str, jax.Array]:
     """Returns the initial parameters of a layer norm."""
     return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
 
 
 def layer_norm(p: Params, x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Returns the layer norm of x in float32, with the two-pass variance."""
+    """Returns the layer norm of x in float32 (`wide`), with the two-pass variance."""
     return _layer_norm(p["scale"], p["bias"], x, epsilon)
 
 
@@ -29,15 +34,15 @@ def _layer_norm(scale: jax.Array, bias: jax.Array, x: jax.Array, epsilon: float)
 
 # Keeps x in its own dtype; JAX would keep three arrays of its size in float32.
 def _norm_forward(scale: jax.Array, bias: jax.Array, x: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
-    return (wide - mean) * inverse * scale + bias, (scale, x, mean, inverse)
+    values = x.astype(wide(x.dtype))
+    mean = values.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(values - mean).mean(-1, keepdims=True) + epsilon)
+    return (values - mean) * inverse * scale + bias, (scale, x, mean, inverse)
 
 
 def _norm_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     scale, x, mean, inverse = kept
-    normed, of_normed = (x.astype(jnp.float32) - mean) * inverse, gradient * scale
+    normed, of_normed = (x.astype(wide(x.dtype)) - mean) * inverse, gradient * scale
     along = (of_normed * normed).mean(-1, keepdims=True)
     of_x = inverse * (of_normed - of_normed.mean(-1, keepdims=True) - normed * along)
     rows = tuple(range(x.ndim - 1))
@@ -53,31 +58,35 @@ def dense(p: Params, x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def xla_attention(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+def xla_attention(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
     """Returns attention as batched products: qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H * d).
 
-    On CPU this is three times as fast as `jax.nn.dot_product_attention`.
+    bias (B or 1, H, N, N) float32 is added to the scores. On CPU this is three times as fast as
+    `jax.nn.dot_product_attention`.
     """
-    return _attention_forward(qkv, mask)[0]
+    return _attention_forward(qkv, mask, bias)[0]
 
 
 # Of arrays (B, H, N, N) only the softmax in the dtype of qkv is kept; JAX would keep it in float32 too. Batch and heads
 # are one axis because XLA then fuses the mask with the product on a GPU, instead of writing it out for each score.
-def _attention_forward(qkv: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Any]:
+def _attention_forward(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None) -> tuple[jax.Array, Any]:
     batch, tokens, _, heads, size = qkv.shape
     q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, size)
     q = q * size**-0.5
-    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bqd,bkd->bqk", q, k, preferred_element_type=wide(qkv.dtype))
+    if bias is not None:
+        scores = (scores.reshape(batch, heads, tokens, tokens) + bias).reshape(scores.shape)
     if mask is not None:
         scores = scores + jnp.repeat(jnp.where(mask, 0.0, MASKED), heads, axis=0)[:, None, :]
     weights = jax.nn.softmax(scores).astype(qkv.dtype)
     mixed = jnp.einsum("bqk,bkd->bqd", weights, v).reshape(batch, heads, tokens, size)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
-    return mixed, (q, k, v, weights, mixed)
+    empty = None if bias is None else bias[:, :, :0, :0]  # the backward pass needs no more than its shape
+    return mixed, (q, k, v, weights, mixed, empty)
 
 
-def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
-    q, k, v, weights, mixed = kept
+def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+    q, k, v, weights, mixed, empty = kept
     (batch, tokens, _), size = gradient.shape, q.shape[-1]
 
     def by_head(x: jax.Array) -> jax.Array:
@@ -86,28 +95,34 @@ def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None
 
     mixed, gradient = by_head(mixed), by_head(gradient)
     # The sum over keys of weights * their gradients, as a product of two far smaller arrays (arXiv:2205.14135, B.4).
-    along = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
+    dtype = wide(q.dtype)
+    along = (gradient.astype(dtype) * mixed.astype(dtype)).sum(-1, keepdims=True)
     of_weights = jnp.einsum("bqd,bkd->bqk", gradient, v)
-    of_scores = (weights.astype(jnp.float32) * (of_weights.astype(jnp.float32) - along)).astype(q.dtype)
+    of_scores = weights.astype(dtype) * (of_weights.astype(dtype) - along)
+    of_bias = None
+    if empty is not None:
+        of_bias = of_scores.reshape(batch, -1, tokens, tokens)
+        of_bias = of_bias.sum(0, keepdims=True) if len(empty) == 1 else of_bias
+    of_scores = of_scores.astype(q.dtype)
     of_q = jnp.einsum("bqk,bkd->bqd", of_scores, k) * size**-0.5
     of_k = jnp.einsum("bqk,bqd->bkd", of_scores, q)
     of_v = jnp.einsum("bqk,bqd->bkd", weights, gradient)
     of_qkv = jnp.stack([of_q, of_k, of_v]).reshape(3, batch, -1, tokens, size)
-    return of_qkv.transpose(1, 3, 0, 2, 4), None
+    return of_qkv.transpose(1, 3, 0, 2, 4), None, of_bias
 
 
 xla_attention.defvjp(_attention_forward, _attention_backward)
 
 
-def cudnn_attention(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+def cudnn_attention(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
     """Returns attention by cuDNN's fused kernel where the program is for an NVIDIA GPU, elsewhere `xla_attention`.
 
     bfloat16 only: raises NotImplementedError for float32 where cuDNN is installed. JAX cannot put the kernel into one
     program for several platforms; exports use `xla_attention`.
     """
     if not cudnn_is_known():
-        return xla_attention(qkv, mask)
-    return jax.lax.platform_dependent(qkv, mask, cuda=cudnn_call, default=xla_attention)
+        return xla_attention(qkv, mask, bias)
+    return jax.lax.platform_dependent(qkv, mask, bias, cuda=cudnn_call, default=xla_attention)
 
 
 @functools.cache
@@ -120,7 +135,7 @@ def cudnn_is_known() -> bool:
     return True
 
 
-def cudnn_call(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
+def cudnn_call(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
     """Returns cuDNN's attention, as `xla_attention` does.
 
     In training JAX refuses an odd number of tokens, so one of padding is added, and cut off. Padding is given as
@@ -130,13 +145,15 @@ def cudnn_call(qkv: jax.Array, mask: jax.Array | None) -> jax.Array:
     if tokens % 2:
         mask = jnp.ones((batch, tokens), bool) if mask is None else mask
         qkv = jnp.pad(qkv, [(0, 0), (0, 1), (0, 0), (0, 0), (0, 0)])
+        bias = None if bias is None else jnp.pad(bias, [(0, 0), (0, 0), (0, 1), (0, 1)])
     lengths = None if mask is None else mask.sum(-1, dtype=jnp.int32)
     q, k, v = jnp.moveaxis(qkv, 2, 0)
-    mixed = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    bias = None if bias is None else bias.astype(qkv.dtype)  # cuDNN takes no other
+    mixed = jax.nn.dot_product_attention(q, k, v, bias, key_value_seq_lengths=lengths, implementation="cudnn")
     return mixed[:, :tokens].reshape(batch, tokens, heads * size)
 
 
-Kernel = Callable[[jax.Array, jax.Array | None], jax.Array]
+Kernel = Callable[..., jax.Array]  # (qkv, mask, bias) as of `xla_attention`
 ATTENTION_KERNELS: dict[str, Kernel] = {"xla": xla_attention, "cudnn": cudnn_attention}
 
 
@@ -173,14 +190,14 @@ ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def activate(x: jax.Array, activation: str = "gelu") -> jax.Array:
     """Returns the activation of x in its dtype, computed in float32. Only the slope is kept for the gradient."""
-    return ACTIVATIONS[activation](x.astype(jnp.float32))[0].astype(x.dtype)
+    return ACTIVATIONS[activation](x.astype(wide(x.dtype)))[0].astype(x.dtype)
 
 
 @activate.defjvp
 def _activate_jvp(activation: str, x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    value, slope = ACTIVATIONS[activation](x[0].astype(jnp.float32))
+    value, slope = ACTIVATIONS[activation](x[0].astype(wide(x[0].dtype)))
     value, slope = value.astype(x[0].dtype), slope.astype(x[0].dtype)
-    if x[0].dtype != jnp.float32:
+    if x[0].dtype != wide(x[0].dtype):
         # Without the barrier XLA writes what both share to a GPU's memory, in float32. On a CPU it costs time.
         value, slope = jax.lax.optimization_barrier((value, slope))
     return value, slope * tangent[0]

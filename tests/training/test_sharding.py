@@ -98,7 +98,7 @@ def test_the_table_by_hand():
         ("blocks/.*/(qkv|fc1)/kernel$", "-, -, fsdp", 3, wide),
         ("blocks/.*/(proj|fc2)/kernel$", "-, fsdp, -", 3, back),
         ("image_embedding/kernel$", "fsdp, -", 1, 4 * 108 * 16),
-        ("(word_head|patch_head)/kernel$", "fsdp, -", 2, 4 * 16 * (16 + 108)),
+        ("(word_head|patch_head|image_projection|text_projection)/kernel$", "fsdp, -", 2, 4 * 16 * (16 + 108)),
     ):
         counts = arrays, size, size // 4, 2 * size, 2 * size // 4
         assert rows[rule] == [split, *(f"{count:,}" for count in counts)]
