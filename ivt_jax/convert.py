@@ -5,6 +5,7 @@
         --weights_text=bert_base.safetensors --out=weights/vit-bert --config=configs/rstp.py
     python -m ivt_jax.convert --source=clip --weights=clip_base.safetensors --source_text=bert \\
         --weights_text=bert_base.safetensors --out=weights/clip-bert
+    python -m ivt_jax.convert --source=vlmo --weights=vlmo_base_patch16_224.pt --out=weights/vlmo
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
 Prints the use of every tensor. Nothing in a file of weights is executed.
@@ -55,6 +56,7 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.vit import Source, convert_vit
+    from ivt_jax.conversion.vlmo import convert_vlmo
     from ivt_jax.models.ivt import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
@@ -64,6 +66,8 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
     image = Source(read_tensors(args.weights), str(args.weights))
     if args.source == "release":
         conversion = convert_release(*image, model_config, config.seed)
+    elif args.source == "vlmo":
+        conversion = convert_vlmo(*image, model_config, config.seed, args.max_text_len_of_initckpt)
     else:
         text = Source(read_tensors(args.weights_text), str(args.weights_text))
         if args.source == "clip":
@@ -115,7 +119,7 @@ def check_paths(args: argparse.Namespace) -> None:
     if (args.source in ("vit", "clip")) != bool(args.source_text and args.weights_text):
         raise UserError(
             "--source=vit and --source=clip go with --source_text=bert and --weights_text=FILE, which give the text "
-            "side; --source=release and --source=export have both sides and go without"
+            "side; --source=release, --source=vlmo and --source=export have both sides and go without"
         )
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
@@ -137,25 +141,28 @@ def record_sizes(config: Any, model_config: Any) -> None:
             "with it --config.model.num_heads, which cannot be read off the weights"
         )
     sizes = ("patch_size", "depth", "mlp_ratio", "vocab_size", "max_text_length")
-    options = ("image_norm", "image_activation", "norm_epsilon")
-    config.model.update({name: getattr(model_config, name) for name in sizes + options})
+    options = ("image_norm", "image_activation", "norm_epsilon", "pixel_mean", "pixel_deviation")
+    more = ("relative_positions", "projection")
+    config.model.update({name: getattr(model_config, name) for name in sizes + options + more})
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser; it leaves flags of config keys to `read_config`."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.convert",
-        description="Converts weights to a folder of parameters: the IVT release's checkpoint, an ImageNet ViT with "
-        "BERT, CLIP's image tower with BERT (experimental), or the model.safetensors of an export.",
+        description="Converts weights to a folder of parameters: the IVT release's checkpoint, VLMo's, an ImageNet ViT "
+        "with BERT, CLIP's image tower with BERT (experimental), or the model.safetensors of an export.",
         epilog="Files: .safetensors, Google's .npz and, if PyTorch is installed, .pth and .bin. Use the folder as "
         "--workdir of ivt_jax.search and of --mode=evaluate, or as --config.train.init_from of a training.",
         allow_abbrev=False,
     )
     flag, with_bert = parser.add_argument, "with vit and clip: "
-    flag("--source", required=True, choices=("release", "vit", "clip", "export"), help="origin of --weights")
+    flag("--source", required=True, choices=("release", "vlmo", "vit", "clip", "export"), help="origin of --weights")
     flag("--weights", required=True, type=Path, help="file of weights; an export's has config.json beside it")
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
     flag("--weights_text", type=Path, help=with_bert + "BERT's file")
+    flag("--max_text_len_of_initckpt", type=int, default=196,
+         help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip

@@ -8,17 +8,20 @@ They are written node by node because the converter jax2onnx requires an Orbax o
 follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of the last one's output.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.export.manifest import Trained, write_manifest
+from ivt_jax.models import relative
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.models.ops import MASKED
@@ -79,11 +82,13 @@ def write_onnx(folder: Path, trained: Trained) -> None:
     """
     config, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
     image, text = Graph(config), Graph(config)
-    embedded = encode(image, params["blocks"], image_embedding(image, params["image_embedding"], "images"), "mlp_vis")
+    tokens = image_embedding(image, params["image_embedding"], "images")
+    embedded = embedding(image, params, encode(image, params["blocks"], tokens, "mlp_vis"), "image")
     image.save(folder / FILES[0], {"images": np.uint8}, ["batch", *config.image_size, 3], embedded)
     tokens = text_embedding(text, params["text_embedding"], "ids")
     key_bias = text("Unsqueeze", text("Where", "mask", np.float32(0), np.float32(MASKED)), [1, 2])  # (B, 1, 1, L)
-    embedded = encode(text, params["blocks"], tokens, "mlp_txt", key_bias)
+    first = encode(text, params["blocks"], tokens, "mlp_txt", key_bias, text("Shape", "ids", start=1, end=2))
+    embedded = embedding(text, params, first, "text")
     embedded = text("Where", is_valid(text, "ids", "mask"), embedded, np.float32(np.nan))
     text.save(folder / FILES[1], {"ids": np.int32, "mask": np.bool_}, ["batch", "length"], embedded)
     write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
@@ -125,32 +130,65 @@ def is_valid(g: Graph, ids: str, mask: str) -> str:
     return g("And", all_known, g("Gather", mask, [0], axis=1))
 
 
-def encode(g: Graph, blocks: Params, x: str, mlp_name: str, key_bias: str | None = None) -> str:
-    """Encodes tokens (B, N, D) as embeddings (B, D): the blocks, the norm of the first token, at length 1."""
+def encode(
+    g: Graph, blocks: Params, x: str, mlp_name: str, key_bias: str | None = None, length: str | None = None
+) -> str:
+    """Applies the blocks to tokens (B, N, D) and the norm to the first one -> (B, D). length: that of a text."""
     layers = {name: blocks[name] for name in ("norm1", "attn", "norm2", mlp_name)}
+    tables, places = relative_positions(g, blocks.get("relative"), length)
     for i in range(g.config.depth):
-        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, mlp_name, key_bias)
-    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1))
+        bias = key_bias
+        if places is not None:
+            bias = g("Gather", tables[i], places, axis=1)  # (heads, N, N)
+            bias = bias if key_bias is None else g("Add", bias, key_bias)
+        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, mlp_name, bias)
+    return layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1))
+
+
+def relative_positions(g: Graph, tables: Params | None, length: str | None) -> tuple[Any, str | None]:
+    """Returns the numbers (depth, heads, T) of an image's or a text's relative positions, and the place (N, N) of each.
+
+    None, None without relative positions. length: that of the text; None = an image.
+    """
+    if tables is None:
+        return None, None
+    names, bias = ("image", "image_cls"), relative.image_bias
+    if length is not None:
+        names, bias = ("text", "text_cls"), functools.partial(relative.text_bias, length=g.config.max_text_length)
+    joined = np.concatenate([tables[name].reshape(*tables[name].shape[:2], -1) for name in names], axis=-1)
+    counts = np.arange(joined.shape[-1], dtype=np.float32)  # the same functions, on a table of the places themselves
+    cut = tables[names[0]][0, 0].size
+    numbered = {names[0]: counts[:cut].reshape(tables[names[0]][:1, :1].shape), names[1]: counts[None, None, cut:]}
+    places = np.asarray(bias(jax.tree.map(jnp.asarray, numbered))[0, 0]).astype(np.int64)
+    if length is None:
+        return joined, g.constant(places)
+    return joined, g("Slice", places, [0, 0], g("Concat", length, length, axis=0))
+
+
+def embedding(g: Graph, params: Params, first: str, side: str) -> str:
+    """Projects the first tokens (B, D), if the model does, and scales them to length 1."""
+    if g.config.projection:
+        first = g("MatMul", first, params[f"{side}_projection"]["kernel"])
     norm = g("ReduceL2", first, [-1], keepdims=1)
     return g("Div", first, g("Max", norm, np.float32(1e-12)))
 
 
-def block(g: Graph, p: Params, x: str, mlp_name: str, key_bias: str | None) -> str:
-    """Applies a block with the MLP of one modality to (B, N, D)."""
-    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x), key_bias))
+def block(g: Graph, p: Params, x: str, mlp_name: str, bias: str | None) -> str:
+    """Applies a block with the MLP of one modality to (B, N, D). bias: added to the scores (B, heads, N, N)."""
+    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x), bias))
     activation = g.config.image_activation if mlp_name == "mlp_vis" else "gelu"
     return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x), activation))
 
 
-def attention(g: Graph, p: Params, x: str, key_bias: str | None) -> str:
+def attention(g: Graph, p: Params, x: str, bias: str | None) -> str:
     """Applies multi-head self-attention to (B, N, D)."""
     size = g.config.width // g.config.num_heads
     parts = g("Split", linear(g, p["qkv"], x), outputs=3, axis=-1, num_outputs=3)
     q, k, v = (g("Reshape", part, [0, 0, g.config.num_heads, size]) for part in parts)  # 0: as in the input
     q = g("Mul", g("Transpose", q, perm=[0, 2, 1, 3]), np.float32(size**-0.5))
     scores = g("MatMul", q, g("Transpose", k, perm=[0, 2, 3, 1]))
-    if key_bias is not None:
-        scores = g("Add", scores, key_bias)
+    if bias is not None:
+        scores = g("Add", scores, bias)
     mixed = g("MatMul", g("Softmax", scores, axis=-1), g("Transpose", v, perm=[0, 2, 1, 3]))
     return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, g.config.width]))
 

@@ -1,7 +1,7 @@
 """Initial parameters of a training: `train.init_from`, the folder of a run, an export or converted weights.
 
 Parameters of equal shape are loaded. Positions and types of another grid of patches are resized. Parameters that only
-training needs may be missing and stay random. Anything else is an error.
+training needs, relative positions and projections may be missing and stay as initialised. Anything else is an error.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,16 @@ from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
-from ivt_jax.conversion.positions import resize_positions
+from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
+PER_OFFSET = "blocks/relative/image"
 SETTINGS = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # shapes do not show them clearly
+ADDED = ("relative_positions", "projection")  # a model may get them, but not lose them
 OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only masked reconstruction needs them
 
 
@@ -60,7 +62,7 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
         for path, action in actions.items():
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
-                params[path] = resize_positions(value, old.grid, new.grid) if action == "resized" else value
+                params[path] = resize(path, value, old, new) if action == "resized" else value
     return Initial(params, _summary(f"{folder}, step {restored.step}", actions, old, new))
 
 
@@ -70,20 +72,30 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
     found: the shapes in the folder, those of the model `old`. Raises UserError for a shape that does not fit.
     """
     other = [name for name in SETTINGS if getattr(old, name) != getattr(new, name)]
+    other += [name for name in ADDED if getattr(old, name) and not getattr(new, name)]
     if other:
         flags = " ".join(f"--config.model.{name}={getattr(old, name)}" for name in other)
         raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
     actions = {}
     for path, shape in parameter_shapes(new).items():
-        if found.get(path) == shape and (path not in PER_PATCH or old.grid == new.grid):
+        per_patch = path in PER_PATCH or path == PER_OFFSET
+        rest = slice(0, 2) if path == PER_OFFSET else slice(-1, None)  # what the grid does not change
+        if found.get(path) == shape and (not per_patch or old.grid == new.grid):
             actions[path] = "loaded"
         elif path not in found:
             actions[path] = "initialised"
-        elif path in PER_PATCH and found[path][-1] == shape[-1]:
+        elif per_patch and found[path][rest] == shape[rest]:
             actions[path] = "resized"
         else:
             raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config wants {shape}")
     return actions
+
+
+def resize(path: str, value: np.ndarray, old: IVTConfig, new: IVTConfig) -> np.ndarray:
+    """Returns a parameter of the old grid of patches for the new one."""
+    if path == PER_OFFSET:
+        return resize_offsets(value, old.grid, new.grid, new.stride / old.stride)
+    return resize_positions(value, old.grid, new.grid)
 
 
 def _summary(source: str, actions: Mapping[str, str], old: IVTConfig, new: IVTConfig) -> str:

@@ -15,8 +15,8 @@ from ivt_jax.losses import bmm
 from ivt_jax.losses.identity import ID_HEAD, identity_losses, without_classifier
 from ivt_jax.losses.matching import query_losses
 from ivt_jax.losses.mla import mla_loss
+from ivt_jax.models.build import Model
 from ivt_jax.models.embeddings import extract_patches
-from ivt_jax.models.ivt import IVT
 from ivt_jax.training.draws import Draws, Masked, erase_boxes, exact_tokens, fast_tokens, row_keys
 from ivt_jax.training.freezing import join_params
 from ivt_jax.training.hyperparameters import is_on
@@ -40,7 +40,7 @@ class Objective:
     and all get the loss of all rows. Without, the rows are the whole batch.
     """
 
-    model: IVT
+    model: Model
     config: Any
     mask_id: int
     matching: Callable[..., jax.Array] = mla_loss  # how the rows of the devices meet: a function as `mla_loss`
