@@ -139,12 +139,13 @@ import json, sys
 import numpy as np
 {load}
 given = np.load("given.npz")
-images, ids = given["images"], given["ids"]
+images, ids, others = given["images"], given["ids"], given["others"]
+encode_ids = lambda ids: np.asarray(encode_texts(ids, ids != 0))
 got = {{f"images_{{n}}": np.asarray(encode_images(images[:n])) for n in (1, 3, 64)}}
-got |= {{f"ids_{{n}}": np.asarray(encode_texts(ids[:n, :l], ids[:n, :l] > 0)) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
-got["others"] = np.asarray(encode_texts(given["others"], given["others"] != 0))
+got |= {{f"ids_{{n}}": encode_ids(ids[:n, :l]) for n, l in ((1, 3), (3, ids[:3].any(0).sum()), (64, 16))}}
+got["others"] = encode_ids(others)
 if json.load(open("manifest.json"))["smallest_batch"] == 0:
-    got |= {{"images_0": np.asarray(encode_images(images[:0])), "ids_0": np.asarray(encode_texts(ids[:0], ids[:0] > 0))}}
+    got |= {{"images_0": np.asarray(encode_images(images[:0])), "ids_0": encode_ids(ids[:0])}}
 np.savez("got.npz", **got)
 print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 """

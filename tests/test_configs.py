@@ -239,7 +239,7 @@ def evaluation_batches(config):
     with pytest.MonkeyPatch.context() as patch:
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
-        patch.setattr(evaluation, "embed_texts", lambda model, params, ids, size: seen.append(size))
+        patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
         tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
         evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen

@@ -21,6 +21,7 @@ from ivt_jax.encoding.pixels import normalise
 from ivt_jax.evaluation.cross_domain import cross_domain
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.export.run import export
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import Checkpoints, restore_params
 from ivt_jax.run.workdir import config_of_run, load_config
 from ivt_jax.training import loop
@@ -189,7 +190,7 @@ def test_an_export_is_restored_by_the_lines_of_the_readme(trained, pedes_root):
     pictures = np.stack([load_image(pedes_root / "imgs" / path, (24, 12)) for path in items["paths"]])
     names = {"images": normalise(pictures, IVTConfig())}
     exec(code, names)
-    embeddings = names["tokens"][:, 0] / np.linalg.norm(names["tokens"][:, 0], axis=-1, keepdims=True)
+    embeddings = names["embeddings"] / np.linalg.norm(names["embeddings"], axis=-1, keepdims=True)
     with np.load(workdir / "test/embeddings.npz") as expected:
         np.testing.assert_allclose(embeddings, expected["image"], atol=2e-3)  # Pillow's pixels against TensorFlow's
     jax.tree.map(np.testing.assert_array_equal, names["params"], restore_params(workdir).params)

@@ -31,7 +31,8 @@ encode_images, encode_texts = (
 import tensorflow as tf
 signatures = tf.saved_model.load(".").signatures
 encode_images = lambda images: signatures["encode_images"](images=tf.constant(images))["embeddings"]
-encode_texts = lambda *inputs: signatures["encode_texts"](*map(tf.constant, inputs))["embeddings"]""",
+text = signatures["encode_texts"]
+encode_texts = lambda ids, mask: text(ids=tf.constant(ids), mask=tf.constant(mask))["embeddings"]""",
     "onnx": """
 import onnxruntime
 image, text = (onnxruntime.InferenceSession(f"{side}_encoder.onnx") for side in ("image", "text"))

@@ -1,8 +1,8 @@
 """The encoders as ONNX graphs, for ONNX Runtime and other programs that read ONNX.
 
 The inputs are `images`, uint8 (batch, H, W, 3); `ids`, int32 (batch, length), and their `mask`, bool, False at padding.
-The output `embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that begins with
-padding, gives NaN (`is_valid`). The graphs compute in float32, whatever the model's dtype.
+The output `embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that
+begins with padding, gives NaN (`is_valid`). The graphs compute in float32, whatever the model's dtype.
 
 They are written node by node because the converter jax2onnx requires an Orbax older than ours. The functions below
 follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of the last one's output.

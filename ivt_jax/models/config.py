@@ -44,8 +44,9 @@ class IVTConfig:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
         """Returns the sizes of a run from its `config.model`."""
-        values = dict(section)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        # config.json has lists instead of tuples.
+        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in section.items()}
+        return cls(**values)
 
     @property
     def embedding_width(self) -> int:

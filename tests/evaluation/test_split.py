@@ -31,6 +31,11 @@ class Colours:
 TABLE = {"table": np.array([[1e6] * 3, [3, 4, 0], [0, 0, 2], [0, 5, 0]], np.float32)}
 
 
+def embed_texts(model, params, ids, batch_size):
+    """Embeds ids that are padded with 0."""
+    return embedding.embed_texts(model, params, ids, ids > 0, batch_size)
+
+
 def test_embed_images_normalises_twice_and_compiles_once():
     model = Colours()
     red, white, black = (np.broadcast_to(np.uint8(c), (4, 2, 3)) for c in ((255, 0, 0), (255,) * 3, (0,) * 3))
@@ -44,13 +49,13 @@ def test_embed_images_normalises_twice_and_compiles_once():
 
 def test_embed_texts_masks_padding_and_compiles_once():
     model = Colours()
-    embedded = embedding.embed_texts(model, TABLE, np.array([[1, 0], [2, 0], [1, 3]], np.int32), batch_size=2)
+    embedded = embed_texts(model, TABLE, np.array([[1, 0], [2, 0], [1, 3]], np.int32), batch_size=2)
     np.testing.assert_allclose(embedded, [[0.6, 0.8, 0], [0, 0, 1], np.array([3, 9, 0]) / 90**0.5], rtol=1e-6)
     assert model.traces == [("embed_text", (2, 2))]
 
 
 def test_short_embeddings_have_length_1_too():
-    embedded = embedding.embed_texts(Colours(), {"table": TABLE["table"] * 1e-6}, np.array([[1]], np.int32), 1)
+    embedded = embed_texts(Colours(), {"table": TABLE["table"] * 1e-6}, np.array([[1]], np.int32), 1)
     np.testing.assert_allclose(embedded, [[0.6, 0.8, 0]], rtol=1e-6)
 
 
@@ -58,7 +63,7 @@ def test_texts_of_like_length_go_together_and_come_back_in_order(monkeypatch):
     monkeypatch.setattr(embedding, "_MULTIPLE", 2)
     model = Colours()
     rows = [[1, 0, 0, 0, 0], [3, 3, 1, 2, 3], [2, 0, 0, 0, 0], [1, 3, 3, 0, 0], [1, 3, 0, 0, 0], [3, 0, 0, 0, 0]]
-    embedded = embedding.embed_texts(model, TABLE, np.array(rows, np.int32), batch_size=2)
+    embedded = embed_texts(model, TABLE, np.array(rows, np.int32), batch_size=2)
     sums = np.array([TABLE["table"][[i for i in row if i]].sum(0) for row in rows])
     np.testing.assert_allclose(embedded, sums / np.linalg.norm(sums, axis=1, keepdims=True), rtol=1e-6)
     assert model.traces == [("embed_text", (2, width)) for width in (2, 4, 5)]
@@ -77,7 +82,9 @@ def split(monkeypatch, root=Path()):
         pairs=(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 0])),
     )  # fmt: skip
     ids = {"one": 1, "two": 2, "three": 3}
-    tokenizer = SimpleNamespace(encode=lambda texts, length: np.array([[ids[t]] * length for t in texts], np.int32))
+    tokenizer = SimpleNamespace(
+        encode=lambda texts, length: np.array([[ids[t]] * length for t in texts], np.int32), mask=lambda ids: ids > 0
+    )
     config = SimpleNamespace(
         model=SimpleNamespace(image_size=[4, 2]), runtime=SimpleNamespace(eval_batch_size=2),
         text=SimpleNamespace(length={"sentence": 2}),
@@ -161,7 +168,7 @@ def test_embeddings_in_half_precision_and_of_length_0_become_float32_vectors():
     embedded = embedding.embed_images(Half(), {}, [grey[None]])
     assert embedded.dtype == np.float32
     np.testing.assert_allclose(embedded, [[-(3**-0.5)] * 3], rtol=1e-6)  # bfloat16 would be off by 1e-3
-    texts = embedding.embed_texts(Half(), {"table": np.zeros((4, 3), np.float32)}, np.array([[1, 2]], np.int32), 1)
+    texts = embed_texts(Half(), {"table": np.zeros((4, 3), np.float32)}, np.array([[1, 2]], np.int32), 1)
     assert texts.dtype == np.float32
     np.testing.assert_array_equal(texts, [[0, 0, 0]])
 

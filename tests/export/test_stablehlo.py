@@ -33,18 +33,22 @@ def test_the_programs_are_for_every_platform_and_any_batch(written, given_away):
         products = [line for line in program.mlir_module().splitlines() if "stablehlo.dot_general" in line]
         assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
     with pytest.raises(ValueError, match="shapes"):  # more text positions than the model has
-        program.call(np.zeros((1, 21), np.int32))
+        program.call(np.zeros((1, 21), np.int32), np.ones((1, 21), bool))
 
 
 def test_what_the_programs_refuse(written):
     encode_images, encode_texts = (
         jax.export.deserialize((written / f"{side}_encoder.stablehlo").read_bytes()).call for side in ("image", "text")
     )
+
+    def encode_ids(ids):
+        return encode_texts(ids, np.ones(ids.shape, bool))
+
     for encode, shape, dtype, message in (
         (encode_images, (0, 24, 12, 3), np.uint8, "Expected value >= 1 for dimension variable 'batch'"),
-        (encode_texts, (0, 4), np.int32, "Expected value >= 1 for dimension variable 'batch'"),
-        (encode_texts, (1, 0), np.int32, "Expected value >= 1 for dimension variable 'length'"),
-        (encode_texts, (1, 4), np.float32, "expected int32 and called with float32"),
+        (encode_ids, (0, 4), np.int32, "Expected value >= 1 for dimension variable 'batch'"),
+        (encode_ids, (1, 0), np.int32, "Expected value >= 1 for dimension variable 'length'"),
+        (encode_ids, (1, 4), np.float32, "expected int32 and called with float32"),
         (encode_images, (1, 24, 12, 3), np.float32, "expected uint8 and called with float32"),
         (encode_images, (1, 24, 13, 3), np.uint8, r"mismatch for args\[0\]"),
         (encode_images, (1, 24, 12, 4), np.uint8, r"mismatch for args\[0\]"),
@@ -67,11 +71,14 @@ def test_each_program_holds_its_own_parameters_alone(written, given_away):
 
 def test_the_manifest_tells_what_a_user_needs(written):
     manifest = json.loads((written / "manifest.json").read_text())
-    assert (manifest["format"], manifest["format_version"], manifest["dtype"]) == ("stablehlo", 1, "float32")
+    assert (manifest["format"], manifest["format_version"], manifest["dtype"]) == ("stablehlo", 2, "float32")
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     image, text = manifest["encoders"]["image"], manifest["encoders"]["text"]
     assert image["inputs"] == [{"name": "images", "dtype": "uint8", "shape": ["batch", 24, 12, 3]}]
-    assert text["inputs"] == [{"name": "ids", "dtype": "int32", "shape": ["batch", "length"]}]
+    assert text["inputs"] == [
+        {"name": "ids", "dtype": "int32", "shape": ["batch", "length"]},
+        {"name": "mask", "dtype": "bool", "shape": ["batch", "length"]},
+    ]
     output = {"name": "embeddings", "dtype": "float32", "shape": ["batch", 16]}
     assert image["outputs"] == text["outputs"] == [output]
     assert manifest["smallest_batch"] == 1 and manifest["text"]["vocab_size"] == 2726

@@ -37,7 +37,7 @@ def test_what_the_signatures_refuse(tmp_path, given_away):
     refused = tf.errors.InvalidArgumentError
     for shape, dtype in (((1, 21), tf.int32), ((1, 0), tf.int32), ((1, 4), tf.int64), ((4,), tf.int32)):
         with pytest.raises(refused):
-            encode_texts(ids=tf.ones(shape, dtype))
+            encode_texts(ids=tf.ones(shape, dtype), mask=tf.ones(shape, tf.bool))
     for shape, dtype in (((1, 24, 13, 3), tf.uint8), ((1, 24, 12, 4), tf.uint8), ((1, 24, 12, 3), tf.float32)):
         with pytest.raises(refused):
             encode_images(images=tf.zeros(shape, dtype))
