@@ -102,5 +102,6 @@ def _asked(ask: Callable[[], T], repo: str, revision: str, known: Repository | N
             reason = "HF_HUB_OFFLINE is set"
         else:
             reason = f"the hub cannot be reached ({type(error).__name__})"
+        wanted = f"{repo}@{revision}" if revision else repo
         remedy = "fetch it on a machine with the internet and copy the cache, or name a local file"
-        raise UserError(f'{reason}, and "{repo}" is not in the cache {constants.HF_HUB_CACHE}: {remedy}') from None
+        raise UserError(f'{reason}, and "{wanted}" is not in the cache {constants.HF_HUB_CACHE}: {remedy}') from None
