@@ -89,7 +89,7 @@ def make_config(dtype: str = "float32", deterministic: bool = False) -> ConfigDi
 
 
 def draw_batch(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws a batch (input_pipeline/pipeline.py): two pairs of each person, in colours and words of that person."""
+    """Draws a batch (input_pipeline/pipeline.py) without masks: two pairs of each person, in colours and words of that person."""
     config = make_config()
     persons = np.repeat(rng.permutation(100)[: PAIRS // 2], 2).astype(np.int32)
     shape = PAIRS, config.mla.views
@@ -106,7 +106,6 @@ def draw_batch(rng: np.random.Generator) -> dict[str, Any]:
         "images": (colours + rng.integers(0, 56, (*shape, *config.model.image_size, 3))).astype(np.uint8),
         "erase": boxes,
         "text": text,
-        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": np.where(text["sentence"] > 0, np.arange(text["sentence"].shape[1], dtype=np.int32), 0),
         "person_ids": persons,
         "pair_ids": np.arange(PAIRS, dtype=np.int32),
@@ -144,7 +143,12 @@ def read() -> tuple[list[dict[str, Any]], np.ndarray, dict[str, np.ndarray]]:
         arrays = {name: file[name] for name in file.files}
     batches = unflatten_dict({n[8:]: x for n, x in arrays.items() if n.startswith("batches/")}, sep="/")
     gradients = {n[10:]: x for n, x in arrays.items() if n.startswith("gradients/")}
-    return [batches[str(number)] for number in range(BATCHES)], arrays["losses"], gradients
+    return [with_mask(batches[str(number)]) for number in range(BATCHES)], arrays["losses"], gradients
+
+
+def with_mask(batch: dict[str, Any]) -> dict[str, Any]:
+    """Adds the masks of texts that are padded with 0."""
+    return {**batch, "mask": {level: ids > 0 for level, ids in batch["text"].items()}}
 
 
 def distance(found: Any, recorded: np.ndarray) -> float:
@@ -176,7 +180,7 @@ def record() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     rng = np.random.default_rng(0)
     batches = [draw_batch(rng) for _ in range(BATCHES)]
-    result = dict(in_processes(batches, ["float32"]))["float32"]
+    result = dict(in_processes(list(map(with_mask, batches)), ["float32"]))["float32"]
     arrays = flatten_dict({"batches": {str(i): batch for i, batch in enumerate(batches)}}, sep="/")
     arrays |= {f"gradients/{name}": gradient for name, gradient in result.gradients.items()}
     np.savez_compressed(RECORDED, losses=result.losses, **arrays)
@@ -206,6 +210,7 @@ def run(file: Path | None) -> int:
     batches, losses, gradients = read()
     results: dict[str, Result] = {}
     found: list[Comparison] = []
+    print(f"{len(RUNS)} runs of {STEPS} steps side by side: {', '.join(RUNS)}", flush=True)
     for name, result in in_processes(batches, list(RUNS)):
         results[name] = result
         found = list(comparisons(results, losses, gradients))
