@@ -31,7 +31,8 @@ class SentencePiece(Tokenizer):
     """Text and end token, padded with a token that is attended to."""
 
     layout = "the pieces of the text cut to length - 1, the end token, padded on the right"
-    padding = "true everywhere: the padding is attended to"
+    padding = "true everywhere: the padding is attended to, and a text has all of `length`"
+    attends_to_padding = True
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, special: dict[str, str]):
         super().__init__(backend, name, special)

@@ -39,6 +39,7 @@ class Tokenizer:
     expected: ClassVar[str]  # for errors: what the vocabulary should be
     layout: ClassVar[str]  # for manifests: the ids of a text, in words
     padding: ClassVar[str] = "true at tokens, false at padding"  # for manifests: the mask, in words
+    attends_to_padding: ClassVar[bool] = False  # then a text has the length that the model was trained with
     blank_id: int | None = None  # of a piece that is no more than the blank before a word
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, special: Mapping[str, str]):

@@ -54,6 +54,7 @@ def write_manifest(
             "end_id": tokenizer.end_id,
             "pad_id": tokenizer.pad_id,
             "mask": tokenizer.padding,
+            "padding_attended": tokenizer.attends_to_padding,
             "unk_id": tokenizer.unk_id,
             "vocab_size": model_config.vocab_size,
             "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with padding",
