@@ -175,7 +175,7 @@ def check_paths(args: argparse.Namespace) -> None:
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
     for path in (args.weights, args.weights_text):
-        if is_on_hub(path) and args.source in ("release", "export"):
+        if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
             raise UserError(f"{path}: --source={args.source} reads a file; fetch it and name it")
         if path and not is_on_hub(path) and not path.is_file():
             raise UserError(
