@@ -8,7 +8,8 @@
     python -m ivt_jax.convert --source=vlmo --weights=vlmo_base_patch16_224.pt --out=weights/vlmo
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
-Prints the use of every tensor. Nothing in a file of weights is executed.
+Instead of a file, --weights and --weights_text may name a repository on the hub: hf:OWNER/NAME, or
+hf:OWNER/NAME@REVISION. Prints the use of every tensor. Nothing in a file of weights is executed.
 """
 
 import argparse
@@ -28,18 +29,25 @@ from ivt_jax.common.startup import run_command
 def convert(args: argparse.Namespace, rest: list[str]) -> None:
     """Reads and converts the weights, writes the folder --out, and prints the use of every tensor."""
     check_paths(args)
+    from ivt_jax.conversion.hub import fetch_weights
     from ivt_jax.conversion.tensors import table
     from ivt_jax.run.checkpoint import export_params
     from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
-    record, conversion = from_export(args.weights, rest) if args.source == "export" else from_others(args, rest)
+    places = {"weights": args.weights, "weights_text": args.weights_text}
+    fetched = {flag: fetch_weights(repository_name(place)) for flag, place in places.items() if is_on_hub(place)}
+    if args.source == "export":
+        record, conversion = from_export(args.weights, rest)
+    else:
+        record, conversion = from_others(args, rest, fetched)
     config = ConfigDict(record["config"])
     tokenizer, line = find_tokenizer(args, config)
     with whole_folder(args.out) as folder:
         export_params(folder / "params", conversion.params)
-        files = [path for path in (args.weights, args.weights_text) if path]
-        record_conversion(folder, record, args.source, files, tokenizer)
+        files = [path for flag, path in places.items() if path and flag not in fetched]
+        hub = {flag: (weights.repository, weights.files) for flag, weights in fetched.items()}
+        record_conversion(folder, record, args.source, files, tokenizer, hub)
         if tokenizer:
             tokenizer.save(folder)
     print(table(conversion.uses), line, sep="\n")
@@ -48,12 +56,24 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"written: {args.out}", file=sys.stderr)
 
 
-def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
-    """Returns the content of config.json and the conversion of weights that another program wrote."""
+def is_on_hub(place: Path | None) -> bool:
+    """Whether --weights or --weights_text is hf:OWNER/NAME."""
+    return str(place).startswith("hf:")
+
+
+def repository_name(place: Path) -> str:
+    """Returns OWNER/NAME or OWNER/NAME@REVISION of hf:OWNER/NAME..."""
+    return str(place).removeprefix("hf:")
+
+
+def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Returns the content of config.json and the conversion of weights that another program wrote.
+
+    fetched: flag -> weights from the hub, for --weights and --weights_text.
+    """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
     from ivt_jax.conversion.clip import convert_clip
-    from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.vit import Source, convert_vit
     from ivt_jax.conversion.vlmo import convert_vlmo
@@ -62,21 +82,54 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
 
     config = read_config(args.config or cuhk.__file__, rest)
     check_keys(config)
+    changes = described_by_hub(args, rest, fetched)
+    config.update_from_flattened_dict(changes)
     model_config = IVTConfig.from_config(config.model)
-    image = Source(read_tensors(args.weights), str(args.weights))
+    image = Source(tensors_of(args.weights, fetched.get("weights")), str(args.weights))
     if args.source == "release":
         conversion = convert_release(*image, model_config, config.seed)
     elif args.source == "vlmo":
         conversion = convert_vlmo(*image, model_config, config.seed, args.max_text_len_of_initckpt)
     else:
-        text = Source(read_tensors(args.weights_text), str(args.weights_text))
+        text = Source(tensors_of(args.weights_text, fetched.get("weights_text")), str(args.weights_text))
         if args.source == "clip":
             conversion = convert_clip(image, text, model_config, args.activation, args.resize, config.seed)
         else:
             conversion = convert_vit(image, text, model_config, args.resize, config.seed)
     record_sizes(config, conversion.model_config)
+    config.update_from_flattened_dict(changes)  # the repository knows the mean and deviation of its pixels
     check_config(config)  # only now: the weights determine patch size, depth and others
     return {"config": config.to_dict()}, conversion
+
+
+def tensors_of(place: Path, fetched: Any) -> Any:
+    """Returns the tensors of a file, or of weights from the hub."""
+    from ivt_jax.conversion.files import read_tensors
+
+    return fetched.tensors() if fetched else read_tensors(place)
+
+
+def described_by_hub(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the repositories say of the model, as key of the config -> value; given flags take precedence.
+
+    Without --config, image size and stride are those that the model was taught with. Sets args.activation.
+    """
+    from input_pipeline.tokenizer import VOCABULARIES
+    from ivt_jax.conversion.hub import described
+
+    changes: dict[str, Any] = {}
+    if "weights_text" in fetched:
+        described(fetched["weights_text"], args.source_text)
+    if "weights" in fetched:
+        found = described(fetched["weights"], args.source)
+        changes = found.image | ({} if args.source_text else found.text)
+        changes |= {} if args.config or args.source_text else found.geometry
+        args.activation = found.activation or args.activation
+    text = fetched.get("weights_text" if args.source_text else "weights")
+    if text and set(VOCABULARIES) & set(text.repository.files):
+        changes["text.tokenizer"] = text.pinned
+    given = {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
+    return {key: value for key, value in changes.items() if key not in given}
 
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
@@ -109,6 +162,8 @@ def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, s
         else:
             tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     except DataError as error:
+        if "@" in config.text.tokenizer:  # of the hub, beside the weights: it must fit them
+            raise
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
     digest, size = tokenizer.digest[:12], tokenizer.vocab_size
     return tokenizer, f"tokenizer: {digest}, {size:,} entries, written beside the parameters"
@@ -124,8 +179,12 @@ def check_paths(args: argparse.Namespace) -> None:
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
     for path in (args.weights, args.weights_text):
-        if path and not path.is_file():
-            raise UserError(f"{path} is not a file; name a file of weights")
+        if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
+            raise UserError(f"{path}: --source={args.source} reads a file; fetch it and name it")
+        if path and not is_on_hub(path) and not path.is_file():
+            raise UserError(
+                f"{path} is not a file; name a file of weights, or hf:OWNER/NAME for a repository on the hub"
+            )
     refuse_path(args.out, UNWRITABLE)
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it or name another --out")
@@ -158,9 +217,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     flag, with_bert = parser.add_argument, "with vit and clip: "
     flag("--source", required=True, choices=("release", "vlmo", "vit", "clip", "export"), help="origin of --weights")
-    flag("--weights", required=True, type=Path, help="file of weights; an export's has config.json beside it")
+    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), or "
+         "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
-    flag("--weights_text", type=Path, help=with_bert + "BERT's file")
+    flag("--weights_text", type=Path, help=with_bert + "BERT's file, or hf:OWNER/NAME[@REVISION]")
     flag("--max_text_len_of_initckpt", type=int, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")

@@ -158,6 +158,10 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         if not SHORTEST <= length <= model.max_text_length:
             most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
             yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
+    lengths, positions = config.text.length.values(), model.max_text_length
+    if model.get("towers", 1) == 2 and model.text.pooling == "last" and set(lengths) != {positions}:
+        reason = f"model.text.pooling last reads the last of exactly model.max_text_length {positions} tokens"
+        yield f"text.length is {tuple(lengths)}: {reason}; set each to {positions}"
     if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
     if model.width % model.num_heads:
