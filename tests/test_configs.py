@@ -411,6 +411,8 @@ KEYS = {
     "model.norm_epsilon": (loss, 1e-5),
     "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
     "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
+    "model.relative_positions": (parameters, True),
+    "model.projection": (parameters, 8),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),

@@ -23,7 +23,7 @@ from ivt_jax.models.ivt import IVTConfig
 
 LONGEST = 196  # tokens of a text for which the published weights have relative positions
 BLOCK = "transformer.blocks.{}."
-TABLE, ABSOLUTE = "relative_position_bias_table", "transformer.pos_embed"
+TABLE, ABSOLUTE, SCALE = "relative_position_bias_table", "transformer.pos_embed", "logit_scale"
 MODALITIES = {"mlp_vis": "imag", "mlp_txt": "text"}  # our MLP -> their modality
 
 # Not parameters of ours: what becomes of tensors that are folded into several. The table of uses prints it.
@@ -66,7 +66,7 @@ RULES = (
     rule(RELATIVE, TABLE, "T C"),
     rule("image_projection/kernel", "itc_image_proj.fc.weight", "E D", linear),
     rule("text_projection/kernel", "itc_text_proj.fc.weight", "E D", linear),
-    rule("similarity/log_scale", "logit_scale", ""),
+    rule("similarity/log_scale", SCALE, ""),
 )
 WITH_POSITIONS = (*RULES, rule(POSITIONS, ABSOLUTE, "1 N D"))  # the base model has none
 IGNORED = {
@@ -110,6 +110,8 @@ def convert_vlmo(
     tensors: Mapping[str, np.ndarray], file: str, model_config: IVTConfig, seed: int, longest: int = LONGEST
 ) -> Conversion:
     """As `params_from_vlmo`, for a model with the other options (dropout, dtype, ...) of `model_config`."""
+    # NumPy's `ascontiguousarray`, which people call before they write safetensors, gives a scalar an axis.
+    tensors = {name: x.reshape(()) if clean(name) == SCALE and x.shape == (1,) else x for name, x in tensors.items()}
     rules = WITH_POSITIONS if ABSOLUTE in map(clean, tensors) else RULES
     loaded = read(Naming(rules, IGNORED, clean), tensors, file, {})
     sizes = {**loaded.sizes, "L": longest}
