@@ -165,7 +165,8 @@ def loss(config):
     text = {level: np.ones((rows, config.text.length[level]), np.int32) for level in ("sentence", "phrase", "word")}
     inputs = {
         "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
-        "text": text, "mask": {level: ids > 0 for level, ids in text.items()}, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
+        "text": text, "mask": {level: ids > 0 for level, ids in text.items()},
+        "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
     }  # fmt: skip
     model = build_model(config.model)
 
@@ -418,6 +419,10 @@ KEYS = {
     "mla.levels": (loss, ("sentence",)),
     "mla.views": (batch, 1),
     "mla.groups": (loss, 2),
+    "match.loss": (loss, "sdm"),
+    "match.temperature": (loss, 0.5),
+    "match.normalise": (loss, "both"),
+    "id.weight": (start_state, 0.5),
     "bmm.align": (loss, "fast"),
     "bmm.align_ratio": (loss, 0.4),
     "bmm.word_weight": (loss, 0.5),
@@ -434,6 +439,8 @@ KEYS = {
     "optimizer.floor": (updates, 0.001),
     "optimizer.warmup_epochs": (updates, 1.0),
     "optimizer.momentum": (updates, 0.5),
+    "optimizer.multipliers": (updates, ("bias=3",)),
+    "optimizer.epsilon": (updates, 1e-3, ADAMW),
     "optimizer.b1": (updates, 0.5, ADAMW),
     "optimizer.b2": (updates, 0.5, ADAMW),
     "optimizer.weight_decay": (updates, 0.1),
@@ -446,6 +453,7 @@ KEYS = {
     "train.eval_every": (run, 2),
     "train.select_on": (selection, "test"),
     "train.init_from": (start, "WEIGHTS"),
+    "train.freeze": (start_state, ("blocks/",)),
     "train.max_bad_steps": (run, 2),
     "train.spike_factor": (start_state, 5.0),
     "evaluation.robustness": (told, False),
