@@ -409,6 +409,8 @@ KEYS = {
     "model.image_norm": (loss, True),
     "model.image_activation": (loss, "quick_gelu"),
     "model.norm_epsilon": (loss, 1e-5),
+    "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
+    "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),
