@@ -20,15 +20,17 @@ def resize_positions(
 ) -> np.ndarray:
     """Returns the positions (1, 1 + rows * columns, D) of grid `source` for grid `target`; that of [CLS] stays.
 
+    Without [CLS] they are (1, rows * columns, D).
+
     Grids are (rows, columns). For equal grids the array itself is returned.
     """
     if tuple(source) == tuple(target):
         return positions
-    width = positions.shape[-1]
-    grid = positions[0, 1:].reshape(*source, width).astype(np.float64)
+    first, width = positions.shape[1] - source[0] * source[1], positions.shape[-1]
+    grid = positions[0, first:].reshape(*source, width).astype(np.float64)
     rows, columns = (weights(old, new, method) for old, new in zip(source, target, strict=True))
     resized = np.einsum("ri,cj,ijd->rcd", rows, columns, grid, optimize=True).reshape(1, -1, width)
-    return np.concatenate([positions[:, :1], resized.astype(positions.dtype)], axis=1)
+    return np.concatenate([positions[:, :first], resized.astype(positions.dtype)], axis=1)
 
 
 def weights(old: int, new: int, method: str) -> np.ndarray:

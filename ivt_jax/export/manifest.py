@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.encoding.images import preprocessing
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model
 from ivt_jax.run.workdir import digest, write_json
 
 
 class Trained(NamedTuple):
     """A model, its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
 
-    model: IVT
+    model: Model
     params: Any
     config: ConfigDict
     tokenizer: Tokenizer

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from ivt_jax.losses import bmm
 from ivt_jax.losses.mla import mla_loss
+from ivt_jax.models.build import Model
 from ivt_jax.models.embeddings import extract_patches
-from ivt_jax.models.ivt import IVT
 from ivt_jax.training.draws import Draws, Masked, erase_boxes, exact_tokens, fast_tokens, row_keys
 from ivt_jax.training.hyperparameters import is_on
 
@@ -35,7 +35,7 @@ class Objective:
     and all get the loss of all rows. Without, the rows are the whole batch.
     """
 
-    model: IVT
+    model: Model
     config: Any
     mask_id: int
     matching: Callable[..., jax.Array] = mla_loss  # (views, levels, person ids, groups) -> (); see losses/mla.py

@@ -8,7 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model
 from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.hyperparameters import is_on
 from ivt_jax.training.objective import Objective
@@ -39,7 +39,7 @@ class TrainState:
         return self.ema or self.params
 
 
-def init_state(model: IVT, tx: optax.GradientTransformation, config: Any) -> TrainState:
+def init_state(model: Model, tx: optax.GradientTransformation, config: Any) -> TrainState:
     """Returns the state before the first step. It depends on the config's seed alone."""
     params = model.init(jax.random.key(config.seed))["params"]
     zero = jnp.zeros((), jnp.int32)
