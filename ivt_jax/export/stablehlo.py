@@ -4,8 +4,8 @@
     encode(images)  # uint8 (b, H, W, 3) -> unit vectors, float32 (b, D), for any b from 1, on CPU, GPU and TPU
 
 The text encoder takes token ids (b, L) int32 and their mask (b, L) bool, False at padding. A row with an id outside of
-the vocabulary, or that begins with padding, gives NaN. b = 0 raises ValueError: symbolic dimensions of jax.export are at least 1. The parameters that
-a side uses are constants of its program.
+the vocabulary, or that begins with padding, gives NaN. b = 0 raises ValueError: symbolic dimensions of jax.export are
+at least 1. The parameters that a side uses are constants of its program.
 """
 
 import functools

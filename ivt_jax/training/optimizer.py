@@ -85,16 +85,19 @@ def by_layer(updates: Any, decay: float) -> Any:
     """Returns updates that are smaller the lower the layer (layer-wise decay; Bao et al., BEiT, 2022).
 
     The last block's are multiplied by `decay`, those of the block below by decay^2, and so on down to the embeddings.
-    The final norm's and the heads' stay.
+    The final norm's and the heads' stay. Of two towers, each has its own depth.
     """
-    depth = len(updates["blocks"]["norm1"]["scale"])
+    depths = {part: len(layers["norm1"]["scale"]) for part, layers in updates.items() if part.endswith("blocks")}
 
     def scale(path, update):
         part, layer = path[0].key, path[1].key
-        if part == "blocks" and layer != "norm":
-            height = jnp.arange(depth, 0, -1).reshape(-1, *[1] * (update.ndim - 1))
+        if part.endswith("blocks") and layer != "norm":
+            height = jnp.arange(depths[part], 0, -1).reshape(-1, *[1] * (update.ndim - 1))
             return update * decay**height
-        return update * decay ** (depth + 1) if part.endswith("_embedding") else update
+        if not part.endswith("_embedding"):
+            return update
+        depth = depths.get("blocks") or depths[part.replace("_embedding", "_blocks")]
+        return update * decay ** (depth + 1)
 
     return jax.tree_util.tree_map_with_path(scale, updates)
 
