@@ -1,6 +1,7 @@
 """Converts weights of other programs, or of an export, to a folder of parameters to evaluate, search or train with.
 
     python -m ivt_jax.convert --source=release --weights=ivt_cuhk.pth --out=weights/ivt-cuhk
+    python -m ivt_jax.convert --source=clip --weights=clip_base.safetensors --out=weights/clip    # or --source=siglip
     python -m ivt_jax.convert --source=vit --weights=vit_base.safetensors --source_text=bert \\
         --weights_text=bert_base.safetensors --out=weights/vit-bert --config=configs/rstp.py
     python -m ivt_jax.convert --source=clip --weights=clip_base.safetensors --source_text=bert \\
@@ -13,6 +14,7 @@ hf:OWNER/NAME@REVISION. Prints the use of every tensor. Nothing in a file of wei
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,10 +75,6 @@ def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, An
     """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
-    from ivt_jax.conversion.clip import convert_clip
-    from ivt_jax.conversion.release import convert_release
-    from ivt_jax.conversion.vit import Source, convert_vit
-    from ivt_jax.conversion.vlmo import convert_vlmo
     from ivt_jax.models.ivt import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
@@ -85,21 +83,34 @@ def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, An
     changes = described_by_hub(args, rest, fetched)
     config.update_from_flattened_dict(changes)
     model_config = IVTConfig.from_config(config.model)
-    image = Source(tensors_of(args.weights, fetched.get("weights")), str(args.weights))
-    if args.source == "release":
-        conversion = convert_release(*image, model_config, config.seed)
-    elif args.source == "vlmo":
-        conversion = convert_vlmo(*image, model_config, config.seed, args.max_text_len_of_initckpt)
-    else:
-        text = Source(tensors_of(args.weights_text, fetched.get("weights_text")), str(args.weights_text))
-        if args.source == "clip":
-            conversion = convert_clip(image, text, model_config, args.activation, args.resize, config.seed)
-        else:
-            conversion = convert_vit(image, text, model_config, args.resize, config.seed)
+    conversion = read_weights(args, fetched, model_config, config.seed)
     record_sizes(config, conversion.model_config)
     config.update_from_flattened_dict(changes)  # the repository knows the mean and deviation of its pixels
     check_config(config)  # only now: the weights determine patch size, depth and others
     return {"config": config.to_dict()}, conversion
+
+
+def read_weights(args: argparse.Namespace, fetched: dict[str, Any], model_config: Any, seed: int) -> Any:
+    """Returns the conversion of the weights, by their source."""
+    from ivt_jax.conversion.clip import convert_clip, convert_clip_towers
+    from ivt_jax.conversion.release import convert_release
+    from ivt_jax.conversion.siglip import convert_siglip
+    from ivt_jax.conversion.vit import Source, convert_vit
+    from ivt_jax.conversion.vlmo import convert_vlmo
+
+    weights = Source(tensors_of(args.weights, fetched.get("weights")), str(args.weights))
+    if args.weights_text:
+        text = Source(tensors_of(args.weights_text, fetched.get("weights_text")), str(args.weights_text))
+        if args.source == "clip":
+            return convert_clip(weights, text, model_config, args.activation, args.resize, seed)
+        return convert_vit(weights, text, model_config, args.resize, seed)
+    if args.source == "clip":
+        return convert_clip_towers(weights, model_config, args.activation, args.resize, seed)
+    if args.source == "siglip":
+        return convert_siglip(weights, model_config, args.resize, seed)
+    if args.source == "vlmo":
+        return convert_vlmo(*weights, model_config, seed, args.max_text_len_of_initckpt)
+    return convert_release(*weights, model_config, seed)
 
 
 def tensors_of(place: Path, fetched: Any) -> Any:
@@ -171,10 +182,11 @@ def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, s
 
 def check_paths(args: argparse.Namespace) -> None:
     """Raises UserError if flags do not go together, a file is missing, or the folder exists."""
-    if (args.source in ("vit", "clip")) != bool(args.source_text and args.weights_text):
+    given = bool(args.source_text), bool(args.weights_text)
+    if given not in {"vit": [(True, True)], "clip": [(True, True), (False, False)]}.get(args.source, [(False, False)]):
         raise UserError(
-            "--source=vit and --source=clip go with --source_text=bert and --weights_text=FILE, which give the text "
-            "side; --source=release, --source=vlmo and --source=export have both sides and go without"
+            "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text side, and "
+            "--source=clip may; the other sources have both sides and go without"
         )
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
@@ -194,6 +206,8 @@ def check_paths(args: argparse.Namespace) -> None:
 
 def record_sizes(config: Any, model_config: Any) -> None:
     """Writes the sizes and options of the converted model into the config. Raises UserError if the widths differ."""
+    if model_config.towers == 2:
+        return record_towers(config, model_config)
     if model_config.width != config.model.width:
         raise UserError(
             f"the weights are {model_config.width} wide, the config {config.model.width}: set --config.model.width and "
@@ -205,18 +219,39 @@ def record_sizes(config: Any, model_config: Any) -> None:
     config.model.update({name: getattr(model_config, name) for name in sizes + options + more})
 
 
+def record_towers(config: Any, model_config: Any) -> None:
+    """As `record_sizes`, for two towers: turns off what needs one, and keeps texts within the weights' positions.
+
+    A text pooled at its last place is padded to the length that the weights were trained with.
+    """
+    values = dataclasses.asdict(model_config)
+    config.model.text.update(values.pop("text"))
+    config.model.update(values)
+    config.bmm.update({"word_weight": 0.0, "patch_weight": 0.0})
+    if model_config.text.pooling != "first" and config.bmm.align == "exact":
+        config.bmm.align = "off"
+    longest = model_config.max_text_length
+    for level, length in config.text.length.items():
+        config.text.length[level] = longest if model_config.text.pooling == "last" else min(length, longest)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser; it leaves flags of config keys to `read_config`."""
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.convert",
-        description="Converts weights to a folder of parameters: the IVT release's checkpoint, VLMo's, an ImageNet ViT "
-        "with BERT, CLIP's image tower with BERT (experimental), or the model.safetensors of an export.",
+        description="Converts weights to a folder of parameters: the IVT release's checkpoint, VLMo's, CLIP's, "
+        "SigLIP's, an ImageNet ViT or CLIP's image tower with BERT, or the model.safetensors of an export.",
         epilog="Files: .safetensors, Google's .npz and, if PyTorch is installed, .pth and .bin. Use the folder as "
         "--workdir of ivt_jax.search and of --mode=evaluate, or as --config.train.init_from of a training.",
         allow_abbrev=False,
     )
-    flag, with_bert = parser.add_argument, "with vit and clip: "
-    flag("--source", required=True, choices=("release", "vlmo", "vit", "clip", "export"), help="origin of --weights")
+    flag, with_bert, resized = (
+        parser.add_argument,
+        "with vit, and clip without its texts: ",
+        "with vit, clip and siglip: ",
+    )
+    sources = ("release", "vlmo", "clip", "siglip", "vit", "export")
+    flag("--source", required=True, choices=sources, help="origin of --weights")
     flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), or "
          "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
@@ -227,7 +262,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
     flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",
-         help=with_bert + "how positions are resized to the config's grid (default bilinear)")  # fmt: skip
+         help=resized + "how positions are resized to the config's grid (default bilinear)")  # fmt: skip
     flag("--activation", choices=("quick_gelu", "gelu"), default="quick_gelu",
          help="with clip: activation of its MLPs (default quick_gelu, OpenAI's; most others have gelu)")  # fmt: skip
     return parser

@@ -4,9 +4,10 @@ Parameters of equal shape are loaded. Positions and types of another grid of pat
 training needs, relative positions and projections may be missing and stay as initialised. Anything else is an error.
 """
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -22,7 +23,11 @@ from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
 PER_OFFSET = "blocks/relative/image"
-SETTINGS = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # shapes do not show them clearly
+# Shapes do not show these clearly. Those of the text tower count only in models with two.
+SETTINGS = (
+    "towers", "num_heads", "image_norm", "image_activation", "norm_epsilon", "pixel_mean", "pixel_deviation", "pooling"
+)  # fmt: skip
+TEXT_SETTINGS = ("text.num_heads", "text.activation", "text.causal", "text.pooling", "text.projection_bias")
 ADDED = ("relative_positions", "projection")  # a model may get them, but not lose them
 OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only masked reconstruction needs them
 
@@ -71,10 +76,12 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
 
     found: the shapes in the folder, those of the model `old`. Raises UserError for a shape that does not fit.
     """
-    other = [name for name in SETTINGS if getattr(old, name) != getattr(new, name)]
-    other += [name for name in ADDED if getattr(old, name) and not getattr(new, name)]
+    settings = SETTINGS + (TEXT_SETTINGS if old.towers == new.towers == 2 else ())
+    of = {name: operator.attrgetter(name) for name in settings + ADDED}
+    other = [name for name in settings if of[name](old) != of[name](new)]
+    other += [name for name in ADDED if of[name](old) and not of[name](new)]
     if other:
-        flags = " ".join(f"--config.model.{name}={getattr(old, name)}" for name in other)
+        flags = " ".join(f"--config.model.{name}={_flag_value(of[name](old))}" for name in other)
         raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
     actions = {}
     for path, shape in parameter_shapes(new).items():
@@ -96,6 +103,11 @@ def resize(path: str, value: np.ndarray, old: IVTConfig, new: IVTConfig) -> np.n
     if path == PER_OFFSET:
         return resize_offsets(value, old.grid, new.grid, new.stride / old.stride)
     return resize_positions(value, old.grid, new.grid)
+
+
+def _flag_value(value: Any) -> str:
+    """Returns a value of the config as a shell takes it."""
+    return '"({})"'.format(",".join(map(str, value))) if isinstance(value, tuple) else str(value)
 
 
 def _summary(source: str, actions: Mapping[str, str], old: IVTConfig, new: IVTConfig) -> str:
