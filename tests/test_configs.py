@@ -165,7 +165,8 @@ def loss(config):
     text = {level: np.ones((rows, config.text.length[level]), np.int32) for level in ("sentence", "phrase", "word")}
     inputs = {
         "images": np.zeros((rows, views, *size, 3), np.uint8), "erase": np.zeros((rows, views, 4), np.int32),
-        "text": text, "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
+        "text": text, "mask": {level: ids > 0 for level, ids in text.items()},
+        "words": np.ones_like(text["sentence"]), "person_ids": np.zeros(rows, np.int32),
     }  # fmt: skip
     model = build_model(config.model)
 
@@ -408,6 +409,8 @@ KEYS = {
     "model.image_norm": (loss, True),
     "model.image_activation": (loss, "quick_gelu"),
     "model.norm_epsilon": (loss, 1e-5),
+    "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
+    "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),

@@ -89,7 +89,7 @@ def make_config(dtype: str = "float32", deterministic: bool = False) -> ConfigDi
 
 
 def draw_batch(rng: np.random.Generator) -> dict[str, Any]:
-    """Draws a batch (input_pipeline/pipeline.py) without masks: two pairs of each person, in colours and words of that person."""
+    """Draws a batch (input_pipeline/pipeline.py) without masks: two pairs of each person, in its colours and words."""
     config = make_config()
     persons = np.repeat(rng.permutation(100)[: PAIRS // 2], 2).astype(np.int32)
     shape = PAIRS, config.mla.views

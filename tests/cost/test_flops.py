@@ -108,6 +108,7 @@ def count_products(config, gradient):
         "images": np.zeros((batch, config.mla.views, *config.model.image_size, 3), np.uint8),
         "erase": np.zeros((batch, config.mla.views, 4), np.int32),
         "text": {level: np.ones((batch, config.text.length[level]), np.int32) for level in config.text.length},
+        "mask": {level: np.ones((batch, config.text.length[level]), bool) for level in config.text.length},
         "words": np.ones((batch, config.text.length["sentence"]), np.int32),
         "person_ids": np.arange(batch),
     }

@@ -96,7 +96,7 @@ def test_memory_by_hand():
     assert memory.matching == 8 * 16 * 16 * 4  # on every device
     assert memory.gradients == 2 * 4 * 2 * (4 * 12 + 12 + 4 * 4 + 4 + 4 * 8 * 2 + 8 + 4)  # whole: images' and texts'
     assert memory.copies == 4 * halved  # gathered
-    assert memory.batch == 4 * (12 * 12 * 3 + 16 + 4 * (24 + 24 + 2))
+    assert memory.batch == 4 * (12 * 12 * 3 + 16 + 5 * 24 + 4 * (24 + 2))  # text: ids and mask
     parts = memory.activations + memory.working + memory.gradients + memory.copies
     assert memory.total == memory.state + memory.batch + parts
 

@@ -106,6 +106,7 @@ def make_batch(step):
         "images": rng.integers(0, 256, (8, 3, 20, 14, 3), np.uint8),
         "erase": np.zeros((8, 3, 4), np.int32),
         "text": text,
+        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": np.zeros((8, 12), np.int32),
         "person_ids": np.arange(8, dtype=np.int32) // 2,
         "pair_ids": np.arange(8, dtype=np.int32),

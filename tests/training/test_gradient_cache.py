@@ -41,6 +41,7 @@ def make_batch():
         "images": rng.integers(0, 256, (PAIRS, 3, 24, 12, 3), np.uint8),
         "erase": np.tile(np.array([2, 3, 8, 6], np.int32), (PAIRS, 3, 1)),
         "text": text,
+        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": np.where(text["sentence"] > 0, np.arange(12), 0).astype(np.int32),
         "person_ids": rng.integers(0, 6, PAIRS).astype(np.int32),
     }

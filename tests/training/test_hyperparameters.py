@@ -41,7 +41,7 @@ def make_batch():
     ids = rng.integers(5, 40, (8, 8), np.int32)
     return {
         "images": rng.integers(0, 256, (8, 1, 12, 12, 3), np.uint8), "erase": np.tile([2, 3, 8, 6], (8, 1, 1)),
-        "text": {"sentence": ids}, "words": np.tile(np.arange(8, dtype=np.int32), (8, 1)),
+        "text": {"sentence": ids}, "mask": {"sentence": ids > 0}, "words": np.tile(np.arange(8, dtype=np.int32), (8, 1)),
         "person_ids": np.arange(8, dtype=np.int32) // 2, "pair_ids": np.arange(8, dtype=np.int32),
     }  # fmt: skip
 

@@ -213,10 +213,10 @@ def test_exact_patterns_of_images_and_texts_are_independent():
 
 def test_exact_patterns_count_the_tokens_of_the_longest_text():
     """Texts of 3 and 5 tokens at two levels of 6 and 8 places: at ratio 1 up to 4 of 5 are dropped, and never more."""
-    ids = [np.array([[7, 7, 7, 0, 0, 0]]), np.array([[7, 7, 7, 7, 7, 0, 0, 0]])]
+    masks = [np.arange(6)[None] < 3, np.arange(8)[None] < 5]
     kept = []
     for seed in range(40):
-        indices, valid = exact_tokens(jax.random.key(seed), 9, ids, 1.0)[1]
+        indices, valid = exact_tokens(jax.random.key(seed), 9, masks, 1.0)[1]
         assert indices.shape == (1, 8) and not (indices[valid] >= 5).any()
         kept.append(int(valid.sum()))
     assert set(kept) == {1, 2, 3, 4, 5}

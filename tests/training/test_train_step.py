@@ -40,6 +40,7 @@ def make_batch(seed=0):
         "images": rng.integers(0, 256, (BATCH_SIZE, 3, 24, 12, 3), np.uint8),
         "erase": np.tile(np.array([2, 3, 8, 6], np.int32), (BATCH_SIZE, 3, 1)),
         "text": text,
+        "mask": {level: ids > 0 for level, ids in text.items()},
         "words": np.where(text["sentence"] > 0, np.arange(10), 0).astype(np.int32),
         "person_ids": np.arange(BATCH_SIZE, dtype=np.int32) // 2,
         "pair_ids": np.arange(BATCH_SIZE, dtype=np.int32),
