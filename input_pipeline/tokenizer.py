@@ -16,7 +16,7 @@ from input_pipeline.wordpiece import WordPiece, read_vocabulary
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.hub import fetch, look_up
 
-__all__ = ["FILES", "SHIPPED", "Tokenizer", "Unread", "load_tokenizer"]
+__all__ = ["FILES", "SHIPPED", "Tokenizer", "Unread", "load_tokenizer", "refuse_other_size"]
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
@@ -37,14 +37,20 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
         tokenizer = _from_folder(Path(name), name)
     else:
         tokenizer = _from_hub(name)
-    if vocab_size and tokenizer.vocab_size != vocab_size:
+    if vocab_size:
+        refuse_other_size(tokenizer, vocab_size)
+    return tokenizer
+
+
+def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises DataError if the model's vocabulary has another size than the tokenizer's."""
+    if tokenizer.vocab_size != vocab_size:
         blank = "; the last entry is an empty line: remove it" if tokenizer.ends_blank else ""
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} entries, config.model.vocab_size is {vocab_size}; "
             "set --config.text.tokenizer to the vocabulary of the model's weights; to train from random "
             f"parameters, set --config.model.vocab_size={tokenizer.vocab_size} instead{blank}"
         )
-    return tokenizer
 
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:

@@ -163,19 +163,23 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
 
 
 def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, str]:
-    """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it."""
-    from input_pipeline.tokenizer import load_tokenizer
+    """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it.
+
+    Raises DataError if it is not the one of the weights: of another size, or of a repository that is then damaged.
+    """
+    from input_pipeline.tokenizer import load_tokenizer, refuse_other_size
     from ivt_jax.run.workdir import folder_tokenizer
 
     try:
         if args.source == "export":
             tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
         else:
-            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+            tokenizer = load_tokenizer(config.text.tokenizer)
     except DataError as error:
-        if "@" in config.text.tokenizer:  # of the hub, beside the weights: it must fit them
+        if "@" in config.text.tokenizer:  # beside the weights, at their commit
             raise
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
+    refuse_other_size(tokenizer, config.model.vocab_size)
     digest, size = tokenizer.digest[:12], tokenizer.vocab_size
     return tokenizer, f"tokenizer: {digest}, {size:,} entries, written beside the parameters"
 

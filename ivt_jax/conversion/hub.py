@@ -31,7 +31,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
         },
         {
-            "max_position_embeddings": 77, "num_attention_heads": 8, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+            "hidden_size": 512, "max_position_embeddings": 77, "num_attention_heads": 8, "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
         },
     ),
     "siglip": (
@@ -40,8 +41,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
         },
         {
-            "max_position_embeddings": 64, "num_attention_heads": 12, "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
+            "hidden_size": 768, "max_position_embeddings": 64, "num_attention_heads": 12,
+            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
         },
     ),
 }  # of the image and the text tower  # fmt: skip
@@ -177,10 +178,11 @@ def described(fetched: Fetched, source: str) -> Described:
     _refuse_options(name, source, image, text)
     length, size = text["max_position_embeddings"], image["image_size"]
     sizes = {"model.width": image["hidden_size"], "model.num_heads": image["num_attention_heads"]}
+    tower = {"model.text.width": text["hidden_size"], "model.text.num_heads": text["num_attention_heads"]}
     lengths = {f"text.length.{level}": length for level in ("sentence", "phrase", "word")}
     return Described(
         sizes | _pixels(fetched.pixels),
-        {"model.towers": 2, "model.text.num_heads": text["num_attention_heads"], **lengths},
+        {"model.towers": 2, **tower, **lengths},
         {"model.image_size": (size, size), "model.stride": image["patch_size"]},
         ACTIVATIONS[image["hidden_act"]],
     )
@@ -219,7 +221,8 @@ def _open_clip_towers(fetched: Fetched, source: str) -> tuple[dict[str, Any], di
         "patch_size": image.get("patch_size", 16), "num_attention_heads": image["width"] // image.get("head_width", 64),
         **shared,
     }, {
-        "max_position_embeddings": text.get("context_length", 77), "num_attention_heads": text.get("heads", 8), **shared
+        "hidden_size": text.get("width", 512), "max_position_embeddings": text.get("context_length", 77),
+        "num_attention_heads": text.get("heads", 8), **shared,
     }  # fmt: skip
 
 

@@ -185,7 +185,6 @@ class Searcher:
     def _unread(self, terms: Sequence[Term]) -> str:
         """Names the words that the model cannot read, "" if none. Raises UserError if a sentence has no others."""
         length, notes = self.encoder.config.text.length["sentence"], []
-        room = self.tokenizer.room(length)
         for term in terms:
             words, end, nothing = self.tokenizer.unread(term.text, length)
             if nothing:
@@ -193,6 +192,7 @@ class Searcher:
             if words:
                 notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
             if end:
+                room = self.tokenizer.room(length)
                 notes.append(f"{_brief(end)} (beyond the {room} tokens that the model reads; split the sentence)")
         return f"not read: {'; '.join(notes)}" if notes else ""
 

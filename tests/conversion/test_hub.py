@@ -293,8 +293,8 @@ def test_what_the_published_config_of_clip_says():
             "model.pixel_deviation": tuple(pixels["image_std"]),
         },
         {
-            "model.towers": 2, "model.text.num_heads": 8, "text.length.sentence": 77, "text.length.phrase": 77,
-            "text.length.word": 77,
+            "model.towers": 2, "model.text.width": 512, "model.text.num_heads": 8, "text.length.sentence": 77,
+            "text.length.phrase": 77, "text.length.word": 77,
         },
         {"model.image_size": (224, 224), "model.stride": 16}, "quick_gelu",
     )  # fmt: skip
@@ -311,6 +311,7 @@ def test_what_the_published_configs_of_siglip_and_open_clip_say():
     found = hub.described(fetched_of(large), "clip")
     assert (found.image, found.activation) == ({"model.width": 1024, "model.num_heads": 16}, "gelu")
     assert found.geometry == {"model.image_size": (224, 224), "model.stride": 14}
+    assert found.text["model.text.width"] == 768
     assert found.text["model.text.num_heads"] == 12
 
 

@@ -44,6 +44,9 @@ class Words:
     def mask(self, ids):
         return ids > 0
 
+    def room(self, length):
+        return length - 2
+
     def words(self, ids):
         return np.cumsum(ids >= OTHER, 1) * (ids >= OTHER)
 
