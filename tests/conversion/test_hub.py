@@ -341,3 +341,14 @@ def test_a_new_process_without_a_network_reads_the_cache(tmp_path, pair):
         [sys.executable, "-m", "ivt_jax.convert", *command(tmp_path)], env=environment, capture_output=True, text=True
     )
     assert (run.returncode, run.stderr) == (0, f"written: {tmp_path}/out\n")
+
+
+def test_a_pickle_is_read_where_pytorch_is_installed(cache, transformers):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.tensor(tensor) for name, tensor in transformers.items()}, cache / "weights")
+    snapshot = store(cache, "some/vit", {"config.json": VIT})
+    (cache / "weights").rename(snapshot / "pytorch_model.bin")
+    tensors = hub.fetch_weights("some/vit").tensors()
+    assert tensors.keys() == transformers.keys()
+    for name, tensor in transformers.items():
+        np.testing.assert_array_equal(tensors[name], tensor)
