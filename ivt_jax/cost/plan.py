@@ -154,10 +154,7 @@ def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int
 
 
 def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
-    """Returns the bytes of a pass's relative positions, for all layers and heads; their gradient takes as many again.
-
-    Rows share them. With `fast` alignment they are those of all tokens, before some are dropped.
-    """
+    """Returns the bytes of a pass's relative positions, which rows share; their gradient takes as many again."""
     model = config["model"]
     if not model.get("relative_positions", False):
         return 0
