@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
 from ivt_jax.common.startup import run_command
@@ -260,7 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
          "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
     flag("--weights_text", type=Path, help=with_bert + "BERT's file, or hf:OWNER/NAME[@REVISION]")
-    flag("--max_text_len_of_initckpt", type=int, default=196,
+    flag("--max_text_len_of_initckpt", type=positive, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "

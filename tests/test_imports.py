@@ -26,6 +26,7 @@ CONFINED = {
     "safetensors": {
         "ivt_jax.conversion.files",
         "ivt_jax.benchmarks.conversion",
+        "ivt_jax.benchmarks.transfer",
         "ivt_jax.gallery.vectors",
         "ivt_jax.run.parameter_file",
     },
