@@ -140,7 +140,9 @@ def format_table(results: dict[str, np.ndarray]) -> str:
     lines = ["| start | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
     for name, scores in results.items():
         values = zip(scores.mean(0), scores.min(0), scores.max(0), strict=True)
-        lines.append(f"| {name} | " + " | ".join(f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in values) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in values) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
