@@ -46,11 +46,22 @@ def get_config() -> ConfigDict:
     config.model.drop_path = 0.1  # stochastic depth of the last block, growing linearly from 0; 0 to below 1
     config.model.init_std = 0.02  # deviation of initial linear layers, class token and positions; more than 0
     config.model.image_norm = False  # a layer norm on the image tokens before the blocks, as in CLIP
-    config.model.image_activation = "gelu"  # of the image MLPs: gelu, or CLIP's quick_gelu
+    config.model.image_activation = "gelu"  # of the image MLPs: gelu, CLIP's quick_gelu or SigLIP's gelu_tanh
     config.model.pixel_mean = (0.5, 0.5, 0.5)  # of red, green and blue, subtracted from pixels of 0 to 1; 0 to 1 each
     config.model.pixel_deviation = (0.5, 0.5, 0.5)  # that they are then divided by; more than 0 each
     config.model.relative_positions = False  # numbers by offset on attention's scores, per head and layer, as in VLMo
     config.model.projection = 0  # width of embeddings after a linear layer per modality; 0 = the tokens', and no layer
+    config.model.towers = 1  # 1 for both modalities; 2: image tower (the sizes above) and text tower, no reconstruction
+    config.model.pooling = "class"  # of images: class (the class token) or, with towers 2, attention (SigLIP's head)
+    config.model.text = ConfigDict()  # the text tower, with towers 2
+    config.model.text.width = 512  # of a token; a multiple of num_heads
+    config.model.text.depth = 12  # blocks; 1 or more
+    config.model.text.num_heads = 8  # 1 or more
+    config.model.text.mlp_ratio = 4.0  # hidden units of an MLP / width; more than 0
+    config.model.text.activation = "gelu"  # of its MLPs: gelu, CLIP's quick_gelu or SigLIP's gelu_tanh
+    config.model.text.causal = False  # a token attends to none after it, as in CLIP; not with pooling first
+    config.model.text.pooling = "first"  # token that is the embedding: first, end (the last but padding), last (place)
+    config.model.text.projection_bias = False  # a bias of the projection of texts, as in SigLIP; needs projection
     config.model.norm_epsilon = 1e-6  # of all layer norms, as in ViT; CLIP has 1e-5; more than 0
     config.model.dtype = "bfloat16"  # of activations, or float32; parameters, norms, softmax, losses are float32
     config.model.remat = False  # recompute cheap activations in the backward pass: less memory

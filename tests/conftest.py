@@ -97,7 +97,14 @@ SIDE_BY_SIDE = {"stride": 6}
 OVERLAPPING = {"stride": 4, "image_norm": True, "image_activation": "quick_gelu", "norm_epsilon": 0.01}
 
 
-@pytest.fixture(scope="session", params=[SIDE_BY_SIDE, OVERLAPPING], ids=["side by side", "overlapping, as CLIP"])
+AS_VLMO = {"stride": 3, "relative_positions": True, "projection": 16}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[SIDE_BY_SIDE, OVERLAPPING, AS_VLMO],
+    ids=["side by side", "overlapping, as CLIP", "overlapping, as VLMo"],
+)
 def given_away(request):
     """A small random model to export, with 64 crops, 64 texts of 3 to 16 tokens, and the embeddings it has of them."""
     from configs import default

@@ -18,6 +18,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
 from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
@@ -174,6 +175,11 @@ def loss(config):
         return Objective(model, config, mask_id=4)(params, inputs, jax.random.key(0))[0]
 
     return str(jax.make_jaxpr(jax.grad(total))(parameters(config), inputs))
+
+
+def pixels(config):
+    """White pixels as the model takes them."""
+    return np.asarray(normalise(np.full((1, 1, 3), 255, np.uint8), config.model))
 
 
 def start(config):
@@ -409,8 +415,10 @@ KEYS = {
     "model.image_norm": (loss, True),
     "model.image_activation": (loss, "quick_gelu"),
     "model.norm_epsilon": (loss, 1e-5),
-    "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
-    "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
+    "model.pixel_mean": (pixels, (0.4, 0.5, 0.5)),
+    "model.pixel_deviation": (pixels, (0.4, 0.5, 0.5)),
+    "model.relative_positions": (parameters, True),
+    "model.projection": (parameters, 8),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),

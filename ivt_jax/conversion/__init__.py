@@ -1,5 +1,6 @@
-"""Weights of other programs: the IVT release's, ImageNet ViTs, BERT. `ivt_jax.convert` is the command line."""
+"""Weights of other programs: the IVT release's, VLMo's, ImageNet ViTs, BERT. `ivt_jax.convert` is the command line."""
 
 from ivt_jax.conversion.release import params_from_release, release_from_params
+from ivt_jax.conversion.vlmo import params_from_vlmo
 
-__all__ = ["params_from_release", "release_from_params"]
+__all__ = ["params_from_release", "params_from_vlmo", "release_from_params"]

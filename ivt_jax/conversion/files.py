@@ -19,7 +19,7 @@ from ivt_jax.common.messages import install
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
 SAFETENSORS_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts store the tensors, beside epoch, ...
+WRAPPERS = ("state_dict", "module", "model")  # keys under which training scripts store the tensors, beside epoch, ...
 # Globals in the pickle of a NumPy number, such as the best score; the second is NumPy 2's.
 NUMPY_NUMBER = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
 

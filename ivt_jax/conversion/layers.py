@@ -59,6 +59,7 @@ PYTORCH = Storage("weight", "weight", "bias", {
     "proj": ("D D", "D", linear),
     "fc1": ("F D", "F", linear),
     "fc2": ("D F", "D", linear),
+    "text_projection": ("E D", "E", linear),
 })  # fmt: skip
 FLAX = Storage("kernel", "scale", "bias", {
     "image_embedding": ("P P 3 D", "D", rows),
@@ -96,12 +97,13 @@ class Block(NamedTuple):
     fc2: str
 
 
-LAYERS = ("norm1", "attn/qkv", "attn/proj", "norm2", "mlp_vis/fc1", "mlp_vis/fc2")  # of our block, as in Block
+LAYERS = ("norm1", "attn/qkv", "attn/proj", "norm2", "{mlp}/fc1", "{mlp}/fc2")  # of our block, as in Block
 
 
-def block_rules(block: Block, storage: Storage = PYTORCH) -> list[Rule]:
-    """Returns the rules of the blocks' norms, attention and image MLP."""
+def block_rules(block: Block, storage: Storage = PYTORCH, ours: str = "blocks", mlp: str = "mlp_vis") -> list[Rule]:
+    """Returns the rules of the norms, the attention and the MLP of our blocks: `ours` and `mlp` are their names."""
     found: list[Rule] = []
-    for ours, names in zip(LAYERS, block[1:], strict=True):
-        found += layer_rules(f"blocks/{ours}", " ".join(block.prefix + name for name in names.split()), storage)
+    for layer, names in zip(LAYERS, block[1:], strict=True):
+        path = f"{ours}/{layer.format(mlp=mlp)}"
+        found += layer_rules(path, " ".join(block.prefix + name for name in names.split()), storage)
     return found

@@ -46,10 +46,16 @@ def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> C
                 f"{model_config.stride} ({rows}x{columns} patches and [CLS]) has {shapes[path]}; give the image size "
                 "and the stride that the weights were trained with"
             )
-    missing = [path for path in shapes if path not in loaded.flat]
-    params = unflatten_dict({**loaded.flat, **initial_params(model_config, missing, seed)}, sep="/")
+    return filled(loaded.flat, loaded.uses, model_config, seed)
+
+
+def filled(flat: Flat, uses: list[TensorUse], model_config: IVTConfig, seed: int) -> Conversion:
+    """Returns parameters of the model's shapes, with the missing ones initialised from `seed`."""
+    shapes = parameter_shapes(model_config)
+    missing = [path for path in shapes if path not in flat]
+    params = unflatten_dict({**flat, **initial_params(model_config, missing, seed)}, sep="/")
     initialised = [TensorUse("initialised", "", shapes[path], f"{path}, from seed {seed}") for path in missing]
-    return Conversion(model_config, params, [*loaded.uses, *initialised])
+    return Conversion(model_config, params, [*uses, *initialised])
 
 
 def initial_params(model_config: IVTConfig, paths: Sequence[str], seed: int) -> Flat:

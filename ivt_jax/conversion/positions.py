@@ -2,9 +2,15 @@
 
 As PyTorch's `interpolate(align_corners=False)`, which the release uses: half-pixel centres, no antialiasing, the border
 repeated. (`jax.image.resize` antialiases by default and has another cubic kernel.)
+
+Relative positions keep the distance in pixels that they were learned for. Beyond the farthest of them, they are
+stretched as in VLMo and BEiT.
 """
 
+import math
+
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 CUBIC = -0.75  # the free coefficient of the cubic kernel (Keys 1981); PyTorch's value
 
@@ -14,15 +20,17 @@ def resize_positions(
 ) -> np.ndarray:
     """Returns the positions (1, 1 + rows * columns, D) of grid `source` for grid `target`; that of [CLS] stays.
 
+    Without [CLS] they are (1, rows * columns, D).
+
     Grids are (rows, columns). For equal grids the array itself is returned.
     """
     if tuple(source) == tuple(target):
         return positions
-    width = positions.shape[-1]
-    grid = positions[0, 1:].reshape(*source, width).astype(np.float64)
+    first, width = positions.shape[1] - source[0] * source[1], positions.shape[-1]
+    grid = positions[0, first:].reshape(*source, width).astype(np.float64)
     rows, columns = (weights(old, new, method) for old, new in zip(source, target, strict=True))
     resized = np.einsum("ri,cj,ijd->rcd", rows, columns, grid, optimize=True).reshape(1, -1, width)
-    return np.concatenate([positions[:, :1], resized.astype(positions.dtype)], axis=1)
+    return np.concatenate([positions[:, :first], resized.astype(positions.dtype)], axis=1)
 
 
 def weights(old: int, new: int, method: str) -> np.ndarray:
@@ -43,3 +51,49 @@ def kernel(x: np.ndarray, method: str) -> np.ndarray:
     near = (CUBIC + 2) * x**3 - (CUBIC + 3) * x**2 + 1
     far = CUBIC * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, far)
+
+
+def resize_offsets(table: np.ndarray, source: tuple[int, int], target: tuple[int, int], ratio: float) -> np.ndarray:
+    """Returns relative positions (..., 2 rows - 1, 2 columns - 1) of grid `source` for the patches of grid `target`.
+
+    Grids are (rows, columns). ratio: pixels between patches of the target / between those of the source. For equal
+    grids the array itself is returned.
+    """
+    if tuple(source) == tuple(target):
+        return table
+    rows, columns = (offset_weights(old, new, ratio) for old, new in zip(source, target, strict=True))
+    resized = np.einsum("ri,cj,...ij->...rc", rows, columns, table.astype(np.float64), optimize=True)
+    return resized.astype(table.dtype)
+
+
+def offset_weights(old: int, new: int, ratio: float) -> np.ndarray:
+    """Returns (2 new - 1, 2 old - 1): the weight of each old offset of an axis in each new one, by a cubic spline.
+
+    old, new: patches along the axis. Offset d of the new grid reads the old one's number at d * ratio.
+    """
+    wanted = np.arange(1 - new, new) * ratio
+    points = offset_points(old, math.ceil((new - 1) * ratio - 1e-9))
+    if old == 1:
+        return np.ones((len(wanted), 1))
+    weights = CubicSpline(points, np.eye(len(points)))(np.clip(wanted, points[0], points[-1]))
+    places = np.searchsorted(points, wanted)
+    exact = np.append(points, np.inf)[places] == wanted
+    weights[exact] = np.eye(len(points))[places[exact]]  # without rounding
+    return weights
+
+
+def offset_points(old: int, farthest: int) -> np.ndarray:
+    """Returns where the offsets of a grid with `old` patches along an axis lie, in its own patches (2 old - 1,).
+
+    If the new grid has no offset beyond them, they stay: -2, -1, 0, 1, 2. Otherwise the steps grow by a constant factor
+    away from 0, up to `farthest`, as in VLMo: the factor is found by bisection between 1.01 and 1.5.
+    """
+    half = old - 1
+    if farthest <= half:
+        return np.arange(-half, half + 1.0)
+    low, high, powers = 1.01, 1.5, np.arange(half)
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        low, high = (low, factor) if (factor**powers).sum() > farthest else (factor, high)
+    distances = np.cumsum(factor**powers)
+    return np.concatenate([-distances[::-1], [0], distances])

@@ -124,9 +124,11 @@ def with_bert(image: Loaded, file: str, text: Source, model_config: IVTConfig, m
 
 def resized(image: Loaded, file: str, model_config: IVTConfig, method: str) -> Loaded:
     """Returns `image` with the positions resized to the model's grid of patches."""
-    side = math.isqrt(image.sizes["N"] - 1)
-    if side < 1 or side**2 != image.sizes["N"] - 1:
-        raise UserError(f"{file}: position embedding of length {image.sizes['N']}; expected [CLS] and a square grid")
+    count = image.sizes["N"] - model_config.has_class_token
+    side = math.isqrt(count)
+    if side < 1 or side**2 != count:
+        expected = "[CLS] and a square grid" if model_config.has_class_token else "a square grid"
+        raise UserError(f"{file}: position embedding of length {image.sizes['N']}; expected {expected}")
     patch_size, image_size = image.sizes["P"], model_config.image_size
     grid = patch_grid(image_size, patch_size, model_config.stride)
     if min(grid) < 1:

@@ -58,8 +58,9 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
 
     def encoder(kind: str) -> int:
         embedding = 0 if kind == "text" else 2 * patches * pixels * width
+        outside = embedding + (0 if kind == "joint" else 2 * width * model.get("projection", 0))
         depth, ratio = model["depth"], model["mlp_ratio"]
-        return sum(p.rows * (embedding + tower_flops(p.tokens, width, depth, ratio)) for p in passes if p.kind == kind)
+        return sum(p.rows * (outside + tower_flops(p.tokens, width, depth, ratio)) for p in passes if p.kind == kind)
 
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
@@ -70,7 +71,10 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
         text=encoder("text"),
         joint=encoder("joint"),
         heads=heads,
-        matching=4 * matching_side(config) ** 2 * width // mla["groups"],  # image to text and text to image
+        matching=4
+        * matching_side(config) ** 2
+        * embedding_width(model)
+        // mla["groups"],  # image to text and text to image
         recomputed=sum(p.rows * model["depth"] * 4 * p.tokens**2 * width for p in passes if model["remat"]),
     )
 
@@ -127,6 +131,11 @@ def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
     linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
     return depth * (linear + 4 * tokens**2 * width)  # attention: the scores and the weighted sums
+
+
+def embedding_width(model: Mapping[str, Any]) -> int:
+    """Returns the numbers of an embedding. model: the config's section."""
+    return model.get("projection", 0) or model["width"]
 
 
 def patches_of(model: Mapping[str, Any]) -> int:

@@ -88,7 +88,8 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     gradients += sum(size for name, size in moving.items() if name.startswith(ID_HEAD))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     blocks = [block_bytes(p, model, size) for p in passes]
-    cached = 4 * model["width"] * 2 * side // devices if microbatches > 1 else 0
+    biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
+    cached = 4 * flops.embedding_width(model) * 2 * side // devices if microbatches > 1 else 0
     classifier = LOGITS * 4 * flops.classified_rows(config) * flops.persons(config) // devices
     matrices = MATRICES * 4 * side**2 // config["mla"]["groups"]
     return Memory(
@@ -98,8 +99,8 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         batch=batch_bytes(config) // devices,
         gradients=gradients + (sum(moving.values()) if microbatches > 1 else 0),  # their sum so far
         copies=max(gathered, mlp[0]),
-        activations=sum(kept for kept, _ in blocks) + embeddings + cached,
-        working=max((working for _, working in blocks), default=0),
+        activations=sum(kept for kept, _ in blocks) + embeddings + cached + sum(biases),
+        working=max((working + bias for (_, working), bias in zip(blocks, biases, strict=True)), default=0),
         matching=matrices // matching_devices(config, devices) + classifier,
         logits=4 * flops.predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + embeddings,
@@ -150,6 +151,14 @@ def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int
         working = size * (7 * width + 4 * hidden)
     numbers = p.rows * p.tokens
     return numbers * model["depth"] * kept, numbers * (working + 4 * softmax)
+
+
+def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
+    """Returns the bytes of a pass's relative positions, which rows share; their gradient takes as many again."""
+    model = config["model"]
+    if not model.get("relative_positions", False):
+        return 0
+    return 4 * model["depth"] * model["num_heads"] * p.tokens**2
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:

@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.encoding.images import preprocessing
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model
 from ivt_jax.run.workdir import digest, write_json
 
 
 class Trained(NamedTuple):
     """A model, its parameters (NumPy arrays), the config of its run, and the tokenizer of its texts."""
 
-    model: IVT
+    model: Model
     params: Any
     config: ConfigDict
     tokenizer: Tokenizer
@@ -49,11 +49,12 @@ def write_manifest(
         "images": preprocessing(model_config) | {"normalised_by": "the encoder: it takes pixels from 0 to 255"},
         "text": {
             "tokenizer": "tokenizer.json",
-            "layout": "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right",
-            "cls_id": tokenizer.cls_id,
-            "sep_id": tokenizer.sep_id,
+            "layout": tokenizer.layout,
+            "begin_id": tokenizer.begin_id,
+            "end_id": tokenizer.end_id,
             "pad_id": tokenizer.pad_id,
-            "mask": "true at tokens, false at padding",
+            "mask": tokenizer.padding,
+            "padding_attended": tokenizer.attends_to_padding,
             "unk_id": tokenizer.unk_id,
             "vocab_size": model_config.vocab_size,
             "embedded_as_nan": "a row with an id outside of 0 to vocab_size - 1, or one that begins with padding",

@@ -4,8 +4,9 @@ The inputs are `images`, uint8 (batch, H, W, 3); `ids`, int32 (batch, length), a
 The output `embeddings`, float32 (batch, D), has unit vectors. A row with an id outside of the vocabulary, or that
 begins with padding, gives NaN (`is_valid`). The graphs compute in float32, whatever the model's dtype.
 
-They are written node by node because the converter jax2onnx requires an Orbax older than ours. The functions below
-follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of the last one's output.
+They are written node by node because the converter jax2onnx requires an Orbax older than ours. The functions here and
+in onnx_layers.py follow ivt_jax/models/ one by one: each adds nodes to a graph and returns the name of the last one's
+output.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.export.manifest import Trained, write_manifest
+from ivt_jax.export.onnx_layers import attention_head, causal_bias, encode, layer_norm, pooled_text
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.models.ops import MASKED
@@ -78,19 +80,39 @@ def write_onnx(folder: Path, trained: Trained) -> None:
     Parameters beyond 1.9 GB go to a file beside the encoder's, FILE.data. Raises UserError if onnx is not installed.
     """
     config, params = trained.model.config, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), trained.params)
-    image, text = Graph(config), Graph(config)
-    embedded = encode(image, params["blocks"], image_embedding(image, params["image_embedding"], "images"), "mlp_vis")
-    image.save(folder / FILES[0], {"images": np.uint8}, ["batch", *config.image_size, 3], embedded)
-    tokens = text_embedding(text, params["text_embedding"], "ids")
-    key_bias = text("Unsqueeze", text("Where", "mask", np.float32(0), np.float32(MASKED)), [1, 2])  # (B, 1, 1, L)
-    embedded = encode(text, params["blocks"], tokens, "mlp_txt", key_bias)
-    embedded = text("Where", is_valid(text, "ids", "mask"), embedded, np.float32(np.nan))
-    text.save(folder / FILES[1], {"ids": np.int32, "mask": np.bool_}, ["batch", "length"], embedded)
+    image, text = Graph(config), Graph(config.text_tower if config.towers == 2 else config)
+    image.save(folder / FILES[0], {"images": np.uint8}, ["batch", *config.image_size, 3], image_encoder(image, params))
+    takes = {"ids": np.int32, "mask": np.bool_}
+    text.save(folder / FILES[1], takes, ["batch", "length"], text_encoder(text, params))
     write_manifest(folder, "onnx", FILES, trained, smallest_batch=0, opset=OPSET, dtype="float32")
 
 
+def image_encoder(g: Graph, params: Params) -> str:
+    """Embeds `images`, uint8 (B, H, W, 3), as (B, D)."""
+    blocks, mlp_name = ("image_blocks", "mlp") if g.config.towers == 2 else ("blocks", "mlp_vis")
+    x = encode(g, params[blocks], image_embedding(g, params["image_embedding"], "images"), mlp_name)
+    if not g.config.has_class_token:
+        return unit(g, attention_head(g, params["image_head"], layer_norm(g, params[blocks]["norm"], x)))
+    first = layer_norm(g, params[blocks]["norm"], g("Gather", x, np.int64(0), axis=1))
+    return unit(g, projected(g, params.get("image_projection"), first))
+
+
+def text_encoder(g: Graph, params: Params) -> str:
+    """Embeds `ids`, int32 (B, L), with `mask`, bool (B, L), as (B, D)."""
+    two, text = g.config.towers == 2, g.config.text
+    blocks, mlp_name = ("text_blocks", "mlp") if two else ("blocks", "mlp_txt")
+    length = g("Shape", "ids", start=1, end=2)
+    bias = g("Unsqueeze", g("Where", "mask", np.float32(0), np.float32(MASKED)), [1, 2])  # (B, 1, 1, L)
+    if two and text.causal:
+        bias = g("Add", bias, causal_bias(g, length))
+    x = encode(g, params[blocks], text_embedding(g, params["text_embedding"], "ids"), mlp_name, bias, length)
+    pooled = pooled_text(g, x, "mask", length, text.pooling if two else "first")
+    embedded = projected(g, params.get("text_projection"), layer_norm(g, params[blocks]["norm"], pooled))
+    return g("Where", is_valid(g, "ids", "mask"), unit(g, embedded), np.float32(np.nan))
+
+
 def image_embedding(g: Graph, p: Params, images: str) -> str:
-    """Embeds uint8 (B, H, W, 3) as the tokens (B, 1 + P, D) of [CLS] and patches, by a convolution."""
+    """Embeds uint8 (B, H, W, 3) as the tokens (B, N, D) of [CLS], if there is one, and patches, by a convolution."""
     config = g.config
     pixels = g("Div", g("Cast", images, to=g.onnx.TensorProto.FLOAT), np.float32(255))
     pixels = g("Sub", pixels, np.array(config.pixel_mean, np.float32))
@@ -98,19 +120,23 @@ def image_embedding(g: Graph, p: Params, images: str) -> str:
     pixels = g("Transpose", pixels, perm=[0, 3, 1, 2])
     grid = g("Conv", pixels, convolution_weight(p["kernel"]), p["bias"], strides=[config.stride, config.stride])
     patches = g("Transpose", g("Reshape", grid, [0, config.width, config.num_patches]), perm=[0, 2, 1])
-    batch = g("Shape", images, start=0, end=1)
-    cls = g("Expand", p["cls"], g("Concat", batch, [1, config.width], axis=0))
-    tokens = g("Add", g("Concat", cls, patches, axis=1), p["pos_embed"] + p["type_embed"])
+    if config.has_class_token:
+        batch = g("Shape", images, start=0, end=1)
+        cls = g("Expand", p["cls"], g("Concat", batch, [1, config.width], axis=0))
+        patches = g("Concat", cls, patches, axis=1)
+    tokens = g("Add", patches, p["pos_embed"] + p["type_embed"] if "type_embed" in p else p["pos_embed"])
     return layer_norm(g, p["norm"], tokens) if config.image_norm else tokens
 
 
 def text_embedding(g: Graph, p: Params, ids: str) -> str:
-    """Embeds int32 (B, L) as (B, L, D)."""
+    """Embeds int32 (B, L) as (B, L, D): as BERT in one tower, without types and norm in two."""
+    as_bert = "token_type" in p
     length = g("Shape", ids, start=1, end=2)
-    positions = g("Slice", p["position"] + p["token_type"][0], [0], length)
+    positions = g("Slice", p["position"] + p["token_type"][0] if as_bert else p["position"], [0], length)
     # Gather refuses ids beyond the vocabulary and counts negative ones from the end; `is_valid` makes their row NaN.
     found = g("Where", known(g, ids), ids, np.int32(0))
-    return layer_norm(g, p, g("Add", g("Gather", p["word"], found), positions), TEXT_NORM_EPSILON)
+    tokens = g("Add", g("Gather", p["word"], found), positions)
+    return layer_norm(g, p, tokens, TEXT_NORM_EPSILON) if as_bert else tokens
 
 
 def known(g: Graph, ids: str) -> str:
@@ -125,52 +151,14 @@ def is_valid(g: Graph, ids: str, mask: str) -> str:
     return g("And", all_known, g("Gather", mask, [0], axis=1))
 
 
-def encode(g: Graph, blocks: Params, x: str, mlp_name: str, key_bias: str | None = None) -> str:
-    """Encodes tokens (B, N, D) as embeddings (B, D): the blocks, the norm of the first token, at length 1."""
-    layers = {name: blocks[name] for name in ("norm1", "attn", "norm2", mlp_name)}
-    for i in range(g.config.depth):
-        x = block(g, jax.tree.map(lambda leaf, i=i: leaf[i], layers), x, mlp_name, key_bias)
-    first = layer_norm(g, blocks["norm"], g("Gather", x, np.int64(0), axis=1))
-    norm = g("ReduceL2", first, [-1], keepdims=1)
-    return g("Div", first, g("Max", norm, np.float32(1e-12)))
+def projected(g: Graph, p: Params | None, pooled: str) -> str:
+    """Projects (B, D) to the width of the embeddings; None = the model has no projection."""
+    if p is None:
+        return pooled
+    product = g("MatMul", pooled, p["kernel"])
+    return g("Add", product, p["bias"]) if "bias" in p else product
 
 
-def block(g: Graph, p: Params, x: str, mlp_name: str, key_bias: str | None) -> str:
-    """Applies a block with the MLP of one modality to (B, N, D)."""
-    x = g("Add", x, attention(g, p["attn"], layer_norm(g, p["norm1"], x), key_bias))
-    activation = g.config.image_activation if mlp_name == "mlp_vis" else "gelu"
-    return g("Add", x, mlp(g, p[mlp_name], layer_norm(g, p["norm2"], x), activation))
-
-
-def attention(g: Graph, p: Params, x: str, key_bias: str | None) -> str:
-    """Applies multi-head self-attention to (B, N, D)."""
-    size = g.config.width // g.config.num_heads
-    parts = g("Split", linear(g, p["qkv"], x), outputs=3, axis=-1, num_outputs=3)
-    q, k, v = (g("Reshape", part, [0, 0, g.config.num_heads, size]) for part in parts)  # 0: as in the input
-    q = g("Mul", g("Transpose", q, perm=[0, 2, 1, 3]), np.float32(size**-0.5))
-    scores = g("MatMul", q, g("Transpose", k, perm=[0, 2, 3, 1]))
-    if key_bias is not None:
-        scores = g("Add", scores, key_bias)
-    mixed = g("MatMul", g("Softmax", scores, axis=-1), g("Transpose", v, perm=[0, 2, 1, 3]))
-    return linear(g, p["proj"], g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, g.config.width]))
-
-
-def mlp(g: Graph, p: Params, x: str, activation: str) -> str:
-    """Returns fc2(activation(fc1(x)))."""
-    hidden = linear(g, p["fc1"], x)
-    if activation == "quick_gelu":
-        hidden = g("Mul", hidden, g("Sigmoid", g("Mul", hidden, np.float32(1.702))))
-    else:
-        hidden = g("Gelu", hidden, approximate="none")  # exact, by erf
-    return linear(g, p["fc2"], hidden)
-
-
-def linear(g: Graph, p: Params, x: str) -> str:
-    """Returns x @ kernel + bias."""
-    return g("Add", g("MatMul", x, p["kernel"]), p["bias"])
-
-
-def layer_norm(g: Graph, p: Params, x: str, epsilon: float | None = None) -> str:
-    """Normalises the last axis; epsilon is the config's by default."""
-    epsilon = g.config.norm_epsilon if epsilon is None else epsilon
-    return g("LayerNormalization", x, p["scale"], p["bias"], axis=-1, epsilon=epsilon)
+def unit(g: Graph, x: str) -> str:
+    """Scales (B, D) to length 1."""
+    return g("Div", x, g("Max", g("ReduceL2", x, [-1], keepdims=1), np.float32(1e-12)))

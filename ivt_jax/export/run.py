@@ -14,7 +14,8 @@ from ivt_jax.export.manifest import Trained
 from ivt_jax.export.onnx_graph import write_onnx
 from ivt_jax.export.saved_model import write_saved_model
 from ivt_jax.export.stablehlo import write_stablehlo
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.build import model_of
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import export_params, restore_params
 from ivt_jax.run.parameter_file import NAME, model_digest, write_parameter_file
 from ivt_jax.run.workdir import folder_tokenizer, load_record, read_json, write_record
@@ -60,7 +61,7 @@ def export(workdir: Path, formats: Sequence[str]) -> Path:
     present = [name for name, entry in ENTRIES.items() if (folder / entry).exists()]
     missing = [name for name in dict.fromkeys(formats) if name not in present]
     model = dataclasses.replace(IVTConfig.from_config(config.model), attention="xla")  # available on all platforms
-    trained = Trained(IVT(model), params, config, tokenizer)
+    trained = Trained(model_of(model), params, config, tokenizer)
     with hidden_folder(folder) as partial:
         for name in missing:
             place = partial / name if name in COMPILED else partial

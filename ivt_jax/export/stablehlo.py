@@ -21,7 +21,7 @@ from jax import export
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.export.manifest import Trained, write_manifest
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model
 
 FILES = "image_encoder.stablehlo", "text_encoder.stablehlo"
 PLATFORMS = "cpu", "cuda", "tpu"
@@ -44,7 +44,7 @@ class Encoder(NamedTuple):
         return [jax.ShapeDtypeStruct(shape, dtype) for dtype in self.inputs.values()]
 
 
-def encoders(model: IVT, params: Any) -> tuple[Encoder, Encoder]:
+def encoders(model: Model, params: Any) -> tuple[Encoder, Encoder]:
     """Returns the image encoder and the text encoder."""
     shape, width = "batch, {}, {}, 3".format(*model.config.image_size), model.config.embedding_width
     constraint, of_texts = f"length <= {model.config.max_text_length}", {"ids": np.int32, "mask": np.bool_}

@@ -27,19 +27,26 @@ def exact_selection(key: jax.Array, length: jax.Array | int, size: int, ratio: f
     return jnp.argsort(scores)[None].astype(jnp.int32), (positions < length - dropped)[None]
 
 
-def fast_selection(key: jax.Array, mask: jax.Array, ratio: float) -> tuple[jax.Array, jax.Array]:
+def fast_selection(
+    key: jax.Array, mask: jax.Array, ratio: float, always: tuple[jax.Array | int, ...] = (0,), ordered: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Returns the kept tokens of one row: indices (K,) int32, [CLS] first, and valid (K,) bool, False at padding.
 
     Drops floor(ratio / 2 * (n - 1)) of n tokens, the mean of the released draw. mask (N,) bool is True at tokens, which
-    come first. K = N - floor(ratio / 2 * (N - 1)): the pass is shorter and faster.
+    come first. K = N - floor(ratio / 2 * (N - 1)): the pass is shorter and faster. always: at most two places that are
+    never dropped. ordered: the valid indices ascend, as a causal tower needs them.
     """
     (size,) = mask.shape
     kept_size = size - int(ratio / 2 * (size - 1) + 1e-4)
     length = mask.sum()
     dropped = jnp.floor(ratio / 2 * (length - 1) + 1e-4).astype(jnp.int32)
-    scores = jnp.where(mask, jax.random.uniform(key, (size,)), 2.0).at[0].set(-1.0)
-    order = jnp.argsort(scores).astype(jnp.int32)
-    return order[:kept_size], jnp.arange(kept_size) < length - dropped
+    scores = jnp.where(mask, jax.random.uniform(key, (size,)), 2.0)
+    for place in always:
+        scores = scores.at[place].set(-1.0)
+    order, valid = jnp.argsort(scores).astype(jnp.int32)[:kept_size], jnp.arange(kept_size) < length - dropped
+    if ordered:
+        order = order[jnp.argsort(jnp.where(valid, order, size))]
+    return order, valid
 
 
 def mask_words(

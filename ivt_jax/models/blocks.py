@@ -1,4 +1,5 @@
-"""The tower's pre-norm blocks: both modalities share attention and norms, each has its own MLP (IVT, section 3.1).
+"""The pre-norm blocks of a tower. In IVT's, both modalities share attention and norms, and each has its own MLP
+(section 3.1); a tower of one modality has one MLP.
 
 The parameters of all blocks are stacked along a leading depth axis, and `lax.scan` runs over them. Their names and
 shapes therefore do not depend on `unroll`, `remat` or `attention`, which change speed and memory, and values only by
@@ -13,8 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from ivt_jax.models.config import IVTConfig
-from ivt_jax.models.ops import ATTENTION_KERNELS, Params, activate, dense, layer_norm, norm_params, unstack
-from ivt_jax.models.relative import Bias, Selection, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
+from ivt_jax.models.ops import (
+    ATTENTION_KERNELS,
+    Params,
+    activate,
+    dense,
+    layer_norm,
+    linear_params,
+    norm_params,
+    unstack,
+)
+from ivt_jax.models.relative import Bias, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
+from ivt_jax.models.selection import Selection
 
 
 def attention(
@@ -24,14 +35,15 @@ def attention(
     num_heads: int,
     kernel: str = "xla",
     bias: jax.Array | None = None,
+    causal: bool = False,
 ) -> jax.Array:
     """Returns multi-head self-attention over (B, N, D). `kernel` is one of ATTENTION_KERNELS.
 
     mask (B, N) is False at padding, which comes last; None = no padding. bias (B or 1, heads, N, N) is added to the
-    scores.
+    scores. causal: tokens attend to none after them.
     """
     qkv = dense(p["qkv"], x).reshape(*x.shape[:2], 3, num_heads, -1)
-    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask, bias))
+    return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask, bias, causal))
 
 
 def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
@@ -40,7 +52,12 @@ def mlp(p: Params, x: jax.Array, activation: str = "gelu") -> jax.Array:
 
 
 def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str) -> jax.Array:
-    """Applies `mlp_vis` to the first `num_image` tokens, and `mlp_txt` with the GELU to the rest."""
+    """Applies `mlp_vis` to the first `num_image` tokens, and `mlp_txt` with the GELU to the rest.
+
+    In a tower of one modality, applies `mlp` to all tokens.
+    """
+    if "mlp" in p:
+        return mlp(p["mlp"], x, image_activation)
     parts = []
     if num_image > 0:
         parts.append(mlp(p["mlp_vis"], x[:, :num_image], image_activation))
@@ -73,6 +90,7 @@ def block(
     tokens: jax.Array | None,
     num_image: int,
     model_config: IVTConfig,
+    causal: bool = False,
 ) -> jax.Array:
     """Applies one pre-norm block to (B, N, D), image tokens first.
 
@@ -82,7 +100,7 @@ def block(
     attention_draw, mlp_draw = (None, None) if draws is None else draws
     y = layer_norm(p["norm1"], x, c.norm_epsilon).astype(x.dtype)
     bias = None if scores is None else of_rows(scores, tokens)
-    y = attention(p["attn"], y, mask, c.num_heads, c.attention, bias)
+    y = attention(p["attn"], y, mask, c.num_heads, c.attention, bias, causal)
     x = x + drop_path(y, rate, attention_draw)
     y = layer_norm(p["norm2"], x, c.norm_epsilon).astype(x.dtype)
     y = modality_mlp(p, y, num_image, c.image_activation)
@@ -90,28 +108,23 @@ def block(
 
 
 class Blocks(nn.Module):
-    """All blocks and the final norm."""
+    """All blocks of a tower and the final norm. mlps: names of the MLPs in a block. causal: as of `attention`."""
 
     config: IVTConfig
+    mlps: tuple[str, ...] = ("mlp_vis", "mlp_txt")
+    causal: bool = False
 
     def setup(self):
         c = self.config
-        hidden, normal = int(c.width * c.mlp_ratio), nn.initializers.normal(c.init_std)
-
-        def linears(key: jax.Array, **sizes: tuple[int, int]) -> dict:
-            """Two linear layers, (inputs, outputs) by name: kernels normal, biases 0."""
-            keys = zip(jax.random.split(key), sizes.items(), strict=True)
-            return {
-                name: {"kernel": normal(key, (c.depth, *size)), "bias": jnp.zeros((c.depth, size[1]))}
-                for key, (name, size) in keys
-            }
+        hidden = int(c.width * c.mlp_ratio)
+        linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
 
         def norms(_: jax.Array) -> dict:
             return norm_params(c.depth, c.width)
 
         attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
         mlp = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
-        layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, "mlp_vis": mlp, "mlp_txt": mlp}
+        layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, **dict.fromkeys(self.mlps, mlp)}
         self.layers = {name: self.param(name, init) for name, init in layers.items()}
         self.final = self.param("norm", lambda _: norm_params(c.width))
         if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
@@ -144,7 +157,9 @@ class Blocks(nn.Module):
         if keys is not None and c.drop_path > 0:
             draws = jax.vmap(lambda key: jax.random.uniform(key, (c.depth, 2)), out_axes=-1)(keys)
         scores, tokens = bias or (None, None)
-        run: Any = functools.partial(block, mask=mask, tokens=tokens, num_image=num_image, model_config=c)
+        run: Any = functools.partial(
+            block, mask=mask, tokens=tokens, num_image=num_image, model_config=c, causal=self.causal
+        )
         if c.remat:
             # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)

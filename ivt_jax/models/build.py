@@ -8,17 +8,20 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.dual import Dual
 from ivt_jax.models.ivt import IVT
 
+Model = IVT | Dual
 
-def build_model(section: Mapping[str, Any]) -> IVT:
+
+def build_model(section: Mapping[str, Any]) -> Model:
     """Returns the model of a config's `model`."""
     return model_of(IVTConfig.from_config(section))
 
 
-def model_of(model_config: IVTConfig) -> IVT:
+def model_of(model_config: IVTConfig) -> Model:
     """Returns the model of these sizes and options."""
-    return IVT(model_config)
+    return Dual(model_config) if model_config.towers == 2 else IVT(model_config)
 
 
 @functools.cache

@@ -1,10 +1,29 @@
-"""The sizes and options of a tower; needs no JAX."""
+"""The sizes and options of a model, one tower or two; needs no JAX."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ivt_jax.models.patches import num_patches, patch_grid
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text tower of a model with two towers; the defaults have the sizes of CLIP's ViT-B/16.
+
+    activation: of its MLPs. causal: a token attends to none after it. pooling: "first", "end" or "last", the token
+    whose output is the embedding (`selection.pooled_places`). projection_bias: the projection of texts has a bias, as
+    in SigLIP.
+    """
+
+    width: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    causal: bool = False
+    pooling: str = "first"
+    projection_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +38,8 @@ class IVTConfig:
     pixel_mean, pixel_deviation: of red, green and blue from 0 to 1, by which images are normalised.
     relative_positions: numbers by offset on attention's scores, as in VLMo. projection: width of the embeddings after a
     linear layer for each modality; 0 = the tokens' width, and no layer.
+    towers: 1, or 2 for a tower of images and one of texts; then the sizes are the image tower's, and `text` has those
+    of the other. pooling: of images, with two towers: "class", the class token, or "attention", SigLIP's head.
     """
 
     image_size: tuple[int, int] = (384, 128)
@@ -44,18 +65,37 @@ class IVTConfig:
     pixel_deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
     relative_positions: bool = False
     projection: int = 0
+    towers: int = 1
+    pooling: str = "class"
+    text: TextConfig = TextConfig()
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
         """Returns the sizes of a run from its `config.model`."""
         # config.json has lists instead of tuples.
-        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in section.items()}
+        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in dict(section).items()}
+        if "text" in values:
+            values["text"] = TextConfig(**dict(values["text"]))
         return cls(**values)
 
     @property
     def embedding_width(self) -> int:
         """Numbers of an embedding."""
         return self.projection or self.width
+
+    @property
+    def text_tower(self) -> "IVTConfig":
+        """The sizes and options of the text tower, in a model with two."""
+        t = self.text
+        return dataclasses.replace(
+            self, width=t.width, depth=t.depth, num_heads=t.num_heads, mlp_ratio=t.mlp_ratio,
+            image_activation=t.activation,
+        )  # fmt: skip
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the class token comes before an image's patches."""
+        return self.pooling == "class"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -65,3 +105,8 @@ class IVTConfig:
     @property
     def num_patches(self) -> int:
         return num_patches(self.image_size, self.patch_size, self.stride)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image: patches, and the class token if there is one."""
+        return self.num_patches + self.has_class_token

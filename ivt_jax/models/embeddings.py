@@ -27,13 +27,16 @@ def extract_patches(images: jax.Array, patch_size: int, stride: int) -> jax.Arra
 
 
 class ImageEmbedding(nn.Module):
-    """[CLS] and patches plus learned positions and types; with `image_norm` a layer norm over the sum."""
+    """[CLS] and patches plus learned positions and types; with `image_norm` a layer norm over the sum.
+
+    With two towers there are no types and no mask token; with attention pooling there is no [CLS].
+    """
 
     config: IVTConfig
 
     @nn.compact
     def __call__(self, images: jax.Array, patch_mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-        """(B, H, W, 3) normalised pixels -> (B, 1 + P, width) in `dtype`.
+        """(B, H, W, 3) normalised pixels -> (B, 1 + P, width) in `dtype`, (B, P, width) without [CLS].
 
         A learned token replaces the patches where `patch_mask` (B, P) is True, before positions are added.
         """
@@ -44,19 +47,23 @@ class ImageEmbedding(nn.Module):
         fan_out = nn.initializers.normal(np.sqrt(2 / (c.patch_size**2 * c.width)))
         kernel = self.param("kernel", fan_out, (c.patch_size**2 * 3, c.width))
         bias = self.param("bias", nn.initializers.zeros, (c.width,))
-        cls = self.param("cls", small, (1, 1, c.width))
-        mask_token = self.param("mask_token", small, (1, 1, c.width))
+        cls: jax.Array | None = self.param("cls", small, (1, 1, c.width)) if c.has_class_token else None
+        if c.towers == 1:
+            mask_token = self.param("mask_token", small, (1, 1, c.width))
         # Relative positions replace these, which begin at 0 then.
         learned = nn.initializers.zeros if c.relative_positions else small
-        positions = self.param("pos_embed", learned, (1, 1 + c.num_patches, c.width))
-        types = self.param("type_embed", small, (1, 1 + c.num_patches, c.width))
+        positions = self.param("pos_embed", learned, (1, c.image_tokens, c.width))
+        if c.towers == 1:
+            positions = positions + self.param("type_embed", small, (1, c.image_tokens, c.width))
 
         tokens = extract_patches(images.astype(dtype), c.patch_size, c.stride) @ kernel.astype(dtype)
         tokens = tokens + bias.astype(dtype)
         if patch_mask is not None:
             tokens = jnp.where(patch_mask[..., None], mask_token.astype(dtype), tokens)
-        cls = jnp.broadcast_to(cls.astype(dtype), (images.shape[0], 1, c.width))
-        tokens = jnp.concatenate([cls, tokens], axis=1) + (positions + types).astype(dtype)
+        if cls is not None:
+            cls = jnp.broadcast_to(cls.astype(dtype), (images.shape[0], 1, c.width))
+            tokens = jnp.concatenate([cls, tokens], axis=1)
+        tokens = tokens + positions.astype(dtype)
         if c.image_norm:
             norm = self.param("norm", lambda _: norm_params(c.width))
             tokens = layer_norm(norm, tokens, c.norm_epsilon).astype(dtype)
@@ -89,9 +96,30 @@ class TextEmbedding(nn.Module):
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype, keys: jax.Array | None = None) -> jax.Array:
         """(B, L) int32 -> (B, L, width) in `dtype`; keys (B,) for dropout, None = no dropout."""
-        length, longest = ids.shape[1], self.config.max_text_length
-        if length > longest:
-            raise ValueError(f"texts of {length} tokens, the model has {longest} text positions")
-        tokens = self.word[ids] + self.position[:length] + self.token_type[0]
+        tokens = words_at(self.word, self.position, ids) + self.token_type[0]
         tokens = layer_norm({"scale": self.scale, "bias": self.bias}, tokens, TEXT_NORM_EPSILON)
         return dropout(tokens, self.config.dropout, keys).astype(dtype)
+
+
+class PlainTextEmbedding(nn.Module):
+    """Word + position, then dropout: the text embedding of CLIP and SigLIP, without types and norm."""
+
+    config: IVTConfig
+
+    def setup(self):
+        c = self.config
+        small = nn.initializers.normal(c.init_std)
+        self.word = self.param("word", small, (c.vocab_size, c.width))
+        self.position = self.param("position", small, (c.max_text_length, c.width))
+
+    def __call__(self, ids: jax.Array, dtype: jnp.dtype, keys: jax.Array | None = None) -> jax.Array:
+        """As of `TextEmbedding`."""
+        return dropout(words_at(self.word, self.position, ids), self.config.dropout, keys).astype(dtype)
+
+
+def words_at(word: jax.Array, position: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns the sum of word (V, D) and position (L, D) embeddings of ids (B, l). Raises ValueError if l exceeds L."""
+    length, longest = ids.shape[1], len(position)
+    if length > longest:
+        raise ValueError(f"texts of {length} tokens, the model has {longest} text positions")
+    return word[ids] + position[:length]

@@ -39,21 +39,24 @@ class PatchHead(nn.Module):
 
 
 INITIAL_SCALE, LARGEST_SCALE = 1 / 0.07, 100.0  # CLIP's (Radford et al. 2021, section 2.5)
+INITIAL_BIAS = -10.0  # SigLIP's (Zhai et al. 2023, section 3.2)
 
 
-def init_projection(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    """Returns the initial parameters of a projection: a linear layer without bias."""
-    return {"kernel": nn.initializers.normal(inputs**-0.5)(key, (inputs, outputs))}
+def init_projection(key: jax.Array, inputs: int, outputs: int, bias: bool = False) -> dict[str, jax.Array]:
+    """Returns the initial parameters of a projection: a linear layer, in SigLIP with a bias."""
+    kernel = {"kernel": nn.initializers.normal(inputs**-0.5)(key, (inputs, outputs))}
+    return kernel | ({"bias": jnp.zeros(outputs)} if bias else {})
 
 
 def project(p: Params, x: jax.Array) -> jax.Array:
     """Returns the projection of x (B, D) float32, in float32 whatever the activations' dtype."""
-    return x @ p["kernel"]
+    return x @ p["kernel"] + p["bias"] if "bias" in p else x @ p["kernel"]
 
 
-def init_similarity(_: jax.Array) -> dict[str, jax.Array]:
-    """Returns the initial logarithm of the learned scale of cosines."""
-    return {"log_scale": jnp.log(jnp.float32(INITIAL_SCALE))}
+def init_similarity(_: jax.Array, bias: bool = False) -> dict[str, jax.Array]:
+    """Returns the initial logarithm of the learned scale of cosines; SigLIP's bias, which only its own loss uses."""
+    log_scale = {"log_scale": jnp.log(jnp.float32(INITIAL_SCALE))}
+    return log_scale | ({"bias": jnp.float32(INITIAL_BIAS)} if bias else {})
 
 
 def similarity_scale(p: Params) -> jax.Array:

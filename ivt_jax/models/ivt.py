@@ -13,7 +13,7 @@ from ivt_jax.models.blocks import Blocks
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import ImageEmbedding, TextEmbedding
 from ivt_jax.models.heads import PatchHead, WordHead, init_projection, init_similarity, project, similarity_scale
-from ivt_jax.models.relative import Selection
+from ivt_jax.models.selection import Selection, select, split_keys
 
 
 class IVT(nn.Module):
@@ -71,15 +71,15 @@ class IVT(nn.Module):
         self, images: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """(B, H, W, 3) normalised -> (B, 1 + P, D), or (B, K, D) of the tokens that `keep` selects."""
-        tokens, mask = _select(self.image_embedding(images, None, self.dtype), None, keep)
+        tokens, mask = select(self.image_embedding(images, None, self.dtype), None, keep)
         return self.blocks(tokens, mask, tokens.shape[1], keys, self.blocks.bias(None, keep))
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """ids (B, L) int32, mask (B, L) False at padding, which comes last -> (B, L, D), or (B, K, D) of `keep`."""
-        embedding_keys, block_keys = _split(keys)
-        tokens, kept = _select(self.text_embedding(ids, self.dtype, embedding_keys), mask, keep)
+        embedding_keys, block_keys = split_keys(keys)
+        tokens, kept = select(self.text_embedding(ids, self.dtype, embedding_keys), mask, keep)
         return self.blocks(tokens, kept, 0, block_keys, self.blocks.bias(ids.shape[1], keep))
 
     def encode_joint(
@@ -97,7 +97,7 @@ class IVT(nn.Module):
         `patch_mask` (B, P) is True.
         """
         image = self.image_embedding(images, patch_mask, self.dtype)
-        embedding_keys, block_keys = _split(keys)
+        embedding_keys, block_keys = split_keys(keys)
         text = self.text_embedding(ids, self.dtype, embedding_keys)
         num_image = image.shape[1]
         mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
@@ -112,21 +112,3 @@ class IVT(nn.Module):
     def patch_pixels(self, tokens: jax.Array) -> jax.Array:
         """(..., D) -> (..., patch_size * patch_size * 3) float32."""
         return self.patch_head(tokens, self.dtype)
-
-
-def _split(keys: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Splits each row's key in two."""
-    return (None, None) if keys is None else tuple(jax.vmap(jax.random.split, out_axes=1)(keys))
-
-
-def _select(tokens: jax.Array, mask: jax.Array | None, keep: Selection | None) -> tuple[jax.Array, jax.Array | None]:
-    """Gathers the kept tokens and their mask. Tokens that are not valid count as padding."""
-    if keep is None:
-        return tokens, mask
-    indices, valid = keep
-    indices = jnp.broadcast_to(indices, (tokens.shape[0], indices.shape[1]))
-    tokens = jnp.take_along_axis(tokens, indices[..., None], axis=1)
-    if mask is not None:
-        mask = jnp.take_along_axis(mask, indices, axis=1)
-        return tokens, mask if valid is None else mask & valid
-    return tokens, None if valid is None else jnp.broadcast_to(valid, indices.shape)

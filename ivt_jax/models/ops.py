@@ -22,6 +22,18 @@ def norm_params(*shape: int) -> dict[str, jax.Array]:
     return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
 
 
+def linear_params(key: jax.Array, deviation: float, stack: tuple[int, ...], **sizes: tuple[int, int]) -> dict[str, Any]:
+    """Returns the initial parameters of linear layers by name, (inputs, outputs) each: kernels normal, biases 0.
+
+    stack: leading axes of every array, such as (depth,).
+    """
+    keys = zip(jax.random.split(key), sizes.items(), strict=True)
+    return {
+        name: {"kernel": deviation * jax.random.normal(key, (*stack, *size)), "bias": jnp.zeros((*stack, size[1]))}
+        for key, (name, size) in keys
+    }
+
+
 def layer_norm(p: Params, x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Returns the layer norm of x in float32 (`wide`), with the two-pass variance."""
     return _layer_norm(p["scale"], p["bias"], x, epsilon)
@@ -57,19 +69,23 @@ def dense(p: Params, x: jax.Array) -> jax.Array:
     return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
 
 
-@jax.custom_vjp
-def xla_attention(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def xla_attention(
+    qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """Returns attention as batched products: qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H * d).
 
-    bias (B or 1, H, N, N) float32 is added to the scores. On CPU this is three times as fast as
-    `jax.nn.dot_product_attention`.
+    bias (B or 1, H, N, N) float32 is added to the scores. causal: a token attends to itself and to those before it. On
+    CPU this is three times as fast as `jax.nn.dot_product_attention`.
     """
-    return _attention_forward(qkv, mask, bias)[0]
+    return _attention_forward(qkv, mask, bias, causal)[0]
 
 
 # Of arrays (B, H, N, N) only the softmax in the dtype of qkv is kept; JAX would keep it in float32 too. Batch and heads
 # are one axis because XLA then fuses the mask with the product on a GPU, instead of writing it out for each score.
-def _attention_forward(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None) -> tuple[jax.Array, Any]:
+def _attention_forward(
+    qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None, causal: bool
+) -> tuple[jax.Array, Any]:
     batch, tokens, _, heads, size = qkv.shape
     q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, size)
     q = q * size**-0.5
@@ -78,6 +94,8 @@ def _attention_forward(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array |
         scores = (scores.reshape(batch, heads, tokens, tokens) + bias).reshape(scores.shape)
     if mask is not None:
         scores = scores + jnp.repeat(jnp.where(mask, 0.0, MASKED), heads, axis=0)[:, None, :]
+    if causal:
+        scores = scores + jnp.where(jnp.tri(tokens, dtype=bool), 0.0, MASKED)
     weights = jax.nn.softmax(scores).astype(qkv.dtype)
     mixed = jnp.einsum("bqk,bkd->bqd", weights, v).reshape(batch, heads, tokens, size)
     mixed = mixed.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
@@ -85,7 +103,8 @@ def _attention_forward(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array |
     return mixed, (q, k, v, weights, mixed, empty)
 
 
-def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+def _attention_backward(causal: bool, kept: Any, gradient: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+    del causal  # the weights beyond the diagonal are 0
     q, k, v, weights, mixed, empty = kept
     (batch, tokens, _), size = gradient.shape, q.shape[-1]
 
@@ -114,15 +133,18 @@ def _attention_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None
 xla_attention.defvjp(_attention_forward, _attention_backward)
 
 
-def cudnn_attention(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
+def cudnn_attention(
+    qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """Returns attention by cuDNN's fused kernel where the program is for an NVIDIA GPU, elsewhere `xla_attention`.
 
     bfloat16 only: raises NotImplementedError for float32 where cuDNN is installed. JAX cannot put the kernel into one
     program for several platforms; exports use `xla_attention`.
     """
     if not cudnn_is_known():
-        return xla_attention(qkv, mask, bias)
-    return jax.lax.platform_dependent(qkv, mask, bias, cuda=cudnn_call, default=xla_attention)
+        return xla_attention(qkv, mask, bias, causal)
+    cudnn = functools.partial(cudnn_call, causal=causal)
+    return jax.lax.platform_dependent(qkv, mask, bias, cuda=cudnn, default=lambda *x: xla_attention(*x, causal))
 
 
 @functools.cache
@@ -135,7 +157,9 @@ def cudnn_is_known() -> bool:
     return True
 
 
-def cudnn_call(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None) -> jax.Array:
+def cudnn_call(
+    qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """Returns cuDNN's attention, as `xla_attention` does.
 
     In training JAX refuses an odd number of tokens, so one of padding is added, and cut off. Padding is given as
@@ -149,11 +173,13 @@ def cudnn_call(qkv: jax.Array, mask: jax.Array | None, bias: jax.Array | None = 
     lengths = None if mask is None else mask.sum(-1, dtype=jnp.int32)
     q, k, v = jnp.moveaxis(qkv, 2, 0)
     bias = None if bias is None else bias.astype(qkv.dtype)  # cuDNN takes no other
-    mixed = jax.nn.dot_product_attention(q, k, v, bias, key_value_seq_lengths=lengths, implementation="cudnn")
+    mixed = jax.nn.dot_product_attention(
+        q, k, v, bias, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
     return mixed[:, :tokens].reshape(batch, tokens, heads * size)
 
 
-Kernel = Callable[..., jax.Array]  # (qkv, mask, bias) as of `xla_attention`
+Kernel = Callable[..., jax.Array]  # (qkv, mask, bias, causal) as of `xla_attention`
 ATTENTION_KERNELS: dict[str, Kernel] = {"xla": xla_attention, "cudnn": cudnn_attention}
 
 
@@ -184,7 +210,14 @@ def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x * gate, gate * (1 + 1.702 * x * (1 - gate))
 
 
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+def gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the GELU's approximation by tanh (Hendrycks and Gimpel 2016), which SigLIP has, and its slope."""
+    factor, cubic = (2 / jnp.pi) ** 0.5, 0.044715
+    gate = 0.5 + 0.5 * jnp.tanh(factor * (x + cubic * x**3))
+    return x * gate, gate + 2 * x * gate * (1 - gate) * factor * (1 + 3 * cubic * x**2)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ops import Params
-
-Selection = tuple[jax.Array, jax.Array | None]
-"""Tokens that enter the blocks: indices (B or 1, K) int32, the first of them 0, and valid (B or 1, K) bool or None."""
+from ivt_jax.models.selection import Selection
 
 
 class Bias(NamedTuple):

@@ -1,7 +1,8 @@
 """Heat maps: where in a crop the model sees a phrase.
 
 The heat of a patch is the similarity of the phrase to the crop seen through this patch alone: the model embeds a
-sequence of the class token and the one patch, at its position. All patches together cost as much as two or three crops.
+sequence of the class token, if it has one, and the one patch, at its position. All patches together cost as much as two
+or three crops.
 
 The tokens of patches after the last block would not do. Only the class token is trained, and the patch most similar to
 a phrase shows what it describes hardly more often than chance (BENCHMARKS.md).
@@ -50,7 +51,7 @@ def _embed_patches(model: Any, params: Any, image: jax.Array) -> jax.Array:
     pixels = normalise(image, model.config)[None]
 
     def embed(patch: jax.Array) -> jax.Array:
-        keep = jnp.stack([0, 1 + patch])[None], None
+        keep = jnp.stack([0, 1 + patch] if model.config.has_class_token else [patch])[None], None
         embedding = model.apply({"params": params}, pixels, keep=keep, method="embed_image")[0]
         return embedding / jnp.linalg.norm(embedding)
 

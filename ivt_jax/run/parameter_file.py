@@ -25,8 +25,9 @@ def write_parameter_file(path: Path, params: Any, config: ConfigDict) -> None:
     """Writes parameters (NumPy arrays) as float32, with the folder's format and the config's digest as metadata."""
     from safetensors.numpy import save
 
-    # In C order: safetensors writes the memory of an array without regard to strides.
-    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in flatten_dict(params, sep=".").items()}
+    # In C order: safetensors writes the memory of an array without regard to strides. `ascontiguousarray` would give
+    # scalars an axis.
+    tensors = {name: np.asarray(x, np.float32, order="C") for name, x in flatten_dict(params, sep=".").items()}
     content = save(tensors, {"ivt_jax_format": str(FORMAT), "config_sha256": config_digest(config)})
     path.write_bytes(content)  # `save_file` would create a file that only its owner may read
 
@@ -75,7 +76,7 @@ def model_digest(config: ConfigDict, params: Any) -> str:
     """Returns the SHA-256 of `config.model` and of all parameters; a run and its export have the same."""
     digest = hashlib.sha256(json.dumps(config.model.to_dict(), sort_keys=True).encode())
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        value = np.ascontiguousarray(leaf)
+        value = np.asarray(leaf, order="C")
         digest.update(f"{path} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -26,6 +26,9 @@ CHOICES = {
     "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
     "model.image_activation": tuple(ACTIVATIONS),
+    "model.pooling": ("class", "attention"),
+    "model.text.activation": tuple(ACTIVATIONS),
+    "model.text.pooling": ("first", "end", "last"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": tuple(ATTENTION_KERNELS),
     "match.loss": tuple(LOSSES),
@@ -50,6 +53,7 @@ class Bound(NamedTuple):
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 COUNT = Bound("1 or more", lambda x: x >= 1, whole=True, most=INT32)
 WHOLE = Bound("0 or more", lambda x: x >= 0, whole=True, most=INT32)
+ONE_OR_TWO = Bound("1 or 2", lambda x: x in (1, 2), whole=True)
 AXIS = Bound("1 or more, or -1 for the rest of the devices", lambda x: x >= 1 or x == -1, whole=True, most=INT32)
 NOT_NEGATIVE = Bound("0 or more", lambda x: x >= 0)
 POSITIVE = Bound("more than 0", lambda x: x > 0)
@@ -67,9 +71,11 @@ BOUNDS = {
         (COUNT, "runtime.microbatches runtime.log_every runtime.checkpoint_every runtime.eval_batch_size"),
         (COUNT, "runtime.heartbeat"),
         (WHOLE, "model.projection"),
+        (ONE_OR_TWO, "model.towers"),
+        (COUNT, "model.text.width model.text.depth model.text.num_heads"),
         (WHOLE, "augment.pad bmm.rows train.first_epoch train.steps train.eval_every runtime.watchdog"),
         (AXIS, "runtime.mesh.data runtime.mesh.fsdp"),
-        (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon optimizer.epsilon"),
+        (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon model.text.mlp_ratio optimizer.epsilon"),
         (NOT_NEGATIVE, "mla.weight bmm.word_weight bmm.patch_weight optimizer.learning_rate optimizer.start"),
         (NOT_NEGATIVE, "optimizer.bias_learning_rate optimizer.floor optimizer.warmup_epochs optimizer.weight_decay"),
         (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor match.temperature id.weight"),
@@ -158,12 +164,18 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         if not SHORTEST <= length <= model.max_text_length:
             most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
             yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
+    lengths, positions = config.text.length.values(), model.max_text_length
+    if model.get("towers", 1) == 2 and model.text.pooling == "last" and set(lengths) != {positions}:
+        reason = f"model.text.pooling last reads the last of exactly model.max_text_length {positions} tokens"
+        yield f"text.length is {tuple(lengths)}: {reason}; set each to {positions}"
     if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
-    if model.width % model.num_heads:
-        yield f"model.width {model.width} is not a multiple of model.num_heads {model.num_heads}"
-    if int(model.width * model.mlp_ratio) < 1:
-        yield f"model.mlp_ratio {model.mlp_ratio} of model.width {model.width} is less than one unit of an MLP"
+    for name, tower in [("model", model)] + [("model.text", model.text)] * (model.towers == 2):
+        if tower.width % tower.num_heads:
+            yield f"{name}.width {tower.width} is not a multiple of {name}.num_heads {tower.num_heads}"
+        if int(tower.width * tower.mlp_ratio) < 1:
+            yield f"{name}.mlp_ratio {tower.mlp_ratio} of {name}.width {tower.width} is less than one unit of an MLP"
+    yield from _two_tower_faults(config) if model.towers == 2 else _one_tower_faults(config)
     if model.attention == "cudnn" and model.dtype == "float32":
         yield "model.attention cudnn needs model.dtype bfloat16"
     if min(size) < model.patch_size:
@@ -179,6 +191,38 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
 def has_scale(model: ConfigDict) -> bool:
     """Returns whether the model has a learned scale of similarities."""
     return model.get("projection", 0) > 0 or model.get("towers", 1) == 2
+
+
+def _one_tower_faults(config: ConfigDict) -> Iterator[str]:
+    if config.model.pooling != "class":
+        yield f"model.pooling {config.model.pooling} needs model.towers 2; one tower pools by the class token"
+
+
+def _two_tower_faults(config: ConfigDict) -> Iterator[str]:
+    model, text, bmm = config.model, config.model.text, config.bmm
+    if bmm.word_weight or bmm.patch_weight:
+        yield (
+            "model.towers 2 has no joint pass of image and text, so nothing is reconstructed: set bmm.word_weight and "
+            "bmm.patch_weight to 0"
+        )
+    if model.relative_positions:
+        yield "model.relative_positions needs model.towers 1"
+    if bmm.align == "exact" and text.pooling != "first":
+        yield f"bmm.align exact could drop the pooled token of model.text.pooling {text.pooling}; choose fast or off"
+    if text.causal and text.pooling == "first":
+        yield "model.text.causal needs model.text.pooling end or last: the first token attends to none but itself"
+    if text.projection_bias and not model.projection:
+        yield "model.text.projection_bias needs model.projection, the width of the embeddings"
+    if not model.projection and model.width != text.width:
+        yield (
+            f"model.width {model.width} and model.text.width {text.width} differ, so embeddings cannot be compared: "
+            "set model.projection to their common width"
+        )
+    if model.pooling == "attention" and model.projection not in (0, model.width):
+        yield (
+            f"model.projection {model.projection} is not model.width {model.width}: with model.pooling attention only "
+            "texts are projected, to the width of images"
+        )
 
 
 def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from ivt_jax.encoding.pixels import erase, normalise
 from ivt_jax.losses import bmm
-from ivt_jax.models.ivt import Selection
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.selection import Selection, pooled_places
 
 
 class Draws(NamedTuple):
@@ -68,9 +69,27 @@ def exact_tokens(
     )
 
 
-def fast_tokens(keys: jax.Array, mask: jax.Array, ratio: float) -> Selection:
-    """Returns the tokens that `fast` alignment keeps of each row of the mask (N, L), by keys (N,)."""
-    return jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio))(keys, mask)
+def fast_image_tokens(keys: jax.Array, model_config: IVTConfig, ratio: float) -> Selection:
+    """Returns the tokens that `fast` alignment keeps of each image, by keys (N,); the class token is among them."""
+    whole = jnp.ones((len(keys), model_config.image_tokens), bool)
+    always = (0,) if model_config.has_class_token else ()
+    kept, _ = jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio, always=always))(keys, whole)
+    return kept, None  # all images have the same number of tokens: nothing is padding
+
+
+def fast_text_tokens(keys: jax.Array, mask: jax.Array, model_config: IVTConfig, ratio: float) -> Selection:
+    """Returns the tokens that `fast` alignment keeps of each text of the mask (N, L), by keys (N,).
+
+    The first token and the pooled one are among them.
+    """
+    if model_config.towers == 1:
+        return jax.vmap(functools.partial(bmm.fast_selection, ratio=ratio))(keys, mask)
+    text = model_config.text
+
+    def keep(key: jax.Array, mask: jax.Array, pooled: jax.Array) -> Selection:
+        return bmm.fast_selection(key, mask, ratio, always=(0, pooled), ordered=text.causal)
+
+    return jax.vmap(keep)(keys, mask, pooled_places(mask, text.pooling))
 
 
 def erase_boxes(images: jax.Array, boxes: jax.Array, keys: jax.Array, config: Any) -> tuple[jax.Array, jax.Array]:

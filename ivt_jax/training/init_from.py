@@ -1,12 +1,13 @@
 """Initial parameters of a training: `train.init_from`, the folder of a run, an export or converted weights.
 
 Parameters of equal shape are loaded. Positions and types of another grid of patches are resized. Parameters that only
-training needs may be missing and stay random. Anything else is an error.
+training needs, relative positions and projections may be missing and stay as initialised. Anything else is an error.
 """
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -14,14 +15,20 @@ from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
-from ivt_jax.conversion.positions import resize_positions
+from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
-SETTINGS = ("num_heads", "image_norm", "image_activation", "norm_epsilon")  # shapes do not show them clearly
+PER_OFFSET = "blocks/relative/image"
+# Shapes do not show these clearly. Those of the text tower count only in models with two.
+SETTINGS = (
+    "towers", "num_heads", "image_norm", "image_activation", "norm_epsilon", "pixel_mean", "pixel_deviation", "pooling"
+)  # fmt: skip
+TEXT_SETTINGS = ("text.num_heads", "text.activation", "text.causal", "text.pooling", "text.projection_bias")
+ADDED = ("relative_positions", "projection")  # a model may get them, but not lose them
 OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only masked reconstruction needs them
 
 
@@ -60,7 +67,7 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
         for path, action in actions.items():
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
-                params[path] = resize_positions(value, old.grid, new.grid) if action == "resized" else value
+                params[path] = resize(path, value, old, new) if action == "resized" else value
     return Initial(params, _summary(f"{folder}, step {restored.step}", actions, old, new))
 
 
@@ -69,21 +76,38 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
 
     found: the shapes in the folder, those of the model `old`. Raises UserError for a shape that does not fit.
     """
-    other = [name for name in SETTINGS if getattr(old, name) != getattr(new, name)]
+    settings = SETTINGS + (TEXT_SETTINGS if old.towers == new.towers == 2 else ())
+    of = {name: operator.attrgetter(name) for name in settings + ADDED}
+    other = [name for name in settings if of[name](old) != of[name](new)]
+    other += [name for name in ADDED if of[name](old) and not of[name](new)]
     if other:
-        flags = " ".join(f"--config.model.{name}={getattr(old, name)}" for name in other)
+        flags = " ".join(f"--config.model.{name}={_flag_value(of[name](old))}" for name in other)
         raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
     actions = {}
     for path, shape in parameter_shapes(new).items():
-        if found.get(path) == shape and (path not in PER_PATCH or old.grid == new.grid):
+        per_patch = path in PER_PATCH or path == PER_OFFSET
+        rest = slice(0, 2) if path == PER_OFFSET else slice(-1, None)  # what the grid does not change
+        if found.get(path) == shape and (not per_patch or old.grid == new.grid):
             actions[path] = "loaded"
         elif path not in found:
             actions[path] = "initialised"
-        elif path in PER_PATCH and found[path][-1] == shape[-1]:
+        elif per_patch and found[path][rest] == shape[rest]:
             actions[path] = "resized"
         else:
             raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config wants {shape}")
     return actions
+
+
+def resize(path: str, value: np.ndarray, old: IVTConfig, new: IVTConfig) -> np.ndarray:
+    """Returns a parameter of the old grid of patches for the new one."""
+    if path == PER_OFFSET:
+        return resize_offsets(value, old.grid, new.grid, new.stride / old.stride)
+    return resize_positions(value, old.grid, new.grid)
+
+
+def _flag_value(value: Any) -> str:
+    """Returns a value of the config as a shell takes it."""
+    return '"({})"'.format(",".join(map(str, value))) if isinstance(value, tuple) else str(value)
 
 
 def _summary(source: str, actions: Mapping[str, str], old: IVTConfig, new: IVTConfig) -> str:

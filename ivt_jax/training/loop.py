@@ -103,9 +103,21 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
     persons = len(source.persons) if config.id.weight else 0
-    program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id, persons)
+    program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
+
+
+def _mask_id(config: ConfigDict, tokenizer: Tokenizer) -> int:
+    """Returns the id of the mask token, -1 if the tokenizer has none. Raises UserError if words are reconstructed."""
+    if tokenizer.mask_id is not None:
+        return tokenizer.mask_id
+    if config.bmm.word_weight:
+        raise UserError(
+            f'the tokenizer "{config.text.tokenizer}" has no mask token, which hides words to reconstruct: '
+            "set --config.bmm.word_weight=0"
+        )
+    return -1
 
 
 def open_checkpoints(run: Run) -> Checkpoints:

@@ -15,9 +15,17 @@ from ivt_jax.losses import bmm
 from ivt_jax.losses.identity import ID_HEAD, identity_losses, without_classifier
 from ivt_jax.losses.matching import query_losses
 from ivt_jax.losses.mla import mla_loss
+from ivt_jax.models.build import Model
 from ivt_jax.models.embeddings import extract_patches
-from ivt_jax.models.ivt import IVT
-from ivt_jax.training.draws import Draws, Masked, erase_boxes, exact_tokens, fast_tokens, row_keys
+from ivt_jax.training.draws import (
+    Draws,
+    Masked,
+    erase_boxes,
+    exact_tokens,
+    fast_image_tokens,
+    fast_text_tokens,
+    row_keys,
+)
 from ivt_jax.training.freezing import join_params
 from ivt_jax.training.hyperparameters import is_on
 
@@ -40,7 +48,7 @@ class Objective:
     and all get the loss of all rows. Without, the rows are the whole batch.
     """
 
-    model: IVT
+    model: Model
     config: Any
     mask_id: int
     matching: Callable[..., jax.Array] = mla_loss  # how the rows of the devices meet: a function as `mla_loss`
@@ -100,7 +108,7 @@ class Objective:
             return draws
         masks = [batch["mask"][name] for name in config.mla.levels]
         ratio = config.bmm.align_ratio
-        return Draws(*draws[:6], *exact_tokens(draws.align, self.num_image, masks, ratio, self.axes))
+        return Draws(*draws[:6], *exact_tokens(draws.align, self.model.config.image_tokens, masks, ratio, self.axes))
 
     def select(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the arrays of all pairs, and of those to reconstruct; "rows": their numbers in the global batch."""
@@ -127,9 +135,8 @@ class Objective:
         erased, _ = erase_boxes(images, boxes, keys(draws.erase), self.config)
         keep = draws.image_tokens
         if self.config.bmm.align == "fast":
-            whole = jnp.ones((batch * count, self.num_image), bool)
-            kept, _ = fast_tokens(keys(jax.random.fold_in(draws.align, 0)), whole, self.config.bmm.align_ratio)
-            keep = kept, None  # all images have the same number of tokens: nothing is padding
+            of_images = keys(jax.random.fold_in(draws.align, 0))
+            keep = fast_image_tokens(of_images, self.model.config, self.config.bmm.align_ratio)
         embeddings = self.apply(params, "embed_image", erased, keep=keep, keys=keys(draws.image))
         return list(embeddings.reshape(batch, count, -1).swapaxes(0, 1))
 
@@ -162,7 +169,7 @@ class Objective:
         )
         keep = draws.text_tokens
         if self.config.bmm.align == "fast":
-            keep = fast_tokens(keys(draws.align, 1), mask, self.config.bmm.align_ratio)
+            keep = fast_text_tokens(keys(draws.align, 1), mask, self.model.config, self.config.bmm.align_ratio)
         embeddings = self.apply(params, "embed_text", ids, mask, keep=keep, keys=keys(draws.text, 0))
         of_pairs = embeddings.reshape(-1, len(levels), embeddings.shape[-1])
         return {number: of_pairs[:, place] for place, number in enumerate(levels)}
@@ -203,11 +210,6 @@ class Objective:
         pixels = bmm.hidden_pixels(hidden, c.image_size, c.patch_size, c.stride)[..., None]
         weights = extract_patches(jnp.broadcast_to(pixels, clean.shape), c.patch_size, c.stride)
         return bmm.patch_loss(predicted, _gather(targets, where), _gather(weights, where))
-
-    @property
-    def num_image(self) -> int:
-        """Tokens of an image: [CLS] and patches."""
-        return 1 + self.model.config.num_patches
 
     def scale(self, params: Any) -> jax.Array | float | None:
         """Returns what similarities are multiplied by: 1 / match.temperature, or the model's scale; None = 1."""

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.statistics import training_persons
 from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
-from ivt_jax.models.build import build_model
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model, build_model
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
@@ -25,7 +24,7 @@ from ivt_jax.training.train_step import init_state, train_step
 class Program:
     """What a config compiles to: the model, its mesh, and the jitted step."""
 
-    model: IVT
+    model: Model
     mesh: Mesh
     objective: Any  # (config, perhaps with traced numbers) -> the objective of the rows that the devices share
     init: Any  # () -> TrainState, sharded

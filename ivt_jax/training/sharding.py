@@ -17,6 +17,8 @@ from ivt_jax.common.errors import UserError
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/.*/(qkv|fc1)/kernel$", PartitionSpec(None, None, "fsdp")),
     (r"blocks/.*/(proj|fc2)/kernel$", PartitionSpec(None, "fsdp", None)),
+    (r"image_head/.*/(qkv|fc1)/kernel$", PartitionSpec(None, "fsdp")),
+    (r"image_head/.*/(proj|fc2)/kernel$", PartitionSpec("fsdp", None)),
     (r"text_embedding/word$", PartitionSpec("fsdp", None)),
     (r"image_embedding/kernel$", PartitionSpec("fsdp", None)),
     (r"(word_head|patch_head|image_projection|text_projection)/kernel$", PartitionSpec("fsdp", None)),

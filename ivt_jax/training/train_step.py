@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from ivt_jax.losses.identity import ID_HEAD, init_classifier, without_classifier
-from ivt_jax.models.ivt import IVT
+from ivt_jax.models.build import Model
 from ivt_jax.training.freezing import join_params, refuse_patterns, split_params
 from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.hyperparameters import is_on
@@ -43,7 +43,7 @@ class TrainState:
         return without_classifier(self.ema or self.params)
 
 
-def init_state(model: IVT, tx: optax.GradientTransformation, config: Any, persons: int = 0) -> TrainState:
+def init_state(model: Model, tx: optax.GradientTransformation, config: Any, persons: int = 0) -> TrainState:
     """Returns the state before the first step. It depends on the config's seed alone.
 
     persons: classes of the identity loss. Raises UserError for a pattern of the config that names no parameter.

@@ -55,7 +55,7 @@ def test_the_tower_computes_clips_features(convert, openai, naming):
 
 
 def test_a_grey_image_is_no_zero_to_clip(convert, openai):
-    """The bias of the patches alone: what our pixels of 0 are to CLIP."""
+    """Its mean is not 0.5."""
     grey = np.full((12, 12, 3), 127.5)
     expected = features(openai, grey)
     np.testing.assert_allclose(cls_of(convert("openai"), grey), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -89,15 +89,15 @@ def test_every_tensor_is_accounted_for(request, convert, naming, bert, params):
     ) | ({"visual_projection.weight", "vision_model.embeddings.position_ids"} & tensors.keys())
     initialised = {use.note.split(",")[0] for use in made.uses if use.action == "initialised"}
     heads = {path for path in params if path.startswith(("word_head/", "patch_head/"))}
-    assert initialised == heads | {"image_embedding/type_embed", "image_embedding/mask_token"}
+    missing = {"type_embed", "mask_token", "bias"}
+    assert initialised == heads | {f"image_embedding/{name}" for name in missing}
     text = table(made.uses)
     assert "image_embedding/pos_embed, 3x3 -> 6x3 patches, bilinear" in text and "of CLIP's text tower" in text
-    assert "image_embedding/kernel and bias, CLIP's mean and deviation of pixels made ours" in text
-    assert (made.model_config.image_norm, made.model_config.image_activation, made.model_config.norm_epsilon) == (
-        True,
-        "quick_gelu",
-        1e-5,
-    )
+    assert "image_embedding/bias, zeros: CLIP has none" in text
+    c = made.model_config
+    assert (c.image_norm, c.image_activation, c.norm_epsilon) == (True, "quick_gelu", 1e-5)
+    assert c.pixel_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert c.pixel_deviation == (0.26862954, 0.26130258, 0.27577711)
 
 
 @pytest.mark.parametrize("naming, prefix", [("openai", "module."), ("transformers_clip", "")])

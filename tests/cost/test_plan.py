@@ -54,6 +54,13 @@ STEPS = {
         config_of(2048, levels=("sentence", "word"), image_size=(12, 12), width=16, depth=1, matching="sharded"),
         0.1,
     ),
+    "relative positions, projection": (
+        1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", relative_positions=True,
+                     projection=32), 0.1,
+    ),
+    "relative positions, fast": (
+        1, config_of(32, levels=ALL, views=3, align="fast", relative_positions=True, projection=32), 0.1,
+    ),
     "micro-batches": (
         1, config_of(64, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
     ),

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import synth
 from ivt_jax.common.errors import UserError
-from ivt_jax.conversion.positions import resize_positions
+from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import Checkpoints, export_params
 from ivt_jax.training import loop
@@ -20,6 +20,7 @@ from ivt_jax.training.program import build_program
 from ivt_jax.training.train_step import TrainState
 
 POSITIONS, TYPES = "image_embedding/pos_embed", "image_embedding/type_embed"
+OFFSETS = "blocks/relative/image"
 
 
 def tiny_config(**changes):
@@ -103,6 +104,30 @@ def test_as_many_patches_in_another_grid_are_resized(folder):
     np.testing.assert_array_equal(initial_params(new).params[TYPES], resize_positions(flat[TYPES], (4, 2), (2, 4)))
 
 
+def test_relative_positions_keep_their_distance_in_pixels(folder):
+    relative = {"model__relative_positions": True, "model__projection": 6}
+    old, new = tiny_config(**relative), tiny_config(**relative, model__image_size=(30, 18), model__stride=4)
+    flat = random_params(old)
+    new.train.init_from = folder(flat, old)
+    initial = initial_params(new)
+    expected = resize_offsets(flat[OFFSETS], (4, 2), (7, 4), 4 / 6)
+    assert expected.shape == (2, 2, 13, 7)
+    np.testing.assert_array_equal(initial.params[OFFSETS], expected)
+    for path in initial.params.keys() - {POSITIONS, TYPES, OFFSETS}:
+        np.testing.assert_array_equal(initial.params[path], flat[path])
+    assert f"resized 4x2 -> 7x4: {OFFSETS}, {POSITIONS}, {TYPES}" in initial.summary == summary(new)
+
+
+def test_relative_positions_and_a_projection_may_be_new(folder):
+    old = tiny_config()
+    new = tiny_config(
+        model__relative_positions=True, model__projection=6, train__init_from=folder(random_params(old), old)
+    )
+    tables = [f"blocks/relative/{name}" for name in ("cross", "image", "image_cls", "text", "text_cls")]
+    others = ["image_projection/kernel", "similarity/log_scale", "text_projection/kernel"]
+    assert summary(new).endswith(f"initialised: {', '.join([*tables, *others])}")
+
+
 def test_a_run_gives_its_best_checkpoint(tmp_path):
     config = tiny_config()
     checkpoints = Checkpoints(tmp_path)
@@ -151,6 +176,14 @@ def test_a_misfit_is_one_line_that_names_the_parameter(folder, changes, without,
         with pytest.raises(UserError) as error:
             initial_params(config, shapes_alone)
         assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_relative_positions_and_a_projection_are_not_lost(folder):
+    old = tiny_config(model__relative_positions=True, model__projection=6)
+    config = tiny_config(train__init_from=folder(random_params(old), old))
+    message = r"another relative_positions, projection; set --config.model.relative_positions=True --config.model.proj"
+    with pytest.raises(UserError, match=message):
+        summary(config)
 
 
 def test_a_parameter_unknown_to_the_model_is_named(folder):
