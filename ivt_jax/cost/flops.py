@@ -1,7 +1,8 @@
 """FLOPs of a training step, by formula from a config; needs no JAX.
 
 Counts the matrix products of the training objective (a multiply-add is two FLOPs), not norms, softmax, GELU and the
-optimiser. `config` is a ConfigDict or nested dicts, as configs/default.py. `ivt_jax/cost/plan.py` has the memory.
+optimiser; gradients of frozen parameters count, too. `config` is a ConfigDict or nested dicts, as configs/default.py.
+`ivt_jax/cost/plan.py` has the memory.
 """
 
 from collections import Counter
