@@ -74,6 +74,18 @@ def get_config() -> ConfigDict:
     config.mla.views = 3  # augmented views of each image: one per level, or 1 for all levels
     config.mla.groups = 1  # equal slices of the batch, each matched separately; divides batch_size
 
+    config.match = ConfigDict()  # how mla matches, as losses/matching.py says
+    config.match.loss = "cmpm"  # cmpm; sdm of IRRA; itc, contrastive; or tal of RDE: each over all levels at once
+    # Similarities are divided by it; more than 0, or 0 for the scale that the model learns (model.projection or towers
+    # 2). Published: 1 with cmpm, 0.02 with sdm, 0.015 with tal; CLIP's begins at 0.07.
+    config.match.temperature = 1.0
+    # Which embeddings are brought to length 1 first: both, neither, or as published: of cmpm those that a query is
+    # compared with, not the query; of sdm, itc and tal both.
+    config.match.normalise = "published"
+
+    config.id = ConfigDict()
+    config.id.weight = 0.0  # classify images and texts by training person, as IRRA does; 0 or more, 0 = no classifier
+
     config.bmm = ConfigDict()
     config.bmm.align = "exact"  # masked alignment: off, exact (the released draw) or fast (fixed counts, saves time)
     config.bmm.align_ratio = 0.2  # largest share of tokens that is dropped; half of it on average; 0 to 1
@@ -85,7 +97,7 @@ def get_config() -> ConfigDict:
     config.bmm.rows = 0  # pairs of the batch to reconstruct, evenly spaced; a divisor of batch_size, or 0 = all
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd (momentum, coupled weight decay on everything) or adamw
+    config.optimizer.name = "sgd"  # sgd (momentum, coupled weight decay on everything), adam (coupled) or adamw
     config.optimizer.schedule = "released"  # released: constant within an epoch; smooth: warm-up and cosine by step
     config.optimizer.learning_rate = 0.005  # peak; 0 or more
     config.optimizer.bias_learning_rate = 0.01  # peak for parameters named bias; 0 or more
@@ -93,11 +105,15 @@ def get_config() -> ConfigDict:
     config.optimizer.floor = 1e-5  # learning rate at the end of the cosine; 0 or more
     config.optimizer.warmup_epochs = 5.0  # 0 or more
     config.optimizer.momentum = 0.9  # of sgd; 0 to below 1
-    config.optimizer.b1 = 0.9  # of adamw; 0 to below 1
-    config.optimizer.b2 = 0.98  # of adamw; 0 to below 1
+    config.optimizer.b1 = 0.9  # of adam and adamw; 0 to below 1
+    config.optimizer.b2 = 0.98  # of adam and adamw; 0 to below 1
+    config.optimizer.epsilon = 1e-8  # of adam and adamw, added to the root of the second moment; more than 0
     config.optimizer.weight_decay = 1e-4  # 0 or more
     config.optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
     config.optimizer.layer_decay = 1.0  # learning rate of a block / that of the block above; 0 to 1, 1 = all equal
+    # Factors of the learning rate by parameter path: "PATTERN=FACTOR", as "id_head/=5"; the first pattern that is found
+    # in the path counts. FACTOR is 0 or more.
+    config.optimizer.multipliers = ()
     config.optimizer.ema = 0.0  # decay per step of averaged parameters, which are evaluated; 0 to below 1, 0 = off
 
     config.train = ConfigDict()
@@ -107,6 +123,7 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 0  # steps between validations, each with a checkpoint; 0 = every epoch
     config.train.select_on = "val"  # split that chooses the best checkpoint; the report marks "test" in red
     config.train.init_from = ""  # a run, an export or converted weights to start from; "" = random parameters
+    config.train.freeze = ()  # patterns of paths of parameters that stay as they are, as "text_embedding/word"
     config.train.max_bad_steps = 1  # non-finite steps in a row that end the run; 1 or more
     config.train.spike_factor = 0.0  # skip steps with a gradient norm above this times the running median; 0 = none
 

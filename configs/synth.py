@@ -2,7 +2,7 @@
 
 python -m input_pipeline.synthetic --out=data/pedes-synth --size=96x48
 python -m ivt_jax.main --config=configs/synth.py --workdir=runs/demo
-python -m ivt_jax.main --config=configs/synth.py:mla          # one of TERMS, OPTIMIZERS, CHOICES or TOWERS, below
+python -m ivt_jax.main --config=configs/synth.py:mla          # one of the variants below
 """
 
 from ml_collections import ConfigDict
@@ -21,10 +21,17 @@ CHOICES = {
     "sentence_level": {"mla.levels": ("sentence",)},
     "no_reconstruction": {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0},
 }
+# What matches, at temperatures that were tried for this tower; "cmpm" is the demo.
+LOSSES = {
+    "cmpm": {"match.loss": "cmpm"},
+    "sdm": {"match.loss": "sdm", "match.temperature": 0.05},
+    "itc": {"match.loss": "itc", "match.temperature": 0.07},
+    "tal": {"match.loss": "tal", "match.temperature": 0.015},
+}
 # Does one network for both modalities help? Both have matching at three levels, no reconstruction, and as many
 # parameters in blocks and embeddings, to 0.1%.
 TOWERS = ("mla", "two_towers")
-VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, "two_towers")
+VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, *LOSSES, "two_towers")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -63,10 +70,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def changed(config: ConfigDict, variant: str) -> ConfigDict:
-    """Changes any config by one of TERMS or CHOICES."""
+    """Changes any config by one of TERMS, CHOICES or LOSSES."""
     if variant in TERMS:
         return without_terms(config, variant)
-    config.update_from_flattened_dict(CHOICES[variant])
+    config.update_from_flattened_dict({**CHOICES, **LOSSES}[variant])
     return config
 
 

@@ -131,6 +131,11 @@ def quarantined(path: Path) -> frozenset[str]:
     return frozenset(place.relative(line) or line for line in lines if line)
 
 
+def held_out(persons: int, share: float) -> int:
+    """Returns how many of so many training persons are held out for val."""
+    return max(round(share * persons), int(share > 0))
+
+
 def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> list[Record]:
     """Returns the records with a `share` of the training persons moved to val, for datasets without a val split.
 
@@ -138,9 +143,9 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
     """
     persons = {record.person_id for record in records if record.split == "train"}
     order = sorted(persons, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).digest())
-    held_out = set(order[: max(round(share * len(order)), share > 0)])
+    chosen = set(order[: held_out(len(order), share)])
     return [
-        dataclasses.replace(record, split="val") if record.split == "train" and record.person_id in held_out else record
+        dataclasses.replace(record, split="val") if record.split == "train" and record.person_id in chosen else record
         for record in records
     ]
 

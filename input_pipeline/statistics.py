@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 
-from input_pipeline.annotations import Annotations, Record
+from input_pipeline.annotations import Annotations, Record, held_out
 from input_pipeline.variants import SPLITS
 
 Counts = dict[str, tuple[int, int, int]]  # split -> persons, images, captions
@@ -15,6 +15,20 @@ PUBLISHED: dict[str, Counts] = {
     "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
     "pedes_synth": {},
 }
+
+
+# Of PEDES-Synth as `python -m input_pipeline.synthetic` makes it unless told otherwise.
+SYNTHETIC_PERSONS = 4000
+
+
+def training_persons(name: str, val_persons: float) -> int:
+    """Returns how many persons a dataset has for training, as published, less those held out; for plans without data.
+
+    val_persons: the share held out of a dataset without a val split.
+    """
+    published = PUBLISHED[name]
+    persons = published["train"][0] if published else SYNTHETIC_PERSONS
+    return persons - (held_out(persons, val_persons) if published and "val" not in published else 0)
 
 
 def split_counts(records: Iterable[Record]) -> Counts:

@@ -9,7 +9,8 @@
     python -m ivt_jax.convert --source=vlmo --weights=vlmo_base_patch16_224.pt --out=weights/vlmo
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
-Prints the use of every tensor. Nothing in a file of weights is executed.
+Instead of a file, --weights and --weights_text may name a repository on the hub: hf:OWNER/NAME, or
+hf:OWNER/NAME@REVISION. Prints the use of every tensor. Nothing in a file of weights is executed.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
 from ivt_jax.common.startup import run_command
@@ -30,18 +32,25 @@ from ivt_jax.common.startup import run_command
 def convert(args: argparse.Namespace, rest: list[str]) -> None:
     """Reads and converts the weights, writes the folder --out, and prints the use of every tensor."""
     check_paths(args)
+    from ivt_jax.conversion.hub import fetch_weights
     from ivt_jax.conversion.tensors import table
     from ivt_jax.run.checkpoint import export_params
     from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
-    record, conversion = from_export(args.weights, rest) if args.source == "export" else from_others(args, rest)
+    places = {"weights": args.weights, "weights_text": args.weights_text}
+    fetched = {flag: fetch_weights(repository_name(place)) for flag, place in places.items() if is_on_hub(place)}
+    if args.source == "export":
+        record, conversion = from_export(args.weights, rest)
+    else:
+        record, conversion = from_others(args, rest, fetched)
     config = ConfigDict(record["config"])
     tokenizer, line = find_tokenizer(args, config)
     with whole_folder(args.out) as folder:
         export_params(folder / "params", conversion.params)
-        files = [path for path in (args.weights, args.weights_text) if path]
-        record_conversion(folder, record, args.source, files, tokenizer)
+        files = [path for flag, path in places.items() if path and flag not in fetched]
+        hub = {flag: (weights.repository, weights.files) for flag, weights in fetched.items()}
+        record_conversion(folder, record, args.source, files, tokenizer, hub)
         if tokenizer:
             tokenizer.save(folder)
     print(table(conversion.uses), line, sep="\n")
@@ -50,8 +59,21 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
     print(f"written: {args.out}", file=sys.stderr)
 
 
-def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], Any]:
-    """Returns the content of config.json and the conversion of weights that another program wrote."""
+def is_on_hub(place: Path | None) -> bool:
+    """Whether --weights or --weights_text is hf:OWNER/NAME."""
+    return str(place).startswith("hf:")
+
+
+def repository_name(place: Path) -> str:
+    """Returns OWNER/NAME or OWNER/NAME@REVISION of hf:OWNER/NAME..."""
+    return str(place).removeprefix("hf:")
+
+
+def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Returns the content of config.json and the conversion of weights that another program wrote.
+
+    fetched: flag -> weights from the hub, for --weights and --weights_text.
+    """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
     from ivt_jax.models.ivt import IVTConfig
@@ -59,25 +81,27 @@ def from_others(args: argparse.Namespace, rest: list[str]) -> tuple[dict[str, An
 
     config = read_config(args.config or cuhk.__file__, rest)
     check_keys(config)
+    changes = described_by_hub(args, rest, fetched)
+    config.update_from_flattened_dict(changes)
     model_config = IVTConfig.from_config(config.model)
-    conversion = read_weights(args, model_config, config.seed)
+    conversion = read_weights(args, fetched, model_config, config.seed)
     record_sizes(config, conversion.model_config)
+    config.update_from_flattened_dict(changes)  # the repository knows the mean and deviation of its pixels
     check_config(config)  # only now: the weights determine patch size, depth and others
     return {"config": config.to_dict()}, conversion
 
 
-def read_weights(args: argparse.Namespace, model_config: Any, seed: int) -> Any:
-    """Returns the conversion of the files of weights, by their source."""
+def read_weights(args: argparse.Namespace, fetched: dict[str, Any], model_config: Any, seed: int) -> Any:
+    """Returns the conversion of the weights, by their source."""
     from ivt_jax.conversion.clip import convert_clip, convert_clip_towers
-    from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.siglip import convert_siglip
     from ivt_jax.conversion.vit import Source, convert_vit
     from ivt_jax.conversion.vlmo import convert_vlmo
 
-    weights = Source(read_tensors(args.weights), str(args.weights))
+    weights = Source(tensors_of(args.weights, fetched.get("weights")), str(args.weights))
     if args.weights_text:
-        text = Source(read_tensors(args.weights_text), str(args.weights_text))
+        text = Source(tensors_of(args.weights_text, fetched.get("weights_text")), str(args.weights_text))
         if args.source == "clip":
             return convert_clip(weights, text, model_config, args.activation, args.resize, seed)
         return convert_vit(weights, text, model_config, args.resize, seed)
@@ -88,6 +112,36 @@ def read_weights(args: argparse.Namespace, model_config: Any, seed: int) -> Any:
     if args.source == "vlmo":
         return convert_vlmo(*weights, model_config, seed, args.max_text_len_of_initckpt)
     return convert_release(*weights, model_config, seed)
+
+
+def tensors_of(place: Path, fetched: Any) -> Any:
+    """Returns the tensors of a file, or of weights from the hub."""
+    from ivt_jax.conversion.files import read_tensors
+
+    return fetched.tensors() if fetched else read_tensors(place)
+
+
+def described_by_hub(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the repositories say of the model, as key of the config -> value; given flags take precedence.
+
+    Without --config, image size and stride are those that the model was taught with. Sets args.activation.
+    """
+    from input_pipeline.tokenizer import VOCABULARIES
+    from ivt_jax.conversion.hub import described
+
+    changes: dict[str, Any] = {}
+    if "weights_text" in fetched:
+        described(fetched["weights_text"], args.source_text)
+    if "weights" in fetched:
+        found = described(fetched["weights"], args.source)
+        changes = found.image | ({} if args.source_text else found.text)
+        changes |= {} if args.config or args.source_text else found.geometry
+        args.activation = found.activation or args.activation
+    text = fetched.get("weights_text" if args.source_text else "weights")
+    if text and set(VOCABULARIES) & set(text.repository.files):
+        changes["text.tokenizer"] = text.pinned
+    given = {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
+    return {key: value for key, value in changes.items() if key not in given}
 
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
@@ -110,17 +164,23 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
 
 
 def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, str]:
-    """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it."""
-    from input_pipeline.tokenizer import load_tokenizer
+    """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it.
+
+    Raises DataError if it is not the one of the weights: of another size, or of a repository that is then damaged.
+    """
+    from input_pipeline.tokenizer import load_tokenizer, refuse_other_size
     from ivt_jax.run.workdir import folder_tokenizer
 
     try:
         if args.source == "export":
             tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
         else:
-            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+            tokenizer = load_tokenizer(config.text.tokenizer)
     except DataError as error:
+        if "@" in config.text.tokenizer:  # beside the weights, at their commit
+            raise
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
+    refuse_other_size(tokenizer, config.model.vocab_size)
     digest, size = tokenizer.digest[:12], tokenizer.vocab_size
     return tokenizer, f"tokenizer: {digest}, {size:,} entries, written beside the parameters"
 
@@ -136,8 +196,12 @@ def check_paths(args: argparse.Namespace) -> None:
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
     for path in (args.weights, args.weights_text):
-        if path and not path.is_file():
-            raise UserError(f"{path} is not a file; name a file of weights")
+        if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
+            raise UserError(f"{path}: --source={args.source} reads a file; fetch it and name it")
+        if path and not is_on_hub(path) and not path.is_file():
+            raise UserError(
+                f"{path} is not a file; name a file of weights, or hf:OWNER/NAME for a repository on the hub"
+            )
     refuse_path(args.out, UNWRITABLE)
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it or name another --out")
@@ -193,10 +257,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sources = ("release", "vlmo", "clip", "siglip", "vit", "export")
     flag("--source", required=True, choices=sources, help="origin of --weights")
-    flag("--weights", required=True, type=Path, help="file of weights; an export's has config.json beside it")
+    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), or "
+         "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
-    flag("--weights_text", type=Path, help=with_bert + "BERT's file")
-    flag("--max_text_len_of_initckpt", type=int, default=196,
+    flag("--weights_text", type=Path, help=with_bert + "BERT's file, or hf:OWNER/NAME[@REVISION]")
+    flag("--max_text_len_of_initckpt", type=positive, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
     flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "

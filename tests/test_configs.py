@@ -18,6 +18,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
 from ivt_jax.common.errors import UserError
+from ivt_jax.encoding.pixels import normalise
 from ivt_jax.evaluation import run as evaluation_of_run
 from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
@@ -174,6 +175,11 @@ def loss(config):
         return Objective(model, config, mask_id=4)(params, inputs, jax.random.key(0))[0]
 
     return str(jax.make_jaxpr(jax.grad(total))(parameters(config), inputs))
+
+
+def pixels(config):
+    """White pixels as the model takes them."""
+    return np.asarray(normalise(np.full((1, 1, 3), 255, np.uint8), config.model))
 
 
 def start(config):
@@ -413,10 +419,10 @@ KEYS = {
     "model.image_norm": (loss, True),
     "model.image_activation": (loss, "quick_gelu"),
     "model.norm_epsilon": (loss, 1e-5),
+    "model.pixel_mean": (pixels, (0.4, 0.5, 0.5)),
+    "model.pixel_deviation": (pixels, (0.4, 0.5, 0.5)),
     "model.relative_positions": (parameters, True),
     "model.projection": (parameters, 8),
-    "model.pixel_mean": (loss, (0.4, 0.5, 0.5)),
-    "model.pixel_deviation": (loss, (0.4, 0.5, 0.5)),
     "model.towers": (parameters, 2),
     "model.pooling": (parameters, "attention", TWO_TOWERS),
     "model.text.width": (parameters, 16, TWO_TOWERS),
@@ -437,6 +443,10 @@ KEYS = {
     "mla.levels": (loss, ("sentence",)),
     "mla.views": (batch, 1),
     "mla.groups": (loss, 2),
+    "match.loss": (loss, "sdm"),
+    "match.temperature": (loss, 0.5),
+    "match.normalise": (loss, "both"),
+    "id.weight": (start_state, 0.5),
     "bmm.align": (loss, "fast"),
     "bmm.align_ratio": (loss, 0.4),
     "bmm.word_weight": (loss, 0.5),
@@ -453,6 +463,8 @@ KEYS = {
     "optimizer.floor": (updates, 0.001),
     "optimizer.warmup_epochs": (updates, 1.0),
     "optimizer.momentum": (updates, 0.5),
+    "optimizer.multipliers": (updates, ("bias=3",)),
+    "optimizer.epsilon": (updates, 1e-3, ADAMW),
     "optimizer.b1": (updates, 0.5, ADAMW),
     "optimizer.b2": (updates, 0.5, ADAMW),
     "optimizer.weight_decay": (updates, 0.1),
@@ -465,6 +477,7 @@ KEYS = {
     "train.eval_every": (run, 2),
     "train.select_on": (selection, "test"),
     "train.init_from": (start, "WEIGHTS"),
+    "train.freeze": (start_state, ("blocks/",)),
     "train.max_bad_steps": (run, 2),
     "train.spike_factor": (start_state, 5.0),
     "evaluation.robustness": (told, False),

@@ -26,9 +26,12 @@ CONFINED = {
     "safetensors": {
         "ivt_jax.conversion.files",
         "ivt_jax.benchmarks.conversion",
+        "ivt_jax.benchmarks.transfer",
         "ivt_jax.gallery.vectors",
         "ivt_jax.run.parameter_file",
     },
+    "huggingface_hub": {"ivt_jax.common.hub", "ivt_jax.conversion.hub"},
+    "transformers": set(),  # of the tests alone
     "pillow_heif": {"input_pipeline.decoding"},
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},

@@ -257,7 +257,7 @@ MISTAKES = {
     "rest": ([SYNTH, "train"], "unexpected arguments: train"),
     "file": (["--config=configs/cuhkk.py"], "cuhkk.py"),
     "none": ([], "config"),
-    "fault": ([SYNTH, "--config.optimizer.name=adam", "--dry_run"], 'optimizer.name is "adam"; expected one of sgd'),
+    "fault": ([SYNTH, "--config.optimizer.name=lion", "--dry_run"], 'optimizer.name is "lion"; expected one of sgd'),
     "number": ([SYNTH, "--mode=evaluate", "--config.runtime.eval_batch_size=0"],
                "error: runtime.eval_batch_size is 0; expected 1 or more"),
     "negative": ([SYNTH, "--workdir=WORKDIR/run", "--config.data.root=ROOT", *TINY,

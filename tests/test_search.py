@@ -27,15 +27,13 @@ COLOURS = {"red": (255, 0, 0), "dim": (200, 100, 100), "green": (0, 255, 0), "bl
 class MeanColour:
     """Stands for the model: an image's embedding is its mean colour, a text's the colour of its first token."""
 
-    config = SimpleNamespace(vocab_size=1 + len(COLOURS))
-
-    def __init__(self, config):
-        pass
+    def __init__(self, section):
+        self.config = SimpleNamespace(**{**section, "vocab_size": 1 + len(COLOURS), "embedding_width": 3})
 
     def apply(self, variables, inputs, mask=None, *, method):
-        if method == "encode_image":
-            return inputs.mean((1, 2))[:, None]
-        return variables["params"]["colours"][inputs]
+        if method == "embed_image":
+            return inputs.mean((1, 2))
+        return variables["params"]["colours"][inputs[:, 0]]
 
 
 class FirstColour:
@@ -47,6 +45,12 @@ class FirstColour:
         words = [next((word for word in text.split() if word in COLOURS), "red") for text in texts]
         return np.array([[1 + list(COLOURS).index(word)] * length for word in words], np.int32)
 
+    def mask(self, ids):
+        return ids > 0
+
+    def words(self, ids):
+        return ids
+
     def unread(self, text, length):
         return [word for word in text.split() if not word.isascii()], "", False
 
@@ -56,15 +60,21 @@ def workdir(tmp_path, monkeypatch):
     """The folder of a model that knows colours."""
     config = ConfigDict(
         {
-            "model": {"image_size": (4, 2), "width": 3, "vocab_size": 9, "dtype": "bfloat16"},
+            "model": {
+                "image_size": (4, 2),
+                "width": 3,
+                "vocab_size": 9,
+                "dtype": "bfloat16",
+                "pixel_mean": (0.5,) * 3,
+                "pixel_deviation": (0.5,) * 3,
+            },
             "text": {"tokenizer": "", "length": {"sentence": 3}},
         }
     )
     params = {"colours": jnp.array([(0, 0, 0), *COLOURS.values()]) / 127.5 - 1}
     restored = ivt_jax.run.checkpoint.Restored(config, params, 7)
     monkeypatch.setattr(ivt_jax.encoding.encoder, "restore_params", lambda workdir: restored)
-    monkeypatch.setattr(ivt_jax.encoding.encoder, "IVT", MeanColour)
-    monkeypatch.setattr(ivt_jax.encoding.encoder.IVTConfig, "from_config", lambda model: None)
+    monkeypatch.setattr(ivt_jax.encoding.encoder, "build_model", MeanColour)
     for module in (build, searcher):
         monkeypatch.setattr(module, "folder_tokenizer", lambda workdir, config: FirstColour())
     (tmp_path / "run").mkdir()

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.layers import layer_rules, linear
 from ivt_jax.conversion.model import Conversion, complete
 from ivt_jax.conversion.positions import resize_offsets
+from ivt_jax.conversion.release import INVERSE
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.conversion.vit import CLS, POSITIONS, resized
 from ivt_jax.models.ivt import IVTConfig
@@ -129,6 +131,42 @@ def convert_vlmo(
             uses = [*uses, TensorUse("initialised", "", flat[path].shape, f"{path}, zeros: VLMo has none")]
     flat = {path: value for path, value in flat.items() if path not in ROUTES}
     return complete(Loaded(flat, sizes, uses), model_config, seed, file)
+
+
+def vlmo_from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns our parameters as VLMo's tensors by name, without mask token and reconstruction heads.
+
+    The inverse of `params_from_vlmo` up to what a norm and the layer after it share: layer scales are 1, and the bias
+    of keys, which changes no softmax, is dropped. Raises ValueError for what VLMo has no tensor for: positions that are
+    not 0, type embeddings that differ between patches, a grid that is not square.
+    """
+    flat = {path: np.asarray(value) for path, value in flatten_dict(params, sep="/").items()}
+    types = flat["image_embedding/type_embed"][0]
+    if flat[POSITIONS].any() or flat["text_embedding/position"].any() or (types != types[0]).any():
+        raise ValueError("positions that are not 0, or types that differ between patches")
+    depth, heads, rows, columns = flat[f"{RELATIVE}/image"].shape
+    if rows != columns:
+        raise ValueError(f"a grid of {(rows + 1) // 2}x{(columns + 1) // 2} patches")
+    names = ("image", "image_cls", "cross", "text", "text_cls")
+    image, image_cls, cross, text, text_cls = (flat[f"{RELATIVE}/{name}"] for name in names)
+    parts = image.reshape(depth, heads, -1), image_cls, cross, text[..., ::-1], text_cls
+    ones, width = np.ones((depth, len(types[0])), np.float32), len(types[0])
+    query, _, value = np.split(flat["blocks/attn/qkv/bias"], 3, axis=-1)
+    theirs = flat | {
+        RELATIVE: np.concatenate(parts, axis=-1).reshape(depth * heads, -1).T,
+        TYPES: np.stack([np.zeros(width, np.float32), types[0]]),
+        **dict.fromkeys((ATTENTION_SCALE, MLP_SCALE), ones),
+        **dict.fromkeys(NORM_SCALE.values(), flat["blocks/norm2/scale"]),
+        **dict.fromkeys(NORM_BIAS.values(), flat["blocks/norm2/bias"]),
+    }
+    tensors: dict[str, np.ndarray] = {}
+    for entry in RULES:
+        inverse = INVERSE.get(entry.layout)
+        values = (query, value) if inverse is None else (theirs[entry.ours],)
+        for name, stacked in zip(entry.names, values, strict=True):
+            blocks = enumerate(stacked) if "{}" in name else [(0, stacked)]
+            tensors |= {name.format(i): inverse(layer) if inverse else layer for i, layer in blocks}
+    return {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
 
 
 def folded(flat: Flat, tokens: int) -> Flat:

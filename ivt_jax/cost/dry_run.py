@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from input_pipeline.statistics import training_persons
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
@@ -17,10 +18,11 @@ from ivt_jax.cost.plan import BATCHES, MODELS, choices, device_flops, device_mem
 from ivt_jax.cost.topologies import Topology, topology_devices
 from ivt_jax.models.build import build_model
 from ivt_jax.training.config_check import check_config, edge_notice
+from ivt_jax.training.freezing import rate_notes
 from ivt_jax.training.init_from import initial_params
 from ivt_jax.training.metrics import parameter_table
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
-from ivt_jax.training.sharding import mesh_sizes, sharding_table
+from ivt_jax.training.sharding import mesh_sizes, paths_of, sharding_table
 from ivt_jax.training.train_step import init_state
 
 ESTIMATE = (  # docs/hardware.md has the steps that were compared
@@ -28,6 +30,8 @@ ESTIMATE = (  # docs/hardware.md has the steps that were compared
     "33% too low and 29% too high, against those for GPUs between 24% and 37% too high. --topology=v5e:4x4 (or h200:1) "
     "prints that of the accelerator's own compiler, --plan that of this machine's."
 )
+
+ASSUMED = "the published number of the training split; a run counts those of its data"
 
 
 def dry_run(config: Any, devices: int = 1) -> str:
@@ -91,10 +95,12 @@ def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
     check_config(config, devices)
     sizes = mesh_sizes(config.runtime.mesh, devices)
     tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
-    state = jax.eval_shape(lambda: init_state(build_model(config.model), tx, config))
+    persons = training_persons(config.data.name, config.data.val_persons)
+    state = jax.eval_shape(lambda: init_state(build_model(config.model), tx, config, persons))
     lines = [
         str(config),
-        parameter_table(state.params),
+        parameter_table(state.params, rate_notes(paths_of(state.params), config)),
+        f"id_head: {persons:,} persons, {ASSUMED}" if config.id.weight else "",
         sharding_table(sizes, state),
         edge_notice(config),
         initial_params(config, shapes_alone=True).summary,

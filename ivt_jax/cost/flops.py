@@ -1,16 +1,19 @@
 """FLOPs of a training step, by formula from a config; needs no JAX.
 
 Counts the matrix products of the training objective (a multiply-add is two FLOPs), not norms, softmax, GELU and the
-optimiser. `config` is a ConfigDict or nested dicts, as configs/default.py. `ivt_jax/cost/plan.py` has the memory.
+optimiser; gradients of frozen parameters count, too. `config` is a ConfigDict or nested dicts, as configs/default.py.
+`ivt_jax/cost/plan.py` has the memory.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from input_pipeline.statistics import training_persons
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.patches import num_patches
 
-OPTIMIZER_SLOTS = {"sgd": 1, "adamw": 2}  # numbers kept for each parameter
+OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -28,7 +31,7 @@ class StepCost(NamedTuple):
     image: int  # forward, as all but `recomputed`: the encoders
     text: int
     joint: int
-    heads: int  # both reconstruction heads
+    heads: int  # both reconstruction heads, and the classifier
     matching: int  # the similarities
     recomputed: int  # what remat repeats: attention
 
@@ -65,6 +68,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
         heads += reconstructed_rows(config) * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
+    heads += classified_rows(config) * 2 * IVTConfig.from_config(model).embedding_width * persons(config)
     return StepCost(
         image=encoder("image"),
         text=encoder("text"),
@@ -84,7 +88,7 @@ def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
     def kept(tokens: int) -> int:  # with masked alignment, `fast` shortens a sequence, `exact` hides tokens within it
         return tokens - int(bmm["align_ratio"] / 2 * (tokens - 1) + 1e-4) if bmm["align"] == "fast" else tokens
 
-    if mla["weight"]:
+    if mla["weight"] or config["id"]["weight"]:
         lengths = [text_length[level] for level in mla["levels"]]
         passes.append(Pass("image", batch * mla["views"], kept(image)))
         if bmm["align"] == "exact":  # one pattern for all levels, hence one length
@@ -104,6 +108,17 @@ def predicted_words(config: Mapping[str, Any]) -> int:
     """Returns the number of tokens of the batch that the word head predicts."""
     words = config["text"]["length"]["sentence"] // 2
     return reconstructed_rows(config) * words if config["bmm"]["word_weight"] else 0
+
+
+def persons(config: Mapping[str, Any]) -> int:
+    """Returns the number of training persons without the data, as published; the classes of the identity loss."""
+    return training_persons(config["data"]["name"], config["data"]["val_persons"])
+
+
+def classified_rows(config: Mapping[str, Any]) -> int:
+    """Returns the number of embeddings of the batch that the classifier sees: of all views and levels."""
+    mla = config["mla"]
+    return config["data"]["batch_size"] * (mla["views"] + len(mla["levels"])) if config["id"]["weight"] else 0
 
 
 def matching_side(config: Mapping[str, Any]) -> int:

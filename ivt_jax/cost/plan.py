@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ivt_jax.cost import flops
+from ivt_jax.losses.identity import ID_HEAD
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.training.freezing import is_frozen
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
@@ -21,6 +23,7 @@ MARKS = (16, 40, 80, 141)  # GB of memory that accelerators have; of the 17.2 of
 PARTS = ("parameters", "optimizer", "average", "gradients", "activations", "matching", "batch")  # that are printed
 # Similarity matrices (float32) that CMPM keeps for both directions and the backward pass, fitted to XLA's buffers.
 MATRICES = 8
+LOGITS = 3  # the same of the classifier's logits
 
 
 class Memory(NamedTuple):
@@ -34,7 +37,7 @@ class Memory(NamedTuple):
     copies: int  # of weights for the products: gathered from the devices that split them, or transposed
     activations: int  # kept for the backward pass
     working: int  # one block of the largest pass, backward
-    matching: int  # the similarity matrices
+    matching: int  # the similarity matrices, and the classifier's logits
     logits: int  # of the word head
     updated: int  # the optimiser's new slots, and what is kept outside the blocks
     number: int  # bytes of one number of the activations
@@ -68,36 +71,50 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     """
     model, optimizer, microbatches = config["model"], config["optimizer"], config["runtime"]["microbatches"]
     devices, side = math.prod(sizes.values()), flops.matching_side(config)
-    shapes = parameter_shapes(IVTConfig.from_config(model))
+    shapes = trained_shapes(config)
     whole = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
     parts = {name: place(name, shape, sizes).parts for name, shape in shapes.items()}
+    moving = {name: size for name, size in whole.items() if not is_frozen(name, config["train"]["freeze"])}
     parameters = sum(size // parts[name] for name, size in whole.items())
     gathered = sum(size for name, size in whole.items() if parts[name] > 1)
     mlp = sum(size for name, size in whole.items() if "/mlp" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
-    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * parameters
-    gradients = sum(sum(size for name, size in whole.items() if _is_in_blocks(name, p.kind)) for p in passes)
+    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in moving.items())
+    gradients = sum(sum(size for name, size in moving.items() if _is_in_blocks(name, p.kind)) for p in passes)
+    gradients += sum(size for name, size in moving.items() if name.startswith(ID_HEAD))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     blocks = [block_bytes(p, {**model, **flops.tower_of(model, p.kind)}, size) for p in passes]
     biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
     cached = 4 * flops.embedding_width(model) * 2 * side // devices if microbatches > 1 else 0
+    classifier = LOGITS * 4 * flops.classified_rows(config) * flops.persons(config) // devices
     matrices = MATRICES * 4 * side**2 // config["mla"]["groups"]
     return Memory(
         parameters=parameters,
         optimizer=slots,
         average=parameters if optimizer["ema"] else 0,
         batch=batch_bytes(config) // devices,
-        gradients=gradients + (sum(whole.values()) if microbatches > 1 else 0),  # their sum so far
+        gradients=gradients + (sum(moving.values()) if microbatches > 1 else 0),  # their sum so far
         copies=max(gathered, mlp),
         activations=sum(kept for kept, _ in blocks) + embeddings + cached + sum(biases),
         working=max((working + bias for (_, working), bias in zip(blocks, biases, strict=True)), default=0),
-        matching=matrices // matching_devices(config, devices),
+        matching=matrices // matching_devices(config, devices) + classifier,
         logits=4 * flops.predicted_words(config) * model["vocab_size"] // (devices * microbatches),
         updated=slots + embeddings,
         number=size,
         microbatches=microbatches,
     )
+
+
+def trained_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all parameters of a training by path: the model's, and the classifier's if there is one."""
+    model_config = IVTConfig.from_config(config["model"])
+    shapes = parameter_shapes(model_config)
+    if not config["id"]["weight"]:
+        return shapes
+    persons = flops.persons(config)
+    head = {"kernel": (model_config.embedding_width, persons), "bias": (persons,)}
+    return shapes | {f"{ID_HEAD}/{name}": shape for name, shape in head.items()}
 
 
 def _is_in_blocks(name: str, kind: str) -> bool:
@@ -149,7 +166,7 @@ def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes kept outside the blocks: patches, tokens and, for the texts of one tower, their norm's."""
+    """Returns the bytes kept outside the blocks: patches, tokens and, for BERT's texts, the embedding's norm."""
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size

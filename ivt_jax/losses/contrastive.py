@@ -21,10 +21,27 @@ def projection_losses(
     L_i = sum_j p_ij (log p_ij - log(q_ij + epsilon)). As released, the query is not normalised, and q has the L2 norm,
     not the L1 sum: a loss can be negative. Logits reach tens, so everything is float32 at the highest matmul precision.
     """
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     same = (query_ids[:, None] == key_ids[None, :]).astype(jnp.float32)
-    log_target = jnp.log(same / jnp.linalg.norm(same, axis=1, keepdims=True) + epsilon)
-    key = key / jnp.linalg.norm(key, axis=1, keepdims=True)
-    logits = jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
+    return cmpm_of_logits(similarities(query, key, unit_query=False, unit_key=True), same, epsilon)
+
+
+def similarities(query: jax.Array, key: jax.Array, *, unit_query: bool, unit_key: bool) -> jax.Array:
+    """Returns the products (m, n) float32 of queries (m, D) and keys (n, D), brought to length 1 where asked."""
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    if unit_query:
+        query = query / jnp.linalg.norm(query, axis=1, keepdims=True)
+    if unit_key:
+        key = key / jnp.linalg.norm(key, axis=1, keepdims=True)
+    return jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def cmpm_of_logits(logits: jax.Array, same: jax.Array, epsilon: float = 1e-8) -> jax.Array:
+    """Returns the losses (m,) of logits (m, n); same (m, n) is 1 where the persons agree, else 0."""
+    return divergence(logits, same / jnp.linalg.norm(same, axis=1, keepdims=True), epsilon)
+
+
+def divergence(logits: jax.Array, target: jax.Array, epsilon: float = 1e-8) -> jax.Array:
+    """Returns sum_j p_ij (log p_ij - log(target_ij + epsilon)) with p_i = softmax(logits_i): (m, n) each -> (m,)."""
+    log_target = jnp.log(target + epsilon)
     log_p = jax.nn.log_softmax(logits, axis=1)
     return (jnp.exp(log_p) * (log_p - log_target)).sum(1)

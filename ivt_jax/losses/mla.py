@@ -1,21 +1,38 @@
 """Multi-level alignment (IVT, section 3.2): one matching of all image views and text levels."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.losses.contrastive import cmpm_loss, projection_losses
+from ivt_jax.losses.matching import QueryLosses, query_losses
+
+CMPM = query_losses("cmpm")
 
 
-def mla_loss(views: Sequence[jax.Array], levels: Sequence[jax.Array], ids: jax.Array, groups: int = 1) -> jax.Array:
-    """Returns one CMPM over all levels at once, so that levels are each other's positives.
+def mla_loss(
+    views: Sequence[jax.Array],
+    levels: Sequence[jax.Array],
+    ids: jax.Array,
+    groups: int = 1,
+    *,
+    losses: QueryLosses = CMPM,
+    scale: jax.Array | float | None = None,
+) -> jax.Array:
+    """Returns one matching over all levels at once, so that levels are each other's positives.
 
     views, levels: one (B, D) per augmented view and per text level; ids (B,) person ids. View i is matched with level
     i, a single view with every level, a single level with every view.
     groups: equal slices of the batch, each matched by itself (a per-GPU loss, on any number of devices).
+    losses, scale: the loss of each query, images and texts in turn; see losses/matching.py.
     """
-    return jax.vmap(cmpm_loss)(*pair_levels(views, levels, ids, groups)).mean()
+
+    def both(v: jax.Array, t: jax.Array, ids: jax.Array) -> jax.Array:
+        return (losses(v, t, ids, ids, scale) + losses(t, v, ids, ids, scale)).mean()
+
+    return jax.vmap(both)(*pair_levels(views, levels, ids, groups)).mean()
 
 
 def gathered_loss(
@@ -26,16 +43,19 @@ def gathered_loss(
     groups: int = 1,
     *,
     axes: tuple[str, ...],
+    **options: Any,
 ) -> jax.Array:
     """Returns `loss` of the rows of all devices, inside `jax.shard_map`. Every device computes the whole of it.
 
     loss: a function as `mla_loss`. axes: the mesh's axes, over which the rows are split in this order; () = one device.
+    options: for the loss.
     """
     if not axes:
-        return loss(views, levels, ids, groups)
+        return loss(views, levels, ids, groups, **options)
     whole = jax.lax.all_gather(jnp.stack([*views, *levels]), axes, axis=1, tiled=True)
     all_ids = jax.lax.all_gather(ids, axes, tiled=True)
-    return jax.lax.pmean(loss(list(whole[: len(views)]), list(whole[len(views) :]), all_ids, groups), axes)
+    sides = list(whole[: len(views)]), list(whole[len(views) :])
+    return jax.lax.pmean(loss(*sides, all_ids, groups, **options), axes)
 
 
 def sharded_mla_loss(
@@ -45,6 +65,8 @@ def sharded_mla_loss(
     groups: int = 1,
     *,
     axes: tuple[str, ...],
+    losses: QueryLosses = CMPM,
+    scale: jax.Array | float | None = None,
 ) -> jax.Array:
     """Returns `mla_loss` of the rows of all devices, inside `jax.shard_map`, in memory linear in a device's rows.
 
@@ -65,8 +87,8 @@ def sharded_mla_loss(
     v, t, own_ids = pair_levels(views, levels, ids, groups_here)
     keys_v, keys_t = jnp.split(gather(jnp.concatenate([v, t], axis=-1)), 2, axis=-1)  # gathered once
     all_ids = gather(own_ids)
-    losses = jax.vmap(projection_losses)
-    total = (losses(v, keys_t, own_ids, all_ids) + losses(t, keys_v, own_ids, all_ids)).sum()
+    by_group = jax.vmap(functools.partial(losses, scale=scale))
+    total = (by_group(v, keys_t, own_ids, all_ids) + by_group(t, keys_v, own_ids, all_ids)).sum()
     return jax.lax.psum(total, axes) / (own_ids.size * devices)
 
 

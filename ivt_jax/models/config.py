@@ -72,7 +72,8 @@ class IVTConfig:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> "IVTConfig":
         """Returns the sizes of a run from its `config.model`."""
-        values: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in dict(section).items()}
+        # config.json has lists instead of tuples.
+        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in dict(section).items()}
         if "text" in values:
             values["text"] = TextConfig(**dict(values["text"]))
         return cls(**values)

@@ -11,7 +11,10 @@ from markupsafe import Markup
 from ivt_jax.evaluation.ranking import Ranks
 
 CMC_RANKS = 50
-TERMS = {"loss": "Total loss", "mla": "Alignment (MLA)", "words": "Masked words", "patches": "Masked patches"}
+TERMS = {
+    "loss": "Total loss", "mla": "Alignment (MLA)", "id": "Identity", "words": "Masked words",
+    "patches": "Masked patches",
+}  # fmt: skip
 _COLOURS = ("#4f7df3", "#e8833a", "#2fa37c", "#b267d6", "#d9527a")
 _INK = "#010203"  # placeholder for the text colour of the page
 _STYLE: dict[Any, Any] = {

@@ -192,7 +192,8 @@ class Searcher:
             if words:
                 notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
             if end:
-                notes.append(f"{_brief(end)} (beyond the {length - 2} tokens that the model reads; split the sentence)")
+                room = self.tokenizer.room(length)
+                notes.append(f"{_brief(end)} (beyond the {room} tokens that the model reads; split the sentence)")
         return f"not read: {'; '.join(notes)}" if notes else ""
 
     def _embed_query(self, query: Query, like: Sequence[Row]) -> np.ndarray:

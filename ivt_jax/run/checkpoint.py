@@ -27,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ivt_jax.common.command import MISTAKE
 from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.common.files import UNREADABLE, printable, refuse_path
+from ivt_jax.losses.identity import without_classifier
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.run import digests, watchdog
@@ -110,16 +111,16 @@ class Checkpoints:
         return state
 
     def restore_params(self, step: int, shapes_alone: bool = False) -> Any:
-        """Returns the parameters (their average, if the run keeps one) as NumPy arrays; reads nothing else.
+        """Returns the model's parameters (their average, if the run keeps one) as NumPy arrays; reads nothing else.
 
         shapes_alone: reads no array; the leaves have a `shape`.
         """
         self._refuse_damaged(step)
         tree = self._manager.item_metadata(step)["state"].tree
         name = "ema" if tree.get("ema") else "params"
+        target = {name: without_classifier(tree[name])}
         if shapes_alone:
-            return tree[name]
-        target = {name: tree[name]}
+            return target[name]
         args = ocp.args.PyTreeRestore(target, restore_args=_as_numpy(target), partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"][name]
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from configs import default
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lock_file, write_text
+from ivt_jax.common.hub import Repository
 
 # The format of config.json and the files beside it. Raise it if an older ivt_jax would misread a new folder: a key or a
 # parameter has another meaning. An added key does not count. Older formats must stay readable; a missing format is 1.
@@ -117,13 +118,23 @@ def record_config(
 
 
 def record_conversion(
-    folder: Path, origin: dict[str, Any], source: str, files: Iterable[Path], tokenizer: Tokenizer | None
+    folder: Path,
+    origin: dict[str, Any],
+    source: str,
+    files: Iterable[Path],
+    tokenizer: Tokenizer | None,
+    fetched: Mapping[str, tuple[Repository, list[Path]]] | None = None,
 ) -> None:
     """Writes config.json of a folder of converted weights, with the digests of the weights' `files`.
 
-    origin: the config, and other entries about the source of the weights.
+    origin: the config, and other entries about the source of the weights. fetched: for weights from the hub, flag ->
+    repository and files.
     """
-    weights = {"source": source, "files": {path.name: digest(path) for path in files}}
+    weights: dict[str, Any] = {"source": source, "files": {path.name: digest(path) for path in files}}
+    for flag, (found, copies) in (fetched or {}).items():
+        digests = {path.name: digest(path) for path in copies}
+        hub = {"repository": found.name, "revision": found.commit, "files": digests}
+        weights.setdefault("hub", {})[flag] = hub
     write_record(folder, {**environment(), **origin, "weights": weights}, tokenizer)
 
 

@@ -1,6 +1,7 @@
 """Checks a config before anything is compiled or written: each value by itself, then values that must agree."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -10,10 +11,12 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
+from ivt_jax.losses.matching import LOSSES, NORMALISE
 from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
 from ivt_jax.run.workdir import flatten
+from ivt_jax.training.freezing import parse_multiplier
 from ivt_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
@@ -28,6 +31,8 @@ CHOICES = {
     "model.text.pooling": ("first", "end", "last"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": tuple(ATTENTION_KERNELS),
+    "match.loss": tuple(LOSSES),
+    "match.normalise": NORMALISE,
     "bmm.align": ("off", "exact", "fast"),
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": ("released", "smooth"),
@@ -70,10 +75,10 @@ BOUNDS = {
         (COUNT, "model.text.width model.text.depth model.text.num_heads"),
         (WHOLE, "augment.pad bmm.rows train.first_epoch train.steps train.eval_every runtime.watchdog"),
         (AXIS, "runtime.mesh.data runtime.mesh.fsdp"),
-        (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon model.text.mlp_ratio"),
+        (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon model.text.mlp_ratio optimizer.epsilon"),
         (NOT_NEGATIVE, "mla.weight bmm.word_weight bmm.patch_weight optimizer.learning_rate optimizer.start"),
         (NOT_NEGATIVE, "optimizer.bias_learning_rate optimizer.floor optimizer.warmup_epochs optimizer.weight_decay"),
-        (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor"),
+        (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor match.temperature id.weight"),
         (SHARE, "data.max_damaged data.label_noise augment.flip augment.erase optimizer.layer_decay"),
         (SHARE, "bmm.align_ratio bmm.word_ratio bmm.patch_ratio"),
         (RATE, "data.val_persons model.dropout model.drop_path"),
@@ -114,8 +119,29 @@ def check_keys(config: ConfigDict) -> None:
         numbers = values[key]
         if not isinstance(numbers, (list, tuple)) or len(numbers) != 3 or any(_expected(bound, x) for x in numbers):
             raise UserError(f"{key} is {numbers}; expected three numbers, {bound.words} each, of red, green and blue")
+    _check_patterns(values["train.freeze"], values["optimizer.multipliers"])
     if not (isinstance(levels, (list, tuple)) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
         raise UserError(f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once")
+
+
+def _check_patterns(freeze: Any, multipliers: Any) -> None:
+    """Raises UserError for the first entry that is no pattern, or no pattern with a factor."""
+    for key, entries in (("train.freeze", freeze), ("optimizer.multipliers", multipliers)):
+        if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+            raise UserError(f"{key} is {entries}; expected a tuple of strings")
+    for entry in multipliers:
+        try:
+            factor = parse_multiplier(entry)[1]
+        except ValueError:
+            factor = math.nan
+        if _expected(NOT_NEGATIVE, factor):
+            raise UserError(f'optimizer.multipliers has "{entry}"; expected "PATTERN=FACTOR", the factor 0 or more')
+    patterns = {pattern: "train.freeze" for pattern in freeze}
+    for pattern, key in (patterns | {parse_multiplier(x)[0]: "optimizer.multipliers" for x in multipliers}).items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f'{key} has "{pattern}", which is no regular expression: {error}') from None
 
 
 def _expected(bound: Bound, value: Any) -> str:
@@ -138,6 +164,11 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         if not SHORTEST <= length <= model.max_text_length:
             most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
             yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
+    lengths, positions = config.text.length, model.max_text_length
+    if model.towers == 2 and model.text.pooling == "last" and set(lengths.values()) != {positions}:
+        given = ", ".join(f"{level} {lengths[level]}" for level in LEVELS)
+        reason = f"model.text.pooling last reads the last of exactly model.max_text_length {positions} tokens"
+        yield f"text.length is {given}: {reason}; set each to {positions}"
     if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
     for name, tower in [("model", model)] + [("model.text", model.text)] * (model.towers == 2):
@@ -151,8 +182,16 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     if min(size) < model.patch_size:
         yield f"model.image_size {size} is smaller than model.patch_size {model.patch_size}"
     patches = num_patches(size, model.patch_size, model.stride)
+    if config.mla.weight and not config.match.temperature and not has_scale(model):
+        remedy = "set match.temperature above 0, or model.projection"
+        yield f"match.temperature 0 is the scale that the model learns, and this model has none: {remedy}"
     if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
+
+
+def has_scale(model: ConfigDict) -> bool:
+    """Returns whether the model has a learned scale of similarities."""
+    return model.projection > 0 or model.towers == 2
 
 
 def _one_tower_faults(config: ConfigDict) -> Iterator[str]:
@@ -189,8 +228,8 @@ def _two_tower_faults(config: ConfigDict) -> Iterator[str]:
 
 def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     batch_size, parts = config.data.batch_size, config.runtime.microbatches
-    if not (config.mla.weight or config.bmm.word_weight or config.bmm.patch_weight):
-        yield "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
+    if not (config.mla.weight or config.id.weight or config.bmm.word_weight or config.bmm.patch_weight):
+        yield "mla.weight, id.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
     if config.bmm.rows and batch_size % config.bmm.rows:
         yield f"bmm.rows is {config.bmm.rows}; expected 0 (all) or a divisor of data.batch_size {batch_size}"
     divisors = {f"mla.groups {config.mla.groups}": config.mla.groups, f"the {devices} devices": devices}

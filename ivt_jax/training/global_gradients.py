@@ -5,11 +5,13 @@ that crosses the devices is written here and in the objective. It is the paramet
 and their gradients, the sums of the losses, and the gradients, each once.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ivt_jax.training.freezing import split_params
 from ivt_jax.training.gradient_cache import cached_gradients
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.sharding import BATCH, state_sharding
@@ -18,7 +20,7 @@ from ivt_jax.training.sharding import BATCH, state_sharding
 def global_gradients(
     objective: Objective, mesh: Mesh, params: Any, batch: dict[str, Any], key: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns the gradients, float32, shaped and split as `params`; and the objective's metrics.
+    """Returns the gradients of the trained parameters, float32, shaped and split as these; and the objective's metrics.
 
     objective: with the mesh's axes. params and batch are split as sharding.py says. During the step every device holds
     the whole parameters and their gradients, and of the batch its own rows.
@@ -33,7 +35,7 @@ def global_gradients(
 
     def own(params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         gradients, metrics = gradients_of_rows(objective, jax.tree.map(gather, params, specs), batch, key)
-        return jax.tree.map(scatter, gradients, specs), metrics
+        return jax.tree.map(scatter, gradients, trained), metrics
 
     def gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         """Joins the parts of a parameter. Its gradient will differ between devices, so it counts as varying."""
@@ -48,8 +50,9 @@ def global_gradients(
         return jax.lax.psum(jax.lax.psum_scatter(x, split, scatter_dimension=_axis(spec), tiled=True), others)
 
     specs = jax.tree.map(spec_of, state_sharding(mesh, params))
+    trained, _ = split_params(specs, objective.config.train.freeze)
     in_specs = (specs, BATCH, PartitionSpec())
-    return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))(params, batch, key)
+    return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=(trained, PartitionSpec()))(params, batch, key)
 
 
 def _axis(spec: PartitionSpec) -> int:
@@ -60,7 +63,12 @@ def _axis(spec: PartitionSpec) -> int:
 def gradients_of_rows(
     objective: Objective, params: Any, batch: dict[str, Any], key: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns the share of one device's rows in the gradients, float32, like `params`; and the objective's metrics."""
+    """Returns the share of one device's rows in the gradients, float32, and the objective's metrics.
+
+    The gradients are those of the parameters that train.freeze does not name, and like these.
+    """
+    trained, frozen = split_params(params, objective.config.train.freeze)
+    objective = dataclasses.replace(objective, frozen=frozen)
     if objective.config.runtime.microbatches > 1:
-        return cached_gradients(objective, params, batch, key)
-    return jax.grad(objective, has_aux=True)(params, batch, key)
+        return cached_gradients(objective, trained, batch, key)
+    return jax.grad(objective, has_aux=True)(trained, batch, key)

@@ -2,8 +2,9 @@
 
 Gradient caching (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021, section
 3.2) has three stages. First all rows are encoded, and only their embeddings are kept. Then the loss of the whole batch
-gives the gradient of each embedding. Last, each micro-batch is encoded again, and its part of that gradient is
-propagated back to the parameters. Random inputs depend on the row's number in the batch, so both encodings are equal.
+gives the gradient of each embedding, and of the parameters that the loss itself uses. Last, each micro-batch is encoded
+again, and its part of that gradient is propagated back to the parameters. Random inputs depend on the row's number in
+the batch, so both encodings are equal.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.training.objective import Encoded, Objective
+from ivt_jax.training.objective import DIRECT, Encoded, Objective
 
 
 def cached_gradients(
@@ -30,20 +31,21 @@ def cached_gradients(
         zeros = {name: (jnp.zeros_like(total), weight) for name, (total, weight) in sums.items()}
         return Encoded(views, levels, zeros)
 
-    def loss(encoded: Encoded) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return objective.combine(encoded, batch["person_ids"])
+    def loss(encoded: Encoded, direct: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return objective.combine({**params, **direct}, encoded, batch["person_ids"])
 
     encoded = join(jax.lax.map(embed, parts))
-    of_encoded, terms = jax.grad(loss, has_aux=True)(encoded)
+    direct = {part: params[part] for part in DIRECT if part in params}
+    (of_encoded, of_direct), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(encoded, direct)
 
     def backward(gradients: Any, part: tuple[Any, Encoded]) -> tuple[Any, Any]:
         rows, of_rows = part
         again, pull = jax.vjp(lambda params: objective.encode(params, draws, *rows), params)
         return jax.tree.map(jnp.add, gradients, pull(of_rows)[0]), again.sums
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    gradients, sums = jax.lax.scan(backward, zeros, (parts, split(of_encoded, count)))
-    _, reconstructed = loss(Encoded([], [], join(sums)))
+    first = jax.tree.map(jnp.zeros_like, params) | of_direct
+    gradients, sums = jax.lax.scan(backward, first, (parts, split(of_encoded, count)))
+    _, reconstructed = loss(Encoded([], [], join(sums)), direct)
     total = terms["loss"] + reconstructed["loss"]  # the first has the sums as zeros, the second no matching
     return gradients, {**terms, **reconstructed, "loss": total}
 

@@ -14,21 +14,24 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-# Config key -> the value that switches its part off, which is compiled in; None if there is no such value.
-INPUTS = {
-    "seed": None,
-    "mla.weight": 0.0,
-    "bmm.word_weight": 0.0,
-    "bmm.patch_weight": 0.0,
-    "bmm.word_ratio": None,
-    "optimizer.momentum": None,
-    "optimizer.b1": None,
-    "optimizer.b2": None,
-    "optimizer.weight_decay": None,
-    "optimizer.clip_norm": 0.0,
-    "optimizer.layer_decay": 1.0,
-    "optimizer.ema": 0.0,
-    "train.spike_factor": 0.0,
+# Config key -> the values that switch its part off, which are compiled in.
+INPUTS: dict[str, tuple[float, ...]] = {
+    "seed": (),
+    "mla.weight": (0.0,),
+    "match.temperature": (1.0, 0.0),  # no scale, and the model's
+    "id.weight": (0.0,),
+    "bmm.word_weight": (0.0,),
+    "bmm.patch_weight": (0.0,),
+    "bmm.word_ratio": (),
+    "optimizer.momentum": (),
+    "optimizer.b1": (),
+    "optimizer.b2": (),
+    "optimizer.epsilon": (),
+    "optimizer.weight_decay": (),
+    "optimizer.clip_norm": (0.0,),
+    "optimizer.layer_decay": (1.0,),
+    "optimizer.ema": (0.0,),
+    "train.spike_factor": (0.0,),
 }
 # The step needs 1 - b of these, which is inexact when computed from b in float32: both are inputs, as an array (2,).
 COMPLEMENTED = ("optimizer.b1", "optimizer.b2")
@@ -43,7 +46,7 @@ def is_on(value: Any, off: float = 0.0) -> bool:
 def plain_values(config: ConfigDict) -> dict[str, Any]:
     """Returns the values of INPUTS that are not off, by key: float32 (), seed int32 (), COMPLEMENTED float32 (2,)."""
     values = {key: operator.attrgetter(key)(config) for key in INPUTS}
-    on = {key: np.float32(values[key]) for key, off in INPUTS.items() if values[key] != off}
+    on = {key: np.float32(values[key]) for key, off in INPUTS.items() if values[key] not in off}
     seed = np.int64(values["seed"]).astype(np.int32)  # jax.random.key makes the same key of the low 32 bits
     decays = {key: np.array(with_complement(values[key]), np.float32) for key in COMPLEMENTED}
     return {**on, "seed": seed, **decays}

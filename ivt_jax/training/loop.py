@@ -40,11 +40,12 @@ from ivt_jax.run.workdir import (
     refuse_other_data,
 )
 from ivt_jax.training.config_check import check_config, edge_notice
+from ivt_jax.training.freezing import rate_notes
 from ivt_jax.training.init_from import NOTHING, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
 from ivt_jax.training.program import Program, batch_shapes, build_program
-from ivt_jax.training.sharding import gather_params, global_batch, sharding_table
+from ivt_jax.training.sharding import gather_params, global_batch, paths_of, sharding_table
 from ivt_jax.training.train_step import TrainState
 
 
@@ -101,9 +102,22 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
-    program = build_program(config, epoch_starts, total_steps, tokenizer.mask_id)
+    persons = len(source.persons) if config.id.weight else 0
+    program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
+
+
+def _mask_id(config: ConfigDict, tokenizer: Tokenizer) -> int:
+    """Returns the id of the mask token, -1 if the tokenizer has none. Raises UserError if words are reconstructed."""
+    if tokenizer.mask_id is not None:
+        return tokenizer.mask_id
+    if config.bmm.word_weight:
+        raise UserError(
+            f'the tokenizer "{config.text.tokenizer}" has no mask token, which hides words to reconstruct: '
+            "set --config.bmm.word_weight=0"
+        )
+    return -1
 
 
 def open_checkpoints(run: Run) -> Checkpoints:
@@ -214,7 +228,9 @@ def refuse_other_length(run: Run, taken: int) -> None:
 def record(run: Run) -> None:
     """Writes config.json, parameters.txt and sharding.txt."""
     record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest)
-    write_text(run.workdir / "parameters.txt", parameter_table(run.program.target.params) + "\n")
+    params = run.program.target.params
+    table = parameter_table(params, rate_notes(paths_of(params), run.config))
+    write_text(run.workdir / "parameters.txt", f"{table}\n")
     write_text(run.workdir / "sharding.txt", sharding_table(run.program.mesh.shape, run.program.target) + "\n")
 
 

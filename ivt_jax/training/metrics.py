@@ -3,12 +3,16 @@
 clu is imported inside functions: its writers import TensorFlow, which takes seconds.
 """
 
+import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from flax.traverse_util import flatten_dict
 
 from ivt_jax.common.files import lines_of, write_text
 
@@ -53,11 +57,33 @@ def _drop_after(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def parameter_table(params: Any) -> str:
-    """Returns a table with name, shape and size of all parameters, and the total. params: arrays or their shapes."""
+def parameter_table(params: Any, notes: Mapping[str, str] | None = None) -> str:
+    """Returns a table with name, shape and size of all parameters, and the total. params: arrays or their shapes.
+
+    notes: what a last column, "Rate", says of each parameter, by its path, as `freezing.rate_notes` gives it; the size
+    of those that are not "frozen" is then in the last line.
+    """
     from clu import parameter_overview
 
-    return parameter_overview.get_parameter_overview(params, include_stats=False)
+    if not notes:
+        return parameter_overview.get_parameter_overview(params, include_stats=False)
+    flat = flatten_dict(params, sep="/")
+    rows = [ParameterRow(path, x.shape, str(x.dtype), math.prod(x.shape), notes[path]) for path, x in flat.items()]
+    total, size = sum(row.size for row in rows), sum(math.prod(x.shape) * x.dtype.itemsize for x in flat.values())
+    trained = sum(row.size for row in rows if row.rate != "frozen")
+    table = parameter_overview.make_table(sorted(rows, key=lambda row: row.name))
+    return f"{table}\nTotal: {total:,} -- {size:,} bytes; trained: {trained:,}"
+
+
+@dataclasses.dataclass
+class ParameterRow:
+    """A line of the parameter table; its columns have the names of the fields."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    rate: str
 
 
 class Progress:

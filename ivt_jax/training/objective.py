@@ -1,6 +1,6 @@
-"""The objective (IVT, sections 3.2 and 3.3): three terms over a batch of (image, caption) pairs.
+"""The objective (IVT, sections 3.2 and 3.3, and the identity loss): terms over a batch of (image, caption) pairs.
 
-loss = mla.weight * matching + bmm.word_weight * masked words + bmm.patch_weight * masked patches
+loss = mla.weight * matching + id.weight * identity + bmm.word_weight * masked words + bmm.patch_weight * masked patches
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ivt_jax.losses import bmm
+from ivt_jax.losses.identity import ID_HEAD, identity_losses, without_classifier
+from ivt_jax.losses.matching import query_losses
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.build import Model
 from ivt_jax.models.embeddings import extract_patches
@@ -24,7 +26,10 @@ from ivt_jax.training.draws import (
     fast_text_tokens,
     row_keys,
 )
+from ivt_jax.training.freezing import join_params
 from ivt_jax.training.hyperparameters import is_on
+
+DIRECT = ("similarity", ID_HEAD)  # the parameters that `Objective.combine` uses; all others act through embeddings
 
 
 class Encoded(NamedTuple):
@@ -46,18 +51,19 @@ class Objective:
     model: Model
     config: Any
     mask_id: int
-    matching: Callable[..., jax.Array] = mla_loss  # (views, levels, person ids, groups) -> (); see losses/mla.py
+    matching: Callable[..., jax.Array] = mla_loss  # how the rows of the devices meet: a function as `mla_loss`
     axes: tuple[str, ...] = ()
+    frozen: Any = dataclasses.field(default_factory=dict)  # parameters besides `params`, without gradients
 
     def __call__(self, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss and {"loss", "mla", "words", "patches"}. input_pipeline/pipeline.py describes the batch."""
+        """Returns the loss and {"loss", "mla", "id", "words", "patches"} of a batch of input_pipeline/pipeline.py."""
         draws = self.draw(batch, key)
-        return self.combine(self.encode(params, draws, *self.select(batch)), batch["person_ids"])
+        return self.combine(params, self.encode(params, draws, *self.select(batch)), batch["person_ids"])
 
     def encode(self, params: Any, draws: Draws, pairs: Any, chosen: Any) -> Encoded:
         """Encodes rows of the batch: `pairs` to match, `chosen` to reconstruct; {} = none."""
         views, levels, sums = [], [], {}
-        if is_on(self.config.mla.weight):  # matching: images and texts each by themselves, some tokens dropped
+        if self.embeds:  # images and texts each by themselves, some tokens dropped
             views = self.encode_views(params, draws, pairs)  # every augmented view of the image
             levels = self.encode_levels(params, draws, pairs)  # sentence, phrase and word level of the caption
         if chosen:  # first view and sentence as one sequence, with hidden words and patches
@@ -69,20 +75,36 @@ class Objective:
                 sums["patches"] = self.patch_sums(params, image_tokens, masked)
         return Encoded(views, levels, sums)
 
-    def combine(self, encoded: Encoded, person_ids: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the weighted sum of the terms, and each term, of all devices' rows. Negatives are the whole batch."""
+    @property
+    def embeds(self) -> bool:
+        """Whether images and texts are encoded each by themselves: for the matching or the identity loss."""
+        return is_on(self.config.mla.weight) or is_on(self.config.id.weight)
+
+    def combine(self, params: Any, encoded: Encoded, person_ids: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the weighted sum of the terms, and each term, of all devices' rows. Negatives are the whole batch.
+
+        Of params it uses DIRECT alone.
+        """
         mla, reconstruction = self.config.mla, self.config.bmm
-        weights = {"mla": mla.weight, "words": reconstruction.word_weight, "patches": reconstruction.patch_weight}
+        weights = {"mla": mla.weight, "id": self.config.id.weight}
+        weights |= {"words": reconstruction.word_weight, "patches": reconstruction.patch_weight}
         terms = {name: bmm.mean_loss(*sums, self.axes) for name, sums in encoded.sums.items()}
-        if encoded.views:
-            terms = {"mla": self.matching(encoded.views, encoded.levels, person_ids, mla.groups)} | terms
+        if encoded.views and is_on(self.config.id.weight):
+            classifier = join_params(params, self.frozen)[ID_HEAD]
+            of_pairs = identity_losses(classifier, encoded.views, encoded.levels, person_ids)
+            terms = {"id": bmm.mean_loss(of_pairs, jnp.ones_like(of_pairs), self.axes)} | terms
+        if encoded.views and is_on(mla.weight):
+            losses = query_losses(self.config.match.loss, self.config.match.normalise)
+            options = {"losses": losses, "scale": self.scale(params)}
+            sides = encoded.views, encoded.levels
+            terms = {"mla": self.matching(*sides, person_ids, mla.groups, **options)} | terms
         loss = sum(weights[name] * term for name, term in terms.items())
         return loss, {"loss": loss, **terms}
 
     def draw(self, batch: dict[str, Any], key: jax.Array) -> Draws:
         """Returns the random inputs of a step. Parts of one batch are encoded with the same draws."""
         config, draws = self.config, Draws(*jax.random.split(key, 6))
-        if not is_on(config.mla.weight) or config.bmm.align != "exact":
+        if not self.embeds or config.bmm.align != "exact":
             return draws
         masks = [batch["mask"][name] for name in config.mla.levels]
         ratio = config.bmm.align_ratio
@@ -189,8 +211,16 @@ class Objective:
         weights = extract_patches(jnp.broadcast_to(pixels, clean.shape), c.patch_size, c.stride)
         return bmm.patch_loss(predicted, _gather(targets, where), _gather(weights, where))
 
+    def scale(self, params: Any) -> jax.Array | float | None:
+        """Returns what similarities are multiplied by: 1 / match.temperature, or the model's scale; None = 1."""
+        temperature = self.config.match.temperature
+        if not is_on(temperature):
+            return self.apply(params, "scale")
+        return 1 / temperature if is_on(temperature, off=1.0) else None
+
     def apply(self, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the model."""
+        params = without_classifier(join_params(params, self.frozen))
         return self.model.apply({"params": params}, *args, method=method, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: the released SGD program (docs/recipe.md), AdamW, and lower rates for lower layers."""
+"""Optimisers and learning rates: the released SGD program (docs/recipe.md), Adam, AdamW, rates by layer and by name."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ivt_jax.training.freezing import scale_updates
 from ivt_jax.training.hyperparameters import is_on, with_complement
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def released_schedule(peak: float, config: Any, epoch_starts: np.ndarray) -> optax.Schedule:
@@ -45,25 +46,29 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 
 
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
-    """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; or AdamW.
+    """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
 
-    AdamW decays only matrices. In both, biases have their own rate, and layers may. A withheld step does not advance
-    the schedules.
+    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. In all, biases have
+    their own rate, and layers and parameters may. A withheld step does not advance the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
         core = [optax.add_decayed_weights(o.weight_decay), optax.trace(o.momentum)]
     else:
-        adam = scale_by_adam(with_complement(o.b1), with_complement(o.b2))
-        core = [adam, optax.add_decayed_weights(o.weight_decay, mask=matrices)]
+        core = [scale_by_adam(with_complement(o.b1), with_complement(o.b2), o.epsilon)]
+        coupled = o.name == "adam"
+        decay = optax.add_decayed_weights(o.weight_decay, mask=no_biases if coupled else matrices)
+        core.insert(0 if coupled else 1, decay)
     clip = [optax.clip_by_global_norm(o.clip_norm)] if is_on(o.clip_norm) else []
     rates = {name: optax.scale_by_learning_rate(schedule) for name, schedule in schedules.items()}
     lower = optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay))
     layers = [lower] if is_on(o.layer_decay, off=1.0) else []
-    return optax.chain(*clip, *core, *layers, optax.partition(rates, groups))
+    named = optax.stateless(lambda updates, _: scale_updates(updates, o.multipliers))
+    factors = [named] if o.multipliers else []
+    return optax.chain(*clip, *core, *layers, *factors, optax.partition(rates, groups))
 
 
-def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any]) -> optax.GradientTransformation:
+def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any], epsilon: Any = 1e-8) -> optax.GradientTransformation:
     """Returns optax.scale_by_adam, equal to the bit, with each decay given as (b, 1 - b), so that both can be traced.
 
     optax computes 1 - b itself, in float32 for a traced b: 0.98 would have the complement 0.01999998.
@@ -75,7 +80,7 @@ def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any]) -> optax.GradientTra
         nu = jax.tree.map(lambda g, v: b2[1] * jnp.square(g) + b2[0] * v, updates, state.nu)
         count = optax.safe_increment(state.count)
         means = optax.tree.bias_correction(mu, b1[0], count), optax.tree.bias_correction(nu, b2[0], count)
-        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + 1e-8), *means)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), *means)
         return scaled, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
@@ -85,19 +90,22 @@ def by_layer(updates: Any, decay: float) -> Any:
     """Returns updates that are smaller the lower the layer (layer-wise decay; Bao et al., BEiT, 2022).
 
     The last block's are multiplied by `decay`, those of the block below by decay^2, and so on down to the embeddings.
-    The final norm's and the heads' stay. Of two towers, each has its own depth.
+    The final norm's and the heads' stay. With two towers, `image_blocks` and `text_blocks`, each is a stack of its own.
     """
-    depths = {part: len(layers["norm1"]["scale"]) for part, layers in updates.items() if part.endswith("blocks")}
+
+    def depth_of(part: str) -> int:
+        """Returns the depth of the stack above an embedding, 0 if its blocks are all frozen."""
+        stack = part.replace("_embedding", "_blocks")
+        blocks = updates.get(stack, updates.get("blocks", {}))
+        layers = jax.tree.leaves({name: leaves for name, leaves in blocks.items() if name != "norm"})
+        return len(layers[0]) if layers else 0
 
     def scale(path, update):
         part, layer = path[0].key, path[1].key
         if part.endswith("blocks") and layer != "norm":
-            height = jnp.arange(depths[part], 0, -1).reshape(-1, *[1] * (update.ndim - 1))
+            height = jnp.arange(len(update), 0, -1).reshape(-1, *[1] * (update.ndim - 1))
             return update * decay**height
-        if not part.endswith("_embedding"):
-            return update
-        depth = depths.get("blocks") or depths[part.replace("_embedding", "_blocks")]
-        return update * decay ** (depth + 1)
+        return update * decay ** (depth_of(part) + 1) if part.endswith("_embedding") else update
 
     return jax.tree_util.tree_map_with_path(scale, updates)
 
@@ -105,6 +113,11 @@ def by_layer(updates: Any, decay: float) -> Any:
 def groups(params: Any) -> Any:
     """Returns each parameter's group: "bias" if that is its name, else "weight", as in the release."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
+
+
+def no_biases(params: Any) -> Any:
+    """Returns False for biases and True for the other parameters, which Adam decays."""
+    return jax.tree.map(lambda group: group != "bias", groups(params))
 
 
 def matrices(params: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from input_pipeline.statistics import training_persons
 from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
 from ivt_jax.models.build import Model, build_model
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
@@ -25,6 +26,7 @@ class Program:
 
     model: Model
     mesh: Mesh
+    objective: Any  # (config, perhaps with traced numbers) -> the objective of the rows that the devices share
     init: Any  # () -> TrainState, sharded
     step: Any  # jitted: (state, global batch, hyperparameters) -> (state, scalar metrics); the state is donated
     target: Any  # the state's shapes and shardings, to restore a checkpoint into
@@ -37,11 +39,13 @@ def build_program(
     epoch_starts: np.ndarray,
     total_steps: int,
     mask_id: int,
+    persons: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Returns the program of a config; computes and allocates nothing.
 
     epoch_starts: first step of each epoch (epochs + 1,); with total_steps it shapes the learning rates.
+    persons: those of the training data, classes of the identity loss; 0 = as many as a run without data assumes.
     devices: those that it is compiled for, None = all of this run.
     """
     model = build_model(config.model)
@@ -52,16 +56,19 @@ def build_program(
     matching, values = _matching(config, axes), plain_values(config)
 
     def init(seed):
-        return init_state(model, tx, with_values(config, {"seed": seed}))
+        classes = persons or training_persons(config.data.name, config.data.val_persons)
+        return init_state(model, tx, with_values(config, {"seed": seed}), classes)
 
     def hyperparameters():
         return {"values": values, "rates": rate_tables(schedules, total_steps)}
 
+    def objective(config):
+        return Objective(model, config, mask_id, matching, axes)
+
     def step(state, batch, inputs):
         traced, rates = with_values(config, inputs["values"]), read_tables(inputs["rates"])
         rate, traced_tx = rates["weight"](state.step), make_optimizer(traced, rates)
-        objective = Objective(model, traced, mask_id, matching, axes)
-        state, metrics = train_step(state, batch, objective, traced_tx, mesh if axes else None)
+        state, metrics = train_step(state, batch, objective(traced), traced_tx, mesh if axes else None)
         return state, {**metrics, "learning_rate": rate}
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -71,6 +78,7 @@ def build_program(
     return Program(
         model=model,
         mesh=mesh,
+        objective=objective,
         init=functools.partial(jax.jit(init, out_shardings=sharding), values["seed"]),
         step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, everywhere)),
         target=jax.tree.map(_placed, shapes, sharding),

@@ -22,10 +22,16 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"text_embedding/word$", PartitionSpec("fsdp", None)),
     (r"image_embedding/kernel$", PartitionSpec("fsdp", None)),
     (r"(word_head|patch_head|image_projection|text_projection)/kernel$", PartitionSpec("fsdp", None)),
+    (r"id_head/kernel$", PartitionSpec("fsdp", None)),
     (r".*", PartitionSpec()),
 )
 path_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")  # such as "blocks/attn/qkv/kernel"
 BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def paths_of(tree: Any) -> list[str]:
+    """Returns the path of every leaf."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:

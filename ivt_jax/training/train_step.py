@@ -8,10 +8,13 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from ivt_jax.losses.identity import ID_HEAD, init_classifier, without_classifier
 from ivt_jax.models.build import Model
+from ivt_jax.training.freezing import join_params, refuse_patterns, split_params
 from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.hyperparameters import is_on
 from ivt_jax.training.objective import Objective
+from ivt_jax.training.sharding import paths_of
 
 HISTORY = 100  # finite gradient norms; a spike is far above their median
 
@@ -21,6 +24,7 @@ class TrainState:
     """What a run keeps from step to step.
 
     step: position in the stream of batches. bad_steps: non-finite steps in a row, whose updates were withheld.
+    params: the model's, and with id.weight the classifier's, `id_head`. opt_state: without train.freeze's parameters.
     ema: the parameters' moving average; empty without optimizer.ema.
     spikes: "norms" (HISTORY,) float32, the last finite gradient norms, oldest first, padded with 0 in front; "count" ()
     int32 of skipped steps; empty without train.spike_factor.
@@ -35,17 +39,26 @@ class TrainState:
 
     @property
     def learned(self) -> Any:
-        """The parameters to evaluate and to export: the average if there is one."""
-        return self.ema or self.params
+        """The model's parameters to evaluate and to export: the average if there is one."""
+        return without_classifier(self.ema or self.params)
 
 
-def init_state(model: Model, tx: optax.GradientTransformation, config: Any) -> TrainState:
-    """Returns the state before the first step. It depends on the config's seed alone."""
-    params = model.init(jax.random.key(config.seed))["params"]
+def init_state(model: Model, tx: optax.GradientTransformation, config: Any, persons: int = 0) -> TrainState:
+    """Returns the state before the first step. It depends on the config's seed alone.
+
+    persons: classes of the identity loss. Raises UserError for a pattern of the config that names no parameter.
+    """
+    key = jax.random.key(config.seed)
+    params = model.init(key)["params"]
+    if is_on(config.id.weight):
+        head = init_classifier(jax.random.fold_in(key, 1), model.config.embedding_width, persons)
+        params = {**params, ID_HEAD: head}
+    refuse_patterns(paths_of(params), config)
+    slots = tx.init(split_params(params, config.train.freeze)[0])
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if is_on(config.optimizer.ema) else {}
     spikes = {"norms": jnp.zeros(HISTORY), "count": zero} if is_on(config.train.spike_factor) else {}
-    return TrainState(step=zero, params=params, opt_state=tx.init(params), bad_steps=zero, ema=ema, spikes=spikes)
+    return TrainState(step=zero, params=params, opt_state=slots, bad_steps=zero, ema=ema, spikes=spikes)
 
 
 def find_spike(spikes: Any, norm: jax.Array, factor: float) -> tuple[jax.Array, Any]:
@@ -82,6 +95,7 @@ def train_step(
     of the norm (train.spike_factor) changes nothing either; it counts in `spikes`, not in `bad_steps`.
     """
     config = objective.config
+    trained, frozen = split_params(state.params, config.train.freeze)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     if mesh:
         gradients, metrics = global_gradients(objective, mesh, state.params, batch, key)
@@ -93,12 +107,13 @@ def train_step(
     if is_on(config.train.spike_factor):
         spike, spikes = find_spike(spikes, norm, config.train.spike_factor)
         taken, metrics = finite & ~spike, {**metrics, "spikes": spikes["count"]}
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    updated = optax.apply_updates(state.params, updates), opt_state
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(taken, new, old), updated, (state.params, state.opt_state)
-    )
+    updates, opt_state = tx.update(gradients, state.opt_state, trained)
+    updated = optax.apply_updates(trained, updates), opt_state
+    trained, opt_state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), updated, (trained, state.opt_state))
     bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-    ema = average(state.ema, params, state.step, config.optimizer.ema) if is_on(config.optimizer.ema) else {}
-    state = TrainState(state.step + 1, params, opt_state, bad_steps, ema, spikes)
+    ema = {}
+    if is_on(config.optimizer.ema):
+        before, _ = split_params(state.ema, config.train.freeze)
+        ema = join_params(average(before, trained, state.step, config.optimizer.ema), frozen)
+    state = TrainState(state.step + 1, join_params(trained, frozen), opt_state, bad_steps, ema, spikes)
     return state, {**metrics, "grad_norm": norm, "bad_steps": bad_steps}

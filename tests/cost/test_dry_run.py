@@ -40,10 +40,22 @@ def test_the_initial_parameters_are_described(monkeypatch):
     assert "\nparameters from weights/x\n" in dry_run.dry_run(config)
 
 
+def test_the_classifier_and_the_rates_are_described():
+    config = icfg.get_config()
+    config.id.weight, config.train.freeze = 1.0, ("text_embedding/word$",)
+    text = dry_run.dry_run(config)
+    assert f"\nid_head: 2,947 persons, {dry_run.ASSUMED}\n" in text
+    assert re.search(r"^\| id_head/kernel +\| \(768, 2947\) ", text, re.M)
+    assert re.search(r"^\| text_embedding/word +\|.*\| frozen \|$", text, re.M)
+    config.train.freeze = ("words$",)
+    with pytest.raises(UserError, match=r'^train.freeze: "words\$" matches no parameter'):
+        dry_run.dry_run(config)
+
+
 def test_a_config_at_fault_is_refused():
     config = synth.get_config()
-    config.optimizer.name = "adam"
-    with pytest.raises(UserError, match=r'^optimizer.name is "adam"; expected one of sgd, adamw$'):
+    config.optimizer.name = "lamb"
+    with pytest.raises(UserError, match=r'^optimizer.name is "lamb"; expected one of sgd, adam, adamw$'):
         dry_run.dry_run(config)
 
 

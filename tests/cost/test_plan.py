@@ -19,7 +19,7 @@ NARROW = jax.__version_info__ >= (0, 11)  # from then on XLA's CPU backend keeps
 
 def config_of(
     batch, *, levels=("sentence",), views=1, words=0.0, patches=0.0, align="off", fsdp=1, ema=0.0, parts=1,
-    matching="global", **model
+    matching="global", identity=0.0, freeze=(), **model
 ):  # fmt: skip
     """A tower whose activations are large beside its parameters; it compiles in seconds."""
     config = default.get_config()
@@ -31,6 +31,7 @@ def config_of(
     config.bmm.update({"word_weight": words, "patch_weight": patches, "align": align})
     config.optimizer.ema, config.runtime.mesh.fsdp = ema, fsdp
     config.runtime.microbatches, config.runtime.matching = parts, matching
+    config.data.name, config.id.weight, config.train.freeze = "icfg_pedes", identity, freeze
     return config
 
 
@@ -70,6 +71,10 @@ STEPS = {
     "two towers, eight devices": (8, config_of(256, levels=ALL, views=3, fsdp=2, **TWO), 0.1),
     "micro-batches": (
         1, config_of(64, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
+    ),
+    "a classifier": (1, config_of(512, image_size=(12, 12), depth=1, identity=1.0), 0.1),
+    "a classifier, split, eight devices": (
+        8, config_of(512, image_size=(12, 12), depth=1, identity=1.0, fsdp=2, matching="sharded"), 0.1,
     ),
     "micro-batches, eight devices": (
         8, config_of(256, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
@@ -114,6 +119,30 @@ def test_memory_by_hand():
     assert memory.batch == 4 * (12 * 12 * 3 + 16 + 5 * 24 + 4 * (24 + 2))  # text: ids and mask
     parts = memory.activations + memory.working + memory.gradients + memory.copies
     assert memory.total == memory.state + memory.batch + parts
+
+
+def test_frozen_parameters_take_no_slots_and_no_gradients():
+    """Slots for all but the word embeddings and the attention; two passes' gradients of an MLP each."""
+    sizes = {"data": 1, "fsdp": 1}
+    config = config_of(16, freeze=("text_embedding/word$", "/attn/"))
+    config.optimizer.name = "adam"
+    memory, trained = (plan.device_memory(c, sizes) for c in (config, config_of(16)))
+    attention = 4 * (64 * 192 + 192 + 64 * 64 + 64)  # of four blocks
+    assert memory.parameters == trained.parameters
+    assert memory.optimizer == 2 * (memory.parameters - 4 * (300 * 64 + attention))
+    assert memory.gradients == trained.gradients - 2 * 4 * attention
+
+
+def test_the_classifier_by_hand():
+    """3,102 persons, less the 155 held out for validation; 16 pairs of three views and three texts."""
+    sizes = {"data": 1, "fsdp": 1}
+    without, with_one = (
+        config_of(16, identity=weight, levels=ALL, views=3, freeze=("blocks",)) for weight in (0.0, 1.0)
+    )
+    memory, plain = (plan.device_memory(c, sizes) for c in (with_one, without))
+    assert memory.parameters - plain.parameters == 4 * 65 * 2947 == memory.gradients - plain.gradients
+    assert memory.matching - plain.matching == 3 * 4 * 16 * 6 * 2947
+    assert step_cost(with_one).heads - step_cost(without).heads == 16 * 6 * 2 * 64 * 2947
 
 
 def test_cudnn_keeps_no_softmax():

@@ -103,7 +103,7 @@ def test_the_manifest_and_tokenizer_json_suffice_to_tokenize(written):
     backend = tokenizers.Tokenizer.from_file(str(written / text["tokenizer"]))
     for caption in ("A woman in a RED coat.", "zzyzx " * 30):
         pieces = backend.encode(caption, add_special_tokens=False).ids[: text["length"] - 2]
-        row = [text["cls_id"], *pieces, text["sep_id"]]
+        row = [text["begin_id"], *pieces, text["end_id"]]
         row += [text["pad_id"]] * (text["length"] - len(row))
         assert row == load_tokenizer().encode([caption], text["length"])[0].tolist()
 

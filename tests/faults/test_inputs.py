@@ -357,7 +357,7 @@ def test_any_text_has_ids(text):
     (ids,) = tokenizer.encode([text], 64)
     used = np.count_nonzero(ids)
     assert ids.dtype == np.int32 and ids.min() >= 0 and ids.max() < tokenizer.vocab_size
-    assert (ids[0], ids[used - 1]) == (tokenizer.cls_id, tokenizer.sep_id) and not ids[used:].any()
+    assert (ids[0], ids[used - 1]) == (tokenizer.begin_id, tokenizer.end_id) and not ids[used:].any()
     np.testing.assert_array_equal(tokenizer.encode([text[: 20 * 64]], 64), [ids])  # the end that is defined
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -60,7 +61,7 @@ def stream(config, source, tokenizer, steps, start=0, host=0, num_hosts=1):
 
 
 def flat(batch):
-    return {**{k: v for k, v in batch.items() if k != "text"}, **{f"text/{k}": v for k, v in batch["text"].items()}}
+    return flatten_dict(batch, sep="/")
 
 
 def assert_equal(one, other):

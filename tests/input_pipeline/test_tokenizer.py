@@ -59,7 +59,7 @@ def test_whole_words_by_hand(tiny):
 
 
 def test_special_ids_and_size(tiny):
-    assert (tiny.pad_id, tiny.unk_id, tiny.cls_id, tiny.sep_id, tiny.mask_id) == (0, 1, 2, 3, 4)
+    assert (tiny.pad_id, tiny.unk_id, tiny.begin_id, tiny.end_id, tiny.mask_id) == (0, 1, 2, 3, 4)
     assert tiny.vocab_size == 12
 
 
@@ -150,6 +150,17 @@ def test_json_and_vocabulary_give_the_same_ids(tiny, tiny_folder, tmp_path):
     loaded = load_tokenizer(str(tmp_path))
     np.testing.assert_array_equal(loaded.encode(texts, 8), tiny.encode(texts, 8))
     assert loaded.digest == tiny.digest
+
+
+def test_case_is_kept_where_the_settings_of_a_vocabulary_say_so(tiny_folder, tmp_path):
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join([*TINY, "Red"]) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(str(tmp_path)).encode(["Red red"], 4)[0].tolist() == [2, 12, 6, 3]
+    theirs = BertTokenizer.from_pretrained(str(tiny_folder))
+    theirs.save_pretrained(tmp_path)  # with tokenizer.json: the digest of the same rules
+    assert load_tokenizer(str(tmp_path)).digest == load_tokenizer(str(tiny_folder)).digest
 
 
 def test_a_special_token_in_a_text_is_text(tiny):
@@ -269,7 +280,7 @@ def test_unsuitable_vocabularies_are_refused(tmp_path, entries, message):
 
 
 def test_unreadable_tokenizers_are_refused_in_one_line(tmp_path):
-    with pytest.raises(DataError, match=r"holds vocab.txt or tokenizer.json; this one has neither"):
+    with pytest.raises(DataError, match=r"a tokenizer folder holds tokenizer.json, .*; this one has none of them"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\xfe")
     with pytest.raises(DataError, match=r"vocab.txt is not UTF-8"):

@@ -44,6 +44,9 @@ class Words:
     def mask(self, ids):
         return ids > 0
 
+    def room(self, length):
+        return length - 2
+
     def words(self, ids):
         return np.cumsum(ids >= OTHER, 1) * (ids >= OTHER)
 
@@ -322,7 +325,8 @@ def test_what_cannot_be_asked_is_refused(opened, query, options, told):
 
 def test_heat_is_of_what_can_be_read(opened):
     found = opened(FAN, FANNED)
-    found.tokenizer = types.SimpleNamespace(encode=lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts)))
+    found.tokenizer = Words()
+    found.tokenizer.encode = lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts))
     with pytest.raises(UserError, match="the sentence has no word that can be read: describe a person"):
         found.heat_maps(0, ["\u200b"])
 

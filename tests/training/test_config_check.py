@@ -53,8 +53,11 @@ TWO = {
          "model.pooling attention needs model.towers 2; one tower pools by the class token"),
         ({"bmm__align": "exact"}, None),
         ({"model__text__width": 512, "model__projection": 512}, None),
+        ({"model__text__pooling": "last"},
+         "text.length is sentence 100, phrase 64, word 64: model.text.pooling last reads the last of exactly model.max_text_length 512 "
+         "tokens; set each to 512"),
         ({"model__pooling": "attention", "model__text__pooling": "last", "model__projection": 768,
-          "model__text__projection_bias": True}, None),
+          "model__text__projection_bias": True, "model__max_text_length": 64, "text__length__sentence": 64}, None),
         ({"model__towers": 1, "model__text__width": 5}, None),  # it has no text tower
     ],
 )  # fmt: skip
@@ -75,7 +78,22 @@ def test_our_configs_have_no_fault():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer__name": "adam"}, 'optimizer.name is "adam"; expected one of sgd, adamw'),
+        ({"optimizer__name": "lamb"}, 'optimizer.name is "lamb"; expected one of sgd, adam, adamw'),
+        ({"match__loss": "infonce"}, 'match.loss is "infonce"; expected one of cmpm, sdm, itc, tal'),
+        ({"match__normalise": "on"}, 'match.normalise is "on"; expected one of published, both, neither'),
+        ({"match__temperature": -0.02}, "match.temperature is -0.02; expected 0 or more"),
+        ({"match__temperature": 0.0},
+         "match.temperature 0 is the scale that the model learns, and this model has none: set match.temperature above "
+         "0, or model.projection"),
+        ({"train__freeze": "blocks"}, "train.freeze is blocks; expected a tuple of strings"),
+        ({"train__freeze": (1,)}, "train.freeze is (1,); expected a tuple of strings"),
+        ({"train__freeze": ("word", "(")},
+         'train.freeze has "(", which is no regular expression: missing ), unterminated subpattern at position 0'),
+        ({"optimizer__multipliers": ("a)=2",)},
+         'optimizer.multipliers has "a)", which is no regular expression: unbalanced parenthesis at position 1'),
+        *(({"optimizer__multipliers": (entry,)},
+           f'optimizer.multipliers has "{entry}"; expected "PATTERN=FACTOR", the factor 0 or more')
+          for entry in ("blocks", "blocks=", "=2", "blocks=x", "blocks=-1", "blocks=inf", "blocks=nan")),
         ({"optimizer__schedule": "cosine"}, 'optimizer.schedule is "cosine"; expected one of released, smooth'),
         ({"data__sampling": "random"}, 'data.sampling is "random"; expected one of identity, uniform'),
         ({"data__name": "cuhk"}, 'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth'),
@@ -116,7 +134,7 @@ def test_our_configs_have_no_fault():
         ({"model__image_size": (384, 15)}, "model.image_size (384, 15) is smaller than model.patch_size 16"),
         ({"bmm__patch_ratio": 0.001}, "bmm.patch_ratio 0.001 hides none of the 192 patches"),
         ({"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0},
-         "mla.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"),
+         "mla.weight, id.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"),
         ({"train__first_epoch": 121}, "train.first_epoch 121 is after the last, train.epochs 120"),
         ({"runtime__log_every": 0}, "runtime.log_every is 0; expected 1 or more"),
         ({"bmm__word_ratio": 1.5}, "bmm.word_ratio is 1.5; expected a share from 0 to 1"),
@@ -172,6 +190,10 @@ def test_a_fault_is_one_line(changes, message):
         {"model__image_size": [378, 126], "model__patch_size": 14, "model__stride": 14},  # a list, as in config.json
         {"seed": 2**63 - 1},
         {"optimizer__learning_rate": 0.0},
+        {"match__temperature": 0.0, "model__projection": 8},
+        {"match__temperature": 0.0, "mla__weight": 0.0},
+        {"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0, "id__weight": 1.0},
+        {"train__freeze": ["word$"], "optimizer__multipliers": ["a=b=0.5"]},  # lists, as in config.json
     ],
 )
 def test_what_works_is_no_fault(changes):
@@ -189,6 +211,7 @@ OUTSIDE = {
         "data.batch_size", "data.instances", "text.length.sentence", "text.length.phrase", "text.length.word",
         "model.patch_size", "model.stride", "model.width", "model.depth", "model.num_heads", "model.mlp_ratio",
         "model.vocab_size", "model.max_text_length", "model.init_std", "model.norm_epsilon", "mla.views", "mla.groups",
+        "optimizer.epsilon",
         "model.towers", "model.text.width", "model.text.depth", "model.text.num_heads", "model.text.mlp_ratio",
         "bmm.patch_block", "train.epochs", "train.max_bad_steps", "runtime.mesh.data", "runtime.mesh.fsdp",
         "runtime.microbatches", "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size",
@@ -218,7 +241,8 @@ def test_every_key_is_checked_or_takes_any_value():
     values = flatten(default.get_config().to_dict())
     others = {key for key in values if key not in {*NUMBERS, *CHOICES} and not isinstance(values[key], bool)}
     names = {"data.root", "text.tokenizer", "train.init_from", "runtime.prepared"}
-    assert others == names | {"model.image_size", "model.pixel_mean", "model.pixel_deviation", "mla.levels"}
+    others -= {"model.image_size", "model.pixel_mean", "model.pixel_deviation", "mla.levels"}
+    assert others == names | {"train.freeze", "optimizer.multipliers"}
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -22,6 +22,7 @@ from tests.training.test_loop import tiny_config
 STARTS = np.array([0, 3, 5, 9])
 ON = {"optimizer.clip_norm": 5.0, "optimizer.layer_decay": 0.75, "optimizer.ema": 0.9, "train.spike_factor": 8.0}
 ADAMW = {**ON, "optimizer.name": "adamw"}
+LEARNED = {"match.temperature": 0.3, "id.weight": 0.2, "model.projection": 4, "data.name": "icfg_pedes"}
 MATCHING = {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0}  # without reconstruction: faster to trace
 
 
@@ -41,7 +42,8 @@ def make_batch():
     ids = rng.integers(5, 40, (8, 8), np.int32)
     return {
         "images": rng.integers(0, 256, (8, 1, 12, 12, 3), np.uint8), "erase": np.tile([2, 3, 8, 6], (8, 1, 1)),
-        "text": {"sentence": ids}, "mask": {"sentence": ids > 0}, "words": np.tile(np.arange(8, dtype=np.int32), (8, 1)),
+        "text": {"sentence": ids}, "mask": {"sentence": ids > 0},
+        "words": np.tile(np.arange(8, dtype=np.int32), (8, 1)),
         "person_ids": np.arange(8, dtype=np.int32) // 2, "pair_ids": np.arange(8, dtype=np.int32),
     }  # fmt: skip
 
@@ -61,7 +63,8 @@ def text_of():
 
 SWEPT = {
     "seed": 5,
-    "mla.weight": 0.5, "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5, "bmm.word_ratio": 0.4,
+    "mla.weight": 0.5, "match.temperature": 0.5, "id.weight": 0.5, "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5,
+    "bmm.word_ratio": 0.4, "optimizer.epsilon": 1e-3,
     "optimizer.schedule": "smooth", "optimizer.learning_rate": 0.5, "optimizer.bias_learning_rate": 0.5,
     "optimizer.start": 0.01, "optimizer.floor": 0.01, "optimizer.warmup_epochs": 2.0, "optimizer.momentum": 0.5,
     "optimizer.b1": 0.5, "optimizer.b2": 0.5, "optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.1,
@@ -72,7 +75,7 @@ SWEPT = {
 
 @pytest.mark.parametrize("key", SWEPT)
 def test_another_value_is_the_same_program(text_of, key):
-    base = {**(ON if key == "optimizer.momentum" else ADAMW), **({} if "bmm" in key else MATCHING)}
+    base = {**(ON if key == "optimizer.momentum" else ADAMW), **({} if "bmm" in key else MATCHING), **LEARNED}
     assert tiny(base).to_dict() != tiny({**base, key: SWEPT[key]}).to_dict()
     assert text_of(*base.items()) == text_of(*{**base, key: SWEPT[key]}.items())
 
@@ -86,14 +89,15 @@ def test_another_length_of_the_run_is_the_same_program(text_of):
     assert program_text(tiny(changes), np.arange(40) * 7) == text_of(*changes.items())
 
 
-@pytest.mark.parametrize("key", [key for key, off in INPUTS.items() if off is not None])
-def test_a_part_that_is_switched_off_is_another_program(text_of, key):
-    base = {**ADAMW, **(MATCHING if key.startswith(("optimizer", "train")) else {})}
-    assert text_of(*base.items()) != text_of(*{**base, key: INPUTS[key]}.items())
+@pytest.mark.parametrize(("key", "off"), [(key, off) for key, values in INPUTS.items() for off in values])
+def test_a_part_that_is_switched_off_is_another_program(text_of, key, off):
+    base = {**ADAMW, **(MATCHING if key.startswith(("optimizer", "train")) else {}), **LEARNED}
+    assert text_of(*base.items()) != text_of(*{**base, key: off}.items())
 
 
 ODD = {
-    "seed": 2**32 + 77, "mla.weight": 0.7, "bmm.word_weight": 1.3, "bmm.patch_weight": 0.3, "bmm.word_ratio": 0.45,
+    "seed": 2**32 + 77, "mla.weight": 0.7, "match.temperature": 0.8, "id.weight": 0.6, "optimizer.epsilon": 1e-2,
+    "bmm.word_weight": 1.3, "bmm.patch_weight": 0.3, "bmm.word_ratio": 0.45,
     "optimizer.learning_rate": 0.03, "optimizer.bias_learning_rate": 0.02, "optimizer.momentum": 0.6,
     "optimizer.b1": 0.7, "optimizer.b2": 0.85, "optimizer.weight_decay": 0.2, "optimizer.clip_norm": 0.9,
     "optimizer.layer_decay": 0.65, "optimizer.ema": 0.15, "train.spike_factor": 1.5,
@@ -104,11 +108,11 @@ ODD = {
 def test_inputs_do_what_constants_do(changes):
     """Three steps of the compiled program beside the same functions with the config's own numbers."""
     config = tiny({**ODD, **changes})
-    program = build_program(config, STARTS, 9, mask_id=4)
+    program = build_program(config, STARTS, 9, mask_id=4, persons=5)
     model = build_model(config.model)
     tx = make_optimizer(config, make_schedules(config, STARTS, 9))
     plain = jax.jit(functools.partial(train_step, objective=Objective(model, config, 4), tx=tx))
-    state, given, expected = program.init(), program.hyperparameters(), init_state(model, tx, config)
+    state, given, expected = program.init(), program.hyperparameters(), init_state(model, tx, config, 5)
     for _ in range(3):
         state, metrics = program.step(state, make_batch(), given)
         expected, terms = plain(expected, make_batch())
@@ -136,6 +140,8 @@ def test_a_table_is_as_long_as_the_run():
 def test_plain_values_leave_out_what_is_off():
     assert [is_on(0.0), is_on(2.0), is_on(1.0, off=1.0), is_on(0.5, off=1.0)] == [False, True, False, True]
     assert is_on(jax.numpy.zeros(()))
+    for temperature in (1.0, 0.0):
+        assert "match.temperature" not in plain_values(tiny({"match.temperature": temperature}))
     values = plain_values(tiny({"optimizer.b2": 0.98, "bmm.word_weight": 0.0, "seed": 2**32 + 3}))
     assert values["seed"] == 3 and "bmm.word_weight" not in values and "optimizer.ema" not in values
     # 1 - 0.98 in float32 would be 0.01999998.

@@ -77,7 +77,7 @@ def stub(monkeypatch, tmp_path):
         def close(self):
             events.append("close")
 
-    def build(config, epoch_starts, total_steps, mask_id):
+    def build(config, epoch_starts, total_steps, mask_id, persons):
         compiled = SimpleNamespace(compile=lambda: events.append("compile") or run_step)
         step = SimpleNamespace(lower=lambda *shapes: compiled)
         return SimpleNamespace(

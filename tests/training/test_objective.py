@@ -86,7 +86,7 @@ def test_the_total_is_the_weighted_sum(monkeypatch):
     monkeypatch.setattr(Objective, "word_sums", lambda *args: (np.array([3.0, 5.0]), np.ones(2)))
     monkeypatch.setattr(Objective, "patch_sums", lambda *args: (np.array([16.0]), np.array([2.0])))
     config = tiny(mla={"weight": 2.0}, bmm={"word_weight": 3.0, "patch_weight": 0.5})
-    total, metrics = objective_of(config, matching=lambda *args: -1.5)(None, BATCH, KEY)
+    total, metrics = objective_of(config, matching=lambda *args, **options: -1.5)(None, BATCH, KEY)
     assert total == 2 * -1.5 + 3 * 4 + 0.5 * 8
     assert metrics == {"loss": total, "mla": -1.5, "words": 4.0, "patches": 8.0}
 

@@ -1,4 +1,4 @@
-"""Schedules worked out by hand; SGD and AdamW against their rules written out in float64."""
+"""Schedules worked out by hand; SGD, Adam and AdamW against their rules written out in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -135,13 +135,53 @@ def test_adamw_decays_kernels_alone():
     assert_trees_close(run(config, gradients), jax.tree_util.tree_map_with_path(follow, PARAMS, *gradients))
 
 
-def test_adam_adds_1e_minus_8_to_the_root_of_the_second_moment():
-    """After one step both corrected moments are the gradient's: g / (|g| + 1e-8), which is 1/2 of g = 1e-8."""
+def test_adam_is_torchs_rule():
+    """The decay is added to the gradient, of all but biases, so that it passes through both moments."""
     config = default.get_config()
-    config.optimizer.update({"name": "adamw", "weight_decay": 0.0})
-    gradient = jax.tree.map(lambda x: np.full(x.shape, 1e-8), PARAMS)
+    config.optimizer.update({"name": "adam", "weight_decay": 0.3, "b1": 0.8, "b2": 0.95, "epsilon": 1e-3})
+    gradients = draw_gradients()
+
+    def follow(path, p, *leaves):
+        m = v = 0.0
+        decay = 0.0 if path[-1].key == "bias" else 0.3
+        for step, g in enumerate(leaves):
+            g = g + decay * p
+            m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+            corrected = (m / (1 - 0.8 ** (step + 1))) / (np.sqrt(v / (1 - 0.95 ** (step + 1))) + 1e-3)
+            p = p - rate_of(path, step) * corrected
+        return p
+
+    assert_trees_close(run(config, gradients), jax.tree_util.tree_map_with_path(follow, PARAMS, *gradients))
+
+
+@pytest.mark.parametrize(("name", "epsilon"), [("adam", 1e-3), ("adamw", 1e-8)])
+def test_the_epsilon_is_added_to_the_root_of_the_second_moment(name, epsilon):
+    """After one step both corrected moments are the gradient's: g / (|g| + epsilon), which is 1/2 of g = epsilon."""
+    config = default.get_config()
+    config.optimizer.update({"name": name, "weight_decay": 0.0, "epsilon": epsilon})
+    gradient = jax.tree.map(lambda x: np.full(x.shape, epsilon), PARAMS)
     expected = jax.tree_util.tree_map_with_path(lambda path, p: p - rate_of(path, 0) * 0.5, PARAMS)
     assert_trees_close(run(config, [gradient]), expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_factors_of_the_rate_go_to_the_first_pattern_that_names_the_parameter(name):
+    """Norm biases x 3 (not x 7), the norm's scale x 7, all else as it was; the decay counts with the rate."""
+    plain, changed = default.get_config(), default.get_config()
+    for config in (plain, changed):
+        config.optimizer.update({"name": name, "weight_decay": 0.1})
+    changed.optimizer.multipliers = ("norm/bias=3", "norm/=7", "word=0")
+    gradient = draw_gradients()[0]
+    before, after = (run(config, [gradient]) for config in (plain, changed))
+    moves = [jax.tree.map(lambda x, y: np.asarray(x) - y, params, PARAMS) for params in (before, after)]
+    factors = {
+        "attn": {"qkv": {"kernel": 1, "bias": 1}},
+        "norm": {"scale": 7, "bias": 3},
+        "text_embedding": {"word": 0},
+    }
+    jax.tree.map(
+        lambda old, new, factor: np.testing.assert_allclose(new, factor * old, rtol=1e-4, atol=1e-6), *moves, factors
+    )
 
 
 @pytest.mark.parametrize("clip, factor", [(0.0, 1.0), (100.0, 1.0), (0.5, None)])
@@ -184,6 +224,22 @@ def test_the_lower_the_layer_the_smaller_its_updates():
             np.testing.assert_array_equal(layer, np.full_like(layer, expected))
     for same in (scaled["blocks"]["norm"]["scale"], scaled["word_head"]["kernel"]):
         np.testing.assert_array_equal(same, np.full_like(same, 16.0))
+
+
+def test_two_towers_have_layers_of_their_own_and_frozen_ones_none():
+    """Decay 0.5: two image blocks have 1/4 and 1/2, their embedding 1/8; one text block has 1/2, its embedding 1/4."""
+    ones = {depth: np.ones((depth, 2)) for depth in (1, 2)}
+    updates = {
+        "image_embedding": {"kernel": np.ones(2)}, "image_blocks": {"norm1": {"scale": ones[2]}},
+        "text_embedding": {"word": np.ones(2)}, "text_blocks": {"mlp": {"fc1": {"bias": ones[1]}}},
+    }  # fmt: skip
+    scaled = by_layer(updates, 0.5)
+    np.testing.assert_array_equal(scaled["image_blocks"]["norm1"]["scale"], [[0.25] * 2, [0.5] * 2])
+    np.testing.assert_array_equal(scaled["text_blocks"]["mlp"]["fc1"]["bias"], [[0.5] * 2])
+    np.testing.assert_array_equal(scaled["image_embedding"]["kernel"], [0.125] * 2)
+    np.testing.assert_array_equal(scaled["text_embedding"]["word"], [0.25] * 2)
+    alone = by_layer({"text_embedding": updates["text_embedding"], "blocks": {"norm": {"scale": np.ones(2)}}}, 0.5)
+    np.testing.assert_array_equal(alone["text_embedding"]["word"], [0.5] * 2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -1,0 +1,183 @@
+"""What all tokenizers share: ids of fixed length, the parts of a text without ids, the digest, the saved files."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import processors
+
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.files import write_text
+
+# Tokens of captions seldom have over eight characters. Text beyond this many per token is not read; it would not fit.
+_CHARACTERS_PER_TOKEN = 20
+
+
+class Unread(NamedTuple):
+    """The parts of a text that `encode` has no ids for.
+
+    words: those that are not in the vocabulary; end: the text beyond `length`; all: whether no known word is left.
+    """
+
+    words: list[str]
+    end: str
+    all: bool
+
+
+class Tokenizer:
+    """Encodes texts as token ids of fixed length: a begin token if there is one, the text, the end token, padding.
+
+    A special token in a text, such as "[SEP]", is encoded as ordinary text. Attributes: vocab_size; the ids pad_id,
+    end_id, and begin_id, unk_id and mask_id, which are None if the vocabulary has no such token; digest, the SHA-256 of
+    the rules and the vocabulary, equal for equal ids. Subclasses say which tokens attend and where words begin.
+    """
+
+    expected: ClassVar[str]  # for errors: what the vocabulary should be
+    layout: ClassVar[str]  # for manifests: the ids of a text, in words
+    padding: ClassVar[str] = "true at tokens, false at padding"  # for manifests: the mask, in words
+    attends_to_padding: ClassVar[bool] = False  # then a text has the length that the model was trained with
+    blank_id: int | None = None  # of a piece that is no more than the blank before a word
+
+    def __init__(self, backend: tokenizers.Tokenizer, name: str, special: Mapping[str, str]):
+        """special: the token of "pad", "end" and, where there is one, "begin", "unk" and "mask"."""
+        vocab = backend.get_vocab()
+        missing = [token for token in dict.fromkeys(special.values()) if token not in vocab]
+        if missing:
+            raise DataError(f"tokenizer {name} has no {', '.join(missing)}; {self.expected}")
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self._special = special
+        ids = {role: vocab[token] for role, token in special.items()}
+        self.pad_id, self.end_id = ids["pad"], ids["end"]
+        self.begin_id, self.unk_id, self.mask_id = (ids.get(role) for role in ("begin", "unk", "mask"))
+        self._begin = [] if self.begin_id is None else [self.begin_id]
+        self._frame = len(self._begin) + 1  # tokens besides those of the text
+        self.vocab_size = max(vocab.values()) + 1
+        self.digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+        self._special_ids = np.array(sorted(set(ids.values())))
+        self._tokens = np.full(self.vocab_size, "", object)
+        for token, id in vocab.items():
+            self._tokens[id] = token
+
+    @property
+    def ends_blank(self) -> bool:
+        """Whether the last entry of the vocabulary is empty, as an empty last line of vocab.txt makes it."""
+        return not self._tokens[-1]
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Returns (len(texts), length) int32 as `layout` says, padded with pad_id, cut to `length` with the end kept.
+
+        Only the first 20 * length characters of a text are read. A lone surrogate, which JSON may contain, is read as
+        U+FFFD.
+        """
+        rows = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, encoding in zip(rows, self._encode(texts, length), strict=True):
+            ids = encoding.ids[: self.room(length)]
+            row[: len(ids) + self._frame] = [*self._begin, *ids, self.end_id]
+        return rows
+
+    def room(self, length: int) -> int:
+        """Returns how many of `length` tokens are for the text itself."""
+        return length - self._frame
+
+    def mask(self, ids: np.ndarray) -> np.ndarray:
+        """Returns which tokens the model attends to: ids (..., length) int -> same shape, bool, False at padding."""
+        raise NotImplementedError
+
+    def unread(self, text: str, length: int) -> Unread:
+        """Returns the parts of a text that the ids of `encode` do not contain."""
+        (encoding,), cut, room = self._encode([text], length), _cut(text, length), self.room(length)
+        tokens = list(zip(encoding.ids, encoding.offsets, strict=True))
+        end = tokens[room][1][0] if len(tokens) > room else len(cut)
+        read = [(id, place) for id, place in tokens[:room] if id != self.blank_id]
+        words = [(cut[start:stop], id != self.unk_id) for id, (start, stop) in read]
+        unknown = [word for word, known in words if not known]
+        some = any(known and any(map(str.isalnum, word)) for word, known in words)
+        return Unread(unknown, text[end:].strip(), not some)
+
+    def count_unknown(self, texts: Sequence[str], length: int) -> tuple[int, dict[int, Unread]]:
+        """Returns the number of tokens of all texts, and index -> `unread` of each text with unknown words."""
+        rows = [encoding.ids[: self.room(length)] for encoding in self._encode(texts, length)]
+        unknown = {i: self.unread(texts[i], length) for i, ids in enumerate(rows) if self.unk_id in ids}
+        return sum(map(len, rows)), unknown
+
+    def words(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the number of each token's word, from 1 in each row; 0 for special and padding tokens.
+
+        ids (..., length) int -> same shape, int32. A word is a token and the pieces that follow it.
+        """
+        outside = np.isin(ids, self._special_ids) | ~self.mask(ids)
+        count = np.cumsum(self._starts(ids, outside) & ~outside, axis=-1)
+        return np.where(outside, 0, count).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of one row of ids without special tokens."""
+        row = np.asarray(ids)
+        return self._join([int(id) for id in row[self.mask(row) & ~np.isin(row, self._special_ids)]])
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, which give the same ids in other programs.
+
+        `load_tokenizer(folder)`, `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer read them.
+        """
+        begin, end = self._special.get("begin"), self._special["end"]
+        before = f"{begin} " if begin else ""
+        numbered = [(end, self.end_id), *([(begin, self.begin_id)] if begin else [])]
+        pair = f"{before}$A {end} $B:1 {end}:1"
+        whole = tokenizers.Tokenizer.from_str(json.dumps(self._rules()))
+        whole.post_processor = processors.TemplateProcessing(f"{before}$A {end}", pair, numbered)
+        whole.decoder = self._decoder()
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, **self._settings(),
+            "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        write_text(folder / "tokenizer.json", whole.to_str(pretty=True) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+
+    def _starts(self, ids: np.ndarray, outside: np.ndarray) -> np.ndarray:
+        """Returns which tokens begin a word; outside: special and padding tokens. Both (..., length) bool."""
+        raise NotImplementedError
+
+    def _join(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False).strip()
+
+    def _decoder(self) -> Any:
+        return self._backend.decoder
+
+    def _settings(self) -> dict[str, str]:
+        """Returns the special tokens as tokenizer_config.json names them."""
+        names = {"pad": "pad_token", "unk": "unk_token", "begin": "bos_token", "end": "eos_token", "mask": "mask_token"}
+        return {names[role]: token for role, token in self._special.items()}
+
+    def _encode(self, texts: Sequence[str], length: int) -> list[tokenizers.Encoding]:
+        return self._backend.encode_batch([_cut(text, length) for text in texts], add_special_tokens=False)
+
+    def _rules(self) -> dict[str, Any]:
+        """Returns the serialised tokenizer without settings that do not affect ids; its files differ in those settings.
+
+        Padding and truncation are off. Only some files list the special tokens of the vocabulary again.
+        """
+        rules = json.loads(self._backend.to_str())
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        again = [token for token in rules["added_tokens"] if token["special"] and token["content"] in vocab]
+        added = [token for token in rules["added_tokens"] if token not in again]
+        return {**rules, "added_tokens": added, "post_processor": None, "decoder": None}
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns all that decides the ids: of byte pairs the vocabulary, because their rules are fixed."""
+        rules, frame = self._rules(), [*self._begin, self.end_id, self.pad_id]
+        if rules["model"]["type"] != "BPE":
+            return {**rules, "frame": frame}
+        model = {key: rules["model"][key] for key in ("vocab", "merges")}
+        return {"kind": type(self).__name__, "model": model, "added_tokens": rules["added_tokens"], "frame": frame}
+
+
+def _cut(text: str, length: int) -> str:
+    """Returns the part of a text that is read for `length` tokens, with U+FFFD for lone surrogates."""
+    return text[: _CHARACTERS_PER_TOKEN * length].encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,235 @@
+"""Weights from the hub: which files of a repository are fetched, and what its config.json says that tensors do not."""
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ivt_jax.common.errors import UserError
+from ivt_jax.common.hub import Repository, fetch, look_up
+from ivt_jax.common.messages import install
+from ivt_jax.conversion.files import read_tensors
+
+PREFIX = "hf:"  # of a name on the hub, where a file could be named
+DESCRIPTION, PIXELS, OPEN_CLIP = "config.json", "preprocessor_config.json", "open_clip_config.json"
+SAFE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+OPEN_CLIP_SAFE = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+OPEN_CLIP_PICKLE = "open_clip_pytorch_model.bin"
+CONVERTER = "SFconvertbot"  # the hub's own account, which offers safetensors of pickles as pull requests
+
+# Of each --source: the models it reads, by `model_type`, and transformers' defaults, which a config.json leaves out.
+MODEL_TYPES = {"clip": ("clip",), "siglip": ("siglip",), "vit": ("vit", "deit"), "bert": ("bert",)}
+DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clip": (
+        {
+            "hidden_size": 768, "image_size": 224, "patch_size": 32, "num_attention_heads": 12,
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        },
+        {
+            "hidden_size": 512, "max_position_embeddings": 77, "num_attention_heads": 8, "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+    ),
+    "siglip": (
+        {
+            "hidden_size": 768, "image_size": 224, "patch_size": 16, "num_attention_heads": 12,
+            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+        },
+        {
+            "hidden_size": 768, "max_position_embeddings": 64, "num_attention_heads": 12,
+            "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+        },
+    ),
+}  # of the image and the text tower  # fmt: skip
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
+class Fetched(NamedTuple):
+    """Local copies of a repository's weights, and what describes them.
+
+    description: config.json, or open_clip_config.json if the weights are open_clip's; {} if there is none.
+    """
+
+    repository: Repository
+    files: list[Path]
+    description: dict[str, Any]
+    pixels: dict[str, Any]  # preprocessor_config.json, {} if there is none
+
+    @property
+    def name(self) -> str:
+        """Name of the weights for messages."""
+        return f"{PREFIX}{self.repository.name}"
+
+    @property
+    def pinned(self) -> str:
+        """Name of the repository with the commit, as `load_tokenizer` takes it."""
+        return f"{self.repository.name}@{self.repository.commit}"
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Returns the tensors of all files. Raises UserError as `read_tensors`."""
+        return {name: tensor for file in self.files for name, tensor in read_tensors(file).items()}
+
+
+def fetch_weights(name: str) -> Fetched:
+    """Fetches weights and their description from "owner/name" or "owner/name@revision"; tokenizers are left out.
+
+    Prefers safetensors; a PyTorch file is taken where PyTorch is installed, else the hub's own conversion of it, if the
+    hub offers one as a pull request and no revision is given. Raises UserError, in one line, as `look_up`, and if the
+    repository has no weights that can be read.
+    """
+    repository = look_up(name)
+    found = _chosen(repository)
+    if not found and "@" not in name and (number := _conversion(repository)):
+        print(f"{name}: the safetensors are those of {CONVERTER}'s pull request {number}", file=sys.stderr)
+        repository = look_up(f"{repository.name}@refs/pr/{number}")
+        found = _chosen(repository)
+    if not found:
+        raise UserError(_nothing_to_read(repository))
+    described = OPEN_CLIP if found[0].startswith("open_clip") else DESCRIPTION
+    description, pixels = (_read_json(repository, file) for file in (described, PIXELS))
+    if found == [INDEX]:
+        found = _shards(repository)
+    return Fetched(repository, [fetch(repository, file) for file in found], description, pixels)
+
+
+def _chosen(repository: Repository) -> list[str]:
+    """Returns the file with the weights, or the index of several; [] if none can be read."""
+    pickles = [PICKLE, OPEN_CLIP_PICKLE] if importlib.util.find_spec("torch") else []
+    return [name for name in (SAFE, INDEX, *OPEN_CLIP_SAFE, *pickles) if name in repository.files][:1]
+
+
+def _conversion(repository: Repository) -> int:
+    """Returns the number of the pull request with the hub's own safetensors, 0 if there is none."""
+    from huggingface_hub import HfApi
+
+    if repository.cached or PICKLE not in repository.files:
+        return 0
+    try:
+        offers = HfApi().get_repo_discussions(repository.name, author=CONVERTER, discussion_type="pull_request")
+        return next((offer.num for offer in offers if offer.author == CONVERTER and "safetensors" in offer.title), 0)
+    except Exception:  # of many kinds; without an answer, the pickle's own error follows
+        return 0
+
+
+def _nothing_to_read(repository: Repository) -> str:
+    where = f'"{repository.name}"' + (" in the hub's cache" if repository.cached else " on the hub")
+    pickles = [name for name in (PICKLE, OPEN_CLIP_PICKLE) if name in repository.files]
+    if pickles:
+        remedy = f"{install('torch')}; or name a revision that has {SAFE}, as hf:{repository.name}@REVISION"
+        return f"{where} has no safetensors, only {pickles[0]}, which needs PyTorch: {remedy}"
+    names = ", ".join((SAFE, INDEX, OPEN_CLIP_SAFE[0], PICKLE))
+    return f"{where} has no weights that can be read: it has none of {names}"
+
+
+def _shards(repository: Repository) -> list[str]:
+    weight_map = _read_json(repository, INDEX).get("weight_map")
+    names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    missing = [name for name in names if name not in repository.files]
+    if missing or not names:
+        raise UserError(f'"{repository.name}": {INDEX} names {", ".join(missing) or "no file"}, which is not there')
+    return names
+
+
+def _read_json(repository: Repository, name: str) -> dict[str, Any]:
+    """Returns the content of a JSON file of the repository, {} if there is none. Raises UserError."""
+    if name not in repository.files:
+        return {}
+    try:
+        content = json.loads(fetch(repository, name).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f'"{repository.name}": {name} is not JSON') from None
+    return content if isinstance(content, dict) else {}
+
+
+class Described(NamedTuple):
+    """What the description says of a model, as key of the config -> value.
+
+    image: heads, width and pixels. text: those of a text tower, and the length of texts. geometry: image size and
+    stride, as the model was taught. activation: of the MLPs, "" if not described.
+    """
+
+    image: dict[str, Any]
+    text: dict[str, Any]
+    geometry: dict[str, Any]
+    activation: str
+
+
+def described(fetched: Fetched, source: str) -> Described:
+    """Returns what the repository says of the model for --source or --source_text.
+
+    Raises UserError if it is another kind of model, or has an option that our models do not have.
+    """
+    given, name = fetched.description, fetched.name
+    if not given:
+        raise UserError(f"{name} has no {DESCRIPTION}, which says the number of heads; fetch it and name the file")
+    if "model_cfg" not in given and given.get("model_type") not in MODEL_TYPES[source]:
+        known, kind = " or ".join(MODEL_TYPES[source]), given.get("model_type", "unknown")
+        raise UserError(f"{name} has a model of type {kind}; --source={source} reads {known}")
+    if source in ("vit", "bert"):
+        sizes = {"model.width": "hidden_size", "model.num_heads": "num_attention_heads"} if source == "vit" else {}
+        found = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
+        return Described(found | _pixels(fetched.pixels), {}, {}, "")
+    image, text = _open_clip_towers(fetched, source) if "model_cfg" in given else _transformers_towers(fetched, source)
+    _refuse_options(name, source, image, text)
+    length, size = text["max_position_embeddings"], image["image_size"]
+    sizes = {"model.width": image["hidden_size"], "model.num_heads": image["num_attention_heads"]}
+    tower = {"model.text.width": text["hidden_size"], "model.text.num_heads": text["num_attention_heads"]}
+    lengths = {f"text.length.{level}": length for level in ("sentence", "phrase", "word")}
+    return Described(
+        sizes | _pixels(fetched.pixels),
+        {"model.towers": 2, **tower, **lengths},
+        {"model.image_size": (size, size), "model.stride": image["patch_size"]},
+        ACTIVATIONS[image["hidden_act"]],
+    )
+
+
+def _refuse_options(name: str, source: str, image: dict[str, Any], text: dict[str, Any]) -> None:
+    """Raises UserError if a tower has an activation or an epsilon that the models of `source` do not have."""
+    epsilon = DEFAULTS[source][0]["layer_norm_eps"]
+    for tower in (image, text):
+        if not math.isclose(tower["layer_norm_eps"], epsilon) or tower["hidden_act"] not in ACTIVATIONS:
+            options = f"{tower['hidden_act']} and norms with epsilon {tower['layer_norm_eps']}"
+            raise UserError(f"{name} has {options}; expected {', '.join(ACTIVATIONS)} and {epsilon}")
+    if image["hidden_act"] != text["hidden_act"]:
+        raise UserError(f"{name} has {image['hidden_act']} in images and {text['hidden_act']} in texts")
+
+
+def _transformers_towers(fetched: Fetched, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the two sections of config.json with the defaults; old files repeat a section under NAME_dict."""
+    given = fetched.description
+    image, text = (
+        default | (given.get(name) or {}) | (given.get(f"{name}_dict") or {})
+        for name, default in zip(("vision_config", "text_config"), DEFAULTS[source], strict=True)
+    )
+    return image, text
+
+
+def _open_clip_towers(fetched: Fetched, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns open_clip's description of the two towers, in the names of transformers."""
+    model = fetched.description["model_cfg"]
+    image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    if source != "clip" or {"timm_model_name", "hf_model_name"} & {*image, *text} or "width" not in image:
+        raise UserError(f"{fetched.name} is no CLIP with OpenAI's towers, which --source=clip reads")
+    shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5}
+    return {
+        "hidden_size": image["width"], "image_size": image.get("image_size", 224),
+        "patch_size": image.get("patch_size", 16), "num_attention_heads": image["width"] // image.get("head_width", 64),
+        **shared,
+    }, {
+        "hidden_size": text.get("width", 512), "max_position_embeddings": text.get("context_length", 77),
+        "num_attention_heads": text.get("heads", 8), **shared,
+    }  # fmt: skip
+
+
+def _pixels(pixels: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns mean and deviation of the pixels as keys of the config, {} if they are not described."""
+    names = {"model.pixel_mean": "image_mean", "model.pixel_deviation": "image_std"}
+    found = {ours: pixels.get(theirs) for ours, theirs in names.items()}
+    return {
+        ours: tuple(map(float, value)) for ours, value in found.items() if isinstance(value, list) and len(value) == 3
+    }

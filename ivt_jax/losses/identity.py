@@ -1,0 +1,43 @@
+"""The identity loss (Jiang & Ye, CVPR 2023): one linear classifier over the training persons, for images and texts.
+
+The classifier serves training alone: checkpoints keep it, evaluation, search and exports do not have it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+ID_HEAD = "id_head"  # its parameters in a training state: id_head/kernel (D, C), id_head/bias (C,)
+ID_HEAD_STD = 0.001
+
+
+def init_classifier(key: jax.Array, width: int, persons: int) -> dict[str, jax.Array]:
+    """Returns the initial parameters: kernel (width, persons) drawn from N(0, 0.001), bias (persons,) 0."""
+    kernel = ID_HEAD_STD * jax.random.normal(key, (width, persons))
+    return {"kernel": kernel, "bias": jnp.zeros(persons)}
+
+
+def identity_losses(
+    classifier: Mapping[str, Any], views: Sequence[jax.Array], levels: Sequence[jax.Array], person_ids: jax.Array
+) -> jax.Array:
+    """Returns the loss of each pair (b,) float32: the mean of an image's and a text's cross-entropy.
+
+    views, levels: the embeddings (b, D) of each augmented view and text level, not normalised; a pair's image counts by
+    the mean over its views, its text by the mean over its levels. person_ids (b,): the classes. All in float32 at the
+    highest precision of products.
+    """
+
+    def mean_of(parts: Sequence[jax.Array]) -> jax.Array:
+        embeddings = jnp.stack(parts).astype(jnp.float32)
+        product = jnp.matmul(embeddings, classifier["kernel"], precision=jax.lax.Precision.HIGHEST)
+        log_p = jax.nn.log_softmax(product + classifier["bias"])
+        return -log_p[:, jnp.arange(len(person_ids)), person_ids].mean(0)
+
+    return (mean_of(views) + mean_of(levels)) / 2
+
+
+def without_classifier(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the parameters of the model alone."""
+    return {part: value for part, value in params.items() if part != ID_HEAD} if ID_HEAD in params else params

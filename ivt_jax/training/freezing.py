@@ -1,0 +1,85 @@
+"""Which parameters are trained (train.freeze), and at which share of the learning rate (optimizer.multipliers).
+
+Patterns are regular expressions, searched for in a parameter's path, such as "blocks/attn/qkv/kernel". A path covers
+all blocks of a stack.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ivt_jax.common.errors import UserError
+
+
+def split_params(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+    """Returns the trained and the frozen part of a tree of parameters, or of anything that has a leaf for each."""
+    if not patterns:
+        return params, {}
+    flat = flatten_dict(params, sep="/")
+    frozen = {path for path in flat if is_frozen(path, patterns)}
+    parts = ({p: x for p, x in flat.items() if (p in frozen) == cold} for cold in (False, True))
+    trained, rest = (unflatten_dict(part, sep="/") for part in parts)
+    return trained, rest
+
+
+def join_params(trained: Any, frozen: Any) -> Any:
+    """Undoes `split_params`."""
+    if not frozen:
+        return trained
+    return unflatten_dict({**flatten_dict(trained, sep="/"), **flatten_dict(frozen, sep="/")}, sep="/")
+
+
+def is_frozen(path: str, patterns: Iterable[str]) -> bool:
+    """Returns whether a pattern of train.freeze names the parameter with this path."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def parse_multiplier(entry: str) -> tuple[str, float]:
+    """Returns pattern and factor of an entry of optimizer.multipliers, "PATTERN=FACTOR". Raises ValueError."""
+    pattern, equals, factor = entry.rpartition("=")
+    if not (pattern and equals):
+        raise ValueError(entry)
+    return pattern, float(factor)
+
+
+def factor_of(path: str, multipliers: Iterable[str]) -> float:
+    """Returns the factor of the learning rate of the parameter with this path: of the first pattern that names it."""
+    pairs = map(parse_multiplier, multipliers)
+    return next((factor for pattern, factor in pairs if re.search(pattern, path)), 1.0)
+
+
+def scale_updates(updates: Any, multipliers: Sequence[str]) -> Any:
+    """Returns the updates, each multiplied by the factor of its parameter."""
+
+    def scale(path: Any, update: Any) -> Any:
+        return update * factor_of(jax.tree_util.keystr(path, simple=True, separator="/"), multipliers)
+
+    return jax.tree_util.tree_map_with_path(scale, updates)
+
+
+def refuse_patterns(paths: Iterable[str], config: Any) -> None:
+    """Raises UserError for a pattern that names none of the parameters, or if all parameters are frozen."""
+    paths, freeze = list(paths), config.train.freeze
+    entries = {f'train.freeze: "{pattern}"': pattern for pattern in freeze}
+    entries |= {f'optimizer.multipliers: "{x}"': parse_multiplier(x)[0] for x in config.optimizer.multipliers}
+    for entry, pattern in entries.items():
+        if not any(re.search(pattern, path) for path in paths):
+            raise UserError(f"{entry} matches no parameter; --dry_run without it lists the paths")
+    if all(is_frozen(path, freeze) for path in paths):
+        raise UserError(f"train.freeze {tuple(freeze)} names every parameter: there is nothing to train")
+
+
+def rate_notes(paths: Iterable[str], config: Any) -> Mapping[str, str]:
+    """Returns for each path "frozen", "x FACTOR", or ""; {} if the config has neither patterns nor multipliers."""
+    freeze, multipliers = config.train.freeze, config.optimizer.multipliers
+    if not (freeze or multipliers):
+        return {}
+
+    def note(path: str) -> str:
+        factor = factor_of(path, multipliers)
+        return "frozen" if is_frozen(path, freeze) else "" if factor == 1 else f"x {factor:g}"
+
+    return {path: note(path) for path in paths}
