@@ -382,6 +382,10 @@ def run(config):
 
 
 ADAMW = {"optimizer.name": "adamw"}
+TWO_TOWERS = {
+    "model.towers": 2, "model.projection": 8, "model.text.width": 8, "model.text.depth": 2, "model.text.num_heads": 2,
+    "model.text.pooling": "end", "bmm.align": "fast", "bmm.word_weight": 0.0, "bmm.patch_weight": 0.0,
+}  # fmt: skip
 # key -> probe, the value it takes, and what else the probe needs in both configs
 KEYS = {
     "seed": (batch, 5),
@@ -419,6 +423,16 @@ KEYS = {
     "model.pixel_deviation": (pixels, (0.4, 0.5, 0.5)),
     "model.relative_positions": (parameters, True),
     "model.projection": (parameters, 8),
+    "model.towers": (parameters, 2),
+    "model.pooling": (parameters, "attention", TWO_TOWERS),
+    "model.text.width": (parameters, 16, TWO_TOWERS),
+    "model.text.depth": (parameters, 3, TWO_TOWERS),
+    "model.text.num_heads": (loss, 4, TWO_TOWERS),
+    "model.text.mlp_ratio": (parameters, 2.0, TWO_TOWERS),
+    "model.text.activation": (loss, "quick_gelu", TWO_TOWERS),
+    "model.text.causal": (loss, True, TWO_TOWERS),
+    "model.text.pooling": (loss, "last", TWO_TOWERS),
+    "model.text.projection_bias": (parameters, True, TWO_TOWERS),
     "model.dropout": (loss, 0.3),
     "model.drop_path": (loss, 0.3),
     "model.dtype": (loss, "bfloat16"),

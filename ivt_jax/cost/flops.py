@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from input_pipeline.statistics import training_persons
-from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.patches import num_patches
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
@@ -58,31 +57,31 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
 
     def encoder(kind: str) -> int:
         embedding = 0 if kind == "text" else 2 * patches * pixels * width
-        outside = embedding + (0 if kind == "joint" else 2 * width * model.get("projection", 0))
-        depth, ratio = model["depth"], model["mlp_ratio"]
-        return sum(p.rows * (outside + tower_flops(p.tokens, width, depth, ratio)) for p in passes if p.kind == kind)
+        tower = tower_of(model, kind)
+        sizes = tower["width"], tower["depth"], tower["mlp_ratio"]
+        outside = [embedding + pooling_flops(model, p) for p in passes if p.kind == kind]
+        blocks = [tower_flops(p.tokens, *sizes) for p in passes if p.kind == kind]
+        rows = [p.rows for p in passes if p.kind == kind]
+        return sum(n * (more + flops) for n, more, flops in zip(rows, outside, blocks, strict=True))
 
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
         heads += reconstructed_rows(config) * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
-    heads += classified_rows(config) * 2 * IVTConfig.from_config(model).embedding_width * persons(config)
+    heads += classified_rows(config) * 2 * embedding_width(model) * persons(config)
     return StepCost(
         image=encoder("image"),
         text=encoder("text"),
         joint=encoder("joint"),
         heads=heads,
-        matching=4
-        * matching_side(config) ** 2
-        * embedding_width(model)
-        // mla["groups"],  # image to text and text to image
-        recomputed=sum(p.rows * model["depth"] * 4 * p.tokens**2 * width for p in passes if model["remat"]),
+        matching=4 * matching_side(config) ** 2 * embedding_width(model) // mla["groups"],  # both directions
+        recomputed=sum(attention_flops(p, tower_of(model, p.kind)) for p in passes if model["remat"]),
     )
 
 
 def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
     """Returns the passes through the blocks in one training step of the global batch."""
     mla, bmm, text_length = config["mla"], config["bmm"], config["text"]["length"]
-    batch, image = config["data"]["batch_size"], 1 + patches_of(config["model"])
+    batch, image = config["data"]["batch_size"], image_tokens(config["model"])
     passes = []
 
     def kept(tokens: int) -> int:  # with masked alignment, `fast` shortens a sequence, `exact` hides tokens within it
@@ -131,6 +130,38 @@ def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
     linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
     return depth * (linear + 4 * tokens**2 * width)  # attention: the scores and the weighted sums
+
+
+def attention_flops(p: Pass, tower: Mapping[str, Any]) -> int:
+    """Returns the forward FLOPs of attention's scores and weighted sums in all blocks of a pass."""
+    return p.rows * tower["depth"] * 4 * p.tokens**2 * tower["width"]
+
+
+def pooling_flops(model: Mapping[str, Any], p: Pass) -> int:
+    """Returns the forward FLOPs of a row from its tokens to its embedding: a projection, or SigLIP's head.
+
+    The head's query is the same for all rows and left out.
+    """
+    width, projection = tower_of(model, p.kind)["width"], model.get("projection", 0)
+    if p.kind == "image" and has_head(model):
+        hidden = int(width * model["mlp_ratio"])
+        return 2 * width * (2 * p.tokens * width + 2 * p.tokens + width + 2 * hidden)
+    return 0 if p.kind == "joint" else 2 * width * projection
+
+
+def tower_of(model: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Returns the section with width, depth, num_heads and mlp_ratio of the blocks of a pass."""
+    return model["text"] if kind == "text" and model.get("towers", 1) == 2 else model
+
+
+def has_head(model: Mapping[str, Any]) -> bool:
+    """Returns whether images are pooled by SigLIP's head; then they have no class token."""
+    return model.get("pooling", "class") == "attention"
+
+
+def image_tokens(model: Mapping[str, Any]) -> int:
+    """Returns the number of tokens of an image: patches, and the class token if there is one."""
+    return patches_of(model) + (not has_head(model))
 
 
 def embedding_width(model: Mapping[str, Any]) -> int:

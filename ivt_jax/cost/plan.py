@@ -77,17 +77,14 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     moving = {name: size for name, size in whole.items() if not is_frozen(name, config["train"]["freeze"])}
     parameters = sum(size // parts[name] for name, size in whole.items())
     gathered = sum(size for name, size in whole.items() if parts[name] > 1)
-    mlp, attention = (
-        [sum(size for name, size in some.items() if key in name) for some in (whole, moving)]
-        for key in ("/mlp_", "/attn/")
-    )
+    mlp = sum(size for name, size in whole.items() if "/mlp" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
     slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in moving.items())
-    gradients = sum(attention[1] + (mlp[1] if p.kind == "joint" else mlp[1] // 2) for p in passes)
+    gradients = sum(sum(size for name, size in moving.items() if _is_in_blocks(name, p.kind)) for p in passes)
     gradients += sum(size for name, size in moving.items() if name.startswith(ID_HEAD))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
-    blocks = [block_bytes(p, model, size) for p in passes]
+    blocks = [block_bytes(p, {**model, **flops.tower_of(model, p.kind)}, size) for p in passes]
     biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
     cached = 4 * flops.embedding_width(model) * 2 * side // devices if microbatches > 1 else 0
     classifier = LOGITS * 4 * flops.classified_rows(config) * flops.persons(config) // devices
@@ -98,7 +95,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         average=parameters if optimizer["ema"] else 0,
         batch=batch_bytes(config) // devices,
         gradients=gradients + (sum(moving.values()) if microbatches > 1 else 0),  # their sum so far
-        copies=max(gathered, mlp[0]),
+        copies=max(gathered, mlp),
         activations=sum(kept for kept, _ in blocks) + embeddings + cached + sum(biases),
         working=max((working + bias for (_, working), bias in zip(blocks, biases, strict=True)), default=0),
         matching=matrices // matching_devices(config, devices) + classifier,
@@ -118,6 +115,13 @@ def trained_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     persons = flops.persons(config)
     head = {"kernel": (model_config.embedding_width, persons), "bias": (persons,)}
     return shapes | {f"{ID_HEAD}/{name}": shape for name, shape in head.items()}
+
+
+def _is_in_blocks(name: str, kind: str) -> bool:
+    """Returns whether a parameter is a matrix of attention or of the MLPs that a pass of this kind goes through."""
+    part, layer = name.split("/")[:2]
+    other = {"image": ("text_blocks", "mlp_txt"), "text": ("image_blocks", "mlp_vis"), "joint": ()}[kind]
+    return part.endswith("blocks") and layer.startswith(("attn", "mlp")) and part not in other and layer not in other
 
 
 def device_flops(config: Mapping[str, Any], devices: int) -> int:
@@ -162,11 +166,12 @@ def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes kept outside the blocks: the patches, the tokens and, for texts, the embedding's norm."""
+    """Returns the bytes kept outside the blocks: patches, tokens and, for the texts of one tower, their norm's."""
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size
-    return p.rows * (patch_bytes + 4 * model["width"] * (p.tokens + 3 * texts))
+    width, norm = flops.tower_of(model, p.kind)["width"], 3 if model.get("towers", 1) == 1 else 0
+    return p.rows * (patch_bytes + 4 * width * (p.tokens + norm * texts))
 
 
 def batch_bytes(config: Mapping[str, Any]) -> int:

@@ -212,9 +212,9 @@ def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the GELU's approximation by tanh (Hendrycks and Gimpel 2016), which SigLIP has, and its slope."""
-    factor, cubic = (2 / jnp.pi) ** 0.5, 0.044715
-    gate = 0.5 + 0.5 * jnp.tanh(factor * (x + cubic * x**3))
-    return x * gate, gate + 2 * x * gate * (1 - gate) * factor * (1 + 3 * cubic * x**2)
+    factor, cubic = (8 / jnp.pi) ** 0.5, 0.044715
+    gate = jax.nn.sigmoid(factor * (x + cubic * x**3))  # (1 + tanh(half of this)) / 2, exact where tanh is near -1
+    return x * gate, gate + x * gate * (1 - gate) * factor * (1 + 3 * cubic * x**2)
 
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}

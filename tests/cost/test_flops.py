@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -75,6 +76,22 @@ def test_forward_flops_are_the_matrix_products_of_the_objective(align, views, le
     assert cost.forward == pytest.approx(count_products(config, gradient=False), rel=0.005)
 
 
+TEXT = {"width": 96, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "causal": True, "pooling": "end"}
+
+
+@pytest.mark.parametrize("options", [{"projection": 64}, {"projection": 128, "pooling": "attention"}])
+@pytest.mark.parametrize("remat", [False, True])
+def test_flops_of_two_towers_are_the_matrix_products(options, remat):
+    config = tiny_config(
+        model={"towers": 2, "text": TEXT, "remat": remat, **options},
+        bmm={"align": "fast", "word_weight": 0.0, "patch_weight": 0.0},
+    )
+    cost = flops.step_cost(config)
+    assert cost.joint == cost.heads == 0
+    assert cost.forward == pytest.approx(count_products(config, gradient=False), rel=0.005)
+    assert cost.training == pytest.approx(count_products(config, gradient=True), rel=0.03)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_training_flops_are_the_matrix_products_of_the_gradient(remat):
     config = tiny_config(model={"remat": remat})
@@ -92,7 +109,7 @@ def test_terms_that_are_off_cost_nothing():
 
 def tiny_config(**changes):
     config = default.get_config()
-    config.model.update(vars(tiny()))
+    config.model.update(dataclasses.asdict(tiny()))
     config.data.batch_size = 8
     config.text.length.update({"sentence": 40, "phrase": 16, "word": 12})
     config.bmm.rows = 4

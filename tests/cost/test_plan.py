@@ -35,6 +35,9 @@ def config_of(
     return config
 
 
+CLIP_TEXT = {"width": 32, "depth": 3, "num_heads": 2, "causal": True, "pooling": "end"}
+TWO = {"towers": 2, "projection": 48, "text": CLIP_TEXT}
+
 # name: devices, config, how far the formula may be from the compiled step's memory
 STEPS = {
     # In bfloat16 the formula is 7.0% below what JAX 0.11.2 compiles, and 4.2% below JAX 0.10.2, which keeps float32.
@@ -61,6 +64,11 @@ STEPS = {
     "relative positions, fast": (
         1, config_of(32, levels=ALL, views=3, align="fast", relative_positions=True, projection=32), 0.1,
     ),
+    "two towers": (1, config_of(64, levels=ALL, views=3, align="fast", **TWO), 0.1),
+    "two towers, attention pooling, remat": (
+        1, config_of(64, levels=ALL, views=3, pooling="attention", remat=True, **{**TWO, "projection": 64}), 0.1,
+    ),
+    "two towers, eight devices": (8, config_of(256, levels=ALL, views=3, fsdp=2, **TWO), 0.1),
     "micro-batches": (
         1, config_of(64, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
     ),

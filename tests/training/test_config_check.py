@@ -21,6 +21,47 @@ def fault(devices=1, **changes):
         return str(error)
 
 
+TWO = {
+    "model__towers": 2, "model__text__width": 768, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0,
+    "bmm__align": "fast",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bmm__word_weight": 1.0},
+         "model.towers 2 has no joint pass of image and text, so nothing is reconstructed: set bmm.word_weight and "
+         "bmm.patch_weight to 0"),
+        ({"model__relative_positions": True}, "model.relative_positions needs model.towers 1"),
+        ({"bmm__align": "exact", "model__text__pooling": "end"},
+         "bmm.align exact could drop the pooled token of model.text.pooling end; choose fast or off"),
+        ({"model__text__causal": True},
+         "model.text.causal needs model.text.pooling end or last: the first token attends to none but itself"),
+        ({"model__text__projection_bias": True},
+         "model.text.projection_bias needs model.projection, the width of the embeddings"),
+        ({"model__text__width": 512},
+         "model.width 768 and model.text.width 512 differ, so embeddings cannot be compared: set model.projection to "
+         "their common width"),
+        ({"model__pooling": "attention", "model__projection": 512},
+         "model.projection 512 is not model.width 768: with model.pooling attention only texts are projected, to the "
+         "width of images"),
+        ({"model__text__num_heads": 7}, "model.text.width 768 is not a multiple of model.text.num_heads 7"),
+        ({"model__text__mlp_ratio": 0.001},
+         "model.text.mlp_ratio 0.001 of model.text.width 768 is less than one unit of an MLP"),
+        ({"model__towers": 1, "model__pooling": "attention"},
+         "model.pooling attention needs model.towers 2; one tower pools by the class token"),
+        ({"bmm__align": "exact"}, None),
+        ({"model__text__width": 512, "model__projection": 512}, None),
+        ({"model__pooling": "attention", "model__text__pooling": "last", "model__projection": 768,
+          "model__text__projection_bias": True}, None),
+        ({"model__towers": 1, "model__text__width": 5}, None),  # it has no text tower
+    ],
+)  # fmt: skip
+def test_two_towers(changes, message):
+    assert fault(**{**TWO, **changes}) == message
+
+
 def test_our_configs_have_no_fault():
     for module, variants in (
         (default, [None]),
@@ -81,7 +122,8 @@ def test_our_configs_have_no_fault():
                                          "[CLS] and [SEP] included"),
         ({"text__length__sentence": 3}, "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the "
                                         "tokens are predicted"),
-        ({"model__image_activation": "relu"}, 'model.image_activation is "relu"; expected one of gelu, quick_gelu'),
+        ({"model__image_activation": "relu"},
+         'model.image_activation is "relu"; expected one of gelu, quick_gelu, gelu_tanh'),
         ({"model__norm_epsilon": 0.0}, "model.norm_epsilon is 0.0; expected more than 0"),
         ({"model__num_heads": 7}, "model.width 768 is not a multiple of model.num_heads 7"),
         ({"model__image_size": (384,)}, "model.image_size is (384,); expected (height, width)"),
@@ -167,6 +209,7 @@ OUTSIDE = {
         "model.patch_size", "model.stride", "model.width", "model.depth", "model.num_heads", "model.mlp_ratio",
         "model.vocab_size", "model.max_text_length", "model.init_std", "model.norm_epsilon", "mla.views", "mla.groups",
         "optimizer.epsilon",
+        "model.towers", "model.text.width", "model.text.depth", "model.text.num_heads", "model.text.mlp_ratio",
         "bmm.patch_block", "train.epochs", "train.max_bad_steps", "runtime.mesh.data", "runtime.mesh.fsdp",
         "runtime.microbatches", "runtime.log_every", "runtime.checkpoint_every", "runtime.eval_batch_size",
         "runtime.heartbeat",
