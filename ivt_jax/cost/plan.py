@@ -166,7 +166,7 @@ def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
 
 
 def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
-    """Returns the bytes kept outside the blocks: patches, tokens and, for the texts of one tower, their norm's."""
+    """Returns the bytes kept outside the blocks: patches, tokens and, for BERT's texts, the embedding's norm."""
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size
