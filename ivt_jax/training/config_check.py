@@ -164,10 +164,11 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         if not SHORTEST <= length <= model.max_text_length:
             most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
             yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
-    lengths, positions = config.text.length.values(), model.max_text_length
-    if model.get("towers", 1) == 2 and model.text.pooling == "last" and set(lengths) != {positions}:
+    lengths, positions = config.text.length, model.max_text_length
+    if model.towers == 2 and model.text.pooling == "last" and set(lengths.values()) != {positions}:
+        given = ", ".join(f"{level} {lengths[level]}" for level in LEVELS)
         reason = f"model.text.pooling last reads the last of exactly model.max_text_length {positions} tokens"
-        yield f"text.length is {tuple(lengths)}: {reason}; set each to {positions}"
+        yield f"text.length is {given}: {reason}; set each to {positions}"
     if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
     for name, tower in [("model", model)] + [("model.text", model.text)] * (model.towers == 2):
@@ -190,7 +191,7 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
 
 def has_scale(model: ConfigDict) -> bool:
     """Returns whether the model has a learned scale of similarities."""
-    return model.get("projection", 0) > 0 or model.get("towers", 1) == 2
+    return model.projection > 0 or model.towers == 2
 
 
 def _one_tower_faults(config: ConfigDict) -> Iterator[str]:

