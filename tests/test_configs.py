@@ -120,7 +120,8 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
         (
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "
-            ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction",
+            ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction, "
+            ":cmpm, :sdm, :itc, :tal, :two_towers",
         ),
     ],
 )

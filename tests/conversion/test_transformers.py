@@ -11,10 +11,10 @@ from ivt_jax.encoding.pixels import normalise
 from ivt_jax.models.build import model_of
 from ivt_jax.models.config import IVTConfig, TextConfig
 from ivt_jax.models.ivt import IVT
-from tests.reference import towers_torch
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+towers_torch = pytest.importorskip("tests.reference.towers_torch")  # which imports PyTorch
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
 MODEL = IVTConfig(image_size=(20, 20), stride=5, num_heads=4)

@@ -54,8 +54,8 @@ TWO = {
         ({"bmm__align": "exact"}, None),
         ({"model__text__width": 512, "model__projection": 512}, None),
         ({"model__text__pooling": "last"},
-         "text.length is sentence 100, phrase 64, word 64: model.text.pooling last reads the last of exactly model.max_text_length 512 "
-         "tokens; set each to 512"),
+         "text.length is sentence 100, phrase 64, word 64: model.text.pooling last reads the last of exactly "
+         "model.max_text_length 512 tokens; set each to 512"),
         ({"model__pooling": "attention", "model__text__pooling": "last", "model__projection": 768,
           "model__text__projection_bias": True, "model__max_text_length": 64, "text__length__sentence": 64}, None),
         ({"model__towers": 1, "model__text__width": 5}, None),  # it has no text tower
