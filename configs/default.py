@@ -5,6 +5,8 @@ python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PED
 
 from ml_collections import ConfigDict
 
+from configs.starts import STARTS
+
 
 def get_config() -> ConfigDict:
     """Returns the config of MLA + BMM with reconstruction, at the paper's sizes."""
@@ -149,8 +151,8 @@ def get_config() -> ConfigDict:
 
 
 def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
-    """Returns the config of a dataset in its variant: "" (unchanged), "release" or "smoke"."""
-    variants = {"": lambda config: config, "release": released, "smoke": smoke}
+    """Returns the config of a dataset in its variant: "" (unchanged), "release", "smoke", or one of STARTS."""
+    variants = {"": lambda config: config, "release": released, "smoke": smoke, **STARTS}
     return variants[check_variant(variant, *variants)](config)
 
 

@@ -3,6 +3,15 @@
 python -m ivt_jax.main --config=configs/rstp.py --config.data.root=DATA/RSTPReid
 python -m ivt_jax.main --config=configs/rstp.py:release    # the recipe of the IVT release
 python -m ivt_jax.main --config=configs/rstp.py:smoke      # a few steps of a tiny tower: minutes on a CPU
+
+From models taught on image-text pairs (configs/starts.py), each after the commands that fetch and convert it:
+python -m ivt_jax.convert --source=clip --weights=hf:openai/clip-vit-base-patch16 --out=weights/clip
+python -m ivt_jax.main --config=configs/rstp.py:clip       # IRRA's recipe without its masked-language term
+python -m ivt_jax.convert --source=siglip --weights=hf:google/siglip-base-patch16-224 --out=weights/siglip
+python -m ivt_jax.main --config=configs/rstp.py:siglip     # the same on SigLIP
+curl -Lo vlmo.pt https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/vlmo_base_patch16_224.pt
+python -m ivt_jax.convert --source=vlmo --weights=vlmo.pt --config=configs/rstp.py:vlmo --out=weights/vlmo
+python -m ivt_jax.main --config=configs/rstp.py:vlmo       # ours: single tower, three levels, reconstruction, SDM
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +20,7 @@ from configs import cuhk, default
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "", "release" or "smoke"."""
+    """variant: "", "release", "smoke", "clip", "siglip" or "vlmo"."""
     config = cuhk.get_config()
     config.data.name = "rstp_reid"
     config.data.root = "data/RSTPReid"

@@ -1,8 +1,6 @@
 """Train the variants of configs/synth.py with some seeds each, at equal steps, and compare them.
 
-    python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few
-
-Studies: terms, optimizers, choices, and towers, one for both modalities or two.
+    python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few    # or another of STUDIES
 
 Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Several run at a time, each on its share of the
 cores, since so small a model gains little from a second core. Writes a table, ablation.md, and a plot, ablation.png.
@@ -28,7 +26,10 @@ from ivt_jax.training.metrics import format_seconds
 
 # `align_fast` and `one_view` are the demo itself, which is `full`.
 CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))
-STUDIES = {"terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "towers": synth.TOWERS}
+STUDIES = {
+    "terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "losses": tuple(synth.LOSSES),
+    "towers": synth.TOWERS,
+}  # fmt: skip
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 

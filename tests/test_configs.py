@@ -99,6 +99,14 @@ def test_the_optimisers_differ_in_nothing_else():
         assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "adamw")
 
 
+def test_the_losses_differ_in_nothing_else_and_cmpm_is_the_demo():
+    demo = flatten(synth.get_config())
+    for name in synth.LOSSES:
+        changed = {key for key, value in flatten(synth.get_config(name)).items() if value != demo[key]}
+        assert changed == (set() if name == "cmpm" else {"match.loss", "match.temperature"})
+    assert ablation.STUDIES["losses"] == ("cmpm", "sdm", "itc", "tal")
+
+
 def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
     demo = flatten(synth.get_config())
     changed = {
@@ -116,7 +124,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
 @pytest.mark.parametrize(
     ("module", "known"),
     [
-        (cuhk, "(none), :release, :smoke"),
+        (cuhk, "(none), :release, :smoke, :clip, :siglip, :vlmo"),
         (
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -103,11 +104,19 @@ def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
         f"id_head: {persons:,} persons, {ASSUMED}" if config.id.weight else "",
         sharding_table(sizes, state),
         edge_notice(config),
-        initial_params(config, shapes_alone=True).summary,
+        _initial(config),
         str(step_cost(config)),
         f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
     ]
     return "\n".join(line for line in lines if line), sizes
+
+
+def _initial(config: Any) -> str:
+    """Returns the line about `train.init_from`; a folder that is not there yet is a note, not an error."""
+    folder = config.train.init_from
+    if folder and not Path(folder).exists():
+        return f"note: train.init_from: {folder} is not there yet; a run needs it"
+    return initial_params(config, shapes_alone=True).summary
 
 
 def dry_run_plan(config: Any) -> Iterator[str]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from input_pipeline.statistics import training_persons
-from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.patches import num_patches
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
@@ -68,7 +67,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
         heads += reconstructed_rows(config) * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
-    heads += classified_rows(config) * 2 * IVTConfig.from_config(model).embedding_width * persons(config)
+    heads += classified_rows(config) * 2 * embedding_width(model) * persons(config)
     return StepCost(
         image=encoder("image"),
         text=encoder("text"),

@@ -51,6 +51,8 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
     folder = config.train.init_from
     if not folder:
         return NOTHING
+    if not Path(folder).exists():
+        raise UserError(f"train.init_from: {folder} not found; convert weights into it first, see docs/weights.md")
     try:
         restored = restore_params(folder, shapes_alone=shapes_alone, optional=OPTIONAL)
     except UserError as error:

@@ -4,18 +4,17 @@ import re
 import pytest
 
 from configs import cuhk, icfg, rstp, synth
+from configs.starts import STARTS
 from ivt_jax.common.errors import UserError
 from ivt_jax.cost import dry_run
 from ivt_jax.cost.compiled import Compiled
 from ivt_jax.cost.flops import step_cost
-from ivt_jax.cost.plan import device_memory, plan_table
+from ivt_jax.cost.plan import device_memory, plan_table, trained_shapes
 from ivt_jax.cost.topologies import read_topology
-from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.training.init_from import Initial
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
-CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release")]
+CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release", *STARTS)]
 
 
 @pytest.mark.parametrize(("module", "variant"), CONFIGS, ids=[f"{m.__name__[8:]}:{v}" for m, v in CONFIGS])
@@ -24,20 +23,22 @@ def test_every_config_is_described_without_data(module, variant):
     config.data.root = "nowhere"
     text = dry_run.dry_run(config)
     total = int(re.search(r"Total: ([\d,]+)", text)[1].replace(",", ""))
-    assert total == sum(map(math.prod, parameter_shapes(IVTConfig.from_config(config.model)).values()))
+    assert total == sum(map(math.prod, trained_shapes(config).values()))
     assert str(step_cost(config)) in text
     assert str(device_memory(config, {"data": 1, "fsdp": 1})) in text
     assert "\nmesh: data 1 x fsdp 1, " in text
     assert f"name: {config.data.name}" in text and "root: nowhere" in text
 
 
-def test_the_initial_parameters_are_described(monkeypatch):
+def test_the_initial_parameters_are_described(monkeypatch, tmp_path):
     config = synth.get_config()
     monkeypatch.setattr(
         dry_run, "initial_params", lambda config, shapes_alone: Initial({}, f"parameters from {config.train.init_from}")
     )
+    config.train.init_from = str(tmp_path)
+    assert f"\nparameters from {tmp_path}\n" in dry_run.dry_run(config)
     config.train.init_from = "weights/x"
-    assert "\nparameters from weights/x\n" in dry_run.dry_run(config)
+    assert "\nnote: train.init_from: weights/x is not there yet; a run needs it\n" in dry_run.dry_run(config)
 
 
 def test_the_classifier_and_the_rates_are_described():

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from configs import cuhk, default, icfg, rstp, synth
+from configs.starts import STARTS
 from ivt_jax.common.errors import UserError
 from ivt_jax.run.workdir import flatten
 from ivt_jax.training.config_check import CHOICES, check_config, edge_notice
@@ -68,7 +69,7 @@ def test_two_towers(changes, message):
 def test_our_configs_have_no_fault():
     for module, variants in (
         (default, [None]),
-        *((m, ["", "release"]) for m in (cuhk, icfg, rstp)),
+        *((m, ["", "release", *STARTS]) for m in (cuhk, icfg, rstp)),
         (synth, synth.VARIANTS),
     ):
         for variant in variants:

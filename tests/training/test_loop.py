@@ -195,7 +195,7 @@ def test_a_run_that_began_with_pixels_that_no_patch_covers_is_resumed(stub, caps
 
 
 def test_nothing_is_recorded_where_the_start_is_missing(stub):
-    with pytest.raises(UserError, match=r"^train.init_from: nowhere/config.json not found: "):
+    with pytest.raises(UserError, match=r"^train.init_from: nowhere not found; convert weights into it"):
         stub.run(stub_config(**{"train.init_from": "nowhere"}))
     assert not (stub.workdir / "config.json").exists() and not stub.workdir.exists()
 
