@@ -21,12 +21,13 @@ CHOICES = {
     "sentence_level": {"mla.levels": ("sentence",)},
     "no_reconstruction": {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0},
 }
-# What matches, at temperatures that were tried for this tower; "cmpm" is the demo.
+# What matches; "cmpm" is the demo. Of two or three temperatures tried, these had the best R@1 on validation after 500
+# steps of "baseline" on 800 persons: one seed, so the order is a guess.
 LOSSES = {
     "cmpm": {"match.loss": "cmpm"},
-    "sdm": {"match.loss": "sdm", "match.temperature": 0.05},
+    "sdm": {"match.loss": "sdm", "match.temperature": 0.02},
     "itc": {"match.loss": "itc", "match.temperature": 0.07},
-    "tal": {"match.loss": "tal", "match.temperature": 0.015},
+    "tal": {"match.loss": "tal", "match.temperature": 0.05},
 }
 # Does one network for both modalities help? Both have matching at three levels, no reconstruction, and as many
 # parameters in blocks and embeddings, to 0.1%.
