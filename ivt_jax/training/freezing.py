@@ -12,6 +12,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.losses.identity import ID_HEAD
 
 
 def split_params(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
@@ -61,12 +62,15 @@ def scale_updates(updates: Any, multipliers: Sequence[str]) -> Any:
 
 
 def refuse_patterns(paths: Iterable[str], config: Any) -> None:
-    """Raises UserError for a pattern that names none of the parameters, or if all parameters are frozen."""
+    """Raises UserError for a pattern that names none of the parameters, or if all parameters are frozen.
+
+    A pattern may name the classifier without one, so that a recipe holds with id.weight 0.
+    """
     paths, freeze = list(paths), config.train.freeze
     entries = {f'train.freeze: "{pattern}"': pattern for pattern in freeze}
     entries |= {f'optimizer.multipliers: "{x}"': parse_multiplier(x)[0] for x in config.optimizer.multipliers}
     for entry, pattern in entries.items():
-        if not any(re.search(pattern, path) for path in paths):
+        if ID_HEAD not in pattern and not any(re.search(pattern, path) for path in paths):
             raise UserError(f"{entry} matches no parameter; --dry_run without it lists the paths")
     if all(is_frozen(path, freeze) for path in paths):
         raise UserError(f"train.freeze {tuple(freeze)} names every parameter: there is nothing to train")

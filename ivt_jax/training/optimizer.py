@@ -1,5 +1,6 @@
 """Optimisers and learning rates: the released SGD program (docs/recipe.md), Adam, AdamW, rates by layer and by name."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
         core.insert(0 if coupled else 1, decay)
     clip = [optax.clip_by_global_norm(o.clip_norm)] if is_on(o.clip_norm) else []
     rates = {name: optax.scale_by_learning_rate(schedule) for name, schedule in schedules.items()}
-    lower = optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay))
+    lower = optax.stateless(lambda updates, _: by_layer(updates, o.layer_decay, block_depths(config.model)))
     layers = [lower] if is_on(o.layer_decay, off=1.0) else []
     named = optax.stateless(lambda updates, _: scale_updates(updates, o.multipliers))
     factors = [named] if o.multipliers else []
@@ -86,28 +87,27 @@ def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any], epsilon: Any = 1e-8)
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
-def by_layer(updates: Any, decay: float) -> Any:
+def by_layer(updates: Any, decay: float, depths: Mapping[str, int]) -> Any:
     """Returns updates that are smaller the lower the layer (layer-wise decay; Bao et al., BEiT, 2022).
 
     The last block's are multiplied by `decay`, those of the block below by decay^2, and so on down to the embeddings.
-    The final norm's and the heads' stay. With two towers, `image_blocks` and `text_blocks`, each is a stack of its own.
+    The final norm's and the heads' stay. depths: of `block_depths`.
     """
-
-    def depth_of(part: str) -> int:
-        """Returns the depth of the stack above an embedding, 0 if its blocks are all frozen."""
-        stack = part.replace("_embedding", "_blocks")
-        blocks = updates.get(stack, updates.get("blocks", {}))
-        layers = jax.tree.leaves({name: leaves for name, leaves in blocks.items() if name != "norm"})
-        return len(layers[0]) if layers else 0
 
     def scale(path, update):
         part, layer = path[0].key, path[1].key
         if part.endswith("blocks") and layer != "norm":
             height = jnp.arange(len(update), 0, -1).reshape(-1, *[1] * (update.ndim - 1))
             return update * decay**height
-        return update * decay ** (depth_of(part) + 1) if part.endswith("_embedding") else update
+        return update * decay ** (depths[part] + 1) if part in depths else update
 
     return jax.tree_util.tree_map_with_path(scale, updates)
+
+
+def block_depths(model: Any) -> dict[str, int]:
+    """Returns the number of blocks above each embedding, frozen ones too. model: the config's section."""
+    text_depth = model.text.depth if model.towers == 2 else model.depth
+    return {"image_embedding": model.depth, "text_embedding": text_depth}
 
 
 def groups(params: Any) -> Any:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from configs import default
-from ivt_jax.training.optimizer import by_layer, groups, make_optimizer, make_schedules, matrices, released_schedule
+from ivt_jax.training.optimizer import (
+    block_depths,
+    by_layer,
+    groups,
+    make_optimizer,
+    make_schedules,
+    matrices,
+    released_schedule,
+)
 
 # Epochs of 3, 5, 2, 4, ... steps: the released sampler's epochs differ in length.
 LENGTHS = np.resize([3, 5, 2, 4], 121)
@@ -216,7 +224,7 @@ def test_the_lower_the_layer_the_smaller_its_updates():
                    "norm": {"scale": np.full(2, 16.0)}},
         "word_head": {"kernel": np.full((2, 2), 16.0)},
     }  # fmt: skip
-    scaled = by_layer(updates, 0.5)
+    scaled = by_layer(updates, 0.5, dict.fromkeys(("image_embedding", "text_embedding"), 3))
     for embedding in (scaled["image_embedding"]["kernel"], scaled["text_embedding"]["word"]):
         np.testing.assert_array_equal(embedding, np.ones_like(embedding))
     for block in (scaled["blocks"]["norm1"]["scale"], scaled["blocks"]["attn"]["qkv"]["kernel"]):
@@ -226,20 +234,28 @@ def test_the_lower_the_layer_the_smaller_its_updates():
         np.testing.assert_array_equal(same, np.full_like(same, 16.0))
 
 
-def test_two_towers_have_layers_of_their_own_and_frozen_ones_none():
+def test_two_towers_have_layers_of_their_own():
     """Decay 0.5: two image blocks have 1/4 and 1/2, their embedding 1/8; one text block has 1/2, its embedding 1/4."""
+    model = default.get_config().model
+    model.update({"towers": 2, "depth": 2})
+    model.text.depth = 1
     ones = {depth: np.ones((depth, 2)) for depth in (1, 2)}
     updates = {
         "image_embedding": {"kernel": np.ones(2)}, "image_blocks": {"norm1": {"scale": ones[2]}},
         "text_embedding": {"word": np.ones(2)}, "text_blocks": {"mlp": {"fc1": {"bias": ones[1]}}},
     }  # fmt: skip
-    scaled = by_layer(updates, 0.5)
+    scaled = by_layer(updates, 0.5, block_depths(model))
     np.testing.assert_array_equal(scaled["image_blocks"]["norm1"]["scale"], [[0.25] * 2, [0.5] * 2])
     np.testing.assert_array_equal(scaled["text_blocks"]["mlp"]["fc1"]["bias"], [[0.5] * 2])
     np.testing.assert_array_equal(scaled["image_embedding"]["kernel"], [0.125] * 2)
     np.testing.assert_array_equal(scaled["text_embedding"]["word"], [0.25] * 2)
-    alone = by_layer({"text_embedding": updates["text_embedding"], "blocks": {"norm": {"scale": np.ones(2)}}}, 0.5)
-    np.testing.assert_array_equal(alone["text_embedding"]["word"], [0.5] * 2)
+
+
+def test_frozen_blocks_do_not_raise_the_rate_of_the_embedding_below():
+    """Decay 0.5 and 12 blocks, all frozen: the embedding has 0.5^13, as if they were trained."""
+    updates = {"text_embedding": {"word": np.ones(2)}, "blocks": {"norm": {"scale": np.ones(2)}}}
+    alone = by_layer(updates, 0.5, block_depths(default.get_config().model))
+    np.testing.assert_array_equal(alone["text_embedding"]["word"], [0.5**13] * 2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -149,7 +149,7 @@ def test_every_matrix_is_split(kind):
 
 def test_each_tower_has_its_own_layers():
     ones = jax.tree.map(np.ones_like, params("clip"))
-    found = flatten_dict(by_layer(ones, 0.5), sep="/")
+    found = flatten_dict(by_layer(ones, 0.5, {"image_embedding": 2, "text_embedding": 3}), sep="/")
     np.testing.assert_array_equal(found["image_blocks/norm1/scale"][:, 0], [0.25, 0.5])
     np.testing.assert_array_equal(found["text_blocks/mlp/fc1/kernel"][:, 0, 0], [0.125, 0.25, 0.5])
     assert (found["image_embedding/kernel"] == 0.125).all() and (found["text_embedding/word"] == 0.0625).all()
