@@ -4,6 +4,7 @@ Its own files decide the kind: WordPiece (BERT's and ours), CLIP's byte pairs, o
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from input_pipeline.sentence_piece import Gemma, Siglip, read_model
 from input_pipeline.tokenizer_base import Tokenizer, Unread
 from input_pipeline.wordpiece import WordPiece, read_vocabulary
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.hub import fetch, look_up
+from ivt_jax.common.hub import Repository, fetch, look_up
 
-__all__ = ["FILES", "SHIPPED", "Tokenizer", "Unread", "load_tokenizer", "refuse_other_size"]
+__all__ = ["SHIPPED", "Tokenizer", "Unread", "fetch_tokenizer", "load_tokenizer", "refuse_other_size"]
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
-FILES = (*VOCABULARIES, "tokenizer_config.json")  # those that are read
+# Those that are read. Of a download that was cut off, the first files are read as the whole would be, or not at all.
+FILES = ("tokenizer_config.json", "spiece.model", "tokenizer.json", "vocab.txt", "merges.txt", "vocab.json")
 
 
 def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
@@ -109,14 +111,28 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_hub(name: str) -> Tokenizer:
     """Loads from the hub's cache, else over the network."""
     try:
-        repository = look_up(name, cache_first=True)
-        present = [file for file in FILES if file in repository.files]
-        if not set(present) & set(VOCABULARIES):
-            raise UserError(f"it has none of {', '.join(VOCABULARIES)}")
-        copies = [fetch(repository, file) for file in present]
+        folder = fetch_tokenizer(look_up(name, suffices=_is_whole))
     except UserError as error:
         raise DataError(
             f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}. Set '
             '--config.text.tokenizer to a folder with its vocab.txt, or to "" for the shipped vocabulary'
         ) from None
-    return _from_folder(copies[0].parent, name)
+    return _from_folder(folder, name)
+
+
+def fetch_tokenizer(repository: Repository) -> Path:
+    """Fetches a tokenizer from the hub; returns the folder in the cache.
+
+    Raises UserError, in one line, as `fetch`, and if the repository has no tokenizer.
+    """
+    present = [file for file in FILES if file in repository.files]
+    if not set(present) & set(VOCABULARIES):
+        where = "its copy in the cache" if repository.cached else "it"
+        raise UserError(f"{where} has none of {', '.join(VOCABULARIES)}")
+    copies = [fetch(repository, file) for file in present]
+    return copies[0].parent
+
+
+def _is_whole(files: Collection[str]) -> bool:
+    """Whether the files are a tokenizer: weights alone, or vocab.json without merges.txt, are none."""
+    return bool({"tokenizer.json", "vocab.txt", "spiece.model"} & {*files}) or {"vocab.json", "merges.txt"} <= {*files}

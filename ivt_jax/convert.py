@@ -124,9 +124,10 @@ def tensors_of(place: Path, fetched: Any) -> Any:
 def described_by_hub(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> dict[str, Any]:
     """Returns what the repositories say of the model, as key of the config -> value; given flags take precedence.
 
-    Without --config, image size and stride are those that the model was taught with. Sets args.activation.
+    Without --config, image size and stride are those that the model was taught with. Sets args.activation. Fetches the
+    tokenizer, if no flag names one: the weights alone in the cache would be of no use offline.
     """
-    from input_pipeline.tokenizer import VOCABULARIES
+    from input_pipeline.tokenizer import VOCABULARIES, fetch_tokenizer
     from ivt_jax.conversion.hub import described
 
     changes: dict[str, Any] = {}
@@ -138,9 +139,10 @@ def described_by_hub(args: argparse.Namespace, rest: list[str], fetched: dict[st
         changes |= {} if args.config or args.source_text else found.geometry
         args.activation = found.activation or args.activation
     text = fetched.get("weights_text" if args.source_text else "weights")
-    if text and set(VOCABULARIES) & set(text.repository.files):
-        changes["text.tokenizer"] = text.pinned
     given = {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
+    if text and "text.tokenizer" not in given and set(VOCABULARIES) & set(text.repository.files):
+        fetch_tokenizer(text.repository)
+        changes["text.tokenizer"] = text.pinned
     return {key: value for key, value in changes.items() if key not in given}
 
 

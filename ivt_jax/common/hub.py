@@ -4,14 +4,16 @@ Everything goes through huggingface_hub and its cache (HF_HOME, HF_HUB_CACHE). W
 cannot be reached, the cache answers alone.
 """
 
+import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import write_text
 
 TIMEOUT = 10  # seconds for the first answer; the client itself would retry for a minute
 
@@ -19,38 +21,43 @@ T = TypeVar("T")
 
 
 class Repository(NamedTuple):
-    """A repository at one commit, and its files: name -> bytes, 0 if unknown. Found in the cache alone if `cached`."""
+    """A repository at one commit, and its files: name -> bytes, 0 if unknown. Found in the cache alone if `cached`.
+
+    revision: the branch or tag that the hub was asked for, or the commit; "" if not known.
+    """
 
     name: str
     commit: str
     files: dict[str, int]
     cached: bool
+    revision: str = ""
 
 
-def look_up(name: str, cache_first: bool = False) -> Repository:
+def look_up(name: str, suffices: Callable[[Collection[str]], bool] | None = None) -> Repository:
     """Returns the repository "owner/name" or "owner/name@revision" at its present commit.
 
-    cache_first: asks the hub only if the cache has nothing. Raises UserError, in one line, if there is no such
-    repository or revision, it is gated, or neither the hub nor the cache has it.
+    suffices: tells whether the cached files are all that is needed; the hub is then not asked. Raises UserError, in one
+    line, if there is no such repository or revision, it is gated, or neither the hub nor the cache has it.
     """
     from huggingface_hub import HfApi, constants
 
     repo, _, revision = name.partition("@")
     known = _cached(repo, revision or "main")
-    if known and (cache_first or constants.is_offline_mode()):
+    if known and (constants.is_offline_mode() or (suffices and suffices(known.files))):
         return known
     ask = functools.partial(HfApi().model_info, repo, revision=revision or None, timeout=TIMEOUT, files_metadata=True)
     info = _asked(ask, repo, revision, known)
     if isinstance(info, Repository):
         print(f"{name}: the hub cannot be reached; using commit {info.commit[:12]} of its cache", file=sys.stderr)
         return info
-    return Repository(repo, str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []}, False)
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return Repository(repo, str(info.sha), files, False, revision or "main")
 
 
 def fetch(repository: Repository, file: str) -> Path:
     """Returns the local copy of a file, downloaded if the cache has none; prints a line before a download.
 
-    Raises UserError as `look_up`.
+    The cache then finds the commit by the revision that was asked for, too. Raises UserError as `look_up`.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
@@ -58,18 +65,43 @@ def fetch(repository: Repository, file: str) -> Path:
     name, commit = repository.name, repository.commit
     found = try_to_load_from_cache(name, file, revision=commit)
     if isinstance(found, str):
+        _remember(repository)
         return Path(found)
     size = f", {repository.files[file] / 1e6:,.1f} MB" if repository.files.get(file) else ""
     print(f"fetching {file} of {name}{size}", file=sys.stderr)
     disable_progress_bars()
-    return Path(_asked(functools.partial(hf_hub_download, name, file, revision=commit), name, commit))
+    path = Path(_asked(functools.partial(hf_hub_download, name, file, revision=commit), name, commit))
+    _remember(repository)
+    return path
+
+
+def _folder(repo: str) -> Path:
+    """Returns the folder of a repository in the cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+
+
+def _remember(repository: Repository) -> None:
+    """Writes the commit of a branch or tag into the cache, as huggingface_hub does if it downloads by their names.
+
+    Called after a download, not before: a commit without files would hide an older one that has them.
+    """
+    name, commit, revision = repository.name, repository.commit, repository.revision
+    if repository.cached or revision in ("", commit):
+        return
+    reference = _folder(name) / "refs" / revision
+    with contextlib.suppress(OSError):  # a cache that only others may write is still read
+        if not reference.is_file() or reference.read_text().strip() != commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_text(reference, commit)
 
 
 def _cached(repo: str, revision: str) -> Repository | None:
     """Returns what the cache has of a revision: a branch, a tag, or a commit by its whole number; None if nothing."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+    folder = _folder(repo)
     snapshots = {path.name: path for path in folder.glob("snapshots/*")} if re.fullmatch(r"[\w./-]+", repo) else {}
     reference = folder / "refs" / revision
     commit = reference.read_text().strip() if snapshots and reference.is_file() else revision

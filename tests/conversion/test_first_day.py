@@ -1,6 +1,7 @@
 """From the hub to a search in three lines, with CLIP and with SigLIP of tiny sizes, without a network."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import convert, index, search
-from tests.conversion.test_hub import COMMIT, cache, store  # noqa: F401  (a fixture)
+from tests.conversion.test_hub import COMMIT, cache, publish, store  # noqa: F401  (a fixture)
 from tests.input_pipeline.test_clip_and_siglip import write_clip, write_siglip
 
 pytest.importorskip("ivt_jax.conversion.siglip")
@@ -59,6 +60,26 @@ def test_three_lines_search_photographs(repository, tmp_path, monkeypatch, capsy
     assert config["model"]["image_size"] == [20, 20] and config["model"]["stride"] == 5
     assert set(config["text"]["length"].values()) == {LENGTHS[repository]}
     assert config["text"]["tokenizer"] == f"tiny/{repository}@{COMMIT}"
+
+
+def test_the_first_day_online_leaves_all_for_the_second_offline(repository, cache, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """From an empty cache: one request, and then weights, tokenizer and search need the hub no more."""
+    name, call = f"tiny/{repository}", [f"--source={repository}", f"--weights=hf:tiny/{repository}"]
+    stored = cache / f"models--tiny--{repository}"
+    snapshot = shutil.copytree(stored / f"snapshots/{COMMIT}", tmp_path / "hub")  # its links followed
+    shutil.rmtree(stored)
+    asked = publish(monkeypatch, cache, snapshot, name)
+    assert convert.main([*call, f"--out={tmp_path}/weights"]) == 0
+    assert asked[0] == (name, None) and sorted(asked[1:]) == sorted(path.name for path in snapshot.iterdir())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert convert.main([*call, f"--out={tmp_path}/again"]) == 0
+    for tokenizer in (name, f"{name}@{COMMIT}", str(tmp_path / "weights")):
+        assert load_tokenizer(tokenizer).digest == load_tokenizer(str(snapshot)).digest
+    found = f"--index={tmp_path}/index"
+    assert index.main([f"--workdir={tmp_path}/weights", f"--images={tmp_path}/photos", found]) == 0
+    capsys.readouterr()
+    assert search.main([found, "a woman in a red coat"]) == 0
+    assert capsys.readouterr().out.count(".png") == 2
 
 
 def test_a_tokenizer_of_another_model_is_one_line(repository, tmp_path, capsys):

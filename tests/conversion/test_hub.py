@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.hub import Repository, look_up
+from ivt_jax.common.hub import Repository, fetch, look_up
 from ivt_jax.conversion import hub
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest
@@ -184,6 +184,34 @@ def online(cache, monkeypatch):
     return state
 
 
+def publish(monkeypatch, cache, snapshot, name, commit=COMMIT):
+    """Lets the hub have the files of a folder at a commit; returns the list of requests and downloads.
+
+    As huggingface_hub's, a download by commit leaves no reference of the branch.
+    """
+    asked = []
+
+    def model_info(self, repo, revision=None, timeout=None, files_metadata=False):
+        if constants.HF_HUB_OFFLINE or (repo, revision or "main") not in {(name, "main"), (name, commit)}:
+            raise ConnectionError
+        asked.append((repo, revision))
+        files = sorted(path.name for path in snapshot.iterdir())
+        return SimpleNamespace(sha=commit, siblings=[SimpleNamespace(rfilename=file, size=1) for file in files])
+
+    def download(repo, file, revision):
+        assert (repo, revision) == (name, commit) and not constants.HF_HUB_OFFLINE
+        asked.append(file)
+        target = cache / ("models--" + repo.replace("/", "--")) / "snapshots" / revision / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((snapshot / file).read_bytes())
+        return str(target)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
 def raising(kind):
     def answer(repo, revision):
         response = SimpleNamespace(headers={}, status_code=404, request=SimpleNamespace(url="", method="GET"))
@@ -333,6 +361,71 @@ def test_a_tokenizer_is_found_by_name_and_commit(cache):
     store(cache, "some/bert", {"vocab.txt": SHIPPED})
     for name in ("some/bert", f"some/bert@{COMMIT}"):
         assert load_tokenizer(name).digest == load_tokenizer().digest
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A folder with a small vocabulary and a description, as the hub has it."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    return folder
+
+
+@pytest.mark.parametrize("held", [{"config.json": {}}, {"model.safetensors": {}}, {"merges.txt": {}}])
+@pytest.mark.parametrize("name", ["some/bert", f"some/bert@{COMMIT}"])
+def test_a_cache_without_the_vocabulary_asks_the_hub(cache, words, name, held, monkeypatch):
+    store(cache, "some/bert", held)
+    asked = publish(monkeypatch, cache, words, "some/bert")
+    for _ in range(2):  # the second time from the cache
+        assert load_tokenizer(name).vocab_size == 6
+    assert asked == [("some/bert", name.partition("@")[2] or None), "vocab.txt"]
+
+
+def test_a_cache_without_the_vocabulary_is_one_line_offline(cache):
+    store(cache, "some/bert", {"config.json": {}})
+    with pytest.raises(UserError, match=r"its copy in the cache has none of tokenizer\.json, vocab\.txt, ") as error:
+        load_tokenizer("some/bert")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["some/bert", "bert-alone"])
+def test_what_was_fetched_by_a_plain_name_is_found_by_it_offline(cache, words, name, monkeypatch):
+    asked = publish(monkeypatch, cache, words, name)
+    expected = load_tokenizer(name).digest
+    assert asked == [(name, None), "vocab.txt"]
+    assert (cache / f"models--{name.replace('/', '--')}/refs/main").read_text() == COMMIT  # huggingface_hub's layout
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in ("", "@main", f"@{COMMIT}"):
+        assert load_tokenizer(name + revision).digest == expected
+    assert len(asked) == 2
+
+
+def test_a_commit_names_no_branch_in_the_cache(cache, words, monkeypatch):
+    publish(monkeypatch, cache, words, "some/bert")
+    assert load_tokenizer(f"some/bert@{COMMIT}").vocab_size == 6
+    assert not (cache / "models--some--bert/refs").exists()
+
+
+def test_a_branch_moves_in_the_cache_with_the_first_file_only(cache, words, transformers, monkeypatch):
+    store(cache, "some/vit", {"model.safetensors": transformers, "config.json": VIT}, OTHER)
+    publish(monkeypatch, cache, words, "some/vit")
+    reference = cache / "models--some--vit/refs/main"
+    repository = look_up("some/vit")
+    assert (repository.commit, reference.read_text()) == (COMMIT, OTHER)  # what is there can still be found
+    fetch(repository, "config.json")
+    assert reference.read_text() == COMMIT
+    reference.unlink()
+    fetch(repository, "config.json")  # which is there: an older cache without the reference
+    assert reference.read_text() == COMMIT
+
+
+def test_a_cache_that_takes_no_reference_is_read(cache, words, monkeypatch):
+    publish(monkeypatch, cache, words, "some/bert")
+    (cache / "models--some--bert").mkdir()
+    (cache / "models--some--bert/refs").write_text("no folder")
+    assert load_tokenizer("some/bert").vocab_size == 6
 
 
 def test_a_new_process_without_a_network_reads_the_cache(tmp_path, pair):
