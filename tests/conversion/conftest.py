@@ -9,6 +9,12 @@ from flax.traverse_util import flatten_dict
 
 from ivt_jax.models.ivt import IVT, IVTConfig
 
+TINY = [
+    "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",
+    "--config.model.image_size=(24,12)", "--config.model.patch_size=4", "--config.model.stride=3",
+    "--config.text.length.sentence=14", "--config.text.length.phrase=14", "--config.text.length.word=14",
+]  # fmt: skip
+
 D, DEPTH, HEADS, PATCH, HIDDEN, WORDS, LENGTH = 12, 2, 3, 4, 20, 30, 14
 MODEL = IVTConfig(
     image_size=(12, 12), patch_size=PATCH, stride=PATCH, width=D, depth=DEPTH, num_heads=HEADS, mlp_ratio=HIDDEN / D,

@@ -24,13 +24,7 @@ from ivt_jax.pages.report import write_report
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest
 from ivt_jax.training.init_from import initial_params
-
-TINY = [
-    "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",
-    "--config.model.image_size=(24,12)", "--config.model.patch_size=4", "--config.model.stride=3",
-    "--config.text.length.sentence=14", "--config.text.length.phrase=14", "--config.text.length.word=14",
-]  # fmt: skip
-
+from tests.conversion.conftest import TINY
 
 PIXELS = ("pixel_mean", "pixel_deviation")
 

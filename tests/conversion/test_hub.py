@@ -20,7 +20,7 @@ from ivt_jax.common.hub import Repository, fetch, look_up
 from ivt_jax.conversion import hub
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest
-from tests.conversion.test_convert import TINY
+from tests.conversion.conftest import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "89abcdef0123456789abcdef0123456789abcdef"

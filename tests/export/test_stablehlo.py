@@ -74,7 +74,8 @@ def test_each_program_holds_its_own_parameters_alone(written, given_away):
         text = 3 * block + 2 * 12 + (2726 + 20) * 12 + (12 * 16 + 16)
     for name, count in (("image", image), ("text", text)):
         size = (written / f"{name}_encoder.stablehlo").stat().st_size
-        assert 4 * count < size < 4 * count + 30_000  # another MLP would be 17,000, the other embeddings more
+        most = 35_000 if config.relative_positions else 30_000  # whose program is longer
+        assert 4 * count < size < 4 * count + most  # another MLP would be 17,000, the other embeddings more
 
 
 def test_the_manifest_tells_what_a_user_needs(written):
