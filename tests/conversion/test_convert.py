@@ -120,21 +120,7 @@ def test_two_towers_are_recorded_and_trained_from(tmp_path, capsys, kind):
     tensors[words] = np.resize(tensors[words], (count, tensors[words].shape[1]))
     save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, tmp_path / "towers.safetensors")
     width = 8 if kind == "clip" else 12
-    (tmp_path / "words").mkdir()
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *(f"word{n}" for n in range(28)),
-    ]  # as many as the weights have
-    (tmp_path / "words/vocab.txt").write_text("\n".join(words))
-    size = [
-        "--config.model.image_size=(25,15)",
-        "--config=configs/synth.py",
-        f"--config.text.tokenizer={tmp_path}/words",
-    ]
+    size = ["--config.model.image_size=(25,15)", "--config=configs/synth.py"]
     heads = ["--config.model.width=12", "--config.model.num_heads=3", "--config.model.text.num_heads=2"]
     command = [f"--source={kind}", f"--weights={tmp_path}/towers.safetensors", f"--out={tmp_path}/out", *size, *heads]
     assert convert.main([*command, f"--config.model.text.width={width}"]) == 0
