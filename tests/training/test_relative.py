@@ -61,7 +61,7 @@ def test_tables_go_with_their_layer_and_do_not_decay():
         "image_projection": {"kernel": np.full((2, 2), 8.0)},
         "similarity": {"log_scale": np.full((), 8.0)},
     }
-    scaled = by_layer(updates, 0.5)
+    scaled = by_layer(updates, 0.5, {})
     for layer, expected in zip(scaled["blocks"]["relative"]["image"], (1.0, 2.0, 4.0), strict=True):
         np.testing.assert_array_equal(layer, np.full((2, 5, 3), expected))
     for same in (scaled["image_projection"]["kernel"], scaled["similarity"]["log_scale"]):
