@@ -17,7 +17,7 @@ PUBLISHED: dict[str, Counts] = {
 }
 
 
-# Of PEDES-Synth as `python -m input_pipeline.synthetic` makes it unless told otherwise.
+# Of PEDES-Synth as `python -m input_pipeline.synthetic` makes it by default.
 SYNTHETIC_PERSONS = 4000
 
 

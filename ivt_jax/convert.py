@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
+from ivt_jax.common.hub import PREFIX
 from ivt_jax.common.startup import run_command
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
@@ -61,12 +62,12 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
 
 def is_on_hub(place: Path | None) -> bool:
     """Whether --weights or --weights_text is hf:OWNER/NAME."""
-    return str(place).startswith("hf:")
+    return str(place).startswith(PREFIX)
 
 
 def repository_name(place: Path) -> str:
     """Returns OWNER/NAME or OWNER/NAME@REVISION of hf:OWNER/NAME..."""
-    return str(place).removeprefix("hf:")
+    return str(place).removeprefix(PREFIX)
 
 
 def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> tuple[dict[str, Any], Any]:

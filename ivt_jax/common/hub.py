@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 
+PREFIX = "hf:"  # of a name on the hub, where a file could be named
 TIMEOUT = 10  # seconds for the first answer; the client itself would retry for a minute
 
 T = TypeVar("T")
@@ -36,8 +37,9 @@ class Repository(NamedTuple):
 def look_up(name: str, suffices: Callable[[Collection[str]], bool] | None = None) -> Repository:
     """Returns the repository "owner/name" or "owner/name@revision" at its present commit.
 
-    suffices: tells whether the cached files are all that is needed; the hub is then not asked. Raises UserError, in one
-    line, if there is no such repository or revision, it is gated, or neither the hub nor the cache has it.
+    suffices: returns whether these files are all that is needed; if the cache has them, the hub is not asked.
+    Raises UserError, in one line, if there is no such repository or revision, it is gated, or neither the hub nor the
+    cache has it.
     """
     from huggingface_hub import HfApi, constants
 

@@ -81,7 +81,7 @@ OPENAI_TEXT = (
     *layer_rules("text_blocks/norm", "ln_final."),
     rule("text_projection/kernel", "text_projection", "D E"),
 )
-OPENAI_TEXTS = (  # open_clip has them under "text." if it was told to keep the tower apart
+OPENAI_TEXTS = (  # under "text." in open_clip's models with a text tower of its own
     r"transformer\..*|token_embedding\..*|ln_final\..*|positional_embedding|text_projection(\..*)?|text\..*"
 )
 OPENAI_SIZES = {r"input_resolution|context_length|vocab_size": "a size, no weight"}

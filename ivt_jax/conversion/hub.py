@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.hub import Repository, fetch, look_up
+from ivt_jax.common.hub import PREFIX, Repository, fetch, look_up
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.files import read_tensors
 
-PREFIX = "hf:"  # of a name on the hub, where a file could be named
 DESCRIPTION, PIXELS, OPEN_CLIP = "config.json", "preprocessor_config.json", "open_clip_config.json"
 SAFE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 OPEN_CLIP_SAFE = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")

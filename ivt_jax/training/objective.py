@@ -114,9 +114,8 @@ class Objective:
         """Returns the arrays of all pairs, and of those to reconstruct; "rows": their numbers in the global batch."""
         count = len(batch["images"])
         first = jax.lax.axis_index(self.axes) * count
-        pairs = {name: batch[name] for name in ("images", "erase", "text", "mask")} | {
-            "rows": first + jnp.arange(count)
-        }
+        pairs = {name: batch[name] for name in ("images", "erase", "text", "mask")}
+        pairs["rows"] = first + jnp.arange(count)
         if not (is_on(self.config.bmm.word_weight) or is_on(self.config.bmm.patch_weight)):
             return pairs, {}
         firsts = {

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ivt_jax.losses.contrastive import cmpm_loss
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TAL_MARGIN, query_losses
 from ivt_jax.losses.mla import gathered_loss, mla_loss, pair_levels, sharded_mla_loss
+from tests.losses.test_contrastive import assert_central_differences
 
 TEMPERATURES = {"cmpm": 0.7, "sdm": 0.2, "itc": 0.3, "tal": 0.15}
 
@@ -91,16 +92,7 @@ def test_gradient_is_the_central_difference(name):
     def slow(v, t, tau):
         return slow_loss(name, v, t, ids, tau, weights=weights)
 
-    for side in (0, 1):
-        numerical = np.zeros(v.shape)
-        for index in np.ndindex(*v.shape):
-            ends = []
-            for sign in (1, -1):
-                arguments = [v.astype(np.float64), t.astype(np.float64)]
-                arguments[side][index] += sign * step
-                ends.append(slow(*arguments, temperature))
-            numerical[index] = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(ours[side], numerical, atol=2e-5 * np.abs(numerical).max())
+    assert_central_differences(ours, lambda v, t: slow(v, t, temperature), v, t, step)
     ends = [slow(v, t, temperature + sign * step) for sign in (1, -1)]
     np.testing.assert_allclose(of_temperature, (ends[0] - ends[1]) / (2 * step), rtol=1e-3)
 

@@ -66,7 +66,7 @@ def slow_text(params, ids, places):
 
 
 def slow_image(params, image, places):
-    """The embedding of one image, of which the patches at `places` are seen, by SigLIP's head."""
+    """The embedding by SigLIP's head of one image, seen through the patches at `places`."""
     e = {name: np.asarray(x, np.float64) for name, x in params["image_embedding"].items()}
     squares = [image[y : y + 6, x : x + 6].ravel() for y in range(0, 24, 6) for x in range(0, 12, 6)]
     x = (np.stack(squares) @ e["kernel"] + e["bias"] + e["pos_embed"][0])[places]
