@@ -15,9 +15,10 @@ TEXT
 
 state=runs/worker
 
-# Compares the command line, since after a reboot another process may have the number.
+# The training holds a lock while it lives. Its number alone may be another process's after a reboot, and its command
+# line reads as empty for a moment at each exec.
 alive() {
-    [[ -s $state/pid ]] && grep --quiet --text --no-messages ivt_jax.main "/proc/$(cat "$state/pid")/cmdline"
+    ! flock --nonblock "$state/running" true
 }
 
 # Held from checking whether a training runs until the number of a new one is written, because gcloud may connect twice
@@ -35,7 +36,9 @@ unlock() {
 start() {
     rm -f "$state/pid" "$state/code"
     # shellcheck disable=SC2016 # expanded by that shell
-    setsid bash -c '"${@:2}" >>"$1/log" 2>&1 9>&- & echo $! >"$1/pid"; exec 9>&-; wait $!; echo $? >"$1/code"' \
+    setsid bash -c 'exec 8>"$1/running"; flock 8
+        "${@:2}" >>"$1/log" 2>&1 9>&- & echo $! >"$1/pid"
+        exec 8>&- 9>&-; wait $!; echo $? >"$1/code"' \
         worker "$state" "$@" </dev/null >/dev/null 2>&1 &
     until [[ -s $state/pid ]]; do sleep 0.1; done
 }

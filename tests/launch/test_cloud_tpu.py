@@ -332,6 +332,13 @@ def test_stop_while_a_training_starts_waits_for_it(worker, bench, starting):
     assert process.wait(timeout=20) in (75, 143)  # 143 where it had not yet learned to save
 
 
+def test_stop_finds_a_training_whose_command_line_says_nothing(worker, bench):
+    process = start(bench, worker("touch begun; exec -a '' sleep 30"))  # as it reads during an exec
+    wait_for(bench.folder / "begun")
+    assert bench.run(["launch/worker.sh", "stop"]).returncode == 0
+    assert process.wait(timeout=20) == 143
+
+
 def test_stop_lets_the_training_save_and_end(worker, bench):
     environment = worker("trap 'touch saved; exit 75' TERM; touch begun; for _ in {1..600}; do sleep 0.05; done")
     process = start(bench, environment)
