@@ -7,8 +7,6 @@ always has the length that the model was trained with, 64 (`config.text.length`)
 
 import json
 import string
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ BLANK = "\u2581"
 # Python's white space; the last four are not Unicode's.
 SPACES = Regex(r"[\s\x1c-\x1f]+")
 PUNCTUATION = Regex("[" + "".join(f"\\x{ord(character):02x}" for character in string.punctuation) + "]")
-UNIGRAM, BYTE_PAIR = 1, 2  # kinds of a sentence-piece model
-UNKNOWN = 2  # kind of a piece
 
 
 class SentencePiece(Tokenizer):
@@ -102,72 +98,34 @@ def _lower_cases(backend: tokenizers.Tokenizer) -> bool:
 
 
 def read_model(path: Path) -> tokenizers.Tokenizer:
-    """Reads a sentence-piece model (spiece.model) of kind unigram; the package sentencepiece is not needed.
+    """Reads a sentence-piece model (spiece.model) of kind unigram.
 
     Raises DataError if it cannot be read or has an option that no vocabulary of SigLIP has.
     """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2 as definition
+
+    model = definition.ModelProto()  # type: ignore[attr-defined]  # protobuf makes the class when it is imported
     try:
-        pieces, trainer, normaliser = _parts(path.read_bytes())
+        model.ParseFromString(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, IndexError, struct.error):
-        raise DataError(f"{path} is not a sentence-piece model; fetch the file again") from None
-    kind = trainer.get(3, UNIGRAM)
-    unknown = [id for id, piece in enumerate(pieces) if piece[2] == UNKNOWN]
-    if kind != UNIGRAM or len(unknown) != 1 or not all(normaliser.get(option, 1) for option in (3, 4, 5)):
+    except DecodeError:
+        model.Clear()
+    if not model.pieces:
+        raise DataError(f"{path} is not a sentence-piece model; fetch the file again")
+    trainer, rules = model.trainer_spec, model.normalizer_spec
+    unknown = [id for id, piece in enumerate(model.pieces) if piece.type == piece.UNKNOWN]
+    marked = rules.add_dummy_prefix and rules.remove_extra_whitespaces and rules.escape_whitespaces
+    if trainer.model_type != trainer.UNIGRAM or len(unknown) != 1 or not marked:
         raise DataError(
             f"{path} is not a unigram model that marks the blank before each word, as SigLIP's is; "
             "a tokenizer.json beside it would be read instead"
         )
-    vocab = [(text, score) for text, score, _ in pieces]
-    backend = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=unknown[0], byte_fallback=bool(trainer.get(35, 0))))
-    charsmap = normaliser.get(2, b"")
+    vocab = [(piece.piece, piece.score) for piece in model.pieces]
+    backend = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=unknown[0], byte_fallback=trainer.byte_fallback))
+    charsmap = rules.precompiled_charsmap
     own = [normalizers.Precompiled(charsmap)] if charsmap else []
     backend.normalizer = normalizers.Sequence([*own, normalizers.Replace(Regex(" +"), " "), normalizers.Strip()])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always")
     return backend
-
-
-def _parts(content: bytes) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
-    """Returns the pieces (text, score, kind) and the options of trainer and normaliser, by their field numbers.
-
-    Field numbers: sentencepiece_model.proto of google/sentencepiece.
-    """
-    pieces: list[tuple[str, float, int]] = []
-    options: dict[int, dict[int, Any]] = {2: {}, 3: {}}
-    for number, value in _fields(content):
-        if number == 1:
-            piece = dict(_fields(value))
-            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, 1)))
-        elif number in options:
-            options[number] = dict(_fields(value))
-    if not pieces:
-        raise ValueError("no pieces")
-    return pieces, options[2], options[3]
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields number and value of each field of a protocol-buffer message: int, or bytes. Raises ValueError."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = content[place]
-            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
-    while place < len(content):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            yield number, varint()
-            continue
-        if wire not in (1, 2, 5):
-            raise ValueError("unknown wire type")
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        if place + size > len(content):
-            raise ValueError("cut off")
-        yield number, content[place : place + size]
-        place += size

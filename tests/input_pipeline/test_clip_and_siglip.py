@@ -139,7 +139,7 @@ def test_a_special_token_of_clip_in_a_text_is_text(clip):
     "case", json.loads((SIGLIP / "ids.json").read_text()), ids=lambda case: ascii(case["text"][:20])
 )
 def test_ids_of_siglip_are_those_of_transformers(siglip, case):
-    """Computed by tests/reference/siglip_tokenizer.py, because transformers' class needs the package sentencepiece."""
+    """Computed by tests/reference/siglip_tokenizer.py with transformers' SiglipTokenizer."""
     (ids,) = siglip.encode([case["text"]], 64)
     assert ids.tolist() == case["ids"] + [1] * (64 - len(case["ids"]))
 

@@ -1,6 +1,5 @@
 """Writes tests/data/siglip/: a small sentence-piece model, and ids that transformers' SiglipTokenizer makes with it.
 
-    pip install sentencepiece
     python -m tests.reference.siglip_tokenizer
 
 It replaces a few characters as SigLIP's own model replaces many (full-width letters, ligatures, odd blanks).
