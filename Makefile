@@ -98,11 +98,12 @@ lock: ## write launch/locks, the versions and hashes for launch/Dockerfile (UV=P
 	@echo "jax[tpu]" | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/tpu.txt requirements.txt -
 	@echo "setuptools wheel" | tr ' ' '\n' | $(COMPILE) --constraint=launch/locks/cpu.txt --output-file=launch/locks/build.txt -
 
-ablation: $(INSTALLED) ## train nine variants with three seeds each (hours, resumable), write two tables and plots
+ablation: $(INSTALLED) ## train nine variants with three seeds each (hours, resumable), write three tables and plots
 	@echo "== data: $(FEW)"
 	@$(BIN)/python -m input_pipeline.synthetic --out=$(FEW) --persons=800 --size=$(DEMO_SIZE) --seed=$(DEMO_SEED)
 	@$(BIN)/python -m ivt_jax.ablation --out=runs/ablation --root=$(FEW)
-	@$(BIN)/python -m ivt_jax.ablation --study=losses --out=runs/losses --root=$(FEW)
+	@$(BIN)/python -m ivt_jax.ablation --study=losses --out=runs/ablation --root=$(FEW)
+	@$(BIN)/python -m ivt_jax.ablation --study=towers --out=runs/ablation --root=$(FEW)
 
 clean: ## remove the environments, caches, and the demo's data and run
 	rm -rf $(VENV) $(CORE) $(EXTRAS) $(WHEEL) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(DATA) $(FEW) runs/demo runs/mutants

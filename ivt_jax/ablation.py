@@ -3,7 +3,8 @@
     python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few    # or another of STUDIES
 
 Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Several run at a time, each on its share of the
-cores, since so small a model gains little from a second core. Writes a table, ablation.md, and a plot, ablation.png.
+cores, since so small a model gains little from a second core. Writes a table and a plot, terms.md and terms.png, named
+after the study. Studies with the same --out share the runs of the same variant.
 """
 
 import argparse
@@ -24,13 +25,15 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds
 
-# `align_fast` and `one_view` are the demo itself, which is `full`.
+# `full` is the demo itself: `align_fast`, `one_view`, and the loss `cmpm`.
 CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))
 STUDIES = {
-    "terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "losses": tuple(synth.LOSSES),
+    "terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "losses": ("full", *synth.LOSSES),
     "towers": synth.TOWERS,
 }  # fmt: skip
-MEASURES = ("R1", "R5", "R10", "mAP")
+# Of text to image, by split. A choice between variants goes by validation; R@1 on test is plotted.
+MEASURES = (("val", "R1"), ("test", "R1"), ("test", "R5"), ("test", "R10"), ("test", "mAP"))
+PLOTTED = MEASURES.index(("test", "R1"))
 
 
 def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, jobs: int) -> None:
@@ -81,18 +84,20 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
 
 
 def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarray]:
-    """Reads test scores of text to image in percent: variant -> (seeds, measures)."""
+    """Reads MEASURES of the chosen checkpoints in percent: variant -> (seeds, measures)."""
 
     def read(variant: str, seed: int) -> list[float]:
-        summary = json.loads((out / f"{variant}-{seed}" / "test/summary.json").read_text())
-        return [summary["t2i"][measure] for measure in MEASURES]
+        folder = out / f"{variant}-{seed}"
+        splits = {split: json.loads((folder / split / "summary.json").read_text()) for split in ("val", "test")}
+        return [splits[split]["t2i"][measure] for split, measure in MEASURES]
 
     return {variant: np.array([read(variant, seed) for seed in range(seeds)]) for variant in variants}
 
 
 def table(results: dict[str, np.ndarray]) -> str:
     """Formats means and sample standard deviations over the seeds in Markdown."""
-    lines = ["| variant | " + " | ".join(MEASURES) + " |", "|---" * (1 + len(MEASURES)) + "|"]
+    titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
+    lines = [f"| variant | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
     for variant, values in results.items():
         spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(values.mean(0), spread, strict=True)]
@@ -107,8 +112,8 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     for position, values in enumerate(results.values()):
-        axes.barh(position, values[:, 0].mean(), color="#9db8d9")
-        axes.plot(values[:, 0], [position] * len(values), "o", color="#1f3a5f", markersize=4)
+        axes.barh(position, values[:, PLOTTED].mean(), color="#9db8d9")
+        axes.plot(values[:, PLOTTED], [position] * len(values), "o", color="#1f3a5f", markersize=4)
     axes.set_yticks(range(len(results)), list(results))
     axes.invert_yaxis()
     axes.set_xlabel("test R@1, text to image, %")
@@ -122,9 +127,10 @@ def compare(args: argparse.Namespace) -> None:
     variants = STUDIES[args.study]
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
     results = scores(args.out, variants, args.seeds)
-    (args.out / "ablation.md").write_text(table(results))
-    plot(results, args.out / "ablation.png")
-    print(table(results) + f"{args.out}/ablation.md, {args.out}/ablation.png")
+    written = args.out / f"{args.study}.md"
+    written.write_text(table(results))
+    plot(results, written.with_suffix(".png"))
+    print(table(results) + f"{written}, {written.with_suffix('.png')}")
 
 
 def main() -> int:

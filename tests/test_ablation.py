@@ -20,7 +20,7 @@ RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in synth.TERMS]
 
 @pytest.fixture
 def stub(monkeypatch):
-    """Runs end at once: a fake one writes the test results of its seed, unless its workdir is in `failing`."""
+    """Runs end at once: a fake one writes the results of its seed, unless its workdir is in `failing`."""
     stub = SimpleNamespace(commands=[], failing=set(), cores=[], before=lambda: None)
 
     def run(command, stdout, stderr):
@@ -31,10 +31,12 @@ def stub(monkeypatch):
         stdout.write(f"what {folder.name} says\n")
         if folder.name in stub.failing:
             return SimpleNamespace(returncode=1)
-        (folder / "test").mkdir(parents=True, exist_ok=True)
         base = 10 * (1 + synth.TERMS.index(folder.name.rpartition("-")[0])) + 2 * int(flags["config.seed"])
         results = {"R1": base, "R5": base + 1.5, "R10": base + 3, "mAP": base / 2, "mINP": 0}
-        (folder / "test/summary.json").write_text(json.dumps({"t2i": results}))
+        for split, better in (("val", 5), ("test", 0)):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            shown = {measure: value + better for measure, value in results.items()}
+            (folder / split / "summary.json").write_text(json.dumps({"t2i": shown}))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(ablation.subprocess, "run", run)
@@ -78,15 +80,15 @@ def test_runs_at_a_time_share_the_cores_and_keep_their_output(stub, tmp_path, mo
 
 def test_the_table_has_means_and_sample_deviations():
     results = {
-        "one": np.array([[10, 20, 30, 5], [14, 20, 33, 6], [12, 20, 36, 7.0]]),
-        "two": np.array([[1, 2, 3, 4.0]]),
+        "one": np.array([[3, 10, 20, 30, 5], [3, 14, 20, 33, 6], [3, 12, 20, 36, 7.0]]),
+        "two": np.array([[9, 1, 2, 3, 4.0]]),
     }
     # 10, 14, 12: mean 12, squares 4 + 4 over n - 1 = 2; 30, 33, 36: 9 + 9 over 2.
     assert ablation.table(results).splitlines() == [
-        "| variant | R1 | R5 | R10 | mAP |",
-        "|---|---|---|---|---|",
-        "| one | 12.00 ± 2.00 | 20.00 ± 0.00 | 33.00 ± 3.00 | 6.00 ± 1.00 |",
-        "| two | 1.00 ± 0.00 | 2.00 ± 0.00 | 3.00 ± 0.00 | 4.00 ± 0.00 |",
+        "| variant | val R1 | test R1 | test R5 | test R10 | test mAP |",
+        "|---|---|---|---|---|---|",
+        "| one | 3.00 ± 0.00 | 12.00 ± 2.00 | 20.00 ± 0.00 | 33.00 ± 3.00 | 6.00 ± 1.00 |",
+        "| two | 9.00 ± 0.00 | 1.00 ± 0.00 | 2.00 ± 0.00 | 3.00 ± 0.00 | 4.00 ± 0.00 |",
     ]
 
 
@@ -100,10 +102,12 @@ def test_a_folder_where_checkpoints_would_be_lost_is_refused_before_any_run(stub
 def test_the_command_writes_table_and_plot(stub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}", "--seeds=2", "--root=DATA"])
     ablation.main()
-    table = (tmp_path / "ablation.md").read_text()
-    assert "| full | 51.00 ± 1.41 | 52.50 ± 1.41 | 54.00 ± 1.41 | 25.50 ± 0.71 |" in table  # seeds give 50 and 52
+    table = (tmp_path / "terms.md").read_text()
+    assert (
+        "| full | 56.00 ± 1.41 | 51.00 ± 1.41 | 52.50 ± 1.41 | 54.00 ± 1.41 | 25.50 ± 0.71 |" in table
+    )  # seeds give 50 and 52
     assert table in capsys.readouterr().out
-    assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "terms.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_tower_and_two_have_equal_parameters_images_and_steps():
