@@ -1,22 +1,32 @@
-"""The recipes for taught starts: what each is made of, and a tiny training of each on generated data."""
+"""The recipes for taught starts: what each is made of, and tiny weights of each in every command."""
 
+import base64
+import io
 import json
 
+import httpx
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save
 
+import ivt_jax
 from configs import cuhk, icfg, rstp
 from configs.starts import STARTS
 from input_pipeline.synthetic.writer import Arguments, generate
 from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax import convert, index, search
 from ivt_jax.conversion.clip import DEVIATION, MEAN
+from ivt_jax.conversion.vlmo import vlmo_from_params
+from ivt_jax.evaluation.cross_domain import cross_domain
+from ivt_jax.export.run import export
 from ivt_jax.models.build import build_model
-from ivt_jax.run.checkpoint import export_params
-from ivt_jax.run.workdir import flatten
+from ivt_jax.run.workdir import config_of_run, flatten
 from ivt_jax.training import loop
 from ivt_jax.training.optimizer import make_schedules
-from tests.input_pipeline.test_clip_and_siglip import write_clip, write_siglip
+from tests.conversion.test_first_day import published
+from tests.serve.conftest import served
 
 MODULES = (cuhk, icfg, rstp)
 
@@ -65,43 +75,88 @@ def data(tmp_path_factory):
     return root
 
 
+PHRASES = ["red coat", "black shoes"]
 TINY = {
-    "data.name": "pedes_synth", "data.batch_size": 8, "data.instances": 2, "augment.pad": 2,
-    "text.length.sentence": 12, "text.length.phrase": 12, "text.length.word": 12, "model.image_size": (24, 12),
-    "model.patch_size": 6, "model.width": 16, "model.depth": 2, "model.num_heads": 2, "model.max_text_length": 12,
-    "model.text.width": 8, "model.text.depth": 2, "model.text.num_heads": 2, "model.dtype": "float32",
-    "train.steps": 2, "runtime.log_every": 1, "runtime.eval_batch_size": 8, "evaluation.robustness": False,
+    "data.name": "pedes_synth", "data.batch_size": 8, "data.instances": 2, "augment.pad": 2, "model.dtype": "float32",
+    "train.steps": 5, "runtime.log_every": 1, "runtime.eval_batch_size": 8, "evaluation.robustness": False,
 }  # fmt: skip
-SIZES = {
-    "clip": {"model.stride": 6, "model.projection": 8},
-    "siglip": {"model.stride": 6, "model.projection": 16},
-    "vlmo": {"model.stride": 4, "model.projection": 8},
-}
-WRITERS = {"clip": write_clip, "siglip": write_siglip}
+GRIDS = {"clip": ("(40,20)", 5, 5), "siglip": ("(40,20)", 5, 5), "vlmo": ("(48,24)", 6, 4)}
 TERMS = {"clip": {"mla", "id"}, "siglip": {"mla", "id"}, "vlmo": {"mla", "words", "patches"}}
 
 
-@pytest.mark.parametrize(("module", "start"), [(cuhk, "clip"), (rstp, "siglip"), (icfg, "vlmo")])
-def test_a_tiny_start_is_trained_on_generated_data_and_scored(module, start, data, tmp_path):
-    """From weights of a square grid, whose positions are resized."""
-    config = module.get_config(start)
-    tokenizer = tmp_path / "tokenizer"
+def vlmo_tensors():
+    """A random tower under VLMo's names: 16 wide, for squares of 24 pixels, with 0 where VLMo has nothing."""
+    config = cuhk.get_config("vlmo").model
+    config.update({"image_size": (24, 24), "patch_size": 6, "stride": 6, "width": 16, "depth": 2, "num_heads": 2})
+    config.update({"projection": 8, "vocab_size": load_tokenizer().vocab_size, "max_text_length": 64})
+    params = jax.device_get(jax.jit(build_model(config).init)(jax.random.key(0))["params"])
+    for part, name in (("image", "pos_embed"), ("image", "type_embed"), ("text", "position"), ("text", "token_type")):
+        params[f"{part}_embedding"][name] = np.zeros_like(params[f"{part}_embedding"][name])
+    return vlmo_from_params(params)
+
+
+def convert_published(start, module, folder):
+    """Writes weights under their published names, and converts them for the start's config; returns the new folder."""
+    tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
-    config.text.tokenizer = str(WRITERS[start](tokenizer)) if start in WRITERS else ""
-    sizes = {**TINY, **SIZES[start], "data.root": str(data), "train.init_from": str(tmp_path / "weights")}
-    sizes["model.vocab_size"] = load_tokenizer(config.text.tokenizer).vocab_size
-    config.update_from_flattened_dict(sizes)
-    taught = config.copy_and_resolve_references()
-    taught.model.image_size = (24, 24)
-    random = jax.jit(build_model(taught.model).init)(jax.random.key(0))["params"]
-    export_params(tmp_path / "weights/params", random)
-    (tmp_path / "weights/config.json").write_text(json.dumps({"config": taught.to_dict()}))
-    loop.train_and_evaluate(config, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    tensors = vlmo_tensors() if start == "vlmo" else published(start, tokenizer)["model.safetensors"]
+    (folder / "weights.safetensors").write_bytes(save(tensors))
+    image_size, patch_size, stride = GRIDS[start]
+    model = {"image_size": image_size, "patch_size": patch_size, "stride": stride, "dtype": "float32"}
+    if start == "vlmo":
+        model |= {"width": 16, "num_heads": 2}
+        more = ["--config.text.tokenizer=", "--max_text_len_of_initckpt=64"]
+        more += [f"--config.text.length.{level}=30" for level in ("sentence", "phrase", "word")]
+    else:
+        text_width = tensors["text_model.embeddings.token_embedding.weight"].shape[1]
+        model |= {"width": 12, "num_heads": 3, "text.width": text_width, "text.num_heads": 2}
+        more = [f"--config.text.tokenizer={tokenizer}"]
+    flags = [f"--config.model.{key}={value}" for key, value in model.items()]
+    call = [f"--source={start}", f"--weights={folder}/weights.safetensors", f"--out={folder}/weights"]
+    assert convert.main([*call, f"--config=configs/{module.__name__[8:]}.py:{start}", *more, *flags]) == 0
+    return folder / "weights"
+
+
+@pytest.mark.parametrize(("module", "start"), [(cuhk, "clip"), (rstp, "siglip"), (icfg, "vlmo")])
+def test_taught_weights_go_through_every_command(module, start, data, tmp_path, capsys):
+    """Published names, random weights of squares: converted, indexed, searched, served, scored, trained, exported."""
+    weights = convert_published(start, module, tmp_path)
+    search_pictures(weights, data, tmp_path / "index", capsys)
+    config = config_of_run(weights, module.get_config(start), {})
+    config.update_from_flattened_dict({**TINY, "data.root": str(data), "train.init_from": str(weights)})
+    (cell,) = cross_domain([weights], {"pedes_synth": str(data)}, config)  # before any training
+    assert cell["queries"] == 12
+    train(config, start, tmp_path / "run")
+    exported = ivt_jax.load(export(tmp_path / "run", ["safetensors"]))
+    pictures = sorted((data / "imgs").rglob("*.jpg"))[:2]
+    trained, before = (ivt_jax.load(folder).embed_images(pictures) for folder in (tmp_path / "run", weights))
+    np.testing.assert_allclose(exported.embed_images(pictures), trained, atol=1e-6)
+    assert np.abs(trained - before).max() > 1e-6
+
+
+def search_pictures(weights, data, place, capsys):
+    assert index.main([f"--workdir={weights}", f"--images={data}/imgs", f"--index={place}"]) == 0
+    page = place.with_suffix(".html")
+    capsys.readouterr()
+    assert search.main([f"--index={place}", "--explain", f"--html={page}", "a man in a red coat, and black shoes"]) == 0
+    assert "red coat" in capsys.readouterr().out and page.read_text().count("data:image") >= 10 * (1 + 2)
+    with served(ivt_jax.open_index(place)) as address, httpx.Client(base_url=address, timeout=60) as client:
+        assert client.get("/api/about").json()["calibrated"] is False
+        asked = {"terms": [{"text": "a red coat and black shoes"}], "top": 3}
+        best = client.post("/api/search", json=asked).json()["results"][0]
+        assert [phrase["text"] for phrase in best["phrases"]] == PHRASES
+        drawn = client.post(f"/api/heat/{best['id']}", json={"phrases": PHRASES}).json()["images"]
+    heat = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image.split(",")[1])))) for image in drawn]
+    assert [one.shape[:2] for one in heat] == [(32, 16)] * 2
+
+
+def train(config, start, workdir):
+    loop.train_and_evaluate(config, workdir)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
-    assert len(trained) == 2 and all(np.isfinite(line["loss"]) for line in trained)
+    assert len(trained) == 5 and all(np.isfinite(line["loss"]) for line in trained)
     others = {"step", "loss", "grad_norm", "learning_rate", "pairs_per_second", "input_wait"}
     assert set(trained[0]) - others == TERMS[start]
-    assert json.loads((tmp_path / "run/test/summary.json").read_text())["last"]["step"] == 2
-    table = (tmp_path / "run/parameters.txt").read_text()
+    assert json.loads((workdir / "test/summary.json").read_text())["last"]["step"] == 5
+    table = (workdir / "parameters.txt").read_text()
     assert ("similarity/log_scale" in table) and ("frozen" in table) == (start != "vlmo")
