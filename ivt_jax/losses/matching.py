@@ -17,6 +17,8 @@ QueryLosses = Callable[..., jax.Array]
 
 NORMALISE = ("published", "both", "neither")
 TAL_MARGIN = 0.1
+# As published: of SDM by IRRA, of TAL by RDE; of ITC, where CLIP begins to learn it.
+TEMPERATURES = {"sdm": 0.02, "itc": 0.07, "tal": 0.015}
 
 
 def query_losses(name: str, normalise: str = "published") -> QueryLosses:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
-from ivt_jax.losses.matching import LOSSES, NORMALISE
+from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
 from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
@@ -185,6 +185,10 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     if config.mla.weight and not config.match.temperature and not has_scale(model):
         remedy = "set match.temperature above 0, or model.projection"
         yield f"match.temperature 0 is the scale that the model learns, and this model has none: {remedy}"
+    loss, temperature = config.match.loss, config.match.temperature
+    if config.mla.weight and loss in TEMPERATURES and config.match.normalise != "neither" and temperature >= 1:
+        published = f"match.loss {loss} compares; it is published with {TEMPERATURES[loss]}"
+        yield f"match.temperature {temperature} hardly tells cosines apart, which {published}"
     if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
 

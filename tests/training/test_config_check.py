@@ -86,6 +86,8 @@ def test_our_configs_have_no_fault():
         ({"match__temperature": 0.0},
          "match.temperature 0 is the scale that the model learns, and this model has none: set match.temperature above "
          "0, or model.projection"),
+        ({"match__loss": "sdm"},
+         "match.temperature 1.0 hardly tells cosines apart, which match.loss sdm compares; it is published with 0.02"),
         ({"train__freeze": "blocks"}, "train.freeze is blocks; expected a tuple of strings"),
         ({"train__freeze": (1,)}, "train.freeze is (1,); expected a tuple of strings"),
         ({"train__freeze": ("word", "(")},
@@ -193,6 +195,7 @@ def test_a_fault_is_one_line(changes, message):
         {"optimizer__learning_rate": 0.0},
         {"match__temperature": 0.0, "model__projection": 8},
         {"match__temperature": 0.0, "mla__weight": 0.0},
+        {"match__loss": "itc", "match__normalise": "neither"},
         {"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0, "id__weight": 1.0},
         {"train__freeze": ["word$"], "optimizer__multipliers": ["a=b=0.5"]},  # lists, as in config.json
     ],
