@@ -127,7 +127,9 @@ def test_taught_weights_go_through_every_command(module, start, data, tmp_path, 
     (cell,) = cross_domain([weights], {"pedes_synth": str(data)}, config)  # before any training
     assert cell["queries"] == 12
     train(config, start, tmp_path / "run")
+    recorded = json.loads((weights / "config.json").read_text())["weights"]
     exported = ivt_jax.load(export(tmp_path / "run", ["safetensors"]))
+    assert recorded["files"]["weights.safetensors"] in (tmp_path / "run/export/README.md").read_text()
     pictures = sorted((data / "imgs").rglob("*.jpg"))[:2]
     trained, before = (ivt_jax.load(folder).embed_images(pictures) for folder in (tmp_path / "run", weights))
     np.testing.assert_allclose(exported.embed_images(pictures), trained, atol=1e-6)

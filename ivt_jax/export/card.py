@@ -3,17 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import unflatten_dict
+
+from configs import default
 from input_pipeline.annotations import title_of
 from input_pipeline.statistics import PUBLISHED
 from ivt_jax.pages.render import TEMPLATES, render
+from ivt_jax.run.workdir import flatten
 
 
 def card(record: Mapping[str, Any], formats: Sequence[str]) -> str:
     """Returns the text of README.md.
 
-    record: the content of config.json with "step" and "scores". formats: those in the export.
+    record: the content of config.json with "step" and "scores"; keys that its config lacks, because they were added
+    to ivt_jax later, count with their defaults. formats: those in the export.
     """
     name = record["config"]["data"]["name"]
     height, width = record["config"]["model"]["image_size"]
-    sizes = {"height": height, "width": width, "published": PUBLISHED.get(name)}
-    return render(TEMPLATES / "card.md", **record, **sizes, dataset=title_of(name), formats=formats)
+    defaults = flatten(default.get_config().to_dict())
+    config = unflatten_dict(defaults | flatten(record["config"]), sep=".")
+    more = {"height": height, "width": width, "published": PUBLISHED.get(name), "config": config, "title": title_of}
+    return render(TEMPLATES / "card.md", **{**record, **more}, dataset=title_of(name), formats=formats)

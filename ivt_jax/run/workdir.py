@@ -106,14 +106,21 @@ def recorded_images_digest(workdir: Path) -> str:
 
 
 def record_config(
-    workdir: Path, config: ConfigDict, annotations: Path, tokenizer: Tokenizer, images_digest: str = ""
+    workdir: Path,
+    config: ConfigDict,
+    annotations: Path,
+    tokenizer: Tokenizer,
+    images_digest: str = "",
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json, which ties the workdir to this config, these data and this tokenizer.
 
-    images_digest: of the images that the run trains on, "" if unknown.
+    images_digest: of the images that the run trains on, "" if unknown. origin: where the initial parameters come from
+    (`training.init_from.origin_of`); a resumed run, which has none, keeps the recorded one.
     """
-    images = {"pictures": images_digest} if images_digest else {}
-    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment(), **images}
+    more = {"pictures": images_digest, "start": origin or _record(workdir).get("start")}
+    known = {key: value for key, value in more.items() if value}
+    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment(), **known}
     write_record(make_workdir(workdir), run, tokenizer)
 
 
@@ -135,6 +142,8 @@ def record_conversion(
         digests = {path.name: digest(path) for path in copies}
         hub = {"repository": found.name, "revision": found.commit, "files": digests}
         weights.setdefault("hub", {})[flag] = hub
+    if before := origin.get("weights"):  # an export of converted weights is converted again
+        weights["before"] = before
     write_record(folder, {**environment(), **origin, "weights": weights}, tokenizer)
 
 

@@ -33,13 +33,18 @@ OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only m
 
 
 class Initial(NamedTuple):
-    """Initial parameters by path, as float32, and a line that says where they come from."""
+    """Initial parameters by path, as float32, a line that says where they come from, and their origin.
+
+    origin: for config.json, as `origin_of` returns it; {} without a folder.
+    """
 
     params: Mapping[str, np.ndarray]
     summary: str
+    origin: Mapping[str, Any]
 
 
-NOTHING = Initial({}, "")
+NOTHING = Initial({}, "", {})
+RECORDED = ("weights", "start", "annotations", "model")  # of config.json: where its parameters come from
 
 
 def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
@@ -70,7 +75,19 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
                 params[path] = resize(path, value, old, new) if action == "resized" else value
-    return Initial(params, _summary(f"{folder}, step {restored.step}", actions, old, new))
+    summary = _summary(f"{folder}, step {restored.step}", actions, old, new)
+    return Initial(params, summary, origin_of(folder, restored.step))
+
+
+def origin_of(folder: str, step: int) -> dict[str, Any]:
+    """Returns where the parameters of a folder come from, as its config.json records it: at export it may be gone.
+
+    "weights" has the files or the repository that were converted, "start" the same of the folder that a run itself
+    started from, "data" and "annotations" what it was trained on.
+    """
+    record = load_record(folder)
+    origin = {"folder": folder, "step": step} | {key: record[key] for key in RECORDED if key in record}
+    return origin | ({"data": record["config"]["data"]["name"]} if "annotations" in record else {})
 
 
 def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTConfig, new: IVTConfig) -> dict[str, str]:

@@ -41,7 +41,7 @@ from ivt_jax.run.workdir import (
 )
 from ivt_jax.training.config_check import check_config, edge_notice
 from ivt_jax.training.freezing import rate_notes
-from ivt_jax.training.init_from import NOTHING, initial_params
+from ivt_jax.training.init_from import NOTHING, Initial, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
 from ivt_jax.training.program import Program, batch_shapes, build_program
@@ -81,7 +81,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     if not start and initial is NOTHING:  # stopped before its first checkpoint
         initial = initial_params(config)
     announce(run, start, initial.summary)
-    train(run, checkpoints, start, initial.params)
+    train(run, checkpoints, start, initial)
     preemption.over()
     test_and_report(run)
 
@@ -152,8 +152,8 @@ def announce(run: Run, start: int, initial: str) -> None:
             run.progress.say(line)
 
 
-def train(run: Run, checkpoints: Checkpoints, start: int, params: Mapping[str, np.ndarray]) -> None:
-    """Trains from step `start` to the last one, saving and validating. params: by path, the initial parameters.
+def train(run: Run, checkpoints: Checkpoints, start: int, initial: Initial) -> None:
+    """Trains from step `start` to the last one, saving and validating. initial: of step 0.
 
     Metrics are read one step late, so that the device never waits for the host.
     """
@@ -162,9 +162,9 @@ def train(run: Run, checkpoints: Checkpoints, start: int, params: Mapping[str, n
     if start < run.total_steps:  # in a thread, while this one creates the state and the first batch
         compiling = concurrent.futures.ThreadPoolExecutor(1).submit(compile_step, program, config, progress)
     hyperparameters = program.hyperparameters()  # copied to the devices once: no step waits for a transfer
-    state = checkpoints.restore(start, program.target) if start else start_state(program, params)
+    state = checkpoints.restore(start, program.target) if start else start_state(program, initial.params)
     if first:
-        record(run)
+        record(run, initial.origin)
     log = ScalarLog(run.workdir, start, enabled=first)
     validate = make_validation(run)
     host = jax.process_index(), jax.process_count()
@@ -239,9 +239,9 @@ def refuse_other_length(run: Run, taken: int) -> None:
         )
 
 
-def record(run: Run) -> None:
-    """Writes config.json, parameters.txt and sharding.txt."""
-    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest)
+def record(run: Run, origin: Mapping[str, Any]) -> None:
+    """Writes config.json, parameters.txt and sharding.txt. origin: of the initial parameters, {} in a resumed run."""
+    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest, origin)
     params = run.program.target.params
     table = parameter_table(params, rate_notes(paths_of(params), run.config))
     write_text(run.workdir / "parameters.txt", f"{table}\n")

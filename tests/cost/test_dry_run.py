@@ -33,7 +33,9 @@ def test_every_config_is_described_without_data(module, variant):
 def test_the_initial_parameters_are_described(monkeypatch, tmp_path):
     config = synth.get_config()
     monkeypatch.setattr(
-        dry_run, "initial_params", lambda config, shapes_alone: Initial({}, f"parameters from {config.train.init_from}")
+        dry_run,
+        "initial_params",
+        lambda config, shapes_alone: Initial({}, f"parameters from {config.train.init_from}", {}),
     )
     config.train.init_from = str(tmp_path)
     assert f"\nparameters from {tmp_path}\n" in dry_run.dry_run(config)

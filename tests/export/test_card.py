@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from configs import cuhk
 from ivt_jax.export.card import card
 
 SCORES = {
@@ -76,7 +77,8 @@ def test_the_recipe_is_the_config(record):
     assert text.partition("## Recipe\n\n")[2].startswith(
         """\
 - Tower: width 12, 2 blocks of 3 heads; images of 14x10 pixels, patches of 6 at stride 4
-- Started from parameters of `weights/vit-bert`, seed 1234
+- Started from other weights, whose origin is not recorded; their licence and their limits apply, seed 1234
+- Matching: loss cmpm, temperature 1.0
 - Multi-level alignment (MLA): weight 1.0, levels sentence, phrase, word, 1 view(s)
 - Bidirectional mask modelling (BMM): alignment fast; weight of word reconstruction 10.0, of patch reconstruction 2.0
 - adamw, schedule smooth, learning rate 0.001; 32 pairs a step, epochs 1 to 60; activations in float32
@@ -87,6 +89,91 @@ def test_the_recipe_is_the_config(record):
 ## Selection
 """
     )
+
+
+CLIP = {
+    "source": "clip", "files": {},
+    "hub": {"weights": {"repository": "openai/clip-vit-base-patch16", "revision": "c0ffee",
+                        "files": {"model.safetensors": "ff00"}}},
+}  # fmt: skip
+LISTED = """\
+- [openai/clip-vit-base-patch16](https://huggingface.co/openai/clip-vit-base-patch16), commit `c0ffee`
+- `model.safetensors`, SHA-256 `ff00`
+"""
+
+
+@pytest.fixture
+def two_towers(record):
+    """What config.json holds of CLIP, fine-tuned on CUHK-PEDES."""
+    start = {"folder": "weights/clip", "step": 0, "weights": CLIP}
+    return {**record, "config": cuhk.get_config("clip").to_dict(), "start": start}
+
+
+def test_two_towers_are_not_one_transformer(two_towers):
+    text = card(two_towers, ["orbax"])
+    assert "# An image tower and a text tower, trained on CUHK-PEDES\n" in text
+    assert "transformers that share no parameters" in text and "One transformer" not in text and "IVT" not in text
+    assert text.partition("## Recipe\n\n")[2].startswith(
+        """\
+- Image tower: width 768, 12 blocks of 12 heads, pooling class; images of 384x128 pixels, patches of 16 at stride 16
+- Text tower: width 512, 12 blocks of 8 heads, pooling end, causal attention; texts of up to 77 tokens
+- Projection: embeddings of 512 numbers
+- Started from the weights above, seed 1234
+- Matching: loss sdm, temperature 0.02
+- Multi-level alignment (MLA): weight 1.0, levels sentence, 1 view(s)
+- Identity loss: weight 1.0
+- Bidirectional mask modelling (BMM): alignment off; weight of word reconstruction 0.0, of patch reconstruction 0.0
+- adam, schedule smooth, learning rate 1e-05; 64 pairs a step, epochs 1 to 60; activations in bfloat16
+- Factors of the learning rate, by parameter: `^id_head/bias=2.5`, `^id_head/=5`
+- Frozen parameters: `^similarity/`
+- Code:"""
+    )
+
+
+def test_the_start_is_named_by_its_repository_and_its_licence_applies(two_towers):
+    text = card(two_towers, ["orbax"])
+    assert f"converted by `ivt_jax.convert` (`--source=clip`):\n{LISTED}" in text and "weights/clip" not in text
+    assert "Their licence and their limits apply, besides those of this model:" in text
+
+
+def test_a_start_that_was_trained_is_named_with_its_own_start(two_towers):
+    two_towers["start"] = {"step": 3000, "annotations": "cd34", "data": "icfg_pedes", "start": two_towers["start"]}
+    text = card(two_towers, ["orbax"])
+    trained = "- step 3,000 of a training on ICFG-PEDES, SHA-256 of its annotations `cd34`\n"
+    assert trained in text and text.index(trained) < text.index(LISTED)
+
+
+def test_a_start_of_unknown_origin_is_said(two_towers):
+    two_towers["start"] = {"folder": "/home/me/x", "step": 0}
+    text = card(two_towers, ["orbax"])
+    assert "- a folder that does not record their origin\n\n## Recipe" in text and "/home/me" not in text
+
+
+def test_converted_weights_are_named_by_their_repository(two_towers):
+    """Also those of an export that was converted again."""
+    del two_towers["annotations"], two_towers["start"]
+    two_towers["weights"] = CLIP
+    text = card(two_towers, ["orbax"])
+    assert (
+        "# An image tower and a text tower, from weights of other programs\n" in text and f"apply.\n\n{LISTED}" in text
+    )
+    two_towers["weights"] = {"source": "export", "files": {"mine.safetensors": "aa11"}, "before": CLIP}
+    assert f"apply.\n\n- `mine.safetensors`, SHA-256 `aa11`\n{LISTED}" in card(two_towers, ["orbax"])
+
+
+def test_options_are_in_the_recipe(record):
+    record["config"]["model"] |= {"relative_positions": True, "projection": 6}
+    record["config"]["match"]["temperature"] = 0.0
+    text = card(record, ["orbax"])
+    assert "- Projection: embeddings of 6 numbers\n- Relative positions in attention\n- Started from random" in text
+    assert "- Matching: loss cmpm, the model's own scale\n" in text
+
+
+def test_a_run_of_an_older_version_has_the_defaults_of_later_keys(record):
+    text = card(record, ["orbax"])
+    for key in ("match", "id"):
+        del record["config"][key]
+    assert card(record, ["orbax"]) == text
 
 
 def test_the_front_matter_leaves_the_licence_to_the_user(record):

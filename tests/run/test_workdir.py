@@ -20,6 +20,7 @@ from ivt_jax.run.workdir import (
     load_config,
     other_data,
     record_config,
+    record_conversion,
     recorded_images_digest,
     refuse_other_config,
     refuse_other_data,
@@ -271,3 +272,15 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     hold_workdir(tmp_path)
     told = f"warning: {tmp_path} has no locks (No locks available): make sure that no second run writes there\n"
     assert capsys.readouterr().err == told
+
+
+def test_weights_that_are_converted_again_keep_their_origin(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    before = {"source": "clip", "files": {"clip.pt": "ff00"}}
+    record_conversion(
+        tmp_path, {"config": {}, "weights": before}, "export", [tmp_path / "model.safetensors"], load_tokenizer()
+    )
+    weights = json.loads((tmp_path / "config.json").read_text())["weights"]
+    assert (
+        weights["before"] == before and weights["source"] == "export" and set(weights["files"]) == {"model.safetensors"}
+    )

@@ -57,7 +57,7 @@ def folder(tmp_path):
 
 
 def test_without_a_folder_nothing_is_given():
-    assert initial_params(tiny_config()) == initial_params(tiny_config(), shapes_alone=True) == ({}, "")
+    assert initial_params(tiny_config()) == initial_params(tiny_config(), shapes_alone=True) == ({}, "", {})
 
 
 def test_equal_sizes_are_loaded_bit_for_bit(folder):
@@ -66,6 +66,21 @@ def test_equal_sizes_are_loaded_bit_for_bit(folder):
     initial = initial_params(config)
     jax.tree.map(np.testing.assert_array_equal, initial.params, flat)
     assert initial.summary == f"parameters from {config.train.init_from}, step 0: {len(flat)} loaded" == summary(config)
+
+
+def test_the_origin_of_the_start_is_read_with_it(folder):
+    """What its config.json says of the weights, and of what they were trained on: the folder may be gone at export."""
+    old = tiny_config()
+    config = tiny_config(train__init_from=folder(random_params(old), old))
+    place = Path(config.train.init_from)
+    assert initial_params(config).origin == {"folder": str(place), "step": 0}
+    weights = {"source": "clip", "files": {"clip.pt": "ff00"}}
+    record = {"config": old.to_dict(), "weights": weights, "revision": "cafe"}
+    (place / "config.json").write_text(json.dumps(record))
+    assert initial_params(config).origin == {"folder": str(place), "step": 0, "weights": weights}
+    trained = {"annotations": "ab12", "start": {"folder": "weights/clip", "step": 0, "weights": weights}}
+    (place / "config.json").write_text(json.dumps({"config": old.to_dict(), "step": 7, **trained}))
+    assert initial_params(config).origin == {"folder": str(place), "step": 7, "data": "pedes_synth", **trained}
 
 
 def test_another_grid_is_resized_and_what_only_training_needs_may_be_missing(folder):

@@ -184,6 +184,17 @@ def test_a_run_that_resumes_does_not_need_what_it_started_from(stub):
     assert stub.run(config, saved=4)[-1] == "report"
 
 
+def test_the_origin_of_the_start_is_recorded_and_kept_when_a_run_resumes(stub, monkeypatch):
+    origin = {"folder": "weights/clip", "step": 0, "weights": {"source": "clip", "files": {"clip.pt": "ff00"}}}
+    monkeypatch.setattr(loop, "initial_params", lambda config: loop.Initial({}, "from weights/clip", origin))
+    config = stub_config(**{"train.init_from": "weights/clip"})
+    stub.run(config)
+    assert json.loads((stub.workdir / "config.json").read_text())["start"] == origin
+    monkeypatch.setattr(loop, "initial_params", None)  # the folder is gone
+    stub.run(config, saved=4)
+    assert json.loads((stub.workdir / "config.json").read_text())["start"] == origin
+
+
 def test_a_run_that_began_with_pixels_that_no_patch_covers_is_resumed(stub, capsys):
     config = stub_config(**{"model.image_size": (100, 52)})  # patches of 12: 96 rows and 48 columns
     with pytest.raises(UserError, match=r"^model.image_size \(100, 52\): patches of 12 at stride 12 do not cover "):
