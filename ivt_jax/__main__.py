@@ -24,7 +24,11 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
 HELP = "\n".join(
     ["usage: ivt VERB [FLAGS]      (ivt VERB --help lists the flags)", ""]
     + [f"  {verb:<9} {about}" for verb, (_, _, about) in VERBS.items()]
-    + ["", "Each verb is also a module: `ivt search` is `python -m ivt_jax.search`."]
+    + [
+        "",
+        "Each verb is also a module: `ivt search` is `python -m ivt_jax.search`. But train, evaluate and export are",
+        "`python -m ivt_jax.main --mode=VERB`, doctor and prepare are `python -m input_pipeline.VERB`.",
+    ]
 )
 
 

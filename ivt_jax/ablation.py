@@ -4,7 +4,8 @@
 
 Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Several run at a time, each on its share of the
 cores, since so small a model gains little from a second core. Writes a table and a plot, terms.md and terms.png, named
-after the study. Studies with the same --out share the runs of the same variant.
+after the study. Studies with the same --out share the runs of the same variant. `--help` lists the variants of each
+study, and the command that makes the data.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import synth
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import MISTAKE, exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds
@@ -34,6 +35,7 @@ STUDIES = {
 # Of text to image, by split. A choice between variants goes by validation; R@1 on test is plotted.
 MEASURES = (("val", "R1"), ("test", "R1"), ("test", "R5"), ("test", "R10"), ("test", "mAP"))
 PLOTTED = MEASURES.index(("test", "R1"))
+DATA = "python -m input_pipeline.synthetic --out=data/pedes-synth-few --persons=800 --size=96x48"
 
 
 def run(out: Path, root: str, variants: Sequence[str], seeds: int, steps: int, jobs: int) -> None:
@@ -80,7 +82,9 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
     with log.open("a") as file:
         failed = subprocess.run(command, stdout=file, stderr=file).returncode
     if failed:
-        raise UserError(f"{variant}, seed {seed} failed, see {log}; run the same command again to resume")
+        cause = (log.read_text(errors="replace").splitlines() or ["no output"])[-1].removeprefix("error: ")
+        remedy = "" if failed == MISTAKE else "; run the same command again to resume"
+        raise UserError(f"{variant}, seed {seed} failed, see {log}: {cause}{remedy}")
 
 
 def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarray]:
@@ -95,14 +99,17 @@ def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarr
 
 
 def table(results: dict[str, np.ndarray]) -> str:
-    """Formats means and sample standard deviations over the seeds in Markdown."""
+    """Formats means and sample standard deviations over the seeds in Markdown; of one seed, its scores alone."""
     titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
+    seeds = len(next(iter(results.values())))
     lines = [f"| variant | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
     for variant, values in results.items():
-        spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-        cells = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(values.mean(0), spread, strict=True)]
+        cells = [f"{mean:.2f}" for mean in values.mean(0)]
+        if seeds > 1:
+            cells = [f"{cell} ± {std:.2f}" for cell, std in zip(cells, values.std(0, ddof=1), strict=True)]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    spread = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return "\n".join([*lines, "", f"Text to image, in percent: {spread}."]) + "\n"
 
 
 def plot(results: dict[str, np.ndarray], path: Path) -> None:
@@ -124,6 +131,8 @@ def plot(results: dict[str, np.ndarray], path: Path) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Trains the missing runs; writes and prints the table, writes the plot."""
     refuse_path(args.out, UNWRITABLE)
+    if "://" not in args.root and not Path(args.root).is_dir():
+        raise UserError(f"--root: the folder {args.root} does not exist; make the data first, as with {DATA}")
     variants = STUDIES[args.study]
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
     results = scores(args.out, variants, args.seeds)
@@ -133,16 +142,28 @@ def compare(args: argparse.Namespace) -> None:
     print(table(results) + f"{written}, {written.with_suffix('.png')}")
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser; its help lists the variants of each study."""
+    studies = "\n".join(f"  {study}: {', '.join(variants)}" for study, variants in STUDIES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m ivt_jax.ablation",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=f"studies and their variants:\n{studies}\n\nthe data must exist:\n  {DATA}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag, out, root = parser.add_argument, Path("runs/ablation"), "data/pedes-synth-few"
+    flag("--study", choices=STUDIES, default="terms", help="the variants to compare, listed below (terms)")
+    flag("--out", type=Path, default=out, help=f"folder of the runs, table and plot ({out})")
+    flag("--root", default=root, help=f"folder of the PEDES-Synth dataset, which must exist ({root})")
+    flag("--seeds", type=positive, default=3, help="number of seeds (3)")
+    flag("--steps", type=positive, default=1000, help="steps of every run (1000)")
+    flag("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
+    return parser
+
+
 def main() -> int:
     """Parses the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ivt_jax.ablation", description=__doc__.splitlines()[0])
-    parser.add_argument("--study", choices=STUDIES, default="terms", help="the variants to compare")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of the runs, table and plot")
-    parser.add_argument("--root", default="data/pedes-synth-few", help="folder of the PEDES-Synth dataset")
-    parser.add_argument("--seeds", type=positive, default=3, help="number of seeds (3)")
-    parser.add_argument("--steps", type=positive, default=1000, help="steps of every run (1000)")
-    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     return exit_code(lambda: compare(args))
 
 

@@ -21,16 +21,16 @@ RUNS = [f"{variant}-{seed}" for seed in (0, 1) for variant in synth.TERMS]
 @pytest.fixture
 def stub(monkeypatch):
     """Runs end at once: a fake one writes the results of its seed, unless its workdir is in `failing`."""
-    stub = SimpleNamespace(commands=[], failing=set(), cores=[], before=lambda: None)
+    stub = SimpleNamespace(commands=[], failing=set(), cores=[], before=lambda: None, code=1)
 
     def run(command, stdout, stderr):
         stub.commands.append(command)
         stub.before()
         flags = dict(argument.lstrip("-").split("=", 1) for argument in command[3:])
         folder = ablation.Path(flags["workdir"])
-        stdout.write(f"what {folder.name} says\n")
+        stdout.write("error: " * (folder.name in stub.failing) + f"what {folder.name} says\n")
         if folder.name in stub.failing:
-            return SimpleNamespace(returncode=1)
+            return SimpleNamespace(returncode=stub.code)
         base = 10 * (1 + synth.TERMS.index(folder.name.rpartition("-")[0])) + 2 * int(flags["config.seed"])
         results = {"R1": base, "R5": base + 1.5, "R10": base + 3, "mAP": base / 2, "mINP": 0}
         for split, better in (("val", 5), ("test", 0)):
@@ -56,9 +56,16 @@ def test_every_variant_runs_with_every_seed_at_equal_steps(stub, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_failure_ends_it_and_the_next_call_goes_through_all_again(stub, tmp_path):
-    stub.failing = {"bmm_align-0"}
-    with pytest.raises(UserError, match=r"bmm_align, seed 0 failed, see .*bmm_align-0.log; run the same command again"):
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        (1, "what bmm_align-0 says; run the same command again to resume"),
+        (2, "what bmm_align-0 says"),  # a mistake: the same command would fail again
+    ],
+)
+def test_a_failure_ends_it_and_the_next_call_goes_through_all_again(stub, tmp_path, code, cause):
+    stub.failing, stub.code = {"bmm_align-0"}, code
+    with pytest.raises(UserError, match=rf"^bmm_align, seed 0 failed, see .*bmm_align-0.log: {cause}$"):
         ablation.run(tmp_path, "DATA", synth.TERMS, seeds=2, steps=7, jobs=1)
     assert workdirs(stub) == RUNS[:3]
     stub.failing, stub.commands[:] = set(), []
@@ -81,7 +88,7 @@ def test_runs_at_a_time_share_the_cores_and_keep_their_output(stub, tmp_path, mo
 def test_the_table_has_means_and_sample_deviations():
     results = {
         "one": np.array([[3, 10, 20, 30, 5], [3, 14, 20, 33, 6], [3, 12, 20, 36, 7.0]]),
-        "two": np.array([[9, 1, 2, 3, 4.0]]),
+        "two": np.array([[9, 1, 2, 3, 4.0]] * 3),
     }
     # 10, 14, 12: mean 12, squares 4 + 4 over n - 1 = 2; 30, 33, 36: 9 + 9 over 2.
     assert ablation.table(results).splitlines() == [
@@ -89,7 +96,31 @@ def test_the_table_has_means_and_sample_deviations():
         "|---|---|---|---|---|---|",
         "| one | 3.00 ± 0.00 | 12.00 ± 2.00 | 20.00 ± 0.00 | 33.00 ± 3.00 | 6.00 ± 1.00 |",
         "| two | 9.00 ± 0.00 | 1.00 ± 0.00 | 2.00 ± 0.00 | 3.00 ± 0.00 | 4.00 ± 0.00 |",
+        "",
+        "Text to image, in percent: mean ± sample standard deviation over 3 seeds.",
     ]
+
+
+def test_one_seed_has_no_deviation():
+    lines = ablation.table({"two": np.array([[9, 1, 2, 3, 4.0]])}).splitlines()
+    assert lines[2:] == ["| two | 9.00 | 1.00 | 2.00 | 3.00 | 4.00 |", "", "Text to image, in percent: one seed."]
+
+
+def test_the_help_has_the_defaults_the_variants_and_the_command_for_the_data():
+    text = ablation.make_parser().format_help()
+    for words in ("below (terms)", "table and plot (runs/ablation)", "(data/pedes-synth-few)", ablation.DATA):
+        assert words in " ".join(text.split())
+    assert "\n  towers: mla, two_towers\n" in text and "\n  losses: full, sdm, itc, tal\n" in text
+
+
+def test_a_missing_dataset_is_refused_before_any_run(stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}/out", f"--root={tmp_path}/none"])
+    assert ablation.main() == 2
+    expected = (
+        f"error: --root: the folder {tmp_path}/none does not exist; make the data first, as with {ablation.DATA}\n"
+    )
+    assert capsys.readouterr().err == expected
+    assert not stub.commands and not (tmp_path / "out").exists()
 
 
 def test_a_folder_where_checkpoints_would_be_lost_is_refused_before_any_run(stub, tmp_path, monkeypatch, capsys):
@@ -100,7 +131,7 @@ def test_a_folder_where_checkpoints_would_be_lost_is_refused_before_any_run(stub
 
 
 def test_the_command_writes_table_and_plot(stub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}", "--seeds=2", "--root=DATA"])
+    monkeypatch.setattr(sys, "argv", ["ablation", f"--out={tmp_path}", "--seeds=2", f"--root={tmp_path}"])
     ablation.main()
     table = (tmp_path / "terms.md").read_text()
     assert (

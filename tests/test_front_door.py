@@ -1,6 +1,7 @@
 """`import ivt_jax` for programs, and the command `ivt`."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import ivt_jax
-from ivt_jax.__main__ import VERBS, installed_config
+from ivt_jax.__main__ import HELP, VERBS, installed_config
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.encoding.images import load_image
@@ -150,6 +151,21 @@ def test_every_verb_runs_a_module():
     modules = [module for module, _, _ in VERBS.values()]
     assert all(importlib.util.find_spec(module) for module in modules)
     assert [verb for verb, (module, flags, _) in VERBS.items() if flags] == ["train", "evaluate", "export"]
+
+
+@pytest.mark.parametrize("text", [HELP, (ROOT / "README.md").read_text()], ids=["--help", "README"])
+def test_the_module_of_a_verb_is_as_it_is_said(text):
+    text = " ".join(text.split())
+    assert re.search(
+        r"`ivt search` is `python -m ivt_jax.search`. But (.*?) are `python -m ivt_jax.main --mode=VERB`", text
+    )
+    modes, others = re.search(
+        r"But ([\w, ]*) are `\S+ -m ivt_jax.main .*?`, ([\w, ]*?)(?: are)? `python -m input_p", text
+    ).groups()
+    said = {verb: ("ivt_jax.main", [f"--mode={verb}"]) for verb in re.split(", | and ", modes)}
+    said |= {verb: (f"input_pipeline.{verb}", []) for verb in re.split(", | and ", others)}
+    for verb, (module, flags, _) in VERBS.items():
+        assert (module, flags) == said.get(verb, (f"ivt_jax.{verb}", []))
 
 
 def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
