@@ -158,12 +158,23 @@ def start_distributed(config: Any) -> None:
         preemption.share()
 
 
+def required() -> str:
+    """Returns the error for a command without --config."""
+    run = ": the config that the run was started with" if flags.FLAGS["mode"].value != "train" else ""
+    return f"--config is required{run}, such as --config=configs/cuhk.py"
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags and loads the config; raises their errors as UserError."""
     try:
-        with faults_in_one_line():
+        with faults_in_one_line(argv):
             rest = flags.FLAGS(argv)
+            if not flags.FLAGS["config"].present:
+                raise UserError(required())
             CONFIG.value.to_dict()  # a config that cannot be loaded raises only when it is read
+    except UserError as error:
+        alone = "Unknown command line flag 'config." in str(error)  # --config.KEY=VALUE without --config
+        raise UserError(required()) if alone else error from None
     except SystemExit:  # after --help, for which absl would exit with 1
         sys.exit(0)
     return rest
@@ -174,7 +185,6 @@ def run() -> None:
     cannot be written, in one line; 75 preempted; 76 another process is lost, or the run hangs.
     """
     preemption.listen()
-    flags.mark_flag_as_required("config")
     logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are as they should be
     try:
         app.run(main, flags_parser=parse_flags)

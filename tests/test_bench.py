@@ -113,7 +113,7 @@ def test_a_mistaken_flag_is_one_line(flags, line, capsys):
 @pytest.mark.parametrize(
     "flags, part",
     [
-        (["--batches=8", "--config.model.widht=3"], "no key 'widht'"),
+        (["--batches=8", "--config.model.widht=3"], "no key 'model.widht'"),
         (["--batches=8", "--sise=3"], "sise"),
         (["--batches=8", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is nan; expected a finite"),
         (["--config.data.batch_size=0"], "data.batch_size is 0; expected 1 or more"),

@@ -240,7 +240,9 @@ def test_resuming_may_be_elsewhere_but_not_with_another_config(trained, capsys):
     [lambda workdir: config_of_run(workdir, synth.get_config(), ()), lambda workdir: export(workdir, ["orbax"])],
 )
 def test_a_folder_without_a_run_is_one_line(action, tmp_path):
-    with pytest.raises(UserError, match=f"^{tmp_path}/config.json not found: {tmp_path} is not the workdir of a run$"):
+    with pytest.raises(
+        UserError, match=f"^{tmp_path}/config.json not found: {tmp_path} is not the workdir of a run; a model on"
+    ):
         action(tmp_path)
 
 
@@ -250,13 +252,18 @@ SYNTH = "--config=configs/synth.py"
 INFINITE = [f"--config.optimizer.{name}=1e30" for name in ("start", "learning_rate", "bias_learning_rate")]
 MISTAKES = {
     "variant": (["--config=configs/cuhk.py:fast"], "error: this config has no variant :fast; it has (none), :release"),
-    "key": ([SYNTH, "--config.mla.wieght=2"], "error: the config has no key 'wieght'; configs/default.py lists all."),
+    "key": ([SYNTH, "--config.mla.wieght=2"],
+            "error: the config has no key 'mla.wieght'; configs/default.py lists all."),
     "type": ([SYNTH, "--config.train.steps=many"], "train.steps"),
     "flag": ([SYNTH, "--workdri=x"], "Unknown command line flag 'workdri'"),
     "mode": ([SYNTH, "--mode=test"], "--mode"),
     "rest": ([SYNTH, "train"], "unexpected arguments: train"),
-    "file": (["--config=configs/cuhkk.py"], "cuhkk.py"),
-    "none": ([], "config"),
+    "file": (["--config=configs/cuhk.clip"],
+             "error: --config: configs/cuhk.clip not found; a variant follows a colon, as in configs/cuhk.py:release"),
+    "none": ([], "error: --config is required, such as --config=configs/cuhk.py"),
+    "export": (["--mode=export", "--workdir=WORKDIR"],
+               "error: --config is required: the config that the run was started with, such as --config=configs/"),
+    "flag alone": (["--config.data.root=x"], "error: --config is required, such as"),
     "fault": ([SYNTH, "--config.optimizer.name=lion", "--dry_run"], 'optimizer.name is "lion"; expected one of sgd'),
     "number": ([SYNTH, "--mode=evaluate", "--config.runtime.eval_batch_size=0"],
                "error: runtime.eval_batch_size is 0; expected 1 or more"),

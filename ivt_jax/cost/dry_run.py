@@ -18,7 +18,7 @@ from ivt_jax.cost.flops import step_cost
 from ivt_jax.cost.plan import BATCHES, MODELS, choices, device_flops, device_memory, plan_table, planned
 from ivt_jax.cost.topologies import Topology, topology_devices
 from ivt_jax.models.build import build_model
-from ivt_jax.training.config_check import check_config, edge_notice
+from ivt_jax.training.config_check import check_config, edge_notice, scale_notice
 from ivt_jax.training.freezing import rate_notes
 from ivt_jax.training.init_from import initial_params
 from ivt_jax.training.metrics import parameter_table
@@ -43,7 +43,7 @@ def dry_run(config: Any, devices: int = 1) -> str:
     """
     described, sizes = _described(config, devices)
     memory = f"{device_memory(config, sizes)}\n{_assumption(config, devices)} {ESTIMATE}"
-    return "\n".join([described, memory])
+    return "\n".join(line for line in [described, memory, _missing_start(config)] if line)
 
 
 def dry_run_topology(config: Any, topology: Topology) -> Iterator[str]:
@@ -55,6 +55,8 @@ def dry_run_topology(config: Any, topology: Topology) -> Iterator[str]:
     yield _described(config, len(devices))[0]
     yield f"compiling for {topology.name}, {counted(len(devices), 'device')}: about a minute for ViT-B"
     yield compiled_report(config, topology, devices)
+    if note := _missing_start(config):
+        yield note
 
 
 def dry_run_topology_plan(config: Any, topology: Topology) -> Iterator[str]:
@@ -104,19 +106,20 @@ def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
         f"id_head: {persons:,} persons, {ASSUMED}" if config.id.weight else "",
         sharding_table(sizes, state),
         edge_notice(config),
-        _initial(config),
+        scale_notice(config),
+        initial_params(config, shapes_alone=True).summary if not _missing_start(config) else "",
         str(step_cost(config)),
         f"FLOPs per device: {device_flops(config, devices) / 1e12:.3f} T",
     ]
     return "\n".join(line for line in lines if line), sizes
 
 
-def _initial(config: Any) -> str:
-    """Returns the line about `train.init_from`; a folder that is not there yet is a note, not an error."""
+def _missing_start(config: Any) -> str:
+    """Returns a note, not an error, if the folder of `train.init_from` is not there yet; else ""."""
     folder = config.train.init_from
     if folder and not Path(folder).exists():
         return f"note: train.init_from: {folder} is not there yet; a run needs it"
-    return initial_params(config, shapes_alone=True).summary
+    return ""
 
 
 def dry_run_plan(config: Any) -> Iterator[str]:

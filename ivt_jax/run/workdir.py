@@ -28,6 +28,10 @@ FORMAT = 1
 FREE_KEYS = ("runtime.", "data.root", "evaluation.")  # do not change what a run learns: they may differ
 LENGTH = "train.steps"  # may differ if the run can continue to it, which training/loop.py decides
 flatten = functools.partial(flatten_dict, sep=".")  # {"model": {"width": 128}} as {"model.width": 128}
+NO_RUN = (
+    "is not the workdir of a run; a model on the hub or a folder of another library has to be converted first "
+    "(python -m ivt_jax.convert)"
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
 
@@ -80,7 +84,7 @@ def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError with the keys whose values differ from the run's; FREE_KEYS and LENGTH may differ."""
     if record := _record(workdir):
         recorded = _with_later_keys(ConfigDict(record["config"]), config)
-        _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH)
+        _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH, "Choose another --workdir")
 
 
 def refuse_other_data(workdir: Path, annotations: Path) -> None:
@@ -159,11 +163,11 @@ def load_record(workdir: Path | str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} not found: {workdir} is not the workdir of a run") from None
+        raise UserError(f"{path} not found: {workdir} {NO_RUN}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {workdir} is not the workdir of a run") from None
+        raise UserError(f"{path} cannot be read ({error}): {workdir} {NO_RUN}") from None
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise UserError(f"{path} holds no config of ivt_jax: {workdir} is not the workdir of a run")
+        raise UserError(f"{path} holds no config of ivt_jax: {workdir} {NO_RUN}")
     version = record.get("format", 1)
     if not isinstance(version, int) or version > FORMAT:
         raise UserError(f"{path} has format {version}, this ivt_jax reads format {FORMAT} and older: update ivt_jax")
@@ -209,7 +213,8 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
     recorded, flat = _with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
     recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(FREE_KEYS)})
-    _refuse_differences(workdir, recorded, config, {*chosen, "data.name"}.__contains__)
+    remedy = "Give the --config that it was started with, without other values of these keys"
+    _refuse_differences(workdir, recorded, config, {*chosen, "data.name"}.__contains__, remedy)
     return recorded
 
 
@@ -252,13 +257,15 @@ def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
     return ConfigDict(unflatten_dict(later | known, sep="."))
 
 
-def _refuse_differences(workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool]) -> None:
+def _refuse_differences(
+    workdir: Path, old: ConfigDict, new: ConfigDict, counts: Callable[[str], bool], remedy: str
+) -> None:
     """Raises UserError for the keys whose values differ in JSON (where a tuple is a list), except FREE_KEYS.
 
-    counts: returns whether a key is compared.
+    counts: returns whether a key is compared. remedy: what to do, for the error.
     """
     was, now = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
     keys = sorted(key for key in was | now if counts(key) and not key.startswith(FREE_KEYS))
     named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
     if named:
-        raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. Choose another --workdir")
+        raise UserError(f"{workdir} belongs to another config: {'; '.join(named)}. {remedy}")

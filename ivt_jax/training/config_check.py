@@ -16,7 +16,7 @@ from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
 from ivt_jax.run.workdir import flatten
-from ivt_jax.training.freezing import parse_multiplier
+from ivt_jax.training.freezing import is_frozen, parse_multiplier
 from ivt_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
@@ -86,6 +86,7 @@ BOUNDS = {
     )
     for key in keys.split()
 }
+SCALE = "similarity/log_scale"  # the parameter with the learned scale of similarities
 SHORTEST = 3  # tokens of a text: [CLS], one word, [SEP]
 
 
@@ -281,6 +282,15 @@ def edge_notice(config: ConfigDict) -> str:
     """
     unseen = _unseen(config.model)
     return f"note: model.image_size {tuple(config.model.image_size)}: {unseen}" if unseen else ""
+
+
+def scale_notice(config: ConfigDict) -> str:
+    """Returns a line if similarities are multiplied by the model's own scale, which is frozen; else ""."""
+    frozen = has_scale(config.model) and is_frozen(SCALE, config.train.freeze)
+    if not (frozen and config.mla.weight and not config.match.temperature):
+        return ""
+    kept = f"match.temperature 0, and train.freeze names {SCALE}: the scale stays as in the initial parameters"
+    return f'note: {kept}; to learn it, leave that pattern out, as with --config.train.freeze="()"'
 
 
 def _unseen(model: ConfigDict) -> str:

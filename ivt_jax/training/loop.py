@@ -39,7 +39,7 @@ from ivt_jax.run.workdir import (
     refuse_other_config,
     refuse_other_data,
 )
-from ivt_jax.training.config_check import check_config, edge_notice
+from ivt_jax.training.config_check import check_config, edge_notice, scale_notice
 from ivt_jax.training.freezing import rate_notes
 from ivt_jax.training.init_from import NOTHING, Initial, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
@@ -147,7 +147,8 @@ def announce(run: Run, start: int, initial: str) -> None:
     """Logs where training starts and what to know about its figures. initial: the line about `train.init_from`."""
     first = f"{'resuming at' if start else 'training from'} step {start} of {run.total_steps}: {run.workdir}"
     warning = "warning: train.select_on is test: the best checkpoint's test figures will be too good"
-    for line in (first, edge_notice(run.config), run.config.train.select_on == "test" and warning, initial):
+    notes = edge_notice(run.config), scale_notice(run.config)
+    for line in (first, *notes, run.config.train.select_on == "test" and warning, initial):
         if line:
             run.progress.say(line)
 

@@ -40,7 +40,13 @@ def test_the_initial_parameters_are_described(monkeypatch, tmp_path):
     config.train.init_from = str(tmp_path)
     assert f"\nparameters from {tmp_path}\n" in dry_run.dry_run(config)
     config.train.init_from = "weights/x"
-    assert "\nnote: train.init_from: weights/x is not there yet; a run needs it\n" in dry_run.dry_run(config)
+    assert dry_run.dry_run(config).endswith("\nnote: train.init_from: weights/x is not there yet; a run needs it")
+
+
+def test_a_scale_that_is_asked_for_and_frozen_is_noted():
+    config = icfg.get_config("clip")
+    config.match.temperature = 0.0
+    assert "\nnote: match.temperature 0, and train.freeze names similarity/log_scale: " in dry_run.dry_run(config)
 
 
 def test_the_classifier_and_the_rates_are_described():

@@ -7,7 +7,7 @@ from configs import cuhk, default, icfg, rstp, synth
 from configs.starts import STARTS
 from ivt_jax.common.errors import UserError
 from ivt_jax.run.workdir import flatten
-from ivt_jax.training.config_check import CHOICES, check_config, edge_notice
+from ivt_jax.training.config_check import CHOICES, check_config, edge_notice, scale_notice
 
 
 def fault(devices=1, **changes):
@@ -281,3 +281,15 @@ def test_overlapping_patches_may_leave_an_edge_as_the_release_does():
         "last 4 of 128 columns"
     )
     assert edge_notice(rstp.get_config()) == edge_notice(synth.get_config()) == ""
+
+
+def test_a_frozen_scale_is_noted_where_the_model_s_own_is_asked_for():
+    config = cuhk.get_config("clip")
+    assert scale_notice(config) == ""  # a temperature of its own
+    config.match.temperature = 0.0
+    assert scale_notice(config) == (
+        "note: match.temperature 0, and train.freeze names similarity/log_scale: the scale stays as in the initial "
+        'parameters; to learn it, leave that pattern out, as with --config.train.freeze="()"'
+    )
+    config.train.freeze = ("text_embedding/word",)
+    assert scale_notice(config) == ""
