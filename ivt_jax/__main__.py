@@ -27,7 +27,7 @@ HELP = "\n".join(
     + [
         "",
         "Each verb is also a module: `ivt search` is `python -m ivt_jax.search`. But train, evaluate and export are",
-        "`python -m ivt_jax.main --mode=VERB`, doctor and prepare are `python -m input_pipeline.VERB`.",
+        "`python -m ivt_jax.main --mode=VERB`; `python -m input_pipeline.doctor` is doctor, and prepare likewise.",
     ]
 )
 
