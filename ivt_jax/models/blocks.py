@@ -118,15 +118,12 @@ class Blocks(nn.Module):
         c = self.config
         hidden = int(c.width * c.mlp_ratio)
         linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
-
-        def norms(_: jax.Array) -> dict:
-            return norm_params(c.depth, c.width)
-
+        norms = (norm_params, c.depth, c.width)
         attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
         mlp = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
-        layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, **dict.fromkeys(self.mlps, mlp)}
-        self.layers = {name: self.param(name, init) for name, init in layers.items()}
-        self.final = self.param("norm", lambda _: norm_params(c.width))
+        layers: dict[str, Any] = {"norm1": norms, "attn": (attn,), "norm2": norms, **dict.fromkeys(self.mlps, (mlp,))}
+        self.layers = {name: self.param(name, *init) for name, init in layers.items()}
+        self.final = self.param("norm", norm_params, c.width)
         if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
             zeros = {name: functools.partial(jnp.zeros, shape) for name, shape in table_shapes(c).items()}
             self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})

@@ -27,7 +27,7 @@ class AttentionHead(nn.Module):
         layers: Any = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
         probe = self.param("probe", nn.initializers.normal(c.init_std), (1, 1, c.width)).astype(dtype)
         attn = cast(self.param("attn", attn), dtype)
-        norm = self.param("norm", lambda _: norm_params(c.width))
+        norm = self.param("norm", norm_params, c.width)
         layers = cast(self.param("mlp", layers), dtype)
 
         of_query, of_rest = ({k: jnp.split(x, [c.width], axis=-1)[i] for k, x in attn["qkv"].items()} for i in (0, 1))
