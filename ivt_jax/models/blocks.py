@@ -116,11 +116,10 @@ class Blocks(nn.Module):
 
     def setup(self):
         c = self.config
-        hidden = int(c.width * c.mlp_ratio)
         linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
         norms = (norm_params, c.depth, c.width)
         attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        mlp = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
+        mlp = functools.partial(linears, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
         layers: dict[str, Any] = {"norm1": norms, "attn": (attn,), "norm2": norms, **dict.fromkeys(self.mlps, (mlp,))}
         self.layers = {name: self.param(name, *init) for name, init in layers.items()}
         self.final = self.param("norm", norm_params, c.width)

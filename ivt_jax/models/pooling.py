@@ -21,10 +21,9 @@ class AttentionHead(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
         """Returns (B, D) float32 of the tokens (B, N, D) after the final norm. mask (B, N): False at padding."""
         c = self.config
-        hidden = int(c.width * c.mlp_ratio)
         linears = functools.partial(linear_params, deviation=c.init_std, stack=())
         attn: Any = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        layers: Any = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
+        layers: Any = functools.partial(linears, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
         probe = self.param("probe", nn.initializers.normal(c.init_std), (1, 1, c.width)).astype(dtype)
         attn = cast(self.param("attn", attn), dtype)
         norm = self.param("norm", norm_params, c.width)
