@@ -66,6 +66,16 @@ def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+def attention_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `attention`. stack: leading axes of every array, such as (depth,)."""
+    return linear_params(key, c.init_std, stack, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
+
+
+def mlp_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `mlp`; stack as of `attention_params`."""
+    return linear_params(key, c.init_std, stack, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
+
+
 def cast(p: Params, dtype: jnp.dtype) -> Params:
     """Returns the parameters in `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype), p)
@@ -116,11 +126,9 @@ class Blocks(nn.Module):
 
     def setup(self):
         c = self.config
-        linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
-        norms = (norm_params, c.depth, c.width)
-        attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        mlp = functools.partial(linears, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
-        layers: dict[str, Any] = {"norm1": norms, "attn": (attn,), "norm2": norms, **dict.fromkeys(self.mlps, (mlp,))}
+        norms, stack = (norm_params, c.depth, c.width), (c.depth,)
+        layers: dict[str, Any] = {"norm1": norms, "attn": (attention_params, c, stack), "norm2": norms}
+        layers |= dict.fromkeys(self.mlps, (mlp_params, c, stack))
         self.layers = {name: self.param(name, *init) for name, init in layers.items()}
         self.final = self.param("norm", norm_params, c.width)
         if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
