@@ -135,11 +135,13 @@ class Blocks(nn.Module):
             zeros = {name: functools.partial(jnp.zeros, shape) for name, shape in table_shapes(c).items()}
             self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})
 
-    def bias(self, length: int | None, keep: Selection | None = None, *, image: bool = False) -> Bias | None:
+    def bias(self, *, image: bool = False, length: int | None = None, keep: Selection | None = None) -> Bias | None:
         """Returns the relative positions of a pass over an image, `length` tokens of a text, or both; None without."""
         if not self.config.relative_positions:
             return None
         if length is None:
+            if not image:
+                raise ValueError("a pass has an image, a text, or both")
             return select(image_bias(self.relative), keep)
         return select((joint_bias if image else text_bias)(self.relative, length), keep)
 

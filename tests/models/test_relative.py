@@ -213,6 +213,12 @@ def test_dropped_tokens_give_the_tables_their_gradient(tower):
     assert not np.any(whole["text"]) and not np.any(whole["cross"])
 
 
+def test_a_pass_without_image_and_text_has_no_bias(tower):
+    model, params = tower
+    with pytest.raises(ValueError, match="an image, a text, or both"):
+        model.apply({"params": params}, method=lambda model: model.blocks.bias())
+
+
 @pytest.mark.parametrize("changes", [{"remat": True}, {"unroll": True}, {"dtype": "bfloat16"}])
 def test_switches_change_rounding_alone(tower, changes):
     model, params = tower
