@@ -24,7 +24,7 @@ from ivt_jax.models.ops import (
     norm_params,
     unstack,
 )
-from ivt_jax.models.relative import Bias, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
+from ivt_jax.models.relative import Bias, image_bias, joint_bias, kept, of_rows, table_shapes, text_bias
 from ivt_jax.models.selection import Selection
 
 
@@ -142,8 +142,8 @@ class Blocks(nn.Module):
         if length is None:
             if not image:
                 raise ValueError("a pass has an image, a text, or both")
-            return select(image_bias(self.relative), keep)
-        return select((joint_bias if image else text_bias)(self.relative, length), keep)
+            return kept(image_bias(self.relative), keep)
+        return kept((joint_bias if image else text_bias)(self.relative, length), keep)
 
     def __call__(
         self,
