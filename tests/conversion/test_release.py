@@ -8,7 +8,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.conversion.release import convert_release
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from tests.conversion.conftest import without_none
 
 SIZES = {"num_heads": 4, "image_size": (64, 32), "stride": 12}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ivt_jax.models import ivt
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig, TextConfig
 
@@ -26,3 +27,8 @@ def test_the_mlps_of_every_tower_have_these_units():
     assert one["blocks/mlp_vis/fc1/kernel"] == one["blocks/mlp_txt/fc1/kernel"] == (1, 448, 976)
     assert two["image_blocks/mlp/fc2/kernel"] == (1, 976, 448) and two["image_head/mlp/fc1/kernel"] == (448, 976)
     assert two["text_blocks/mlp/fc1/kernel"] == (1, 704, 1568)
+
+
+def test_the_config_is_found_beside_the_model_too():
+    """Published: `from ivt_jax.models.ivt import IVT, IVTConfig`."""
+    assert ivt.IVTConfig is IVTConfig

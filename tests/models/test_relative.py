@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ivt_jax.models import ops, relative
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from tests.models.test_ivt import IDS, IMAGES, MASK, TINY, encoder, erf, jitter, slow_norm
 
 GRID, DEPTH, HEADS, LONGEST = (4, 2), 2, 4, 16
