@@ -3,8 +3,8 @@
     python -m ivt_jax.benchmarks.transfer --out=runs/transfer
 
 1. Random weights are written under VLMo's names, and converted (`--source=vlmo`).
-2. They are pre-trained on 4,000 persons, with square images; every image counts as a person of its own, as pairs from the
-   web do. Positions that VLMo does not have stay 0 (`train.freeze`).
+2. They are pre-trained on 4,000 persons, with square images; every image counts as a person of its own, as pairs from
+   the web do. Positions that VLMo does not have stay 0 (`train.freeze`).
 3. The pre-trained weights are written under VLMo's names, and converted for images of 96x48.
 4. Both, the pre-trained and the random ones, are fine-tuned on 500 other persons, with some seeds, at equal steps.
 

@@ -71,15 +71,15 @@ def offset_weights(old: int, new: int, ratio: float) -> np.ndarray:
 
     old, new: patches along the axis. Offset d of the new grid reads the old one's number at d * ratio.
     """
+    if old == 1:
+        return np.ones((2 * new - 1, 1))
     wanted = np.arange(1 - new, new) * ratio
     points = offset_points(old, math.ceil((new - 1) * ratio - 1e-9))
-    if old == 1:
-        return np.ones((len(wanted), 1))
-    weights = CubicSpline(points, np.eye(len(points)))(np.clip(wanted, points[0], points[-1]))
+    matrix = CubicSpline(points, np.eye(len(points)))(np.clip(wanted, points[0], points[-1]))
     places = np.searchsorted(points, wanted)
     exact = np.append(points, np.inf)[places] == wanted
-    weights[exact] = np.eye(len(points))[places[exact]]  # without rounding
-    return weights
+    matrix[exact] = np.eye(len(points))[places[exact]]  # without rounding
+    return matrix
 
 
 def offset_points(old: int, farthest: int) -> np.ndarray:

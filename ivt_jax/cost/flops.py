@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from input_pipeline.statistics import training_persons
+from ivt_jax.models.config import hidden_units
 from ivt_jax.models.patches import num_patches
 
 OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
@@ -128,7 +129,7 @@ def matching_side(config: Mapping[str, Any]) -> int:
 
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
-    linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
+    linear = 2 * tokens * width * (4 * width + 2 * hidden_units(width, mlp_ratio))
     return depth * (linear + 4 * tokens**2 * width)  # attention: the scores and the weighted sums
 
 
@@ -144,7 +145,7 @@ def pooling_flops(model: Mapping[str, Any], p: Pass) -> int:
     """
     width, projection = tower_of(model, p.kind)["width"], model.get("projection", 0)
     if p.kind == "image" and has_head(model):
-        hidden = int(width * model["mlp_ratio"])
+        hidden = hidden_units(width, model["mlp_ratio"])
         return 2 * width * (2 * p.tokens * width + 2 * p.tokens + width + 2 * hidden)
     return 0 if p.kind == "joint" else 2 * width * projection
 

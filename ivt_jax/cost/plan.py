@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ivt_jax.cost import flops
 from ivt_jax.losses.identity import ID_HEAD
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig, hidden_units
 from ivt_jax.training.freezing import is_frozen
 from ivt_jax.training.sharding import mesh_sizes, place
 
@@ -145,7 +145,7 @@ def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int
     outputs of qkv, proj and fc1; the block is computed again first. The backward pass counts widths, and scores in
     float32; it is fitted to XLA's buffers.
     """
-    width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
+    width, hidden = model["width"], hidden_units(model["width"], model["mlp_ratio"])
     softmax = 0 if model["attention"] == "cudnn" else model["num_heads"] * p.tokens
     if model["remat"]:
         kept = size * (5 * width + hidden)

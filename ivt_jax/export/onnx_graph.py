@@ -21,8 +21,8 @@ from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.export.manifest import Trained, write_manifest
 from ivt_jax.export.onnx_layers import attention_head, causal_bias, encode, layer_norm, pooled_text
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
-from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.models.ops import MASKED
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"

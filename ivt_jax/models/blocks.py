@@ -24,7 +24,7 @@ from ivt_jax.models.ops import (
     norm_params,
     unstack,
 )
-from ivt_jax.models.relative import Bias, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
+from ivt_jax.models.relative import Bias, image_bias, joint_bias, kept, of_rows, table_shapes, text_bias
 from ivt_jax.models.selection import Selection
 
 
@@ -64,6 +64,16 @@ def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str)
     if num_image < x.shape[1]:
         parts.append(mlp(p["mlp_txt"], x[:, num_image:]))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def attention_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `attention`. stack: leading axes of every array, such as (depth,)."""
+    return linear_params(key, c.init_std, stack, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
+
+
+def mlp_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `mlp`; stack as of `attention_params`."""
+    return linear_params(key, c.init_std, stack, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
 
 
 def cast(p: Params, dtype: jnp.dtype) -> Params:
@@ -116,28 +126,24 @@ class Blocks(nn.Module):
 
     def setup(self):
         c = self.config
-        hidden = int(c.width * c.mlp_ratio)
-        linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
-
-        def norms(_: jax.Array) -> dict:
-            return norm_params(c.depth, c.width)
-
-        attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        mlp = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
-        layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, **dict.fromkeys(self.mlps, mlp)}
-        self.layers = {name: self.param(name, init) for name, init in layers.items()}
-        self.final = self.param("norm", lambda _: norm_params(c.width))
+        norms, stack = (norm_params, c.depth, c.width), (c.depth,)
+        layers: dict[str, Any] = {"norm1": norms, "attn": (attention_params, c, stack), "norm2": norms}
+        layers |= dict.fromkeys(self.mlps, (mlp_params, c, stack))
+        self.layers = {name: self.param(name, *init) for name, init in layers.items()}
+        self.final = self.param("norm", norm_params, c.width)
         if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
             zeros = {name: functools.partial(jnp.zeros, shape) for name, shape in table_shapes(c).items()}
             self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})
 
-    def bias(self, length: int | None, keep: Selection | None = None, *, image: bool = False) -> Bias | None:
+    def bias(self, *, image: bool = False, length: int | None = None, keep: Selection | None = None) -> Bias | None:
         """Returns the relative positions of a pass over an image, `length` tokens of a text, or both; None without."""
         if not self.config.relative_positions:
             return None
         if length is None:
-            return select(image_bias(self.relative), keep)
-        return select((joint_bias if image else text_bias)(self.relative, length), keep)
+            if not image:
+                raise ValueError("a pass has an image, a text, or both")
+            return kept(image_bias(self.relative), keep)
+        return kept((joint_bias if image else text_bias)(self.relative, length), keep)
 
     def __call__(
         self,

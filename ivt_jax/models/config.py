@@ -7,6 +7,11 @@ from typing import Any
 from ivt_jax.models.patches import num_patches, patch_grid
 
 
+def hidden_units(width: int, mlp_ratio: float) -> int:
+    """Returns the units of an MLP: those that the ratio was computed from, if it is units / width."""
+    return int(width * mlp_ratio + 1e-6)  # in floating point, 448 * (976 / 448) is below 976
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The text tower of a model with two towers; the defaults have the sizes of CLIP's ViT-B/16.
@@ -82,6 +87,11 @@ class IVTConfig:
     def embedding_width(self) -> int:
         """Numbers of an embedding."""
         return self.projection or self.width
+
+    @property
+    def hidden(self) -> int:
+        """Units of an MLP."""
+        return hidden_units(self.width, self.mlp_ratio)
 
     @property
     def text_tower(self) -> "IVTConfig":

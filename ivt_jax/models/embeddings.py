@@ -65,7 +65,7 @@ class ImageEmbedding(nn.Module):
             tokens = jnp.concatenate([cls, tokens], axis=1)
         tokens = tokens + positions.astype(dtype)
         if c.image_norm:
-            norm = self.param("norm", lambda _: norm_params(c.width))
+            norm = self.param("norm", norm_params, c.width)
             tokens = layer_norm(norm, tokens, c.norm_epsilon).astype(dtype)
         return tokens
 

@@ -16,7 +16,7 @@ class WordHead(nn.Module):
         vocab_size, width = word_embedding.shape
         kernel = self.param("kernel", nn.initializers.normal(0.02), (width, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        norm = self.param("norm", lambda _: norm_params(width))
+        norm = self.param("norm", norm_params, width)
         output_bias = self.param("output", lambda _: {"bias": jnp.zeros(vocab_size)})["bias"]
         hidden = dense({"kernel": kernel, "bias": bias}, tokens.astype(dtype))
         hidden = layer_norm(norm, activate(hidden)).astype(dtype)

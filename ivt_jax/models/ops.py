@@ -17,8 +17,8 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def norm_params(*shape: int) -> dict[str, jax.Array]:
-    """Returns the initial parameters of a layer norm."""
+def norm_params(_: jax.Array, *shape: int) -> dict[str, jax.Array]:
+    """Returns the initial parameters of a layer norm; the key is not used."""
     return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
 
 

@@ -40,8 +40,8 @@ def table_shapes(c: IVTConfig) -> dict[str, tuple[int, ...]]:
 def image_bias(tables: Params) -> jax.Array:
     """Returns (depth, heads, 1 + P, 1 + P): [CLS], and patches row by row."""
     of_columns = by_offset(tables["image"])  # (depth, heads, row offsets, query's column, key's column)
-    of_rows = by_offset(jnp.moveaxis(of_columns, 2, -1))  # (depth, heads, columns of both, query's row, key's row)
-    ordered = of_rows.transpose(0, 1, 4, 2, 5, 3)
+    of_both = by_offset(jnp.moveaxis(of_columns, 2, -1))  # (depth, heads, columns of both, query's row, key's row)
+    ordered = of_both.transpose(0, 1, 4, 2, 5, 3)
     patches = ordered.shape[2] * ordered.shape[3]
     return with_cls(ordered.reshape(*ordered.shape[:2], patches, patches), tables["image_cls"])
 
@@ -85,7 +85,7 @@ def with_cls(bias: jax.Array, of_cls: jax.Array) -> jax.Array:
     return jnp.block([[both, jnp.broadcast_to(row, (*lead, 1, n))], [jnp.broadcast_to(column, (*lead, n, 1)), bias]])
 
 
-def select(scores: jax.Array, keep: Selection | None) -> Bias:
+def kept(scores: jax.Array, keep: Selection | None) -> Bias:
     """Returns the bias of the tokens that `keep` selects. If all rows keep the same, it is gathered once."""
     if keep is None:
         return Bias(scores)

@@ -12,6 +12,7 @@ from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
+from ivt_jax.models.config import hidden_units
 from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
@@ -174,7 +175,7 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     for name, tower in [("model", model)] + [("model.text", model.text)] * (model.towers == 2):
         if tower.width % tower.num_heads:
             yield f"{name}.width {tower.width} is not a multiple of {name}.num_heads {tower.num_heads}"
-        if int(tower.width * tower.mlp_ratio) < 1:
+        if hidden_units(tower.width, tower.mlp_ratio) < 1:
             yield f"{name}.mlp_ratio {tower.mlp_ratio} of {name}.width {tower.width} is less than one unit of an MLP"
     yield from _two_tower_faults(config) if model.towers == 2 else _one_tower_faults(config)
     if model.attention == "cudnn" and model.dtype == "float32":
