@@ -12,23 +12,26 @@ from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ops import MASKED, dense, layer_norm, linear_params, norm_params
 
 
-class AttentionHead(nn.Module):
-    """SigLIP's head: a learned query attends to the tokens, then a layer norm and an MLP beside a residual branch."""
+class AttentionPooling(nn.Module):
+    """A learned query attends to the tokens; of its output x, returns x + MLP(norm(x)). "MAPHead" in big_vision."""
 
     config: IVTConfig
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-        """Returns (B, D) float32 of the tokens (B, N, D) after the final norm. mask (B, N): False at padding."""
+        """Pools tokens (B, N, D) after the final norm to (B, D) float32, computed in `dtype`.
+
+        mask (B, N) is False at padding; None = no padding.
+        """
         c = self.config
         hidden = int(c.width * c.mlp_ratio)
         linears = functools.partial(linear_params, deviation=c.init_std, stack=())
-        attn: Any = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        layers: Any = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
+        init_attn: Any = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
+        init_mlp: Any = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
         probe = self.param("probe", nn.initializers.normal(c.init_std), (1, 1, c.width)).astype(dtype)
-        attn = cast(self.param("attn", attn), dtype)
+        attn = cast(self.param("attn", init_attn), dtype)
         norm = self.param("norm", lambda _: norm_params(c.width))
-        layers = cast(self.param("mlp", layers), dtype)
+        mlp_params = cast(self.param("mlp", init_mlp), dtype)
 
         of_query, of_rest = ({k: jnp.split(x, [c.width], axis=-1)[i] for k, x in attn["qkv"].items()} for i in (0, 1))
         batch, count, _ = tokens.shape
@@ -43,4 +46,4 @@ class AttentionHead(nn.Module):
         mixed = jnp.einsum("bhn,bnhd->bhd", jax.nn.softmax(scores).astype(dtype), values).reshape(batch, -1)
         pooled = dense(attn["proj"], mixed)
         normed = layer_norm(norm, pooled, c.norm_epsilon).astype(dtype)
-        return (pooled + mlp(layers, normed, c.image_activation)).astype(jnp.float32)
+        return (pooled + mlp(mlp_params, normed, c.image_activation)).astype(jnp.float32)
