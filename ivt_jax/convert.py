@@ -77,7 +77,7 @@ def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, An
     """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
-    from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.models.config import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
     config = read_config(args.config or cuhk.__file__, rest)
@@ -151,7 +151,7 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.model import convert_export
-    from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.models.config import IVTConfig
     from ivt_jax.run.parameter_file import refuse_other_metadata
     from ivt_jax.run.workdir import load_record
 

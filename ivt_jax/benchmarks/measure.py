@@ -20,7 +20,7 @@ from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.gallery.nearest import nearest
 from ivt_jax.models.build import model_of
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import global_batch
 

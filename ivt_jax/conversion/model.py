@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.models.build import model_of, parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 
 class Conversion(NamedTuple):

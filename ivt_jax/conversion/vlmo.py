@@ -19,7 +19,7 @@ from ivt_jax.conversion.positions import resize_offsets
 from ivt_jax.conversion.release import INVERSE
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.conversion.vit import CLS, POSITIONS, resized
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 LONGEST = 196  # tokens of a text for which the published weights have relative positions
 BLOCK = "transformer.blocks.{}."

@@ -17,7 +17,7 @@ from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
 
