@@ -1,4 +1,4 @@
-"""The recipes for taught starts: what each is made of, and a tiny training of each on generated data."""
+"""The recipes for pre-trained models: what each is made of, and a tiny training of each on generated data."""
 
 import json
 
