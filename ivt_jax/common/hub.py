@@ -25,7 +25,7 @@ class Repository(NamedTuple):
     """A repository at one commit, and its files: name -> size in bytes, 0 if unknown.
 
     cached: found in the cache, without asking the hub. revision: the branch, tag or commit that was asked for, "" if
-    known.
+    not known.
     """
 
     name: str
