@@ -1,8 +1,8 @@
 """FLOPs of a training step, by formula from a config; needs no JAX.
 
 Counts the matrix products of the training objective (a multiply-add is two FLOPs), not norms, softmax, GELU and the
-optimiser; gradients of frozen parameters count, too. `config` is a ConfigDict or nested dicts, as configs/default.py.
-`ivt_jax/cost/plan.py` has the memory.
+optimiser. Gradients of frozen parameters are counted, although a step omits them. `config` is a ConfigDict or nested
+dicts, as configs/default.py. `ivt_jax/cost/plan.py` has the memory.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from input_pipeline.statistics import training_persons
 from ivt_jax.models.config import hidden_units
 from ivt_jax.models.patches import num_patches
 
-OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
+OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -28,7 +28,7 @@ class Pass(NamedTuple):
 class StepCost(NamedTuple):
     """FLOPs of one step over the global batch, on all devices together."""
 
-    image: int  # forward, as all but `recomputed`: the encoders
+    image: int  # the encoders; forward only, as all but `recomputed`
     text: int
     joint: int
     heads: int  # both reconstruction heads, and the classifier
@@ -111,7 +111,7 @@ def predicted_words(config: Mapping[str, Any]) -> int:
 
 
 def persons(config: Mapping[str, Any]) -> int:
-    """Returns the number of training persons without the data, as published; the classes of the identity loss."""
+    """Returns the published number of training persons, the classes of the identity loss; reads no data."""
     return training_persons(config["data"]["name"], config["data"]["val_persons"])
 
 
@@ -139,12 +139,12 @@ def attention_flops(p: Pass, tower: Mapping[str, Any]) -> int:
 
 
 def pooling_flops(model: Mapping[str, Any], p: Pass) -> int:
-    """Returns the forward FLOPs of a row from its tokens to its embedding: a projection, or SigLIP's head.
+    """Returns the forward FLOPs of a row from its tokens to its embedding: a projection, or attention pooling.
 
-    The head's query is the same for all rows and left out.
+    The query of attention pooling is the same for all rows and is left out.
     """
-    width, projection = tower_of(model, p.kind)["width"], model.get("projection", 0)
-    if p.kind == "image" and has_head(model):
+    width, projection = tower_of(model, p.kind)["width"], model["projection"]
+    if p.kind == "image" and not has_class_token(model):
         hidden = hidden_units(width, model["mlp_ratio"])
         return 2 * width * (2 * p.tokens * width + 2 * p.tokens + width + 2 * hidden)
     return 0 if p.kind == "joint" else 2 * width * projection
@@ -152,22 +152,22 @@ def pooling_flops(model: Mapping[str, Any], p: Pass) -> int:
 
 def tower_of(model: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """Returns the section with width, depth, num_heads and mlp_ratio of the blocks of a pass."""
-    return model["text"] if kind == "text" and model.get("towers", 1) == 2 else model
+    return model["text"] if kind == "text" and model["towers"] == 2 else model
 
 
-def has_head(model: Mapping[str, Any]) -> bool:
-    """Returns whether images are pooled by SigLIP's head; then they have no class token."""
-    return model.get("pooling", "class") == "attention"
+def has_class_token(model: Mapping[str, Any]) -> bool:
+    """Returns whether images have a class token; otherwise they are pooled by attention."""
+    return model["pooling"] == "class"
 
 
 def image_tokens(model: Mapping[str, Any]) -> int:
     """Returns the number of tokens of an image: patches, and the class token if there is one."""
-    return patches_of(model) + (not has_head(model))
+    return patches_of(model) + has_class_token(model)
 
 
 def embedding_width(model: Mapping[str, Any]) -> int:
-    """Returns the numbers of an embedding. model: the config's section."""
-    return model.get("projection", 0) or model["width"]
+    """Returns the dimension of an embedding. model: the config's section."""
+    return model["projection"] or model["width"]
 
 
 def patches_of(model: Mapping[str, Any]) -> int:

@@ -64,7 +64,7 @@ class IVT(nn.Module):
         return project(self.text_projection, first) if self.config.projection else first
 
     def scale(self) -> jax.Array:
-        """Returns the learned factor of cosines () float32, at most 100; only a model with a projection has it."""
+        """Returns the learned scale () float32 of similarities, at most 100; only a model with a projection has it."""
         return similarity_scale(self.similarity)
 
     def encode_image(

@@ -9,14 +9,17 @@ from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ops import MASKED, dense, layer_norm, norm_params
 
 
-class AttentionHead(nn.Module):
-    """SigLIP's head: a learned query attends to the tokens, then a layer norm and an MLP beside a residual branch."""
+class AttentionPooling(nn.Module):
+    """A learned query attends to the tokens; of its output x, returns x + MLP(norm(x)). "MAPHead" in big_vision."""
 
     config: IVTConfig
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-        """Returns (B, D) float32 of the tokens (B, N, D) after the final norm. mask (B, N): False at padding."""
+        """Pools tokens (B, N, D) after the final norm to (B, D) float32, computed in `dtype`.
+
+        mask (B, N) is False at padding; None = no padding.
+        """
         c = self.config
         probe = self.param("probe", nn.initializers.normal(c.init_std), (1, 1, c.width)).astype(dtype)
         attn = cast(self.param("attn", attention_params, c), dtype)
