@@ -136,7 +136,7 @@ class Blocks(nn.Module):
             self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})
 
     def bias(self, *, image: bool = False, length: int | None = None, keep: Selection | None = None) -> Bias | None:
-        """Returns the relative position bias of a pass over an image, a text of `length` tokens, or both, if there is one."""
+        """Returns the relative position bias of a pass over an image, a text of `length` tokens, or both; or None."""
         if not self.config.relative_positions:
             return None
         if length is None:
