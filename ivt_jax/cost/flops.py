@@ -57,13 +57,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
     passes = tower_passes(config)
 
     def encoder(kind: str) -> int:
-        embedding = 0 if kind == "text" else 2 * patches * pixels * width
-        tower = tower_of(model, kind)
-        sizes = tower["width"], tower["depth"], tower["mlp_ratio"]
-        outside = [embedding + pooling_flops(model, p) for p in passes if p.kind == kind]
-        blocks = [tower_flops(p.tokens, *sizes) for p in passes if p.kind == kind]
-        rows = [p.rows for p in passes if p.kind == kind]
-        return sum(n * (more + flops) for n, more, flops in zip(rows, outside, blocks, strict=True))
+        return sum(p.rows * row_flops(model, p) for p in passes if p.kind == kind)
 
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
@@ -125,6 +119,14 @@ def matching_side(config: Mapping[str, Any]) -> int:
     """Returns the number of rows, and of columns, of the similarity matrix over all levels or views; 0 without MLA."""
     mla = config["mla"]
     return config["data"]["batch_size"] * max(mla["views"], len(mla["levels"])) if mla["weight"] else 0
+
+
+def row_flops(model: Mapping[str, Any], p: Pass) -> int:
+    """Returns the forward FLOPs of one row of a pass, from its pixels or ids to its embedding."""
+    tower = tower_of(model, p.kind)
+    pixels = 0 if p.kind == "text" else patches_of(model) * 3 * model["patch_size"] ** 2
+    blocks = tower_flops(p.tokens, tower["width"], tower["depth"], tower["mlp_ratio"])
+    return 2 * pixels * model["width"] + blocks + pooling_flops(model, p)
 
 
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
