@@ -4,7 +4,7 @@ python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PED
 python -m ivt_jax.main --config=configs/cuhk.py:release    # the recipe of the IVT release
 python -m ivt_jax.main --config=configs/cuhk.py:smoke      # a few steps of a tiny tower: minutes on a CPU
 
-From models taught on image-text pairs (configs/starts.py), each after the commands that fetch and convert it:
+From pre-trained models (configs/starts.py); the commands before each run fetch and convert its weights:
 python -m ivt_jax.convert --source=clip --weights=hf:openai/clip-vit-base-patch16 --out=weights/clip
 python -m ivt_jax.main --config=configs/cuhk.py:clip       # IRRA's recipe without its masked-language term
 python -m ivt_jax.convert --source=siglip --weights=hf:google/siglip-base-patch16-224 --out=weights/siglip

@@ -46,23 +46,23 @@ def get_config() -> ConfigDict:
     config.model.max_text_length = 512  # text positions; at least every text.length
     config.model.dropout = 0.1  # of the text embeddings; 0 to below 1
     config.model.drop_path = 0.1  # stochastic depth of the last block, growing linearly from 0; 0 to below 1
-    config.model.init_std = 0.02  # deviation of initial linear layers, class token and positions; more than 0
+    config.model.init_std = 0.02  # standard deviation of initial linear layers, class token, positions; more than 0
     config.model.image_norm = False  # a layer norm on the image tokens before the blocks, as in CLIP
     config.model.image_activation = "gelu"  # of the image MLPs: gelu, CLIP's quick_gelu or SigLIP's gelu_tanh
     config.model.pixel_mean = (0.5, 0.5, 0.5)  # of red, green and blue, subtracted from pixels of 0 to 1; 0 to 1 each
-    config.model.pixel_deviation = (0.5, 0.5, 0.5)  # that they are then divided by; more than 0 each
-    config.model.relative_positions = False  # numbers by offset on attention's scores, per head and layer, as in VLMo
-    config.model.projection = 0  # width of embeddings after a linear layer per modality; 0 = the tokens', and no layer
-    config.model.towers = 1  # 1 for both modalities; 2: image tower (the sizes above) and text tower, no reconstruction
-    config.model.pooling = "class"  # of images: class (the class token) or, with towers 2, attention (SigLIP's head)
+    config.model.pixel_deviation = (0.5, 0.5, 0.5)  # of red, green and blue; divides them after that; more than 0
+    config.model.relative_positions = False  # learned biases on attention scores, by offset, head and layer, as in VLMo
+    config.model.projection = 0  # width of embeddings after a linear layer per modality; 0 = no layer, tokens' width
+    config.model.towers = 1  # 1; or 2: for images (sizes above) and for texts (model.text), without reconstruction
+    config.model.pooling = "class"  # of images: class (the class token) or, with towers 2, attention (as SigLIP)
     config.model.text = ConfigDict()  # the text tower, with towers 2
     config.model.text.width = 512  # of a token; a multiple of num_heads
     config.model.text.depth = 12  # blocks; 1 or more
     config.model.text.num_heads = 8  # 1 or more
     config.model.text.mlp_ratio = 4.0  # hidden units of an MLP / width; more than 0
     config.model.text.activation = "gelu"  # of its MLPs: gelu, CLIP's quick_gelu or SigLIP's gelu_tanh
-    config.model.text.causal = False  # a token attends to none after it, as in CLIP; not with pooling first
-    config.model.text.pooling = "first"  # token that is the embedding: first, end (the last but padding), last (place)
+    config.model.text.causal = False  # a token attends to no later one, as in CLIP; not with pooling first
+    config.model.text.pooling = "first"  # token used as embedding: first, end (last but padding), last (place)
     config.model.text.projection_bias = False  # a bias of the projection of texts, as in SigLIP; needs projection
     config.model.norm_epsilon = 1e-6  # of all layer norms, as in ViT; CLIP has 1e-5; more than 0
     config.model.dtype = "bfloat16"  # of activations, or float32; parameters, norms, softmax, losses are float32
@@ -81,8 +81,8 @@ def get_config() -> ConfigDict:
     # Similarities are divided by it; more than 0, or 0 for the scale that the model learns (model.projection or towers
     # 2). Published: 1 with cmpm, 0.02 with sdm, 0.015 with tal; CLIP's begins at 0.07.
     config.match.temperature = 1.0
-    # Which embeddings are brought to length 1 first: both, neither, or as published: of cmpm those that a query is
-    # compared with, not the query; of sdm, itc and tal both.
+    # The embeddings that are scaled to length 1 first: both, neither, or published: for cmpm only those that a query is
+    # compared with, for sdm, itc and tal both.
     config.match.normalise = "published"
 
     config.id = ConfigDict()
@@ -113,8 +113,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # 0 or more
     config.optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
     config.optimizer.layer_decay = 1.0  # learning rate of a block / that of the block above; 0 to 1, 1 = all equal
-    # Factors of the learning rate by parameter path: "PATTERN=FACTOR", as "id_head/=5"; the first pattern that is found
-    # in the path counts. FACTOR is 0 or more.
+    # Factors of the learning rate by parameter path: "PATTERN=FACTOR", such as "id_head/=5"; the first pattern that is
+    # found in the path counts. FACTOR is 0 or more.
     config.optimizer.multipliers = ()
     config.optimizer.ema = 0.0  # decay per step of averaged parameters, which are evaluated; 0 to below 1, 0 = off
 
@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
     config.train.eval_every = 0  # steps between validations, each with a checkpoint; 0 = every epoch
     config.train.select_on = "val"  # split that chooses the best checkpoint; the report marks "test" in red
     config.train.init_from = ""  # a run, an export or converted weights to start from; "" = random parameters
-    config.train.freeze = ()  # patterns of paths of parameters that stay as they are, as "text_embedding/word"
+    config.train.freeze = ()  # patterns; parameters with a matching path are not trained, e.g. ("^similarity/",)
     config.train.max_bad_steps = 1  # non-finite steps in a row that end the run; 1 or more
     config.train.spike_factor = 0.0  # skip steps with a gradient norm above this times the running median; 0 = none
 

@@ -1,11 +1,12 @@
-"""Recipes for models that were taught on image-text pairs; each changes the config of any dataset. docs/recipe.md says
-which published recipe each follows.
+"""Recipes for fine-tuning models pre-trained on image-text pairs; each changes the config of any dataset.
+
+docs/recipe.md says which published recipe each follows.
 
 clip: OpenAI's CLIP ViT-B/16, two towers, trained as IRRA is, without its masked-language term.
-siglip: SigLIP B/16, two towers, trained as clip.
+siglip: SigLIP B/16, two towers, trained in the same way.
 vlmo: VLMo base, the single tower, with multi-level alignment and reconstruction.
 
-The configs of the datasets begin with the commands that fetch and convert each.
+The configs of the datasets begin with the commands that fetch and convert the weights.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ def clip(config: ConfigDict) -> ConfigDict:
 
 
 def siglip(config: ConfigDict) -> ConfigDict:
-    """Changes the config to fine-tune SigLIP as `clip`; there is no published recipe for persons."""
+    """Changes the config to fine-tune SigLIP in the same way; no recipe for persons is published."""
     config.text.tokenizer = "google/siglip-base-patch16-224"
     config.text.length = ConfigDict(dict.fromkeys(("sentence", "phrase", "word"), 64))
     config.model.update(

@@ -132,7 +132,7 @@ def quarantined(path: Path) -> frozenset[str]:
 
 
 def held_out(persons: int, share: float) -> int:
-    """Returns how many of so many training persons are held out for val."""
+    """Returns how many of the training persons are held out for val: at least 1 if the share is above 0."""
     return max(round(share * persons), int(share > 0))
 
 

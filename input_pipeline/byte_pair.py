@@ -1,7 +1,7 @@
 """CLIP's tokenizer: lower-cased byte pairs, in which "</w>" ends a word.
 
-The rules are those of transformers' CLIPTokenizer. OpenAI's own program also repairs broken Unicode (ftfy) and HTML
-entities before them.
+The rules are those of transformers' CLIPTokenizer. OpenAI's own program first repairs broken Unicode (ftfy) and HTML
+entities.
 """
 
 import json
@@ -21,10 +21,10 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class BytePair(Tokenizer):
-    """<|startoftext|> text <|endoftext|>, padded with the end token or another; causal, read at the first end token.
+    """<|startoftext|> text <|endoftext|>, padded with the end token or another; the model reads the first end token.
 
-    Every byte is in the vocabulary, so no word is unknown. Of `backend`, vocabulary and merges count; the other rules
-    are CLIP's.
+    Every byte is in the vocabulary, so no word is unknown. Only vocabulary and merges of `backend` are used; the other
+    rules are CLIP's.
     """
 
     expected = "CLIP's vocabulary is expected"

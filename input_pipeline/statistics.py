@@ -17,12 +17,11 @@ PUBLISHED: dict[str, Counts] = {
 }
 
 
-# Of PEDES-Synth as `python -m input_pipeline.synthetic` makes it by default.
-SYNTHETIC_PERSONS = 4000
+SYNTHETIC_PERSONS = 4000  # for training, in PEDES-Synth as `python -m input_pipeline.synthetic` makes it by default
 
 
 def training_persons(name: str, val_persons: float) -> int:
-    """Returns how many persons a dataset has for training, as published, less those held out; for plans without data.
+    """Returns the published number of training persons of a dataset, without those held out for val; reads no data.
 
     val_persons: the share held out of a dataset without a val split.
     """

@@ -1,6 +1,6 @@
 """Loads the tokenizer of captions: the shipped vocabulary, one in a folder, or one from the hub.
 
-Its own files decide the kind: WordPiece (BERT's and ours), CLIP's byte pairs, or the sentence pieces of SigLIP.
+Its files decide the kind: WordPiece (BERT's and ours), CLIP's byte pairs, or the sentence pieces of SigLIP.
 """
 
 import json
@@ -21,7 +21,8 @@ __all__ = ["SHIPPED", "Tokenizer", "Unread", "fetch_tokenizer", "load_tokenizer"
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
-# Those that are read. Of a download that was cut off, the first files are read as the whole would be, or not at all.
+# The files that are read, in the order of fetching: if a download stops in between, those that are there give the same
+# tokenizer as all of them, or an error.
 FILES = ("tokenizer_config.json", "spiece.model", "tokenizer.json", "vocab.txt", "merges.txt", "vocab.json")
 
 
@@ -29,9 +30,9 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
     """Loads the tokenizer `name`.
 
     name: "" for the shipped vocabulary; a folder with tokenizer.json, vocab.txt (BERT's), vocab.json and merges.txt
-    (CLIP's) or spiece.model (SigLIP's); or a name on the hub, with @revision for another than its main one. vocab_size:
-    the model's, or 0 to accept any. Raises DataError, in one line, also if the sizes differ: another size usually means
-    another vocabulary, so change the model's only without trained weights.
+    (CLIP's) or spiece.model (SigLIP's); or its name on the hub, NAME or NAME@REVISION. vocab_size: the model's, or 0
+    to accept any. Raises DataError, in one line, also if the sizes differ: another size usually means another
+    vocabulary, so change the model's only without trained weights.
     """
     if not name:
         tokenizer: Tokenizer = WordPiece(read_vocabulary(SHIPPED), "(shipped)")
@@ -45,7 +46,7 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
 
 
 def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises DataError if the model's vocabulary has another size than the tokenizer's."""
+    """Raises DataError if the size of the model's vocabulary is not the tokenizer's."""
     if tokenizer.vocab_size != vocab_size:
         blank = "; the last entry is an empty line: remove it" if tokenizer.ends_blank else ""
         raise DataError(
@@ -56,16 +57,18 @@ def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:
+    """Returns the tokenizer of a folder, which errors call `name`. Raises DataError."""
     settings = _settings(folder)
     lower_case = bool(settings.get("do_lower_case", True))
     pad = settings.get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
+    pad = pad.get("content") if isinstance(pad, dict) else pad  # older files describe the token, newer ones name it
     padded = {"pad": str(pad)} if pad else {}
     # SigLIP's own class reads spiece.model; a tokenizer.json beside it is another program's conversion.
-    whole = (folder / "tokenizer.json").is_file() and settings.get("tokenizer_class") != "SiglipTokenizer"
-    if not whole and (folder / "spiece.model").is_file():
+    has_json = (folder / "tokenizer.json").is_file()
+    prefers_json = has_json and settings.get("tokenizer_class") != "SiglipTokenizer"
+    if not prefers_json and (folder / "spiece.model").is_file():
         return Siglip(read_model(folder / "spiece.model"), name, lower_case=lower_case, **padded)
-    if (folder / "tokenizer.json").is_file():
+    if has_json:
         return _of_kind(_from_json(folder / "tokenizer.json"), name, lower_case, padded)
     if (folder / "vocab.txt").is_file():
         return WordPiece(read_vocabulary(folder / "vocab.txt", lower_case), name)
@@ -73,12 +76,12 @@ def _from_folder(folder: Path, name: str) -> Tokenizer:
         return BytePair(read_merges(folder), name, **padded)
     raise DataError(
         f"{folder}: a tokenizer folder holds tokenizer.json, vocab.txt, vocab.json and merges.txt, or spiece.model; "
-        "this one has none of them"
+        "this one has none of them; copy the tokenizer's files into it"
     )
 
 
 def _of_kind(backend: tokenizers.Tokenizer, name: str, lower_case: bool, padded: dict[str, str]) -> Tokenizer:
-    """Returns the tokenizer of the kind that the model of tokenizer.json has."""
+    """Returns the tokenizer of the kind that tokenizer.json describes. padded: {"pad": token}, or {} if not known."""
     model = backend.model
     if isinstance(model, tokenizers.models.Unigram):
         return Siglip(backend, name, lower_case=lower_case, **padded)
@@ -97,7 +100,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}; fetch the file again") from None
     return settings if isinstance(settings, dict) else {}
 
 
@@ -111,7 +114,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_hub(name: str) -> Tokenizer:
     """Loads from the hub's cache, else over the network."""
     try:
-        folder = fetch_tokenizer(look_up(name, suffices=_is_whole))
+        folder = fetch_tokenizer(look_up(name, suffices=_is_complete))
     except UserError as error:
         raise DataError(
             f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}. Set '
@@ -133,6 +136,6 @@ def fetch_tokenizer(repository: Repository) -> Path:
     return copies[0].parent
 
 
-def _is_whole(files: Collection[str]) -> bool:
-    """Whether the files are a tokenizer: weights alone, or vocab.json without merges.txt, are none."""
+def _is_complete(files: Collection[str]) -> bool:
+    """Returns whether files are a whole tokenizer: weights alone are not, nor is vocab.json without merges.txt."""
     return bool({"tokenizer.json", "vocab.txt", "spiece.model"} & {*files}) or {"vocab.json", "merges.txt"} <= {*files}

@@ -18,7 +18,7 @@ _CHARACTERS_PER_TOKEN = 20
 
 
 class Unread(NamedTuple):
-    """The parts of a text that `encode` has no ids for.
+    """The parts of a text that the ids of `encode` do not contain.
 
     words: those that are not in the vocabulary; end: the text beyond `length`; all: whether no known word is left.
     """
@@ -33,14 +33,14 @@ class Tokenizer:
 
     A special token in a text, such as "[SEP]", is encoded as ordinary text. Attributes: vocab_size; the ids pad_id,
     end_id, and begin_id, unk_id and mask_id, which are None if the vocabulary has no such token; digest, the SHA-256 of
-    the rules and the vocabulary, equal for equal ids. Subclasses say which tokens attend and where words begin.
+    the rules and the vocabulary, equal for equal ids. Subclasses define `mask` and where words begin.
     """
 
     expected: ClassVar[str]  # for errors: what the vocabulary should be
     layout: ClassVar[str]  # for manifests: the ids of a text, in words
     padding: ClassVar[str] = "true at tokens, false at padding"  # for manifests: the mask, in words
-    attends_to_padding: ClassVar[bool] = False  # then a text has the length that the model was trained with
-    blank_id: int | None = None  # of a piece that is no more than the blank before a word
+    attends_to_padding: ClassVar[bool] = False  # then texts need the length of the model's training
+    blank_id: int | None = None  # the piece that is only the blank before a word, if any
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, special: Mapping[str, str]):
         """special: the token of "pad", "end" and, where there is one, "begin", "unk" and "mask"."""
@@ -83,7 +83,7 @@ class Tokenizer:
         return rows
 
     def room(self, length: int) -> int:
-        """Returns how many of `length` tokens are for the text itself."""
+        """Returns how many of `length` tokens are left for the text, without begin and end token."""
         return length - self._frame
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
@@ -159,9 +159,9 @@ class Tokenizer:
         return self._backend.encode_batch([_cut(text, length) for text in texts], add_special_tokens=False)
 
     def _rules(self) -> dict[str, Any]:
-        """Returns the serialised tokenizer without settings that do not affect ids; its files differ in those settings.
+        """Returns the serialised tokenizer without what differs between its files but does not affect ids.
 
-        Padding and truncation are off. Only some files list the special tokens of the vocabulary again.
+        That is the post-processor, the decoder, and special tokens that are in the vocabulary as well.
         """
         rules = json.loads(self._backend.to_str())
         vocab = self._backend.get_vocab(with_added_tokens=False)
@@ -170,7 +170,7 @@ class Tokenizer:
         return {**rules, "added_tokens": added, "post_processor": None, "decoder": None}
 
     def _identity(self) -> dict[str, Any]:
-        """Returns all that decides the ids: of byte pairs the vocabulary, because their rules are fixed."""
+        """Returns what decides the ids; for byte pairs only the vocabulary, since BytePair and Gemma fix the rules."""
         rules, frame = self._rules(), [*self._begin, self.end_id, self.pad_id]
         if rules["model"]["type"] != "BPE":
             return {**rules, "frame": frame}

@@ -15,7 +15,7 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "ma
 
 
 class WordPiece(Tokenizer):
-    """[CLS] text [SEP], padded with 0, which is not attended to."""
+    """[CLS] text [SEP], padded with [PAD], id 0, which is not attended to."""
 
     expected = "a BERT WordPiece vocabulary is expected, with one entry per line"
     layout = "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right"
@@ -27,7 +27,7 @@ class WordPiece(Tokenizer):
         self._starts_word = np.array([not token.startswith("##") for token in self._tokens])
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
-        """As in Tokenizer."""
+        """As in Tokenizer: True except at [PAD]."""
         return ids != self.pad_id
 
     def save(self, folder: Path) -> None:

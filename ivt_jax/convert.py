@@ -61,7 +61,7 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def is_on_hub(place: Path | None) -> bool:
-    """Whether --weights or --weights_text is hf:OWNER/NAME."""
+    """Returns whether the value of --weights or --weights_text is hf:OWNER/NAME."""
     return str(place).startswith(PREFIX)
 
 
@@ -77,17 +77,16 @@ def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, An
     """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
-    from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.models.config import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
     config = read_config(args.config or cuhk.__file__, rest)
     check_keys(config)
-    changes = described_by_hub(args, rest, fetched)
-    config.update_from_flattened_dict(changes)
-    model_config = IVTConfig.from_config(config.model)
-    conversion = read_weights(args, fetched, model_config, config.seed)
+    options, pixels = described_by_hub(args, rest, fetched)
+    config.update_from_flattened_dict(options)
+    conversion = read_weights(args, fetched, IVTConfig.from_config(config.model), config.seed)
     record_sizes(config, conversion.model_config)
-    config.update_from_flattened_dict(changes)  # the repository knows the mean and deviation of its pixels
+    config.update_from_flattened_dict(pixels)  # they take precedence over those of the source, such as OpenAI's CLIP
     check_config(config)  # only now: the weights determine patch size, depth and others
     return {"config": config.to_dict()}, conversion
 
@@ -122,36 +121,44 @@ def tensors_of(place: Path, fetched: Any) -> Any:
     return fetched.tensors() if fetched else read_tensors(place)
 
 
-def described_by_hub(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the repositories say of the model, as key of the config -> value; given flags take precedence.
+def described_by_hub(
+    args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what the repositories say of the model, and of its pixels: key of the config -> value.
 
-    Without --config, image size and stride are those that the model was taught with. Sets args.activation. Fetches the
-    tokenizer, if no flag names one: the weights alone in the cache would be of no use offline.
+    Keys that a flag sets are left out. Without --config, image size and stride are those of the model's training. Sets
+    args.activation. Fetches the tokenizer, if no flag names one: offline, the weights alone would be of no use.
     """
     from input_pipeline.tokenizer import VOCABULARIES, fetch_tokenizer
     from ivt_jax.conversion.hub import described
 
-    changes: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    pixels: dict[str, Any] = {}
     if "weights_text" in fetched:
         described(fetched["weights_text"], args.source_text)
     if "weights" in fetched:
         found = described(fetched["weights"], args.source)
-        changes = found.image | ({} if args.source_text else found.text)
-        changes |= {} if args.config or args.source_text else found.geometry
+        pixels = found.pixels
+        options = found.image | ({} if args.source_text else found.text)
+        options |= {} if args.config or args.source_text else found.geometry
         args.activation = found.activation or args.activation
     text = fetched.get("weights_text" if args.source_text else "weights")
     given = {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
+
+    def others(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in found.items() if key not in given}
+
     if text and "text.tokenizer" not in given and set(VOCABULARIES) & set(text.repository.files):
         fetch_tokenizer(text.repository)
-        changes["text.tokenizer"] = text.pinned
-    return {key: value for key, value in changes.items() if key not in given}
+        options["text.tokenizer"] = text.pinned
+    return others(options), others(pixels)
 
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.model import convert_export
-    from ivt_jax.models.ivt import IVTConfig
+    from ivt_jax.models.config import IVTConfig
     from ivt_jax.run.parameter_file import refuse_other_metadata
     from ivt_jax.run.workdir import load_record
 
@@ -200,7 +207,7 @@ def check_paths(args: argparse.Namespace) -> None:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
     for path in (args.weights, args.weights_text):
         if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
-            raise UserError(f"{path}: --source={args.source} reads a file; fetch it and name it")
+            raise UserError(f"{path}: --source={args.source} reads a file; download the weights and name their file")
         if path and not is_on_hub(path) and not path.is_file():
             raise UserError(
                 f"{path} is not a file; name a file of weights, or hf:OWNER/NAME for a repository on the hub"
@@ -228,7 +235,7 @@ def record_sizes(config: Any, model_config: Any) -> None:
 
 
 def record_towers(config: Any, model_config: Any) -> None:
-    """As `record_sizes`, for two towers: turns off what needs one, and keeps texts within the weights' positions.
+    """Writes the same for two towers; turns off what needs one tower, and fits text lengths to the weights' positions.
 
     A text pooled at its last place is padded to the length that the weights were trained with.
     """

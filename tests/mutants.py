@@ -52,7 +52,8 @@ WANTED = 95  # percent that the tests must kill
 GROUPS = {
     "losses": (
         "ivt_jax/losses/*.py",
-        "tests/losses/test_contrastive.py tests/losses/test_mla.py tests/losses/test_bmm.py",
+        "tests/losses/test_contrastive.py tests/losses/test_mla.py tests/losses/test_bmm.py "
+        "tests/losses/test_matching.py tests/losses/test_identity.py",
     ),
     "objective": (
         "ivt_jax/training/objective.py",

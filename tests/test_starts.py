@@ -1,4 +1,4 @@
-"""The recipes for taught starts: what each is made of, and tiny weights of each in every command."""
+"""The recipes for pre-trained models: what each is made of, and tiny weights of each in every command."""
 
 import base64
 import io

@@ -11,7 +11,8 @@ from scipy.special import erf
 
 from ivt_jax.conversion import model, params_from_vlmo
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 
 VLMO = np.load(Path(__file__).parent / "data" / "vlmo_tiny.npz")
 TENSORS = {name.removeprefix("weights/"): VLMO[name] for name in VLMO.files if name.startswith("weights/")}

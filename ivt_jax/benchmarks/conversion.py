@@ -23,7 +23,7 @@ from configs import cuhk
 from ivt_jax.conversion import bert, clip, release, vit
 from ivt_jax.conversion.tensors import shapes as named_shapes
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.workdir import write_record
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from ivt_jax.benchmarks.kernels import Kernel, profile
 from ivt_jax.benchmarks.ranking import draw_split
 from ivt_jax.cost.compiled import analyse
-from ivt_jax.cost.flops import tower_flops
+from ivt_jax.cost.flops import Pass, image_tokens, row_flops
 from ivt_jax.cost.plan import device_flops
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.gallery.nearest import nearest
 from ivt_jax.models.build import model_of
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import global_batch
 
@@ -88,18 +88,17 @@ def encoder_program(config: ConfigDict, piece: str) -> tuple[Callable[[], Any], 
     model_config, batch, length = IVTConfig.from_config(config.model), config.data.batch_size, config.text.length
     model, rng = model_of(model_config), np.random.default_rng(0)
     params = jax.jit(model.init)(jax.random.key(0))["params"]
-    width, patches = model_config.width, model_config.num_patches
     if piece == "images":
         encode: Any = encode_images
         inputs = jax.device_put([rng.integers(0, 256, (batch, *model_config.image_size, 3), np.uint8)])
-        tokens, embedding = 1 + patches, 2 * patches * 3 * model_config.patch_size**2 * width
+        each = Pass("image", batch, image_tokens(config.model))
     else:
-        encode, tokens, embedding = encode_texts, length["sentence"], 0
+        encode, tokens = encode_texts, length["sentence"]
+        each = Pass("text", batch, tokens)
         ids = rng.integers(5, model_config.vocab_size, (batch, tokens), np.int32)
         inputs = jax.device_put([ids, np.ones(ids.shape, bool)])
     compiled = encode.lower(model, params, *inputs).compile()
-    flops = batch * (embedding + tower_flops(tokens, width, model_config.depth, model_config.mlp_ratio))
-    return lambda: compiled(params, *inputs), compiled, flops
+    return lambda: compiled(params, *inputs), compiled, each.rows * row_flops(config.model, each)
 
 
 def random_batch(config: ConfigDict) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Does a start from taught weights help? A small VLMo is taught on PEDES-Synth, converted, and fine-tuned.
+"""Does a start from pre-trained weights help? A small VLMo is pre-trained on PEDES-Synth, converted, and fine-tuned.
 
     python -m ivt_jax.benchmarks.transfer --out=runs/transfer
 
 1. Random weights are written under VLMo's names, and converted (`--source=vlmo`).
-2. They are taught on 4,000 persons, with square images; every image counts as a person of its own, as pairs from the
-   web do. Positions that VLMo does not have stay 0 (`train.freeze`).
-3. The taught weights are written under VLMo's names, and converted for images of 96x48.
-4. Both, the taught and the random ones, are fine-tuned on 500 other persons, with some seeds, at equal steps.
+2. They are pre-trained on 4,000 persons, with square images; every image counts as a person of its own, as pairs from
+   the web do. Positions that VLMo does not have stay 0 (`train.freeze`).
+3. The pre-trained weights are written under VLMo's names, and converted for images of 96x48.
+4. Both, the pre-trained and the random ones, are fine-tuned on 500 other persons, with some seeds, at equal steps.
 
 Prints a table of test scores. Each training is `ivt_jax.main` in a workdir of its own: a second call resumes.
 """
@@ -26,28 +26,28 @@ from ivt_jax.common.files import write_text
 
 MODEL = ("--config.model.relative_positions=True", "--config.model.projection=128")
 FROZEN = "--config.train.freeze=('image_embedding/(pos_embed|type_embed)','text_embedding/(position|token_type)')"
-TAUGHT, RANDOM = "taught", "random"
+PRETRAINED, RANDOM = "pretrained", "random"
 MEASURES = ("R1", "R5", "R10", "mAP")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Teaches, converts and fine-tunes what is missing under --out; prints the table."""
+    """Pre-trains, converts and fine-tunes what is missing under --out; prints the table."""
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     images, few = draw_data(out)
-    starts = {RANDOM: out / "weights-random", TAUGHT: out / "weights-taught"}
+    starts = {RANDOM: out / "weights-random", PRETRAINED: out / "weights-pretrained"}
     if not starts[RANDOM].exists():
         write_vlmo(random_params(), out / "vlmo-random.safetensors")
         convert(out / "vlmo-random.safetensors", starts[RANDOM])
     square = out / "weights-random-square"
     if not square.exists():
         convert(out / "vlmo-random.safetensors", square, "--config.model.image_size=(96,96)")
-    teach(out / "taught", images, square, options.teaching_steps)
-    if not starts[TAUGHT].exists():
+    pretrain(out / "pretrained", images, square, options.pretraining_steps)
+    if not starts[PRETRAINED].exists():
         from ivt_jax.run.checkpoint import restore_params
 
-        write_vlmo(restore_params(out / "taught").params, out / "vlmo-taught.safetensors")
-        convert(out / "vlmo-taught.safetensors", starts[TAUGHT])
+        write_vlmo(restore_params(out / "pretrained").params, out / "vlmo-pretrained.safetensors")
+        convert(out / "vlmo-pretrained.safetensors", starts[PRETRAINED])
     for seed in range(options.seeds):
         for name, start in starts.items():
             fine_tune(out / f"{name}-{seed}", few, start, seed, options.steps)
@@ -102,8 +102,8 @@ def convert(weights: Path, out: Path, *flags: str) -> None:
             "--max_text_len_of_initckpt=64", "--config=configs/synth.py", *flags)  # fmt: skip
 
 
-def teach(workdir: Path, root: Path, start: Path, steps: int) -> None:
-    """Teaches pairs of image and sentence, with a learned scale, as VLMo's contrastive loss.
+def pretrain(workdir: Path, root: Path, start: Path, steps: int) -> None:
+    """Trains on pairs of image and sentence, with a learned scale, as VLMo's contrastive loss.
 
     At the demo's rate, 1e-3, the loss rises again after some hundred steps.
     """
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.transfer", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of data, weights and runs")
     parser.add_argument("--seeds", type=positive, default=3, help="fine-tunings of each start (3)")
-    parser.add_argument("--teaching_steps", type=positive, default=3000, help="steps on 4,000 persons (3000)")
+    parser.add_argument("--pretraining_steps", type=positive, default=3000, help="steps on 4,000 persons (3000)")
     parser.add_argument("--steps", type=positive, default=300, help="steps of each fine-tuning (300)")
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))

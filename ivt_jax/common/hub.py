@@ -1,7 +1,7 @@
-"""Files of a repository on the hub (huggingface.co): which there are, at which commit, and a local copy of each.
+"""Repositories on the hub (huggingface.co): lists their files at a commit, and fetches a local copy of each.
 
 Everything goes through huggingface_hub and its cache (HF_HOME, HF_HUB_CACHE). With HF_HUB_OFFLINE=1, or if the hub
-cannot be reached, the cache answers alone.
+cannot be reached, only the cache is used.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 
 class Repository(NamedTuple):
-    """A repository at one commit, and its files: name -> bytes, 0 if unknown. Found in the cache alone if `cached`.
+    """A repository at one commit, and its files: name -> size in bytes, 0 if unknown.
 
-    revision: the branch or tag that the hub was asked for, or the commit; "" if not known.
+    cached: found in the cache, without asking the hub. revision: the branch, tag or commit that was asked for, "" if
+    not known.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Repository(NamedTuple):
 
 
 def look_up(name: str, suffices: Callable[[Collection[str]], bool] | None = None) -> Repository:
-    """Returns the repository "owner/name" or "owner/name@revision" at its present commit.
+    """Returns the repository "owner/name" or "owner/name@revision" at its latest commit.
 
     suffices: returns whether these files are all that is needed; if the cache has them, the hub is not asked.
     Raises UserError, in one line, if there is no such repository or revision, it is gated, or neither the hub nor the
@@ -59,7 +60,7 @@ def look_up(name: str, suffices: Callable[[Collection[str]], bool] | None = None
 def fetch(repository: Repository, file: str) -> Path:
     """Returns the local copy of a file, downloaded if the cache has none; prints a line before a download.
 
-    The cache then finds the commit by the revision that was asked for, too. Raises UserError as `look_up`.
+    Afterwards the cache finds the commit also by the branch or tag that was asked for. Raises UserError as `look_up`.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
@@ -93,14 +94,14 @@ def _remember(repository: Repository) -> None:
     if repository.cached or revision in ("", commit):
         return
     reference = _folder(name) / "refs" / revision
-    with contextlib.suppress(OSError):  # a cache that only others may write is still read
+    with contextlib.suppress(OSError):  # a cache without write permission is still read
         if not reference.is_file() or reference.read_text().strip() != commit:
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_text(reference, commit)
 
 
 def _cached(repo: str, revision: str) -> Repository | None:
-    """Returns what the cache has of a revision: a branch, a tag, or a commit by its whole number; None if nothing."""
+    """Returns what the cache has of a revision: a branch, a tag or a full commit hash; None if nothing."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = _folder(repo)

@@ -1,4 +1,4 @@
-"""Weights of other programs: the IVT release's, VLMo's, ImageNet ViTs, BERT. `ivt_jax.convert` is the command line."""
+"""Weights of other programs: the IVT release, VLMo, CLIP, SigLIP, ViT, BERT. `ivt_jax.convert` is the command."""
 
 from ivt_jax.conversion.release import params_from_release, release_from_params
 from ivt_jax.conversion.vlmo import params_from_vlmo

@@ -19,7 +19,7 @@ from ivt_jax.models.config import IVTConfig
 KERNEL, BIAS, TYPES = "image_embedding/kernel", "image_embedding/bias", "image_embedding/type_embed"
 WORDS, PLACES = "text_embedding/word", "text_embedding/position"
 EPSILON = 1e-5  # of CLIP's norms
-# Of the pixels (0 to 1) that CLIP was trained on: red, green, blue.
+# Mean and standard deviation of red, green and blue, for pixels from 0 to 1, with which CLIP was trained.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 PROJECTION, TEMPERATURE, TEXT = "the projection to CLIP's common space", "a temperature", "of CLIP's text tower"
@@ -40,7 +40,7 @@ TRANSFORMERS_BLOCK = Block(
 
 
 def openai_image(blocks: str, mlp: str) -> tuple[Rule, ...]:
-    """Returns the rules of the image tower, whose blocks become ours of this name."""
+    """Returns the rules of the image tower; `blocks` and `mlp` are the names of our blocks and of the MLP in each."""
     return (
         rule(CLS, "visual.class_embedding", "D", tokens),
         rule(POSITIONS, "visual.positional_embedding", "N D", tokens),
@@ -52,7 +52,7 @@ def openai_image(blocks: str, mlp: str) -> tuple[Rule, ...]:
 
 
 def transformers_image(blocks: str, mlp: str) -> tuple[Rule, ...]:
-    """As `openai_image`, without the prefix "vision_model."."""
+    """Returns the same rules as `openai_image`, in the naming of transformers without the prefix "vision_model."."""
     return (
         rule(CLS, "embeddings.class_embedding", "D", tokens),
         rule(POSITIONS, "embeddings.position_embedding.weight", "N D", tokens),
@@ -64,7 +64,7 @@ def transformers_image(blocks: str, mlp: str) -> tuple[Rule, ...]:
 
 
 def transformers_text() -> tuple[Rule, ...]:
-    """Returns the rules of the text tower, without the projection and the prefix "text_model."; SigLIP has them too."""
+    """Returns the rules of CLIP's and SigLIP's text tower, without its projection and the prefix "text_model."."""
     return (
         rule(WORDS, "embeddings.token_embedding.weight", "V D"),
         rule(PLACES, "embeddings.position_embedding.weight", "L D"),
@@ -81,7 +81,7 @@ OPENAI_TEXT = (
     *layer_rules("text_blocks/norm", "ln_final."),
     rule("text_projection/kernel", "text_projection", "D E"),
 )
-OPENAI_TEXTS = (  # under "text." in open_clip's models with a text tower of its own
+OPENAI_TEXTS = (  # some models of open_clip keep their text tower under "text."
     r"transformer\..*|token_embedding\..*|ln_final\..*|positional_embedding|text_projection(\..*)?|text\..*"
 )
 OPENAI_SIZES = {r"input_resolution|context_length|vocab_size": "a size, no weight"}
@@ -152,8 +152,8 @@ def convert_clip_towers(
 ) -> Conversion:
     """Returns a model with both towers of CLIP, with the options that it needs; see `complete_towers`.
 
-    activation: of the MLPs of both towers, which the tensors do not determine: "quick_gelu" for OpenAI's models, "gelu"
-    for most others. Raises UserError as `read_towers` and `complete_towers`.
+    activation: of the MLPs of both towers, which tensors do not show: "quick_gelu" for OpenAI's models, "gelu" for most
+    others. Raises UserError as `read_towers` and `complete_towers`, and if the widths of the projections differ.
     """
     image, text = read_towers(clip, TOWERS, "CLIP")
     if image.sizes["E"] != text.sizes["E"]:
@@ -169,9 +169,9 @@ def convert_clip_towers(
 def convert_clip(
     clip: Source, text: Source, model_config: IVTConfig, activation: str, method: str, seed: int
 ) -> Conversion:
-    """As `convert_vit`, with the image side of CLIP; sets the options of the model that CLIP needs.
+    """Returns the single tower with CLIP's image side and BERT's text side, as `convert_vit`, and CLIP's options.
 
-    activation: of the image MLPs, as of `convert_clip_towers`.
+    activation: of the image MLPs, as in `convert_clip_towers`.
     """
     naming = NAMINGS[naming_of(clip, NAMINGS, "CLIP")]
     image = without_bias(read(naming, clip.tensors, clip.file, {}))
@@ -180,7 +180,7 @@ def convert_clip(
 
 
 def options_of(model_config: IVTConfig, activation: str) -> IVTConfig:
-    """Returns the config with the options of CLIP's image tower, and its pixels' mean and deviation."""
+    """Returns the config with the options of CLIP's image tower, and the mean and deviation of its pixels."""
     return dataclasses.replace(
         model_config, image_norm=True, image_activation=activation, norm_epsilon=EPSILON, pooling="class",
         pixel_mean=MEAN, pixel_deviation=DEVIATION,
@@ -197,7 +197,7 @@ def without_types(conversion: Conversion) -> Conversion:
 
 
 def without_bias(image: Loaded) -> Loaded:
-    """Returns `image` with a bias of the patches, 0."""
+    """Returns `image` with a bias of the patch embedding, 0, which CLIP does not have."""
     bias = np.zeros(image.sizes["D"], np.float32)
     use = TensorUse("initialised", "", bias.shape, f"{BIAS}, zeros: CLIP has none")
     return Loaded(image.flat | {BIAS: bias}, image.sizes, [*image.uses, use])

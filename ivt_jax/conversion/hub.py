@@ -1,4 +1,4 @@
-"""Weights from the hub: which files of a repository are fetched, and what its config.json says that tensors do not."""
+"""Weights from the hub: chooses a repository's files to fetch, and reads from its config.json what tensors lack."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ DESCRIPTION, PIXELS, OPEN_CLIP = "config.json", "preprocessor_config.json", "ope
 SAFE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 OPEN_CLIP_SAFE = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_PICKLE = "open_clip_pytorch_model.bin"
-CONVERTER = "SFconvertbot"  # the hub's own account, which offers safetensors of pickles as pull requests
+CONVERTER = "SFconvertbot"  # the hub's account that converts pickles to safetensors and offers them as pull requests
 
 # Of each --source: the models it reads, by `model_type`, and transformers' defaults, which a config.json leaves out.
 MODEL_TYPES = {"clip": ("clip",), "siglip": ("siglip",), "vit": ("vit", "deit"), "bert": ("bert",)}
@@ -77,8 +77,8 @@ class Fetched(NamedTuple):
 def fetch_weights(name: str) -> Fetched:
     """Fetches weights and their description from "owner/name" or "owner/name@revision"; tokenizers are left out.
 
-    Prefers safetensors; a PyTorch file is taken where PyTorch is installed, else the hub's own conversion of it, if the
-    hub offers one as a pull request and no revision is given. Raises UserError, in one line, as `look_up`, and if the
+    Prefers safetensors, then PyTorch's file if PyTorch is installed, then the hub's own conversion of that file, if it
+    is offered as a pull request and no revision is given. Raises UserError, in one line, as `look_up`, and if the
     repository has no weights that can be read.
     """
     repository = look_up(name)
@@ -111,7 +111,7 @@ def _conversion(repository: Repository) -> int:
     try:
         offers = HfApi().get_repo_discussions(repository.name, author=CONVERTER, discussion_type="pull_request")
         return next((offer.num for offer in offers if offer.author == CONVERTER and "safetensors" in offer.title), 0)
-    except Exception:  # of many kinds; without an answer, the pickle's own error follows
+    except Exception:  # the client raises many kinds; the error about the pickle follows, with its remedy
         return 0
 
 
@@ -130,7 +130,8 @@ def _shards(repository: Repository) -> list[str]:
     names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
     missing = [name for name in names if name not in repository.files]
     if missing or not names:
-        raise UserError(f'"{repository.name}": {INDEX} names {", ".join(missing) or "no file"}, which is not there')
+        absent = ", ".join(missing) or "no file"
+        raise UserError(f'"{repository.name}": {INDEX} names {absent}, which is not there; name another revision')
     return names
 
 
@@ -141,18 +142,20 @@ def _read_json(repository: Repository, name: str) -> dict[str, Any]:
     try:
         content = json.loads(fetch(repository, name).read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f'"{repository.name}": {name} is not JSON') from None
+        remedy = "name another revision, or remove the file from the hub's cache"
+        raise UserError(f'"{repository.name}": {name} is not JSON; {remedy}') from None
     return content if isinstance(content, dict) else {}
 
 
 class Described(NamedTuple):
-    """What the description says of a model, as key of the config -> value.
+    """What the description says of a model: key of the config -> value.
 
-    image: heads, width and pixels. text: those of a text tower, and the length of texts. geometry: image size and
-    stride, as the model was taught. activation: of the MLPs, "" if not described.
+    image: heads and width. pixels: their mean and deviation. text: heads and width of a text tower, and the length of
+    texts. geometry: image size and stride of its training. activation: of the MLPs, "" if not described.
     """
 
     image: dict[str, Any]
+    pixels: dict[str, Any]
     text: dict[str, Any]
     geometry: dict[str, Any]
     activation: str
@@ -172,7 +175,7 @@ def described(fetched: Fetched, source: str) -> Described:
     if source in ("vit", "bert"):
         sizes = {"model.width": "hidden_size", "model.num_heads": "num_attention_heads"} if source == "vit" else {}
         found = {ours: given[theirs] for ours, theirs in sizes.items() if theirs in given}
-        return Described(found | _pixels(fetched.pixels), {}, {}, "")
+        return Described(found, _pixels(fetched.pixels), {}, {}, "")
     image, text = _open_clip_towers(fetched, source) if "model_cfg" in given else _transformers_towers(fetched, source)
     _refuse_options(name, source, image, text)
     length, size = text["max_position_embeddings"], image["image_size"]
@@ -180,7 +183,8 @@ def described(fetched: Fetched, source: str) -> Described:
     tower = {"model.text.width": text["hidden_size"], "model.text.num_heads": text["num_attention_heads"]}
     lengths = {f"text.length.{level}": length for level in ("sentence", "phrase", "word")}
     return Described(
-        sizes | _pixels(fetched.pixels),
+        sizes,
+        _pixels(fetched.pixels),
         {"model.towers": 2, **tower, **lengths},
         {"model.image_size": (size, size), "model.stride": image["patch_size"]},
         ACTIVATIONS[image["hidden_act"]],
@@ -188,14 +192,15 @@ def described(fetched: Fetched, source: str) -> Described:
 
 
 def _refuse_options(name: str, source: str, image: dict[str, Any], text: dict[str, Any]) -> None:
-    """Raises UserError if a tower has an activation or an epsilon that the models of `source` do not have."""
+    """Raises UserError if a tower has an unknown activation or epsilon, or if the towers' activations differ."""
     epsilon = DEFAULTS[source][0]["layer_norm_eps"]
     for tower in (image, text):
         if not math.isclose(tower["layer_norm_eps"], epsilon) or tower["hidden_act"] not in ACTIVATIONS:
             options = f"{tower['hidden_act']} and norms with epsilon {tower['layer_norm_eps']}"
-            raise UserError(f"{name} has {options}; expected {', '.join(ACTIVATIONS)} and {epsilon}")
+            raise UserError(f"{name} has {options}; only {', '.join(ACTIVATIONS)} and {epsilon} can be converted")
     if image["hidden_act"] != text["hidden_act"]:
-        raise UserError(f"{name} has {image['hidden_act']} in images and {text['hidden_act']} in texts")
+        activations = f"{image['hidden_act']} in images and {text['hidden_act']} in texts"
+        raise UserError(f"{name} has {activations}; only a model with one activation can be converted")
 
 
 def _transformers_towers(fetched: Fetched, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,7 +218,7 @@ def _open_clip_towers(fetched: Fetched, source: str) -> tuple[dict[str, Any], di
     model = fetched.description["model_cfg"]
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     if source != "clip" or {"timm_model_name", "hf_model_name"} & {*image, *text} or "width" not in image:
-        raise UserError(f"{fetched.name} is no CLIP with OpenAI's towers, which --source=clip reads")
+        raise UserError(f"{fetched.name} is no CLIP with OpenAI's towers, the only ones of open_clip that are read")
     shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5}
     return {
         "hidden_size": image["width"], "image_size": image.get("image_size", 224),

@@ -101,7 +101,7 @@ LAYERS = ("norm1", "attn/qkv", "attn/proj", "norm2", "{mlp}/fc1", "{mlp}/fc2")  
 
 
 def block_rules(block: Block, storage: Storage = PYTORCH, ours: str = "blocks", mlp: str = "mlp_vis") -> list[Rule]:
-    """Returns the rules of the norms, the attention and the MLP of our blocks: `ours` and `mlp` are their names."""
+    """Returns the rules of norms, attention and MLP. ours, mlp: the names of our blocks and of the MLP in each."""
     found: list[Rule] = []
     for layer, names in zip(LAYERS, block[1:], strict=True):
         path = f"{ours}/{layer.format(mlp=mlp)}"

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.models.build import model_of, parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 
 class Conversion(NamedTuple):
@@ -50,7 +50,7 @@ def complete(loaded: Loaded, model_config: IVTConfig, seed: int, file: str) -> C
 
 
 def filled(flat: Flat, uses: list[TensorUse], model_config: IVTConfig, seed: int) -> Conversion:
-    """Returns parameters of the model's shapes, with the missing ones initialised from `seed`."""
+    """Returns the conversion with the parameters of `flat`, and the missing ones initialised from `seed`."""
     shapes = parameter_shapes(model_config)
     missing = [path for path in shapes if path not in flat]
     params = unflatten_dict({**flat, **initial_params(model_config, missing, seed)}, sep="/")

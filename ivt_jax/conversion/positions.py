@@ -3,8 +3,8 @@
 As PyTorch's `interpolate(align_corners=False)`, which the release uses: half-pixel centres, no antialiasing, the border
 repeated. (`jax.image.resize` antialiases by default and has another cubic kernel.)
 
-Relative positions keep the distance in pixels that they were learned for. Beyond the farthest of them, they are
-stretched as in VLMo and BEiT.
+A relative position bias stays at the distance in pixels that it was learned for. If the new grid has larger distances,
+the table is stretched to cover them, as in VLMo and BEiT.
 """
 
 import math
@@ -20,9 +20,8 @@ def resize_positions(
 ) -> np.ndarray:
     """Returns the positions (1, 1 + rows * columns, D) of grid `source` for grid `target`; that of [CLS] stays.
 
-    Without [CLS] they are (1, rows * columns, D).
-
-    Grids are (rows, columns). For equal grids the array itself is returned.
+    Without [CLS] they are (1, rows * columns, D). Grids are (rows, columns). For equal grids the array itself is
+    returned.
     """
     if tuple(source) == tuple(target):
         return positions
@@ -54,10 +53,10 @@ def kernel(x: np.ndarray, method: str) -> np.ndarray:
 
 
 def resize_offsets(table: np.ndarray, source: tuple[int, int], target: tuple[int, int], ratio: float) -> np.ndarray:
-    """Returns relative positions (..., 2 rows - 1, 2 columns - 1) of grid `source` for the patches of grid `target`.
+    """Returns relative position biases (..., 2 rows - 1, 2 columns - 1) of grid `source` for grid `target`.
 
-    Grids are (rows, columns). ratio: pixels between patches of the target / between those of the source. For equal
-    grids the array itself is returned.
+    Grids are (rows, columns). ratio: stride of the target in pixels / stride of the source. For equal grids the array
+    itself is returned.
     """
     if tuple(source) == tuple(target):
         return table
@@ -69,24 +68,25 @@ def resize_offsets(table: np.ndarray, source: tuple[int, int], target: tuple[int
 def offset_weights(old: int, new: int, ratio: float) -> np.ndarray:
     """Returns (2 new - 1, 2 old - 1): the weight of each old offset of an axis in each new one, by a cubic spline.
 
-    old, new: patches along the axis. Offset d of the new grid reads the old one's number at d * ratio.
+    old, new: patches along the axis. Offset d of the new grid reads the old table at offset d * ratio.
     """
+    if old == 1:
+        return np.ones((2 * new - 1, 1))
     wanted = np.arange(1 - new, new) * ratio
     points = offset_points(old, math.ceil((new - 1) * ratio - 1e-9))
-    if old == 1:
-        return np.ones((len(wanted), 1))
-    weights = CubicSpline(points, np.eye(len(points)))(np.clip(wanted, points[0], points[-1]))
+    matrix = CubicSpline(points, np.eye(len(points)))(np.clip(wanted, points[0], points[-1]))
     places = np.searchsorted(points, wanted)
     exact = np.append(points, np.inf)[places] == wanted
-    weights[exact] = np.eye(len(points))[places[exact]]  # without rounding
-    return weights
+    matrix[exact] = np.eye(len(points))[places[exact]]  # without the spline's rounding
+    return matrix
 
 
 def offset_points(old: int, farthest: int) -> np.ndarray:
-    """Returns where the offsets of a grid with `old` patches along an axis lie, in its own patches (2 old - 1,).
+    """Returns the positions (2 old - 1,) at which the spline has the old table's numbers, in patches of the old grid.
 
-    If the new grid has no offset beyond them, they stay: -2, -1, 0, 1, 2. Otherwise the steps grow by a constant factor
-    away from 0, up to `farthest`, as in VLMo: the factor is found by bisection between 1.01 and 1.5.
+    old: patches along the axis. farthest: largest offset that the new grid reads. If the old offsets cover it, the
+    positions are these offsets, such as -2, -1, 0, 1, 2. Otherwise the steps grow away from 0 by a constant factor, so
+    that they reach `farthest`. As in VLMo, the factor is found by bisection between 1.01 and 1.5.
     """
     half = old - 1
     if farthest <= half:

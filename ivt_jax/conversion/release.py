@@ -10,7 +10,7 @@ from ivt_jax.conversion.bert import text_embedding
 from ivt_jax.conversion.layers import Block, block_rules, convolution, convolution_weight, layer_rules, linear
 from ivt_jax.conversion.model import Conversion, complete
 from ivt_jax.conversion.tensors import Naming, read, rule, same
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 TOWER, BLOCK = "encoder_vl.", "encoder_vl.blocks.{}."
 POSITION_IDS = TOWER + "embeddings.position_ids"  # 0, 1, 2, ...: an index that the release stores with its weights

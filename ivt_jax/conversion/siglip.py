@@ -1,13 +1,13 @@
 """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025), both towers, in the naming of transformers.
 
-SigLIP 2's models of a fixed resolution have the same names. Those of any resolution ("naflex") have not, and are
-refused.
+SigLIP 2's models of a fixed resolution have the same tensor names. Its models for any resolution ("naflex") have other
+names and are refused.
 """
 
 import dataclasses
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.conversion.clip import INDEX, TRANSFORMERS_BLOCK, text_name, tokens, transformers_text, vision_name
+from ivt_jax.conversion.clip import INDEX, SCALE, TRANSFORMERS_BLOCK, text_name, tokens, transformers_text, vision_name
 from ivt_jax.conversion.layers import block_rules, layer_rules
 from ivt_jax.conversion.model import Conversion
 from ivt_jax.conversion.tensors import Naming, rule
@@ -16,7 +16,7 @@ from ivt_jax.conversion.vit import POSITIONS, Source
 from ivt_jax.models.config import IVTConfig
 
 EPSILON = 1e-6  # of SigLIP's norms
-MEAN = DEVIATION = (0.5, 0.5, 0.5)  # of its pixels (0 to 1)
+MEAN = DEVIATION = (0.5, 0.5, 0.5)  # of red, green and blue, for pixels from 0 to 1
 HEAD = "image_head"
 
 IMAGE = (
@@ -30,7 +30,7 @@ IMAGE = (
     *layer_rules(f"{HEAD}/norm", "head.layernorm."),
     *layer_rules(f"{HEAD}/mlp/fc1", "head.mlp.fc1."),
     *layer_rules(f"{HEAD}/mlp/fc2", "head.mlp.fc2."),
-    rule("similarity/log_scale", "logit_scale", "1", scalar),
+    SCALE,
     rule("similarity/bias", "logit_bias", "1", scalar),
 )
 TEXT = (*transformers_text(), *layer_rules("text_projection", "head."))
@@ -42,7 +42,7 @@ TOWERS = {
 def convert_siglip(siglip: Source, model_config: IVTConfig, method: str = "bilinear", seed: int = 0) -> Conversion:
     """Returns a model with both towers of SigLIP, with the options that it needs; see `complete_towers`.
 
-    Raises UserError as `read_towers` and `complete_towers`.
+    Raises UserError as `read_towers` and `complete_towers`, and if the widths of the embeddings differ.
     """
     image, text = read_towers(siglip, TOWERS, "SigLIP")
     if image.sizes["D"] != text.sizes["E"]:

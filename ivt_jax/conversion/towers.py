@@ -13,17 +13,18 @@ from ivt_jax.conversion.tensors import Loaded, Naming, read
 from ivt_jax.conversion.vit import Source, naming_of, resized
 from ivt_jax.models.config import IVTConfig
 
-# Heads of the published towers by width: 64 numbers a head. Other widths, as 1152 with 16, follow no rule.
+# Number of heads by width in the published towers: 64 channels per head. Other widths, such as 1152 with 16 heads, do
+# not follow this rule.
 HEADS = {512: 8, 768: 12, 1024: 16}
 SCALARS = ("logit_scale", "logit_bias")  # some programs store them as (1,), others as ()
 
 
 class TowerNamings(NamedTuple):
-    """The names of an image tower's tensors, with the scale, and those of a text tower's."""
+    """The tensor names of an image tower, with the scale of similarities, and of a text tower."""
 
     image: Naming
     text: Naming
-    of_text: str  # pattern of the whole name of the text tower's tensors, before `text.clean`
+    of_text: str  # regular expression for the full names of the text tower's tensors, before `text.clean`
 
 
 def read_towers(source: Source, namings: Mapping[str, TowerNamings], kind: str) -> tuple[Loaded, Loaded]:
@@ -49,9 +50,9 @@ def complete_towers(
 ) -> Conversion:
     """Returns the model with the two towers of `file`; positions are resized to its grid of patches by `method`.
 
-    projection: width of the embeddings. model_config: image size and options of both towers; the other sizes are those
-    of the tensors. The number of heads is the config's if its width is the tensors', else that of a published tower.
-    Patches overlap only if the config's do. Raises UserError if a size does not fit.
+    projection: width of the embeddings. model_config: image size and options of both towers; the other sizes are read
+    off the tensors. The number of heads is the config's if its width is that of the tensors, otherwise that of a
+    published tower (HEADS). Patches overlap only if the config's do. Raises UserError if a size does not fit.
     """
     c, sizes, words = model_config, image.sizes, text.sizes
     towers: dict[str, Any] = {

@@ -12,8 +12,8 @@ from ivt_jax.conversion.layers import FLAX, Block, block_rules, layer_rules
 from ivt_jax.conversion.model import Conversion, complete
 from ivt_jax.conversion.positions import resize_positions
 from ivt_jax.conversion.tensors import Loaded, Naming, read, rule
-from ivt_jax.models.embeddings import patch_grid
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.patches import patch_grid
 
 CLS, POSITIONS = "image_embedding/cls", "image_embedding/pos_embed"
 CLASSIFIER, POOLER = "the classifier", "a pooler"

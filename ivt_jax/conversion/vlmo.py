@@ -1,4 +1,5 @@
-"""VLMo (Bao et al. 2022), whose tower is ours: its layer scale, norms per modality and type embedding fold into ours.
+"""VLMo (Bao et al. 2022). Its tower is IVT's, up to layer scale, norms per modality and type embeddings, which are
+folded into our parameters.
 
 The MLPs that only its joint passes use, in the upper layers, and the heads of its other tasks are ignored.
 """
@@ -19,14 +20,15 @@ from ivt_jax.conversion.positions import resize_offsets
 from ivt_jax.conversion.release import INVERSE
 from ivt_jax.conversion.tensors import Flat, Loaded, Naming, TensorUse, read, rule
 from ivt_jax.conversion.vit import CLS, POSITIONS, resized
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 LONGEST = 196  # tokens of a text for which the published weights have relative positions
 BLOCK = "transformer.blocks.{}."
 TABLE, ABSOLUTE, SCALE = "relative_position_bias_table", "transformer.pos_embed", "logit_scale"
 MODALITIES = {"mlp_vis": "imag", "mlp_txt": "text"}  # our MLP -> their modality
 
-# Not parameters of ours: what becomes of tensors that are folded into several. The table of uses prints it.
+# Stand-ins for parameter paths: tensors that are folded into several parameters are read under these names, and the
+# table of uses prints them.
 RELATIVE = "blocks/relative"
 TYPES = "image_embedding/type_embed, and added to text_embedding/bias"
 ATTENTION_SCALE, MLP_SCALE = (f"multiplied into {layer}" for layer in ("blocks/attn/proj", "blocks/mlp_*/fc2"))
@@ -96,9 +98,9 @@ def params_from_vlmo(
     """Converts VLMo's tensors by name to the model's config and its parameters.
 
     Arguments are as of `params_from_release`. Relative positions are resized to the grid of patches; texts have at most
-    max_text_len_of_initckpt tokens, for which VLMo's table was made. Parameters have the dtype of the tensors; the mask
-    token and the reconstruction heads, which VLMo does not have, are initialised from seed 0. Raises UserError, naming
-    the tensor, if one is missing, unexpected or of another shape.
+    max_text_len_of_initckpt tokens, the length that VLMo's table covers. Parameters have the dtype of the tensors; mask
+    token and reconstruction heads, which VLMo does not have, are initialised from seed 0. Raises UserError, naming the
+    tensor, if one is missing, unexpected or of another shape.
     """
     height, width = image_size
     model_config = IVTConfig(num_heads=num_heads, image_size=(height, width), stride=stride)
@@ -136,17 +138,17 @@ def convert_vlmo(
 def vlmo_from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns our parameters as VLMo's tensors by name, without mask token and reconstruction heads.
 
-    The inverse of `params_from_vlmo` up to what a norm and the layer after it share: layer scales are 1, and the bias
-    of keys, which changes no softmax, is dropped. Raises ValueError for what VLMo has no tensor for: positions that are
-    not 0, type embeddings that differ between patches, a grid that is not square.
+    Converted again, they give the same model: layer scales are 1, and the bias of keys, which changes no softmax, is
+    dropped. Raises ValueError for what VLMo has no tensor for: positions that are not 0, type embeddings that differ
+    between patches, a grid that is not square.
     """
     flat = {path: np.asarray(value) for path, value in flatten_dict(params, sep="/").items()}
     types = flat["image_embedding/type_embed"][0]
     if flat[POSITIONS].any() or flat["text_embedding/position"].any() or (types != types[0]).any():
-        raise ValueError("positions that are not 0, or types that differ between patches")
+        raise ValueError("VLMo has no tensor for positions that are not 0, or for types that differ between patches")
     depth, heads, rows, columns = flat[f"{RELATIVE}/image"].shape
     if rows != columns:
-        raise ValueError(f"a grid of {(rows + 1) // 2}x{(columns + 1) // 2} patches")
+        raise ValueError(f"VLMo has no tensor for a grid of {(rows + 1) // 2}x{(columns + 1) // 2} patches")
     names = ("image", "image_cls", "cross", "text", "text_cls")
     image, image_cls, cross, text, text_cls = (flat[f"{RELATIVE}/{name}"] for name in names)
     parts = image.reshape(depth, heads, -1), image_cls, cross, text[..., ::-1], text_cls
@@ -170,14 +172,14 @@ def vlmo_from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def folded(flat: Flat, tokens: int) -> Flat:
-    """Returns the parameters that several tensors make, computed in float64. tokens: of an image."""
+    """Returns the parameters that are computed from several tensors, in float64. tokens: their number in an image."""
     text_type, image_type = flat[TYPES].astype(np.float64)
     found = {
         "image_embedding/type_embed": np.broadcast_to(image_type, (1, tokens, len(image_type))),
         "text_embedding/bias": flat["text_embedding/bias"] + text_type,  # VLMo adds it after the norm
     }
     scaled = {"blocks/attn/proj": ATTENTION_SCALE} | {f"blocks/{name}/fc2": MLP_SCALE for name in MODALITIES}
-    for layer, scale in scaled.items():  # of what the layer returns
+    for layer, scale in scaled.items():  # VLMo multiplies the layer's output
         factor = flat[scale].astype(np.float64)
         found[f"{layer}/kernel"] = flat[f"{layer}/kernel"] * factor[:, None, :]
         found[f"{layer}/bias"] = flat[f"{layer}/bias"] * factor
@@ -193,7 +195,7 @@ def folded(flat: Flat, tokens: int) -> Flat:
 
 
 def relative_tables(loaded: Loaded, file: str, model_config: IVTConfig, longest: int) -> tuple[Flat, list[TensorUse]]:
-    """Returns the tables of relative positions, resized to the model's grid of patches, and the uses with a note on it.
+    """Returns the relative position biases, resized to the model's grid of patches, and the uses with a note on it.
 
     VLMo has one table, a column for each head of each layer. Its rows are, in this order: offsets of patches, query
     minus key, row by row; from [CLS], to [CLS], from [CLS] to itself; text to image, image to text; offsets of words,
@@ -203,13 +205,14 @@ def relative_tables(loaded: Loaded, file: str, model_config: IVTConfig, longest:
     own = next(use.name for use in loaded.uses if use.note == RELATIVE)
     if table.shape[1] != depth * heads:
         expected = f"{depth} layers times {heads} heads are {depth * heads}"
-        raise UserError(f'{file}: tensor "{own}" has {table.shape[1]} columns, {expected}; give the number of heads')
+        remedy = "give the number of heads, --config.model.num_heads"
+        raise UserError(f'{file}: tensor "{own}" has {table.shape[1]} columns, {expected}; {remedy}')
     offsets = len(table) - 5 - (2 * longest - 3) - 3
     side = math.isqrt(max(offsets, 0))
     if longest < 2 or side**2 != offsets or side % 2 == 0:
         raise UserError(
             f'{file}: tensor "{own}" has {len(table)} rows, which fit no square grid of patches beside texts '
-            f"of {longest} tokens; give the max_text_len_of_initckpt of its training"
+            f"of {longest} tokens; give the --max_text_len_of_initckpt of its training"
         )
     by_layer = table.T.reshape(depth, heads, len(table))
     image, image_cls, cross, text, text_cls = np.split(by_layer, np.cumsum([offsets, 3, 2, 2 * longest - 3]), axis=-1)

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from input_pipeline.statistics import training_persons
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.cost.bound import PLAN_COLUMNS, compiled_report, plan_cells
 from ivt_jax.cost.compiled import compile_config
-from ivt_jax.cost.flops import step_cost
+from ivt_jax.cost.flops import persons, step_cost
 from ivt_jax.cost.plan import BATCHES, MODELS, choices, device_flops, device_memory, plan_table, planned
 from ivt_jax.cost.topologies import Topology, topology_devices
 from ivt_jax.models.build import build_model
@@ -98,12 +97,12 @@ def _described(config: Any, devices: int) -> tuple[str, dict[str, int]]:
     check_config(config, devices)
     sizes = mesh_sizes(config.runtime.mesh, devices)
     tx = make_optimizer(config, make_schedules(config, np.arange(3), 2))
-    persons = training_persons(config.data.name, config.data.val_persons)
-    state = jax.eval_shape(lambda: init_state(build_model(config.model), tx, config, persons))
+    classes = persons(config)
+    state = jax.eval_shape(lambda: init_state(build_model(config.model), tx, config, classes))
     lines = [
         str(config),
         parameter_table(state.params, rate_notes(paths_of(state.params), config)),
-        f"id_head: {persons:,} persons, {ASSUMED}" if config.id.weight else "",
+        f"id_head: {classes:,} persons, {ASSUMED}" if config.id.weight else "",
         sharding_table(sizes, state),
         edge_notice(config),
         scale_notice(config),

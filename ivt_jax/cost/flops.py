@@ -1,8 +1,8 @@
 """FLOPs of a training step, by formula from a config; needs no JAX.
 
 Counts the matrix products of the training objective (a multiply-add is two FLOPs), not norms, softmax, GELU and the
-optimiser; gradients of frozen parameters count, too. `config` is a ConfigDict or nested dicts, as configs/default.py.
-`ivt_jax/cost/plan.py` has the memory.
+optimiser. Gradients of frozen parameters are counted, although a step omits them. `config` is a ConfigDict or nested
+dicts, as configs/default.py. `ivt_jax/cost/plan.py` has the memory.
 """
 
 from collections import Counter
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from input_pipeline.statistics import training_persons
+from ivt_jax.models.config import hidden_units
 from ivt_jax.models.patches import num_patches
 
-OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers kept for each parameter
+OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -27,7 +28,7 @@ class Pass(NamedTuple):
 class StepCost(NamedTuple):
     """FLOPs of one step over the global batch, on all devices together."""
 
-    image: int  # forward, as all but `recomputed`: the encoders
+    image: int  # the encoders; forward only, as all but `recomputed`
     text: int
     joint: int
     heads: int  # both reconstruction heads, and the classifier
@@ -56,13 +57,7 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
     passes = tower_passes(config)
 
     def encoder(kind: str) -> int:
-        embedding = 0 if kind == "text" else 2 * patches * pixels * width
-        tower = tower_of(model, kind)
-        sizes = tower["width"], tower["depth"], tower["mlp_ratio"]
-        outside = [embedding + pooling_flops(model, p) for p in passes if p.kind == kind]
-        blocks = [tower_flops(p.tokens, *sizes) for p in passes if p.kind == kind]
-        rows = [p.rows for p in passes if p.kind == kind]
-        return sum(n * (more + flops) for n, more, flops in zip(rows, outside, blocks, strict=True))
+        return sum(p.rows * row_flops(model, p) for p in passes if p.kind == kind)
 
     heads = predicted_words(config) * 2 * width * (width + model["vocab_size"])
     if bmm["patch_weight"]:
@@ -110,7 +105,7 @@ def predicted_words(config: Mapping[str, Any]) -> int:
 
 
 def persons(config: Mapping[str, Any]) -> int:
-    """Returns the number of training persons without the data, as published; the classes of the identity loss."""
+    """Returns the published number of training persons, the classes of the identity loss; reads no data."""
     return training_persons(config["data"]["name"], config["data"]["val_persons"])
 
 
@@ -126,9 +121,17 @@ def matching_side(config: Mapping[str, Any]) -> int:
     return config["data"]["batch_size"] * max(mla["views"], len(mla["levels"])) if mla["weight"] else 0
 
 
+def row_flops(model: Mapping[str, Any], p: Pass) -> int:
+    """Returns the forward FLOPs of one row of a pass, from its pixels or ids to its embedding."""
+    tower = tower_of(model, p.kind)
+    pixels = 0 if p.kind == "text" else patches_of(model) * 3 * model["patch_size"] ** 2
+    blocks = tower_flops(p.tokens, tower["width"], tower["depth"], tower["mlp_ratio"])
+    return 2 * pixels * model["width"] + blocks + pooling_flops(model, p)
+
+
 def tower_flops(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
     """Returns the forward FLOPs of one sequence through the blocks: qkv, attention, proj and one MLP per token."""
-    linear = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
+    linear = 2 * tokens * width * (4 * width + 2 * hidden_units(width, mlp_ratio))
     return depth * (linear + 4 * tokens**2 * width)  # attention: the scores and the weighted sums
 
 
@@ -138,35 +141,35 @@ def attention_flops(p: Pass, tower: Mapping[str, Any]) -> int:
 
 
 def pooling_flops(model: Mapping[str, Any], p: Pass) -> int:
-    """Returns the forward FLOPs of a row from its tokens to its embedding: a projection, or SigLIP's head.
+    """Returns the forward FLOPs of a row from its tokens to its embedding: a projection, or attention pooling.
 
-    The head's query is the same for all rows and left out.
+    The query of attention pooling is the same for all rows and is left out.
     """
-    width, projection = tower_of(model, p.kind)["width"], model.get("projection", 0)
-    if p.kind == "image" and has_head(model):
-        hidden = int(width * model["mlp_ratio"])
+    width, projection = tower_of(model, p.kind)["width"], model["projection"]
+    if p.kind == "image" and not has_class_token(model):
+        hidden = hidden_units(width, model["mlp_ratio"])
         return 2 * width * (2 * p.tokens * width + 2 * p.tokens + width + 2 * hidden)
     return 0 if p.kind == "joint" else 2 * width * projection
 
 
 def tower_of(model: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """Returns the section with width, depth, num_heads and mlp_ratio of the blocks of a pass."""
-    return model["text"] if kind == "text" and model.get("towers", 1) == 2 else model
+    return model["text"] if kind == "text" and model["towers"] == 2 else model
 
 
-def has_head(model: Mapping[str, Any]) -> bool:
-    """Returns whether images are pooled by SigLIP's head; then they have no class token."""
-    return model.get("pooling", "class") == "attention"
+def has_class_token(model: Mapping[str, Any]) -> bool:
+    """Returns whether images have a class token; otherwise they are pooled by attention."""
+    return model["pooling"] == "class"
 
 
 def image_tokens(model: Mapping[str, Any]) -> int:
     """Returns the number of tokens of an image: patches, and the class token if there is one."""
-    return patches_of(model) + (not has_head(model))
+    return patches_of(model) + has_class_token(model)
 
 
 def embedding_width(model: Mapping[str, Any]) -> int:
-    """Returns the numbers of an embedding. model: the config's section."""
-    return model.get("projection", 0) or model["width"]
+    """Returns the dimension of an embedding. model: the config's section."""
+    return model["projection"] or model["width"]
 
 
 def patches_of(model: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ivt_jax.cost import flops
 from ivt_jax.losses.identity import ID_HEAD
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig, hidden_units
 from ivt_jax.training.freezing import is_frozen
 from ivt_jax.training.sharding import mesh_sizes, place
 
@@ -74,15 +74,15 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     shapes = trained_shapes(config)
     whole = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
     parts = {name: place(name, shape, sizes).parts for name, shape in shapes.items()}
-    moving = {name: size for name, size in whole.items() if not is_frozen(name, config["train"]["freeze"])}
+    trained = {name: size for name, size in whole.items() if not is_frozen(name, config["train"]["freeze"])}
     parameters = sum(size // parts[name] for name, size in whole.items())
     gathered = sum(size for name, size in whole.items() if parts[name] > 1)
     mlp = sum(size for name, size in whole.items() if "/mlp" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
-    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in moving.items())
-    gradients = sum(sum(size for name, size in moving.items() if _is_in_blocks(name, p.kind)) for p in passes)
-    gradients += sum(size for name, size in moving.items() if name.startswith(ID_HEAD))
+    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in trained.items())
+    gradients = sum(sum(size for name, size in trained.items() if _is_in_blocks(name, p.kind)) for p in passes)
+    gradients += sum(size for name, size in trained.items() if name.startswith(ID_HEAD))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     blocks = [block_bytes(p, {**model, **flops.tower_of(model, p.kind)}, size) for p in passes]
     biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
@@ -94,7 +94,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         optimizer=slots,
         average=parameters if optimizer["ema"] else 0,
         batch=batch_bytes(config) // devices,
-        gradients=gradients + (sum(moving.values()) if microbatches > 1 else 0),  # their sum so far
+        gradients=gradients + (sum(trained.values()) if microbatches > 1 else 0),  # their sum so far
         copies=max(gathered, mlp),
         activations=sum(kept for kept, _ in blocks) + embeddings + cached + sum(biases),
         working=max((working + bias for (_, working), bias in zip(blocks, biases, strict=True)), default=0),
@@ -145,7 +145,7 @@ def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int
     outputs of qkv, proj and fc1; the block is computed again first. The backward pass counts widths, and scores in
     float32; it is fitted to XLA's buffers.
     """
-    width, hidden = model["width"], int(model["width"] * model["mlp_ratio"])
+    width, hidden = model["width"], hidden_units(model["width"], model["mlp_ratio"])
     softmax = 0 if model["attention"] == "cudnn" else model["num_heads"] * p.tokens
     if model["remat"]:
         kept = size * (5 * width + hidden)
@@ -158,9 +158,9 @@ def block_bytes(p: flops.Pass, model: Mapping[str, Any], size: int) -> tuple[int
 
 
 def bias_bytes(p: flops.Pass, config: Mapping[str, Any]) -> int:
-    """Returns the bytes of a pass's relative positions, which rows share; their gradient takes as many again."""
+    """Returns the bytes of a pass's relative position biases, which rows share; their gradient takes as many again."""
     model = config["model"]
-    if not model.get("relative_positions", False):
+    if not model["relative_positions"]:
         return 0
     return 4 * model["depth"] * model["num_heads"] * p.tokens**2
 
@@ -170,7 +170,7 @@ def embedding_bytes(p: flops.Pass, config: Mapping[str, Any], size: int) -> int:
     model = config["model"]
     texts = {"image": 0, "text": p.tokens, "joint": config["text"]["length"]["sentence"]}[p.kind]
     patch_bytes = 0 if p.kind == "text" else flops.patches_of(model) * 3 * model["patch_size"] ** 2 * size
-    width, norm = flops.tower_of(model, p.kind)["width"], 3 if model.get("towers", 1) == 1 else 0
+    width, norm = flops.tower_of(model, p.kind)["width"], 3 if model["towers"] == 1 else 0
     return p.rows * (patch_bytes + 4 * width * (p.tokens + norm * texts))
 
 

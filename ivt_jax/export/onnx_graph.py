@@ -20,9 +20,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.layers import convolution_weight
 from ivt_jax.export.manifest import Trained, write_manifest
-from ivt_jax.export.onnx_layers import attention_head, causal_bias, encode, layer_norm, pooled_text
+from ivt_jax.export.onnx_layers import attention_pooling, causal_bias, encode, layer_norm, pooled_text
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import TEXT_NORM_EPSILON
-from ivt_jax.models.ivt import IVTConfig
 from ivt_jax.models.ops import MASKED
 
 FILES = "image_encoder.onnx", "text_encoder.onnx"
@@ -46,7 +46,10 @@ class Graph:
         self.nodes, self.constants = list[Any](), list[Any]()
 
     def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node; inputs are names, or values, which become constants (lists as int64)."""
+        """Adds a node; returns the name of its output, or a list of names if there are several.
+
+        inputs: names, or values, which become constants (lists as int64).
+        """
         names = [x if isinstance(x, str) else self.constant(np.asarray(x)) for x in inputs]
         made = [f"{op}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(op, names, made, **attributes))
@@ -58,7 +61,7 @@ class Graph:
         return name
 
     def save(self, path: Path, dtypes: Mapping[str, Any], shape: Sequence[str | int], result: str) -> None:
-        """Writes the graph. dtypes, shape: of its inputs; result: the node with the embeddings (batch, D)."""
+        """Writes the graph. dtypes, shape: of its inputs; result: name of the output with the embeddings (batch, D)."""
         helper = self.onnx.helper
         self.nodes.append(helper.make_node("Identity", [result], ["embeddings"]))
         inputs = [
@@ -92,7 +95,7 @@ def image_encoder(g: Graph, params: Params) -> str:
     blocks, mlp_name = ("image_blocks", "mlp") if g.config.towers == 2 else ("blocks", "mlp_vis")
     x = encode(g, params[blocks], image_embedding(g, params["image_embedding"], "images"), mlp_name)
     if not g.config.has_class_token:
-        return unit(g, attention_head(g, params["image_head"], layer_norm(g, params[blocks]["norm"], x)))
+        return unit(g, attention_pooling(g, params["image_head"], layer_norm(g, params[blocks]["norm"], x)))
     first = layer_norm(g, params[blocks]["norm"], g("Gather", x, np.int64(0), axis=1))
     return unit(g, projected(g, params.get("image_projection"), first))
 

@@ -1,7 +1,7 @@
 """The layers of a tower as nodes of an ONNX graph: blocks, attention, pooling. Each follows ivt_jax/models/ by name.
 
 A function adds nodes to a graph (onnx_graph.Graph) and returns the name of the last one's output. Sizes and options are
-those of the graph's config, in a model with two towers the tower's own.
+those of the graph's config; in a model with two towers, that is the tower's own.
 """
 
 import functools
@@ -34,7 +34,7 @@ def encode(
 
 
 def causal_bias(g: Any, length: str) -> str:
-    """Returns what is added to the scores of a causal text, (length, length): each token attends to none after it."""
+    """Returns the bias (length, length) of a causal text: a token attends only to itself and to earlier ones."""
     longest = g.config.max_text_length
     whole = np.where(np.tri(longest, dtype=bool), 0, MASKED).astype(np.float32)
     return g("Slice", whole, [0, 0], g("Concat", length, length, axis=0))
@@ -48,7 +48,7 @@ def pooled_text(g: Any, x: str, mask: str, length: str, pooling: str) -> str:
     return g("GatherND", x, g("ReduceMax", g("Where", mask, places, np.int64(0)), [1], keepdims=1), batch_dims=1)
 
 
-def attention_head(g: Any, p: Params, x: str) -> str:
+def attention_pooling(g: Any, p: Params, x: str) -> str:
     """Pools tokens (B, N, D), after the final norm, to (B, D)."""
     heads, width = g.config.num_heads, g.config.width
     size = width // heads
@@ -63,9 +63,9 @@ def attention_head(g: Any, p: Params, x: str) -> str:
 
 
 def relative_positions(g: Any, tables: Params | None, length: str | None) -> tuple[Any, str | None]:
-    """Returns the numbers (depth, heads, T) of an image's or a text's relative positions, and the place (N, N) of each.
+    """Returns the relative position biases (depth, heads, T) of images or texts, and the index (N, N) of each pair's.
 
-    None, None without relative positions. length: that of the text; None = an image.
+    None and None for a model without them. length: that of the text; None = an image.
     """
     if tables is None:
         return None, None
@@ -73,7 +73,7 @@ def relative_positions(g: Any, tables: Params | None, length: str | None) -> tup
     if length is not None:
         names, bias = ("text", "text_cls"), functools.partial(relative.text_bias, length=g.config.max_text_length)
     joined = np.concatenate([tables[name].reshape(*tables[name].shape[:2], -1) for name in names], axis=-1)
-    counts = np.arange(joined.shape[-1], dtype=np.float32)  # the same functions, on a table of the places themselves
+    counts = np.arange(joined.shape[-1], dtype=np.float32)  # on these, `bias` gives the indices
     cut = tables[names[0]][0, 0].size
     numbered = {names[0]: counts[:cut].reshape(tables[names[0]][:1, :1].shape), names[1]: counts[None, None, cut:]}
     places = np.asarray(bias(jax.tree.map(jnp.asarray, numbered))[0, 0]).astype(np.int64)

@@ -40,6 +40,7 @@ class Encoder(NamedTuple):
 
     @property
     def arguments(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of the arguments, with symbolic sizes."""
         shape = export.symbolic_shape(self.shape, constraints=self.constraints)
         return [jax.ShapeDtypeStruct(shape, dtype) for dtype in self.inputs.values()]
 

@@ -1,1 +1,1 @@
-"""The objective: CMPM, multi-level alignment, bidirectional mask modelling."""
+"""The losses: matching, multi-level alignment, identity, bidirectional mask modelling."""

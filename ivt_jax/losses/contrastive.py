@@ -26,7 +26,7 @@ def projection_losses(
 
 
 def similarities(query: jax.Array, key: jax.Array, *, unit_query: bool, unit_key: bool) -> jax.Array:
-    """Returns the products (m, n) float32 of queries (m, D) and keys (n, D), brought to length 1 where asked."""
+    """Returns the dot products (m, n) float32 of queries (m, D) and keys (n, D); unit_*: scales these to length 1."""
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     if unit_query:
         query = query / jnp.linalg.norm(query, axis=1, keepdims=True)
@@ -36,7 +36,7 @@ def similarities(query: jax.Array, key: jax.Array, *, unit_query: bool, unit_key
 
 
 def cmpm_of_logits(logits: jax.Array, same: jax.Array, epsilon: float = 1e-8) -> jax.Array:
-    """Returns the losses (m,) of logits (m, n); same (m, n) is 1 where the persons agree, else 0."""
+    """Returns the losses (m,) of `projection_losses` from logits (m, n); same (m, n) is 1 for equal persons, else 0."""
     return divergence(logits, same / jnp.linalg.norm(same, axis=1, keepdims=True), epsilon)
 
 

@@ -1,6 +1,6 @@
 """The identity loss (Jiang & Ye, CVPR 2023): one linear classifier over the training persons, for images and texts.
 
-The classifier serves training alone: checkpoints keep it, evaluation, search and exports do not have it.
+The classifier is used in training only: checkpoints contain it; evaluation, search and exports do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ def identity_losses(
 ) -> jax.Array:
     """Returns the loss of each pair (b,) float32: the mean of an image's and a text's cross-entropy.
 
-    views, levels: the embeddings (b, D) of each augmented view and text level, not normalised; a pair's image counts by
-    the mean over its views, its text by the mean over its levels. person_ids (b,): the classes. All in float32 at the
-    highest precision of products.
+    views, levels: the embeddings (b, D) of each augmented view and text level, not normalised; cross-entropies are
+    averaged over the views of an image and over the levels of a text. person_ids (b,): the classes. All in float32 at
+    the highest matmul precision.
     """
 
     def mean_of(parts: Sequence[jax.Array]) -> jax.Array:

@@ -1,7 +1,7 @@
 """Losses that match images and texts of the same person: CMPM, SDM, ITC and TAL, each from one matrix of similarities.
 
-All have one form: the loss of each query against all keys, such that the loss of a batch is the mean over its queries,
-images and texts in turn, and the sum of both. So each works in groups, in micro-batches and split over devices.
+Each gives one loss per query, against all keys. The loss of a batch is the mean over its images as queries plus the
+mean over its texts as queries. So all work in groups, in micro-batches and split over devices.
 """
 
 import functools
@@ -25,9 +25,9 @@ def query_losses(name: str, normalise: str = "published") -> QueryLosses:
     """Returns the per-query form of a loss of LOSSES.
 
     name: "cmpm" (Zhang & Lu, ECCV 2018), "sdm" (Jiang & Ye, CVPR 2023, "IRRA"), "itc" (InfoNCE; Radford et al., ICML
-    2021) or "tal" (Qin et al., CVPR 2024, "RDE"). normalise: the embeddings that are brought to length 1 first:
-    "published": of cmpm the keys alone, of the others both, so that similarities are cosines; "both"; "neither".
-    The form's `scale`: the similarities are multiplied by it, 1 / temperature; None = 1.
+    2021) or "tal" (Qin et al., CVPR 2024, "RDE"). normalise: the embeddings that are scaled to length 1 first: "both",
+    queries and keys, so that similarities are cosines; "neither"; "published", only keys for cmpm, both for the others.
+    The returned function multiplies similarities by its `scale`, 1 / temperature; None = 1.
     """
     unit_query = normalise == "both" or (normalise == "published" and name != "cmpm")
     return functools.partial(_query_losses, LOSSES[name], unit_query, normalise != "neither")
@@ -55,7 +55,7 @@ def _cmpm(logits: jax.Array, same: jax.Array, scale: jax.Array | float) -> jax.A
 
 
 def _sdm(logits: jax.Array, same: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """As CMPM with targets that are divided by their sum, so that they are a distribution."""
+    """As CMPM, with targets divided by their sum, so that they are a distribution."""
     del scale
     return divergence(logits, same / same.sum(1, keepdims=True))
 
@@ -70,12 +70,12 @@ def _tal(logits: jax.Array, same: jax.Array, scale: jax.Array | float) -> jax.Ar
     """The triplet alignment loss [m - sum_j a_ij s_ij + tau log sum_j in negatives exp(s_ij / tau)]+, tau = 1 / scale.
 
     m = TAL_MARGIN; a_i is the softmax of s_i / tau over the positives and is not differentiated. The published loss is
-    the sum over the batch: each query counts as often as there are keys, so that the mean is that sum. A query without
-    negatives has loss 0.
+    the sum over the batch, so each query's loss is multiplied by the number of keys: the mean is then that sum. A query
+    without negatives has loss 0.
     """
     weights = jax.lax.stop_gradient(jax.nn.softmax(jnp.where(same > 0, logits, -jnp.inf), axis=1))
     some = (same == 0).any(1)
-    # Of a query without negatives, the logsumexp would be -inf, with a gradient that is not a number.
+    # Without negatives the logsumexp would be -inf, and its gradient NaN.
     masked = jnp.where((same == 0) | ~some[:, None], logits, -jnp.inf)
     distance = (jax.nn.logsumexp(masked, axis=1) - (weights * logits).sum(1)) / scale
     return jnp.where(some, jax.nn.relu(TAL_MARGIN + distance), 0) * same.shape[1]

@@ -1,1 +1,1 @@
-"""The single tower: embeddings, blocks, heads."""
+"""The model, one tower or two: embeddings, blocks, heads."""

@@ -24,7 +24,7 @@ from ivt_jax.models.ops import (
     norm_params,
     unstack,
 )
-from ivt_jax.models.relative import Bias, image_bias, joint_bias, of_rows, select, table_shapes, text_bias
+from ivt_jax.models.relative import Bias, image_bias, joint_bias, of_rows, select_bias, table_shapes, text_bias
 from ivt_jax.models.selection import Selection
 
 
@@ -40,7 +40,7 @@ def attention(
     """Returns multi-head self-attention over (B, N, D). `kernel` is one of ATTENTION_KERNELS.
 
     mask (B, N) is False at padding, which comes last; None = no padding. bias (B or 1, heads, N, N) is added to the
-    scores. causal: tokens attend to none after them.
+    scores. causal: a token attends only to itself and to earlier ones.
     """
     qkv = dense(p["qkv"], x).reshape(*x.shape[:2], 3, num_heads, -1)
     return dense(p["proj"], ATTENTION_KERNELS[kernel](qkv, mask, bias, causal))
@@ -64,6 +64,16 @@ def modality_mlp(p: Params, x: jax.Array, num_image: int, image_activation: str)
     if num_image < x.shape[1]:
         parts.append(mlp(p["mlp_txt"], x[:, num_image:]))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def attention_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `attention`. stack: leading axes of every array, such as (depth,)."""
+    return linear_params(key, c.init_std, stack, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
+
+
+def mlp_params(key: jax.Array, c: IVTConfig, stack: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Returns the initial parameters of `mlp`; stack as of `attention_params`."""
+    return linear_params(key, c.init_std, stack, fc1=(c.width, c.hidden), fc2=(c.hidden, c.width))
 
 
 def cast(p: Params, dtype: jnp.dtype) -> Params:
@@ -94,7 +104,7 @@ def block(
 ) -> jax.Array:
     """Applies one pre-norm block to (B, N, D), image tokens first.
 
-    drop: the rate () and draws (2, B) of drop_path. scores, tokens: the layer's relative positions, as in `Bias`.
+    drop: the rate () and draws (2, B) of drop_path. scores, tokens: the layer's relative position bias, as in `Bias`.
     """
     c, (rate, draws) = model_config, drop
     attention_draw, mlp_draw = (None, None) if draws is None else draws
@@ -108,7 +118,7 @@ def block(
 
 
 class Blocks(nn.Module):
-    """All blocks of a tower and the final norm. mlps: names of the MLPs in a block. causal: as of `attention`."""
+    """All blocks of a tower and the final norm. mlps: names of the MLPs in a block. causal: as in `attention`."""
 
     config: IVTConfig
     mlps: tuple[str, ...] = ("mlp_vis", "mlp_txt")
@@ -116,28 +126,24 @@ class Blocks(nn.Module):
 
     def setup(self):
         c = self.config
-        hidden = int(c.width * c.mlp_ratio)
-        linears = functools.partial(linear_params, deviation=c.init_std, stack=(c.depth,))
-
-        def norms(_: jax.Array) -> dict:
-            return norm_params(c.depth, c.width)
-
-        attn = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        mlp = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
-        layers: dict[str, Any] = {"norm1": norms, "attn": attn, "norm2": norms, **dict.fromkeys(self.mlps, mlp)}
-        self.layers = {name: self.param(name, init) for name, init in layers.items()}
-        self.final = self.param("norm", lambda _: norm_params(c.width))
-        if c.relative_positions:  # zeros, as in VLMo: at first no offset counts
+        norms, stack = (norm_params, c.depth, c.width), (c.depth,)
+        layers: dict[str, Any] = {"norm1": norms, "attn": (attention_params, c, stack), "norm2": norms}
+        layers |= dict.fromkeys(self.mlps, (mlp_params, c, stack))
+        self.layers = {name: self.param(name, *init) for name, init in layers.items()}
+        self.final = self.param("norm", norm_params, c.width)
+        if c.relative_positions:  # zeros, as in VLMo: no effect at first
             zeros = {name: functools.partial(jnp.zeros, shape) for name, shape in table_shapes(c).items()}
             self.relative = self.param("relative", lambda _: {name: make() for name, make in zeros.items()})
 
-    def bias(self, length: int | None, keep: Selection | None = None, *, image: bool = False) -> Bias | None:
-        """Returns the relative positions of a pass over an image, `length` tokens of a text, or both; None without."""
+    def bias(self, *, image: bool = False, length: int | None = None, keep: Selection | None = None) -> Bias | None:
+        """Returns the relative position bias of a pass over an image, a text of `length` tokens, or both; or None."""
         if not self.config.relative_positions:
             return None
         if length is None:
-            return select(image_bias(self.relative), keep)
-        return select((joint_bias if image else text_bias)(self.relative, length), keep)
+            if not image:
+                raise ValueError("a pass has an image, a text, or both")
+            return select_bias(image_bias(self.relative), keep)
+        return select_bias((joint_bias if image else text_bias)(self.relative, length), keep)
 
     def __call__(
         self,
@@ -150,7 +156,7 @@ class Blocks(nn.Module):
         """Applies the blocks and the final norm: (B, N, D), image tokens first -> (B, N, D) float32.
 
         mask (B, N) is False at padding, which comes last; None = no padding. keys (B,) draw the dropped branches of
-        stochastic depth; None = none is dropped. bias: the relative positions of these tokens.
+        stochastic depth; None = none is dropped. bias: the relative position bias of these tokens.
         """
         c = self.config
         rates, draws = jnp.linspace(0.0, c.drop_path, c.depth), None
@@ -161,7 +167,7 @@ class Blocks(nn.Module):
             block, mask=mask, tokens=tokens, num_image=num_image, model_config=c, causal=self.causal
         )
         if c.remat:
-            # Matrix products are kept, everything cheap is computed again: half the memory for no measurable time.
+            # Matrix products are kept, cheap operations are recomputed: half the memory for no measurable time.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         # Cast here, not in each block: the loop then keeps no copies of the weights for the gradient.
         weights = {name: p if name.startswith("norm") else cast(p, x.dtype) for name, p in self.layers.items()}

@@ -7,13 +7,18 @@ from typing import Any
 from ivt_jax.models.patches import num_patches, patch_grid
 
 
+def hidden_units(width: int, mlp_ratio: float) -> int:
+    """Returns the units of an MLP: those that the ratio was computed from, if it is units / width."""
+    return int(width * mlp_ratio + 1e-6)  # in floating point, 448 * (976 / 448) is below 976
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The text tower of a model with two towers; the defaults have the sizes of CLIP's ViT-B/16.
 
-    activation: of its MLPs. causal: a token attends to none after it. pooling: "first", "end" or "last", the token
-    whose output is the embedding (`selection.pooled_places`). projection_bias: the projection of texts has a bias, as
-    in SigLIP.
+    activation: of its MLPs. causal: a token attends only to itself and to earlier ones. pooling: "first", "end" or
+    "last", the token whose output is the embedding (`selection.pooled_places`). projection_bias: the projection of
+    texts has a bias, as in SigLIP.
     """
 
     width: int = 512
@@ -28,18 +33,20 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class IVTConfig:
-    """Sizes of the tower; the defaults are the paper's ViT-B/16 at 384x128.
+    """Sizes and options of a model; the defaults are the paper's ViT-B/16 at 384x128.
 
-    init_std: deviation of the initial linear layers, class token and positions. A narrow tower needs a larger one.
+    init_std: standard deviation of the initial linear layers, class token and positions. A narrow tower needs a larger
+    one.
     image_norm: a layer norm on the image tokens before the blocks, as in CLIP. image_activation: of `mlp_vis`; CLIP has
     "quick_gelu". norm_epsilon: of that norm and of the blocks; CLIP has 1e-5. Text embedding and heads have their own.
     unroll: compile every block by itself instead of one loop over them. remat: recompute cheap activations.
     attention: "xla", or "cudnn" for cuDNN's kernel on a GPU.
-    pixel_mean, pixel_deviation: of red, green and blue from 0 to 1, by which images are normalised.
-    relative_positions: numbers by offset on attention's scores, as in VLMo. projection: width of the embeddings after a
-    linear layer for each modality; 0 = the tokens' width, and no layer.
-    towers: 1, or 2 for a tower of images and one of texts; then the sizes are the image tower's, and `text` has those
-    of the other. pooling: of images, with two towers: "class", the class token, or "attention", SigLIP's head.
+    pixel_mean, pixel_deviation: mean and standard deviation of red, green and blue, for pixels scaled to 0..1; images
+    are normalised with them.
+    relative_positions: relative position biases on attention scores, as in VLMo. projection: width of the embeddings
+    after a linear layer for each modality; 0 = no such layer, and the width of the tokens.
+    towers: 1 for both modalities, or 2: one for images, with the sizes here, and one for texts, with those of `text`.
+    pooling: of images: "class", the class token, or, with two towers, "attention", SigLIP's attention pooling.
     """
 
     image_size: tuple[int, int] = (384, 128)
@@ -80,8 +87,13 @@ class IVTConfig:
 
     @property
     def embedding_width(self) -> int:
-        """Numbers of an embedding."""
+        """Dimension of an embedding."""
         return self.projection or self.width
+
+    @property
+    def hidden(self) -> int:
+        """Units of an MLP."""
+        return hidden_units(self.width, self.mlp_ratio)
 
     @property
     def text_tower(self) -> "IVTConfig":

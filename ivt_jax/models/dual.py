@@ -13,32 +13,31 @@ from ivt_jax.models.blocks import Blocks
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import ImageEmbedding, PlainTextEmbedding
 from ivt_jax.models.heads import init_projection, init_similarity, project, similarity_scale
-from ivt_jax.models.pooling import AttentionHead
+from ivt_jax.models.pooling import AttentionPooling
 from ivt_jax.models.selection import Selection, pool, pooled_places, select, split_keys
 
 
 class Dual(nn.Module):
     """The two towers. `encode_*` return float32 tokens after the final norm, `embed_*` the embeddings of rows.
 
-    Arguments and draws are those of `IVT`; there is no joint pass, and nothing to reconstruct with.
+    Arguments and random draws are those of `IVT`; there is no joint pass, and there are no reconstruction heads.
     """
 
     config: IVTConfig
 
     def setup(self):
         c = self.config
-        has_head = c.pooling == "attention"
         self.image_embedding = ImageEmbedding(c)
         self.image_blocks = Blocks(c, mlps=("mlp",))
         self.text_embedding = PlainTextEmbedding(c.text_tower)
         self.text_blocks = Blocks(c.text_tower, mlps=("mlp",), causal=c.text.causal)
-        self.image_head = AttentionHead(c) if has_head else None
-        if c.projection and not has_head:
+        self.image_head = None if c.has_class_token else AttentionPooling(c)
+        if c.projection and c.has_class_token:
             self.image_projection = self.param("image_projection", init_projection, c.width, c.projection)
         if c.projection:
             sizes = c.text.width, c.projection, c.text.projection_bias
             self.text_projection = self.param("text_projection", init_projection, *sizes)
-        self.similarity = self.param("similarity", init_similarity, has_head)
+        self.similarity = self.param("similarity", init_similarity, not c.has_class_token)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -54,7 +53,7 @@ class Dual(nn.Module):
         )
 
     def scale(self) -> jax.Array:
-        """Returns the learned scale of similarities () float32, at most 100."""
+        """Returns the learned scale () float32 of similarities, at most 100."""
         return similarity_scale(self.similarity)
 
     def embed_image(

@@ -50,7 +50,7 @@ class ImageEmbedding(nn.Module):
         cls: jax.Array | None = self.param("cls", small, (1, 1, c.width)) if c.has_class_token else None
         if c.towers == 1:
             mask_token = self.param("mask_token", small, (1, 1, c.width))
-        # Relative positions replace these, which begin at 0 then.
+        # With relative position biases, absolute positions are not needed and start at 0, as in TextEmbedding.
         learned = nn.initializers.zeros if c.relative_positions else small
         positions = self.param("pos_embed", learned, (1, c.image_tokens, c.width))
         if c.towers == 1:
@@ -65,13 +65,13 @@ class ImageEmbedding(nn.Module):
             tokens = jnp.concatenate([cls, tokens], axis=1)
         tokens = tokens + positions.astype(dtype)
         if c.image_norm:
-            norm = self.param("norm", lambda _: norm_params(c.width))
+            norm = self.param("norm", norm_params, c.width)
             tokens = layer_norm(norm, tokens, c.norm_epsilon).astype(dtype)
         return tokens
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
-    """Zeroes numbers with probability `rate` and scales the others. keys (B,), one for each row of x (B, ...)."""
+    """Zeroes elements with probability `rate` and scales the others. keys (B,), one for each row of x (B, ...)."""
     if keys is None or rate == 0:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
@@ -96,7 +96,7 @@ class TextEmbedding(nn.Module):
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype, keys: jax.Array | None = None) -> jax.Array:
         """(B, L) int32 -> (B, L, width) in `dtype`; keys (B,) for dropout, None = no dropout."""
-        tokens = words_at(self.word, self.position, ids) + self.token_type[0]
+        tokens = words_and_positions(self.word, self.position, ids) + self.token_type[0]
         tokens = layer_norm({"scale": self.scale, "bias": self.bias}, tokens, TEXT_NORM_EPSILON)
         return dropout(tokens, self.config.dropout, keys).astype(dtype)
 
@@ -113,11 +113,11 @@ class PlainTextEmbedding(nn.Module):
         self.position = self.param("position", small, (c.max_text_length, c.width))
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype, keys: jax.Array | None = None) -> jax.Array:
-        """As of `TextEmbedding`."""
-        return dropout(words_at(self.word, self.position, ids), self.config.dropout, keys).astype(dtype)
+        """As in `TextEmbedding`."""
+        return dropout(words_and_positions(self.word, self.position, ids), self.config.dropout, keys).astype(dtype)
 
 
-def words_at(word: jax.Array, position: jax.Array, ids: jax.Array) -> jax.Array:
+def words_and_positions(word: jax.Array, position: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns the sum of word (V, D) and position (L, D) embeddings of ids (B, l). Raises ValueError if l exceeds L."""
     length, longest = ids.shape[1], len(position)
     if length > longest:

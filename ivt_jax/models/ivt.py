@@ -64,7 +64,7 @@ class IVT(nn.Module):
         return project(self.text_projection, first) if self.config.projection else first
 
     def scale(self) -> jax.Array:
-        """Returns the learned factor of cosines () float32, at most 100; only a model with a projection has it."""
+        """Returns the learned scale () float32 of similarities, at most 100; only a model with a projection has it."""
         return similarity_scale(self.similarity)
 
     def encode_image(
@@ -72,7 +72,7 @@ class IVT(nn.Module):
     ) -> jax.Array:
         """(B, H, W, 3) normalised -> (B, 1 + P, D), or (B, K, D) of the tokens that `keep` selects."""
         tokens, mask = select(self.image_embedding(images, None, self.dtype), None, keep)
-        return self.blocks(tokens, mask, tokens.shape[1], keys, self.blocks.bias(None, keep))
+        return self.blocks(tokens, mask, tokens.shape[1], keys, self.blocks.bias(image=True, keep=keep))
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array, *, keep: Selection | None = None, keys: jax.Array | None = None
@@ -80,7 +80,7 @@ class IVT(nn.Module):
         """ids (B, L) int32, mask (B, L) False at padding, which comes last -> (B, L, D), or (B, K, D) of `keep`."""
         embedding_keys, block_keys = split_keys(keys)
         tokens, kept = select(self.text_embedding(ids, self.dtype, embedding_keys), mask, keep)
-        return self.blocks(tokens, kept, 0, block_keys, self.blocks.bias(ids.shape[1], keep))
+        return self.blocks(tokens, kept, 0, block_keys, self.blocks.bias(length=ids.shape[1], keep=keep))
 
     def encode_joint(
         self,
@@ -101,7 +101,7 @@ class IVT(nn.Module):
         text = self.text_embedding(ids, self.dtype, embedding_keys)
         num_image = image.shape[1]
         mask = jnp.concatenate([jnp.ones(image.shape[:2], bool), mask], axis=1)
-        bias = self.blocks.bias(ids.shape[1], image=True)
+        bias = self.blocks.bias(image=True, length=ids.shape[1])
         tokens = self.blocks(jnp.concatenate([image, text], axis=1), mask, num_image, block_keys, bias)
         return tokens[:, :num_image], tokens[:, num_image:]
 

@@ -17,8 +17,8 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def norm_params(*shape: int) -> dict[str, jax.Array]:
-    """Returns the initial parameters of a layer norm."""
+def norm_params(_: jax.Array, *shape: int) -> dict[str, jax.Array]:
+    """Returns the initial parameters of a layer norm; the key is not used."""
     return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
 
 
@@ -75,8 +75,8 @@ def xla_attention(
 ) -> jax.Array:
     """Returns attention as batched products: qkv (B, N, 3, H, d), mask (B, N) -> (B, N, H * d).
 
-    bias (B or 1, H, N, N) float32 is added to the scores. causal: a token attends to itself and to those before it. On
-    CPU this is three times as fast as `jax.nn.dot_product_attention`.
+    bias (B or 1, H, N, N) float32 is added to the scores. causal: a token attends only to itself and to earlier ones.
+    On CPU this is three times as fast as `jax.nn.dot_product_attention`.
     """
     return _attention_forward(qkv, mask, bias, causal)[0]
 

@@ -1,34 +1,30 @@
 """SigLIP's attention pooling: from the tokens of an image to its embedding (Zhai et al. 2022, "Scaling ViTs", 2.1)."""
 
-import functools
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.models.blocks import cast, mlp
+from ivt_jax.models.blocks import attention_params, cast, mlp, mlp_params
 from ivt_jax.models.config import IVTConfig
-from ivt_jax.models.ops import MASKED, dense, layer_norm, linear_params, norm_params
+from ivt_jax.models.ops import MASKED, dense, layer_norm, norm_params
 
 
-class AttentionHead(nn.Module):
-    """SigLIP's head: a learned query attends to the tokens, then a layer norm and an MLP beside a residual branch."""
+class AttentionPooling(nn.Module):
+    """A learned query attends to the tokens; of its output x, returns x + MLP(norm(x)). "MAPHead" in big_vision."""
 
     config: IVTConfig
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array | None, dtype: jnp.dtype) -> jax.Array:
-        """Returns (B, D) float32 of the tokens (B, N, D) after the final norm. mask (B, N): False at padding."""
+        """Pools tokens (B, N, D) after the final norm to (B, D) float32, computed in `dtype`.
+
+        mask (B, N) is False at padding; None = no padding.
+        """
         c = self.config
-        hidden = int(c.width * c.mlp_ratio)
-        linears = functools.partial(linear_params, deviation=c.init_std, stack=())
-        attn: Any = functools.partial(linears, qkv=(c.width, 3 * c.width), proj=(c.width, c.width))
-        layers: Any = functools.partial(linears, fc1=(c.width, hidden), fc2=(hidden, c.width))
         probe = self.param("probe", nn.initializers.normal(c.init_std), (1, 1, c.width)).astype(dtype)
-        attn = cast(self.param("attn", attn), dtype)
-        norm = self.param("norm", lambda _: norm_params(c.width))
-        layers = cast(self.param("mlp", layers), dtype)
+        attn = cast(self.param("attn", attention_params, c), dtype)
+        norm = self.param("norm", norm_params, c.width)
+        layers = cast(self.param("mlp", mlp_params, c), dtype)
 
         of_query, of_rest = ({k: jnp.split(x, [c.width], axis=-1)[i] for k, x in attn["qkv"].items()} for i in (0, 1))
         batch, count, _ = tokens.shape

@@ -1,4 +1,4 @@
-"""Which tokens of a row enter the blocks, which of them is pooled, and the random keys of its parts."""
+"""Selects the tokens of each row that enter the blocks, and the one that is pooled; splits the rows' random keys."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 Selection = tuple[jax.Array, jax.Array | None]
 """Tokens that enter the blocks: indices (B or 1, K) int32, and valid (B or 1, K) bool or None, False at a row's end.
 
-The token that is pooled is among them, the class token first. A causal tower needs the valid ones in ascending order.
+The pooled token is among them; the class token comes first. A causal tower needs the valid ones in ascending order.
 """
 
 
@@ -26,8 +26,8 @@ def select(tokens: jax.Array, mask: jax.Array | None, keep: Selection | None) ->
 def pooled_places(mask: jax.Array, pooling: str) -> jax.Array:
     """Returns the place (B,) int32 of the token whose output is a text's embedding; mask (B, L) is False at padding.
 
-    pooling: "first"; "end", the last token that is no padding (CLIP); "last", the last place (SigLIP, whose tokenizer
-    has no padding in the mask).
+    pooling: "first"; "end", the last token that is not padding (CLIP); "last", the last place (SigLIP, whose tokenizer
+    marks no padding in the mask).
     """
     batch, length = mask.shape
     if pooling == "end":
@@ -43,5 +43,5 @@ def pool(tokens: jax.Array, places: jax.Array, keep: Selection | None) -> jax.Ar
 
 
 def split_keys(keys: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Splits each row's key in two."""
+    """Splits each row's key in two: keys (B,) -> (B,) and (B,); None -> None and None."""
     return (None, None) if keys is None else tuple(jax.vmap(jax.random.split, out_axes=1)(keys))

@@ -29,7 +29,7 @@ from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.common.files import UNREADABLE, printable, refuse_path
 from ivt_jax.losses.identity import without_classifier
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run import digests, watchdog
 from ivt_jax.run.parameter_file import NAME as PARAMETER_FILE
 from ivt_jax.run.parameter_file import read_parameter_file

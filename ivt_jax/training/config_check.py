@@ -12,6 +12,7 @@ from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from ivt_jax.common.errors import UserError
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
+from ivt_jax.models.config import hidden_units
 from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
@@ -159,23 +160,23 @@ def _expected(bound: Bound, value: Any) -> str:
 def _model_faults(config: ConfigDict) -> Iterator[str]:
     model, size = config.model, tuple(config.model.image_size)
     levels, views = config.mla.levels, config.mla.views
+    lengths, positions = config.text.length, model.max_text_length
     if len(levels) > 1 and views not in (1, len(levels)):
         yield f"mla.views {views} does not go with the {len(levels)} of mla.levels: it must be 1 or {len(levels)}"
-    for level, length in config.text.length.items():
-        if not SHORTEST <= length <= model.max_text_length:
-            most = f"model.max_text_length {model.max_text_length} tokens, [CLS] and [SEP] included"
+    for level, length in lengths.items():
+        if not SHORTEST <= length <= positions:
+            most = f"model.max_text_length {positions} tokens, [CLS] and [SEP] included"
             yield f"text.length.{level} is {length}; expected {SHORTEST} to {most}"
-    lengths, positions = config.text.length, model.max_text_length
     if model.towers == 2 and model.text.pooling == "last" and set(lengths.values()) != {positions}:
         given = ", ".join(f"{level} {lengths[level]}" for level in LEVELS)
         reason = f"model.text.pooling last reads the last of exactly model.max_text_length {positions} tokens"
         yield f"text.length is {given}: {reason}; set each to {positions}"
-    if config.bmm.word_weight and config.text.length["sentence"] < SHORTEST + 1:
+    if config.bmm.word_weight and lengths["sentence"] < SHORTEST + 1:
         yield "bmm.word_weight needs text.length.sentence of 4 or more: at most half of the tokens are predicted"
     for name, tower in [("model", model)] + [("model.text", model.text)] * (model.towers == 2):
         if tower.width % tower.num_heads:
             yield f"{name}.width {tower.width} is not a multiple of {name}.num_heads {tower.num_heads}"
-        if int(tower.width * tower.mlp_ratio) < 1:
+        if hidden_units(tower.width, tower.mlp_ratio) < 1:
             yield f"{name}.mlp_ratio {tower.mlp_ratio} of {name}.width {tower.width} is less than one unit of an MLP"
     yield from _two_tower_faults(config) if model.towers == 2 else _one_tower_faults(config)
     if model.attention == "cudnn" and model.dtype == "float32":
@@ -216,7 +217,7 @@ def _two_tower_faults(config: ConfigDict) -> Iterator[str]:
     if bmm.align == "exact" and text.pooling != "first":
         yield f"bmm.align exact could drop the pooled token of model.text.pooling {text.pooling}; choose fast or off"
     if text.causal and text.pooling == "first":
-        yield "model.text.causal needs model.text.pooling end or last: the first token attends to none but itself"
+        yield "model.text.causal needs model.text.pooling end or last: the first token attends only to itself"
     if text.projection_bias and not model.projection:
         yield "model.text.projection_bias needs model.projection, the width of the embeddings"
     if not model.projection and model.width != text.width:

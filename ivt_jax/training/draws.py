@@ -78,7 +78,7 @@ def fast_image_tokens(keys: jax.Array, model_config: IVTConfig, ratio: float) ->
 
 
 def fast_text_tokens(keys: jax.Array, mask: jax.Array, model_config: IVTConfig, ratio: float) -> Selection:
-    """Returns the tokens that `fast` alignment keeps of each text of the mask (N, L), by keys (N,).
+    """Returns the tokens that `fast` alignment keeps of each text, by keys (N,); mask (N, L) is False at padding.
 
     The first token and the pooled one are among them.
     """

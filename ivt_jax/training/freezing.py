@@ -1,7 +1,7 @@
-"""Which parameters are trained (train.freeze), and at which share of the learning rate (optimizer.multipliers).
+"""Which parameters are trained (train.freeze), and by which factor of the learning rate (optimizer.multipliers).
 
-Patterns are regular expressions, searched for in a parameter's path, such as "blocks/attn/qkv/kernel". A path covers
-all blocks of a stack.
+Patterns are regular expressions, searched for in a parameter's path, such as "blocks/attn/qkv/kernel". The blocks of a
+tower are stacked: a path covers all of them.
 """
 
 import re
@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.losses.identity import ID_HEAD
+from ivt_jax.training.sharding import path_name
 
 
 def split_params(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
@@ -20,10 +21,9 @@ def split_params(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     if not patterns:
         return params, {}
     flat = flatten_dict(params, sep="/")
-    frozen = {path for path in flat if is_frozen(path, patterns)}
-    parts = ({p: x for p, x in flat.items() if (p in frozen) == cold} for cold in (False, True))
-    trained, rest = (unflatten_dict(part, sep="/") for part in parts)
-    return trained, rest
+    frozen = {path: leaf for path, leaf in flat.items() if is_frozen(path, patterns)}
+    trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
 
 
 def join_params(trained: Any, frozen: Any) -> Any:
@@ -34,7 +34,7 @@ def join_params(trained: Any, frozen: Any) -> Any:
 
 
 def is_frozen(path: str, patterns: Iterable[str]) -> bool:
-    """Returns whether a pattern of train.freeze names the parameter with this path."""
+    """Returns whether a pattern of train.freeze matches the parameter with this path."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
@@ -47,7 +47,7 @@ def parse_multiplier(entry: str) -> tuple[str, float]:
 
 
 def factor_of(path: str, multipliers: Iterable[str]) -> float:
-    """Returns the factor of the learning rate of the parameter with this path: of the first pattern that names it."""
+    """Returns the factor of a parameter's learning rate: that of the first pattern that matches its path, else 1."""
     pairs = map(parse_multiplier, multipliers)
     return next((factor for pattern, factor in pairs if re.search(pattern, path)), 1.0)
 
@@ -56,15 +56,15 @@ def scale_updates(updates: Any, multipliers: Sequence[str]) -> Any:
     """Returns the updates, each multiplied by the factor of its parameter."""
 
     def scale(path: Any, update: Any) -> Any:
-        return update * factor_of(jax.tree_util.keystr(path, simple=True, separator="/"), multipliers)
+        return update * factor_of(path_name(path), multipliers)
 
     return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def refuse_patterns(paths: Iterable[str], config: Any) -> None:
-    """Raises UserError for a pattern that names none of the parameters, or if all parameters are frozen.
+    """Raises UserError for a pattern that matches none of the parameters, or if all parameters are frozen.
 
-    A pattern may name the classifier without one, so that a recipe holds with id.weight 0.
+    A pattern for the classifier is accepted without one, so that a recipe still works with id.weight 0.
     """
     paths, freeze = list(paths), config.train.freeze
     entries = {f'train.freeze: "{pattern}"': pattern for pattern in freeze}
@@ -73,7 +73,7 @@ def refuse_patterns(paths: Iterable[str], config: Any) -> None:
         if ID_HEAD not in pattern and not any(re.search(pattern, path) for path in paths):
             raise UserError(f"{entry} matches no parameter; --dry_run without it lists the paths")
     if all(is_frozen(path, freeze) for path in paths):
-        raise UserError(f"train.freeze {tuple(freeze)} names every parameter: there is nothing to train")
+        raise UserError(f"train.freeze {tuple(freeze)} leaves no parameter to train; remove a pattern")
 
 
 def rate_notes(paths: Iterable[str], config: Any) -> Mapping[str, str]:
@@ -83,7 +83,9 @@ def rate_notes(paths: Iterable[str], config: Any) -> Mapping[str, str]:
         return {}
 
     def note(path: str) -> str:
+        if is_frozen(path, freeze):
+            return "frozen"
         factor = factor_of(path, multipliers)
-        return "frozen" if is_frozen(path, freeze) else "" if factor == 1 else f"x {factor:g}"
+        return f"x {factor:g}" if factor != 1 else ""
 
     return {path: note(path) for path in paths}

@@ -20,7 +20,7 @@ from ivt_jax.training.sharding import BATCH, state_sharding
 def global_gradients(
     objective: Objective, mesh: Mesh, params: Any, batch: dict[str, Any], key: jax.Array
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns the gradients of the trained parameters, float32, shaped and split as these; and the objective's metrics.
+    """Returns the gradients of the trained parameters, float32, shaped and split as they are, and the metrics.
 
     objective: with the mesh's axes. params and batch are split as sharding.py says. During the step every device holds
     the whole parameters and their gradients, and of the batch its own rows.
@@ -65,7 +65,7 @@ def gradients_of_rows(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Returns the share of one device's rows in the gradients, float32, and the objective's metrics.
 
-    The gradients are those of the parameters that train.freeze does not name, and like these.
+    The gradients have the tree of the trained parameters, those that train.freeze does not match.
     """
     trained, frozen = split_params(params, objective.config.train.freeze)
     objective = dataclasses.replace(objective, frozen=frozen)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 INPUTS: dict[str, tuple[float, ...]] = {
     "seed": (),
     "mla.weight": (0.0,),
-    "match.temperature": (1.0, 0.0),  # no scale, and the model's
+    "match.temperature": (1.0, 0.0),  # 1: no scaling; 0: the scale that the model learns
     "id.weight": (0.0,),
     "bmm.word_weight": (0.0,),
     "bmm.patch_weight": (0.0,),

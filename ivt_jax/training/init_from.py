@@ -1,7 +1,8 @@
 """Initial parameters of a training: `train.init_from`, the folder of a run, an export or converted weights.
 
 Parameters of equal shape are loaded. Positions and types of another grid of patches are resized. Parameters that only
-training needs, relative positions and projections may be missing and stay as initialised. Anything else is an error.
+training needs, relative position biases and projections may be missing and stay as initialised. Anything else is an
+error.
 """
 
 import operator
@@ -17,18 +18,19 @@ from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
 PER_OFFSET = "blocks/relative/image"
-# Shapes do not show these clearly. Those of the text tower count only in models with two.
+# Settings that must be equal, because shapes do not show all differences. Those of the text tower count only in models
+# with two towers.
 SETTINGS = (
     "towers", "num_heads", "image_norm", "image_activation", "norm_epsilon", "pixel_mean", "pixel_deviation", "pooling"
 )  # fmt: skip
 TEXT_SETTINGS = ("text.num_heads", "text.activation", "text.causal", "text.pooling", "text.projection_bias")
-ADDED = ("relative_positions", "projection")  # a model may get them, but not lose them
+ADDED = ("relative_positions", "projection")  # the new model may add these, but not drop them
 OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only masked reconstruction needs them
 
 
@@ -105,7 +107,7 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
     actions = {}
     for path, shape in parameter_shapes(new).items():
         per_patch = path in PER_PATCH or path == PER_OFFSET
-        rest = slice(0, 2) if path == PER_OFFSET else slice(-1, None)  # what the grid does not change
+        rest = slice(0, 2) if path == PER_OFFSET else slice(-1, None)  # the axes that do not depend on the grid
         if found.get(path) == shape and (not per_patch or old.grid == new.grid):
             actions[path] = "loaded"
         elif path not in found:
@@ -113,7 +115,7 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
         elif per_patch and found[path][rest] == shape[rest]:
             actions[path] = "resized"
         else:
-            raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config wants {shape}")
+            raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config needs {shape}")
     return actions
 
 

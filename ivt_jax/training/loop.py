@@ -103,22 +103,22 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
     persons = len(source.persons) if config.id.weight else 0
-    refuse_short_texts(config, tokenizer)
+    refuse_unattended_padding(config, tokenizer)
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
 
 
-def refuse_short_texts(config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the model pools the last token of a text, and the tokenizer's padding is not attended to.
+def refuse_unattended_padding(config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the model pools the last token of a text, but does not attend to the tokenizer's padding.
 
     Search and evaluation cut such padding off, so they would pool another token than training.
     """
     model = config.model
     if model.towers == 2 and model.text.pooling == "last" and not tokenizer.attends_to_padding:
         raise UserError(
-            f"model.text.pooling last needs a tokenizer whose padding is attended to, as SigLIP's; "
-            f'"{config.text.tokenizer}" is none: set --config.model.text.pooling=end'
+            "model.text.pooling last needs a tokenizer whose padding is attended to, such as SigLIP's; "
+            f'that of "{config.text.tokenizer}" is not: set --config.model.text.pooling=end'
         )
 
 

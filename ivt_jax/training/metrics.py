@@ -60,8 +60,8 @@ def _drop_after(path: Path, step: int) -> None:
 def parameter_table(params: Any, notes: Mapping[str, str] | None = None) -> str:
     """Returns a table with name, shape and size of all parameters, and the total. params: arrays or their shapes.
 
-    notes: what a last column, "Rate", says of each parameter, by its path, as `freezing.rate_notes` gives it; the size
-    of those that are not "frozen" is then in the last line.
+    notes: entries of a last column, "Rate", by the path of the parameter (`freezing.rate_notes`). With them, the last
+    line has the number of trained values, too.
     """
     from clu import parameter_overview
 
@@ -77,7 +77,7 @@ def parameter_table(params: Any, notes: Mapping[str, str] | None = None) -> str:
 
 @dataclasses.dataclass
 class ParameterRow:
-    """A line of the parameter table; its columns have the names of the fields."""
+    """A row of the parameter table; the columns are named after the fields."""
 
     name: str
     shape: tuple[int, ...]

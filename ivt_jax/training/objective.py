@@ -1,4 +1,4 @@
-"""The objective (IVT, sections 3.2 and 3.3, and the identity loss): terms over a batch of (image, caption) pairs.
+"""The objective (IVT, sections 3.2 and 3.3; IRRA's identity loss): terms over a batch of (image, caption) pairs.
 
 loss = mla.weight * matching + id.weight * identity + bmm.word_weight * masked words + bmm.patch_weight * masked patches
 """
@@ -53,7 +53,7 @@ class Objective:
     mask_id: int
     matching: Callable[..., jax.Array] = mla_loss  # how the rows of the devices meet: a function as `mla_loss`
     axes: tuple[str, ...] = ()
-    frozen: Any = dataclasses.field(default_factory=dict)  # parameters besides `params`, without gradients
+    frozen: Any = dataclasses.field(default_factory=dict)  # parameters that `params` lacks, without gradients
 
     def __call__(self, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss and {"loss", "mla", "id", "words", "patches"} of a batch of input_pipeline/pipeline.py."""
@@ -211,7 +211,7 @@ class Objective:
         return bmm.patch_loss(predicted, _gather(targets, where), _gather(weights, where))
 
     def scale(self, params: Any) -> jax.Array | float | None:
-        """Returns what similarities are multiplied by: 1 / match.temperature, or the model's scale; None = 1."""
+        """Returns the factor of similarities: 1 / match.temperature, or with 0 the model's own scale; None = 1."""
         temperature = self.config.match.temperature
         if not is_on(temperature):
             return self.apply(params, "scale")

@@ -49,8 +49,9 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
     """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
 
-    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. In all, biases have
-    their own rate, and layers and parameters may. A withheld step does not advance the schedules.
+    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. With all three, biases
+    have their own rate, layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does
+    not advance the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":

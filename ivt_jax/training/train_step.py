@@ -24,7 +24,7 @@ class TrainState:
     """What a run keeps from step to step.
 
     step: position in the stream of batches. bad_steps: non-finite steps in a row, whose updates were withheld.
-    params: the model's, and with id.weight the classifier's, `id_head`. opt_state: without train.freeze's parameters.
+    params: the model's, and with id.weight the classifier's, `id_head`. opt_state: of the trained parameters only.
     ema: the parameters' moving average; empty without optimizer.ema.
     spikes: "norms" (HISTORY,) float32, the last finite gradient norms, oldest first, padded with 0 in front; "count" ()
     int32 of skipped steps; empty without train.spike_factor.
@@ -46,7 +46,7 @@ class TrainState:
 def init_state(model: Model, tx: optax.GradientTransformation, config: Any, persons: int = 0) -> TrainState:
     """Returns the state before the first step. It depends on the config's seed alone.
 
-    persons: classes of the identity loss. Raises UserError for a pattern of the config that names no parameter.
+    persons: classes of the identity loss. Raises UserError for a pattern of the config that matches no parameter.
     """
     key = jax.random.key(config.seed)
     params = model.init(key)["params"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 
 TINY = [
     "--config=configs/synth.py", "--config.model.width=12", "--config.model.num_heads=3",

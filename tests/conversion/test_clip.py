@@ -9,7 +9,8 @@ from ivt_jax.conversion.clip import convert_clip
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source
 from ivt_jax.encoding.pixels import normalise
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from tests.conversion.conftest import HEADS, PATCH, embed_patches, norm, run_blocks, without_none
 
 NAMINGS = ("openai", "transformers_clip")

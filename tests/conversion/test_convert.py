@@ -19,7 +19,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.pages.report import write_report
 from ivt_jax.run import checkpoint
 from ivt_jax.run.workdir import digest

@@ -136,7 +136,7 @@ MISTAKES = {
     "no such revision": (["--weights=hf:some/vit@v9"], 'HF_HUB_OFFLINE is set, and "some/vit@v9" is not in the cache '),
     "no name": (["--weights=hf:../x y"], '"../x y" is no name of a repository on the hub; expected owner/name'),
     "another kind": (["--weights=hf:some/bert"], "has a model of type bert; --source=vit reads vit or deit"),
-    "a release": (["--source=release"], "--source=release reads a file; fetch it and name it"),
+    "a release": (["--source=release"], "--source=release reads a file; download the weights and name their file"),
     "no description": (["--weights=hf:bare/vit"], "hf:bare/vit has no config.json, which says the number of heads"),
     "no weights": (["--weights=hf:empty/vit"], '"empty/vit" in the hub\'s cache has no weights that can be read: it '),
     "only a pickle": (
@@ -316,10 +316,8 @@ def test_what_the_published_config_of_clip_says():
     pixels = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
     found = hub.described(fetched_of(config, pixels), "clip")
     assert found == hub.Described(
-        {
-            "model.width": 768, "model.num_heads": 12, "model.pixel_mean": tuple(pixels["image_mean"]),
-            "model.pixel_deviation": tuple(pixels["image_std"]),
-        },
+        {"model.width": 768, "model.num_heads": 12},
+        {"model.pixel_mean": tuple(pixels["image_mean"]), "model.pixel_deviation": tuple(pixels["image_std"])},
         {
             "model.towers": 2, "model.text.width": 512, "model.text.num_heads": 8, "text.length.sentence": 77,
             "text.length.phrase": 77, "text.length.word": 77,

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import params_from_release, release_from_params
 from ivt_jax.conversion.release import convert_release
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.build import parameter_shapes
+from ivt_jax.models.config import IVTConfig
 from tests.conversion.conftest import without_none
 
 SIZES = {"num_heads": 4, "image_size": (64, 32), "stride": 12}
@@ -35,6 +37,15 @@ def test_sizes_are_read_off_the_tensors(release):
     sizes = config.width, config.depth, config.patch_size, config.mlp_ratio, config.vocab_size, config.max_text_length
     assert sizes == (48, 3, 16, 4.0, 120, 32)
     assert (config.num_heads, config.image_size, config.stride) == (4, (64, 32), 12)
+
+
+def test_the_units_of_the_mlps_are_those_of_the_tensors():
+    """In floating point, 976 / 448 * 448 is below 976."""
+    sizes = {"image_size": (8, 8), "stride": 4, "num_heads": 7}
+    config = IVTConfig(**sizes, patch_size=4, width=448, depth=1, mlp_ratio=976.5 / 448, vocab_size=5)
+    params = {path: np.zeros(shape, np.float32) for path, shape in parameter_shapes(config).items()}
+    made, _ = params_from_release(release_from_params(unflatten_dict(params, sep="/")), **sizes)
+    assert made.mlp_ratio == 976 / 448 and parameter_shapes(made) == parameter_shapes(config)
 
 
 FAULTS = [

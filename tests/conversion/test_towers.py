@@ -189,6 +189,20 @@ def test_the_published_sizes(name):
     assert sum(math.prod(shape) for path, shape in ours.items() if path not in without) == count
 
 
+def test_the_units_of_the_mlps_are_those_of_the_tensors():
+    """In floating point, 976 / 448 * 448 is below 976."""
+    sizes, namings = {"D": 448, "F": 976, "depth": 1}, siglip.TOWERS["transformers"]
+    image = named_shapes(namings.image, {**sizes, "P": 5, "N": 16})
+    text = named_shapes(namings.text, {**sizes, "V": 33, "L": 9, "E": 448})
+    names = {("" if name.startswith("logit") else "vision_model.") + name: shape for name, shape in image.items()}
+    names |= {f"text_model.{name}": shape for name, shape in text.items()}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in names.items()}
+    made = convert("siglip", tensors, width=448, num_heads=7, text=TextConfig(width=448, num_heads=7))
+    shapes = {path: value.shape for path, value in flatten_dict(made.params, sep="/").items()}
+    assert shapes == parameter_shapes(made.model_config)
+    assert shapes["text_blocks/mlp/fc1/kernel"] == (1, 448, 976)
+
+
 # ---- faults
 
 

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source, convert_vit, naming_of
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from tests.conversion.conftest import embed_patches, norm, run_blocks, without_none
 
 NAMINGS = ("timm", "transformers", "google")

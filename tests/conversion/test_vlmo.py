@@ -13,7 +13,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import params_from_vlmo
 from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vlmo import convert_vlmo
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run import checkpoint
 from tests.conversion.conftest import without_none
 

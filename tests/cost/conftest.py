@@ -1,4 +1,4 @@
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 
 
 def tiny(**changes):

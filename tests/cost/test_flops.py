@@ -8,7 +8,8 @@ import pytest
 from configs import default
 from ivt_jax.cost import flops
 from ivt_jax.models.build import build_model, parameter_shapes
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from ivt_jax.training.objective import Objective
 from tests.cost.conftest import tiny
 

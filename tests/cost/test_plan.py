@@ -10,7 +10,8 @@ from configs import cuhk, default
 from ivt_jax.cost import compiled, plan
 from ivt_jax.cost.flops import Pass, step_cost
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from tests.cost.conftest import tiny
 
 ALL = ("sentence", "phrase", "word")

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from configs import synth
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import Checkpoints, export_params
 from ivt_jax.run.workdir import record_config, record_conversion
 from ivt_jax.training.train_step import TrainState

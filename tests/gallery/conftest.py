@@ -12,7 +12,7 @@ from configs import synth
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import embed
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import export_params
 from ivt_jax.run.workdir import write_record
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ivt_jax.losses import bmm
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 
 MASK_ID, VOCAB = 4, 1000
 

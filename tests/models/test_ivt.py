@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ivt_jax.models import blocks, ops
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.embeddings import dropout, extract_patches
 from ivt_jax.models.heads import PatchHead, WordHead
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.ivt import IVT
 
 TINY = {
     "image_size": (24, 12), "patch_size": 6, "stride": 6, "width": 32, "depth": 2, "num_heads": 4, "vocab_size": 50,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ivt_jax.models import ops, relative
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from tests.models.test_ivt import IDS, IMAGES, MASK, TINY, encoder, erf, jitter, slow_norm
 
 GRID, DEPTH, HEADS, LONGEST = (4, 2), 2, 4, 16
@@ -211,6 +212,12 @@ def test_dropped_tokens_give_the_tables_their_gradient(tower):
         assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(whole[name], expected, atol=2e-5 * np.abs(expected).max())
     assert not np.any(whole["text"]) and not np.any(whole["cross"])
+
+
+def test_a_pass_without_image_and_text_has_no_bias(tower):
+    model, params = tower
+    with pytest.raises(ValueError, match="an image, a text, or both"):
+        model.apply({"params": params}, method=lambda model: model.blocks.bias())
 
 
 @pytest.mark.parametrize("changes", [{"remat": True}, {"unroll": True}, {"dtype": "bfloat16"}])

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from configs import synth
 from ivt_jax.common.errors import UserError
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.run import checkpoint
 from ivt_jax.run.checkpoint import SELECTION, Checkpoints, export_params, restore_params
 from ivt_jax.run.digests import UNFINISHED

@@ -18,7 +18,7 @@ from ivt_jax.common.startup import COMPILE_ONLY
 from ivt_jax.cost.compiled import compile_config
 from ivt_jax.cost.topologies import read_topology, topology_devices
 from ivt_jax.models.build import parameter_shapes
-from ivt_jax.models.ivt import IVTConfig
+from ivt_jax.models.config import IVTConfig
 from ivt_jax.training.sharding import place
 
 BATCH, WIDTH = 32, 128

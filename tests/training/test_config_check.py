@@ -38,7 +38,7 @@ TWO = {
         ({"bmm__align": "exact", "model__text__pooling": "end"},
          "bmm.align exact could drop the pooled token of model.text.pooling end; choose fast or off"),
         ({"model__text__causal": True},
-         "model.text.causal needs model.text.pooling end or last: the first token attends to none but itself"),
+         "model.text.causal needs model.text.pooling end or last: the first token attends only to itself"),
         ({"model__text__projection_bias": True},
          "model.text.projection_bias needs model.projection, the width of the embeddings"),
         ({"model__text__width": 512},

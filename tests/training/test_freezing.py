@@ -48,7 +48,7 @@ def test_the_first_pattern_decides_and_may_contain_an_equals_sign():
         ({"multipliers": ("attn=2", "head=2")},
          'optimizer.multipliers: "head=2" matches no parameter; --dry_run without it lists the paths'),
         ({"freeze": ("blocks", "word")},
-         "train.freeze ('blocks', 'word') names every parameter: there is nothing to train"),
+         "train.freeze ('blocks', 'word') leaves no parameter to train; remove a pattern"),
     ],
 )  # fmt: skip
 def test_a_pattern_without_parameters_is_one_line(changes, message):

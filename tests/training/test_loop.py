@@ -467,9 +467,9 @@ def test_a_workdir_of_another_config_is_refused_before_anything_is_read(runs):
 def test_a_text_that_is_pooled_at_its_last_place_needs_padding_that_is_attended_to():
     """Evaluation cuts padding that is not attended to, so it would pool another token than training."""
     config = synth.get_config("two_towers")
-    loop.refuse_short_texts(config, load_tokenizer())
+    loop.refuse_unattended_padding(config, load_tokenizer())
     config.model.text.pooling = "last"
-    message = 'model.text.pooling last needs a tokenizer whose padding is attended to, as SigLIP\'s; "" is none: set'
+    message = r'^model.text.pooling last needs a tokenizer .*, such as SigLIP\'s; that of "" is not: set'
     with pytest.raises(UserError, match=message):
-        loop.refuse_short_texts(config, load_tokenizer())
-    loop.refuse_short_texts(config, SimpleNamespace(attends_to_padding=True))
+        loop.refuse_unattended_padding(config, load_tokenizer())
+    loop.refuse_unattended_padding(config, SimpleNamespace(attends_to_padding=True))

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from configs import default
 from ivt_jax.common.errors import UserError
-from ivt_jax.models.ivt import IVT, IVTConfig
+from ivt_jax.models.config import IVTConfig
+from ivt_jax.models.ivt import IVT
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
 from ivt_jax.training.sharding import global_batch, make_mesh, sharding_table, state_sharding
 from ivt_jax.training.train_step import init_state
