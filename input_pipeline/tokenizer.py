@@ -17,12 +17,26 @@ from input_pipeline.wordpiece import WordPiece, read_vocabulary
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.hub import Repository, fetch, look_up
 
-__all__ = ["SHIPPED", "Tokenizer", "Unread", "fetch_tokenizer", "load_tokenizer", "refuse_other_size"]
+__all__ = [
+    "SHIPPED", "NotLoadedError", "Tokenizer", "Unread", "fetch_tokenizer", "is_tokenizer", "load_tokenizer",
+    "refuse_other_size",
+]  # fmt: skip
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
 # Those that are read. Of a download that was cut off, the first files are read as the whole would be, or not at all.
 FILES = ("tokenizer_config.json", "spiece.model", "tokenizer.json", "vocab.txt", "merges.txt", "vocab.json")
+
+
+class NotLoadedError(DataError):
+    """A tokenizer that the hub does not give. reason: the message without the remedy, a flag that not all have."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"{reason}. Set --config.text.tokenizer to a folder with its files ({', '.join(VOCABULARIES[:-2])}, or "
+            'vocab.json and merges.txt), or to "" for the shipped vocabulary'
+        )
+        self.reason = reason
 
 
 def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
@@ -111,12 +125,9 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_hub(name: str) -> Tokenizer:
     """Loads from the hub's cache, else over the network."""
     try:
-        folder = fetch_tokenizer(look_up(name, suffices=_is_whole))
+        folder = fetch_tokenizer(look_up(name, suffices=is_tokenizer))
     except UserError as error:
-        raise DataError(
-            f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}. Set '
-            '--config.text.tokenizer to a folder with its vocab.txt, or to "" for the shipped vocabulary'
-        ) from None
+        raise NotLoadedError(f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}') from None
     return _from_folder(folder, name)
 
 
@@ -133,6 +144,6 @@ def fetch_tokenizer(repository: Repository) -> Path:
     return copies[0].parent
 
 
-def _is_whole(files: Collection[str]) -> bool:
+def is_tokenizer(files: Collection[str]) -> bool:
     """Whether the files are a tokenizer: weights alone, or vocab.json without merges.txt, are none."""
     return bool({"tokenizer.json", "vocab.txt", "spiece.model"} & {*files}) or {"vocab.json", "merges.txt"} <= {*files}

@@ -1,4 +1,7 @@
-"""Weights from the hub: which files of a repository are fetched, and what its config.json says that tensors do not."""
+"""Weights of a repository, on the hub or in a folder, or of one file: which files are read, and what describes them.
+
+The repository's config.json says what tensors do not show.
+"""
 
 import importlib.util
 import json
@@ -11,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.hub import PREFIX, Repository, fetch, look_up
+from ivt_jax.common.hub import PREFIX, Repository, fetch, look_in, look_up
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.files import read_tensors
 
@@ -51,27 +54,38 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": 
 class Fetched(NamedTuple):
     """Local copies of a repository's weights, and what describes them.
 
-    description: config.json, or open_clip_config.json if the weights are open_clip's; {} if there is none.
+    description: config.json, or open_clip_config.json if the weights are open_clip's; {} if there is none. single: the
+    user named a file, and the repository is its folder.
     """
 
     repository: Repository
     files: list[Path]
     description: dict[str, Any]
     pixels: dict[str, Any]  # preprocessor_config.json, {} if there is none
+    single: bool = False
 
     @property
     def name(self) -> str:
         """Name of the weights for messages."""
-        return f"{PREFIX}{self.repository.name}"
+        if self.single:
+            return str(self.files[0])
+        return self.repository.name if self.repository.folder else f"{PREFIX}{self.repository.name}"
 
     @property
     def pinned(self) -> str:
-        """Name of the repository with the commit, as `load_tokenizer` takes it."""
-        return f"{self.repository.name}@{self.repository.commit}"
+        """Name of the repository with the commit, or of the folder, as `load_tokenizer` takes it."""
+        return self.repository.name if self.repository.folder else f"{self.repository.name}@{self.repository.commit}"
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns the tensors of all files. Raises UserError as `read_tensors`."""
         return {name: tensor for file in self.files for name, tensor in read_tensors(file).items()}
+
+
+def open_weights(place: Path) -> Fetched:
+    """Returns the weights that --weights names: hf:OWNER/NAME[@REVISION], or a file. Raises UserError."""
+    if str(place).startswith(PREFIX):
+        return fetch_weights(str(place).removeprefix(PREFIX))
+    return Fetched(look_in(place.parent), [place], {}, {}, single=True)
 
 
 def fetch_weights(name: str) -> Fetched:

@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
-from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from ivt_jax.common.errors import UserError
+from input_pipeline.tokenizer import NotLoadedError, Tokenizer, load_tokenizer
+from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lock_file, write_text
 from ivt_jax.common.hub import Repository
 
@@ -174,10 +174,18 @@ def load_config(workdir: Path | str) -> ConfigDict:
 def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     """Returns the tokenizer saved in the folder, or else the config's.
 
-    Raises UserError if config.json records another one; a folder that records none is not checked.
+    Raises UserError if there is none, or config.json records another one; a folder that records none is not checked.
     """
     own = (workdir / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+    try:
+        tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+    except NotLoadedError as error:
+        record = _record(workdir)
+        if not record:  # a new run, whose command has the flag that the error names
+            raise
+        again = ", or convert again with --config.text.tokenizer=DIR" if "weights" in record else ""
+        remedy = f"put its tokenizer.json and tokenizer_config.json into {workdir}{again}"
+        raise DataError(f"{workdir} holds no tokenizer, and {error.reason}; {remedy}") from None
     place = str(workdir / "tokenizer.json") if own else f'text.tokenizer="{config.text.tokenizer}"'
     refuse_other_tokenizer(workdir, tokenizer, place, "restore the first one, or choose another --workdir")
     return tokenizer
