@@ -15,6 +15,7 @@ from input_pipeline.sentence_piece import Gemma, Siglip, read_model
 from input_pipeline.tokenizer_base import Tokenizer, Unread
 from input_pipeline.wordpiece import WordPiece, read_vocabulary
 from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import IS_POINTER, is_pointer
 from ivt_jax.common.hub import Repository, fetch, look_up
 
 __all__ = [
@@ -70,6 +71,9 @@ def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:
+    for path in (folder / file for file in FILES):
+        if path.is_file() and is_pointer(path):
+            raise DataError(f"{path} {IS_POINTER}")
     settings = _settings(folder)
     lower_case = bool(settings.get("do_lower_case", True))
     pad = settings.get("pad_token")
