@@ -9,12 +9,14 @@
     python -m ivt_jax.convert --source=vlmo --weights=vlmo_base_patch16_224.pt --out=weights/vlmo
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
-Instead of a file, --weights and --weights_text may name a repository on the hub: hf:OWNER/NAME, or
-hf:OWNER/NAME@REVISION. Prints the use of every tensor. Nothing in a file of weights is executed.
+Instead of a file, --weights and --weights_text may name a repository on the hub, hf:OWNER/NAME or
+hf:OWNER/NAME@REVISION, or a folder with its files. Prints the use of every tensor. Nothing in a file of weights is
+executed.
 """
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from ml_collections import ConfigDict
 
 from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
+from ivt_jax.common.files import UNWRITABLE, parent_folders, refuse_path, whole_folder
 from ivt_jax.common.hub import PREFIX
 from ivt_jax.common.startup import run_command
 
+STARTS = ("clip", "siglip", "vlmo")  # the sources with a recipe in configs/starts.py, under the same name
 # Of sources with two towers: the name, the files of its tokenizer, and where the hub has one.
 TOKENIZERS = {
     "clip": ("CLIP", "vocab.json and merges.txt", "openai/clip-vit-base-patch16"),
@@ -45,8 +48,8 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
     from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
-    places = {"weights": args.weights, "weights_text": args.weights_text}
-    opened = {flag: open_weights(place) for flag, place in places.items() if place}
+    places = {"weights": (args.weights, args.source), "weights_text": (args.weights_text, args.source_text)}
+    opened = {flag: open_weights(*place) for flag, place in places.items() if place[0]}
     if args.source == "export":
         record, conversion = from_export(args.weights, rest)
     else:
@@ -54,11 +57,11 @@ def convert(args: argparse.Namespace, rest: list[str]) -> None:
     config = ConfigDict(record["config"])
     tokenizer, line = find_tokenizer(args, config, keys_of(rest), with_texts(opened))
     lines = [line] if args.source == "export" else [size_line(args, config, keys_of(rest)), line]
-    with whole_folder(args.out) as folder:
+    with parent_folders(args.out), whole_folder(args.out) as folder:
         export_params(folder / "params", conversion.params)
         files = [path for weights in opened.values() if weights.single for path in weights.files]
-        hub = {flag: (weights.repository, weights.files) for flag, weights in opened.items() if not weights.single}
-        record_conversion(folder, record, args.source, files, tokenizer, hub)
+        fetched = {flag: (weights.repository, weights.files) for flag, weights in opened.items() if not weights.single}
+        record_conversion(folder, record, args.source, files, tokenizer, fetched)
         if tokenizer:
             tokenizer.save(folder)
     print(table(conversion.uses), *lines, sep="\n")
@@ -89,6 +92,7 @@ def from_others(args: argparse.Namespace, rest: list[str], opened: dict[str, Any
     """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
+    from ivt_jax.conversion.recognise import refuse_other_source
     from ivt_jax.conversion.taught import taught
     from ivt_jax.conversion.vit import Source
     from ivt_jax.models.ivt import IVTConfig
@@ -99,6 +103,8 @@ def from_others(args: argparse.Namespace, rest: list[str], opened: dict[str, Any
     given = keys_of(rest)
     changes = described_by_repository(args, given, opened)
     sources = {flag: Source(opened[flag].tensors(), str(getattr(args, flag))) for flag in opened}
+    for flag, source in sources.items():
+        refuse_other_source(args.source if flag == "weights" else args.source_text, source)
     if as_taught(args) and not opened["weights"].description:
         found = taught(args.source, sources["weights"], args.max_text_len_of_initckpt)
         changes = {key: value for key, value in found.items() if key not in given} | changes
@@ -113,12 +119,12 @@ def from_others(args: argparse.Namespace, rest: list[str], opened: dict[str, Any
 
 def as_taught(args: argparse.Namespace) -> bool:
     """Whether image size, stride and lengths of texts are those of the weights, not of a config."""
-    return not args.config and not args.source_text and args.source in ("clip", "siglip", "vlmo")
+    return not args.config and not args.source_text and args.source in STARTS
 
 
 def size_line(args: argparse.Namespace, config: ConfigDict, given: set[str]) -> str:
     """Returns the line on the image size and on how to choose another. given: keys of the config that flags set."""
-    model, recipe = config.model, args.source if args.source in ("clip", "siglip", "vlmo") else ""
+    model, recipe = config.model, args.source if args.source in STARTS else ""
     origin = "as the model was taught" if as_taught(args) else f"of {args.config or 'configs/cuhk.py'}"
     if given & {"model.image_size", "model.stride"}:
         origin = f"with flags, else {origin}"
@@ -160,9 +166,10 @@ def described_by_repository(args: argparse.Namespace, given: set[str], opened: d
     from ivt_jax.conversion.hub import described
 
     changes: dict[str, Any] = {}
-    if args.source_text and not opened["weights_text"].single:
+    undescribed = [flag for flag, weights in opened.items() if weights.single and not weights.description]
+    if args.source_text and "weights_text" not in undescribed:
         described(opened["weights_text"], args.source_text)
-    if not opened["weights"].single:
+    if "weights" not in undescribed:
         found = described(opened["weights"], args.source)
         changes = found.image | ({} if args.source_text else found.text)
         changes |= found.geometry if as_taught(args) else {}
@@ -180,6 +187,8 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.model import convert_export
+    from ivt_jax.conversion.recognise import refuse_other_source
+    from ivt_jax.conversion.vit import Source
     from ivt_jax.models.ivt import IVTConfig
     from ivt_jax.run.parameter_file import refuse_other_metadata
     from ivt_jax.run.workdir import load_record
@@ -189,10 +198,12 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     folder = weights.absolute().parent
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}/config.json not found: --source=export reads it; put the export's beside --weights")
+    tensors = read_tensors(weights)
+    refuse_other_source("export", Source(tensors, str(weights)))
     record = load_record(folder)
     config = ConfigDict(record["config"])
     refuse_other_metadata(weights, config)
-    return record, convert_export(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
+    return record, convert_export(tensors, str(weights), IVTConfig.from_config(config.model))
 
 
 def find_tokenizer(args: argparse.Namespace, config: ConfigDict, given: set[str], texts: Any) -> tuple[Any, str]:
@@ -248,18 +259,35 @@ def check_paths(args: argparse.Namespace) -> None:
         )
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
+    start = (args.config or "").rpartition(":")[2]
+    if start in STARTS and (start != args.source or args.source_text):
+        alone = " without --source_text" if start == args.source else ""
+        raise UserError(f"{args.config} starts from --source={start}{alone}; name another --config")
     for path in (args.weights, args.weights_text):
-        if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
-            raise UserError(f"{path}: --source={args.source} reads a file; fetch it and name it")
-        if path and not is_on_hub(path) and not path.is_file():
-            raise UserError(
-                f"{path} is not a file; name a file of weights, or hf:OWNER/NAME for a repository on the hub"
-            )
+        if path:
+            check_place(path, args.source)
     refuse_path(args.out, UNWRITABLE)
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it or name another --out")
-    if not args.out.absolute().parent.is_dir():
-        raise UserError(f"--out: the folder {args.out.absolute().parent} does not exist; make it first")
+    above = next(folder for folder in args.out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out: {above} is not a folder; name another --out")
+
+
+def check_place(place: Path, source: str) -> None:
+    """Raises UserError if --weights or --weights_text names nothing that the source can be read from."""
+    whole = source in ("vit", "clip", "siglip")
+    if is_on_hub(place):
+        if not whole:
+            raise UserError(f"{place}: --source={source} reads a file; fetch it and name it")
+        if not re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+(@.+)?", str(place)):
+            example = f"{PREFIX}{TOKENIZERS['clip'][2]}"
+            raise UserError(f"{place}: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, as {example}")
+    elif place.is_dir() and not whole:
+        raise UserError(f"{place} is a folder; --source={source} reads a file: name it")
+    elif not place.is_file() and not place.is_dir():
+        remedy = "name a file of weights, a folder as the hub has it, or hf:OWNER/NAME for one on the hub"
+        raise UserError(f"{place} is no file or folder; {remedy}")
 
 
 def record_sizes(config: Any, model_config: Any) -> None:
@@ -310,13 +338,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sources = ("release", "vlmo", "clip", "siglip", "vit", "export")
     flag("--source", required=True, choices=sources, help="origin of --weights")
-    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), or "
-         "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
+    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), folder "
+         "as the hub has it, or hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
-    flag("--weights_text", type=Path, help=with_bert + "BERT's file, or hf:OWNER/NAME[@REVISION]")
+    flag("--weights_text", type=Path, help=with_bert + "BERT's file, folder, or hf:OWNER/NAME[@REVISION]")
     flag("--max_text_len_of_initckpt", type=positive, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
-    flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
+    flag("--out", required=True, type=Path, help="folder to write, with the folders above it; must not exist yet")
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
     flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",

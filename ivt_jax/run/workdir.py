@@ -127,12 +127,16 @@ def record_conversion(
 ) -> None:
     """Writes config.json of a folder of converted weights, with the digests of the weights' `files`.
 
-    origin: the config, and other entries about the source of the weights. fetched: for weights from the hub, flag ->
-    repository and files.
+    origin: the config, and other entries about the source of the weights. fetched: for weights from the hub or in a
+    folder of its layout, flag -> repository and files.
     """
     weights: dict[str, Any] = {"source": source, "files": {path.name: digest(path) for path in files}}
     for flag, (found, copies) in (fetched or {}).items():
         digests = {path.name: digest(path) for path in copies}
+        if found.folder:
+            folder_name = found.folder.absolute().name
+            weights.setdefault("folders", {})[flag] = {"folder": folder_name, "files": digests}
+            continue
         hub = {"repository": found.name, "revision": found.commit, "files": digests}
         weights.setdefault("hub", {})[flag] = hub
     write_record(folder, {**environment(), **origin, "weights": weights}, tokenizer)

@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert, index, search
+from ivt_jax.run.workdir import digest
+from tests.conversion.conftest import TINY
 from tests.conversion.test_first_day import LENGTHS, published
-from tests.conversion.test_hub import cache, store  # noqa: F401  (a fixture)
+from tests.conversion.test_hub import VIT, cache, store  # noqa: F401  (a fixture)
 
 TEXT_WIDTHS = {"clip": 8, "siglip": 12}
 
@@ -162,3 +164,95 @@ def test_given_sizes_and_configs_take_precedence_over_the_taught_size(towers, ca
     assert convert.main([*towers.alone, tokenizer, *other]) == 0
     assert recorded(towers.out.with_name("out2"))["config"]["model"]["image_size"] == [25, 15]
     assert "image size: 25x15 at stride 5, with flags, else of configs/synth.py; " in capsys.readouterr().out
+
+
+# ---- a folder, as it was downloaded
+
+
+def test_a_folder_is_read_as_the_repository(towers, cache, tmp_path, capsys):  # noqa: F811
+    store(cache, "tiny/towers", towers.files)
+    call = [f"--source={towers.kind}", f"--out={tmp_path}/hub", "--weights=hf:tiny/towers"]
+    assert convert.main(call) == 0
+    expected = recorded(tmp_path / "hub")
+    file = towers.folder / "model.safetensors"
+    for number, place in enumerate((towers.folder, file)):
+        out = tmp_path / f"out{number}"
+        assert convert.main([f"--source={towers.kind}", f"--out={out}", f"--weights={place}"]) == 0
+        found = recorded(out)
+        assert found["config"].pop("text") | {"tokenizer": ""} == expected["config"]["text"] | {"tokenizer": ""}
+        assert found["config"] == {key: value for key, value in expected["config"].items() if key != "text"}
+        assert found["tokenizer"] == expected["tokenizer"]
+        files = {"model.safetensors": digest(file)}
+        if place == file:
+            assert found["weights"] == {"source": towers.kind, "files": files}
+        else:
+            folders = {"weights": {"folder": "repository", "files": files}}
+            assert found["weights"] == {"source": towers.kind, "files": {}, "folders": folders}
+    assert "image size: 20x20 at stride 5, as the model was taught" in capsys.readouterr().out
+
+
+def test_a_vit_and_a_bert_are_read_from_folders(tmp_path, cache, transformers, bert):  # noqa: F811
+    words = np.random.default_rng(5).normal(size=(2726, 12)).astype(np.float32)
+    bert = {**bert, "bert.embeddings.word_embeddings.weight": words}
+    write(tmp_path / "vit", {"model.safetensors": transformers, "config.json": VIT})
+    write(tmp_path / "bert", {"model.safetensors": bert, "config.json": {"model_type": "bert"}, "vocab.txt": SHIPPED})
+    heads = [flag for flag in TINY if "num_heads" not in flag and "width" not in flag]  # the repository's
+    call = ["--source=vit", f"--weights={tmp_path}/vit", "--source_text=bert", f"--out={tmp_path}/out", *heads]
+    assert convert.main([*call, f"--weights_text={tmp_path}/bert"]) == 0
+    assert recorded(tmp_path / "out")["tokenizer"] == load_tokenizer().digest
+    assert [*recorded(tmp_path / "out")["weights"]["folders"]] == ["weights", "weights_text"]
+
+
+def test_a_config_of_another_model_beside_a_file_is_left_out(towers):
+    file = towers.folder / "model.safetensors"
+    for content in ({"model_type": "bert"}, {"config": {}}, {}):
+        (towers.folder / "config.json").write_text(json.dumps(content))
+        shutil.rmtree(towers.out, ignore_errors=True)
+        assert convert.main([*towers.alone, f"--weights={file}"]) == 0
+        assert recorded(towers.out)["config"]["model"]["image_size"] == [20, 20]
+
+
+FOLDERS = {
+    "nothing": (lambda folder: (folder / "model.safetensors").unlink(), "{} has no weights that can be read: it ha"),
+    "not described": (lambda folder: (folder / "config.json").unlink(), "{} has no config.json, which says the num"),
+    "pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid"),
+        "{}/model.safetensors is a Git LFS pointer, not the file itself: run git lfs pull",
+    ),
+    "tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid"),
+        "{}/tokenizer.json is a Git LFS pointer, not the file itself: run git lfs pull",
+    ),
+    "another": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "{} has a model of type bert; "
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FOLDERS)
+def test_a_faulty_folder_is_one_line(towers, tmp_path, capsys, fault):
+    spoil, message = FOLDERS[fault]
+    spoil(towers.folder)
+    if fault == "tokenizer":
+        (towers.folder / "tokenizer_config.json").unlink(missing_ok=True)
+    command = [f"--source={towers.kind}", f"--weights={towers.folder}", f"--out={towers.out}"]
+    refused(command, capsys, "error: " + message.format(towers.folder), tmp_path)
+
+
+@pytest.mark.parametrize("source", ["release", "vlmo", "export"])
+def test_sources_of_a_file_name_it(towers, tmp_path, capsys, source):
+    command = [f"--source={source}", f"--weights={towers.folder}", f"--out={towers.out}"]
+    refused(command, capsys, f"{towers.folder} is a folder; --source={source} reads a file: name it", tmp_path)
+
+
+def test_a_downloaded_file_is_no_export(towers, tmp_path, capsys):
+    file = towers.folder / "model.safetensors"
+    message = f"error: {file} is no export, by its names; try --source={towers.kind}\n"
+    refused(["--source=export", f"--weights={file}", f"--out={towers.out}"], capsys, message, tmp_path)
+
+
+def test_a_place_that_is_neither_is_one_line(towers, tmp_path, capsys):
+    message = (
+        "nowhere is no file or folder; name a file of weights, a folder as the hub has it, or hf:OWNER/NAME for one"
+    )
+    refused([f"--source={towers.kind}", "--weights=nowhere", f"--out={towers.out}"], capsys, message, tmp_path)
