@@ -9,6 +9,7 @@ python -m ivt_jax.convert --source=clip --weights=hf:openai/clip-vit-base-patch1
 python -m ivt_jax.main --config=configs/cuhk.py:clip       # IRRA's recipe without its masked-language term
 python -m ivt_jax.convert --source=siglip --weights=hf:google/siglip-base-patch16-224 --out=weights/siglip
 python -m ivt_jax.main --config=configs/cuhk.py:siglip     # the same on SigLIP
+pip install -e '.[torch]'                                   # VLMo's file is one of PyTorch's
 curl -Lo vlmo.pt https://github.com/wenhui0924/vlmo_ckpts/releases/download/vlmo/vlmo_base_patch16_224.pt
 python -m ivt_jax.convert --source=vlmo --weights=vlmo.pt --config=configs/cuhk.py:vlmo --out=weights/vlmo
 python -m ivt_jax.main --config=configs/cuhk.py:vlmo       # ours: single tower, three levels, reconstruction, SDM

@@ -15,15 +15,30 @@ from input_pipeline.sentence_piece import Gemma, Siglip, read_model
 from input_pipeline.tokenizer_base import Tokenizer, Unread
 from input_pipeline.wordpiece import WordPiece, read_vocabulary
 from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import IS_POINTER, is_pointer
 from ivt_jax.common.hub import Repository, fetch, look_up
 
-__all__ = ["SHIPPED", "Tokenizer", "Unread", "fetch_tokenizer", "load_tokenizer", "refuse_other_size"]
+__all__ = [
+    "SHIPPED", "NotLoadedError", "Tokenizer", "Unread", "fetch_tokenizer", "is_tokenizer", "load_tokenizer",
+    "refuse_other_size",
+]  # fmt: skip
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
 # The files that are read, in the order of fetching: if a download stops in between, those that are there give the same
 # tokenizer as all of them, or an error.
 FILES = ("tokenizer_config.json", "spiece.model", "tokenizer.json", "vocab.txt", "merges.txt", "vocab.json")
+
+
+class NotLoadedError(DataError):
+    """A tokenizer that the hub does not give. reason: the message without the remedy, a flag that not all have."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"{reason}. Set --config.text.tokenizer to a folder with its files ({', '.join(VOCABULARIES[:-2])}, or "
+            'vocab.json and merges.txt), or to "" for the shipped vocabulary'
+        )
+        self.reason = reason
 
 
 def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
@@ -58,6 +73,9 @@ def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def _from_folder(folder: Path, name: str) -> Tokenizer:
     """Returns the tokenizer of a folder, which errors call `name`. Raises DataError."""
+    for path in (folder / file for file in FILES):
+        if path.is_file() and is_pointer(path):
+            raise DataError(f"{path} {IS_POINTER}")
     settings = _settings(folder)
     lower_case = bool(settings.get("do_lower_case", True))
     pad = settings.get("pad_token")
@@ -114,12 +132,9 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 def _from_hub(name: str) -> Tokenizer:
     """Loads from the hub's cache, else over the network."""
     try:
-        folder = fetch_tokenizer(look_up(name, suffices=_is_complete))
+        folder = fetch_tokenizer(look_up(name, suffices=is_tokenizer))
     except UserError as error:
-        raise DataError(
-            f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}. Set '
-            '--config.text.tokenizer to a folder with its vocab.txt, or to "" for the shipped vocabulary'
-        ) from None
+        raise NotLoadedError(f'tokenizer "{name}" is not a folder and cannot be loaded from the hub: {error}') from None
     return _from_folder(folder, name)
 
 
@@ -136,6 +151,6 @@ def fetch_tokenizer(repository: Repository) -> Path:
     return copies[0].parent
 
 
-def _is_complete(files: Collection[str]) -> bool:
+def is_tokenizer(files: Collection[str]) -> bool:
     """Returns whether files are a whole tokenizer: weights alone are not, nor is vocab.json without merges.txt."""
     return bool({"tokenizer.json", "vocab.txt", "spiece.model"} & {*files}) or {"vocab.json", "merges.txt"} <= {*files}

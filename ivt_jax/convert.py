@@ -9,12 +9,14 @@
     python -m ivt_jax.convert --source=vlmo --weights=vlmo_base_patch16_224.pt --out=weights/vlmo
     python -m ivt_jax.convert --source=export --weights=EXPORT/model.safetensors --out=weights/mine
 
-Instead of a file, --weights and --weights_text may name a repository on the hub: hf:OWNER/NAME, or
-hf:OWNER/NAME@REVISION. Prints the use of every tensor. Nothing in a file of weights is executed.
+Instead of a file, --weights and --weights_text may name a repository on the hub, hf:OWNER/NAME or
+hf:OWNER/NAME@REVISION, or a folder with its files. Prints the use of every tensor. Nothing in a file of weights is
+executed.
 """
 
 import argparse
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,16 @@ from ml_collections import ConfigDict
 
 from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import UNWRITABLE, refuse_path, whole_folder
+from ivt_jax.common.files import UNWRITABLE, parent_folders, refuse_path, whole_folder
 from ivt_jax.common.hub import PREFIX
 from ivt_jax.common.startup import run_command
+
+STARTS = ("clip", "siglip", "vlmo")  # the sources with a recipe in configs/starts.py, under the same name
+# Of sources with two towers: the name, the files of its tokenizer, and where the hub has one.
+TOKENIZERS = {
+    "clip": ("CLIP", "vocab.json and merges.txt", "openai/clip-vit-base-patch16"),
+    "siglip": ("SigLIP", "spiece.model", "google/siglip-base-patch16-224"),
+}
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped path answer at once.
 
@@ -33,28 +42,29 @@ from ivt_jax.common.startup import run_command
 def convert(args: argparse.Namespace, rest: list[str]) -> None:
     """Reads and converts the weights, writes the folder --out, and prints the use of every tensor."""
     check_paths(args)
-    from ivt_jax.conversion.hub import fetch_weights
+    from ivt_jax.conversion.hub import open_weights
     from ivt_jax.conversion.tensors import table
     from ivt_jax.run.checkpoint import export_params
     from ivt_jax.run.workdir import record_conversion
     from ivt_jax.training.config_check import edge_notice
 
-    places = {"weights": args.weights, "weights_text": args.weights_text}
-    fetched = {flag: fetch_weights(repository_name(place)) for flag, place in places.items() if is_on_hub(place)}
+    places = {"weights": (args.weights, args.source), "weights_text": (args.weights_text, args.source_text)}
+    opened = {flag: open_weights(*place) for flag, place in places.items() if place[0]}
     if args.source == "export":
         record, conversion = from_export(args.weights, rest)
     else:
-        record, conversion = from_others(args, rest, fetched)
+        record, conversion = from_others(args, rest, opened)
     config = ConfigDict(record["config"])
-    tokenizer, line = find_tokenizer(args, config)
-    with whole_folder(args.out) as folder:
+    tokenizer, line = find_tokenizer(args, config, keys_of(rest), with_texts(opened))
+    lines = [line] if args.source == "export" else [size_line(args, config, keys_of(rest)), line]
+    with parent_folders(args.out), whole_folder(args.out) as folder:
         export_params(folder / "params", conversion.params)
-        files = [path for flag, path in places.items() if path and flag not in fetched]
-        hub = {flag: (weights.repository, weights.files) for flag, weights in fetched.items()}
-        record_conversion(folder, record, args.source, files, tokenizer, hub)
+        files = [path for weights in opened.values() if weights.single for path in weights.files]
+        fetched = {flag: (weights.repository, weights.files) for flag, weights in opened.items() if not weights.single}
+        record_conversion(folder, record, args.source, files, tokenizer, fetched)
         if tokenizer:
             tokenizer.save(folder)
-    print(table(conversion.uses), line, sep="\n")
+    print(table(conversion.uses), *lines, sep="\n")
     if notice := edge_notice(config):
         print(notice)
     print(f"written: {args.out}", file=sys.stderr)
@@ -65,43 +75,76 @@ def is_on_hub(place: Path | None) -> bool:
     return str(place).startswith(PREFIX)
 
 
-def repository_name(place: Path) -> str:
-    """Returns OWNER/NAME or OWNER/NAME@REVISION of hf:OWNER/NAME..."""
-    return str(place).removeprefix(PREFIX)
+def keys_of(rest: list[str]) -> set[str]:
+    """Returns the keys of the config that flags set, as "text.tokenizer"."""
+    return {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
 
 
-def from_others(args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def with_texts(opened: dict[str, Any]) -> Any:
+    """Returns the weights of the text side: --weights_text, else --weights."""
+    return opened.get("weights_text", opened["weights"])
+
+
+def from_others(args: argparse.Namespace, rest: list[str], opened: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Returns the content of config.json and the conversion of weights that another program wrote.
 
-    fetched: flag -> weights from the hub, for --weights and --weights_text.
+    opened: flag -> `Fetched`, for --weights and --weights_text.
     """
     from configs import cuhk
     from ivt_jax.common.config_flag import read_config
+    from ivt_jax.conversion.recognise import refuse_other_source
+    from ivt_jax.conversion.taught import taught
+    from ivt_jax.conversion.vit import Source
     from ivt_jax.models.config import IVTConfig
     from ivt_jax.training.config_check import check_config, check_keys
 
     config = read_config(args.config or cuhk.__file__, rest)
     check_keys(config)
-    options, pixels = described_by_hub(args, rest, fetched)
-    config.update_from_flattened_dict(options)
-    conversion = read_weights(args, fetched, IVTConfig.from_config(config.model), config.seed)
+    given = keys_of(rest)
+    changes = described_by_repository(args, given, opened)
+    sources = {flag: Source(opened[flag].tensors(), str(getattr(args, flag))) for flag in opened}
+    for flag, source in sources.items():
+        refuse_other_source(args.source if flag == "weights" else args.source_text, source)
+    if as_taught(args) and not opened["weights"].description:
+        found = taught(args.source, sources["weights"], args.max_text_len_of_initckpt)
+        changes = {key: value for key, value in found.items() if key not in given} | changes
+    config.update_from_flattened_dict(changes)
+    known = given | changes.keys()
+    pixels = {key: config.model[key] for key in ("pixel_mean", "pixel_deviation") if f"model.{key}" in known}
+    conversion = read_weights(args, sources, IVTConfig.from_config(config.model), config.seed)
     record_sizes(config, conversion.model_config)
-    config.update_from_flattened_dict(pixels)  # they take precedence over those of the source, such as OpenAI's CLIP
+    config.model.update(pixels)  # of a flag or the repository, before those of the source, such as OpenAI's CLIP
     check_config(config)  # only now: the weights determine patch size, depth and others
     return {"config": config.to_dict()}, conversion
 
 
-def read_weights(args: argparse.Namespace, fetched: dict[str, Any], model_config: Any, seed: int) -> Any:
+def as_taught(args: argparse.Namespace) -> bool:
+    """Whether image size, stride and lengths of texts are those of the weights, not of a config."""
+    return not args.config and not args.source_text and args.source in STARTS
+
+
+def size_line(args: argparse.Namespace, config: ConfigDict, given: set[str]) -> str:
+    """Returns the line on the image size and on how to choose another. given: keys of the config that flags set."""
+    model, recipe = config.model, args.source if args.source in STARTS else ""
+    origin = "as the model was taught" if as_taught(args) else f"of {args.config or 'configs/cuhk.py'}"
+    if given & {"model.image_size", "model.stride"}:
+        origin = f"with flags, else {origin}"
+    other = "" if args.config or args.source_text or not recipe else f", or --config=configs/cuhk.py:{recipe},"
+    flags = f'--config.model.image_size="(H,W)" and --config.model.stride=S{other}'
+    return f"image size: {'{}x{}'.format(*model.image_size)} at stride {model.stride}, {origin}; {flags} give another"
+
+
+def read_weights(args: argparse.Namespace, sources: dict[str, Any], model_config: Any, seed: int) -> Any:
     """Returns the conversion of the weights, by their source."""
     from ivt_jax.conversion.clip import convert_clip, convert_clip_towers
     from ivt_jax.conversion.release import convert_release
     from ivt_jax.conversion.siglip import convert_siglip
-    from ivt_jax.conversion.vit import Source, convert_vit
+    from ivt_jax.conversion.vit import convert_vit
     from ivt_jax.conversion.vlmo import convert_vlmo
 
-    weights = Source(tensors_of(args.weights, fetched.get("weights")), str(args.weights))
+    weights = sources["weights"]
     if args.weights_text:
-        text = Source(tensors_of(args.weights_text, fetched.get("weights_text")), str(args.weights_text))
+        text = sources["weights_text"]
         if args.source == "clip":
             return convert_clip(weights, text, model_config, args.activation, args.resize, seed)
         return convert_vit(weights, text, model_config, args.resize, seed)
@@ -110,54 +153,43 @@ def read_weights(args: argparse.Namespace, fetched: dict[str, Any], model_config
     if args.source == "siglip":
         return convert_siglip(weights, model_config, args.resize, seed)
     if args.source == "vlmo":
-        return convert_vlmo(*weights, model_config, seed, args.max_text_len_of_initckpt)
-    return convert_release(*weights, model_config, seed)
+        return convert_vlmo(weights.tensors, weights.file, model_config, seed, args.max_text_len_of_initckpt)
+    return convert_release(weights.tensors, weights.file, model_config, seed)
 
 
-def tensors_of(place: Path, fetched: Any) -> Any:
-    """Returns the tensors of a file, or of weights from the hub."""
-    from ivt_jax.conversion.files import read_tensors
-
-    return fetched.tensors() if fetched else read_tensors(place)
-
-
-def described_by_hub(
-    args: argparse.Namespace, rest: list[str], fetched: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what the repositories say of the model, and of its pixels: key of the config -> value.
+def described_by_repository(args: argparse.Namespace, given: set[str], opened: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the repositories say of the model, as key of the config -> value; given flags take precedence.
 
     Keys that a flag sets are left out. Without --config, image size and stride are those of the model's training. Sets
     args.activation. Fetches the tokenizer, if no flag names one: offline, the weights alone would be of no use.
     """
-    from input_pipeline.tokenizer import VOCABULARIES, fetch_tokenizer
+    from input_pipeline.tokenizer import VOCABULARIES, fetch_tokenizer, is_tokenizer
     from ivt_jax.conversion.hub import described
 
-    options: dict[str, Any] = {}
-    pixels: dict[str, Any] = {}
-    if "weights_text" in fetched:
-        described(fetched["weights_text"], args.source_text)
-    if "weights" in fetched:
-        found = described(fetched["weights"], args.source)
-        pixels = found.pixels
-        options = found.image | ({} if args.source_text else found.text)
-        options |= {} if args.config or args.source_text else found.geometry
+    changes: dict[str, Any] = {}
+    undescribed = [flag for flag, weights in opened.items() if weights.single and not weights.description]
+    if args.source_text and "weights_text" not in undescribed:
+        described(opened["weights_text"], args.source_text)
+    if "weights" not in undescribed:
+        found = described(opened["weights"], args.source)
+        changes = found.image | found.pixels | ({} if args.source_text else found.text)
+        changes |= found.geometry if as_taught(args) else {}
         args.activation = found.activation or args.activation
-    text = fetched.get("weights_text" if args.source_text else "weights")
-    given = {flag.partition("=")[0].removeprefix("--config.") for flag in rest}
-
-    def others(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key not in given}
-
-    if text and "text.tokenizer" not in given and set(VOCABULARIES) & set(text.repository.files):
+    text = with_texts(opened)
+    files = set(text.repository.files)
+    has_tokenizer = is_tokenizer(files) if text.single else bool(files & set(VOCABULARIES))
+    if has_tokenizer and "text.tokenizer" not in given:
         fetch_tokenizer(text.repository)
-        options["text.tokenizer"] = text.pinned
-    return others(options), others(pixels)
+        changes["text.tokenizer"] = text.pinned
+    return {key: value for key, value in changes.items() if key not in given}
 
 
 def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     """Returns the config.json beside an export's model.safetensors, and the conversion of that file."""
     from ivt_jax.conversion.files import read_tensors
     from ivt_jax.conversion.model import convert_export
+    from ivt_jax.conversion.recognise import refuse_other_source
+    from ivt_jax.conversion.vit import Source
     from ivt_jax.models.config import IVTConfig
     from ivt_jax.run.parameter_file import refuse_other_metadata
     from ivt_jax.run.workdir import load_record
@@ -167,32 +199,55 @@ def from_export(weights: Path, rest: list[str]) -> tuple[dict[str, Any], Any]:
     folder = weights.absolute().parent
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}/config.json not found: --source=export reads it; put the export's beside --weights")
+    tensors = read_tensors(weights)
+    refuse_other_source("export", Source(tensors, str(weights)))
     record = load_record(folder)
     config = ConfigDict(record["config"])
     refuse_other_metadata(weights, config)
-    return record, convert_export(read_tensors(weights), str(weights), IVTConfig.from_config(config.model))
+    return record, convert_export(tensors, str(weights), IVTConfig.from_config(config.model))
 
 
-def find_tokenizer(args: argparse.Namespace, config: ConfigDict) -> tuple[Any, str]:
+def find_tokenizer(args: argparse.Namespace, config: ConfigDict, given: set[str], texts: Any) -> tuple[Any, str]:
     """Returns the tokenizer of the weights, None if it cannot be loaded, and a line about it.
 
-    Raises DataError if it is not the one of the weights: of another size, or of a repository that is then damaged.
+    given: keys of the config that flags set. texts: the weights of the text side. Raises UserError if it is not the one
+    of the weights, of another size; and if it cannot be loaded though a flag names it, it is of the weights' folder or
+    repository, or the model has two towers, whose tokenizer no default names.
     """
+    from configs import default
     from input_pipeline.tokenizer import load_tokenizer, refuse_other_size
     from ivt_jax.run.workdir import folder_tokenizer
 
+    name = config.text.tokenizer
+    beside = texts.pinned == name and "text.tokenizer" not in given
+    named = "text.tokenizer" in given or beside
+    if args.source in TOKENIZERS and not args.source_text and not named:
+        if name == default.get_config().text.tokenizer:
+            raise UserError(no_tokenizer(args.source, texts))
+        named = True
     try:
         if args.source == "export":
             tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
         else:
-            tokenizer = load_tokenizer(config.text.tokenizer)
+            tokenizer = load_tokenizer(name)
     except DataError as error:
-        if "@" in config.text.tokenizer:  # beside the weights, at their commit
+        if named:
             raise
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
-    refuse_other_size(tokenizer, config.model.vocab_size)
+    try:
+        refuse_other_size(tokenizer, config.model.vocab_size)
+    except DataError as error:
+        raise UserError(f"{name}: {error}" if beside else str(error)) from None
     digest, size = tokenizer.digest[:12], tokenizer.vocab_size
     return tokenizer, f"tokenizer: {digest}, {size:,} entries, written beside the parameters"
+
+
+def no_tokenizer(source: str, texts: Any) -> str:
+    """Returns the error for weights of two towers whose tokenizer nothing names."""
+    title, files, name = TOKENIZERS[source]
+    where = "the weights file" if texts.single else texts.name
+    remedy = f"name a folder with {files} or tokenizer.json, or a name on the hub, as {name}"
+    return f"--config.text.tokenizer: {title}'s tokenizer is not in {where}; {remedy}"
 
 
 def check_paths(args: argparse.Namespace) -> None:
@@ -205,18 +260,35 @@ def check_paths(args: argparse.Namespace) -> None:
         )
     if args.source == "export" and args.config:
         raise UserError("--config does not go with --source=export, which takes the config.json beside --weights")
+    start = (args.config or "").rpartition(":")[2]
+    if start in STARTS and (start != args.source or args.source_text):
+        alone = " without --source_text" if start == args.source else ""
+        raise UserError(f"{args.config} starts from --source={start}{alone}; name another --config")
     for path in (args.weights, args.weights_text):
-        if is_on_hub(path) and args.source not in ("vit", "clip", "siglip"):
-            raise UserError(f"{path}: --source={args.source} reads a file; download the weights and name their file")
-        if path and not is_on_hub(path) and not path.is_file():
-            raise UserError(
-                f"{path} is not a file; name a file of weights, or hf:OWNER/NAME for a repository on the hub"
-            )
+        if path:
+            check_place(path, args.source)
     refuse_path(args.out, UNWRITABLE)
     if args.out.exists():
         raise UserError(f"{args.out} exists already; remove it or name another --out")
-    if not args.out.absolute().parent.is_dir():
-        raise UserError(f"--out: the folder {args.out.absolute().parent} does not exist; make it first")
+    above = next(folder for folder in args.out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--out: {above} is not a folder; name another --out")
+
+
+def check_place(place: Path, source: str) -> None:
+    """Raises UserError if --weights or --weights_text names nothing that the source can be read from."""
+    whole = source in ("vit", "clip", "siglip")
+    if is_on_hub(place):
+        if not whole:
+            raise UserError(f"{place}: --source={source} reads a file; fetch it and name it")
+        if not re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+(@.+)?", str(place)):
+            example = f"{PREFIX}{TOKENIZERS['clip'][2]}"
+            raise UserError(f"{place}: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, as {example}")
+    elif place.is_dir() and not whole:
+        raise UserError(f"{place} is a folder; --source={source} reads a file: name it")
+    elif not place.is_file() and not place.is_dir():
+        remedy = "name a file of weights, a folder as the hub has it, or hf:OWNER/NAME for one on the hub"
+        raise UserError(f"{place} is no file or folder; {remedy}")
 
 
 def record_sizes(config: Any, model_config: Any) -> None:
@@ -267,13 +339,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sources = ("release", "vlmo", "clip", "siglip", "vit", "export")
     flag("--source", required=True, choices=sources, help="origin of --weights")
-    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), or "
-         "hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
+    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), folder "
+         "as the hub has it, or hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
-    flag("--weights_text", type=Path, help=with_bert + "BERT's file, or hf:OWNER/NAME[@REVISION]")
+    flag("--weights_text", type=Path, help=with_bert + "BERT's file, folder, or hf:OWNER/NAME[@REVISION]")
     flag("--max_text_len_of_initckpt", type=positive, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
-    flag("--out", required=True, type=Path, help="folder to write; must not exist yet")
+    flag("--out", required=True, type=Path, help="folder to write, with the folders above it; must not exist yet")
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
     flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",

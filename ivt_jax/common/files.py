@@ -17,6 +17,8 @@ from ivt_jax.common.errors import UserError
 # address of a bucket and, when they write, the others as a pattern. Files are then lost or mixed up.
 UNREADABLE = ("\\", "gs:/")
 UNWRITABLE = (*UNREADABLE, "s3:/", "*", "?", "[")
+POINTER = b"version https://git-lfs.github.com/"  # the first bytes of a Git LFS pointer
+IS_POINTER = "is a Git LFS pointer, not the file itself: run git lfs pull"
 
 
 @contextlib.contextmanager
@@ -81,6 +83,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def parent_folders(path: Path) -> Iterator[None]:
+    """Makes the missing folders above `path`; after an error, removes those that it made. Raises UserError."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        try:
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # another process has written there
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def hidden_folder(path: Path) -> Iterator[Path]:
     """Yields a hidden folder beside `path`; removes it at the end. Raises UserError if it cannot be written."""
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
@@ -91,6 +110,12 @@ def hidden_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves of a large one in a clone without its files. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def refuse_path(path: Path | str, forbidden: Sequence[str] = ()) -> None:

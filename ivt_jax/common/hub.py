@@ -25,7 +25,7 @@ class Repository(NamedTuple):
     """A repository at one commit, and its files: name -> size in bytes, 0 if unknown.
 
     cached: found in the cache, without asking the hub. revision: the branch, tag or commit that was asked for, "" if
-    not known.
+    not known. folder: where the files are, for a folder that the user named instead; it has no commit.
     """
 
     name: str
@@ -33,6 +33,16 @@ class Repository(NamedTuple):
     files: dict[str, int]
     cached: bool
     revision: str = ""
+    folder: Path | None = None
+
+
+def look_in(folder: Path) -> Repository:
+    """Returns a folder as a repository; its subfolders are left out. Raises UserError if it cannot be read."""
+    try:
+        files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+    return Repository(str(folder), "", files, True, "", folder)
 
 
 def look_up(name: str, suffices: Callable[[Collection[str]], bool] | None = None) -> Repository:
@@ -65,6 +75,8 @@ def fetch(repository: Repository, file: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import disable_progress_bars
 
+    if repository.folder:
+        return repository.folder / file
     name, commit = repository.name, repository.commit
     found = try_to_load_from_cache(name, file, revision=commit)
     if isinstance(found, str):

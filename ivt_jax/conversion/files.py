@@ -4,6 +4,7 @@ The first bytes decide the format, not the suffix. Nothing in a file is executed
 read by `torch.load(weights_only=True)`, which builds only tensors and plain containers.
 """
 
+import json
 import re
 import sys
 import zipfile
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import IS_POINTER, is_pointer
 from ivt_jax.common.messages import install
 
 # The dtypes that weights may have, in the names of NumPy and PyTorch, and of safetensors.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 SAFETENSORS_FLOATS = ("F16", "BF16", "F32", "F64")
+LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 SAFETENSORS_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 WRAPPERS = ("state_dict", "module", "model")  # keys under which training scripts store the tensors, beside epoch, ...
 # Globals in the pickle of a NumPy number, such as the best score; the second is NumPy 2's.
@@ -32,11 +35,10 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if it has another dtype or a value that is not finite or beyond float32.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
+        start = _refuse_fragment(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if start[8:] == b"{":  # eight bytes with the length of a JSON header, and the header
+    if start[8:9] == b"{":  # eight bytes with the length of a JSON header, and the header
         tensors = _read_safetensors(path)
     elif all(name.endswith(".npy") for name in _zipped(path)):
         tensors = _read_npz(path)
@@ -52,6 +54,46 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if rounded := sum(array.dtype.name == "float64" for array in tensors.values()):
         print(f"{path}: float64 tensors rounded to float32: {rounded}", file=sys.stderr)
     return {name: _as_float32(path, name, array) for name, array in tensors.items()}
+
+
+def _refuse_fragment(path: Path) -> bytes:
+    """Returns the first bytes of a file. Raises UserError if it is not whole, or stands for another; OSError."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+    again = "fetch it again"
+    if not size:
+        raise UserError(f"{path} is empty; {again}")
+    if is_pointer(path):
+        raise UserError(f"{path} {IS_POINTER}")
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        raise UserError(f"{path} is a web page, not weights; fetch the file by its download link")
+    if start[8:9] == b"{":
+        header, whole = _extent(path, int.from_bytes(start[:8], "little"))
+        if size < (whole or header):
+            raise UserError(f"{path} is cut short: {size} of {whole or f'more than {header}'} bytes; {again}")
+    elif size < 9 and path.suffix == ".safetensors":
+        raise UserError(f"{path} is cut short: {size} bytes; {again}")
+    elif start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is cut short: {size} bytes, without the end of its archive; {again}")
+    return start
+
+
+def _extent(path: Path, length: int) -> tuple[int, int]:
+    """Returns the bytes of a safetensors file up to the tensors, and of the whole file; 0 for what cannot be read.
+
+    length: of the header in bytes.
+    """
+    if length > LONGEST_HEADER:
+        return 0, 0
+    with path.open("rb") as file:
+        file.seek(8)
+        header = file.read(length)
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        return 8 + length, 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return 8 + length, 0
 
 
 def other_dtype(file: Path | str, name: str, dtype: object) -> UserError:
@@ -99,13 +141,15 @@ def read_header(path: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _refuse_fragment(path)
         with safe_open(path, "numpy") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
             dtypes = {name: tensor.get_dtype() for name, tensor in found.items()}
             return Header(file.metadata() or {}, shapes, dtypes)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_line(error)}") from None
+        fault = (isinstance(error, OSError) and error.strerror) or _line(error)
+        raise UserError(f"{path} cannot be read as safetensors: {fault}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,7 @@
-"""Weights from the hub: chooses a repository's files to fetch, and reads from its config.json what tensors lack."""
+"""Weights of a repository, on the hub or in a folder, or of one file: which files are read, and what describes them.
+
+The repository's config.json says what tensors do not show.
+"""
 
 import importlib.util
 import json
@@ -11,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.hub import PREFIX, Repository, fetch, look_up
+from ivt_jax.common.hub import PREFIX, Repository, fetch, look_in, look_up
 from ivt_jax.common.messages import install
 from ivt_jax.conversion.files import read_tensors
 
@@ -51,27 +54,49 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": 
 class Fetched(NamedTuple):
     """Local copies of a repository's weights, and what describes them.
 
-    description: config.json, or open_clip_config.json if the weights are open_clip's; {} if there is none.
+    description: config.json, or open_clip_config.json if the weights are open_clip's; {} if there is none. single: the
+    user named a file, and the repository is its folder.
     """
 
     repository: Repository
     files: list[Path]
     description: dict[str, Any]
     pixels: dict[str, Any]  # preprocessor_config.json, {} if there is none
+    single: bool = False
 
     @property
     def name(self) -> str:
         """Name of the weights for messages."""
-        return f"{PREFIX}{self.repository.name}"
+        if self.single:
+            return str(self.files[0])
+        return self.repository.name if self.repository.folder else f"{PREFIX}{self.repository.name}"
 
     @property
     def pinned(self) -> str:
-        """Name of the repository with the commit, as `load_tokenizer` takes it."""
-        return f"{self.repository.name}@{self.repository.commit}"
+        """Name of the repository with the commit, or of the folder, as `load_tokenizer` takes it."""
+        return self.repository.name if self.repository.folder else f"{self.repository.name}@{self.repository.commit}"
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns the tensors of all files. Raises UserError as `read_tensors`."""
         return {name: tensor for file in self.files for name, tensor in read_tensors(file).items()}
+
+
+def open_weights(place: Path, source: str) -> Fetched:
+    """Returns the weights that --weights names: hf:OWNER/NAME[@REVISION], a folder as the hub has it, or a file.
+
+    source: the model's, of MODEL_TYPES or another. A file under one of the hub's names is described by the config.json
+    beside it, if that is of such a model. Raises UserError as `fetch_weights`.
+    """
+    if str(place).startswith(PREFIX):
+        return fetch_weights(str(place).removeprefix(PREFIX))
+    if place.is_dir():
+        repository = look_in(place)
+        return _read(repository, _chosen(repository))
+    repository, pickles = look_in(place.parent), (PICKLE, OPEN_CLIP_PICKLE)
+    given = _read_json(repository, _describing(place.name)) if place.name in (SAFE, *OPEN_CLIP_SAFE, *pickles) else {}
+    if given.get("model_type") not in MODEL_TYPES.get(source, ()) and not ("model_cfg" in given and source == "clip"):
+        return Fetched(repository, [place], {}, {}, single=True)
+    return Fetched(repository, [place], given, _read_json(repository, PIXELS), single=True)
 
 
 def fetch_weights(name: str) -> Fetched:
@@ -87,13 +112,22 @@ def fetch_weights(name: str) -> Fetched:
         print(f"{name}: the safetensors are those of {CONVERTER}'s pull request {number}", file=sys.stderr)
         repository = look_up(f"{repository.name}@refs/pr/{number}")
         found = _chosen(repository)
+    return _read(repository, found)
+
+
+def _read(repository: Repository, found: list[str]) -> Fetched:
+    """Fetches the chosen file, or the files of an index, with what describes them. Raises UserError if none is."""
     if not found:
         raise UserError(_nothing_to_read(repository))
-    described = OPEN_CLIP if found[0].startswith("open_clip") else DESCRIPTION
-    description, pixels = (_read_json(repository, file) for file in (described, PIXELS))
+    description, pixels = (_read_json(repository, file) for file in (_describing(found[0]), PIXELS))
     if found == [INDEX]:
         found = _shards(repository)
     return Fetched(repository, [fetch(repository, file) for file in found], description, pixels)
+
+
+def _describing(file: str) -> str:
+    """Returns the name of the description of a file of weights."""
+    return OPEN_CLIP if file.startswith("open_clip") else DESCRIPTION
 
 
 def _chosen(repository: Repository) -> list[str]:
@@ -117,9 +151,12 @@ def _conversion(repository: Repository) -> int:
 
 def _nothing_to_read(repository: Repository) -> str:
     where = f'"{repository.name}"' + (" in the hub's cache" if repository.cached else " on the hub")
+    if repository.folder:
+        where = repository.name
     pickles = [name for name in (PICKLE, OPEN_CLIP_PICKLE) if name in repository.files]
     if pickles:
-        remedy = f"{install('torch')}; or name a revision that has {SAFE}, as hf:{repository.name}@REVISION"
+        other = f"name a revision that has {SAFE}, as hf:{repository.name}@REVISION"
+        remedy = f"{install('torch')}; or {f'fetch {SAFE} into it' if repository.folder else other}"
         return f"{where} has no safetensors, only {pickles[0]}, which needs PyTorch: {remedy}"
     names = ", ".join((SAFE, INDEX, OPEN_CLIP_SAFE[0], PICKLE))
     return f"{where} has no weights that can be read: it has none of {names}"
@@ -168,7 +205,8 @@ def described(fetched: Fetched, source: str) -> Described:
     """
     given, name = fetched.description, fetched.name
     if not given:
-        raise UserError(f"{name} has no {DESCRIPTION}, which says the number of heads; fetch it and name the file")
+        remedy = "name the file in it" if fetched.repository.folder else "fetch it and name the file"
+        raise UserError(f"{name} has no {DESCRIPTION}, which says the number of heads; {remedy}")
     if "model_cfg" not in given and given.get("model_type") not in MODEL_TYPES[source]:
         known, kind = " or ".join(MODEL_TYPES[source]), given.get("model_type", "unknown")
         raise UserError(f"{name} has a model of type {kind}; --source={source} reads {known}")

@@ -194,6 +194,13 @@ def folded(flat: Flat, tokens: int) -> Flat:
     return {path: value.astype(dtype) for path, value in found.items()} | norm
 
 
+def side_of(rows: int, longest: int) -> int:
+    """Returns the patches along an axis of the square grid that a table with so many rows is for, 0 if for none."""
+    offsets = rows - 5 - (2 * longest - 3) - 3
+    side = math.isqrt(max(offsets, 0))
+    return (side + 1) // 2 if longest >= 2 and side**2 == offsets and side % 2 else 0
+
+
 def relative_tables(loaded: Loaded, file: str, model_config: IVTConfig, longest: int) -> tuple[Flat, list[TensorUse]]:
     """Returns the relative position biases, resized to the model's grid of patches, and the uses with a note on it.
 
@@ -205,18 +212,19 @@ def relative_tables(loaded: Loaded, file: str, model_config: IVTConfig, longest:
     own = next(use.name for use in loaded.uses if use.note == RELATIVE)
     if table.shape[1] != depth * heads:
         expected = f"{depth} layers times {heads} heads are {depth * heads}"
-        remedy = "give the number of heads, --config.model.num_heads"
+        number = table.shape[1] // depth if table.shape[1] % depth == 0 else "HEADS"
+        remedy = f"set --config.model.num_heads={number}"
         raise UserError(f'{file}: tensor "{own}" has {table.shape[1]} columns, {expected}; {remedy}')
-    offsets = len(table) - 5 - (2 * longest - 3) - 3
-    side = math.isqrt(max(offsets, 0))
-    if longest < 2 or side**2 != offsets or side % 2 == 0:
+    grid = side_of(len(table), longest)
+    if not grid:
         raise UserError(
             f'{file}: tensor "{own}" has {len(table)} rows, which fit no square grid of patches beside texts '
-            f"of {longest} tokens; give the --max_text_len_of_initckpt of its training"
+            f"of {longest} tokens; set --max_text_len_of_initckpt to that of its training"
         )
+    side = 2 * grid - 1
     by_layer = table.T.reshape(depth, heads, len(table))
-    image, image_cls, cross, text, text_cls = np.split(by_layer, np.cumsum([offsets, 3, 2, 2 * longest - 3]), axis=-1)
-    source, target, ratio = ((side + 1) // 2,) * 2, model_config.grid, model_config.stride / loaded.sizes["P"]
+    image, image_cls, cross, text, text_cls = np.split(by_layer, np.cumsum([side**2, 3, 2, 2 * longest - 3]), axis=-1)
+    source, target, ratio = (grid, grid), model_config.grid, model_config.stride / loaded.sizes["P"]
     image = resize_offsets(image.reshape(depth, heads, side, side), source, target, ratio)
     found = {"image": image, "image_cls": image_cls, "cross": cross, "text": text[..., ::-1], "text_cls": text_cls}
     tables = {f"{RELATIVE}/{name}": np.ascontiguousarray(value) for name, value in found.items()}

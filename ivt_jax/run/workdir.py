@@ -17,8 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
-from input_pipeline.tokenizer import Tokenizer, load_tokenizer
-from ivt_jax.common.errors import UserError
+from input_pipeline.tokenizer import NotLoadedError, Tokenizer, load_tokenizer
+from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lock_file, write_text
 from ivt_jax.common.hub import Repository
 
@@ -138,12 +138,16 @@ def record_conversion(
 ) -> None:
     """Writes config.json of a folder of converted weights, with the digests of the weights' `files`.
 
-    origin: the config, and other entries about the source of the weights. fetched: for weights from the hub, flag ->
-    repository and files.
+    origin: the config, and other entries about the source of the weights. fetched: for weights from the hub or in a
+    folder of its layout, flag -> repository and files.
     """
     weights: dict[str, Any] = {"source": source, "files": {path.name: digest(path) for path in files}}
     for flag, (found, copies) in (fetched or {}).items():
         digests = {path.name: digest(path) for path in copies}
+        if found.folder:
+            folder_name = found.folder.absolute().name
+            weights.setdefault("folders", {})[flag] = {"folder": folder_name, "files": digests}
+            continue
         hub = {"repository": found.name, "revision": found.commit, "files": digests}
         weights.setdefault("hub", {})[flag] = hub
     if before := origin.get("weights"):  # an export of converted weights is converted again
@@ -187,10 +191,18 @@ def load_config(workdir: Path | str) -> ConfigDict:
 def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     """Returns the tokenizer saved in the folder, or else the config's.
 
-    Raises UserError if config.json records another one; a folder that records none is not checked.
+    Raises UserError if there is none, or config.json records another one; a folder that records none is not checked.
     """
     own = (workdir / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+    try:
+        tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+    except NotLoadedError as error:
+        record = _record(workdir)
+        if not record:  # a new run, whose command has the flag that the error names
+            raise
+        again = ", or convert again with --config.text.tokenizer=DIR" if "weights" in record else ""
+        remedy = f"put its tokenizer.json and tokenizer_config.json into {workdir}{again}"
+        raise DataError(f"{workdir} holds no tokenizer, and {error.reason}; {remedy}") from None
     place = str(workdir / "tokenizer.json") if own else f'text.tokenizer="{config.text.tokenizer}"'
     refuse_other_tokenizer(workdir, tokenizer, place, "restore the first one, or choose another --workdir")
     return tokenizer

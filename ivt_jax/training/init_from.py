@@ -30,6 +30,9 @@ SETTINGS = (
     "towers", "num_heads", "image_norm", "image_activation", "norm_epsilon", "pixel_mean", "pixel_deviation", "pooling"
 )  # fmt: skip
 TEXT_SETTINGS = ("text.num_heads", "text.activation", "text.causal", "text.pooling", "text.projection_bias")
+# These decide shapes, besides those of the patches' grid, to which parameters are resized.
+SIZES = ("patch_size", "width", "depth", "mlp_ratio", "vocab_size", "max_text_length")
+TEXT_SIZES = ("text.width", "text.depth", "text.mlp_ratio")
 ADDED = ("relative_positions", "projection")  # the new model may add these, but not drop them
 OPTIONAL = ("word_head/", "patch_head/", "image_embedding/mask_token")  # only masked reconstruction needs them
 
@@ -97,13 +100,16 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
 
     found: the shapes in the folder, those of the model `old`. Raises UserError for a shape that does not fit.
     """
-    settings = SETTINGS + (TEXT_SETTINGS if old.towers == new.towers == 2 else ())
-    of = {name: operator.attrgetter(name) for name in settings + ADDED}
+    both = old.towers == new.towers == 2
+    settings, sizes = SETTINGS + both * TEXT_SETTINGS, SIZES + both * TEXT_SIZES
+    of = {name: operator.attrgetter(name) for name in settings + sizes + ADDED}
     other = [name for name in settings if of[name](old) != of[name](new)]
-    other += [name for name in ADDED if of[name](old) and not of[name](new)]
+    other += [name for name in ADDED if of[name](old) and of[name](old) != of[name](new)]
+    sized = [name for name in sizes if of[name](old) != of[name](new)]
+    flags = " ".join(f"--config.model.{name}={_flag_value(of[name](old))}" for name in other + sized)
     if other:
-        flags = " ".join(f"--config.model.{name}={_flag_value(of[name](old))}" for name in other)
-        raise UserError(f"train.init_from: {folder} is of a model with another {', '.join(other)}; set {flags}")
+        names = ", ".join(other + sized)
+        raise UserError(f"train.init_from: {folder} is of a model with another {names}; set {flags}")
     actions = {}
     for path, shape in parameter_shapes(new).items():
         per_patch = path in PER_PATCH or path == PER_OFFSET
@@ -115,7 +121,8 @@ def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTCo
         elif per_patch and found[path][rest] == shape[rest]:
             actions[path] = "resized"
         else:
-            raise UserError(f"train.init_from: {path} of {folder} has shape {found[path]}, the config needs {shape}")
+            fault = f"{path} of {folder} has shape {found[path]}, the config needs {shape}"
+            raise UserError(f"train.init_from: {fault}" + (f"; set {flags}" if flags else ""))
     return actions
 
 

@@ -173,11 +173,16 @@ def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):
             ["--source=siglip"],
             "--source=vit goes with --source_text=bert and --weights_text=FILE, which give the text ",
         ),
-        (["--weights=nowhere"], "nowhere is not a file; name a file of weights"),
-        (["--weights_text=nowhere"], "nowhere is not a file"),
+        (["--weights=nowhere"], "nowhere is no file or folder; name a file of weights"),
+        (["--weights_text=nowhere"], "nowhere is no file or folder"),
         (["--out=."], ". exists already; remove it or name another --out"),
         (["--out=[x]"], '/[x]: a path with "[" is not supported for checkpoints and exports; rename the folder'),
-        (["--out=nowhere/out"], "does not exist; make it first"),
+        (["--out=pyproject.toml/out"], "pyproject.toml is not a folder; name another --out"),
+        (
+            ["--config=configs/cuhk.py:siglip"],
+            "configs/cuhk.py:siglip starts from --source=siglip; name another --config",
+        ),
+        (["--config=configs/rstp.py:vlmo"], "configs/rstp.py:vlmo starts from --source=vlmo; name another --config"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config.model.strid=3"], "the config has no key 'strid'"),
         (["--widht=3"], "Unknown command line flag 'widht'"),
@@ -211,8 +216,81 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, files, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "export_params", export)
     before = sorted(tmp_path.iterdir())
-    assert convert.main(files) == 2
-    assert sorted(tmp_path.iterdir()) == before
+    for out in ("out", "new/deep/out"):
+        assert convert.main([*files, f"--out={tmp_path}/{out}"]) == 2
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_missing_parent_folders_are_made(tmp_path, files):
+    assert convert.main([*files, f"--out={tmp_path}/new/deep/out"]) == 0
+    assert (tmp_path / "new/deep/out/config.json").is_file()
+
+
+OTHERS = [
+    "openai",
+    "transformers_clip",
+    "timm",
+    "google",
+    "transformers",
+    "bert",
+    "release",
+    "vlmo",
+    "siglip",
+    "export",
+]
+ARE = dict(zip(OTHERS, ["clip"] * 2 + ["vit"] * 3 + ["--source_text=bert"] + OTHERS[6:], strict=True))
+
+
+@pytest.fixture
+def other(request, tmp_path):
+    """Writes a file of a kind of OTHERS; returns its path."""
+
+    def write(kind):
+        if kind == "export":
+            tensors = {"blocks.attn.qkv.kernel": np.ones(3, np.float32)}
+        elif kind in ("vlmo", "siglip"):
+            name, prefix = {"vlmo": ("vlmo", "weights/"), "siglip": ("towers", "siglip/weights/")}[kind]
+            with np.load(Path(__file__).parent.parent / f"data/{name}_tiny.npz") as given:
+                tensors = {name.removeprefix(prefix): given[name] for name in given.files if name.startswith(prefix)}
+        else:
+            tensors = request.getfixturevalue(kind)
+        save_file({name: np.array(x, order="C") for name, x in tensors.items()}, tmp_path / "other.safetensors")
+        return tmp_path / "other.safetensors"
+
+    return write
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_wrong_source_is_one_line_with_the_right_one(tmp_path, files, other, capsys, kind):
+    file, title = other(kind), {"release": "checkpoint of the IVT release", "vlmo": "VLMo", "clip": "CLIP"}
+    for source, name in {**title, "siglip": "SigLIP", "vit": "ImageNet ViT"}.items():
+        if source == ARE[kind]:
+            continue
+        with_text = [flag for flag in files if "_text" in flag] if source == "vit" else []
+        call = [f"--source={source}", f"--weights={file}", f"--out={tmp_path}/out", *with_text]
+        assert convert.main(call) == 2
+        right = ARE[kind] if kind == "bert" else f"--source={ARE[kind]}"
+        assert capsys.readouterr().err == f"error: {file} is no {name}, by its names; try {right}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["release", "vlmo", "siglip", "clip"])
+def test_unknown_names_are_one_line(tmp_path, capsys, source):
+    save_file({name: np.ones(1, np.float32) for name in "abcd"}, tmp_path / "w.safetensors")
+    assert convert.main([f"--source={source}", f"--weights={tmp_path}/w.safetensors", f"--out={tmp_path}/out"]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/w.safetensors is no " in err and err.endswith(
+        "docs/weights.md lists what each --source reads\n"
+    )
+    assert ": it has a, b, c, ...; " in err
+
+
+def test_two_towers_config_with_bert_is_refused(tmp_path, files, openai, capsys):
+    save_file({k: np.ascontiguousarray(v) for k, v in openai.items()}, tmp_path / "clip.safetensors")
+    changes = ["--source=clip", f"--weights={tmp_path}/clip.safetensors", "--config=configs/cuhk.py:clip"]
+    assert convert.main([*files, *changes]) == 2
+    message = "configs/cuhk.py:clip starts from --source=clip without --source_text; name another --config"
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_drawn_follows_the_seed_of_the_config(tmp_path, files, timm, bert):

@@ -134,7 +134,10 @@ def test_shards_are_read_by_their_index(cache, transformers):
 MISTAKES = {
     "not cached": (["--weights=hf:some/other"], 'HF_HUB_OFFLINE is set, and "some/other" is not in the cache '),
     "no such revision": (["--weights=hf:some/vit@v9"], 'HF_HUB_OFFLINE is set, and "some/vit@v9" is not in the cache '),
-    "no name": (["--weights=hf:../x y"], '"../x y" is no name of a repository on the hub; expected owner/name'),
+    "no name": (["--weights=hf:../x y"], "hf:../x y: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, as hf:openai/"),
+    "no owner": (["--weights=hf:vit-base"], "hf:vit-base: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, as "),
+    "no owner of texts": (["--weights_text=hf:bert@v1"], "hf:bert@v1: expected hf:OWNER/NAME or hf:OWNER/"),
+    "an address": (["--weights=hf:https://huggingface.co/some/vit"], "some/vit: expected hf:OWNER/NAME or "),
     "another kind": (["--weights=hf:some/bert"], "has a model of type bert; --source=vit reads vit or deit"),
     "a release": (["--source=release"], "--source=release reads a file; download the weights and name their file"),
     "no description": (["--weights=hf:bare/vit"], "hf:bare/vit has no config.json, which says the number of heads"),

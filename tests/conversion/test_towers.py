@@ -1,6 +1,8 @@
 """Both towers of CLIP and SigLIP: features against transformers' own, names at the published sizes, one-line errors."""
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import cuhk
+from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion import clip, siglip
 from ivt_jax.conversion.clip import convert_clip_towers
@@ -18,6 +22,8 @@ from ivt_jax.conversion.tensors import table
 from ivt_jax.conversion.vit import Source
 from ivt_jax.models.build import model_of, parameter_shapes
 from ivt_jax.models.config import IVTConfig, TextConfig
+from ivt_jax.training.config_check import check_config
+from ivt_jax.training.init_from import choose_actions
 
 GIVEN = np.load(Path(__file__).parent.parent / "data/towers_tiny.npz")
 SIZES = IVTConfig(image_size=(20, 20), patch_size=5, stride=5, width=12, num_heads=3)
@@ -201,6 +207,31 @@ def test_the_units_of_the_mlps_are_those_of_the_tensors():
     shapes = {path: value.shape for path, value in flatten_dict(made.params, sep="/").items()}
     assert shapes == parameter_shapes(made.model_config)
     assert shapes["text_blocks/mlp/fc1/kernel"] == (1, 448, 976)
+
+
+def documented():
+    """Name of the weights -> flags, from the table of docs/weights.md."""
+    text = (Path(__file__).parent.parent.parent / "docs/weights.md").read_text()
+    rows = re.findall(r"^\| `([\w/.-]+)` \| `:(clip|siglip)` \| (.*) \|$", text, re.MULTILINE)
+    return {name.partition("/")[2]: (start, re.findall(r"`([^`]+)`", flags)) for name, start, flags in rows}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_documented_flags_fit_the_published_sizes(name):
+    """The recipe with the flags can start from a model of the published sizes."""
+    _, image, text, side, _ = PUBLISHED[name]
+    start, flags = documented()[name]
+    given = read_config(f"configs/cuhk.py:{start}", [f"--config.{flag}" for flag in flags])
+    check_config(given)
+    new, heads = IVTConfig.from_config(given.model), {512: 8, 768: 12, 1024: 16}
+    old = dataclasses.replace(
+        IVTConfig.from_config(cuhk.get_config(start).model), image_size=(side, side), stride=image["P"],
+        patch_size=image["P"], width=image["D"], depth=image["depth"], num_heads=heads[image["D"]],
+        vocab_size=text["V"], max_text_length=text["L"], projection=text["E"],
+        text=dataclasses.replace(new.text, width=text["D"], num_heads=heads[text["D"]], depth=text["depth"]),
+    )  # fmt: skip
+    actions = choose_actions("weights", parameter_shapes(old), old, new)
+    assert {path for path, action in actions.items() if action != "loaded"} <= {"image_embedding/pos_embed"}
 
 
 # ---- faults

@@ -119,8 +119,12 @@ FAULTS = [
     ({"transformer.norm.bias": np.ones(3)}, {}, '"transformer.norm.bias" has shape (3,), expected (48)'),
     ({"logit_scale": np.ones(3)}, {}, '"logit_scale" has shape (3,), expected ()'),
     ({"transformer.norm.bias": np.ones(48, int)}, {}, '"transformer.norm.bias" has dtype int64'),
-    ({}, {"num_heads": 3}, f'"{TABLE}" has 12 columns, 3 layers times 3 heads are 9; give the number of heads'),
-    ({}, {"max_text_len_of_initckpt": 196}, f'"{TABLE}" has 94 rows, which fit no square grid of patches beside texts'),
+    ({}, {"num_heads": 3}, f'"{TABLE}" has 12 columns, 3 layers times 3 heads are 9; set --config.model.num_heads=4'),
+    (
+        {},
+        {"max_text_len_of_initckpt": 196},
+        "beside texts of 196 tokens; set --max_text_len_of_initckpt to that of its ",
+    ),
     ({}, {"max_text_len_of_initckpt": -3}, f'"{TABLE}" has 94 rows, which fit no square grid of patches beside texts'),
     ({}, {"image_size": (64, 8)}, "patches of 16 pixels do not fit the image size (64, 8)"),
 ]
@@ -198,6 +202,17 @@ def test_the_command_writes_a_folder_that_can_be_restored(tmp_path, command, cap
     config, params, _ = checkpoint.restore_params(tmp_path / "out")
     assert (config.model.relative_positions, config.model.projection, config.model.max_text_length) == (True, 48, 20)
     assert params["similarity"]["log_scale"].shape == () and relative(params)["image"].shape == (3, 4, 7, 3)
+
+
+def test_without_a_config_the_grid_is_the_table_s(tmp_path, command, capsys):
+    flags = [
+        flag for flag in command if not flag.startswith(("--config=", "--config.model.image", "--config.model.st"))
+    ]
+    assert convert.main([*flags, "--config.text.tokenizer="]) == 0
+    assert "image size: 64x64 at stride 16, as the model was taught; " in capsys.readouterr().out
+    config, params, _ = checkpoint.restore_params(tmp_path / "out")
+    assert (tuple(config.model.image_size), config.model.stride) == ((64, 64), 16)
+    assert relative(params)["image"].shape == (3, 4, 7, 7)
 
 
 def test_texts_beyond_the_tables_are_refused(tmp_path, command, capsys):

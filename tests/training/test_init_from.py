@@ -162,10 +162,20 @@ FAULTS = [
     (
         {"model__width": 16},
         (),
-        r"train.init_from: blocks/attn/proj/bias of .* has shape \(2, 8\), the config needs \(2, 16\)",
+        r"train.init_from: blocks/attn/proj/bias of .* has shape \(2, 8\), the config needs \(2, 16\); set "
+        r"--config.model.width=8$",
     ),
-    ({"model__vocab_size": 41}, (), r"text_embedding/word of .* has shape \(40, 8\), the config needs \(41, 8\)"),
-    ({"model__depth": 3}, (), r"blocks/attn/proj/bias of .* has shape \(2, 8\), the config needs \(3, 8\)"),
+    ({"model__vocab_size": 41}, (), r" \(40, 8\), the config needs \(41, 8\); set --config.model.vocab_size=40$"),
+    (
+        {"model__depth": 3, "model__vocab_size": 41},
+        (),
+        r"has shape \(2, 8\), the config needs \(3, 8\); set --config.model.depth=2 --config.model.vocab_size=40$",
+    ),
+    (
+        {"model__width": 16, "model__num_heads": 4},
+        (),
+        r"of a model with another num_heads, width; set --config.model.num_heads=2 --config.model.width=8$",
+    ),
     ({"model__num_heads": 4}, (), r"of a model with another num_heads; set --config.model.num_heads=2$"),
     (
         {"model__norm_epsilon": 1e-5},
