@@ -126,7 +126,7 @@ def as_taught(args: argparse.Namespace) -> bool:
 def size_line(args: argparse.Namespace, config: ConfigDict, given: set[str]) -> str:
     """Returns the line on the image size and on how to choose another. given: keys of the config that flags set."""
     model, recipe = config.model, args.source if args.source in STARTS else ""
-    origin = "as the model was taught" if as_taught(args) else f"of {args.config or 'configs/cuhk.py'}"
+    origin = "as the model was trained" if as_taught(args) else f"of {args.config or 'configs/cuhk.py'}"
     if given & {"model.image_size", "model.stride"}:
         origin = f"with flags, else {origin}"
     other = "" if args.config or args.source_text or not recipe else f", or --config=configs/cuhk.py:{recipe},"
@@ -280,7 +280,7 @@ def check_place(place: Path, source: str) -> None:
     whole = source in ("vit", "clip", "siglip")
     if is_on_hub(place):
         if not whole:
-            raise UserError(f"{place}: --source={source} reads a file; fetch it and name it")
+            raise UserError(f"{place}: --source={source} reads a file; download the weights and name their file")
         if not re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+(@.+)?", str(place)):
             example = f"{PREFIX}{TOKENIZERS['clip'][2]}"
             raise UserError(f"{place}: expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, as {example}")

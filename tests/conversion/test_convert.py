@@ -184,7 +184,7 @@ def test_the_release_is_converted(tmp_path, capsys, monkeypatch, release):
         ),
         (["--config=configs/rstp.py:vlmo"], "configs/rstp.py:vlmo starts from --source=vlmo; name another --config"),
         (["--config=configs/nothing.py"], "nothing.py"),
-        (["--config.model.strid=3"], "the config has no key 'strid'"),
+        (["--config.model.strid=3"], "the config has no key 'model.strid'"),
         (["--widht=3"], "Unknown command line flag 'widht'"),
         (["more"], "unexpected arguments: more"),
         (["--config.model.width=24"], "the weights are 12 wide, the config 24: set --config.model.width and with it "),

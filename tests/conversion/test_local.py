@@ -143,13 +143,13 @@ def test_a_folder_without_a_tokenizer_names_a_remedy(towers, tmp_path, capsys, c
 
 
 def test_the_file_alone_gives_the_model_of_the_repository(towers, cache, tmp_path, capsys):  # noqa: F811
-    """Image size, stride and lengths as the model was taught, and a line that says so."""
+    """Image size, stride and lengths as the model was trained, and a line that says so."""
     store(cache, "tiny/towers", towers.files)
     hub = [f"--source={towers.kind}", "--weights=hf:tiny/towers", f"--out={tmp_path}/hub"]
     assert convert.main(hub) == 0
     capsys.readouterr()
     assert convert.main([*towers.alone, f"--config.text.tokenizer={towers.words}"]) == 0
-    size = "image size: 20x20 at stride 5, as the model was taught; "
+    size = "image size: 20x20 at stride 5, as the model was trained; "
     other = (
         f'--config.model.image_size="(H,W)" and --config.model.stride=S, or --config=configs/cuhk.py:{towers.kind}, '
     )
@@ -196,7 +196,7 @@ def test_a_folder_is_read_as_the_repository(towers, cache, tmp_path, capsys):  #
         else:
             folders = {"weights": {"folder": "repository", "files": files}}
             assert found["weights"] == {"source": towers.kind, "files": {}, "folders": folders}
-    assert "image size: 20x20 at stride 5, as the model was taught" in capsys.readouterr().out
+    assert "image size: 20x20 at stride 5, as the model was trained" in capsys.readouterr().out
 
 
 def test_a_vit_and_a_bert_are_read_from_folders(tmp_path, cache, transformers, bert):  # noqa: F811

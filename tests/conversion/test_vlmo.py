@@ -209,7 +209,7 @@ def test_without_a_config_the_grid_is_the_table_s(tmp_path, command, capsys):
         flag for flag in command if not flag.startswith(("--config=", "--config.model.image", "--config.model.st"))
     ]
     assert convert.main([*flags, "--config.text.tokenizer="]) == 0
-    assert "image size: 64x64 at stride 16, as the model was taught; " in capsys.readouterr().out
+    assert "image size: 64x64 at stride 16, as the model was trained; " in capsys.readouterr().out
     config, params, _ = checkpoint.restore_params(tmp_path / "out")
     assert (tuple(config.model.image_size), config.model.stride) == ((64, 64), 16)
     assert relative(params)["image"].shape == (3, 4, 7, 7)
