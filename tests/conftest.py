@@ -18,9 +18,15 @@ from PIL import Image
 
 from ivt_jax.common import startup
 
-# Programs are compiled without optimisation, six times as fast; what is computed is the same to rounding. jaxlib 0.11
-# does not know the second flag any more. The commands that tests start get them too.
-QUICKLY = " ".join(startup.known_flags(["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"]))
+# Programs are compiled without optimisation, six times as fast, and each in one part, since the tests keep all cores
+# busy anyway; what is computed is the same to rounding. jaxlib 0.11 does not know the second flag any more. The
+# commands that tests start get them too.
+QUICKLY = " ".join(
+    startup.known_flags([
+        "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ])
+)  # fmt: skip
 # Before anything uses a device: tests have eight fake ones.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICKLY}")
 FLAGS = os.environ["XLA_FLAGS"]

@@ -62,18 +62,10 @@ STEPS = {
         1, config_of(32, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", relative_positions=True,
                      projection=32), 0.1,
     ),
-    "relative positions, fast": (
-        1, config_of(32, levels=ALL, views=3, align="fast", relative_positions=True, projection=32), 0.1,
-    ),
-    "two towers": (1, config_of(64, levels=ALL, views=3, align="fast", **TWO), 0.1),
     "two towers, attention pooling, remat": (
         1, config_of(64, levels=ALL, views=3, pooling="attention", remat=True, **{**TWO, "projection": 64}), 0.1,
     ),
     "two towers, eight devices": (8, config_of(256, levels=ALL, views=3, fsdp=2, **TWO), 0.1),
-    "micro-batches": (
-        1, config_of(64, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
-    ),
-    "a classifier": (1, config_of(512, image_size=(12, 12), depth=1, identity=1.0), 0.1),
     "a classifier, split, eight devices": (
         8, config_of(512, image_size=(12, 12), depth=1, identity=1.0, fsdp=2, matching="sharded"), 0.1,
     ),

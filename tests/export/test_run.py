@@ -399,7 +399,7 @@ def damage(folder, name):
         return "model.safetensors was written with another config than config.json beside it holds"
     if name == "cut":
         file.write_bytes(file.read_bytes()[:-5])
-        return "model.safetensors cannot be read as safetensors"
+        return "model.safetensors is cut short: "
     shape = "blocks/norm/bias has shape (13,), the model of its config has (12,)"
     unknown = "fusion/bias has shape (3,), and the model of its config has no such parameter"
     changes, fault = {

@@ -201,6 +201,7 @@ def test_a_disk_that_fills_up_in_a_save(start, reference, tmp_path):
 # ---- damage
 
 
+@pytest.mark.faults
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(start, workdir, assert_as_uninterrupted):
     flip_a_bit(largest(workdir / "checkpoints/12"))
     name = largest(workdir / "checkpoints/12").relative_to(workdir / "checkpoints/12")

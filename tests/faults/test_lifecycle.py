@@ -77,6 +77,7 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_were_not(start, tmp_path, asse
     assert_as_uninterrupted(workdir)
 
 
+@pytest.mark.faults
 def test_a_signal_saves_the_step_and_nothing_is_lost(start, tmp_path, assert_as_uninterrupted):
     for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 13)):
         process = start(tmp_path, *RUN, pause=0.3)
