@@ -36,7 +36,7 @@ VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, *LOSSES, "two_towers")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo, "full" with TAL; the others are ablations with equal steps and CMPM, the paper's loss."""
+    """variant: "" is the demo, "full" with TAL; the others are ablations with equal steps, with the paper's CMPM."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"

@@ -121,8 +121,8 @@ def fine_tune(workdir: Path, root: Path, start: Path, seed: int, steps: int) -> 
 
 def train(workdir: Path, root: Path, start: Path, steps: int, *flags: str) -> None:
     """Trains with configs/synth.py:full; a complete run ends at once."""
-    command("-m", "ivt_jax.main", "--config=configs/synth.py:full", f"--workdir={workdir}", f"--config.data.root={root}",
-            f"--config.train.steps={steps}", f"--config.train.eval_every={steps}",
+    command("-m", "ivt_jax.main", "--config=configs/synth.py:full", f"--workdir={workdir}",
+            f"--config.data.root={root}", f"--config.train.steps={steps}", f"--config.train.eval_every={steps}",
             f"--config.train.init_from={start}", *MODEL, *flags)  # fmt: skip
 
 
