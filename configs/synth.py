@@ -11,7 +11,7 @@ from configs import default
 
 TERMS = ("baseline", "mla", "bmm_align", "bmm_reconstruct", "full")
 OPTIMIZERS = ("sgd", "adamw", "layer_decay", "ema")
-# Choices that cost time. `full` has one view, `fast` alignment, three levels and reconstruction.
+# Choices that cost time. The demo has one view, `fast` alignment, three levels and reconstruction.
 CHOICES = {
     "align_off": {"bmm.align": "off"},
     "align_exact": {"bmm.align": "exact"},
@@ -21,9 +21,8 @@ CHOICES = {
     "sentence_level": {"mla.levels": ("sentence",)},
     "no_reconstruction": {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0},
 }
-# Matching losses in place of CMPM. Of two or three temperatures each, these had the best R@1 on validation after 500
-# steps of "baseline" on 800 persons, with one seed. After 1,000 steps of "full", TAL had the best with three seeds: the
-# demo has it.
+# Matching losses in place of CMPM, the demo's. Of two or three temperatures each, these had the best R@1 on validation
+# after 500 steps of "baseline" on 800 persons, with one seed. docs/benchmarks/training.md compares them.
 LOSSES = {
     "sdm": {"match.loss": "sdm", "match.temperature": 0.02},
     "itc": {"match.loss": "itc", "match.temperature": 0.07},
@@ -36,7 +35,7 @@ VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, *LOSSES, "two_towers")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: "" is the demo, "full" with TAL; the others are ablations with equal steps, with the paper's CMPM."""
+    """variant: "" is the demo; the others are ablations with equal steps."""
     default.check_variant(variant, *VARIANTS)
     config = default.get_config()
     config.data.name = "pedes_synth"
@@ -67,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return other_optimizer(config, variant)
     if variant == "two_towers":
         return two_towers(without_terms(config, "mla"))
-    return changed(config, variant or "tal")
+    return changed(config, variant) if variant else config
 
 
 def changed(config: ConfigDict, variant: str) -> ConfigDict:
@@ -79,7 +78,7 @@ def changed(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 def without_terms(config: ConfigDict, variant: str) -> ConfigDict:
-    """Turns off all terms but one, to measure what each adds to matching sentences. "full" keeps all."""
+    """Turns off all terms but one, to measure what each adds to matching sentences. "full" keeps all, as the demo."""
     if variant not in ("mla", "full"):
         config.mla.levels = ("sentence",)
     if variant not in ("bmm_align", "full"):
@@ -103,7 +102,7 @@ def two_towers(config: ConfigDict) -> ConfigDict:
 
 
 def other_optimizer(config: ConfigDict, variant: str) -> ConfigDict:
-    """Changes the optimiser; "adamw" is that of "full"."""
+    """Changes the optimiser; "adamw" is the demo's."""
     if variant == "sgd":
         config.optimizer.update({"name": "sgd", "learning_rate": 0.1, "bias_learning_rate": 0.1, "weight_decay": 1e-4})
     if variant == "layer_decay":

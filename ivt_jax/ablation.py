@@ -26,7 +26,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds
 
-# `full` has what `align_fast` and `one_view` would change, and CMPM; `tal` is the demo itself.
+# `full` is the demo itself: `align_fast`, `one_view`, and the loss `cmpm`.
 CHOICES = ("full", *(name for name in synth.CHOICES if name not in ("align_fast", "one_view")))
 STUDIES = {
     "terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "losses": ("full", *synth.LOSSES),

@@ -93,26 +93,25 @@ def test_the_ablation_changes_nothing_but_its_terms():
 
 
 def test_the_optimisers_differ_in_nothing_else():
-    full = flatten(synth.get_config("full"))
+    demo = flatten(synth.get_config())
     for variant in synth.OPTIMIZERS:
-        changed = {key for key, value in flatten(synth.get_config(variant)).items() if value != full[key]}
+        changed = {key for key, value in flatten(synth.get_config(variant)).items() if value != demo[key]}
         assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "adamw")
 
 
 def test_the_losses_differ_in_nothing_else():
-    full = flatten(synth.get_config("full"))
+    demo = flatten(synth.get_config())
     for name in synth.LOSSES:
-        changed = {key for key, value in flatten(synth.get_config(name)).items() if value != full[key]}
+        changed = {key for key, value in flatten(synth.get_config(name)).items() if value != demo[key]}
         assert changed == {"match.loss", "match.temperature"}
-    assert full["match.loss"] == "cmpm"
-    assert flatten(synth.get_config()) == flatten(synth.get_config("tal"))  # the demo's, chosen on validation
+    assert demo["match.loss"] == "cmpm"
     assert ablation.STUDIES["losses"] == ("full", "sdm", "itc", "tal")
 
 
-def test_a_choice_is_one_key_and_full_has_two_of_them():
-    full = flatten(synth.get_config("full"))
+def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
+    demo = flatten(synth.get_config())
     changed = {
-        name: {key for key, value in flatten(synth.get_config(name)).items() if value != full[key]}
+        name: {key for key, value in flatten(synth.get_config(name)).items() if value != demo[key]}
         for name in synth.CHOICES
     }
     assert changed == {

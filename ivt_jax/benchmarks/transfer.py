@@ -115,14 +115,14 @@ def pretrain(workdir: Path, root: Path, start: Path, steps: int) -> None:
 
 
 def fine_tune(workdir: Path, root: Path, start: Path, seed: int, steps: int) -> None:
-    """Trains "full" of configs/synth.py from these weights."""
+    """Trains the demo's recipe from these weights."""
     train(workdir, root, start, steps, f"--config.seed={seed}", "--config.evaluation.robustness=False")
 
 
 def train(workdir: Path, root: Path, start: Path, steps: int, *flags: str) -> None:
-    """Trains with configs/synth.py:full; a complete run ends at once."""
-    command("-m", "ivt_jax.main", "--config=configs/synth.py:full", f"--workdir={workdir}",
-            f"--config.data.root={root}", f"--config.train.steps={steps}", f"--config.train.eval_every={steps}",
+    """Trains with configs/synth.py; a complete run ends at once."""
+    command("-m", "ivt_jax.main", "--config=configs/synth.py", f"--workdir={workdir}", f"--config.data.root={root}",
+            f"--config.train.steps={steps}", f"--config.train.eval_every={steps}",
             f"--config.train.init_from={start}", *MODEL, *flags)  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def scaled_down(root: str) -> ConfigDict:
 
     A small tower from random weights needs higher rates than a pre-trained ViT-B, and eight epochs a shorter warm-up.
     """
-    config = released(synth.get_config("full"))
+    config = released(synth.get_config())
     config.seed = 1234
     config.data.update({"root": root, "batch_size": 28, "instances": 2})
     config.model.update(
