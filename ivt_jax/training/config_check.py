@@ -189,8 +189,8 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
         yield f"match.temperature 0 is the scale that the model learns, and this model has none: {remedy}"
     loss, temperature = config.match.loss, config.match.temperature
     if config.mla.weight and loss in TEMPERATURES and config.match.normalise != "neither" and temperature >= 1:
-        published = f"match.loss {loss} compares; it is published with {TEMPERATURES[loss]}"
-        yield f"match.temperature {temperature} hardly tells cosines apart, which {published}"
+        needed = f"match.loss {loss} compares cosines and needs less than 1, such as the published {TEMPERATURES[loss]}"
+        yield f"match.temperature is {temperature}; {needed}"
     if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
 

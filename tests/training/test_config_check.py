@@ -87,7 +87,7 @@ def test_our_configs_have_no_fault():
          "match.temperature 0 is the scale that the model learns, and this model has none: set match.temperature above "
          "0, or model.projection"),
         ({"match__loss": "sdm"},
-         "match.temperature 1.0 hardly tells cosines apart, which match.loss sdm compares; it is published with 0.02"),
+         "match.temperature is 1.0; match.loss sdm compares cosines and needs less than 1, such as the published 0.02"),
         ({"train__freeze": "blocks"}, "train.freeze is blocks; expected a tuple of strings"),
         ({"train__freeze": (1,)}, "train.freeze is (1,); expected a tuple of strings"),
         ({"train__freeze": ("word", "(")},
