@@ -23,13 +23,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.starts import STARTS  # a source with a recipe has the same name there
 from ivt_jax.common.command import positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, parent_folders, refuse_path, whole_folder
 from ivt_jax.common.hub import PREFIX
 from ivt_jax.common.startup import run_command
 
-STARTS = ("clip", "siglip", "vlmo")  # the sources with a recipe in configs/starts.py, under the same name
 # Of sources with two towers: the name, the files of its tokenizer, and where the hub has one.
 TOKENIZERS = {
     "clip": ("CLIP", "vocab.json and merges.txt", "openai/clip-vit-base-patch16"),
@@ -119,17 +119,18 @@ def from_others(args: argparse.Namespace, rest: list[str], opened: dict[str, Any
 
 
 def as_taught(args: argparse.Namespace) -> bool:
-    """Whether image size, stride and lengths of texts are those of the weights, not of a config."""
+    """Returns whether image size, stride and lengths of texts are those of the weights, not of a config."""
     return not args.config and not args.source_text and args.source in STARTS
 
 
 def size_line(args: argparse.Namespace, config: ConfigDict, given: set[str]) -> str:
     """Returns the line on the image size and on how to choose another. given: keys of the config that flags set."""
-    model, recipe = config.model, args.source if args.source in STARTS else ""
+    model, other = config.model, ""
     origin = "as the model was trained" if as_taught(args) else f"of {args.config or 'configs/cuhk.py'}"
     if given & {"model.image_size", "model.stride"}:
         origin = f"with flags, else {origin}"
-    other = "" if args.config or args.source_text or not recipe else f", or --config=configs/cuhk.py:{recipe},"
+    if as_taught(args):
+        other = f", or --config=configs/cuhk.py:{args.source},"
     flags = f'--config.model.image_size="(H,W)" and --config.model.stride=S{other}'
     return f"image size: {'{}x{}'.format(*model.image_size)} at stride {model.stride}, {origin}; {flags} give another"
 
@@ -221,17 +222,16 @@ def find_tokenizer(args: argparse.Namespace, config: ConfigDict, given: set[str]
     name = config.text.tokenizer
     beside = texts.pinned == name and "text.tokenizer" not in given
     named = "text.tokenizer" in given or beside
-    if args.source in TOKENIZERS and not args.source_text and not named:
-        if name == default.get_config().text.tokenizer:
-            raise UserError(no_tokenizer(args.source, texts))
-        named = True
+    two_towers = args.source in TOKENIZERS and not args.source_text
+    if two_towers and not named and name == default.get_config().text.tokenizer:
+        raise UserError(no_tokenizer(args.source, texts))
     try:
         if args.source == "export":
             tokenizer = folder_tokenizer(args.weights.absolute().parent, config)
         else:
             tokenizer = load_tokenizer(name)
     except DataError as error:
-        if named:
+        if named or two_towers:
             raise
         return None, f"tokenizer: not recorded, so it will not be checked: {error}"
     try:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import IS_POINTER, is_pointer
+from ivt_jax.common.files import IS_POINTER, POINTER
 from ivt_jax.common.messages import install
 
 # The dtypes that weights may have, in the names of NumPy and PyTorch, and of safetensors.
@@ -64,7 +64,7 @@ def _refuse_fragment(path: Path) -> bytes:
     again = "fetch it again"
     if not size:
         raise UserError(f"{path} is empty; {again}")
-    if is_pointer(path):
+    if start.startswith(POINTER):
         raise UserError(f"{path} {IS_POINTER}")
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         raise UserError(f"{path} is a web page, not weights; fetch the file by its download link")

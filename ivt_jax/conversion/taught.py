@@ -10,15 +10,14 @@ from ivt_jax.conversion.towers import TowerNamings
 from ivt_jax.conversion.vit import POSITIONS, Source
 
 TOWERS: Mapping[str, Mapping[str, TowerNamings]] = {"clip": clip.TOWERS, "siglip": siglip.TOWERS}
-SOURCES = (*TOWERS, "vlmo")
 
 
 def taught(source: str, weights: Source, longest: int) -> dict[str, Any]:
     """Returns the square image, the stride and the patches of weights, as key of the config -> value; two towers also
     the lengths of texts.
 
-    source: one of SOURCES. longest: the text in tokens for which VLMo's relative positions were made. Returns {} if the
-    tensors have other names or do not fit: the conversion then names the fault.
+    source: clip, siglip or vlmo. longest: the text in tokens for which VLMo's relative positions were made. Returns {}
+    if the tensors have other names or do not fit: the conversion then names the fault.
     """
     if source == "vlmo":
         naming = Naming(vlmo.RULES, {}, vlmo.clean)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
 from configs import default
 from input_pipeline.annotations import title_of
 from input_pipeline.statistics import PUBLISHED
 from ivt_jax.pages.render import TEMPLATES, render
-from ivt_jax.run.workdir import flatten
+from ivt_jax.run.workdir import with_later_keys
 
 
 def card(record: Mapping[str, Any], formats: Sequence[str]) -> str:
@@ -20,7 +20,6 @@ def card(record: Mapping[str, Any], formats: Sequence[str]) -> str:
     """
     name = record["config"]["data"]["name"]
     height, width = record["config"]["model"]["image_size"]
-    defaults = flatten(default.get_config().to_dict())
-    config = unflatten_dict(defaults | flatten(record["config"]), sep=".")
+    config = with_later_keys(ConfigDict(record["config"]), default.get_config()).to_dict()
     more = {"height": height, "width": width, "published": PUBLISHED.get(name), "config": config, "title": title_of}
     return render(TEMPLATES / "card.md", **{**record, **more}, dataset=title_of(name), formats=formats)

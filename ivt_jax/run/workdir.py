@@ -83,7 +83,7 @@ def is_at_work(workdir: Path) -> bool:
 def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError with the keys whose values differ from the run's; FREE_KEYS and LENGTH may differ."""
     if record := _record(workdir):
-        recorded = _with_later_keys(ConfigDict(record["config"]), config)
+        recorded = with_later_keys(ConfigDict(record["config"]), config)
         _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH, "Choose another --workdir")
 
 
@@ -222,7 +222,7 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
     config: the command's; given: the keys that its flags set. Raises UserError if another given key, or data.name,
     differs from the run's.
     """
-    recorded, flat = _with_later_keys(load_config(workdir), config), flatten(config.to_dict())
+    recorded, flat = with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
     recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(FREE_KEYS)})
     remedy = "Give the --config that it was started with, without other values of these keys"
@@ -259,7 +259,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
+def with_later_keys(recorded: ConfigDict, config: ConfigDict) -> ConfigDict:
     """Returns a recorded config with the keys that only `config` has, at their defaults.
 
     Such keys were added to ivt_jax after the run began, and their defaults change nothing.
