@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
 
     config.text = ConfigDict()
     config.text.tokenizer = "bert-base-uncased"  # a name on the hub; a folder; or "": the shipped vocabulary
+    config.text.clean = ""  # "": the tokenizer's own rules; released: marks removed, no [SEP], as IVT's pre-training
     config.text.phrase_rule = "released"  # phrase level: released (comma parts) or clauses
     config.text.word_rule = "attributes"  # captions without `att`: attributes (by a grammar) or released (a comma part)
     config.text.length = ConfigDict({"sentence": 100, "phrase": 64, "word": 64})  # tokens with [CLS], [SEP]; 3 or more

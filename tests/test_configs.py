@@ -155,7 +155,7 @@ def batch(config):
     source = pipeline.open_split(config, "train")
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
 
 
@@ -257,7 +257,7 @@ def evaluation_batches(config):
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
-        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
         evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
 
@@ -401,6 +401,7 @@ KEYS = {
     "seed": (batch, 5),
     "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
+    "data.identities": (batch, False),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
     "data.label_noise": (batch, 0.8),
@@ -411,6 +412,7 @@ KEYS = {
     "augment.flip": (batch, 0.0),
     "augment.erase": (batch, 0.0),
     "text.tokenizer": (tokens, "VOCABULARY"),
+    "text.clean": (tokens, "released"),
     "text.phrase_rule": (batch, "clauses"),
     "text.word_rule": (batch, "released"),
     "text.length.sentence": (batch, 6),

@@ -195,7 +195,8 @@ def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     """
     own = (workdir / "tokenizer.json").is_file()
     try:
-        tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+        name = str(workdir) if own else config.text.tokenizer
+        tokenizer = load_tokenizer(name, config.model.vocab_size, "" if own else config.text.clean)
     except NotLoadedError as error:
         record = _record(workdir)
         if not record:  # a new run, whose command has the flag that the error names

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
+from input_pipeline.tokenizer import CLEAN
 from ivt_jax.common.errors import UserError
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
 from ivt_jax.models.config import hidden_units
@@ -23,6 +24,7 @@ from ivt_jax.training.optimizer import OPTIMIZERS
 CHOICES = {
     "data.name": tuple(LAYOUTS),
     "data.sampling": ("identity", "uniform"),
+    "text.clean": CLEAN,
     "text.phrase_rule": PHRASE_RULES,
     "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
