@@ -233,7 +233,7 @@ def splits(config):
 
 
 def tokens(config):
-    return load_tokenizer(config.text.tokenizer, config.model.vocab_size).digest
+    return load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean).digest
 
 
 def mesh(config):
