@@ -170,6 +170,19 @@ def released(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def pretrained_on_pairs(config: ConfigDict) -> ConfigDict:
+    """Changes the config to the losses of pre-training, on pairs without identities: ITC, ITM and MLM."""
+    config.data.update({"identities": False, "sampling": "uniform", "instances": 1})
+    config.mla.update({"levels": ("sentence",), "views": 1})
+    config.match.update({"loss": "itc", "normalise": "published", "temperature": 0.07, "learned": True})
+    config.itm.weight = 1.0
+    config.bmm.update(
+        {"align": "off", "word_weight": 1.0, "word_ratio": 0.25, "patch_weight": 0.0, "patch_block": 1, "rows": 0}
+    )
+    config.evaluation.robustness = False
+    return config
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """Changes the config to a few steps of a tiny tower on the same dataset: minutes on a CPU, and no download."""
     config.data.batch_size = 8

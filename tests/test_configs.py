@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cuhk, default, icfg, rstp, synth
+from configs import cuhk, default, icfg, pretrain, rstp, synth
 from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
@@ -108,6 +108,16 @@ def test_the_losses_differ_in_nothing_else():
     assert ablation.STUDIES["losses"] == ("full", "sdm", "itc", "tal")
 
 
+def test_pretraining_differs_in_its_losses():
+    configs = {name: synth.get_config(name) for name in synth.PRETRAINING}
+    weights = {name: (c.mla.weight, c.itm.weight, c.bmm.word_weight, c.bmm.patch_weight) for name, c in configs.items()}
+    assert weights == {"pretrain_itc": (1, 0, 0, 0), "pretrain_itc_mlm": (1, 0, 1, 0), "pretrain": (1, 1, 1, 0)}
+    keys = {
+        key for c in configs.values() for key, value in flatten(c).items() if value != flatten(configs["pretrain"])[key]
+    }
+    assert keys == {"itm.weight", "bmm.word_weight"}
+
+
 def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
     demo = flatten(synth.get_config())
     changed = {
@@ -130,7 +140,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "
             ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction, "
-            ":sdm, :itc, :tal, :two_towers",
+            ":sdm, :itc, :tal, :two_towers, :pretrain_itc, :pretrain_itc_mlm, :pretrain",
         ),
     ],
 )
@@ -140,7 +150,7 @@ def test_an_unknown_variant_is_one_line(module, known):
     assert str(error.value).endswith(known)
 
 
-@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth])
+@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth, pretrain])
 def test_a_config_opens_with_its_command(module):
     line = next(line.strip() for line in inspect.getdoc(module).splitlines() if "ivt_jax.main" in line)
     path = line.split("--config=")[1].split()[0].partition(":")[0]

@@ -309,7 +309,7 @@ def test_a_name_that_the_hub_does_not_give_names_both_remedies(monkeypatch):
 
 def test_released_cleaning_removes_marks_and_has_no_end(tmp_path):
     plain, clean = load_tokenizer(""), load_tokenizer("", clean="released")
-    text = "A Black-and/white (striped) shirt, jeans; isn't #1~: \"new\"! *really*?"
+    text = 'A Black-and/white (striped) shirt, jeans; isn\'t #1~: "new"! *really*?'
     words = "a black and white striped shirt jeans isnt 1 new really"
     pieces = plain.encode([words], 50)[0].tolist()
     end = pieces.index(plain.end_id)
