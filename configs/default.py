@@ -3,6 +3,8 @@
 python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES --config.data.batch_size=56
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from configs.starts import STARTS
@@ -14,8 +16,9 @@ def get_config() -> ConfigDict:
     config.seed = 1234  # decides, with the step, initialisation, batches, augmentation and masks; 0 or more
 
     config.data = ConfigDict()
-    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth
-    config.data.root = "data/CUHK-PEDES"  # folder with the JSON file and imgs/, or a portable folder, local or gs://...
+    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table of own pictures
+    config.data.root = "data/CUHK-PEDES"  # folder, local or (portable) gs://..., or the JSON file or table in it
+    config.data.title = ""  # the dataset's name in reports and model cards; "" = its published one, or the table's
     config.data.identities = True  # False: as pairs from the web, each image is a person of its own
     config.data.val_persons = 0.05  # share of training persons held out if the dataset has no val split; 0 to below 1
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others replace them; 0 to 1
@@ -156,9 +159,9 @@ def get_config() -> ConfigDict:
     return config
 
 
-def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
-    """Returns the config of a dataset in its variant: "" (unchanged), "release", "smoke", or one of STARTS."""
-    variants = {"": lambda config: config, "release": released, "smoke": smoke, **STARTS}
+def with_variant(config: ConfigDict, variant: str, **more: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
+    """Returns the config in its variant: "" (unchanged), "release", "smoke", one of STARTS, or one of `more`."""
+    variants = {"": lambda config: config, "release": released, "smoke": smoke, **STARTS, **more}
     return variants[check_variant(variant, *variants)](config)
 
 
