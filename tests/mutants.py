@@ -53,7 +53,8 @@ GROUPS = {
     "losses": (
         "ivt_jax/losses/*.py",
         "tests/losses/test_contrastive.py tests/losses/test_mla.py tests/losses/test_bmm.py "
-        "tests/losses/test_matching.py tests/losses/test_identity.py tests/losses/test_itm.py tests/losses/test_heads.py",
+        "tests/losses/test_matching.py tests/losses/test_identity.py tests/losses/test_itm.py "
+        "tests/losses/test_heads.py",
     ),
     "objective": (
         "ivt_jax/training/objective.py",
