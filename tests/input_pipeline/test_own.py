@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from input_pipeline import doctor, own, pipeline
+from input_pipeline import doctor, own
 from input_pipeline.annotations import dataset_name, read_annotations, title_of
 from input_pipeline.statistics import split_counts, training_persons
 from ivt_jax.common.errors import DataError, UserError
@@ -122,6 +122,7 @@ def test_the_splits_of_a_run_are_a_table_too(tmp_path):
 
 SEE = "; see docs/datasets.md, Own data"
 EXPECT = "; expected image and caption, and where they are known person, split, attributes"
+SPLIT = "; expected train, val (validation, valid, dev) or test; without the column, a draw divides"
 HEAD = "image,caption,person,split\n"
 
 
@@ -137,19 +138,18 @@ HEAD = "image,caption,person,split\n"
          ': line 2 and line 3 (a.jpg) are one image with "person" anna and ben; remove the wrong record'),
         (HEAD + "a.jpg,x,anna,train\n./a.jpg,y,anna,test\n",
          ': line 2 and line 3 (a.jpg) are one image with "split" train and test; remove the wrong record'),
-        (HEAD + "a.jpg,x,anna,holdout\n", ': line 2 has split "holdout"; expected train, val (or validation, valid, dev) '
-         "or test; or remove the column, and a draw divides the persons"),
-        (HEAD + "a.jpg,x,anna,\n", ': line 2 has split ""; expected train, val (or validation, valid, dev) or test; or '
-         "remove the column, and a draw divides the persons"),
+        (HEAD + "a.jpg,x,anna,holdout\n", ': line 2 has split "holdout"' + SPLIT),
+        (HEAD + "a.jpg,x,anna,\n", ': line 2 has split ""' + SPLIT),
         (HEAD + "a.jpg,x,,train\n", ": line 2 has no person; name the person, or remove the column, and every image "
          "counts as a person of its own"),
         (HEAD + ",x,anna,train\n", ": line 2 has no image; name the picture, or remove the line"),
-        (HEAD + "../a.jpg,x,anna,train\n", ": line 2: image ../a.jpg is not in FOLDER; put the table into a folder that "
-         "holds all pictures; paths are relative to it" + SEE),
+        (HEAD + "../a.jpg,x,anna,train\n", ": line 2: image ../a.jpg is not in FOLDER; put the table into a folder "
+         "that holds all pictures; paths are relative to it" + SEE),
         (HEAD + "a.jpg,x,anna,val\n", " holds no training record"),
         (HEAD + "a.jpg,,anna,train\n", " holds no training record"),  # empty captions are dropped
         ("image,caption,person\na.jpg,x,anna\nb.jpg,x,ben\n",
-         " has no column split, and 2 persons cannot be divided into train, val and test; add the column, or more persons"),
+         " has no column split, and 2 persons cannot be divided into train, val and test; add the column, or more "
+         "persons"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_table_is_one_line(tmp_path, content, message):
