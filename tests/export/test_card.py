@@ -61,6 +61,11 @@ def test_real_data_come_with_their_sizes_and_terms(record):
     record["config"]["data"]["name"] = "pedes_synth"
     text = card(record, ["orbax"])
     assert "its persons are drawn" in text and "show real people" not in text and "| train |" not in text
+    record["config"]["data"] |= {"name": "own", "root": "data/shop.csv"}
+    text = card(record, ["orbax"])
+    assert "Trained on shop; SHA-256" in text and "consent of the people" in text and "drawn" not in text
+    record["config"]["data"]["title"] = "The shop"
+    assert "# IVT, trained on The shop" in card(record, ["orbax"])
 
 
 def test_of_converted_weights_nothing_is_made_up(record):

@@ -259,7 +259,7 @@ def test_every_number_has_a_bound(key):
 def test_every_key_is_checked_or_takes_any_value():
     values = flatten(default.get_config().to_dict())
     others = {key for key in values if key not in {*NUMBERS, *CHOICES} and not isinstance(values[key], bool)}
-    names = {"data.root", "text.tokenizer", "train.init_from", "runtime.prepared"}
+    names = {"data.root", "data.title", "text.tokenizer", "train.init_from", "runtime.prepared"}
     others -= {"model.image_size", "model.pixel_mean", "model.pixel_deviation", "mla.levels"}
     assert others == names | {"train.freeze", "optimizer.multipliers"}
 
