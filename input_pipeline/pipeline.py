@@ -19,7 +19,8 @@ from input_pipeline.annotations import Annotations, Record, hold_out_persons, re
 from input_pipeline.builders import PedesBuilder
 from input_pipeline.prepare import local_copy
 from input_pipeline.prepared import prepare
-from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
+from input_pipeline.sampling import EpochPlans, Plans, keyed_rng, traded_captions
+from input_pipeline.source import PairSource, Source
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import DataError
@@ -28,68 +29,6 @@ from ivt_jax.common.messages import counted
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
-
-
-class Source:
-    """One split of a prepared dataset: persons, captions and access to the encoded images.
-
-    Attributes: name, split; annotations, the file; root, its folder; images, the folder of images; paths, relative to
-    it; persons (persons,) int32, the sorted ids of the annotations; person_ids (images,) int32, index into `persons`;
-    captions and attributes, a tuple for each image with an entry for each caption; copies (images,) int64, number of
-    image records that name the image; damaged (images,) bool; pairs, image index and caption index of every pair in
-    record order, two int32 arrays; images_digest, of the contents of all images of the dataset, "" if it is not known.
-    """
-
-    def __init__(
-        self, name: str, split: str, annotations: Annotations, records: Sequence[Record], data: Any, rows: Any
-    ):
-        """data: random access to examples with an "image"; rows (images,): index into `data` of each record."""
-        self.name, self.split = name, split
-        self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
-        ids = np.array([record.person_id for record in records], np.int32)
-        self.persons, inverse = np.unique(ids, return_inverse=True)
-        self.person_ids = inverse.astype(np.int32)
-        self.captions = [record.captions for record in records]
-        self.attributes = [record.attributes for record in records]
-        self.copies = np.array([record.copies for record in records], np.int64)
-        self.paths = [record.image_path for record in records]
-        pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
-        images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
-        self.pairs = images, captions
-        self.damaged = np.zeros(len(records), bool)
-        self.images_digest = ""
-        self._data, self._rows = data, rows
-
-    def set_damaged(self, paths: Sequence[str]) -> None:
-        """Replaces damaged training images by others of the same person, see `stand_in`; prints how many.
-
-        Raises DataError if images of another split are damaged.
-        """
-        self.damaged = np.isin(np.array(self.paths), np.array(paths, str))
-        count = int(self.damaged.sum())
-        if count and self.split != "train":
-            first = self.paths[int(self.damaged.argmax())]
-            raise DataError(
-                f"{self.images}: {counted(count, 'damaged image')} in {self.split}, the first is {first}; restore "
-                "them, or leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`"
-            )
-        if count:
-            images = counted(count, "damaged training image")
-            print(f"{images}: other images of the same person are used instead", file=sys.stderr)
-
-    def stand_in(self, pair: int, rng: np.random.Generator) -> int:
-        """Returns `pair`, or if its image is damaged a random intact pair: of its person, or of anybody if none is."""
-        images = self.pairs[0]
-        if not self.damaged[images[pair]]:
-            return pair
-        whole = np.flatnonzero(~self.damaged[images])
-        own = whole[self.person_ids[images[whole]] == self.person_ids[images[pair]]]
-        candidates = own if len(own) else whole
-        return int(candidates[rng.integers(len(candidates))])
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
-        """Returns the encoded images (JPEG, PNG) at `indices`."""
-        return [example["image"] for example in self._data.__getitems__(self._rows[np.asarray(indices)].tolist())]
 
 
 def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Source:
@@ -110,7 +49,7 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Sourc
     if without_val and split == "val":
         _print_held_out(annotations.path, {records[number].person_id for number in chosen})
     if not chosen and split == "val":
-        return Source(name, split, annotations, (), (), np.zeros(0, np.int64))
+        return Source(name, split, annotations, ())
     if not chosen:
         raise DataError(f"{annotations.path} has no {split} records")
     stored = original[chosen[0]].split
@@ -124,7 +63,8 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Sourc
     if unknown := {*damaged} - {record.image_path for record in original}:
         raise _other_annotations(builder, annotations, f"the annotations do not name its image {min(unknown)}")
     rows = np.array([row_of[number] for number in chosen])
-    source = Source(name, split, annotations, [records[n] for n in chosen], data, rows)
+    records = [records[number] for number in chosen]
+    source = Source(name, split, annotations, records, data, rows, config.data.identities)
     source.images_digest = builder.images_digest
     source.set_damaged(damaged)
     return source
@@ -143,11 +83,17 @@ def _other_annotations(builder: PedesBuilder, annotations: Annotations, differ: 
     )
 
 
+def plan_epochs(config: ConfigDict, source: Source) -> Plans:
+    """Returns the order of a source's pairs that the config asks for. Raises UserError."""
+    data = config.data
+    return EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+
+
 def train_batches(
     config: ConfigDict,
-    source: Source,
+    source: PairSource,
     tokenizer: Tokenizer,
-    plans: EpochPlans,
+    plans: Plans,
     start_step: int = 0,
     host: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
@@ -157,8 +103,8 @@ def train_batches(
     A batch is a dict of NumPy arrays; B = data.batch_size / hosts, V = mla.views:
     images (B, V, H, W, 3) uint8, cropped and flipped, not normalised; erase (B, V, 4) int32, box to fill with noise;
     text {level: (B, text.length[level]) int32} for mla.levels and the sentence, and mask, the same in bool, False at
-    padding; words (B, text.length.sentence) int32, the word of each token; person_ids (B,) int32; pair_ids (B,) int32,
-    index into `source.pairs`.
+    padding; words (B, text.length.sentence) int32, the word of each token; person_ids (B,) int32, `source.ids` of the
+    whole batch; pair_ids (B,) int32, the numbers of the pairs in the source.
     """
     number, hosts = host
     if config.data.batch_size % hosts:
@@ -172,60 +118,71 @@ def train_batches(
         tf.TensorSpec((rows, views), tf.bool),
         tf.TensorSpec((rows, views, 4), tf.int32),
         tf.TensorSpec((rows,), tf.int32),
+        tf.TensorSpec((rows,), tf.int32),
         *(tf.TensorSpec((rows, length), tf.int32) for length in lengths.values()),
     ]
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     loaded = steps.map(numpy_function(load, specs))
-    for images, erase, pairs, *tokens in run_dataset(loaded.map(_cropper(config), num_parallel_calls=_THREADS)):
+    for images, erase, pairs, ids, *tokens in run_dataset(loaded.map(_cropper(config), num_parallel_calls=_THREADS)):
         text = dict(zip(lengths, tokens, strict=True))
         yield {
             "images": images,
             "erase": erase,
             "text": text,
-            "mask": {level: tokenizer.mask(ids) for level, ids in text.items()},
+            "mask": {level: tokenizer.mask(tokens) for level, tokens in text.items()},
             "words": tokenizer.words(text["sentence"]),
-            "person_ids": source.person_ids[source.pairs[0][pairs]],
+            "person_ids": ids,
             "pair_ids": pairs,
         }
 
 
 def _loader(
-    config: ConfigDict, source: Source, tokenizer: Tokenizer, plans: EpochPlans, own: slice
+    config: ConfigDict, source: PairSource, tokenizer: Tokenizer, plans: Plans, own: slice
 ) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
     """Returns a function of the step that gives the rows `own` of its batch, with everything random drawn.
 
-    It returns encoded images (B,) bytes, offsets (B, V, 2), flips (B, V), boxes (B, V, 4), pairs (B,), and token ids
-    (B, length) of each level, the sentence first.
+    It returns encoded images (B,) bytes, offsets (B, V, 2), flips (B, V), boxes (B, V, 4), pairs (B,), ids (B,), and
+    token ids (B, length) of each level, the sentence first.
     """
-    size, views = tuple(config.model.image_size), config.mla.views
-    shown = traded_captions(len(source.pairs[0]), config.data.label_noise, config.seed)
+    size, views, noise = tuple(config.model.image_size), config.mla.views, config.data.label_noise
+    traded = traded_captions(source.num_pairs, noise, config.seed) if noise else None
 
     def load(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        epoch, first, pairs = plans.rows(int(step))
-        rngs = [keyed_rng(config.seed, epoch, row) for row in range(first + own.start, first + own.stop)]
-        pairs = np.array([source.stand_in(pair, rng) for pair, rng in zip(pairs[own].tolist(), rngs, strict=True)])
+        epoch, first, batch = plans.rows(int(step))
+        rngs = [keyed_rng(config.seed, epoch, first + row) for row in range(own.start, own.stop)]
+        batch = batch.copy()
+        for row in np.flatnonzero(~source.intact(batch)).tolist():  # on every host, since ids are the whole batch's
+            mine = own.start <= row < own.stop
+            rng = rngs[row - own.start] if mine else keyed_rng(config.seed, epoch, first + row)
+            batch[row] = source.stand_in(int(batch[row]), rng)
+        pairs, ids = batch[own], source.ids(batch)[own]
         uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
         seen = augment.draw_views(uniform, size, **config.augment)
-        tokens = _draw_tokens(config, source, tokenizer, shown[pairs], rngs)
-        return _as_objects(source.read(source.pairs[0][pairs])), *seen, pairs.astype(np.int32), *tokens
+        texts = source.texts(pairs if traded is None else traded[pairs])
+        return (
+            _as_objects(source.encoded(pairs)), *seen, pairs.astype(np.int32), ids,
+            *_draw_tokens(config, tokenizer, texts, rngs),
+        )  # fmt: skip
 
     return load
 
 
 def _draw_tokens(
-    config: ConfigDict, source: Source, tokenizer: Tokenizer, pairs: np.ndarray, rngs: list[np.random.Generator]
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    texts: list[tuple[str, tuple[str, ...]]],
+    rngs: list[np.random.Generator],
 ) -> list[np.ndarray]:
-    """Draws the captions of `pairs` at the sentence level and mla.levels, each with its own generator.
+    """Draws captions at the sentence level and mla.levels, each with its own generator.
 
-    Returns ids (B, length) for each level.
+    texts: captions with their attribute phrases. Returns ids (B, length) for each level.
     """
     levels = tuple(dict.fromkeys(("sentence", *config.mla.levels)))
     rules = config.text.phrase_rule, config.text.word_rule
-    texts = [
-        draw_levels(source.captions[image][caption], rng, levels, source.attributes[image][caption], *rules)
-        for image, caption, rng in zip(*(index[pairs] for index in source.pairs), rngs, strict=True)
+    drawn = [
+        draw_levels(caption, rng, levels, phrases, *rules) for (caption, phrases), rng in zip(texts, rngs, strict=True)
     ]
-    return [tokenizer.encode([text[level] for text in texts], config.text.length[level]) for level in levels]
+    return [tokenizer.encode([text[level] for text in drawn], config.text.length[level]) for level in levels]
 
 
 def _cropper(config: ConfigDict) -> Callable[..., tuple[tf.Tensor, ...]]:

@@ -18,7 +18,7 @@ TOP = 10  # results of each query in queries.jsonl
 
 
 def embed_split(model: Any, params: Any, source: Any, tokenizer: Any, config: Any) -> Embeddings:
-    """Embeds every image and caption of a split. source: input_pipeline.pipeline.Source; config: the run's."""
+    """Embeds every image and caption of a split. source: input_pipeline.source.Source; config: the run's."""
     from input_pipeline.pipeline import image_batches  # imports TensorFlow, which search does without
 
     persons = source.persons[source.person_ids]

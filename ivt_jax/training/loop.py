@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
-from input_pipeline.sampling import EpochPlans
+from input_pipeline.sampling import Plans
+from input_pipeline.source import Source
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
@@ -54,9 +55,9 @@ class Run(NamedTuple):
 
     config: ConfigDict
     workdir: Path
-    source: pipeline.Source
+    source: Source
     tokenizer: Tokenizer
-    plans: EpochPlans
+    plans: Plans
     epoch_starts: np.ndarray  # the step at which each epoch starts
     total_steps: int
     program: Program
@@ -98,14 +99,13 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     source = pipeline.open_split(config, "train", recorded_images_digest(workdir))
     refuse_other_data(workdir, source.annotations)
     tokenizer = folder_tokenizer(workdir, config)
-    data = config.data
-    plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+    plans = pipeline.plan_epochs(config, source)
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
     persons = len(source.persons) if config.id.weight else 0
     refuse_unattended_padding(config, tokenizer)
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
-    progress = Progress(total_steps, data.batch_size)
+    progress = Progress(total_steps, config.data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
 
 

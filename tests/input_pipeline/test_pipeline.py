@@ -25,7 +25,7 @@ def make_config(root, **changes):
             "seed": 11,
             "data": {
                 "name": "cuhk_pedes", "root": str(root), "val_persons": 0.3, "max_damaged": 0.0, "batch_size": 8,
-                "sampling": "identity", "instances": 2, "label_noise": 0.0,
+                "sampling": "identity", "instances": 2, "label_noise": 0.0, "identities": True,
             },
             "augment": {"pad": 3, "flip": 0.5, "erase": 0.5},
             "text": {
@@ -52,10 +52,7 @@ def tokenizer():
 
 
 def stream(config, source, tokenizer, steps, start=0, host=0, num_hosts=1):
-    plans = EpochPlans(
-        source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances,
-        config.seed,
-    )  # fmt: skip
+    plans = pipeline.plan_epochs(config, source)
     batches = pipeline.train_batches(config, source, tokenizer, plans, start, (host, num_hosts))
     return list(itertools.islice(batches, steps))
 

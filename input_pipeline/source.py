@@ -1,0 +1,165 @@
+"""Where training pairs come from: what the pipeline asks of a source, and the split of a prepared dataset."""
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from input_pipeline.annotations import Annotations, Record
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.messages import counted
+
+
+class PairSource(Protocol):
+    """(image, caption) pairs that training reads by number, 0 to num_pairs - 1."""
+
+    name: str
+    num_pairs: int
+
+    def intact(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns which pairs (n,) have an image that can be read, (n,) bool."""
+        ...
+
+    def stand_in(self, pair: int, rng: np.random.Generator) -> int:
+        """Returns the pair that replaces one whose image is damaged."""
+        ...
+
+    def encoded(self, pairs: np.ndarray) -> list[bytes]:
+        """Returns the images of pairs (n,), as JPEG or PNG."""
+        ...
+
+    def texts(self, pairs: np.ndarray) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the caption of each pair (n,), and the attribute phrases that the annotations give for it."""
+        ...
+
+    def ids(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns (n,) int32: equal for pairs (n,) of one person. `pairs` is a whole batch.
+
+        Without identities the pairs of one image, or of one caption, have equal ids, and so have those that such pairs
+        connect: none of them is another's negative.
+        """
+        ...
+
+
+def normal_caption(caption: str) -> str:
+    """Returns a caption in lower case with single blanks: captions that are equal then count as the same."""
+    return " ".join(caption.lower().split())
+
+
+def connected(*keys: np.ndarray) -> np.ndarray:
+    """Returns the component of each row, (n,) int32, numbered in the order of the first rows.
+
+    keys: arrays (n,). Rows with an equal value in one of them are connected.
+    """
+    least = np.arange(len(keys[0]))  # the first row that is known to be in the component of each row
+    while True:
+        before = least
+        for key in keys:
+            _, group = np.unique(key, return_inverse=True)
+            first = np.full(len(least), len(least))
+            np.minimum.at(first, group, least)
+            least = first[group]
+        if np.array_equal(least, before):
+            return np.unique(least, return_inverse=True)[1].astype(np.int32)
+
+
+class Source:
+    """One split of a prepared dataset, a PairSource: persons, captions and access to the encoded images.
+
+    Attributes: name, split, num_pairs, identities; annotations, the file; root, its folder; images, the folder of
+    images; paths, relative to it; persons (persons,) int32, the sorted ids of the annotations; person_ids (images,)
+    int32, index into `persons`; captions and attributes, a tuple for each image with an entry for each caption; copies
+    (images,) int64, number of image records that name the image; damaged (images,) bool; pairs, image index and caption
+    index of every pair in record order, two int32 arrays; images_digest, of the contents of all images of the dataset,
+    "" if it is not known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        annotations: Annotations,
+        records: Sequence[Record],
+        data: Any = (),
+        rows: Any = (),
+        identities: bool = True,
+    ):
+        """data: random access to examples with an "image"; rows (images,): index into `data` of each record.
+
+        identities: False makes each image a person of its own.
+        """
+        self.name, self.split = name, split
+        self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
+        self.identities = identities
+        ids = np.array([r.person_id if identities else number for number, r in enumerate(records)], np.int32)
+        self.persons, inverse = np.unique(ids, return_inverse=True)
+        self.person_ids = inverse.astype(np.int32)
+        self.captions = [record.captions for record in records]
+        self.attributes = [record.attributes for record in records]
+        self.copies = np.array([record.copies for record in records], np.int64)
+        self.paths = [record.image_path for record in records]
+        pairs = [(image, i) for image, captions in enumerate(self.captions) for i in range(len(captions))]
+        images, captions = np.array(pairs, np.int32).reshape(-1, 2).T
+        self.pairs = images, captions
+        self.num_pairs = len(pairs)
+        self.damaged = np.zeros(len(records), bool)
+        self.images_digest = ""
+        self._data, self._rows = data, np.asarray(rows, np.int64)
+
+    def set_damaged(self, paths: Sequence[str]) -> None:
+        """Replaces damaged training images by others of the same person, see `stand_in`; prints how many.
+
+        Raises DataError if images of another split are damaged.
+        """
+        self.damaged = np.isin(np.array(self.paths), np.array(paths, str))
+        count = int(self.damaged.sum())
+        if count and self.split != "train":
+            first = self.paths[int(self.damaged.argmax())]
+            raise DataError(
+                f"{self.images}: {counted(count, 'damaged image')} in {self.split}, the first is {first}; restore "
+                "them, or leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`"
+            )
+        if count:
+            images = counted(count, "damaged training image")
+            print(f"{images}: other images of the same person are used instead", file=sys.stderr)
+
+    def intact(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns which pairs (n,) have an image that is not damaged, (n,) bool."""
+        return ~self.damaged[self.pairs[0][pairs]]
+
+    def stand_in(self, pair: int, rng: np.random.Generator) -> int:
+        """Returns `pair`, or if its image is damaged a random intact pair: of its person, or of anybody if none is."""
+        images = self.pairs[0]
+        if not self.damaged[images[pair]]:
+            return pair
+        whole = np.flatnonzero(~self.damaged[images])
+        own = whole[self.person_ids[images[whole]] == self.person_ids[images[pair]]]
+        candidates = own if len(own) else whole
+        return int(candidates[rng.integers(len(candidates))])
+
+    def encoded(self, pairs: np.ndarray) -> list[bytes]:
+        """Returns the encoded images (JPEG, PNG) of pairs (n,)."""
+        return self.read(self.pairs[0][pairs])
+
+    def texts(self, pairs: np.ndarray) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the caption of each pair (n,) and its attribute phrases."""
+        places = zip(*(index[pairs].tolist() for index in self.pairs), strict=True)
+        return [(self.captions[image][i], self.attributes[image][i]) for image, i in places]
+
+    def ids(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
+        persons = self.person_ids[self.pairs[0][pairs]]
+        return persons if self.identities else connected(persons, self._numbered_captions[pairs])
+
+    @functools.cached_property
+    def _numbered_captions(self) -> np.ndarray:
+        """A number for the caption of each pair, (pairs,); equal captions have equal numbers."""
+        numbers: dict[str, int] = {}
+        every = (caption for captions in self.captions for caption in captions)
+        return np.array([numbers.setdefault(normal_caption(caption), len(numbers)) for caption in every])
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
+        """Returns the encoded images (JPEG, PNG) of the images at `indices`."""
+        return [example["image"] for example in self._data.__getitems__(self._rows[np.asarray(indices)].tolist())]
