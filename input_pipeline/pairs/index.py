@@ -10,7 +10,10 @@ An index is a folder:
     pairs.json           the shards with their states, counts, the version of the format
     lists/               the captions of lists, in blocks
     parts/               the rows of each shard, which a later or interrupted indexing need not read again
-    SHA256SUMS           written last: an index without it is incomplete
+    SHA256SUMS           the digests of all but parts/
+
+pairs.json is written last but for SHA256SUMS. A local index without pairs.json, or one in a bucket without SHA256SUMS,
+is incomplete.
 """
 
 import collections
@@ -46,12 +49,14 @@ def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: 
     refuse_path(folder)
     for name in ("lists", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / SUMS).unlink(missing_ok=True)
     tasks = _find_tasks(patterns, folder)
     parts = _make_parts(tasks, folder, longest, workers)
+    for name in (SUMS, ABOUT):  # until the new one is complete
+        (folder / name).unlink(missing_ok=True)
     about = _join(folder, tasks, parts, longest, val_pairs)
-    for stale in {*(folder / "parts").iterdir()} - {part.file for part in parts}:
-        stale.unlink()
+    used = {*(part.file for part in parts), *(Path(task.path) for task in tasks)}
+    for stale in {*(folder / "parts").iterdir(), *(folder / "lists").iterdir()} - used:
+        stale.unlink()  # of shards and lists that are not indexed any more
     _write_sums(folder)
     return about
 
@@ -101,8 +106,6 @@ def _find_tasks(patterns: Sequence[str], folder: Path) -> list[Task]:
             tasks += [Task(str(block), path) for block in cut(path, folder / "lists")]
     if not tasks:
         raise DataError(f"--pairs={' '.join(patterns)}: the lists have no lines")
-    for block in {*(folder / "lists").iterdir()} - {Path(task.path) for task in tasks}:
-        block.unlink()  # of a list that was longer, or is not indexed any more
     return tasks
 
 

@@ -16,11 +16,11 @@ class Reader:
     """Reads pairs of shards and lists. shards: their paths; folders: for the blocks of a list, its folder."""
 
     def __init__(self, shards: Sequence[str], folders: Sequence[str]):
-        self._shards, self._folders = shards, folders
+        self._shards, self._folders, self._files = shards, folders, store.Files()
 
     def texts(self, rows: Sequence[Row]) -> list[bytes]:
         """Returns the bytes of texts: of a `.txt`, of a `.json`, of the line of a list. Raises DataError."""
-        return store.read_ranges(
+        return self._files.read(
             [store.Range(self._shards[row.shard], row.text, row.text + row.text_size) for row in rows]
         )
 
@@ -39,11 +39,11 @@ class Reader:
 
         Raises DataError if a file is missing or an image is another one than was indexed.
         """
-        pieces = store.read_ranges([self._span(row) for row in rows])
+        pieces = self._files.read([self._span(row) for row in rows])
         texts = [_cut(row, piece, row.text, row.text_size) for row, piece in zip(rows, pieces, strict=True)]
         listed = [number for number, row in enumerate(rows) if row.flags & FILE]
         files = {number: self._file(rows[number], texts[number]) for number in listed}
-        contents = dict(zip(listed, store.read_ranges([*files.values()]), strict=True))
+        contents = dict(zip(listed, self._files.read([*files.values()]), strict=True))
 
         def image(number: int) -> bytes:
             row = rows[number]

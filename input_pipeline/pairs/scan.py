@@ -178,6 +178,6 @@ def _read_file(folder: str, record: dict[str, Any]) -> tuple[bytes, str]:
             return b"", MISSING
         if state.size > MAX_BYTES:
             return b"", f"over {MAX_BYTES // 1_000_000} MB"
-        return store.read_ranges([store.Range(path, 0, state.size)])[0], ""
+        return store.Files().read([store.Range(path, 0, state.size)])[0], ""
     except (UserError, ValueError) as error:
         return b"", printable(error)

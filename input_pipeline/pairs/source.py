@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
-from input_pipeline.pairs.rows import ABOUT, FORMAT, ROW, SUMS, Row
+from input_pipeline.pairs.rows import ABOUT, FORMAT, ROW, Row
 from input_pipeline.prepare import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
@@ -125,7 +125,7 @@ class _Held:
 
 
 def _read_about(root: Path) -> dict[str, Any]:
-    if not (root / SUMS).exists():
+    if not (root / ABOUT).exists():
         raise DataError(f"{root} is no complete index of pairs: {AGAIN}")
     about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
     if about["format"] != FORMAT:

@@ -4,6 +4,7 @@ Paths with a scheme are read by fsspec, which needs gcsfs for gs:// and s3fs for
 """
 
 import contextlib
+import datetime
 import functools
 import glob
 import os
@@ -85,7 +86,8 @@ def _list_folder(folder: str) -> dict[str, State]:
 
 
 def _remote_state(info: dict[str, Any]) -> State:
-    return State(info["size"] or 0, next((str(info[name]) for name in _MARKS if info.get(name)), ""))
+    mark = next((info[name] for name in _MARKS if info.get(name)), "")
+    return State(info["size"] or 0, str(mark.timestamp() if isinstance(mark, datetime.datetime) else mark))
 
 
 def stream(path: str) -> BinaryIO:
@@ -97,25 +99,33 @@ def stream(path: str) -> BinaryIO:
         return system.open(name, "rb", block_size=8 << 20, cache_type="readahead")
 
 
-def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
-    """Reads ranges of files, several at a time; a range that ends beyond its file is cut. Raises DataError."""
-    places: dict[str, list[int]] = {}  # by scheme, since each has a file system of its own
-    for number, piece in enumerate(ranges):
-        places.setdefault(piece.path.partition("://")[0] if is_remote(piece.path) else "", []).append(number)
-    contents = [b""] * len(ranges)
-    for scheme, numbers in places.items():
-        chosen = [ranges[number] for number in numbers]
-        read = _read_remote(chosen) if scheme else threads().map(_read_local, chosen)
-        for number, content in zip(numbers, read, strict=True):
-            contents[number] = content
-    return contents
+class Files:
+    """Reads ranges of files; keeps up to 256 files of a disk open."""
 
+    def __init__(self) -> None:
+        self._descriptor = functools.lru_cache(maxsize=_OPEN)(_Descriptor)
 
-def _read_local(piece: Range) -> bytes:
-    try:
-        return os.pread(_descriptor(piece.path).number, piece.end - piece.start, piece.start)
-    except OSError as error:
-        raise _vanished(piece.path, error.strerror or str(error)) from None
+    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Reads several ranges at a time; one that ends beyond its file is cut. Raises DataError."""
+        places: dict[str, list[int]] = {}  # by scheme, since each has a file system of its own
+        for number, piece in enumerate(ranges):
+            places.setdefault(piece.path.partition("://")[0] if is_remote(piece.path) else "", []).append(number)
+        contents = [b""] * len(ranges)
+        for scheme, numbers in places.items():
+            chosen = [ranges[number] for number in numbers]
+            read = _read_remote(chosen) if scheme else threads().map(self._read_local, chosen)
+            for number, content in zip(numbers, read, strict=True):
+                contents[number] = content
+        return contents
+
+    def _read_local(self, piece: Range) -> bytes:
+        try:
+            descriptor = self._descriptor(
+                piece.path
+            )  # held until it is read: another thread may drop it from the cache
+            return os.pread(descriptor.number, piece.end - piece.start, piece.start)
+        except OSError as error:
+            raise _vanished(piece.path, error.strerror or str(error)) from None
 
 
 def _read_remote(ranges: Sequence[Range]) -> list[bytes]:
@@ -144,9 +154,6 @@ class _Descriptor:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
-
-
-_descriptor = functools.lru_cache(maxsize=_OPEN)(_Descriptor)
 
 
 @functools.cache
