@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cuhk, default, icfg, rstp, synth
+from configs import cuhk, default, icfg, pretrain, rstp, synth
 from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
@@ -108,6 +108,16 @@ def test_the_losses_differ_in_nothing_else():
     assert ablation.STUDIES["losses"] == ("full", "sdm", "itc", "tal")
 
 
+def test_pretraining_differs_in_its_losses():
+    configs = {name: synth.get_config(name) for name in synth.PRETRAINING}
+    weights = {name: (c.mla.weight, c.itm.weight, c.bmm.word_weight, c.bmm.patch_weight) for name, c in configs.items()}
+    assert weights == {"pretrain_itc": (1, 0, 0, 0), "pretrain_itc_mlm": (1, 0, 1, 0), "pretrain": (1, 1, 1, 0)}
+    keys = {
+        key for c in configs.values() for key, value in flatten(c).items() if value != flatten(configs["pretrain"])[key]
+    }
+    assert keys == {"itm.weight", "bmm.word_weight"}
+
+
 def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
     demo = flatten(synth.get_config())
     changed = {
@@ -130,7 +140,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "
             ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction, "
-            ":sdm, :itc, :tal, :two_towers",
+            ":sdm, :itc, :tal, :two_towers, :pretrain_itc, :pretrain_itc_mlm, :pretrain",
         ),
     ],
 )
@@ -140,7 +150,7 @@ def test_an_unknown_variant_is_one_line(module, known):
     assert str(error.value).endswith(known)
 
 
-@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth])
+@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth, pretrain])
 def test_a_config_opens_with_its_command(module):
     line = next(line.strip() for line in inspect.getdoc(module).splitlines() if "ivt_jax.main" in line)
     path = line.split("--config=")[1].split()[0].partition(":")[0]
@@ -155,7 +165,7 @@ def batch(config):
     source = pipeline.open_split(config, "train")
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
 
 
@@ -233,7 +243,7 @@ def splits(config):
 
 
 def tokens(config):
-    return load_tokenizer(config.text.tokenizer, config.model.vocab_size).digest
+    return load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean).digest
 
 
 def mesh(config):
@@ -257,7 +267,7 @@ def evaluation_batches(config):
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
-        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
         evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
 
@@ -401,6 +411,7 @@ KEYS = {
     "seed": (batch, 5),
     "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
+    "data.identities": (batch, False),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
     "data.label_noise": (batch, 0.8),
@@ -411,6 +422,7 @@ KEYS = {
     "augment.flip": (batch, 0.0),
     "augment.erase": (batch, 0.0),
     "text.tokenizer": (tokens, "VOCABULARY"),
+    "text.clean": (tokens, "released"),
     "text.phrase_rule": (batch, "clauses"),
     "text.word_rule": (batch, "released"),
     "text.length.sentence": (batch, 6),

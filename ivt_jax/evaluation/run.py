@@ -24,10 +24,11 @@ _ROC_POINTS = 200  # of the curve in summary.json
 
 
 def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_digest: str = "") -> dict[str, Any]:
-    """Scores the best checkpoint on val and test; returns {split: summary}.
+    """Scores the best checkpoint on val and test, without those that have no images; returns {split: summary}.
 
-    Every summary has the keys of `summarise`. Val's adds the calibration fitted there. Test's adds the quality of that
-    calibration on test, the scores of the last checkpoint, and the scores of perturbed captions.
+    Every summary has the keys of `summarise`. Val's adds the calibration fitted there. The last summary, of test or
+    without a test split of val, adds the scores of the last checkpoint and of perturbed captions; test's also the
+    quality of val's calibration on test.
 
     config: the run's; `runtime`, `data.root` and `evaluation` may differ from the recorded config. write: write
     WORKDIR/val and WORKDIR/test, and warn on stderr if the data have changed since training; every process of a run
@@ -37,40 +38,43 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
     best_params = jax.device_put(best.params)  # once for both splits
     model = build_model(config.model)
     tokenizer = folder_tokenizer(workdir, config)
-    rerank = config.evaluation.rerank
     summaries: dict[str, Any] = {}
+    calibration = None
 
     def embed(source: Any, params: Any = best_params) -> Embeddings:
         return embed_split(model, params, source, tokenizer, config)
 
-    source = pipeline.open_split(config, "val", images_digest)
-    calibration = None
-    if len(source.person_ids):
+    sources = [pipeline.open_split(config, split, images_digest) for split in ("val", "test")]
+    sources = [source for source in sources if len(source.person_ids)]
+    if write and sources:
+        _warn_of_other_data(workdir, sources[-1])
+    for source in sources:
         embeddings = embed(source)
-        calibration = fit_calibration(_top_scores(embeddings))
-        summary = summarise(embeddings, standard(embeddings), source, best.step, rerank)
-        summaries["val"] = summary | {"calibration": calibration._asdict()}
+        ranks = standard(embeddings)
+        summary = summarise(embeddings, ranks, source, best.step, config.evaluation.rerank)
+        if source.split == "val":
+            calibration = fit_calibration(_top_scores(embeddings))
+            summary["calibration"] = calibration._asdict()
+        elif calibration:
+            summary["calibration"] = detection(calibration, _top_scores(embeddings))
+        if source is sources[-1]:
+            summary["selected_on"] = config.train.select_on
+            last_step = restore_params(workdir, best=False, shapes_alone=True).step
+            last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, False).params))
+            summary["last"] = {"step": last_step, **both_scores(last)}
+            if config.evaluation.robustness:
+                texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
+                summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), texts, config.seed)
         if write:
-            write_results(workdir, summaries["val"], source, embeddings)
+            write_results(workdir, summary, source, embeddings)
+        summaries[source.split] = summary
+    return summaries
 
-    source = pipeline.open_split(config, "test", images_digest)
-    if write and (changed := other_data(workdir, source.annotations, source.images_digest)):
+
+def _warn_of_other_data(workdir: Path, source: Any) -> None:
+    if changed := other_data(workdir, source.annotations, source.images_digest):
         remedy = "restore them to reproduce its scores"
         print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
-    embeddings = embed(source)
-    ranks = standard(embeddings)
-    summary = summarise(embeddings, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
-    last_step = restore_params(workdir, best=False, shapes_alone=True).step
-    last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, best=False).params))
-    summary["last"] = {"step": last_step, **both_scores(last)}
-    if calibration:
-        summary["calibration"] = detection(calibration, _top_scores(embeddings))
-    if config.evaluation.robustness:
-        embed_texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
-        summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed_texts, config.seed)
-    if write:
-        write_results(workdir, summary, source, embeddings)
-    return summaries | {"test": summary}
 
 
 def score_table(summaries: Mapping[str, Any]) -> str:

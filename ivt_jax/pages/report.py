@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.annotations import title_of
+from input_pipeline.annotations import dataset_name, title_of
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lines_of, printable, write_text
 from ivt_jax.encoding.images import open_image
@@ -37,19 +37,32 @@ def write_report(workdir: Path | str) -> Path:
         raise UserError(f"{workdir} has no config.json and no metrics.jsonl: name the --workdir of a run")
     config = run.pop("config", {})
     sections = {
-        "dataset": title_of(config.get("data", {}).get("name", "a dataset of its own")),
+        "dataset": title_of(dataset_name(config["data"])) if "data" in config else "a dataset of its own",
         "run": workdir.resolve().name,
         "curves": loss_figures(training) + validation_figures(validation),
         "config": {key: json.dumps(value) for key, value in flatten(config).items()},
         "environment": environment_rows(run, training),
     }
-    if (workdir / "test" / "summary.json").exists():
-        sections |= retrieval_sections(workdir / "test")
+    split, summary = reported_split(workdir)
+    if summary:
+        sections |= retrieval_sections(workdir / split)
     if (workdir / "cross_domain.json").exists():
         sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
     write_text(path, render(TEMPLATES / "report.html", **sections))
     return path
+
+
+def reported_split(workdir: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the split that the report shows, and its summary, {} before an evaluation.
+
+    It is test, or val if the evaluation found no test split.
+    """
+    for split in ("test", "val"):
+        summary = read_json(workdir / split / "summary.json")
+        if "last" in summary:  # only the split that is reported has the scores of the last checkpoint
+            return split, summary
+    return "test", {}
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
@@ -64,7 +77,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
 
 
 def retrieval_sections(folder: Path) -> dict[str, Any]:
-    """Returns the page's sections on the test split."""
+    """Returns the page's sections on the reported split, whose folder is given."""
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
         e = Embeddings(**arrays)
@@ -72,14 +85,15 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
     first = ranks["t2i"].first
     sections = {
         "summary": summary,
+        "split": folder.name,
         "chance": chance(e.text_person, e.image_person),
         "cmc": cmc_figure({"text to image": ranks["t2i"], "image to text": ranks["i2t"]}, summary["oracle_R1"]),
-        "roc": roc_figure(summary["calibration"]["roc"]) if "calibration" in summary else None,
+        "roc": roc_figure(summary["calibration"]["roc"]) if "roc" in summary.get("calibration", {}) else None,
         "strips": [strip(q, e, items, first) for q in sample_queries(first)],
         "failures": [strip(q, e, items, first) for q in hardest_queries(first, e.text_person)],
     }
-    persons = read_json(Path(items["root"]) / "attributes.json").get("persons")
-    if persons:
+    attributes = read_json(Path(items["root"]) / "attributes.json") if summary["oracle_R1"] is not None else {}
+    if persons := attributes.get("persons"):
         top = np.concatenate([(e.text[q : q + 1024] @ e.image.T).argmax(1) for q in range(0, len(e.text), 1024)])
         sections |= attribute_sections(persons, e.text_person, e.image_person[top], e.image_person)
     return sections

@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from input_pipeline.annotations import dataset_name
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
@@ -92,7 +93,7 @@ def origin_of(folder: str, step: int) -> dict[str, Any]:
     """
     record = load_record(folder)
     origin = {"folder": folder, "step": step} | {key: record[key] for key in RECORDED if key in record}
-    return origin | ({"data": record["config"]["data"]["name"]} if "annotations" in record else {})
+    return origin | ({"data": dataset_name(record["config"]["data"])} if "annotations" in record else {})
 
 
 def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTConfig, new: IVTConfig) -> dict[str, str]:

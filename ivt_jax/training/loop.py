@@ -16,6 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
+from input_pipeline.annotations import read_annotations
+from input_pipeline.own import splits_table
 from input_pipeline.sampling import Plans
 from input_pipeline.source import Source
 from input_pipeline.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
-from ivt_jax.pages.report import write_report
+from ivt_jax.pages.report import reported_split, write_report
 from ivt_jax.run import preemption
 from ivt_jax.run.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.run.digests import set_damaged_aside
@@ -34,7 +36,6 @@ from ivt_jax.run.workdir import (
     hold_workdir,
     load_config,
     make_workdir,
-    read_json,
     record_config,
     recorded_images_digest,
     refuse_other_config,
@@ -65,7 +66,7 @@ class Run(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Trains or resumes the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
+    """Trains or resumes the run of `workdir`, evaluates its best checkpoint, writes report.html.
 
     A complete run is left unchanged. A preempted run saves its step and exits with 75.
     """
@@ -76,7 +77,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     start = checkpoints.latest_step() or 0
     refuse_other_length(run, start)
     reported = start == run.total_steps and (workdir / "report.html").exists()
-    if reported and read_json(workdir / "test/summary.json").get("last", {}).get("step") == start:
+    if reported and reported_split(workdir)[1].get("last", {}).get("step") == start:
         run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
         return
     if not start and initial is NOTHING:  # stopped before its first checkpoint
@@ -204,13 +205,14 @@ def train(run: Run, checkpoints: Checkpoints, start: int, initial: Initial) -> N
 
 
 def test_and_report(run: Run) -> None:
-    """Evaluates the best checkpoint on the test split and writes report.html."""
+    """Evaluates the best checkpoint on test, or without a test split on val, and writes report.html."""
     first = jax.process_index() == 0
     if first:
         (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
-    summary = evaluate(run.workdir, run.config, write=first, images_digest=run.source.images_digest)["test"]
+    summaries = evaluate(run.workdir, run.config, write=first, images_digest=run.source.images_digest)
+    split, summary = [*summaries.items()][-1]
     scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
-    run.progress.say(f"test, step {summary['step']}: {scores}")
+    run.progress.say(f"{split}, step {summary['step']}: {scores}")
     if first:
         run.progress.say(f"report: {write_report(run.workdir)}")
 
@@ -241,8 +243,14 @@ def refuse_other_length(run: Run, taken: int) -> None:
 
 
 def record(run: Run, origin: Mapping[str, Any]) -> None:
-    """Writes config.json, parameters.txt and sharding.txt. origin: of the initial parameters, {} in a resumed run."""
+    """Writes config.json, parameters.txt, sharding.txt and, of own data, splits.csv.
+
+    origin: of the initial parameters, {} in a resumed run.
+    """
     record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest, origin)
+    if run.config.data.name == "own":
+        records = pipeline.divided_records(read_annotations(run.source.annotations, "own"), run.config)
+        write_text(run.workdir / "splits.csv", splits_table(records))
     params = run.program.target.params
     table = parameter_table(params, rate_notes(paths_of(params), run.config))
     write_text(run.workdir / "parameters.txt", f"{table}\n")
@@ -297,6 +305,8 @@ def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty."""
     config, split = run.config, run.config.train.select_on
     source = pipeline.open_split(config, split, run.source.images_digest)
+    if not len(source.person_ids) and split == "test":
+        raise UserError(f"{source.annotations} has no test records to select on; set --config.train.select_on=val")
     if not len(source.person_ids):
         return lambda state: {}
 

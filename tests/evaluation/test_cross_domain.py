@@ -27,7 +27,7 @@ def opened(monkeypatch):
         return SimpleNamespace(config=config, params=str(workdir), step=7)
 
     def open_split(config, split):
-        return SimpleNamespace(name=config.data.name, root=config.data.root, split=split)
+        return SimpleNamespace(name=config.data.name, root=config.data.root, split=split, person_ids=np.arange(2))
 
     def embed_split(model, params, source, tokenizer, config):
         opened.append((params, source.name, source.root, source.split, config.runtime.eval_batch_size))
@@ -68,7 +68,7 @@ def test_every_run_is_tested_on_every_dataset(opened, capsys):
 
 
 def test_other_pairs_of_datasets_are_not_warned_of(opened):
-    (cell,) = cross_domain.cross_domain([Path("runs/icfg")], {"cuhk_pedes": "c"}, icfg.get_config())
+    (cell,) = cross_domain.cross_domain([Path("runs/icfg")], [("cuhk_pedes", "c")], icfg.get_config())
     assert cell["warning"] == "" and "warning" not in cross_domain.matrix([cell])
 
 
