@@ -165,9 +165,10 @@ def _loader(
         pairs, ids = batch[own], source.ids(batch)[own]
         uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
         seen = augment.draw_views(uniform, size, **config.augment)
+        images = source.encoded(pairs)  # first: pairs of an index come with their texts
         texts = source.texts(pairs if traded is None else traded[pairs])
         return (
-            _as_objects(source.encoded(pairs)), *seen, pairs.astype(np.int32), ids,
+            _as_objects(images), *seen, pairs.astype(np.int32), ids,
             *_draw_tokens(config, tokenizer, texts, rngs),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ivt_jax import ablation
+from ivt_jax.benchmarks.seeds import plot, scores, table
 from ivt_jax.benchmarks.transfer import command
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.files import write_text
@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> None:
         for name in PRETRAINED:
             train(out / f"{name}-{seed}", "", few, options.steps, seed, out / f"pretrained-{name}")
         train(out / f"random-{seed}", "", few, options.pretraining_steps + options.steps, seed)
-    results = ablation.scores(out, NAMES, options.seeds)
-    write_text(out / "pretraining.md", ablation.table(results))
-    ablation.plot(results, out / "pretraining.png")
-    print(ablation.table(results), end="")
+    results = scores(out, NAMES, options.seeds)
+    write_text(out / "pretraining.md", table(results))
+    plot(results, out / "pretraining.png")
+    print(table(results), end="")
 
 
 def divide(out: Path) -> tuple[Path, Path]:

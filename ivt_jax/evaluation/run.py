@@ -44,7 +44,8 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
     def embed(source: Any, params: Any = best_params) -> Embeddings:
         return embed_split(model, params, source, tokenizer, config)
 
-    sources = [pipeline.open_split(config, split, images_digest) for split in ("val", "test")]
+    splits = ("val", "test") if config.data.identities else ("val",)  # pre-training never looks at a test split
+    sources = [pipeline.open_split(config, split, images_digest) for split in splits]
     sources = [source for source in sources if len(source.person_ids)]
     if write and sources:
         _warn_of_other_data(workdir, sources[-1])
