@@ -54,7 +54,7 @@ def _upload(folder: Path, url: str) -> None:
 
 
 def _print(about: dict[str, Any], out: str) -> None:
-    shards = counted(len(about["shards"]), "shard")
+    shards = counted(about["shards"], "shard")
     print(f"{out}/{ABOUT}: {counted(about['train'], 'pair')} to train, {about['val']:,} to validate, in {shards}")
     if about["repeated_images"]:
         print(f"{counted(about['repeated_images'], 'pair')} more of an image that another pair has, on the same side")

@@ -7,7 +7,8 @@ An index is a folder:
 
     train.npy, val.npy   a row for each pair (rows.ROW), in the order of the shards
     set_aside.jsonl      what is no pair: {"shard", "member", "reason"}
-    pairs.json           the shards with their states, counts, the version of the format
+    shards.json          the shards with their sizes and times or ETags
+    pairs.json           counts, digests of the rows, the version of the format
     lists/               the captions of lists, in blocks
     parts/               the rows of each shard, which a later or interrupted indexing need not read again
     SHA256SUMS           the digests of all but parts/
@@ -32,7 +33,7 @@ import numpy as np
 from input_pipeline.pairs import store
 from input_pipeline.pairs.lists import cut
 from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
-from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SUMS
+from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SUMS
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
 from ivt_jax.common.progress import progress
@@ -119,10 +120,12 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
     counts = _write_rows(folder, parts, held_out)
     with whole_file(folder / ASIDE) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(entry._asdict()) + "\n" for entry in all_set_aside(parts))
+    shards = [_entry(folder, *pair) for pair in zip(tasks, parts, strict=True)]
+    write_text(folder / SHARDS, json.dumps(shards, indent=1) + "\n")
     about = {
         "format": FORMAT, "longest": longest, **counts, "repeated_images": repeated,
-        "set_aside": dict(reasons.most_common()),
-        "shards": [_entry(folder, *pair) for pair in zip(tasks, parts, strict=True)],
+        "set_aside": dict(reasons.most_common()), "shards": len(shards),
+        "digests": {split: _digest(folder / f"{split}.npy") for split in SPLITS},
     }  # fmt: skip
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     return about
@@ -162,7 +165,7 @@ def _write_rows(folder: Path, parts: Sequence[Part], held_out: np.ndarray) -> di
 
 
 def _entry(folder: Path, task: Task, part: Part) -> dict[str, Any]:
-    """Returns the entry of a shard in pairs.json, with a relative path if it is beside or in the index."""
+    """Returns the entry of a shard in shards.json, with a relative path if it is beside or in the index."""
     if not task.source:
         return {"path": _relative(folder, task.path), "size": part.state.size, "mark": part.state.mark}
     return {"path": _relative(folder, task.path), "size": part.state.size, "list": _relative(folder, task.source)}
@@ -175,9 +178,10 @@ def _relative(folder: Path, path: str) -> str:
 
 def _write_sums(folder: Path) -> None:
     blocks = sorted(f"lists/{path.name}" for path in (folder / "lists").iterdir())
-    names = [*(f"{split}.npy" for split in SPLITS), ASIDE, *blocks, ABOUT]
-    sums = []
-    for name in names:
-        with open(folder / name, "rb") as file:
-            sums.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    write_text(folder / SUMS, "".join(sums))
+    names = [*(f"{split}.npy" for split in SPLITS), ASIDE, *blocks, SHARDS, ABOUT]
+    write_text(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in names))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 from input_pipeline.source import normal_caption
 from ivt_jax.common.files import is_remote
 
-ABOUT, ASIDE, SUMS = "pairs.json", "set_aside.jsonl", "SHA256SUMS"  # files of an index
+ABOUT, SHARDS, ASIDE, SUMS = "pairs.json", "shards.json", "set_aside.jsonl", "SHA256SUMS"  # files of an index
 # shard: number of the file that holds both; image and text: offsets in it, with sizes in bytes.
 # image_key, text_key: hashes of the image's bytes and of the caption by `normal_caption`.
 ROW = np.dtype([

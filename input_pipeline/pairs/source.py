@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
-from input_pipeline.pairs.rows import ABOUT, FORMAT, ROW, Row
+from input_pipeline.pairs.rows import ABOUT, FORMAT, ROW, SHARDS, Row
 from input_pipeline.prepare import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
@@ -34,9 +34,12 @@ def is_index(root: str) -> bool:
 class IndexedPairs:
     """Pairs of an index, a `source.PairSource` without identities.
 
-    Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index. Its rows stay on disk
-    and are mapped into memory. Images are read when they are asked for, and compared with their hashes.
+    Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
+    pairs.json; images_digest, of all its rows. These stay on disk and are mapped into memory. Images are read when they
+    are asked for, and compared with their hashes.
     """
+
+    name, identities, num_persons = "pairs", False, 0
 
     def __init__(self, root: str, split: str = "train"):
         """root: the folder of the index; one in a bucket is fetched once. Raises UserError.
@@ -44,11 +47,13 @@ class IndexedPairs:
         Raises DataError if the index is incomplete, or a shard is missing or has another size. Prints a line if one was
         written since.
         """
-        self.name, self.split, self.root = "pairs", split, local_copy(root)
-        about = _read_about(self.root)
-        shards = [self._place(entry["path"]) for entry in about["shards"]]
-        _compare(shards, about["shards"])
-        self._reader = Reader(shards, [os.path.dirname(self._place(e.get("list", ""))) for e in about["shards"]])
+        self.split, self.root = split, local_copy(root)
+        self.annotations = self.root / ABOUT
+        about, entries = _read_about(self.root), json.loads((self.root / SHARDS).read_text(encoding="utf-8"))
+        self.images_digest = "-".join(digest[:16] for digest in about["digests"].values())
+        shards = [self._place(entry["path"]) for entry in entries]
+        _compare(shards, entries)
+        self._reader = Reader(shards, [os.path.dirname(self._place(entry.get("list", ""))) for entry in entries])
         self._rows = np.load(self.root / f"{split}.npy", mmap_mode="r")
         if self._rows.dtype != ROW or len(self._rows) != about[split]:
             raise DataError(f"{self.root / split}.npy is damaged: {AGAIN}")
@@ -69,10 +74,14 @@ class IndexedPairs:
         """Returns the pair."""
         return pair
 
+    def keys(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns the hashes (2, n) uint64 of the image and of the caption of each pair."""
+        rows = self._rows[pairs]
+        return np.stack([rows["image_key"], rows["text_key"]])
+
     def ids(self, pairs: np.ndarray) -> np.ndarray:
         """Returns (n,) int32: equal for pairs that the same image or the same caption connects."""
-        rows = self._rows[pairs]
-        return connected(rows["image_key"], rows["text_key"])
+        return connected(*self.keys(pairs))
 
     def encoded(self, pairs: np.ndarray) -> list[bytes]:
         """Returns the images of pairs (n,) as JPEG or PNG. Raises DataError if a shard is not as it was."""
