@@ -33,12 +33,11 @@ import numpy as np
 from input_pipeline.pairs import store
 from input_pipeline.pairs.lists import cut
 from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
-from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SUMS
+from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS, SUMS
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
 from ivt_jax.common.progress import progress
 
-SPLITS = ("train", "val")
 _OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
 
 

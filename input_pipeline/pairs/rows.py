@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from input_pipeline.source import normal_caption
 from ivt_jax.common.files import is_remote
 
 ABOUT, SHARDS, ASIDE, SUMS = "pairs.json", "shards.json", "set_aside.jsonl", "SHA256SUMS"  # files of an index
+SPLITS = ("train", "val")
 # shard: number of the file that holds both; image and text: offsets in it, with sizes in bytes.
 # image_key, text_key: hashes of the image's bytes and of the caption by `normal_caption`.
 ROW = np.dtype([
@@ -44,6 +47,29 @@ class SetAside(NamedTuple):
     shard: str
     member: str
     reason: str
+
+
+class Table:
+    """Rows of a .npy file, read when they are asked for: memory stays flat, where a memory map would fill it.
+
+    Raises ValueError if the file is no table of rows, or is cut short.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb", buffering=0)
+        np.lib.format.read_magic(self._file)
+        (self._count,), _, dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        if dtype != ROW or os.fstat(self._file.fileno()).st_size != self._start + self._count * ROW.itemsize:
+            raise ValueError("no table of rows")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, numbers: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Returns the rows (n,) of ROW with these numbers."""
+        starts = (self._start + number * ROW.itemsize for number in np.asarray(numbers).tolist())
+        return np.frombuffer(b"".join(os.pread(self._file.fileno(), ROW.itemsize, start) for start in starts), ROW)
 
 
 def image_key(content: bytes) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
-from input_pipeline.pairs.rows import ABOUT, FORMAT, ROW, SHARDS, Row
+from input_pipeline.pairs.rows import ABOUT, FORMAT, SHARDS, Row, Table
 from input_pipeline.prepare import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
@@ -35,8 +35,8 @@ class IndexedPairs:
     """Pairs of an index, a `source.PairSource` without identities.
 
     Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
-    pairs.json; images_digest, of all its rows. These stay on disk and are mapped into memory. Images are read when they
-    are asked for, and compared with their hashes.
+    pairs.json; images_digest, of all its rows. These stay on disk. Images are read when they are asked for,
+    and compared with their hashes.
     """
 
     name, identities, num_persons = "pairs", False, 0
@@ -54,9 +54,10 @@ class IndexedPairs:
         shards = [self._place(entry["path"]) for entry in entries]
         _compare(shards, entries)
         self._reader = Reader(shards, [os.path.dirname(self._place(entry.get("list", ""))) for entry in entries])
-        self._rows = np.load(self.root / f"{split}.npy", mmap_mode="r")
-        if self._rows.dtype != ROW or len(self._rows) != about[split]:
-            raise DataError(f"{self.root / split}.npy is damaged: {AGAIN}")
+        try:
+            self._rows = Table(self.root / f"{split}.npy")
+        except (OSError, ValueError):
+            raise DataError(f"{self.root / split}.npy is missing or damaged: {AGAIN}") from None
         self.num_pairs = len(self._rows)
         self._last: dict[int, bytes] = {}  # the texts that came with the images read last
 
@@ -112,7 +113,7 @@ class IndexedPairs:
             captions += [caption for caption, _ in self.texts(some)]
         ids = self.ids(pairs).tolist() if captions else []
         pairs_of: dict[int, list[int]] = {}
-        for pair, key in enumerate(self._rows["image_key"].tolist()):
+        for pair, key in enumerate(self._rows[pairs]["image_key"].tolist()):
             pairs_of.setdefault(key, []).append(pair)
         records = []
         for first, *others in pairs_of.values():

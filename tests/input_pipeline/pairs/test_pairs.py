@@ -166,7 +166,7 @@ def test_other_formats_are_given_as_png(tmp_path):
     source = IndexedPairs(str(tmp_path / "pairs"))
     every = np.arange(source.num_pairs)
     assert [caption for caption, _ in source.texts(every)] == [*pictures]
-    kept = source._rows["flags"] & DIRECT
+    kept = source._rows[np.arange(source.num_pairs)]["flags"] & DIRECT
     assert kept[[1, 5]].all() and not kept[[0, 2, 4]].any()
     for encoded, content, turned in zip(source.encoded(every), pictures.values(), "001000", strict=True):
         expected = Image.open(io.BytesIO(content)).convert("RGB")
@@ -220,7 +220,7 @@ def test_a_caption_of_json_alone_is_taken(tmp_path):
     write_tar(tmp_path / "0.tar", [("a.json", about), ("a.jpg", picture(1)), ("b.jpg", picture(2)), ("b.json", b"[]")])
     build(tmp_path / "0.tar", folder=tmp_path / "pairs")
     source = IndexedPairs(str(tmp_path / "pairs"))
-    assert source._rows["flags"].tolist() == [DIRECT | JSON]
+    assert source._rows[np.arange(source.num_pairs)]["flags"].tolist() == [DIRECT | JSON]
     assert source.texts(np.array([0])) == [("From JSON.", ())] and source.encoded(np.array([0])) == [picture(1)]
     assert set_aside(tmp_path / "pairs") == {("0.tar", "b.jpg"): "no caption"}
 
@@ -284,7 +284,7 @@ def test_lists_name_images_beside_them(tmp_path):
     captions = [caption for caption, _ in source.texts(every)]
     assert captions == ['A "red",\nlong coat.', "One.", "Zwei ü.", "Three."]
     assert source.ids(every).tolist() == [0, 1, 1, 2]
-    assert (source._rows["flags"] == DIRECT | JSON | FILE).all()
+    assert (source._rows[np.arange(source.num_pairs)]["flags"] == DIRECT | JSON | FILE).all()
     moved = tmp_path / "moved"
     folder.rename(moved)
     with pytest.raises(DataError, match=r"lists/imgs/3\.jpg cannot be read any more \(No such file"):
@@ -386,6 +386,13 @@ def test_a_shard_that_changes_during_training_is_an_error(one):
     path.write_bytes(content[:1000])
     with pytest.raises(DataError, match="not as it was"):
         source.encoded(np.array([2]))
+
+
+def test_a_table_that_is_cut_short_is_an_error(one):
+    path = one / "pairs/train.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"train\.npy is missing or damaged: make the index again"):
+        IndexedPairs(str(one / "pairs"))
 
 
 def test_a_shard_that_vanishes_is_an_error(one):
