@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     config.seed = 1234  # decides, with the step, initialisation, batches, augmentation and masks; 0 or more
 
     config.data = ConfigDict()
-    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table of own pictures
-    config.data.root = "data/CUHK-PEDES"  # folder, local or (portable) gs://..., or the JSON file or table in it
+    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table; pairs: an index
+    config.data.root = "data/CUHK-PEDES"  # folder, local or (portable, index) gs://..., or the JSON file or table in it
     config.data.title = ""  # the dataset's name in reports and model cards; "" = its published one, or the table's
     config.data.identities = True  # False: as pairs from the web, each image is a person of its own
     config.data.val_persons = 0.05  # share of training persons held out if the dataset has no val split; 0 to below 1

@@ -37,6 +37,7 @@ LAYOUTS = {
     "rstp_reid": _Layout("RSTPReid", ("data_captions.json", "rstpreid_vistxt.json")),
     "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "`make data` generates it"),
     "own": _Layout("own data", ()),  # any table: input_pipeline/own.py finds and reads it
+    "pairs": _Layout("image-text pairs", ()),  # an index: input_pipeline/pairs/source.py reads it
 }
 # Names in commands -> names in configs.
 DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth", "own": "own"}
@@ -89,6 +90,8 @@ def annotation_file(root: Path, name: str) -> Path:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')
     if name == "own":
         return own.find_table(root)
+    if name == "pairs":
+        raise DataError(f"{root}: image-text pairs have no annotations; {SEE_DOCS}")
     if _is_table(root) and root.is_file():
         raise DataError(f"{root} is a table of own data: use --config=configs/own.py or --dataset=own")
     layout = LAYOUTS[name]

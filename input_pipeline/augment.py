@@ -22,6 +22,14 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
+def decodes_to(encoded: bytes, pixels: np.ndarray) -> bool:
+    """Whether `decode` gives these pixels, (h, w, 3) uint8. It refuses some PNGs that Pillow reads."""
+    try:
+        return np.array_equal(decode(encoded).numpy(), pixels)
+    except tf.errors.OpError:
+        return False
+
+
 def resize(image: tf.Tensor, size: tuple[int, int], method: str) -> tf.Tensor:
     """Resizes (h, w, 3) uint8 -> (*size, 3) uint8 with antialiasing, equal to Pillow within rounding.
 

@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import Version
 
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
-from input_pipeline.decoding import as_rgb, open_picture, orientation
+from input_pipeline.decoding import KEPT_FORMATS, as_png, as_rgb, open_picture, orientation
 from input_pipeline.inspection import Inspected, difference_hash, leads_out
 from input_pipeline.leaks import copies_between_splits, near_copies_between_splits
 from input_pipeline.pictures import Picture, contents_digest, read_picture
@@ -35,12 +34,8 @@ LEAVE_OUT = (
     "leave them out with `python -m input_pipeline.doctor --dataset=NAME --root=DIR --fix_list`, which lists all in "
     "quarantine.txt"
 )
-_KEPT_FORMATS = ("JPEG", "PNG")  # stored as they are; other formats become PNG
 _FORMATS_BEFORE = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF")
 _TEXT_BEFORE = 1 << 20  # bytes; BEFORE refused a PNG with a longer ICC profile or text
-# Of Pillow's levels, 0 to 9. For 300 crops of 300 x 120 with a little noise, level 1 takes 3 ms instead of the 8 ms of
-# the default, 6, and 70 kB instead of 64 kB.
-_PNG_LEVEL = 1
 
 
 class PedesBuilder(tfds.core.GeneratorBasedBuilder):
@@ -222,11 +217,9 @@ def _encoded_image(images: Path, record: Record, content: bytes | None = None) -
             other_pixels = _had_other_pixels(image)
             size = rgb.height, rgb.width
             inspected = Inspected(record.image_path, "", size, len(encoded), difference_hash(rgb))
-            if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):
+            if image.format in KEPT_FORMATS and augment.decodes_to(encoded, np.asarray(rgb)):
                 return encoded, other_pixels, inspected
-        png = io.BytesIO()
-        rgb.save(png, "PNG", compress_level=_PNG_LEVEL)
-        return png.getvalue(), other_pixels, inspected
+        return as_png(rgb), other_pixels, inspected
     except FileNotFoundError:
         raise DataError(f"{path} not found ({record.where}): the annotations name a missing image") from None
     except Exception as error:  # Pillow raises many kinds for damaged files
@@ -240,11 +233,3 @@ def _had_other_pixels(image: PIL.Image.Image) -> bool:
         return True
     texts = [image.info.get("icc_profile") or b"", *getattr(image, "text", {}).values()]  # `text`: of a PNG
     return image.format == "PNG" and max(map(len, texts)) > _TEXT_BEFORE
-
-
-def _decodes_to(encoded: bytes, rgb: PIL.Image.Image) -> bool:
-    """Whether training decodes to these pixels. It refuses some PNGs that Pillow reads."""
-    try:
-        return np.array_equal(augment.decode(encoded).numpy(), np.asarray(rgb))
-    except tf.errors.OpError:
-        return False

@@ -36,8 +36,12 @@ SUFFIXES_OF = {
 FORMATS = tuple(name for name in SUFFIXES_OF if name != "HEIF" or pillow_heif)
 SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
 MAX_PIXELS = 50_000_000  # far more than a crop of a person; fewer than a decompression bomb
+KEPT_FORMATS = ("JPEG", "PNG")  # training reads these; other formats become PNG
 ORIENTATION = "turned upright by EXIF, as Pillow's ImageOps.exif_transpose"
 
+# Of Pillow's levels, 0 to 9. For 300 crops of 300 x 120 with a little noise, level 1 takes 3 ms instead of the 8 ms of
+# the default, 6, and 70 kB instead of 64 kB.
+_PNG_LEVEL = 1
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _LONG_TEXT = "its text or colour profile inflates beyond 8 MiB: save it without metadata"
@@ -109,6 +113,13 @@ def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         raise NotTakenError(f"{_UNUSUAL[image.mode]} pixels have no agreed range: save them with 8 bits a channel")
     rgb = (_upper_bits(image) if image.mode.startswith("I;16") else image).convert("RGB")
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def as_png(rgb: PIL.Image.Image) -> bytes:
+    """Returns an image as PNG."""
+    png = io.BytesIO()
+    rgb.save(png, "PNG", compress_level=_PNG_LEVEL)
+    return png.getvalue()
 
 
 def orientation(image: PIL.Image.Image) -> int:

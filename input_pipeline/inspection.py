@@ -62,14 +62,19 @@ def inspect_image(folder: Path, path: str) -> Inspected:
         with open_picture(file) as image:
             rgb = as_rgb(image)
             return Inspected(path, "", (rgb.height, rgb.width), file_bytes, difference_hash(rgb))
-    except NotTakenError as error:
-        return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
-    except PIL.UnidentifiedImageError:
-        return Inspected(path, "in no supported image format", file_bytes=file_bytes)
-    except (TooLargeError, PIL.Image.DecompressionBombError):
-        return Inspected(path, f"over {MAX_PIXELS / 1e6:.0f} megapixels", file_bytes=file_bytes)
-    except Exception:  # Pillow raises many kinds for damaged files
-        return Inspected(path, "cut short or damaged", file_bytes=file_bytes)
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        return Inspected(path, fault_of(error), file_bytes=file_bytes)
+
+
+def fault_of(error: Exception) -> str:
+    """Returns what is wrong with an image that `open_picture` or `as_rgb` refused with this error."""
+    if isinstance(error, NotTakenError):
+        return f"not taken ({error})"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "in no supported image format"
+    if isinstance(error, TooLargeError | PIL.Image.DecompressionBombError):
+        return f"over {MAX_PIXELS / 1e6:.0f} megapixels"
+    return "cut short or damaged"
 
 
 def leads_out(folder: Path, file: Path) -> bool:

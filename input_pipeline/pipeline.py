@@ -17,28 +17,36 @@ from ml_collections import ConfigDict
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import PedesBuilder
+from input_pipeline.pairs.order import KeyedPlan
+from input_pipeline.pairs.rows import SPLITS
+from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.prepare import local_copy
 from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans, Plans, keyed_rng, traded_captions
 from input_pipeline.source import PairSource, Source
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
-from ivt_jax.common.errors import DataError
+from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.messages import counted
 
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
+_raised: list[UserError] = []  # by functions that TensorFlow calls
 
 
-def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Source:
+def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     """Opens the split ("train", "val", "test") of the config's dataset; prepares the dataset first if necessary.
+
+    Returns a Source; of the training pairs of an index, an IndexedPairs.
 
     A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
     empty. So is test, if the dataset has none. data.root may be a portable folder, also a remote one (gs://...), which
     is fetched once. images_digest: of the images that a run began with; "" opens the current images. Raises UserError,
     in one line.
     """
+    if config.data.name == "pairs":
+        return _open_pairs(config, split)
     root, name = local_copy(config.data.root), config.data.name
     annotations = read_annotations(root, name)
     original, records = annotations.records, divided_records(annotations, config)
@@ -77,6 +85,16 @@ def divided_records(annotations: Annotations, config: ConfigDict) -> Sequence[Re
     return hold_out_persons(annotations.records, config.data.val_persons)
 
 
+def _open_pairs(config: ConfigDict, split: str) -> IndexedPairs | Source:
+    """Opens an index of image-text pairs: train to read pairs where they are, val with its images in memory."""
+    if config.data.identities:
+        raise UserError("data.name pairs has no person ids: set --config.data.identities=False")
+    if split not in SPLITS:
+        raise DataError(f"{config.data.root}: image-text pairs have no {split} split")
+    source = IndexedPairs(config.data.root, split)
+    return source if split == "train" else source.in_memory()
+
+
 def _print_held_out(path: Path, persons: set[int]) -> None:
     held_out = f"held out in its place: {counted(len(persons), 'training person')} (data.val_persons)"
     nobody = "data.val_persons is 0: all persons train, and the last step counts as the best"
@@ -90,9 +108,11 @@ def _other_annotations(builder: PedesBuilder, annotations: Annotations, differ: 
     )
 
 
-def plan_epochs(config: ConfigDict, source: Source) -> Plans:
+def plan_epochs(config: ConfigDict, source: Any) -> Plans:
     """Returns the order of a source's pairs that the config asks for. Raises UserError."""
     data = config.data
+    if not data.identities:
+        return KeyedPlan([source.num_pairs], data.batch_size, config.seed)
     return EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
 
 
@@ -236,11 +256,21 @@ def _as_objects(encoded: list[bytes]) -> np.ndarray:
 def numpy_function(
     function: Callable[[np.ndarray], tuple[np.ndarray, ...]], specs: list[tf.TensorSpec]
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """Wraps a function of one NumPy array as a function of tensors whose outputs have these specs."""
+    """Wraps a function of one NumPy array as a function of tensors whose outputs have these specs.
+
+    If it raises a UserError, `run_dataset` does, instead of TensorFlow's error with its traceback.
+    """
+
+    def kept(argument: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            return function(argument)
+        except UserError as error:
+            _raised.append(error)
+            raise
 
     @tf.autograph.experimental.do_not_convert
     def call(argument: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        outputs = tf.numpy_function(function, [argument], [spec.dtype for spec in specs], stateful=False)
+        outputs = tf.numpy_function(kept, [argument], [spec.dtype for spec in specs], stateful=False)
         return tuple(tf.ensure_shape(output, spec.shape) for output, spec in zip(outputs, specs, strict=True))
 
     return call
@@ -251,4 +281,7 @@ def run_dataset(dataset: tf.data.Dataset) -> Iterator[Any]:
     options = tf.data.Options()
     options.threading.private_threadpool_size = _THREADS
     options.threading.max_intra_op_parallelism = 1
-    return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    try:
+        yield from dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise next((mistake for mistake in _raised if str(mistake) in str(error)), error) from None

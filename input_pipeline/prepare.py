@@ -6,6 +6,10 @@
 Training prepares a dataset by itself if necessary; this command does so in advance. It prints the splits beside the
 published counts, a warning if they differ, and the folder of the prepared data. Exit code: 0; 2 for a user's mistake.
 
+    python -m input_pipeline.prepare --pairs 'SHARDS/*.tar' LIST.csv     # see input_pipeline/pairs/index.py
+
+--pairs indexes image-text pairs where they are: shards, and lists with the columns image and caption.
+
 --out also makes a portable folder, local or in a bucket; train on it with `--config.data.root=gs://bucket/cuhk`:
 
     reid_raw.json, quarantine.txt     the annotations under their own name, and the quarantine if there is one
@@ -29,14 +33,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
+from input_pipeline.pairs import command as pairs_command
+from input_pipeline.pairs import store
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
-from ivt_jax.common.command import exit_code, share
+from ivt_jax.common.command import exit_code, not_negative, positive, share
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lines_of, lock_file, refuse_path
 from ivt_jax.common.messages import counted
 
 SUMS = "SHA256SUMS"
 _PREPARED = "prepared"
+_BY_TENSORFLOW = "gs://"  # it needs no further library for these; all others are read by fsspec
 
 
 @functools.cache  # all splits of a run are read from one copy
@@ -102,8 +109,6 @@ def make_portable(annotations: Path, data: Path, out: str) -> None:
 
 def _fetch(url: str, sums: bytes, partial: Path) -> None:
     """Fetches the files listed in SHA256SUMS to `partial`, which may have some from an interrupted fetch."""
-    from tensorflow.io import gfile
-
     entries = [line.partition("  ") for line in lines_of(sums.decode("utf-8", "replace"))]
     for number, (digest, _, name) in enumerate(entries, 1):
         path = PurePosixPath(name)
@@ -114,16 +119,29 @@ def _fetch(url: str, sums: bytes, partial: Path) -> None:
             continue
         print(f"fetching {url}/{name} ({number} of {len(entries)})", file=sys.stderr)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _explained(f"{url}/{name}", "read"):
-            gfile.copy(f"{url}/{name}", str(target), overwrite=True)
+        _copy(f"{url}/{name}", target)
         if _digest(target) != digest:
             raise UserError(
                 f"{url}/{name} does not match its digest in {SUMS}, so it is damaged: remove {url} and prepare it again"
             )
 
 
+def _copy(url: str, target: Path) -> None:
+    if not url.startswith(_BY_TENSORFLOW):
+        store.fetch(url, str(target))
+        return
+
+    from tensorflow.io import gfile
+
+    with _explained(url, "read"):
+        gfile.copy(url, str(target), overwrite=True)
+
+
 def _read(url: str) -> bytes | None:
     """Returns the content of a small file, None if it does not exist."""
+    if is_remote(url) and not url.startswith(_BY_TENSORFLOW):
+        return store.read(url)
+
     import tensorflow as tf
 
     with _explained(url, "read"):
@@ -189,15 +207,29 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m input_pipeline.prepare", description="Prepare a dataset for training, and make it portable."
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--dataset", choices=DATASETS)
+    parser.add_argument("--root", help="the dataset's folder, or its annotation file")
     parser.add_argument("--out", default="", help="also make a portable folder: DIR or gs://BUCKET/DIR")
+    parser.add_argument(
+        "--pairs", nargs="+", metavar="PATTERN", help="instead of --dataset, index image-text pairs: .tar, .csv, .jsonl"
+    )
+    parser.add_argument("--longest", type=positive, default=1000, help="characters of a caption of --pairs (1,000)")
+    parser.add_argument(
+        "--val_pairs", type=not_negative, default=2000, help="of --pairs, to hold out (2,000; at most 5%%)"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes that index --pairs (all cores)"
+    )
     parser.add_argument("--prepared", type=Path, help="folder of the prepared data; default: `prepared` in --root")
     parser.add_argument(
         "--max_damaged", type=share, default=0.005, help="share of training images that may be damaged (0.005)"
     )
     args = parser.parse_args(argv)
-    return exit_code(lambda: run(args))
+    if args.pairs and (args.dataset or args.root):
+        parser.error("--pairs indexes pairs of any source: leave --dataset and --root out")
+    if not args.pairs and not (args.dataset and args.root):
+        parser.error("--dataset and --root are missing, or --pairs")
+    return exit_code(lambda: pairs_command.run(args) if args.pairs else run(args))
 
 
 if __name__ == "__main__":

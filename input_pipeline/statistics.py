@@ -15,10 +15,11 @@ PUBLISHED: dict[str, Counts] = {
     "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
     "pedes_synth": {},
     "own": {},
+    "pairs": {},
 }
 # Persons for training that a run without data assumes if nothing is published: those of PEDES-Synth as
 # `python -m input_pipeline.synthetic` makes it by default; of own data a number for the figures of --dry_run.
-_ASSUMED = {"pedes_synth": 4000, "own": 1000}
+_ASSUMED = {"pedes_synth": 4000, "own": 1000, "pairs": 1}
 
 
 def training_persons(name: str, val_persons: float) -> int:

@@ -100,7 +100,7 @@ def test_our_configs_have_no_fault():
         ({"optimizer__schedule": "cosine"}, 'optimizer.schedule is "cosine"; expected one of released, smooth'),
         ({"data__sampling": "random"}, 'data.sampling is "random"; expected one of identity, uniform'),
         ({"data__name": "cuhk"},
-         'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth, own'),
+         'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth, own, pairs'),
         ({"bmm__align": "on"}, 'bmm.align is "on"; expected one of off, exact, fast'),
         ({"model__dtype": "f32"}, 'model.dtype is "f32"; expected one of float32, bfloat16'),
         ({"mla__levels": ("noun",)}, "mla.levels is ('noun',); expected some of sentence, phrase, word, each once"),

@@ -1,0 +1,186 @@
+"""Makes the index of image-text pairs: where each is in its shard, without copying an image.
+
+    python -m input_pipeline.prepare --pairs 'SHARDS/*.tar'              # into SHARDS/pairs
+    python -m input_pipeline.prepare --pairs 'gs://BUCKET/*.tar' --out=gs://BUCKET/pairs
+
+An index is a folder:
+
+    train.npy, val.npy   a row for each pair (rows.ROW), in the order of the shards
+    set_aside.jsonl      what is no pair: {"shard", "member", "reason"}
+    shards.json          the shards with their sizes and times or ETags
+    pairs.json           counts, digests of the rows, the version of the format
+    lists/               the captions of lists, in blocks
+    parts/               the rows of each shard, which a later or interrupted indexing need not read again
+    SHA256SUMS           the digests of all but parts/
+
+pairs.json is written last but for SHA256SUMS. A local index without pairs.json, or one in a bucket without SHA256SUMS,
+is incomplete.
+"""
+
+import collections
+import concurrent.futures.process
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.pairs import store
+from input_pipeline.pairs.lists import cut
+from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
+from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS, SUMS
+from ivt_jax.common.errors import DataError, UserError
+from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.progress import progress
+
+_OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
+
+
+def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: int, workers: int) -> dict[str, Any]:
+    """Writes the index of all shards and lists that the patterns match into a local folder; returns its pairs.json.
+
+    longest: characters of a caption; val_pairs: pairs to hold out; workers: processes. Raises UserError.
+    """
+    refuse_path(folder)
+    for name in ("lists", "parts"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    tasks = _find_tasks(patterns, folder)
+    parts = _make_parts(tasks, folder, longest, workers)
+    for name in (SUMS, ABOUT):  # until the new one is complete
+        (folder / name).unlink(missing_ok=True)
+    about = _join(folder, tasks, parts, longest, val_pairs)
+    used = {*(part.file for part in parts), *(Path(task.path) for task in tasks)}
+    for stale in {*(folder / "parts").iterdir(), *(folder / "lists").iterdir()} - used:
+        stale.unlink()  # of shards and lists that are not indexed any more
+    _write_sums(folder)
+    return about
+
+
+def _make_parts(tasks: Sequence[Task], folder: Path, longest: int, workers: int) -> list[Part]:
+    """Returns the parts of all tasks; makes those that are missing or of another state of their shard."""
+    shards = [task.path for task in tasks if not task.source]
+    state_of_shard = dict(zip(shards, store.states(shards), strict=True))
+    states = [state_of(task) if task.source else state_of_shard[task.path] for task in tasks]
+    parts = [existing_part(folder, longest, *pair) for pair in zip(tasks, states, strict=True)]
+    missing = [number for number, part in enumerate(parts) if part is None]
+    if missing:
+        make = functools.partial(make_part, folder, longest)
+        with _executor(min(workers, len(missing))) as pool:
+            made = pool.map(make, [tasks[number] for number in missing], [states[number] for number in missing])
+            try:
+                for number, part in zip(missing, progress(made, len(missing), "indexing: ", "shards"), strict=True):
+                    parts[number] = part
+            except concurrent.futures.process.BrokenProcessPool:
+                raise UserError(
+                    "a process that indexes was killed, as the system does if memory runs out: run the command again "
+                    f"with fewer --workers than {workers}; finished shards stay"
+                ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # the other shards would be indexed first
+                raise
+    return [part for part in parts if part]
+
+
+def _executor(workers: int) -> concurrent.futures.Executor:
+    if workers == 1:
+        return concurrent.futures.ThreadPoolExecutor(1)
+    return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+
+
+def _find_tasks(patterns: Sequence[str], folder: Path) -> list[Task]:
+    tasks = []
+    for path in dict.fromkeys(path for pattern in patterns for path in store.find(pattern)):
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix == ".tar":
+            tasks.append(Task(path))
+        elif suffix not in (".csv", ".jsonl"):
+            raise UserError(f"--pairs: {path} is no .tar, .csv or .jsonl; narrow the pattern")
+        elif is_remote(path):
+            raise UserError(f"--pairs: {path}: a list must be a local file; it may name images by their URLs")
+        else:
+            tasks += [Task(str(block), path) for block in cut(path, folder / "lists")]
+    if not tasks:
+        raise DataError(f"--pairs={' '.join(patterns)}: the lists have no lines")
+    return tasks
+
+
+def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: int, val_pairs: int) -> dict[str, Any]:
+    """Joins the parts to the index; returns its pairs.json. Raises DataError if there is no pair."""
+    reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter[str]())
+    if not any(part.pairs for part in parts):
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(3)) or "empty shards"
+        raise DataError(f"{tasks[0].source or tasks[0].path}: there is no pair in the {len(parts)} shards: {why}")
+    repeated, held_out = _held_out(np.concatenate([rows["image_key"] for rows in all_rows(parts)]), val_pairs)
+    counts = _write_rows(folder, parts, held_out)
+    with whole_file(folder / ASIDE) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry._asdict()) + "\n" for entry in all_set_aside(parts))
+    shards = [_entry(folder, *pair) for pair in zip(tasks, parts, strict=True)]
+    write_text(folder / SHARDS, json.dumps(shards, indent=1) + "\n")
+    about = {
+        "format": FORMAT, "longest": longest, **counts, "repeated_images": repeated,
+        "set_aside": dict(reasons.most_common()), "shards": len(shards),
+        "digests": {split: _digest(folder / f"{split}.npy") for split in SPLITS},
+    }  # fmt: skip
+    write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def _held_out(keys: np.ndarray, val_pairs: int) -> tuple[int, np.ndarray]:
+    """Returns how many rows repeat the image of another row, and the keys of the images of val. Sorts `keys`.
+
+    val gets the images with the least hashes, in about min(val_pairs, 5%) rows, one image at least if there are more
+    than 20 rows. So an image is never in both splits, and the choice hardly changes when shards are added.
+    """
+    keys.sort()
+    repeated = int((keys[1:] == keys[:-1]).sum())
+    wanted = min(val_pairs, max(len(keys) // 20, len(keys) > 20))
+    least, counts = np.unique(keys[: 100 * wanted], return_counts=True)
+    seldom = counts <= _OFTEN
+    least, ends = least[seldom], np.cumsum(counts[seldom])
+    return repeated, least[: max(1, int(np.searchsorted(ends, wanted, side="right")))]
+
+
+def _write_rows(folder: Path, parts: Sequence[Part], held_out: np.ndarray) -> dict[str, int]:
+    """Writes train.npy and val.npy, part by part; returns the number of rows of each."""
+
+    def chosen(split: str) -> Iterator[np.ndarray]:
+        for rows in all_rows(parts):
+            yield rows[np.isin(rows["image_key"], held_out, invert=split == "train")]
+
+    val = sum(len(rows) for rows in chosen("val"))
+    counts = {"train": sum(part.pairs for part in parts) - val, "val": val}
+    for split in SPLITS:
+        with whole_file(folder / f"{split}.npy") as partial, partial.open("wb") as file:
+            header = {"descr": ROW.descr, "fortran_order": False, "shape": (counts[split],)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in chosen(split):
+                file.write(rows.tobytes())
+    return counts
+
+
+def _entry(folder: Path, task: Task, part: Part) -> dict[str, Any]:
+    """Returns the entry of a shard in shards.json, with a relative path if it is beside or in the index."""
+    if not task.source:
+        return {"path": _relative(folder, task.path), "size": part.state.size, "mark": part.state.mark}
+    return {"path": _relative(folder, task.path), "size": part.state.size, "list": _relative(folder, task.source)}
+
+
+def _relative(folder: Path, path: str) -> str:
+    inside = not is_remote(path) and Path(path).is_relative_to(folder.absolute().parent)
+    return os.path.relpath(path, folder.absolute()) if inside else path
+
+
+def _write_sums(folder: Path) -> None:
+    blocks = sorted(f"lists/{path.name}" for path in (folder / "lists").iterdir())
+    names = [*(f"{split}.npy" for split in SPLITS), ASIDE, *blocks, SHARDS, ABOUT]
+    write_text(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in names))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""The pairs of an index as sources of training and validation.
+
+source = IndexedPairs("SHARDS/pairs")
+_, _, batch = KeyedPlan([source.num_pairs], batch_size=64).rows(step)
+source.encoded(batch), source.texts(batch), source.ids(batch)
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.annotations import Annotations, Record
+from input_pipeline.pairs import store
+from input_pipeline.pairs.reader import AGAIN, Reader
+from input_pipeline.pairs.rows import ABOUT, FORMAT, SHARDS, Row, Table
+from input_pipeline.prepare import local_copy
+from input_pipeline.source import Source, connected
+from ivt_jax.common.errors import DataError
+from ivt_jax.common.files import is_remote
+from ivt_jax.common.messages import counted, say_once
+
+_READ = 256  # pairs of val that are read at a time
+
+
+def is_index(root: str) -> bool:
+    """Whether a folder, local or in a bucket, has an index of pairs. Raises UserError if it cannot be reached."""
+    return store.state(f"{root.rstrip('/')}/{ABOUT}") is not None
+
+
+class IndexedPairs:
+    """Pairs of an index, a `source.PairSource` without identities.
+
+    Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
+    pairs.json; images_digest, of all its rows. These stay on disk. Images are read when they are asked for,
+    and compared with their hashes.
+    """
+
+    name, identities, num_persons = "pairs", False, 0
+
+    def __init__(self, root: str, split: str = "train"):
+        """root: the folder of the index; one in a bucket is fetched once. Raises UserError.
+
+        Raises DataError if the index is incomplete, or a shard is missing or has another size. Prints a line if one was
+        written since.
+        """
+        self.split, self.root = split, local_copy(root)
+        self.annotations = self.root / ABOUT
+        about, entries = _read_about(self.root), json.loads((self.root / SHARDS).read_text(encoding="utf-8"))
+        self.images_digest = "-".join(digest[:16] for digest in about["digests"].values())
+        shards = [self._place(entry["path"]) for entry in entries]
+        _compare(shards, entries)
+        self._reader = Reader(shards, [os.path.dirname(self._place(entry.get("list", ""))) for entry in entries])
+        try:
+            self._rows = Table(self.root / f"{split}.npy")
+        except (OSError, ValueError):
+            raise DataError(f"{self.root / split}.npy is missing or damaged: {AGAIN}") from None
+        self.num_pairs = len(self._rows)
+        self._last: dict[int, bytes] = {}  # the texts that came with the images read last
+
+    def _place(self, path: str) -> str:
+        return path if is_remote(path) or not path else os.path.normpath(self.root.absolute() / path)
+
+    def _chosen(self, pairs: Sequence[int]) -> list[Row]:
+        return [Row(*row) for row in self._rows[pairs].tolist()]
+
+    def intact(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns (n,) True: damaged images are not in the index."""
+        return np.ones(len(pairs), bool)
+
+    def stand_in(self, pair: int, rng: np.random.Generator) -> int:
+        """Returns the pair."""
+        return pair
+
+    def keys(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns the hashes (2, n) uint64 of the image and of the caption of each pair."""
+        rows = self._rows[pairs]
+        return np.stack([rows["image_key"], rows["text_key"]])
+
+    def ids(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns (n,) int32: equal for pairs that the same image or the same caption connects."""
+        return connected(*self.keys(pairs))
+
+    def encoded(self, pairs: np.ndarray) -> list[bytes]:
+        """Returns the images of pairs (n,) as JPEG or PNG. Raises DataError if a shard is not as it was."""
+        images, texts = self._reader.pairs(self._chosen(pairs.tolist()))
+        self._last = dict(zip(pairs.tolist(), texts, strict=True))
+        return images
+
+    def texts(self, pairs: np.ndarray) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the captions of pairs (n,), without attribute phrases. Raises DataError as `encoded`.
+
+        Texts that came with the images read last are not read again.
+        """
+        known = self._last
+        missing = [pair for pair in dict.fromkeys(pairs.tolist()) if pair not in known]
+        found = {**known, **dict(zip(missing, self._reader.texts(self._chosen(missing)), strict=True))}
+        rows = self._chosen(pairs.tolist())
+        return [(self._reader.caption(row, found[pair]), ()) for row, pair in zip(rows, pairs.tolist(), strict=True)]
+
+    def in_memory(self) -> Source:
+        """Reads all pairs, some thousands of val, into a source for evaluation: an entry for each different image.
+
+        Its persons are the images that the same image or caption connects. Raises DataError as `encoded`.
+        """
+        pairs, contents, captions = np.arange(self.num_pairs), list[bytes](), list[str]()
+        for start in range(0, len(pairs), _READ):
+            some = pairs[start : start + _READ]
+            contents += self.encoded(some)
+            captions += [caption for caption, _ in self.texts(some)]
+        ids = self.ids(pairs).tolist() if captions else []
+        pairs_of: dict[int, list[int]] = {}
+        for pair, key in enumerate(self._rows[pairs]["image_key"].tolist()):
+            pairs_of.setdefault(key, []).append(pair)
+        records = []
+        for first, *others in pairs_of.values():
+            own = tuple(dict.fromkeys(captions[pair] for pair in (first, *others)))
+            records.append(Record(f"pair {first}", ids[first], own, self.split, ((),) * len(own)))
+        annotations = Annotations(self.root / ABOUT, self.root, tuple(records))
+        rows = [own[0] for own in pairs_of.values()]
+        return Source(self.name, self.split, annotations, records, _Held(contents), rows)
+
+
+class _Held:
+    """Images in memory, with the method of array_record's data sources."""
+
+    def __init__(self, images: list[bytes]):
+        self._images = images
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, bytes]]:
+        return [{"image": self._images[index]} for index in indices]
+
+
+def _read_about(root: Path) -> dict[str, Any]:
+    if not (root / ABOUT).exists():
+        raise DataError(f"{root} is no complete index of pairs: {AGAIN}")
+    about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
+    if about["format"] != FORMAT:
+        raise DataError(f"{root / ABOUT} has format {about['format']}, expected {FORMAT}: {AGAIN}")
+    return about
+
+
+def _compare(shards: Sequence[str], entries: Sequence[dict[str, Any]]) -> None:
+    """Compares shards with their states when indexed. Raises DataError; prints a line if only times differ."""
+    touched = []
+    for path, entry, state in zip(shards, entries, store.states(shards), strict=True):
+        if state is None:
+            raise DataError(f"{path} is missing: restore it, or {AGAIN}")
+        if state.size != entry["size"]:
+            raise DataError(f"{path} has {state.size:,} bytes, {entry['size']:,} when it was indexed: {AGAIN}")
+        if state.mark != entry.get("mark", state.mark):
+            touched.append(path)
+    if touched:
+        shards = f"{counted(len(touched), 'shard')} written since the index was made, such as {touched[0]}"
+        say_once(f"{shards}, with the same size: each image is compared with its hash when it is read")
