@@ -14,9 +14,11 @@ def get_config() -> ConfigDict:
     config.seed = 1234  # decides, with the step, initialisation, batches, augmentation and masks; 0 or more
 
     config.data = ConfigDict()
-    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth
+    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth; joint: those of `sources`
     config.data.root = "data/CUHK-PEDES"  # folder with the JSON file and imgs/, or a portable folder, local or gs://...
-    config.data.identities = True  # False: as pairs from the web, each image is a person of its own
+    config.data.sources = ()  # with name joint, the datasets to train on, instead of root: ("cuhk:DIR", "icfg:DIR")
+    config.data.weights = ()  # share of each source in an epoch, more than 0, of any sum; () = by size
+    config.data.identities = True  # False: as pairs from the web, each image is a person of its own; uniform sampling
     config.data.val_persons = 0.05  # share of training persons held out if the dataset has no val split; 0 to below 1
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others replace them; 0 to 1
     config.data.label_noise = 0.0  # share of training captions that are swapped, to measure robustness; 0 to 1

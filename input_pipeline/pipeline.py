@@ -6,8 +6,9 @@ with a generator keyed by (seed, e, r). So a run can resume at any step, and hos
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from ml_collections import ConfigDict
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import PedesBuilder
+from input_pipeline.datasets import Dataset, datasets_of
+from input_pipeline.joint import JointSource
+from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.prepare import local_copy
 from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans, Plans, keyed_rng, traded_captions
@@ -29,10 +33,29 @@ from ivt_jax.common.messages import counted
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
+UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
+
+
+def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Source]:
+    """Opens a split of each dataset of the config; returns the sources by label, as `open_split` does for one.
+
+    images_digests: by label, as for `open_split`.
+    """
+    return {
+        dataset.label: open_split(config_of(config, dataset), split, images_digests.get(dataset.label, ""))
+        for dataset in datasets_of(config.data)
+    }
+
+
+def config_of(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """Returns a copy of the config for one dataset alone."""
+    config = ConfigDict(config.to_dict())
+    config.data.update({"name": dataset.name, "root": dataset.root, "sources": (), "weights": ()})
+    return config
 
 
 def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Source:
-    """Opens the split ("train", "val", "test") of the config's dataset; prepares the dataset first if necessary.
+    """Opens the split ("train", "val", "test") of `data.name` in `data.root`; prepares the dataset first if necessary.
 
     A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
     empty. data.root may be a portable folder, also a remote one (gs://...), which is fetched once. images_digest: of
@@ -72,7 +95,7 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Sourc
 
 def _print_held_out(path: Path, persons: set[int]) -> None:
     held_out = f"held out in its place: {counted(len(persons), 'training person')} (data.val_persons)"
-    nobody = "data.val_persons is 0: all persons train, and the last step counts as the best"
+    nobody = "data.val_persons is 0: all persons train"
     print(f"{path} has no val split; {held_out if persons else nobody}", file=sys.stderr)
 
 
@@ -83,10 +106,13 @@ def _other_annotations(builder: PedesBuilder, annotations: Annotations, differ: 
     )
 
 
-def plan_epochs(config: ConfigDict, source: Source) -> Plans:
+def plan_epochs(config: ConfigDict, source: JointSource) -> Plans:
     """Returns the order of a source's pairs that the config asks for. Raises UserError."""
-    data = config.data
-    return EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+    data, counts = config.data, source.counts
+    if not data.identities:
+        return KeyedPlan(counts, data.batch_size, config.seed, data.weights or None)
+    shares = list(zip(counts, data.weights, strict=True)) if data.weights else ()
+    return EpochPlans(source.person_of_pair, data.batch_size, data.sampling, data.instances, config.seed, shares)
 
 
 def train_batches(

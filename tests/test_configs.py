@@ -270,7 +270,7 @@ SPLIT = Embeddings(
 
 def selection(config):
     """The scores that choose a checkpoint."""
-    source = SimpleNamespace(images_digest="")
+    source = SimpleNamespace(images_digests={})
     run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)

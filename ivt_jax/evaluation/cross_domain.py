@@ -9,55 +9,36 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
-from input_pipeline.annotations import DATASETS
-from ivt_jax.common.errors import UserError
+from input_pipeline.datasets import Dataset, datasets_of, shared_warning, title_of_data
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
-from ivt_jax.run.workdir import folder_tokenizer
-
-_SHARED = {"icfg_pedes", "rstp_reid"}
-SHARED_WARNING = (
-    "ICFG-PEDES and RSTPReid take their pictures from MSMT17 and number the persons each in its own way: the run may "
-    "have trained on persons of this test. "
-    "`python -m input_pipeline.doctor --dataset=icfg --root=DIR --against=rstp:DIR` finds pictures that both have"
-)
+from ivt_jax.run.workdir import folder_tokenizer, with_later_keys
 
 
-def parse_datasets(given: Sequence[str]) -> dict[str, str]:
-    """Parses ["icfg:data/ICFG-PEDES"] into {"icfg_pedes": "data/ICFG-PEDES"}. Raises UserError."""
-    datasets = {}
-    for text in given:
-        name, _, root = text.partition(":")
-        if name not in DATASETS or not root:
-            raise UserError(f"--datasets={text}: expected DATASET:DIR with one of {', '.join(DATASETS)}")
-        datasets[DATASETS[name]] = root
-    return datasets
-
-
-def cross_domain(workdirs: Sequence[Path], datasets: dict[str, str], config: ConfigDict) -> list[dict[str, Any]]:
+def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: ConfigDict) -> list[dict[str, Any]]:
     """Scores the best checkpoint of every run on the test split of every dataset, by the protocol `standard`.
 
-    datasets: name -> root. config: its `runtime` applies to all runs. Returns a cell {run, trained_on, tested_on, step,
-    queries, gallery, t2i, i2t, warning} for each pair, run by run.
+    config: its `runtime` applies to all runs. Returns a cell {run, trained_on, tested_on, step, queries, gallery, t2i,
+    i2t, warning} for each pair, run by run; trained_on and tested_on are titles of datasets.
     """
     cells = []
     for workdir in dict.fromkeys(workdirs):
         restored = restore_params(workdir)
-        model = build_model(restored.config.model)
-        tokenizer = folder_tokenizer(workdir, restored.config)
-        for name, root in datasets.items():
-            trained_on = restored.config.data.name
-            print(f"{workdir} ({trained_on}) on {name}: {root}", file=sys.stderr)
-            test_config = ConfigDict(restored.config.to_dict())
-            test_config.runtime = config.runtime
-            test_config.data.update({"name": name, "root": root})
+        run_config = with_later_keys(restored.config, config)
+        run_config.runtime = config.runtime
+        model = build_model(run_config.model)
+        tokenizer = folder_tokenizer(workdir, run_config)
+        trained_on, names = title_of_data(run_config.data), {d.name for d in datasets_of(run_config.data)}
+        for dataset in datasets:
+            print(f"{workdir} ({trained_on}) on {dataset.title}: {dataset.root}", file=sys.stderr)
+            test_config = pipeline.config_of(run_config, dataset)
             source = pipeline.open_split(test_config, "test")
             embeddings = embed_split(model, restored.params, source, tokenizer, test_config)
-            cell = {"run": str(workdir), "trained_on": trained_on, "tested_on": name, "step": restored.step}
+            cell = {"run": str(workdir), "trained_on": trained_on, "tested_on": dataset.title, "step": restored.step}
             counts = {"queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum())}
-            warning = SHARED_WARNING if {trained_on, name} == _SHARED else ""
+            warning = shared_warning(names, [dataset.name])
             cells.append({**cell, **counts, **both_scores(standard(embeddings)), "warning": warning})
     return cells
 

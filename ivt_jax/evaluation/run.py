@@ -4,73 +4,123 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
+from input_pipeline.datasets import folder_of
 from input_pipeline.perturbations import PERTURBATIONS, perturb
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
+from ivt_jax.evaluation.means import mean_summary, pooled
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
 from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
-from ivt_jax.run.workdir import folder_tokenizer, other_data
+from ivt_jax.run.workdir import folder_tokenizer, other_data, write_json
 
 _ROC_POINTS = 200  # of the curve in summary.json
 
 
-def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_digest: str = "") -> dict[str, Any]:
-    """Scores the best checkpoint on val and test; returns {split: summary}.
+def evaluate(
+    workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = pipeline.UNKNOWN
+) -> dict[str, Any]:
+    """Scores the best checkpoint on val and test of each dataset; returns the summaries by folder of the workdir.
 
-    Every summary has the keys of `summarise`. Val's adds the calibration fitted there. Test's adds the quality of that
-    calibration on test, the scores of the last checkpoint, and the scores of perturbed captions.
+    The folders are "val" and "test". With several datasets they are "val-LABEL" and "test-LABEL", and "val" and "test"
+    have the means (`mean_summary`). Every summary of a dataset has the keys of `summarise`. Val's adds the calibration,
+    fitted on val of all datasets together. Test's adds the quality of that calibration on test, the scores of the last
+    checkpoint, and the scores of perturbed captions.
 
-    config: the run's; `runtime`, `data.root` and `evaluation` may differ from the recorded config. write: write
-    WORKDIR/val and WORKDIR/test, and warn on stderr if the data have changed since training; every process of a run
-    calls this, one with `write`. images_digest: which images to score; "" scores the present ones.
+    config: the run's; `runtime`, roots and `evaluation` may differ from the recorded config. write: write the folders,
+    and warn on stderr if the data have changed since training; every process of a run calls this, one with `write`.
+    images_digests: which images to score, by label; without one, the present ones.
     """
-    best = restore_params(workdir)
-    best_params = jax.device_put(best.params)  # once for both splits
-    model = build_model(config.model)
-    tokenizer = folder_tokenizer(workdir, config)
-    rerank = config.evaluation.rerank
+    best = _Best.restore(workdir, config)
     summaries: dict[str, Any] = {}
 
-    def embed(source: Any, params: Any = best_params) -> Embeddings:
-        return embed_split(model, params, source, tokenizer, config)
-
-    source = pipeline.open_split(config, "val", images_digest)
-    calibration = None
-    if len(source.person_ids):
-        embeddings = embed(source)
-        calibration = fit_calibration(_top_scores(embeddings))
-        summary = summarise(embeddings, standard(embeddings), source, best.step, rerank)
-        summaries["val"] = summary | {"calibration": calibration._asdict()}
+    def keep(label: str, source: Any, embeddings: Embeddings, summary: dict[str, Any]) -> None:
+        folder = folder_of(source.split, label)
+        summaries[folder] = summary
         if write:
-            write_results(workdir, summaries["val"], source, embeddings)
+            write_results(workdir / folder, summary, source, embeddings)
 
-    source = pipeline.open_split(config, "test", images_digest)
-    if write and (changed := other_data(workdir, source.annotations, source.images_digest)):
+    parts = pipeline.open_parts(config, "val", images_digests)
+    val = [(label, source, best.embed(source)) for label, source in parts.items() if len(source.person_ids)]
+    calibration = fit_calibration(pooled([_top_scores(embeddings) for _, _, embeddings in val])) if val else None
+    fitted = {"calibration": calibration._asdict()} if calibration else {}
+    for label, source, embeddings in val:
+        keep(label, source, embeddings, best.summarise(source, embeddings, standard(embeddings)) | fitted)
+    for label, source in pipeline.open_parts(config, "test", images_digests).items():
+        if write:
+            _warn_of_other_data(workdir, label, source)
+        embeddings = best.embed(source)
+        keep(label, source, embeddings, best.test(source, embeddings, calibration))
+    if "test" not in summaries:
+        _add_means(workdir, summaries, fitted, write)
+    return summaries
+
+
+def _add_means(workdir: Path, summaries: dict[str, Any], fitted: dict[str, Any], write: bool) -> None:
+    """Adds the means over datasets, "val" with what was fitted there, and "test"; writes their summary.json."""
+    for split, more in (("val", fitted), ("test", {})):
+        parts = {name.removeprefix(f"{split}-"): s for name, s in summaries.items() if name.startswith(f"{split}-")}
+        if parts:
+            summaries[split] = mean_summary(parts) | more
+        if parts and write:
+            (workdir / split).mkdir(exist_ok=True)
+            write_json(workdir / split / "summary.json", summaries[split])
+
+
+def _warn_of_other_data(workdir: Path, label: str, source: Any) -> None:
+    if changed := other_data(workdir, label, source.annotations, source.images_digest):
         remedy = "restore them to reproduce its scores"
         print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
-    embeddings = embed(source)
-    ranks = standard(embeddings)
-    summary = summarise(embeddings, ranks, source, best.step, rerank) | {"selected_on": config.train.select_on}
-    last_step = restore_params(workdir, best=False, shapes_alone=True).step
-    last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, best=False).params))
-    summary["last"] = {"step": last_step, **both_scores(last)}
-    if calibration:
-        summary["calibration"] = detection(calibration, _top_scores(embeddings))
-    if config.evaluation.robustness:
-        embed_texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
-        summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed_texts, config.seed)
-    if write:
-        write_results(workdir, summary, source, embeddings)
-    return summaries | {"test": summary}
+
+
+class _Best(NamedTuple):
+    """The best checkpoint of a run, on the devices."""
+
+    workdir: Path
+    config: ConfigDict
+    model: Any
+    params: Any
+    step: int
+    tokenizer: Any
+
+    @classmethod
+    def restore(cls, workdir: Path, config: ConfigDict) -> "_Best":
+        restored = restore_params(workdir)
+        tokenizer = folder_tokenizer(workdir, config)
+        params = jax.device_put(restored.params)  # once for all splits
+        return cls(workdir, config, build_model(config.model), params, restored.step, tokenizer)
+
+    def embed(self, source: Any, params: Any = None) -> Embeddings:
+        """Embeds a split, by default with the best parameters."""
+        params = self.params if params is None else params
+        return embed_split(self.model, params, source, self.tokenizer, self.config)
+
+    def summarise(self, source: Any, embeddings: Embeddings, ranks: dict[str, Ranks]) -> dict[str, Any]:
+        """Returns what `split.summarise` does."""
+        return summarise(embeddings, ranks, source, self.step, self.config.evaluation.rerank)
+
+    def test(self, source: Any, embeddings: Embeddings, calibration: Calibration | None) -> dict[str, Any]:
+        """Returns the summary of a test split."""
+        config, ranks = self.config, standard(embeddings)
+        summary = self.summarise(source, embeddings, ranks) | {"selected_on": config.train.select_on}
+        last, last_step = ranks, restore_params(self.workdir, best=False, shapes_alone=True).step
+        if last_step != self.step:
+            last = standard(self.embed(source, restore_params(self.workdir, best=False).params))
+        summary["last"] = {"step": last_step, **both_scores(last)}
+        if calibration:
+            summary["calibration"] = detection(calibration, _top_scores(embeddings))
+        if config.evaluation.robustness:
+            embed = functools.partial(embed_captions, self.model, self.params, tokenizer=self.tokenizer, config=config)
+            summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed, config.seed)
+        return summary
 
 
 def score_table(summaries: Mapping[str, Any]) -> str:
@@ -83,7 +133,9 @@ def score_table(summaries: Mapping[str, Any]) -> str:
 
     for split, summary in summaries.items():
         for way, name in (("t2i", "text to image"), ("i2t", "image to text")):
-            add(f"{split}, step {summary['step']}, {name}", summary[way], summary["interval"][way]["R1"])
+            title = f"{split} (mean)" if "parts" in summary else split
+            interval = summary["interval"][way]["R1"] if "interval" in summary else ()
+            add(f"{title}, step {summary['step']}, {name}", summary[way], interval)
         if again := summary["protocols"].get(RERANKED):
             add("  text to image, re-ranked", again)
         last = summary.get("last", summary)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.annotations import title_of
+from input_pipeline.datasets import datasets_of, folder_of, shared_warning, title_of_data
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lines_of, printable, write_text
 from ivt_jax.encoding.images import open_image
@@ -36,15 +37,16 @@ def write_report(workdir: Path | str) -> Path:
     if not run and not training and not validation:
         raise UserError(f"{workdir} has no config.json and no metrics.jsonl: name the --workdir of a run")
     config = run.pop("config", {})
+    data = config.get("data", {})
     sections = {
-        "dataset": title_of(config.get("data", {}).get("name", "a dataset of its own")),
+        "dataset": title_of_data(data) if data.get("name") else "a dataset of its own",
         "run": workdir.resolve().name,
         "curves": loss_figures(training) + validation_figures(validation),
         "config": {key: json.dumps(value) for key, value in flatten(config).items()},
         "environment": environment_rows(run, training),
     }
     if (workdir / "test" / "summary.json").exists():
-        sections |= retrieval_sections(workdir / "test")
+        sections |= test_sections(workdir, data)
     if (workdir / "cross_domain.json").exists():
         sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
@@ -63,8 +65,28 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
     return [x for x in lines if "loss" in x], [x for x in lines if any(key.endswith("/t2i/R1") for key in x)]
 
 
+def test_sections(workdir: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the page's sections on test: the results of each dataset, and of several the means and a warning.
+
+    data: of the run's config.
+    """
+    summary = read_json(workdir / "test/summary.json")
+    if "parts" not in summary:
+        return {"summary": summary, "results": [retrieval_sections(workdir / "test")]}
+    results = [
+        {
+            "title": dataset.title,
+            "label": dataset.label,
+            **retrieval_sections(workdir / folder_of("test", dataset.label)),
+        }
+        for dataset in datasets_of(data)
+    ]
+    names = [dataset.name for dataset in datasets_of(data)]
+    return {"summary": summary, "results": results, "shared": shared_warning(names, names)}
+
+
 def retrieval_sections(folder: Path) -> dict[str, Any]:
-    """Returns the page's sections on the test split."""
+    """Returns the results of one dataset's test split."""
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
         e = Embeddings(**arrays)

@@ -1,0 +1,89 @@
+"""Which datasets a config names: one by `data.name` and `data.root`, or several by `data.sources`; names for them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from input_pipeline.annotations import DATASETS, LAYOUTS, title_of
+from input_pipeline.statistics import training_persons
+from ivt_jax.common.errors import UserError
+
+JOINT = "joint"  # the data.name of a training on `data.sources`
+_MSMT17 = {"icfg_pedes", "rstp_reid"}
+SHARED = (
+    "ICFG-PEDES and RSTPReid take their pictures from MSMT17 and number the persons each in its own way: the run may "
+    "have trained on persons of {test}. "
+    "`python -m input_pipeline.doctor --dataset=icfg --root=DIR --against=rstp:DIR` finds pictures that both have"
+)
+
+
+class Dataset(NamedTuple):
+    """A dataset that a config or a flag names.
+
+    label: the short name, numbered if it is given again ("cuhk", "cuhk-2"), for folders and the names of scores; "" for
+    the dataset of a config without `data.sources`. name: a key of LAYOUTS. title: for tables and reports.
+    """
+
+    label: str
+    name: str
+    root: str
+    title: str
+
+
+def parse_datasets(given: Sequence[str], flag: str) -> list[Dataset]:
+    """Parses texts such as "icfg:data/ICFG-PEDES". flag: for the error. Raises UserError if one has another form."""
+    numbers, parsed = Counter[str](), []
+    for text in given:
+        short, _, root = text.partition(":")
+        if short not in DATASETS or not root:
+            raise UserError(f"{flag}={text}: expected DATASET:DIR with one of {', '.join(DATASETS)}")
+        numbers[short] += 1
+        label = f"{short}-{numbers[short]}" if numbers[short] > 1 else short
+        parsed.append(Dataset(label, DATASETS[short], root, _title(DATASETS[short], root)))
+    titles = Counter(dataset.title for dataset in parsed)
+    return [d._replace(title=f"{d.title} ({d.label})") if titles[d.title] > 1 else d for d in parsed]
+
+
+def _title(name: str, root: str) -> str:
+    """Returns the published name, or for a dataset that may be in any file, the name of that file without suffix."""
+    named = name in LAYOUTS and LAYOUTS[name].files
+    return title_of(name) if named else PurePosixPath(root).stem
+
+
+def datasets_of(data: Mapping[str, Any]) -> list[Dataset]:
+    """Returns the datasets of a config's `data`, of a ConfigDict or of JSON. Raises UserError if a source is wrong."""
+    if data.get("sources"):
+        return parse_datasets(data["sources"], "data.sources")
+    return [Dataset("", data["name"], data.get("root", ""), title_of(data["name"]))]
+
+
+def title_of_data(data: Mapping[str, Any]) -> str:
+    """Returns the titles of the datasets of a config's `data`, such as "CUHK-PEDES + ICFG-PEDES"."""
+    return " + ".join(dataset.title for dataset in datasets_of(data))
+
+
+def source_names(sources: Iterable[str]) -> list[str]:
+    """Returns the names of `data.sources` without their roots, which may differ when a run resumes."""
+    return [source.partition(":")[0] for source in sources]
+
+
+def folder_of(split: str, label: str) -> str:
+    """Returns the folder of a dataset's results in a workdir: "test", or "test-cuhk" with several datasets."""
+    return f"{split}-{label}" if label else split
+
+
+def count_training_persons(data: Mapping[str, Any]) -> int:
+    """Returns the published number of training persons of a config's datasets; reads no data."""
+    return sum(training_persons(dataset.name, data["val_persons"]) for dataset in datasets_of(data))
+
+
+def shared_warning(trained: Iterable[str], tested: Iterable[str]) -> str:
+    """Returns a warning if a test could be of persons that the run trained on under another dataset; else "".
+
+    trained, tested: names of datasets, keys of LAYOUTS.
+    """
+    others = {name for name in tested if name in _MSMT17 and (_MSMT17 - {name}) & {*trained}}
+    return (
+        SHARED.format(test=" and ".join(f"the test of {title_of(name)}" for name in sorted(others))) if others else ""
+    )
