@@ -22,7 +22,6 @@ class JointSource:
     def __init__(self, parts: Mapping[str, DatasetSource]):
         self.parts = dict(parts)
         self._sources = list(self.parts.values())
-        self.name = " + ".join(source.name for source in self._sources)
         self.identities = all(source.identities for source in self._sources)
         self.counts = [source.num_pairs for source in self._sources]
         self.num_pairs = sum(self.counts)

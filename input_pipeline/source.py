@@ -20,7 +20,6 @@ class PairSource(Protocol):
     identities: whether it is known who is in an image; without, `num_persons` and `person_of_pair` are not used.
     """
 
-    name: str
     num_pairs: int
     identities: bool
 

@@ -261,6 +261,25 @@ def pictures(records):
     return sorted({row.path for row in records})
 
 
+THREE = {"cuhk": ("CUHK-PEDES", CUHK), "icfg": ("ICFG-PEDES", ICFG), "rstp": ("RSTPReid", RSTP_RECORDS)}
+
+
+def write_three(folder):
+    """CUHK-PEDES, ICFG-PEDES and RSTPReid in their raw layouts, below the folder; returns their roots by short name."""
+    return {
+        name: write(folder / name, VARIANTS[title].file, VARIANTS[title].document, pictures(records))
+        for name, (title, records) in THREE.items()
+    }
+
+
+def joint_config(roots, **changes):
+    """The config of a training on all of them, with the same program as `tiny`."""
+    config = tiny("cuhk", "")
+    sources = tuple(f"{name}:{root}" for name, root in roots.items())
+    config.update_from_flattened_dict({"data.name": "joint", "data.sources": sources, **changes})
+    return config
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request):
     return VARIANTS[request.param]
@@ -273,11 +292,11 @@ def root(variant, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The runs of this file have one program: JAX finds it in a cache on disk from the second on."""
+def compiled_once():
+    """The runs of this file, and of training/test_joint.py, have one program: from the second on, JAX finds it on disk."""
     keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in zip(keys, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
+    for key, value in zip(keys, (os.environ["JAX_COMPILATION_CACHE_DIR"], 0.0), strict=True):
         jax.config.update(key, value)
     compilation_cache.reset_cache()
     yield
