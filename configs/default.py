@@ -3,6 +3,8 @@
 python -m ivt_jax.main --config=configs/cuhk.py --config.data.root=DATA/CUHK-PEDES --config.data.batch_size=56
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from configs.starts import STARTS
@@ -14,10 +16,12 @@ def get_config() -> ConfigDict:
     config.seed = 1234  # decides, with the step, initialisation, batches, augmentation and masks; 0 or more
 
     config.data = ConfigDict()
-    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid or pedes_synth; joint: those of `sources`
-    config.data.root = "data/CUHK-PEDES"  # folder with the JSON file and imgs/, or a portable folder, local or gs://...
-    config.data.sources = ()  # with name joint, the datasets to train on, instead of root: ("cuhk:DIR", "icfg:DIR")
+    # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table of own pictures; joint: the datasets of `sources`
+    config.data.name = "cuhk_pedes"
+    config.data.root = "data/CUHK-PEDES"  # folder, local or (portable) gs://..., or the JSON file or table in it
+    config.data.sources = ()  # with name joint, the datasets to train on, instead of root: ("cuhk:DIR", "own:my.csv")
     config.data.weights = ()  # share of each source in an epoch, more than 0, of any sum; () = by size
+    config.data.title = ""  # the dataset's name in reports and model cards; "" = its published one, or the table's
     config.data.identities = True  # False: as pairs from the web, each image is a person of its own; uniform sampling
     config.data.val_persons = 0.05  # share of training persons held out if the dataset has no val split; 0 to below 1
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others replace them; 0 to 1
@@ -33,6 +37,7 @@ def get_config() -> ConfigDict:
 
     config.text = ConfigDict()
     config.text.tokenizer = "bert-base-uncased"  # a name on the hub; a folder; or "": the shipped vocabulary
+    config.text.clean = ""  # "": the tokenizer's own rules; released: marks removed, no [SEP], as IVT's pre-training
     config.text.phrase_rule = "released"  # phrase level: released (comma parts) or clauses
     config.text.word_rule = "attributes"  # captions without `att`: attributes (by a grammar) or released (a comma part)
     config.text.length = ConfigDict({"sentence": 100, "phrase": 64, "word": 64})  # tokens with [CLS], [SEP]; 3 or more
@@ -84,12 +89,16 @@ def get_config() -> ConfigDict:
     # Similarities are divided by it; more than 0, or 0 for the scale that the model learns (model.projection or towers
     # 2). Published: 1 with cmpm, 0.02 with sdm, 0.015 with tal; CLIP's begins at 0.07.
     config.match.temperature = 1.0
+    config.match.learned = False  # learn the temperature, beginning at match.temperature, then 0.01 or more
     # The embeddings that are scaled to length 1 first: both, neither, or published: for cmpm only those that a query is
     # compared with, for sdm, itc and tal both.
     config.match.normalise = "published"
 
     config.id = ConfigDict()
     config.id.weight = 0.0  # classify images and texts by training person, as IRRA does; 0 or more, 0 = no classifier
+
+    config.itm = ConfigDict()
+    config.itm.weight = 0.0  # image-text matching with hard negatives, in a joint pass; 0 or more, 0 = no classifier
 
     config.bmm = ConfigDict()
     config.bmm.align = "exact"  # masked alignment: off, exact (the released draw) or fast (fixed counts, saves time)
@@ -153,9 +162,9 @@ def get_config() -> ConfigDict:
     return config
 
 
-def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
-    """Returns the config of a dataset in its variant: "" (unchanged), "release", "smoke", or one of STARTS."""
-    variants = {"": lambda config: config, "release": released, "smoke": smoke, **STARTS}
+def with_variant(config: ConfigDict, variant: str, **more: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
+    """Returns the config in its variant: "" (unchanged), "release", "smoke", one of STARTS, or one of `more`."""
+    variants = {"": lambda config: config, "release": released, "smoke": smoke, **STARTS, **more}
     return variants[check_variant(variant, *variants)](config)
 
 
@@ -164,6 +173,19 @@ def released(config: ConfigDict) -> ConfigDict:
     config.text.word_rule = "released"
     config.bmm.word_weight = 0.0
     config.bmm.patch_weight = 0.0
+    return config
+
+
+def pretrained_on_pairs(config: ConfigDict) -> ConfigDict:
+    """Changes the config to the losses of pre-training, on pairs without identities: ITC, ITM and MLM."""
+    config.data.update({"identities": False, "sampling": "uniform", "instances": 1})
+    config.mla.update({"levels": ("sentence",), "views": 1})
+    config.match.update({"loss": "itc", "normalise": "published", "temperature": 0.07, "learned": True})
+    config.itm.weight = 1.0
+    config.bmm.update(
+        {"align": "off", "word_weight": 1.0, "word_ratio": 0.25, "patch_weight": 0.0, "patch_block": 1, "rows": 0}
+    )
+    config.evaluation.robustness = False
     return config
 
 

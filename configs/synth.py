@@ -31,7 +31,12 @@ LOSSES = {
 # One tower against two. Both have matching at three levels, no reconstruction, and equally many parameters in blocks
 # and embeddings, to 0.1%.
 TOWERS = ("mla", "two_towers")
-VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, *LOSSES, "two_towers")
+# Pre-training, each image a person of its own: with all of its losses, or some (ivt_jax/benchmarks/pretraining.py).
+PRETRAINING = {
+    "pretrain_itc": {"itm.weight": 0.0, "bmm.word_weight": 0.0}, "pretrain_itc_mlm": {"itm.weight": 0.0},
+    "pretrain": {},
+}  # fmt: skip
+VARIANTS = ("", *TERMS, *OPTIMIZERS, *CHOICES, *LOSSES, "two_towers", *PRETRAINING)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -64,6 +69,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.eval_every = 900
     if variant in OPTIMIZERS:
         return other_optimizer(config, variant)
+    if variant in PRETRAINING:
+        config = default.pretrained_on_pairs(config)
+        config.optimizer.update({"learning_rate": 5e-4, "bias_learning_rate": 5e-4})  # at 1e-3 the loss rises again
+        config.update_from_flattened_dict(PRETRAINING[variant])
+        return config
     if variant == "two_towers":
         return two_towers(without_terms(config, "mla"))
     return changed(config, variant) if variant else config

@@ -7,34 +7,19 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from input_pipeline import own
+from input_pipeline.records import Annotations, Record, joined, without_empty_captions
 from input_pipeline.variants import PATH_KEYS, SEE_DOCS, Entry, check_object, read_entries
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, is_remote, is_utf8, lines_of
 from ivt_jax.common.messages import counted, first_few
+from ivt_jax.common.tables import SUFFIXES
 
 QUARANTINE = "quarantine.txt"  # beside the annotations; lists images to leave out, a path on each line
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One image with its captions.
-
-    image_path: relative to the folder of images, with forward slashes. person_id: as in the file ("0042" equals 42);
-    ids may start at any number and have gaps. attributes: for each caption the attribute phrases of the file (`att`),
-    often none. copies: number of image records that name the image. where: place in the file, for messages.
-    """
-
-    image_path: str
-    person_id: int
-    captions: tuple[str, ...]
-    split: str
-    attributes: tuple[tuple[str, ...], ...]
-    copies: int = 1
-    where: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +36,10 @@ LAYOUTS = {
     "icfg_pedes": _Layout("ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json", "ICFG_PEDES_VISTXT.json")),
     "rstp_reid": _Layout("RSTPReid", ("data_captions.json", "rstpreid_vistxt.json")),
     "pedes_synth": _Layout("PEDES-Synth", ("reid_raw.json",), "`make data` generates it"),
+    "own": _Layout("own data", ()),  # any table: input_pipeline/own.py finds and reads it
 }
 # Names in commands -> names in configs.
-DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth"}
+DATASETS = {"cuhk": "cuhk_pedes", "icfg": "icfg_pedes", "rstp": "rstp_reid", "synth": "pedes_synth", "own": "own"}
 
 
 def title_of(name: str) -> str:
@@ -61,17 +47,19 @@ def title_of(name: str) -> str:
     return LAYOUTS[name].folder if name in LAYOUTS else name
 
 
-@dataclasses.dataclass(frozen=True)
-class Annotations:
-    """The annotation file, the folder of images, and the records in the order of the file."""
+def dataset_name(data: Mapping[str, Any]) -> str:
+    """Returns what reports and records call the dataset of a config's `data`; `title_of` makes a title of it.
 
-    path: Path
-    images: Path
-    records: tuple[Record, ...]
+    It is data.title if there is one, the name of the table or of its folder for own data, and data.name otherwise.
+    """
+    if data.get("title") or data["name"] != "own":
+        return data.get("title") or data["name"]
+    place = PurePosixPath(data["root"])
+    return (place.stem if place.suffix.lower() in SUFFIXES else place.name) or "own"
 
 
 def read_annotations(root: Path, name: str) -> Annotations:
-    """Reads the dataset `name` (a key of LAYOUTS). root: its folder or its annotation file.
+    """Reads the dataset `name` (a key of LAYOUTS). root: its folder, its annotation file or its table.
 
     Records of one image are joined. Empty captions are dropped from train, and so are training records without other
     captions; in val and test they stay, because dropping them would change the scores. Images in quarantine are left
@@ -93,10 +81,16 @@ def local_root(root: str) -> Path:
 def annotation_file(root: Path, name: str) -> Path:
     """Returns the dataset's JSON file: `root`, or a file in it with a usual name, or else one with known records.
 
+    Of own data, returns the table.
+
     Raises DataError if there is none; the message says why the first other JSON file is refused.
     """
     if name not in LAYOUTS:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')
+    if name == "own":
+        return own.find_table(root)
+    if _is_table(root) and root.is_file():
+        raise DataError(f"{root} is a table of own data: use --config=configs/own.py or --dataset=own")
     layout = LAYOUTS[name]
     usual = [path for path in (root, *(root / file for file in layout.files)) if path.is_file()]
     if usual:
@@ -127,8 +121,8 @@ def quarantined(path: Path) -> frozenset[str]:
         lines = lines_of(decode_list(listed.read_bytes()))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed} cannot be read ({error}); save it as UTF-8 text, or remove it") from None
-    place = _Place.of(path.parent)
-    return frozenset(place.relative(line) or line for line in lines if line)
+    relative = own.relative_to(path.parent) if _is_table(path) else _Place.of(path.parent).relative
+    return frozenset(relative(line) or line for line in lines if line)
 
 
 def held_out(persons: int, share: float) -> int:
@@ -153,10 +147,8 @@ def hold_out_persons(records: Sequence[Record], share: float, seed: int = 0) -> 
 @functools.lru_cache(maxsize=4)  # every split of a run needs the whole file
 def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Annotations:
     """modified, size: of the file, so that the cache misses a changed file. left_out: images in quarantine."""
-    place = _Place.of(path.parent)
-    read = [_record(entry, f"{path}: {entry.where}", place) for entry in read_entries(path)]
-    merged = _merged(read, path)
-    records = _without_empty_captions([record for record in merged if record.image_path not in left_out], path)
+    merged = joined(own.read_records(path) if _is_table(path) else _read_json_records(path), path)
+    records = without_empty_captions([record for record in merged if record.image_path not in left_out], path)
     counts = collections.Counter(record.split for record in merged if record.image_path in left_out)
     if counts:
         by_split = ", ".join(f"{count} of {split}" for split, count in counts.items())
@@ -166,58 +158,19 @@ def _read(path: Path, modified: int, size: int, left_out: frozenset[str]) -> Ann
         print(f"{path.with_name(QUARANTINE)}: {lines}: {first_few([*map(repr, unknown)])}", file=sys.stderr)
     if not any(record.split == "train" for record in records):
         raise DataError(f"{path} holds no training record")
-    # UFine6926 keeps images/ beside its JSON file and writes images/1.jpg; all others omit imgs/.
-    beside = all(record.image_path.startswith("images/") for record in records)
+    # Own images lie in the table's folder. UFine6926 keeps images/ beside its JSON file and writes images/1.jpg; all
+    # others omit imgs/.
+    beside = _is_table(path) or all(record.image_path.startswith("images/") for record in records)
     return Annotations(path, path.parent if beside else path.parent / "imgs", records)
 
 
-def _merged(records: Sequence[Record], path: Path) -> list[Record]:
-    """Joins the records of each image at the place of the first one. Raises DataError if split or id differ."""
-    by_image: dict[str, Record] = {}
-    for record in records:
-        first = by_image.setdefault(record.image_path, record)
-        if first is record:
-            continue
-        for what, one, other in (("split", first.split, record.split), ("id", first.person_id, record.person_id)):
-            if one != other:
-                where = f"{path}: {first.where} and {record.where} ({record.image_path})"
-                raise DataError(f'{where} are one image with "{what}" {one} and {other}; remove the wrong record')
-        by_image[record.image_path] = dataclasses.replace(
-            first,
-            captions=first.captions + record.captions,
-            attributes=first.attributes + record.attributes,
-            copies=first.copies + record.copies,
-            where=f"{first.where}, {record.where}",
-        )
-    if repeated := sum(max(0, record.copies - 1) for record in by_image.values()):
-        print(
-            f"{path}: {len(records)} records of {len(by_image)} images; joined {repeated} to another record",
-            file=sys.stderr,
-        )
-    return [dataclasses.replace(record, copies=max(1, record.copies)) for record in by_image.values()]
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
-def _without_empty_captions(records: Sequence[Record], path: Path) -> tuple[Record, ...]:
-    dropped, kept_empty, result = 0, [], []
-    for record in records:
-        filled = [i for i, caption in enumerate(record.captions) if caption.strip()]
-        empty = len(record.captions) - len(filled)
-        if empty and record.split != "train":
-            kept_empty.append(record.where)
-        elif empty:
-            dropped += empty
-            record = dataclasses.replace(
-                record,
-                captions=tuple(record.captions[i] for i in filled),
-                attributes=tuple(record.attributes[i] for i in filled),
-            )
-        if record.captions:
-            result.append(record)
-    if dropped:
-        print(f"{path}: {counted(dropped, 'empty caption')} dropped from train", file=sys.stderr)
-    if kept_empty:
-        print(f"{path}: empty captions in val or test are kept as queries: {first_few(kept_empty)}", file=sys.stderr)
-    return tuple(result)
+def _read_json_records(path: Path) -> list[Record]:
+    place = _Place.of(path.parent)
+    return [_record(entry, f"{path}: {entry.where}", place) for entry in read_entries(path)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tensorflow_datasets.core import Version
 from input_pipeline import augment
 from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
 from input_pipeline.decoding import as_rgb, open_picture, orientation
-from input_pipeline.inspection import leads_out
-from input_pipeline.leaks import copies_between_splits
+from input_pipeline.inspection import Inspected, difference_hash, leads_out
+from input_pipeline.leaks import copies_between_splits, near_copies_between_splits
 from input_pipeline.pictures import Picture, contents_digest, read_picture
 from input_pipeline.variants import SPLITS
 from ivt_jax.common.errors import DataError
@@ -79,6 +79,7 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         self.root, self.max_damaged = root, max_damaged
         self.fresh = False  # whether this process has just prepared the data
         self.seen: dict[str, Picture] = {}  # the images it was prepared from, by path
+        self.inspected: list[Inspected] = []  # those that could be read
         self.other_pixels = False  # whether BEFORE would have stored other pixels
         if data_dir is None:
             path = annotation_file(root, self.name)
@@ -96,14 +97,22 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
         return self.info.metadata.get("pictures", "")
 
     def write(self) -> str:
-        """Prepares the data, with the images' digest and copies between splits as metadata. Returns the digest."""
+        """Prepares the data. Returns the images' digest.
+
+        The digest and the copies of images between splits, exact ones ("shared") and those to the eye ("alike"), are
+        metadata.
+        """
         tfds.disable_progress_bar()
         self.download_and_prepare()
         digest = contents_digest(self.seen)
         digests = {path: picture.digest for path, picture in self.seen.items()}
-        copies = copies_between_splits(read_annotations(self.root, self.name).records, digests)
+        annotations = read_annotations(self.root, self.name)
+        copies = copies_between_splits(annotations.records, digests)
+        exact = {path for path, _ in copies}
+        alike = near_copies_between_splits(annotations.images, annotations.records, self.inspected, exact)
         self.info.metadata["pictures"] = digest + (OTHER_PIXELS if self.other_pixels else "")
         self.info.metadata["shared"] = [list(pair) for pair in copies]
+        self.info.metadata["alike"] = [list(pair) for pair in alike]
         self.info.metadata.save_metadata(self.data_path)
         return digest
 
@@ -135,8 +144,9 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
             _refuse_link_out(images, record)
             self.seen[record.image_path], content = read_picture(images, record.image_path)
             try:
-                encoded, other_pixels = _encoded_image(images, record, content)
+                encoded, other_pixels, inspected = _encoded_image(images, record, content)
                 self.other_pixels |= other_pixels
+                self.inspected.append(inspected)
             except DataError as error:
                 if split != "train":
                     raise
@@ -172,7 +182,11 @@ class PedesSynth(PedesBuilder):
     """PEDES-Synth, the generated benchmark of this project."""
 
 
-BUILDERS = {builder.name: builder for builder in (CuhkPedes, IcfgPedes, RstpReid, PedesSynth)}
+class Own(PedesBuilder):
+    """Own pictures and captions in a table (input_pipeline/own.py)."""
+
+
+BUILDERS = {builder.name: builder for builder in (CuhkPedes, IcfgPedes, RstpReid, PedesSynth, Own)}
 
 
 def annotations_digest(path: Path, folder: str = "") -> str:
@@ -194,10 +208,10 @@ def _refuse_link_out(images: Path, record: Record) -> None:
         raise DataError(f"{path} ({record.where}) is a link that leads out of {images}; put the image itself there")
 
 
-def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> tuple[bytes, bool]:
-    """Returns the image's bytes to store, and whether BEFORE would have stored other pixels.
+def _encoded_image(images: Path, record: Record, content: bytes | None = None) -> tuple[bytes, bool, Inspected]:
+    """Returns the image's bytes to store, whether BEFORE would have stored other pixels, and its size and hash.
 
-    These are the file's bytes if training decodes them to the same pixels as Pillow, else a PNG of Pillow's pixels.
+    The bytes are the file's bytes if training decodes them to the same pixels as Pillow, else a PNG of Pillow's pixels.
     content: of the file, if it has been read already. Raises DataError if it is missing or cannot be read.
     """
     path = images / record.image_path
@@ -206,11 +220,13 @@ def _encoded_image(images: Path, record: Record, content: bytes | None = None) -
         with open_picture(io.BytesIO(encoded)) as image:
             rgb = as_rgb(image)  # decodes it: a file cut short shows only here
             other_pixels = _had_other_pixels(image)
+            size = rgb.height, rgb.width
+            inspected = Inspected(record.image_path, "", size, len(encoded), difference_hash(rgb))
             if image.format in _KEPT_FORMATS and _decodes_to(encoded, rgb):
-                return encoded, other_pixels
+                return encoded, other_pixels, inspected
         png = io.BytesIO()
         rgb.save(png, "PNG", compress_level=_PNG_LEVEL)
-        return png.getvalue(), other_pixels
+        return png.getvalue(), other_pixels, inspected
     except FileNotFoundError:
         raise DataError(f"{path} not found ({record.where}): the annotations name a missing image") from None
     except Exception as error:  # Pillow raises many kinds for damaged files

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from input_pipeline.annotations import DATASETS, LAYOUTS, title_of
+from input_pipeline.annotations import DATASETS, dataset_name, title_of
 from input_pipeline.statistics import training_persons
 from ivt_jax.common.errors import UserError
 
@@ -40,27 +39,22 @@ def parse_datasets(given: Sequence[str], flag: str) -> list[Dataset]:
             raise UserError(f"{flag}={text}: expected DATASET:DIR with one of {', '.join(DATASETS)}")
         numbers[short] += 1
         label = f"{short}-{numbers[short]}" if numbers[short] > 1 else short
-        parsed.append(Dataset(label, DATASETS[short], root, _title(DATASETS[short], root)))
+        data = {"name": DATASETS[short], "root": root}
+        parsed.append(Dataset(label, DATASETS[short], root, title_of(dataset_name(data))))
     titles = Counter(dataset.title for dataset in parsed)
     return [d._replace(title=f"{d.title} ({d.label})") if titles[d.title] > 1 else d for d in parsed]
-
-
-def _title(name: str, root: str) -> str:
-    """Returns the published name, or for a dataset that may be in any file, the name of that file without suffix."""
-    named = name in LAYOUTS and LAYOUTS[name].files
-    return title_of(name) if named else PurePosixPath(root).stem
 
 
 def datasets_of(data: Mapping[str, Any]) -> list[Dataset]:
     """Returns the datasets of a config's `data`, of a ConfigDict or of JSON. Raises UserError if a source is wrong."""
     if data.get("sources"):
         return parse_datasets(data["sources"], "data.sources")
-    return [Dataset("", data["name"], data.get("root", ""), title_of(data["name"]))]
+    return [Dataset("", data["name"], data.get("root", ""), title_of(dataset_name(data)))]
 
 
 def title_of_data(data: Mapping[str, Any]) -> str:
-    """Returns the titles of the datasets of a config's `data`, such as "CUHK-PEDES + ICFG-PEDES"."""
-    return " + ".join(dataset.title for dataset in datasets_of(data))
+    """Returns data.title, or the titles of the datasets of a config's `data`, such as "CUHK-PEDES + ICFG-PEDES"."""
+    return data.get("title") or " + ".join(dataset.title for dataset in datasets_of(data))
 
 
 def source_names(sources: Iterable[str]) -> list[str]:

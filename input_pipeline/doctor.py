@@ -4,6 +4,7 @@
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --against=rstp:data/RSTPReid
     python -m input_pipeline.doctor --dataset=rstp --root=data/RSTPReid --fix_list
     python -m input_pipeline.doctor --dataset=icfg --root=data/ICFG-PEDES --allow=shared_persons,shared_images --all
+    python -m input_pipeline.doctor --dataset=own --root=my.csv
 
 It reads the annotations as training does and opens every image. It prints the splits beside the published counts, the
 words that the tokenizer does not know, and a line for each kind of fault. A person or an image in two splits is an
@@ -76,13 +77,14 @@ def check_splits(counts: Counts, published: Counts) -> list[Finding]:
     other = other_splits(counts, published)
     findings = [Finding(False, f"not as published: {', '.join(other)}")] if other else []
     if "test" not in counts:
-        findings.append(Finding(True, "there is no test split: nothing can be evaluated"))
+        findings.append(Finding(False, "there is no test split: a run reports validation instead"))
     return findings
 
 
 def check_persons(records: Sequence[Record], allowed: Collection[str] = ()) -> list[Finding]:
     """Finds person ids in several splits: evaluation must not search for training persons."""
-    shared = [f"{person} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
+    names = {record.person_id: record.person_name for record in records}
+    shared = [f"{names[person]} ({', '.join(splits)})" for person, splits in shared_persons(records).items()]
     severe = SHARED_PERSONS not in allowed
     remedy = f" (if each split numbers its own persons, --allow={SHARED_PERSONS})" if severe else ""
     return _findings(severe, f"person ids are in several splits{remedy}", shared)
@@ -96,7 +98,7 @@ def check_copies(annotations: Annotations, images: Sequence[Inspected], allowed:
     severe = SHARED_IMAGES not in allowed
     remedy = f" (list images in {QUARANTINE}, or --allow={SHARED_IMAGES})" if severe else ""
     splits = {record.image_path: record.split for record in records}
-    persons = {record.image_path: f"person {record.person_id}" for record in records}
+    persons = {record.image_path: f"person {record.person_name}" for record in records}
     return [
         *_findings(severe, f"images equal an image of another split{remedy}", _named(exact, splits)),
         *_findings(severe, f"images look the same as an image of another split{remedy}", _named(near, splits)),

@@ -61,7 +61,7 @@ def inspect_image(folder: Path, path: str) -> Inspected:
     try:
         with open_picture(file) as image:
             rgb = as_rgb(image)
-            return Inspected(path, "", (rgb.height, rgb.width), file_bytes, _difference_hash(rgb))
+            return Inspected(path, "", (rgb.height, rgb.width), file_bytes, difference_hash(rgb))
     except NotTakenError as error:
         return Inspected(path, f"not taken ({error})", file_bytes=file_bytes)
     except PIL.UnidentifiedImageError:
@@ -120,6 +120,7 @@ def _words(images: Sequence[Inspected]) -> np.ndarray:
     return np.frombuffer(b"".join(image.hash for image in images), np.uint64).reshape(len(images), 3)
 
 
-def _difference_hash(rgb: PIL.Image.Image) -> bytes:
+def difference_hash(rgb: PIL.Image.Image) -> bytes:
+    """Returns the hash of `Inspected`."""
     grey = np.asarray(rgb.convert("L").resize((_SIDE + 1, _SIDE), PIL.Image.Resampling.BILINEAR), np.int16)
     return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().ljust(24, b"\0")

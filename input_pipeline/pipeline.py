@@ -50,7 +50,7 @@ def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str]
 def config_of(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     """Returns a copy of the config for one dataset alone."""
     config = ConfigDict(config.to_dict())
-    config.data.update({"name": dataset.name, "root": dataset.root, "sources": (), "weights": ()})
+    config.data.update({"name": dataset.name, "root": dataset.root, "title": "", "sources": (), "weights": ()})
     return config
 
 
@@ -58,23 +58,23 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Sourc
     """Opens the split ("train", "val", "test") of `data.name` in `data.root`; prepares the dataset first if necessary.
 
     A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
-    empty. data.root may be a portable folder, also a remote one (gs://...), which is fetched once. images_digest: of
-    the images that a run began with; "" opens the current images. Raises UserError, in one line.
+    empty. So is test, if the dataset has none. data.root may be a portable folder, also a remote one (gs://...), which
+    is fetched once. images_digest: of the images that a run began with; "" opens the current images. Raises UserError,
+    in one line.
     """
     root, name = local_copy(config.data.root), config.data.name
     annotations = read_annotations(root, name)
-    original: Sequence[Record] = annotations.records
-    records = original
-    without_val = not any(record.split == "val" for record in original)
-    if without_val:
-        records = hold_out_persons(original, config.data.val_persons)
+    original, records = annotations.records, divided_records(annotations, config)
+    without_val = records is not original
     chosen = [number for number, record in enumerate(records) if record.split == split]
     if without_val and split == "val":
         _print_held_out(annotations.path, {records[number].person_id for number in chosen})
-    if not chosen and split == "val":
+    if split == "train" and {record.split for record in records} == {"train"}:
+        raise DataError(f"{annotations.path} has neither val nor test records: give some, or set data.val_persons")
+    if not chosen and split != "train":
         return Source(name, split, annotations, ())
     if not chosen:
-        raise DataError(f"{annotations.path} has no {split} records")
+        raise DataError(f"{annotations.path} has no train records")
     stored = original[chosen[0]].split
     row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
@@ -91,6 +91,13 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Sourc
     source.images_digest = builder.images_digest
     source.set_damaged(damaged)
     return source
+
+
+def divided_records(annotations: Annotations, config: ConfigDict) -> Sequence[Record]:
+    """Returns the records with the splits of a run: without a val split, `data.val_persons` are held out for val."""
+    if any(record.split == "val" for record in annotations.records):
+        return annotations.records
+    return hold_out_persons(annotations.records, config.data.val_persons)
 
 
 def _print_held_out(path: Path, persons: set[int]) -> None:
@@ -184,9 +191,10 @@ def _loader(
         pairs, ids = batch[own], source.ids(batch)[own]
         uniform = np.stack([rng.random((views, augment.UNIFORMS)) for rng in rngs])
         seen = augment.draw_views(uniform, size, **config.augment)
+        images = source.encoded(pairs)  # first: pairs of an index come with their texts
         texts = source.texts(pairs if traded is None else traded[pairs])
         return (
-            _as_objects(source.encoded(pairs)), *seen, pairs.astype(np.int32), ids,
+            _as_objects(images), *seen, pairs.astype(np.int32), ids,
             *_draw_tokens(config, tokenizer, texts, rngs),
         )  # fmt: skip
 

@@ -82,8 +82,8 @@ class _Dataset:
 
     @property
     def has_images(self) -> bool:
-        """Whether the folder of images exists; portable datasets have none."""
-        return self.annotations.images.is_dir()
+        """Whether there are images; portable datasets have none."""
+        return self.annotations.has_images
 
     @property
     def folder(self) -> Path:
@@ -186,8 +186,9 @@ def _prepare_locked(dataset: _Dataset) -> PedesBuilder:
     annotations = dataset.annotations
     if not dataset.has_images:
         place = dataset.builder(None).data_path
+        missing = "holds none of them" if annotations.images.is_dir() else "not found"
         where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
-        raise DataError(f"{annotations.images} not found: {where}; {SEE_DOCS}")
+        raise DataError(f"{annotations.images} {missing}: {where}; {SEE_DOCS}")
     with _locked(dataset.folder):
         builder, changes = _find(dataset)
         if builder is None:
@@ -254,18 +255,18 @@ def _other_images(place: Path, began_with: str, found: str = "") -> DataError:
 
 
 def _warn_of_shared(builder: PedesBuilder) -> None:
-    """Warns of persons and exact copies of images in several splits. Data of older versions do not list copies."""
+    """Warns of persons, and of copies of images, in several splits. Data of older versions do not list all copies."""
     annotations = read_annotations(builder.root, builder.name)
-    persons, images = shared_persons(annotations.records), builder.info.metadata.get("shared", [])
+    persons, metadata = shared_persons(annotations.records), builder.info.metadata
     advice = "figures of val and test may be too good; input_pipeline.doctor lists them"
     if persons:
         numbered = "unless each split numbers its own persons, "
         count = counted(len(persons), "person id")
         say_once(f"warning: {annotations.path}: {count} in several splits: {numbered}{advice}")
-    if images:
-        first = " = ".join(printable(path) for path in images[0])
-        count = counted(len(images), "image")
-        say_once(f"warning: {annotations.images}: {count} with a copy in another split ({first}): {advice}")
+    for kind, fault in (("shared", "with a copy in another split"), ("alike", "like an image of another split")):
+        if pairs := metadata.get(kind, []):
+            first = " = ".join(printable(path) for path in pairs[0])
+            say_once(f"warning: {annotations.images}: {counted(len(pairs), 'image')} {fault} ({first}): {advice}")
 
 
 def _refuse_damaged(builder: PedesBuilder) -> None:
@@ -273,7 +274,7 @@ def _refuse_damaged(builder: PedesBuilder) -> None:
     damaged, images = builder.info.metadata["damaged"], builder.info.splits["train"].num_examples
     if len(damaged) <= builder.max_damaged * images:
         return
-    if not read_annotations(builder.root, builder.name).images.is_dir():
+    if not read_annotations(builder.root, builder.name).has_images:
         remedy = "prepare it again where its images are"
     elif builder.images_digest:
         remedy = f"restore them and start again, or {LEAVE_OUT}"

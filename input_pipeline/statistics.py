@@ -14,20 +14,23 @@ PUBLISHED: dict[str, Counts] = {
     "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
     "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
     "pedes_synth": {},
+    "own": {},
 }
-
-
-SYNTHETIC_PERSONS = 4000  # for training, in PEDES-Synth as `python -m input_pipeline.synthetic` makes it by default
+# Persons for training that a run without data assumes if nothing is published: those of PEDES-Synth as
+# `python -m input_pipeline.synthetic` makes it by default; of own data a number for the figures of --dry_run.
+_ASSUMED = {"pedes_synth": 4000, "own": 1000}
 
 
 def training_persons(name: str, val_persons: float) -> int:
-    """Returns the published number of training persons of a dataset, without those held out for val; reads no data.
+    """Returns the published or assumed number of training persons, without those held out for val; reads no data.
 
     val_persons: the share held out of a dataset without a val split.
     """
+    if name in _ASSUMED:
+        return _ASSUMED[name]
     published = PUBLISHED[name]
-    persons = published["train"][0] if published else SYNTHETIC_PERSONS
-    return persons - (held_out(persons, val_persons) if published and "val" not in published else 0)
+    persons = published["train"][0]
+    return persons - (held_out(persons, val_persons) if "val" not in published else 0)
 
 
 def split_counts(records: Iterable[Record]) -> Counts:

@@ -13,17 +13,18 @@ import tokenizers
 from input_pipeline.byte_pair import END, SUFFIX, BytePair, read_merges
 from input_pipeline.sentence_piece import Gemma, Siglip, read_model
 from input_pipeline.tokenizer_base import Tokenizer, Unread
-from input_pipeline.wordpiece import WordPiece, read_vocabulary
+from input_pipeline.wordpiece import CleanedWordPiece, WordPiece, is_cleaned, read_vocabulary, with_cleaning
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import IS_POINTER, is_pointer
 from ivt_jax.common.hub import Repository, fetch, look_up
 
 __all__ = [
-    "SHIPPED", "NotLoadedError", "Tokenizer", "Unread", "fetch_tokenizer", "is_tokenizer", "load_tokenizer",
-    "refuse_other_size",
+    "CLEAN", "SHIPPED", "NotLoadedError", "Tokenizer", "Unread", "cleaned", "fetch_tokenizer", "is_tokenizer",
+    "load_tokenizer", "refuse_other_size",
 ]  # fmt: skip
 
 SHIPPED = Path(__file__).with_name("vocab.txt")
+CLEAN = ("", "released")  # text rules: the tokenizer's own; or those of IVT's pre-training
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
 # The files that are read, in the order of fetching: if a download stops in between, those that are there give the same
 # tokenizer as all of them, or an error.
@@ -41,13 +42,13 @@ class NotLoadedError(DataError):
         self.reason = reason
 
 
-def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
+def load_tokenizer(name: str = "", vocab_size: int = 0, clean: str = "") -> Tokenizer:
     """Loads the tokenizer `name`.
 
     name: "" for the shipped vocabulary; a folder with tokenizer.json, vocab.txt (BERT's), vocab.json and merges.txt
     (CLIP's) or spiece.model (SigLIP's); or its name on the hub, NAME or NAME@REVISION. vocab_size: the model's, or 0
-    to accept any. Raises DataError, in one line, also if the sizes differ: another size usually means another
-    vocabulary, so change the model's only without trained weights.
+    to accept any. clean: one of CLEAN. Raises DataError, in one line, also if the sizes differ: another size usually
+    means another vocabulary, so change the model's only without trained weights.
     """
     if not name:
         tokenizer: Tokenizer = WordPiece(read_vocabulary(SHIPPED), "(shipped)")
@@ -57,7 +58,16 @@ def load_tokenizer(name: str = "", vocab_size: int = 0) -> Tokenizer:
         tokenizer = _from_hub(name)
     if vocab_size:
         refuse_other_size(tokenizer, vocab_size)
-    return tokenizer
+    return cleaned(tokenizer) if clean else tokenizer
+
+
+def cleaned(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns the tokenizer with the text rules of IVT's pre-training. Raises UserError if it is not a WordPiece."""
+    if isinstance(tokenizer, CleanedWordPiece):
+        return tokenizer
+    if not isinstance(tokenizer, WordPiece):
+        raise UserError('text.clean released is for WordPiece, such as "bert-base-uncased"; set --config.text.clean=""')
+    return CleanedWordPiece(with_cleaning(tokenizer.backend), tokenizer.name)
 
 
 def refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -107,7 +117,7 @@ def _of_kind(backend: tokenizers.Tokenizer, name: str, lower_case: bool, padded:
         return BytePair(backend, name, **padded)
     if isinstance(model, tokenizers.models.BPE) and model.byte_fallback:
         return Gemma(backend, name, **padded)
-    return WordPiece(backend, name)
+    return CleanedWordPiece(backend, name) if is_cleaned(backend) else WordPiece(backend, name)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

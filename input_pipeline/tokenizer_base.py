@@ -29,11 +29,11 @@ class Unread(NamedTuple):
 
 
 class Tokenizer:
-    """Encodes texts as token ids of fixed length: a begin token if there is one, the text, the end token, padding.
+    """Encodes texts as token ids of fixed length: a begin token if there is one, the text, an end token, padding.
 
     A special token in a text, such as "[SEP]", is encoded as ordinary text. Attributes: vocab_size; the ids pad_id,
-    end_id, and begin_id, unk_id and mask_id, which are None if the vocabulary has no such token; digest, the SHA-256 of
-    the rules and the vocabulary, equal for equal ids. Subclasses define `mask` and where words begin.
+    begin_id, end_id, unk_id and mask_id, all but the first None if texts have no such token; digest, the SHA-256 of the
+    rules and the vocabulary, equal for equal ids. Subclasses define `mask` and where words begin.
     """
 
     expected: ClassVar[str]  # for errors: what the vocabulary should be
@@ -43,7 +43,7 @@ class Tokenizer:
     blank_id: int | None = None  # the piece that is only the blank before a word, if any
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, special: Mapping[str, str]):
-        """special: the token of "pad", "end" and, where there is one, "begin", "unk" and "mask"."""
+        """special: the token of "pad" and, where there is one, "begin", "end", "unk" and "mask"."""
         vocab = backend.get_vocab()
         missing = [token for token in dict.fromkeys(special.values()) if token not in vocab]
         if missing:
@@ -51,13 +51,13 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True
-        self._backend = backend
+        self.backend = backend
+        self.name = name
         self._special = special
         ids = {role: vocab[token] for role, token in special.items()}
-        self.pad_id, self.end_id = ids["pad"], ids["end"]
-        self.begin_id, self.unk_id, self.mask_id = (ids.get(role) for role in ("begin", "unk", "mask"))
-        self._begin = [] if self.begin_id is None else [self.begin_id]
-        self._frame = len(self._begin) + 1  # tokens besides those of the text
+        self.pad_id, self.begin_id, self.end_id = ids["pad"], ids.get("begin"), ids.get("end")
+        self.unk_id, self.mask_id = ids.get("unk"), ids.get("mask")
+        self._begin, self._end = ([id] if id is not None else [] for id in (self.begin_id, self.end_id))
         self.vocab_size = max(vocab.values()) + 1
         self.digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
         self._special_ids = np.array(sorted(set(ids.values())))
@@ -79,12 +79,13 @@ class Tokenizer:
         rows = np.full((len(texts), length), self.pad_id, np.int32)
         for row, encoding in zip(rows, self._encode(texts, length), strict=True):
             ids = encoding.ids[: self.room(length)]
-            row[: len(ids) + self._frame] = [*self._begin, *ids, self.end_id]
+            framed = [*self._begin, *ids, *self._end]
+            row[: len(framed)] = framed
         return rows
 
     def room(self, length: int) -> int:
         """Returns how many of `length` tokens are left for the text, without begin and end token."""
-        return length - self._frame
+        return length - len(self._begin) - len(self._end)
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """Returns which tokens the model attends to: ids (..., length) int -> same shape, bool, False at padding."""
@@ -126,12 +127,11 @@ class Tokenizer:
 
         `load_tokenizer(folder)`, `tokenizers.Tokenizer.from_file` and transformers' AutoTokenizer read them.
         """
-        begin, end = self._special.get("begin"), self._special["end"]
-        before = f"{begin} " if begin else ""
-        numbered = [(end, self.end_id), *([(begin, self.begin_id)] if begin else [])]
-        pair = f"{before}$A {end} $B:1 {end}:1"
+        begin, end = ([self._special[role]] if role in self._special else [] for role in ("begin", "end"))
+        numbered = [*zip(end, self._end, strict=True), *zip(begin, self._begin, strict=True)]
+        single, pair = [*begin, "$A", *end], [*begin, "$A", *end, "$B:1", *(f"{token}:1" for token in end)]
         whole = tokenizers.Tokenizer.from_str(json.dumps(self._rules()))
-        whole.post_processor = processors.TemplateProcessing(f"{before}$A {end}", pair, numbered)
+        whole.post_processor = processors.TemplateProcessing(single, pair, numbered)
         whole.decoder = self._decoder()
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True, **self._settings(),
@@ -145,10 +145,10 @@ class Tokenizer:
         raise NotImplementedError
 
     def _join(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False).strip()
+        return self.backend.decode(ids, skip_special_tokens=False).strip()
 
     def _decoder(self) -> Any:
-        return self._backend.decoder
+        return self.backend.decoder
 
     def _settings(self) -> dict[str, str]:
         """Returns the special tokens as tokenizer_config.json names them."""
@@ -156,22 +156,22 @@ class Tokenizer:
         return {names[role]: token for role, token in self._special.items()}
 
     def _encode(self, texts: Sequence[str], length: int) -> list[tokenizers.Encoding]:
-        return self._backend.encode_batch([_cut(text, length) for text in texts], add_special_tokens=False)
+        return self.backend.encode_batch([_cut(text, length) for text in texts], add_special_tokens=False)
 
     def _rules(self) -> dict[str, Any]:
         """Returns the serialised tokenizer without what differs between its files but does not affect ids.
 
         That is the post-processor, the decoder, and special tokens that are in the vocabulary as well.
         """
-        rules = json.loads(self._backend.to_str())
-        vocab = self._backend.get_vocab(with_added_tokens=False)
+        rules = json.loads(self.backend.to_str())
+        vocab = self.backend.get_vocab(with_added_tokens=False)
         again = [token for token in rules["added_tokens"] if token["special"] and token["content"] in vocab]
         added = [token for token in rules["added_tokens"] if token not in again]
         return {**rules, "added_tokens": added, "post_processor": None, "decoder": None}
 
     def _identity(self) -> dict[str, Any]:
         """Returns what decides the ids; for byte pairs only the vocabulary, since BytePair and Gemma fix the rules."""
-        rules, frame = self._rules(), [*self._begin, self.end_id, self.pad_id]
+        rules, frame = self._rules(), [*self._begin, *self._end, self.pad_id]
         if rules["model"]["type"] != "BPE":
             return {**rules, "frame": frame}
         model = {key: rules["model"][key] for key in ("vocab", "merges")}

@@ -1,11 +1,13 @@
 """BERT's tokenizer: WordPiece, in which "##" begins a piece that continues a word."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from input_pipeline.tokenizer_base import Tokenizer
 from ivt_jax.common.errors import DataError
@@ -20,8 +22,8 @@ class WordPiece(Tokenizer):
     expected = "a BERT WordPiece vocabulary is expected, with one entry per line"
     layout = "[CLS], the pieces of the text cut to length - 2, [SEP], padded on the right"
 
-    def __init__(self, backend: tokenizers.Tokenizer, name: str):
-        super().__init__(backend, name, SPECIAL)
+    def __init__(self, backend: tokenizers.Tokenizer, name: str, special: Mapping[str, str] = SPECIAL):
+        super().__init__(backend, name, special)
         if self.pad_id:
             raise DataError(f"tokenizer {name} has [PAD] at id {self.pad_id}; it must be the first entry, id 0")
         self._starts_word = np.array([not token.startswith("##") for token in self._tokens])
@@ -54,6 +56,35 @@ class WordPiece(Tokenizer):
 
     def _identity(self) -> dict[str, Any]:
         return self._rules()  # the special tokens have fixed names
+
+
+class CleanedWordPiece(WordPiece):
+    """The texts of IVT's pre-training: [CLS] text, without [SEP]; the backend drops marks (`with_cleaning`)."""
+
+    layout = "[CLS], the pieces of the text cut to length - 1, padded on the right"
+
+    def __init__(self, backend: tokenizers.Tokenizer, name: str):
+        super().__init__(backend, name, {role: token for role, token in SPECIAL.items() if role != "end"})
+
+    def _identity(self) -> dict[str, Any]:
+        return {**self._rules(), "frame": [self.begin_id, self.pad_id]}
+
+
+def with_cleaning(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Returns a copy whose texts are cleaned first, as the IVT release does in pre-training.
+
+    These marks are removed: , . ' ! ? " ( ) * # : ; ~ and "-" and "/" become blanks. Offsets stay those of the text.
+    """
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    rules = [normalizers.Replace(Regex("[,.'!?\"()*#:;~]"), ""), normalizers.Replace(Regex("[-/]"), " ")]
+    copy.normalizer = normalizers.Sequence([*rules, backend.normalizer])
+    return copy
+
+
+def is_cleaned(backend: tokenizers.Tokenizer) -> bool:
+    """Returns whether a saved tokenizer is a CleanedWordPiece: its texts have no [SEP]."""
+    parts = (json.loads(backend.to_str())["post_processor"] or {}).get("single", [])
+    return [next(iter(part)) for part in parts] == ["SpecialToken", "Sequence"]
 
 
 def read_vocabulary(path: Path, lower_case: bool = True) -> tokenizers.Tokenizer:

@@ -10,7 +10,6 @@ study, and the command that makes the data.
 
 import argparse
 import concurrent.futures
-import json
 import os
 import subprocess
 import sys
@@ -18,9 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from configs import synth
+from ivt_jax.benchmarks.seeds import plot, scores, table
 from ivt_jax.common.command import MISTAKE, exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
@@ -32,9 +30,6 @@ STUDIES = {
     "terms": synth.TERMS, "optimizers": synth.OPTIMIZERS, "choices": CHOICES, "losses": ("full", *synth.LOSSES),
     "towers": synth.TOWERS,
 }  # fmt: skip
-# Of text to image, by split. A choice between variants goes by validation; R@1 on test is plotted.
-MEASURES = (("val", "R1"), ("test", "R1"), ("test", "R5"), ("test", "R10"), ("test", "mAP"))
-PLOTTED = MEASURES.index(("test", "R1"))
 DATA = "python -m input_pipeline.synthetic --out=data/pedes-synth-few --persons=800 --size=96x48"
 
 
@@ -85,47 +80,6 @@ def train(out: Path, root: str, variant: str, seed: int, steps: int) -> None:
         cause = (log.read_text(errors="replace").splitlines() or ["no output"])[-1].removeprefix("error: ")
         remedy = "" if failed == MISTAKE else "; run the same command again to resume"
         raise UserError(f"{variant}, seed {seed} failed, see {log}: {cause}{remedy}")
-
-
-def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarray]:
-    """Reads MEASURES of the chosen checkpoints in percent: variant -> (seeds, measures)."""
-
-    def read(variant: str, seed: int) -> list[float]:
-        folder = out / f"{variant}-{seed}"
-        splits = {split: json.loads((folder / split / "summary.json").read_text()) for split in ("val", "test")}
-        return [splits[split]["t2i"][measure] for split, measure in MEASURES]
-
-    return {variant: np.array([read(variant, seed) for seed in range(seeds)]) for variant in variants}
-
-
-def table(results: dict[str, np.ndarray]) -> str:
-    """Formats means and sample standard deviations over the seeds in Markdown; of one seed, its scores alone."""
-    titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
-    seeds = len(next(iter(results.values())))
-    lines = [f"| variant | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
-    for variant, values in results.items():
-        cells = [f"{mean:.2f}" for mean in values.mean(0)]
-        if seeds > 1:
-            cells = [f"{cell} ± {std:.2f}" for cell, std in zip(cells, values.std(0, ddof=1), strict=True)]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    spread = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return "\n".join([*lines, "", f"Text to image, in percent: {spread}."]) + "\n"
-
-
-def plot(results: dict[str, np.ndarray], path: Path) -> None:
-    """Plots R@1: a dot for each seed, a bar for their mean."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for position, values in enumerate(results.values()):
-        axes.barh(position, values[:, PLOTTED].mean(), color="#9db8d9")
-        axes.plot(values[:, PLOTTED], [position] * len(values), "o", color="#1f3a5f", markersize=4)
-    axes.set_yticks(range(len(results)), list(results))
-    axes.invert_yaxis()
-    axes.set_xlabel("test R@1, text to image, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
 
 
 def compare(args: argparse.Namespace) -> None:

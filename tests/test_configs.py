@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cuhk, default, icfg, joint, rstp, synth
+from configs import cuhk, default, icfg, joint, pretrain, rstp, synth
 from input_pipeline import pipeline
 from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans
@@ -116,6 +116,16 @@ def test_the_losses_differ_in_nothing_else():
     assert ablation.STUDIES["losses"] == ("full", "sdm", "itc", "tal")
 
 
+def test_pretraining_differs_in_its_losses():
+    configs = {name: synth.get_config(name) for name in synth.PRETRAINING}
+    weights = {name: (c.mla.weight, c.itm.weight, c.bmm.word_weight, c.bmm.patch_weight) for name, c in configs.items()}
+    assert weights == {"pretrain_itc": (1, 0, 0, 0), "pretrain_itc_mlm": (1, 0, 1, 0), "pretrain": (1, 1, 1, 0)}
+    keys = {
+        key for c in configs.values() for key, value in flatten(c).items() if value != flatten(configs["pretrain"])[key]
+    }
+    assert keys == {"itm.weight", "bmm.word_weight"}
+
+
 def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
     demo = flatten(synth.get_config())
     changed = {
@@ -138,7 +148,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
             synth,
             "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "
             ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction, "
-            ":sdm, :itc, :tal, :two_towers",
+            ":sdm, :itc, :tal, :two_towers, :pretrain_itc, :pretrain_itc_mlm, :pretrain",
         ),
     ],
 )
@@ -148,7 +158,7 @@ def test_an_unknown_variant_is_one_line(module, known):
     assert str(error.value).endswith(known)
 
 
-@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, joint, synth])
+@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, joint, synth, pretrain])
 def test_a_config_opens_with_its_command(module):
     line = next(line.strip() for line in inspect.getdoc(module).splitlines() if "ivt_jax.main" in line)
     path = line.split("--config=")[1].split()[0].partition(":")[0]
@@ -163,7 +173,7 @@ def batch(config):
     source = pipeline.open_split(config, "train")
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
-    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+    tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
 
 
@@ -247,7 +257,7 @@ def splits(config):
 
 
 def tokens(config):
-    return load_tokenizer(config.text.tokenizer, config.model.vocab_size).digest
+    return load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean).digest
 
 
 def mesh(config):
@@ -271,7 +281,7 @@ def evaluation_batches(config):
         images = lambda model, params, batches: seen.append([len(rows) for rows in batches])  # noqa: E731
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
-        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+        tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
         evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
     return seen
 
@@ -428,6 +438,7 @@ KEYS = {
     "augment.flip": (batch, 0.0),
     "augment.erase": (batch, 0.0),
     "text.tokenizer": (tokens, "VOCABULARY"),
+    "text.clean": (tokens, "released"),
     "text.phrase_rule": (batch, "clauses"),
     "text.word_rule": (batch, "released"),
     "text.length.sentence": (batch, 6),

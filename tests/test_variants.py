@@ -293,7 +293,7 @@ def root(variant, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """The runs of this file and of training/test_joint.py have one program: from the second on, JAX finds it on disk."""
+    """The runs of this file and training/test_joint.py have one program: from the second on, JAX finds it on disk."""
     keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {key: getattr(jax.config, key) for key in keys}
     for key, value in zip(keys, (os.environ["JAX_COMPILATION_CACHE_DIR"], 0.0), strict=True):

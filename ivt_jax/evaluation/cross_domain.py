@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.datasets import Dataset, datasets_of, shared_warning, title_of_data
+from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.models.build import build_model
@@ -21,7 +22,8 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
     """Scores the best checkpoint of every run on the test split of every dataset, by the protocol `standard`.
 
     config: its `runtime` applies to all runs. Returns a cell {run, trained_on, tested_on, step, queries, gallery, t2i,
-    i2t, warning} for each pair, run by run; trained_on and tested_on are titles of datasets.
+    i2t, warning} for each pair, run by run; trained_on and tested_on are titles of datasets. Raises UserError for a
+    dataset without test split.
     """
     cells = []
     for workdir in dict.fromkeys(workdirs):
@@ -35,6 +37,8 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
             print(f"{workdir} ({trained_on}) on {dataset.title}: {dataset.root}", file=sys.stderr)
             test_config = pipeline.config_of(run_config, dataset)
             source = pipeline.open_split(test_config, "test")
+            if not len(source.person_ids):
+                raise UserError(f"{source.annotations} has no test records to score {workdir} on")
             embeddings = embed_split(model, restored.params, source, tokenizer, test_config)
             cell = {"run": str(workdir), "trained_on": trained_on, "tested_on": dataset.title, "step": restored.step}
             counts = {"queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum())}

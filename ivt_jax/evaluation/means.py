@@ -23,7 +23,7 @@ def mean_of(scores: Sequence[Scores]) -> dict[str, dict[str, float]]:
 def mean_summary(summaries: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the summary of several datasets from that of each, by label: means of scores, sums of counts.
 
-    Its "parts" are the labels; it has no intervals. Keys with one value for all datasets, such as "step", are kept.
+    Its "parts" are the labels. It has no intervals, and of val the calibration that all datasets have in common.
     """
     parts = list(summaries.values())
     mean = {"parts": list(summaries), "step": parts[0]["step"]}
@@ -34,6 +34,8 @@ def mean_summary(summaries: Mapping[str, Any]) -> dict[str, Any]:
         last = [{way: part["last"][way] for way in ("t2i", "i2t")} for part in parts]
         mean["last"] = {"step": parts[0]["last"]["step"], **mean_of(last)}
         mean["selected_on"] = parts[0]["selected_on"]
+    if "calibration" in parts[0] and all(part["calibration"] == parts[0]["calibration"] for part in parts):
+        mean["calibration"] = parts[0]["calibration"]
     return mean
 
 

@@ -28,51 +28,53 @@ _ROC_POINTS = 200  # of the curve in summary.json
 def evaluate(
     workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = pipeline.UNKNOWN
 ) -> dict[str, Any]:
-    """Scores the best checkpoint on val and test of each dataset; returns the summaries by folder of the workdir.
+    """Scores the best checkpoint on val and test of each dataset, without splits that have no images.
 
-    The folders are "val" and "test". With several datasets they are "val-LABEL" and "test-LABEL", and "val" and "test"
-    have the means (`mean_summary`). Every summary of a dataset has the keys of `summarise`. Val's adds the calibration,
-    fitted on val of all datasets together. Test's adds the quality of that calibration on test, the scores of the last
-    checkpoint, and the scores of perturbed captions.
+    Returns the summaries by folder of the workdir, "val" and "test". With several datasets the folders are "val-LABEL"
+    and "test-LABEL", and "val" and "test" have the means (`mean_summary`). Every summary of a dataset has the keys of
+    `summarise`. Val's adds the calibration, fitted on val of all datasets together. The last split, test or without any
+    test split val, adds the scores of the last checkpoint and of perturbed captions; test's also the quality of the
+    calibration on test.
 
     config: the run's; `runtime`, roots and `evaluation` may differ from the recorded config. write: write the folders,
     and warn on stderr if the data have changed since training; every process of a run calls this, one with `write`.
     images_digests: which images to score, by label; without one, the present ones.
     """
     best = _Best.restore(workdir, config)
+    splits = ("val", "test") if config.data.identities else ("val",)  # pre-training never looks at a test split
+    opened = {split: _with_images(pipeline.open_parts(config, split, images_digests)) for split in splits}
+    last = [split for split in splits if opened[split]][-1:]
     summaries: dict[str, Any] = {}
-
-    def keep(label: str, source: Any, embeddings: Embeddings, summary: dict[str, Any]) -> None:
-        folder = folder_of(source.split, label)
-        summaries[folder] = summary
-        if write:
-            write_results(workdir / folder, summary, source, embeddings)
-
-    parts = pipeline.open_parts(config, "val", images_digests)
-    val = [(label, source, best.embed(source)) for label, source in parts.items() if len(source.person_ids)]
-    calibration = fit_calibration(pooled([_top_scores(embeddings) for _, _, embeddings in val])) if val else None
-    fitted = {"calibration": calibration._asdict()} if calibration else {}
-    for label, source, embeddings in val:
-        keep(label, source, embeddings, best.summarise(source, embeddings, standard(embeddings)) | fitted)
-    for label, source in pipeline.open_parts(config, "test", images_digests).items():
-        if write:
-            _warn_of_other_data(workdir, label, source)
-        embeddings = best.embed(source)
-        keep(label, source, embeddings, best.test(source, embeddings, calibration))
-    if "test" not in summaries:
-        _add_means(workdir, summaries, fitted, write)
-    return summaries
+    calibration = None
+    for split, parts in opened.items():
+        embedded = {label: best.embed(source) for label, source in parts.items()}
+        if split == "val" and embedded:
+            calibration = fit_calibration(pooled([_top_scores(embeddings) for embeddings in embedded.values()]))
+        for label, source in parts.items():
+            if write and split in last:
+                _warn_of_other_data(workdir, label, source)
+            summary = best.summary(source, embedded[label], calibration, split in last)
+            summaries[folder_of(split, label)] = summary
+            if write:
+                write_results(workdir / folder_of(split, label), summary, source, embedded[label])
+    return summaries if set(summaries) <= {*splits} else summaries | _means(workdir, summaries, write)
 
 
-def _add_means(workdir: Path, summaries: dict[str, Any], fitted: dict[str, Any], write: bool) -> None:
-    """Adds the means over datasets, "val" with what was fitted there, and "test"; writes their summary.json."""
-    for split, more in (("val", fitted), ("test", {})):
+def _with_images(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {label: source for label, source in parts.items() if len(source.person_ids)}
+
+
+def _means(workdir: Path, summaries: dict[str, Any], write: bool) -> dict[str, Any]:
+    """Returns the means over datasets of "val" and of "test", if any has the split; writes their summary.json."""
+    means = {}
+    for split in ("val", "test"):
         parts = {name.removeprefix(f"{split}-"): s for name, s in summaries.items() if name.startswith(f"{split}-")}
         if parts:
-            summaries[split] = mean_summary(parts) | more
+            means[split] = mean_summary(parts)
         if parts and write:
             (workdir / split).mkdir(exist_ok=True)
-            write_json(workdir / split / "summary.json", summaries[split])
+            write_json(workdir / split / "summary.json", means[split])
+    return means
 
 
 def _warn_of_other_data(workdir: Path, label: str, source: Any) -> None:
@@ -103,20 +105,23 @@ class _Best(NamedTuple):
         params = self.params if params is None else params
         return embed_split(self.model, params, source, self.tokenizer, self.config)
 
-    def summarise(self, source: Any, embeddings: Embeddings, ranks: dict[str, Ranks]) -> dict[str, Any]:
-        """Returns what `split.summarise` does."""
-        return summarise(embeddings, ranks, source, self.step, self.config.evaluation.rerank)
-
-    def test(self, source: Any, embeddings: Embeddings, calibration: Calibration | None) -> dict[str, Any]:
-        """Returns the summary of a test split."""
+    def summary(
+        self, source: Any, embeddings: Embeddings, calibration: Calibration | None, last: bool
+    ) -> dict[str, Any]:
+        """Returns the summary of a dataset's split. last: whether it is the last split, with more scores."""
         config, ranks = self.config, standard(embeddings)
-        summary = self.summarise(source, embeddings, ranks) | {"selected_on": config.train.select_on}
-        last, last_step = ranks, restore_params(self.workdir, best=False, shapes_alone=True).step
-        if last_step != self.step:
-            last = standard(self.embed(source, restore_params(self.workdir, best=False).params))
-        summary["last"] = {"step": last_step, **both_scores(last)}
-        if calibration:
+        summary = summarise(embeddings, ranks, source, self.step, config.evaluation.rerank)
+        if calibration and source.split == "val":
+            summary["calibration"] = calibration._asdict()
+        elif calibration:
             summary["calibration"] = detection(calibration, _top_scores(embeddings))
+        if not last:
+            return summary
+        summary["selected_on"] = config.train.select_on
+        last_ranks, last_step = ranks, restore_params(self.workdir, best=False, shapes_alone=True).step
+        if last_step != self.step:
+            last_ranks = standard(self.embed(source, restore_params(self.workdir, best=False).params))
+        summary["last"] = {"step": last_step, **both_scores(last_ranks)}
         if config.evaluation.robustness:
             embed = functools.partial(embed_captions, self.model, self.params, tokenizer=self.tokenizer, config=config)
             summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed, config.seed)

@@ -59,7 +59,7 @@ def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, re
     R@1 of an exact reader of the captions' attributes.
     """
     persons = {"t2i": e.text_person, "i2t": e.image_person[image_records(e)]}
-    attributes = read_json(source.root / "attributes.json")
+    attributes = read_json(source.root / "attributes.json") if source.name != "own" else {}
     protocols = protocol_scores(e, source.name, ranks["t2i"])
     if rerank:
         protocols[RERANKED] = mean_scores(query_scores(reranked(e)))

@@ -1,1 +1,1 @@
-"""The losses: matching, multi-level alignment, identity, bidirectional mask modelling."""
+"""The losses: matching, multi-level alignment, identity, image-text matching (ITM), bidirectional mask modelling."""

@@ -1,6 +1,6 @@
 """The identity loss (Jiang & Ye, CVPR 2023): one linear classifier over the training persons, for images and texts.
 
-The classifier is used in training only: checkpoints contain it; evaluation, search and exports do not.
+The classifier is one of the heads of losses/heads.py, which only training has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-ID_HEAD = "id_head"  # its parameters in a training state: id_head/kernel (D, C), id_head/bias (C,)
-ID_HEAD_STD = 0.001
+HEAD_STD = 0.001
 
 
 def init_classifier(key: jax.Array, width: int, persons: int) -> dict[str, jax.Array]:
     """Returns the initial parameters: kernel (width, persons) drawn from N(0, 0.001), bias (persons,) 0."""
-    kernel = ID_HEAD_STD * jax.random.normal(key, (width, persons))
+    kernel = HEAD_STD * jax.random.normal(key, (width, persons))
     return {"kernel": kernel, "bias": jnp.zeros(persons)}
 
 
@@ -36,8 +35,3 @@ def identity_losses(
         return -log_p[:, jnp.arange(len(person_ids)), person_ids].mean(0)
 
     return (mean_of(views) + mean_of(levels)) / 2
-
-
-def without_classifier(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the parameters of the model alone."""
-    return {part: value for part, value in params.items() if part != ID_HEAD} if ID_HEAD in params else params

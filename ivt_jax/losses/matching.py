@@ -29,14 +29,25 @@ def query_losses(name: str, normalise: str = "published") -> QueryLosses:
     queries and keys, so that similarities are cosines; "neither"; "published", only keys for cmpm, both for the others.
     The returned function multiplies similarities by its `scale`, 1 / temperature; None = 1.
     """
+    return functools.partial(_query_losses, LOSSES[name], query_similarities(name, normalise))
+
+
+def query_similarities(name: str, normalise: str = "published") -> Callable[..., jax.Array]:
+    """Returns the similarities that a loss compares: (query (m, D), key (n, D), scale () or None) -> (m, n) float32."""
     unit_query = normalise == "both" or (normalise == "published" and name != "cmpm")
-    return functools.partial(_query_losses, LOSSES[name], unit_query, normalise != "neither")
+    return functools.partial(_scaled_similarities, unit_query, normalise != "neither")
+
+
+def _scaled_similarities(
+    unit_query: bool, unit_key: bool, query: jax.Array, key: jax.Array, scale: jax.Array | float | None = None
+) -> jax.Array:
+    products = similarities(query, key, unit_query=unit_query, unit_key=unit_key)
+    return products if scale is None else products * scale
 
 
 def _query_losses(
     loss: Callable[..., jax.Array],
-    unit_query: bool,
-    unit_key: bool,
+    compare: Callable[..., jax.Array],
     query: jax.Array,
     key: jax.Array,
     query_ids: jax.Array,
@@ -45,8 +56,7 @@ def _query_losses(
 ) -> jax.Array:
     """Returns the losses (m,) of queries (m, D) against keys (n, D); all in float32, as `projection_losses`."""
     same = (query_ids[:, None] == key_ids[None, :]).astype(jnp.float32)
-    logits = similarities(query, key, unit_query=unit_query, unit_key=unit_key)
-    return loss(logits if scale is None else logits * scale, same, 1.0 if scale is None else scale)
+    return loss(compare(query, key, scale), same, 1.0 if scale is None else scale)
 
 
 def _cmpm(logits: jax.Array, same: jax.Array, scale: jax.Array | float) -> jax.Array:

@@ -39,19 +39,32 @@ def write_report(workdir: Path | str) -> Path:
     config = run.pop("config", {})
     data = config.get("data", {})
     sections = {
-        "dataset": title_of_data(data) if data.get("name") else "a dataset of its own",
+        "dataset": title_of_data(data) if data else "a dataset of its own",
         "run": workdir.resolve().name,
         "curves": loss_figures(training) + validation_figures(validation),
         "config": {key: json.dumps(value) for key, value in flatten(config).items()},
         "environment": environment_rows(run, training),
     }
-    if (workdir / "test" / "summary.json").exists():
-        sections |= test_sections(workdir, data)
+    split, summary = reported_split(workdir)
+    if summary:
+        sections |= split_sections(workdir, split, summary, data)
     if (workdir / "cross_domain.json").exists():
         sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
     write_text(path, render(TEMPLATES / "report.html", **sections))
     return path
+
+
+def reported_split(workdir: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the split that the report shows, and its summary, {} before an evaluation.
+
+    It is test, or val if the evaluation found no test split.
+    """
+    for split in ("test", "val"):
+        summary = read_json(workdir / split / "summary.json")
+        if "last" in summary:  # only the split that is reported has the scores of the last checkpoint
+            return split, summary
+    return "test", {}
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
@@ -65,28 +78,24 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
     return [x for x in lines if "loss" in x], [x for x in lines if any(key.endswith("/t2i/R1") for key in x)]
 
 
-def test_sections(workdir: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the page's sections on test: the results of each dataset, and of several the means and a warning.
+def split_sections(workdir: Path, split: str, summary: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the page's sections on the reported split: results of each dataset, and a warning about shared persons.
 
-    data: of the run's config.
+    summary: of the split, with several datasets the means. data: of the run's config.
     """
-    summary = read_json(workdir / "test/summary.json")
     if "parts" not in summary:
-        return {"summary": summary, "results": [retrieval_sections(workdir / "test")]}
+        return {"split": split, "summary": summary, "results": [retrieval_sections(workdir / split)]}
+    datasets = [dataset for dataset in datasets_of(data) if dataset.label in summary["parts"]]
     results = [
-        {
-            "title": dataset.title,
-            "label": dataset.label,
-            **retrieval_sections(workdir / folder_of("test", dataset.label)),
-        }
-        for dataset in datasets_of(data)
+        {"title": d.title, "label": d.label, **retrieval_sections(workdir / folder_of(split, d.label))}
+        for d in datasets
     ]
-    names = [dataset.name for dataset in datasets_of(data)]
-    return {"summary": summary, "results": results, "shared": shared_warning(names, names)}
+    shared = shared_warning([d.name for d in datasets_of(data)], [d.name for d in datasets])
+    return {"split": split, "summary": summary, "results": results, "shared": shared}
 
 
 def retrieval_sections(folder: Path) -> dict[str, Any]:
-    """Returns the results of one dataset's test split."""
+    """Returns the results of one dataset, from the folder of the reported split."""
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
         e = Embeddings(**arrays)
@@ -96,12 +105,12 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "chance": chance(e.text_person, e.image_person),
         "cmc": cmc_figure({"text to image": ranks["t2i"], "image to text": ranks["i2t"]}, summary["oracle_R1"]),
-        "roc": roc_figure(summary["calibration"]["roc"]) if "calibration" in summary else None,
+        "roc": roc_figure(summary["calibration"]["roc"]) if "roc" in summary.get("calibration", {}) else None,
         "strips": [strip(q, e, items, first) for q in sample_queries(first)],
         "failures": [strip(q, e, items, first) for q in hardest_queries(first, e.text_person)],
     }
-    persons = read_json(Path(items["root"]) / "attributes.json").get("persons")
-    if persons:
+    attributes = read_json(Path(items["root"]) / "attributes.json") if summary["oracle_R1"] is not None else {}
+    if persons := attributes.get("persons"):
         top = np.concatenate([(e.text[q : q + 1024] @ e.image.T).argmax(1) for q in range(0, len(e.text), 1024)])
         sections |= attribute_sections(persons, e.text_person, e.image_person[top], e.image_person)
     return sections

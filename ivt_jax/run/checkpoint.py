@@ -27,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ivt_jax.common.command import MISTAKE
 from ivt_jax.common.errors import UserError, disk_fault
 from ivt_jax.common.files import UNREADABLE, printable, refuse_path
-from ivt_jax.losses.identity import without_classifier
+from ivt_jax.losses.heads import without_heads
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.run import digests, watchdog
@@ -118,7 +118,7 @@ class Checkpoints:
         self._refuse_damaged(step)
         tree = self._manager.item_metadata(step)["state"].tree
         name = "ema" if tree.get("ema") else "params"
-        target = {name: without_classifier(tree[name])}
+        target = {name: without_heads(tree[name])}
         if shapes_alone:
             return target[name]
         args = ocp.args.PyTreeRestore(target, restore_args=_as_numpy(target), partial_restore=True)

@@ -27,7 +27,7 @@ from ivt_jax.common.hub import Repository
 # The format of config.json and the files beside it. Raise it if an older ivt_jax would misread a new folder: a key or a
 # parameter has another meaning. An added key does not count. Older formats must stay readable; a missing format is 1.
 FORMAT = 1
-FREE_KEYS = ("runtime.", "data.root", "evaluation.")  # do not change what a run learns: they may differ
+FREE_KEYS = ("runtime.", "data.root", "data.title", "evaluation.")  # do not change what a run learns: they may differ
 LENGTH = "train.steps"  # may differ if the run can continue to it, which training/loop.py decides
 SOURCES = "data.sources"  # only their folders may differ
 flatten = functools.partial(flatten_dict, sep=".")  # {"model": {"width": 128}} as {"model.width": 128}
@@ -212,7 +212,8 @@ def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     """
     own = (workdir / "tokenizer.json").is_file()
     try:
-        tokenizer = load_tokenizer(str(workdir) if own else config.text.tokenizer, config.model.vocab_size)
+        name = str(workdir) if own else config.text.tokenizer
+        tokenizer = load_tokenizer(name, config.model.vocab_size, "" if own else config.text.clean)
     except NotLoadedError as error:
         record = _record(workdir)
         if not record:  # a new run, whose command has the flag that the error names

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from input_pipeline.annotations import LAYOUTS
 from input_pipeline.datasets import JOINT, datasets_of
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
+from input_pipeline.tokenizer import CLEAN
 from ivt_jax.common.errors import UserError
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
 from ivt_jax.models.config import hidden_units
+from ivt_jax.models.heads import LARGEST_SCALE
 from ivt_jax.models.ops import ACTIVATIONS, ATTENTION_KERNELS
 from ivt_jax.models.patches import num_patches
 from ivt_jax.run.digests import ON_DAMAGE
@@ -24,6 +26,7 @@ from ivt_jax.training.optimizer import OPTIMIZERS
 CHOICES = {
     "data.name": (*LAYOUTS, JOINT),
     "data.sampling": ("identity", "uniform"),
+    "text.clean": CLEAN,
     "text.phrase_rule": PHRASE_RULES,
     "text.word_rule": WORD_RULES,
     "train.select_on": ("val", "test"),
@@ -80,7 +83,7 @@ BOUNDS = {
         (POSITIVE, "model.mlp_ratio model.init_std model.norm_epsilon model.text.mlp_ratio optimizer.epsilon"),
         (NOT_NEGATIVE, "mla.weight bmm.word_weight bmm.patch_weight optimizer.learning_rate optimizer.start"),
         (NOT_NEGATIVE, "optimizer.bias_learning_rate optimizer.floor optimizer.warmup_epochs optimizer.weight_decay"),
-        (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor match.temperature id.weight"),
+        (NOT_NEGATIVE, "optimizer.clip_norm train.spike_factor match.temperature id.weight itm.weight"),
         (SHARE, "data.max_damaged data.label_noise augment.flip augment.erase optimizer.layer_decay"),
         (SHARE, "bmm.align_ratio bmm.word_ratio bmm.patch_ratio"),
         (RATE, "data.val_persons model.dropout model.drop_path"),
@@ -204,15 +207,30 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
     if min(size) < model.patch_size:
         yield f"model.image_size {size} is smaller than model.patch_size {model.patch_size}"
     patches = num_patches(size, model.patch_size, model.stride)
-    if config.mla.weight and not config.match.temperature and not has_scale(model):
+    if config.mla.weight and not (config.match.temperature or config.match.learned or has_scale(model)):
         remedy = "set match.temperature above 0, or model.projection"
         yield f"match.temperature 0 is the scale that the model learns, and this model has none: {remedy}"
     loss, temperature = config.match.loss, config.match.temperature
     if config.mla.weight and loss in TEMPERATURES and config.match.normalise != "neither" and temperature >= 1:
         needed = f"match.loss {loss} compares cosines and needs less than 1, such as the published {TEMPERATURES[loss]}"
         yield f"match.temperature is {temperature}; {needed}"
+    yield from _pretraining_faults(config)
     if config.bmm.patch_weight and int(config.bmm.patch_ratio * patches) < 1:
         yield f"bmm.patch_ratio {config.bmm.patch_ratio} hides none of the {patches} patches"
+
+
+def _pretraining_faults(config: ConfigDict) -> Iterator[str]:
+    """Yields the faults of the learned temperature and of image-text matching."""
+    temperature = config.match.temperature
+    if config.mla.weight and config.match.learned and temperature < 1 / LARGEST_SCALE:
+        begin = f"match.learned begins at match.temperature, which is {temperature}"
+        yield f"{begin}; set it to {1 / LARGEST_SCALE} or more, such as 0.07"
+    if config.itm.weight and config.model.towers == 2:
+        yield "model.towers 2 has no joint pass of image and text, which itm.weight needs: set itm.weight to 0"
+    if config.itm.weight and not config.mla.weight:
+        yield "itm.weight needs mla.weight above 0: negatives are drawn by the similarities that mla trains"
+    if config.itm.weight and "sentence" not in config.mla.levels:
+        yield f"itm.weight needs sentence in mla.levels, which is {tuple(config.mla.levels)}: negatives are drawn by it"
 
 
 def has_scale(model: ConfigDict) -> bool:

@@ -27,6 +27,7 @@ class Draws(NamedTuple):
     joint: jax.Array
     image_tokens: Selection | None = None
     text_tokens: Selection | None = None
+    match: Any = None  # negatives of image-text matching, and dropout of its joint passes
 
 
 class Masked(NamedTuple):

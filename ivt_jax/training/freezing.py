@@ -12,7 +12,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.losses.identity import ID_HEAD
+from ivt_jax.losses.heads import HEADS
 from ivt_jax.training.sharding import path_name
 
 
@@ -64,13 +64,14 @@ def scale_updates(updates: Any, multipliers: Sequence[str]) -> Any:
 def refuse_patterns(paths: Iterable[str], config: Any) -> None:
     """Raises UserError for a pattern that matches none of the parameters, or if all parameters are frozen.
 
-    A pattern for the classifier is accepted without one, so that a recipe still works with id.weight 0.
+    A pattern for a head (losses/heads.py) is accepted without it, so that a recipe still works with id.weight 0.
     """
     paths, freeze = list(paths), config.train.freeze
     entries = {f'train.freeze: "{pattern}"': pattern for pattern in freeze}
     entries |= {f'optimizer.multipliers: "{x}"': parse_multiplier(x)[0] for x in config.optimizer.multipliers}
     for entry, pattern in entries.items():
-        if ID_HEAD not in pattern and not any(re.search(pattern, path) for path in paths):
+        of_head = any(head in pattern for head in HEADS)
+        if not of_head and not any(re.search(pattern, path) for path in paths):
             raise UserError(f"{entry} matches no parameter; --dry_run without it lists the paths")
     if all(is_frozen(path, freeze) for path in paths):
         raise UserError(f"train.freeze {tuple(freeze)} leaves no parameter to train; remove a pattern")

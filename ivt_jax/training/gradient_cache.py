@@ -4,7 +4,8 @@ Gradient caching (Gao et al., "Scaling deep contrastive learning batch size unde
 3.2) has three stages. First all rows are encoded, and only their embeddings are kept. Then the loss of the whole batch
 gives the gradient of each embedding, and of the parameters that the loss itself uses. Last, each micro-batch is encoded
 again, and its part of that gradient is propagated back to the parameters. Random inputs depend on the row's number in
-the batch, so both encodings are equal.
+the batch, so both encodings are equal. The negatives of image-text matching are drawn after the first stage, and their
+joint passes run in the last one.
 """
 
 from typing import Any
@@ -35,16 +36,19 @@ def cached_gradients(
         return objective.combine({**params, **direct}, encoded, batch["person_ids"])
 
     encoded = join(jax.lax.map(embed, parts))
+    drawn = objective.draw_negatives(params, draws, encoded, batch)
+    if drawn:
+        encoded = encoded._replace(sums={**encoded.sums, "itm": (jnp.zeros_like(drawn["weights"]), drawn["weights"])})
     direct = {part: params[part] for part in DIRECT if part in params}
     (of_encoded, of_direct), terms = jax.grad(loss, argnums=(0, 1), has_aux=True)(encoded, direct)
 
-    def backward(gradients: Any, part: tuple[Any, Encoded]) -> tuple[Any, Any]:
-        rows, of_rows = part
-        again, pull = jax.vjp(lambda params: objective.encode(params, draws, *rows), params)
+    def backward(gradients: Any, part: tuple[Any, Any, Encoded]) -> tuple[Any, Any]:
+        rows, pairs, of_rows = part
+        again, pull = jax.vjp(lambda p: objective.match(p, draws, objective.encode(p, draws, *rows), pairs), params)
         return jax.tree.map(jnp.add, gradients, pull(of_rows)[0]), again.sums
 
     first = jax.tree.map(jnp.zeros_like, params) | of_direct
-    gradients, sums = jax.lax.scan(backward, first, (parts, split(of_encoded, count)))
+    gradients, sums = jax.lax.scan(backward, first, (parts, split(drawn, count), split(of_encoded, count)))
     _, reconstructed = loss(Encoded([], [], join(sums)), direct)
     total = terms["loss"] + reconstructed["loss"]  # the first has the sums as zeros, the second no matching
     return gradients, {**terms, **reconstructed, "loss": total}

@@ -20,6 +20,7 @@ INPUTS: dict[str, tuple[float, ...]] = {
     "mla.weight": (0.0,),
     "match.temperature": (1.0, 0.0),  # 1: no scaling; 0: the scale that the model learns
     "id.weight": (0.0,),
+    "itm.weight": (0.0,),
     "bmm.word_weight": (0.0,),
     "bmm.patch_weight": (0.0,),
     "bmm.word_ratio": (),

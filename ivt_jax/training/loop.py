@@ -16,8 +16,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
-from input_pipeline.datasets import datasets_of, shared_warning
+from input_pipeline.annotations import read_annotations
+from input_pipeline.datasets import datasets_of, folder_of, shared_warning
 from input_pipeline.joint import JointSource
+from input_pipeline.own import splits_table
 from input_pipeline.sampling import Plans
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
@@ -26,7 +28,7 @@ from ivt_jax.evaluation.means import mean_of
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
-from ivt_jax.pages.report import write_report
+from ivt_jax.pages.report import reported_split, write_report
 from ivt_jax.run import preemption
 from ivt_jax.run.checkpoint import Checkpoints, holds_params_alone
 from ivt_jax.run.digests import set_damaged_aside
@@ -36,7 +38,6 @@ from ivt_jax.run.workdir import (
     hold_workdir,
     load_config,
     make_workdir,
-    read_json,
     record_config,
     recorded_images_digests,
     refuse_other_config,
@@ -67,7 +68,7 @@ class Run(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Trains or resumes the run of `workdir`, evaluates its best checkpoint on test, writes report.html.
+    """Trains or resumes the run of `workdir`, evaluates its best checkpoint, writes report.html.
 
     A complete run is left unchanged. A preempted run saves its step and exits with 75.
     """
@@ -78,7 +79,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     start = checkpoints.latest_step() or 0
     refuse_other_length(run, start)
     reported = start == run.total_steps and (workdir / "report.html").exists()
-    if reported and read_json(workdir / "test/summary.json").get("last", {}).get("step") == start:
+    if reported and reported_split(workdir)[1].get("last", {}).get("step") == start:
         run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
         return
     if not start and initial is NOTHING:  # stopped before its first checkpoint
@@ -207,13 +208,15 @@ def train(run: Run, checkpoints: Checkpoints, start: int, initial: Initial) -> N
 
 
 def test_and_report(run: Run) -> None:
-    """Evaluates the best checkpoint on the test split and writes report.html."""
+    """Evaluates the best checkpoint on test, or without a test split on val, and writes report.html."""
     first = jax.process_index() == 0
     if first:
         (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
-    for split, summary in evaluate(run.workdir, run.config, first, run.source.images_digests).items():
-        scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
-        if split.startswith("test"):
+    summaries = evaluate(run.workdir, run.config, first, run.source.images_digests)
+    last = [*summaries][-1]
+    for split, summary in summaries.items():
+        if split.partition("-")[0] == last:
+            scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
             run.progress.say(f"{split}, step {summary['step']}: {scores}")
     if first:
         run.progress.say(f"report: {write_report(run.workdir)}")
@@ -245,9 +248,16 @@ def refuse_other_length(run: Run, taken: int) -> None:
 
 
 def record(run: Run, origin: Mapping[str, Any]) -> None:
-    """Writes config.json, parameters.txt and sharding.txt. origin: of the initial parameters, {} in a resumed run."""
+    """Writes config.json, parameters.txt, sharding.txt and, for each table of own data, splits.csv or splits-LABEL.csv.
+
+    origin: of the initial parameters, {} in a resumed run.
+    """
     source = run.source
     record_config(run.workdir, run.config, source.annotations, run.tokenizer, source.images_digests, origin)
+    for dataset in datasets_of(run.config.data):
+        if dataset.name == "own":
+            records = pipeline.divided_records(read_annotations(source.annotations[dataset.label], "own"), run.config)
+            write_text(run.workdir / f"{folder_of('splits', dataset.label)}.csv", splits_table(records))
     params = run.program.target.params
     table = parameter_table(params, rate_notes(paths_of(params), run.config))
     write_text(run.workdir / "parameters.txt", f"{table}\n")
@@ -319,8 +329,11 @@ def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     empty = [label for label, source in parts.items() if not len(source.person_ids)]
     for label in empty if len(empty) < len(parts) else ():
         run.progress.say(f"{label} has no {split}: the mean of the others chooses the best checkpoint")
+    if len(empty) == len(parts) and split == "test":
+        first = parts[empty[0]].annotations
+        raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")
     if len(empty) == len(parts):
-        run.progress.say(f"no {split} split: the last step counts as the best")
+        run.progress.say("no val split: the last step counts as the best")
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""The objective (IVT, sections 3.2 and 3.3; IRRA's identity loss): terms over a batch of (image, caption) pairs.
+"""The objective (IVT, sections 3.2 and 3.3, and others): terms over a batch of (image, caption) pairs.
 
-loss = mla.weight * matching + id.weight * identity + bmm.word_weight * masked words + bmm.patch_weight * masked patches
+loss = mla.weight * matching + id.weight * identity + itm.weight * image-text matching
+     + bmm.word_weight * masked words + bmm.patch_weight * masked patches
 """
 
 import dataclasses
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ivt_jax.losses import bmm
-from ivt_jax.losses.identity import ID_HEAD, identity_losses, without_classifier
-from ivt_jax.losses.matching import query_losses
+from ivt_jax.losses import bmm, itm
+from ivt_jax.losses.heads import ID_HEAD, ITM_HEAD, TEMPERATURE, without_heads
+from ivt_jax.losses.identity import identity_losses
+from ivt_jax.losses.matching import query_losses, query_similarities
 from ivt_jax.losses.mla import mla_loss
 from ivt_jax.models.build import Model
 from ivt_jax.models.embeddings import extract_patches
+from ivt_jax.models.heads import similarity_scale
 from ivt_jax.training.draws import (
     Draws,
     Masked,
@@ -28,12 +31,17 @@ from ivt_jax.training.draws import (
 )
 from ivt_jax.training.freezing import join_params
 from ivt_jax.training.hyperparameters import is_on
+from ivt_jax.training.negatives import draw_pairs
 
-DIRECT = ("similarity", ID_HEAD)  # the parameters that `Objective.combine` uses; all others act through embeddings
+DIRECT = (
+    "similarity",
+    ID_HEAD,
+    TEMPERATURE,
+)  # the parameters that `Objective.combine` uses; all others act through embeddings
 
 
 class Encoded(NamedTuple):
-    """Embeddings (b, D) of each view and level; for "words" and "patches" the summed loss and weight of each row."""
+    """Embeddings (b, D) of each view and level; for other terms, the summed loss and weight of each row."""
 
     views: list[jax.Array]
     levels: list[jax.Array]
@@ -56,9 +64,11 @@ class Objective:
     frozen: Any = dataclasses.field(default_factory=dict)  # parameters that `params` lacks, without gradients
 
     def __call__(self, params: Any, batch: dict[str, Any], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss and {"loss", "mla", "id", "words", "patches"} of a batch of input_pipeline/pipeline.py."""
+        """Returns the loss and {"loss", "mla", "id", "itm", "words", "patches"}; batch: input_pipeline/pipeline.py."""
         draws = self.draw(batch, key)
-        return self.combine(params, self.encode(params, draws, *self.select(batch)), batch["person_ids"])
+        encoded = self.encode(params, draws, *self.select(batch))
+        encoded = self.match(params, draws, encoded, self.draw_negatives(params, draws, encoded, batch))
+        return self.combine(params, encoded, batch["person_ids"])
 
     def encode(self, params: Any, draws: Draws, pairs: Any, chosen: Any) -> Encoded:
         """Encodes rows of the batch: `pairs` to match, `chosen` to reconstruct; {} = none."""
@@ -75,6 +85,36 @@ class Objective:
                 sums["patches"] = self.patch_sums(params, image_tokens, masked)
         return Encoded(views, levels, sums)
 
+    def draw_negatives(self, params: Any, draws: Draws, encoded: Encoded, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns the pairs to match (negatives.py), drawn by the similarities of first views and sentences; {} = none.
+
+        params: DIRECT alone are used.
+        """
+        if not is_on(self.config.itm.weight):
+            return {}
+        of_sentence = list(self.config.mla.levels).index("sentence")
+        compare = query_similarities(self.config.match.loss, self.config.match.normalise)
+        similarities = functools.partial(compare, scale=self.scale(params))
+        embeddings, firsts = (encoded.views[0], encoded.levels[of_sentence]), self.firsts(batch)
+        return draw_pairs(draws.match, embeddings, batch["person_ids"], firsts, similarities, self.axes)
+
+    def match(self, params: Any, draws: Draws, encoded: Encoded, drawn: dict[str, Any]) -> Encoded:
+        """Returns `encoded` with the sums of image-text matching: each drawn row is encoded in three joint passes."""
+        if not drawn:
+            return encoded
+        own, other = drawn["own"], drawn["other"]
+        image, image_of_other = (  # with the noise that each has elsewhere
+            erase_boxes(x["images"], x["erase"], row_keys(draws.erase, x["rows"]), self.config)[0] for x in (own, other)
+        )
+        ids, mask = (_pairwise([own[name], other[name], own[name]]) for name in ("ids", "mask"))
+        keys = row_keys(jax.random.fold_in(draws.match, 2), own["rows"], 3)
+        images = _pairwise([image, image, image_of_other])
+        _, texts = self.apply(params, "encode_joint", images, ids, mask, keys=keys)
+        first = texts[:, 0].reshape(-1, 3, texts.shape[-1])
+        losses = itm.matching_losses(join_params(params, self.frozen)[ITM_HEAD], first)
+        counts = drawn["weights"] > 0
+        return encoded._replace(sums={**encoded.sums, "itm": (losses * counts, drawn["weights"])})
+
     @property
     def embeds(self) -> bool:
         """Whether images and texts are encoded each by themselves: for the matching or the identity loss."""
@@ -86,7 +126,7 @@ class Objective:
         Of params it uses DIRECT alone.
         """
         mla, reconstruction = self.config.mla, self.config.bmm
-        weights = {"mla": mla.weight, "id": self.config.id.weight}
+        weights = {"mla": mla.weight, "id": self.config.id.weight, "itm": self.config.itm.weight}
         weights |= {"words": reconstruction.word_weight, "patches": reconstruction.patch_weight}
         terms = {name: bmm.mean_loss(*sums, self.axes) for name, sums in encoded.sums.items()}
         if encoded.views and is_on(self.config.id.weight):
@@ -103,27 +143,32 @@ class Objective:
 
     def draw(self, batch: dict[str, Any], key: jax.Array) -> Draws:
         """Returns the random inputs of a step. Parts of one batch are encoded with the same draws."""
-        config, draws = self.config, Draws(*jax.random.split(key, 6))
+        config, draws = self.config, Draws(*jax.random.split(key, 6), match=jax.random.fold_in(key, 6))
         if not self.embeds or config.bmm.align != "exact":
             return draws
         masks = [batch["mask"][name] for name in config.mla.levels]
         ratio = config.bmm.align_ratio
-        return Draws(*draws[:6], *exact_tokens(draws.align, self.model.config.image_tokens, masks, ratio, self.axes))
+        images, texts = exact_tokens(draws.align, self.model.config.image_tokens, masks, ratio, self.axes)
+        return draws._replace(image_tokens=images, text_tokens=texts)
 
     def select(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the arrays of all pairs, and of those to reconstruct; "rows": their numbers in the global batch."""
-        count = len(batch["images"])
-        first = jax.lax.axis_index(self.axes) * count
-        pairs = {name: batch[name] for name in ("images", "erase", "text", "mask")}
-        pairs["rows"] = first + jnp.arange(count)
+        firsts, count = self.firsts(batch), len(batch["images"])
+        pairs = {name: batch[name] for name in ("images", "erase", "text", "mask")} | {"rows": firsts["rows"]}
         if not (is_on(self.config.bmm.word_weight) or is_on(self.config.bmm.patch_weight)):
             return pairs, {}
-        firsts = {
-            "rows": pairs["rows"], "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
-            "ids": batch["text"]["sentence"], "mask": batch["mask"]["sentence"], "words": batch["words"],
-        }  # fmt: skip
+        firsts["words"] = batch["words"]
         chosen = self.config.bmm.rows // jax.lax.axis_size(self.axes) or count
         return pairs, {name: x[:: count // chosen] for name, x in firsts.items()}  # evenly spaced: more persons
+
+    def firsts(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """Returns the first view and the sentence of each pair, and its number in the global batch."""
+        count = len(batch["images"])
+        return {
+            "rows": jax.lax.axis_index(self.axes) * count + jnp.arange(count),
+            "images": batch["images"][:, 0], "erase": batch["erase"][:, 0],
+            "ids": batch["text"]["sentence"], "mask": batch["mask"]["sentence"],
+        }  # fmt: skip
 
     def encode_views(self, params: Any, draws: Draws, pairs: Any) -> list[jax.Array]:
         """Returns the embeddings of images (b, V, H, W, 3) after masked alignment: V arrays (b, D), from one pass."""
@@ -211,7 +256,12 @@ class Objective:
         return bmm.patch_loss(predicted, _gather(targets, where), _gather(weights, where))
 
     def scale(self, params: Any) -> jax.Array | float | None:
-        """Returns the factor of similarities: 1 / match.temperature, or with 0 the model's own scale; None = 1."""
+        """Returns the factor of similarities, None = 1: 1 / match.temperature, or learned, at most 100.
+
+        It is learned by the head of match.learned, or with match.temperature 0 by the model.
+        """
+        if self.config.match.learned:
+            return similarity_scale(join_params(params, self.frozen)[TEMPERATURE])
         temperature = self.config.match.temperature
         if not is_on(temperature):
             return self.apply(params, "scale")
@@ -219,7 +269,7 @@ class Objective:
 
     def apply(self, params: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the model."""
-        params = without_classifier(join_params(params, self.frozen))
+        params = without_heads(join_params(params, self.frozen))
         return self.model.apply({"params": params}, *args, method=method, **kwargs)
 
 

@@ -49,13 +49,14 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
     """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
 
-    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. With all three, biases
+    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. None decays a learned
+    scale or temperature of similarities: that would pull the temperature towards 1. With all three, biases
     have their own rate, layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does
     not advance the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
-        core = [optax.add_decayed_weights(o.weight_decay), optax.trace(o.momentum)]
+        core = [add_decay(o.weight_decay), optax.trace(o.momentum)]
     else:
         core = [scale_by_adam(with_complement(o.b1), with_complement(o.b2), o.epsilon)]
         coupled = o.name == "adam"
@@ -68,6 +69,18 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
     named = optax.stateless(lambda updates, _: scale_updates(updates, o.multipliers))
     factors = [named] if o.multipliers else []
     return optax.chain(*clip, *core, *layers, *factors, optax.partition(rates, groups))
+
+
+def add_decay(weight_decay: float | jax.Array) -> optax.GradientTransformation:
+    """Returns optax.add_decayed_weights of all parameters but learned scales, without the state of its masks.
+
+    Runs of older versions have no such state in their checkpoints.
+    """
+
+    def decay(path, gradient, value):
+        return gradient if is_scale(path) else gradient + weight_decay * value
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params))
 
 
 def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any], epsilon: Any = 1e-8) -> optax.GradientTransformation:
@@ -116,9 +129,14 @@ def groups(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
 
 
+def is_scale(path: Any) -> bool:
+    """Returns whether a parameter is the logarithm of a scale of similarities: the model's own, or the temperature's."""
+    return path[-1].key == "log_scale"
+
+
 def no_biases(params: Any) -> Any:
-    """Returns False for biases and True for the other parameters, which Adam decays."""
-    return jax.tree.map(lambda group: group != "bias", groups(params))
+    """Returns False for biases and learned scales, and True for the other parameters, which Adam decays."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias" and not is_scale(path), params)
 
 
 def matrices(params: Any) -> Any:

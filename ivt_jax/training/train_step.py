@@ -1,5 +1,6 @@
 """One training step: a pure function of (state, batch). Everything with side effects stays in the loop."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from ivt_jax.losses.identity import ID_HEAD, init_classifier, without_classifier
+from ivt_jax.losses.heads import TEMPERATURE, init_heads, without_heads
 from ivt_jax.models.build import Model
+from ivt_jax.models.heads import similarity_scale
 from ivt_jax.training.freezing import join_params, refuse_patterns, split_params
 from ivt_jax.training.global_gradients import global_gradients, gradients_of_rows
 from ivt_jax.training.hyperparameters import is_on
@@ -24,7 +26,7 @@ class TrainState:
     """What a run keeps from step to step.
 
     step: position in the stream of batches. bad_steps: non-finite steps in a row, whose updates were withheld.
-    params: the model's, and with id.weight the classifier's, `id_head`. opt_state: of the trained parameters only.
+    params: the model's and the heads of losses/heads.py. opt_state: of the trained parameters only.
     ema: the parameters' moving average; empty without optimizer.ema.
     spikes: "norms" (HISTORY,) float32, the last finite gradient norms, oldest first, padded with 0 in front; "count" ()
     int32 of skipped steps; empty without train.spike_factor.
@@ -40,7 +42,7 @@ class TrainState:
     @property
     def learned(self) -> Any:
         """The model's parameters to evaluate and to export: the average if there is one."""
-        return without_classifier(self.ema or self.params)
+        return without_heads(self.ema or self.params)
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, config: Any, persons: int = 0) -> TrainState:
@@ -49,10 +51,7 @@ def init_state(model: Model, tx: optax.GradientTransformation, config: Any, pers
     persons: classes of the identity loss. Raises UserError for a pattern of the config that matches no parameter.
     """
     key = jax.random.key(config.seed)
-    params = model.init(key)["params"]
-    if is_on(config.id.weight):
-        head = init_classifier(jax.random.fold_in(key, 1), model.config.embedding_width, persons)
-        params = {**params, ID_HEAD: head}
+    params = {**model.init(key)["params"], **init_heads(key, config, persons)}
     refuse_patterns(paths_of(params), config)
     slots = tx.init(split_params(params, config.train.freeze)[0])
     zero = jnp.zeros((), jnp.int32)
@@ -97,10 +96,10 @@ def train_step(
     config = objective.config
     trained, frozen = split_params(state.params, config.train.freeze)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if mesh:
-        gradients, metrics = global_gradients(objective, mesh, state.params, batch, key)
-    else:
-        gradients, metrics = gradients_of_rows(objective, state.params, batch, key)
+    compute = functools.partial(global_gradients, mesh=mesh) if mesh else gradients_of_rows
+    gradients, metrics = compute(objective, params=state.params, batch=batch, key=key)
+    if TEMPERATURE in state.params:
+        metrics = {**metrics, "temperature": 1 / similarity_scale(state.params[TEMPERATURE])}
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     taken, spikes = finite, state.spikes

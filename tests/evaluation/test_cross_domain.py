@@ -28,7 +28,7 @@ def opened(monkeypatch):
         return SimpleNamespace(config=config, params=str(workdir), step=7)
 
     def open_split(config, split):
-        return SimpleNamespace(name=config.data.name, root=config.data.root, split=split)
+        return SimpleNamespace(name=config.data.name, root=config.data.root, split=split, person_ids=np.arange(2))
 
     def embed_split(model, params, source, tokenizer, config):
         opened.append((params, source.name, source.root, source.split, config.runtime.eval_batch_size))

@@ -268,7 +268,7 @@ def test_the_folder_of_images_may_itself_be_a_link_and_so_may_images_within_it(t
 
 
 def test_every_dataset_has_its_builder():
-    assert set(BUILDERS) == {"cuhk_pedes", "icfg_pedes", "rstp_reid", "pedes_synth"}
+    assert set(BUILDERS) == {"cuhk_pedes", "icfg_pedes", "rstp_reid", "pedes_synth", "own"}
 
 
 def test_data_prepared_with_more_damage_than_is_allowed_now_are_refused(pedes_root, tmp_path):

@@ -194,10 +194,10 @@ def test_captions(tmp_path, capsys, changes, line):
     assert (f"warning: {line}\n" in out) if line else out.endswith("clean\n")
 
 
-def test_without_a_test_split_nothing_can_be_evaluated(tmp_path, capsys):
+def test_without_a_test_split_validation_is_reported(tmp_path, capsys):
     write(tmp_path, make(tmp_path)[:7])
-    assert call(tmp_path) == 2
-    assert "error: there is no test split: nothing can be evaluated\n" in capsys.readouterr().out
+    assert call(tmp_path) == 1
+    assert "warning: there is no test split: a run reports validation instead\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, capsys):

@@ -134,12 +134,16 @@ def test_val_is_empty_where_nobody_is_held_out(pedes_root, tmp_path, capsys):
     assert "no val split; data.val_persons is 0: all persons train\n" in capsys.readouterr().err
 
 
-def test_a_missing_test_split_is_refused(pedes_root, tmp_path):
+def test_a_missing_test_split_is_empty_and_training_needs_one_of_val_and_test(pedes_root, tmp_path):
     records = json.loads((pedes_root / "reid_raw.json").read_text())
     (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] == "train"]))
     (tmp_path / "imgs").symlink_to(pedes_root / "imgs")
-    with pytest.raises(UserError, match=r"reid_raw.json has no test records"):
-        pipeline.open_split(make_config(tmp_path), "test")
+    config = make_config(tmp_path)
+    assert len(pipeline.open_split(config, "test").person_ids) == 0
+    assert len(pipeline.open_split(config, "train").persons) == 4  # of six, without the 30% for val
+    config.data.val_persons = 0.0
+    with pytest.raises(UserError, match=r"reid_raw.json has neither val nor test records: give some, or set data.val"):
+        pipeline.open_split(config, "train")
 
 
 def test_rows_hold_the_pairs_image_person_and_text(pedes_root, source, tokenizer):

@@ -2,6 +2,7 @@ import string
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -304,3 +305,34 @@ def test_a_name_that_the_hub_does_not_give_names_both_remedies(monkeypatch):
     ) as error:
         load_tokenizer("no-such-name")
     assert "\n" not in str(error.value)
+
+
+def test_released_cleaning_removes_marks_and_has_no_end(tmp_path):
+    plain, clean = load_tokenizer(""), load_tokenizer("", clean="released")
+    text = 'A Black-and/white (striped) shirt, jeans; isn\'t #1~: "new"! *really*?'
+    words = "a black and white striped shirt jeans isnt 1 new really"
+    pieces = plain.encode([words], 50)[0].tolist()
+    end = pieces.index(plain.end_id)
+    assert clean.encode([text], 50)[0].tolist() == pieces[:end] + [0] * (50 - end)
+    assert clean.end_id is None and clean.begin_id == plain.begin_id and clean.vocab_size == plain.vocab_size
+    assert clean.digest != plain.digest
+    assert clean.mask(clean.encode([text], 50)).sum() == end
+    # At most 49 pieces after [CLS].
+    assert clean.encode(["red " * 80], 50)[0].tolist() == [clean.begin_id] + [plain.encode(["red"], 3)[0, 1]] * 49
+
+
+def test_released_cleaning_is_saved_with_the_tokenizer(tmp_path):
+    clean = load_tokenizer("", clean="released")
+    clean.save(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    text = "T-shirt/jacket, (red)."
+    assert again.digest == clean.digest and again.end_id is None
+    np.testing.assert_array_equal(again.encode([text], 12), clean.encode([text], 12))
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert library == clean.encode([text], 12)[0, : len(library)].tolist()
+    assert load_tokenizer(str(tmp_path), clean="released").digest == clean.digest
+
+
+def test_unread_words_of_a_cleaned_text_are_those_of_the_text():
+    unread = load_tokenizer("", clean="released").unread("a (red), \u043f\u0430\u043b\u044c-\u0442\u043e. Coat", 20)
+    assert "".join(unread.words) == "\u043f\u0430\u043b\u044c\u0442\u043e" and not unread.all

@@ -324,7 +324,7 @@ def test_a_snapshot_is_an_equal_index(call, place, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--images=nowhere"], "nowhere is not a folder; name the folder of pictures with --images"),
-        (["--list=nowhere.csv"], "--list: nowhere.csv cannot be read: No such file or directory"),
+        (["--list=nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
         (["--workdir=nowhere"], "nowhere is not the workdir of a run"),
         (["--index=GALLERY/a.png/index"], "a.png/index cannot be made: Not a directory"),
     ],

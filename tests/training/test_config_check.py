@@ -100,7 +100,7 @@ def test_our_configs_have_no_fault():
         ({"optimizer__schedule": "cosine"}, 'optimizer.schedule is "cosine"; expected one of released, smooth'),
         ({"data__sampling": "random"}, 'data.sampling is "random"; expected one of identity, uniform'),
         ({"data__name": "cuhk"}, 'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth, '
-         "joint"),
+         "own, joint"),
         ({"data__name": "joint"},
          "data.name joint needs data.sources: set --config.data.sources=\"('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')\""),
@@ -110,7 +110,7 @@ def test_our_configs_have_no_fault():
          "data.sources is 'cuhk:a'; expected a tuple of strings, such as ('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')"),
         ({"data__name": "joint", "data__sources": ("cuhk",)},
-         "data.sources=cuhk: expected DATASET:DIR with one of cuhk, icfg, rstp, synth"),
+         "data.sources=cuhk: expected DATASET:DIR with one of cuhk, icfg, rstp, synth, own"),
         ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 0)},
          "data.weights is (1, 0); expected a tuple of numbers, more than 0, or ()"),
         ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 2, 3)},
