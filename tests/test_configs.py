@@ -14,6 +14,7 @@ import pytest
 
 from configs import cuhk, default, icfg, joint, pretrain, rstp, synth
 from input_pipeline import pipeline
+from input_pipeline.annotations import dataset_name, title_of
 from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
@@ -186,6 +187,11 @@ def order(config):
 def parameters(config):
     model = build_model(config.model)
     return jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
+
+
+def title(config):
+    """The dataset's name in a report."""
+    return title_of(dataset_name(config.data))
 
 
 def initial(config):
@@ -428,6 +434,7 @@ KEYS = {
     "data.sources": (order, ("cuhk:ROOT", "synth:ROOT"), {"data.name": "joint", "data.sources": ("cuhk:ROOT",)}),
     "data.weights": (order, (1, 3), {"data.name": "joint", "data.sources": ("cuhk:ROOT", "synth:ROOT")}),
     "data.identities": (order, False),
+    "data.title": (title, "Mine"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
     "data.label_noise": (batch, 0.8),
@@ -483,8 +490,10 @@ KEYS = {
     "mla.groups": (loss, 2),
     "match.loss": (loss, "sdm"),
     "match.temperature": (loss, 0.5),
+    "match.learned": (start_state, True),
     "match.normalise": (loss, "both"),
     "id.weight": (start_state, 0.5),
+    "itm.weight": (start_state, 0.5),
     "bmm.align": (loss, "fast"),
     "bmm.align_ratio": (loss, 0.4),
     "bmm.word_weight": (loss, 0.5),

@@ -69,8 +69,8 @@ def text_of():
 
 SWEPT = {
     "seed": 5,
-    "mla.weight": 0.5, "match.temperature": 0.5, "id.weight": 0.5, "itm.weight": 0.5, "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5,
-    "bmm.word_ratio": 0.4, "optimizer.epsilon": 1e-3,
+    "mla.weight": 0.5, "match.temperature": 0.5, "id.weight": 0.5, "itm.weight": 0.5,
+    "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5, "bmm.word_ratio": 0.4, "optimizer.epsilon": 1e-3,
     "optimizer.schedule": "smooth", "optimizer.learning_rate": 0.5, "optimizer.bias_learning_rate": 0.5,
     "optimizer.start": 0.01, "optimizer.floor": 0.01, "optimizer.warmup_epochs": 2.0, "optimizer.momentum": 0.5,
     "optimizer.b1": 0.5, "optimizer.b2": 0.5, "optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.1,
