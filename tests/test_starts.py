@@ -14,6 +14,7 @@ from safetensors.numpy import save
 import ivt_jax
 from configs import cuhk, icfg, rstp
 from configs.starts import STARTS
+from input_pipeline.datasets import parse_datasets
 from input_pipeline.synthetic.writer import Arguments, generate
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import convert, index, search
@@ -124,7 +125,7 @@ def test_taught_weights_go_through_every_command(module, start, data, tmp_path, 
     search_pictures(weights, data, tmp_path / "index", capsys)
     config = config_of_run(weights, module.get_config(start), {})
     config.update_from_flattened_dict({**TINY, "data.root": str(data), "train.init_from": str(weights)})
-    (cell,) = cross_domain([weights], {"pedes_synth": str(data)}, config)  # before any training
+    (cell,) = cross_domain([weights], parse_datasets([f"synth:{data}"], "--datasets"), config)  # before any training
     assert cell["queries"] == 12
     train(config, start, tmp_path / "run")
     recorded = json.loads((weights / "config.json").read_text())["weights"]

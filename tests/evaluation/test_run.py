@@ -34,9 +34,9 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
-    monkeypatch.setattr(run, "write_results", lambda workdir, summary, source, found: written.append(source.split))
+    monkeypatch.setattr(run, "write_results", lambda folder, summary, source, found: written.append(folder.name))
 
-    def evaluate(best, last, val=4, test=4, write=False, images_digest="", **changes):
+    def evaluate(best, last, val=4, test=4, write=False, images_digests=run.pipeline.UNKNOWN, **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -59,7 +59,7 @@ def evaluate(monkeypatch):
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
         config = cuhk.get_config()
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-        return run.evaluate(Path("nowhere"), config, write, images_digest)
+        return run.evaluate(Path("nowhere"), config, write, images_digests)
 
     evaluate.texts, evaluate.val_scale = texts, np.float32(1)
     evaluate.opened, evaluate.written = opened, written
@@ -74,7 +74,7 @@ def test_test_is_scored_for_the_best_and_for_the_last_checkpoint(evaluate):
 
 
 def test_both_splits_are_opened_as_the_run_saw_them_and_written_where_that_is_asked(evaluate):
-    evaluate(best=40, last=60, write=True, images_digest="digest")
+    evaluate(best=40, last=60, write=True, images_digests={"": "digest"})
     assert evaluate.opened == [("val", "digest"), ("test", "digest")] and evaluate.written == ["val", "test"]
     evaluate(best=40, last=60)
     assert evaluate.written == ["val", "test"]  # nothing more
