@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m input_pipeline.prepare", description="Prepare a dataset for training, and make it portable."
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, help="the dataset's folder, annotation file or table")
+    parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
     parser.add_argument("--out", default="", help="also make a portable folder: DIR or gs://BUCKET/DIR")
     parser.add_argument("--prepared", type=Path, help="folder of the prepared data; default: `prepared` in --root")
     parser.add_argument(

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.perturbations import PERTURBATIONS, perturb
-from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
@@ -47,9 +46,7 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
 
     sources = [pipeline.open_split(config, split, images_digest) for split in ("val", "test")]
     sources = [source for source in sources if len(source.person_ids)]
-    if not sources:
-        raise UserError(f"{config.data.root} has neither val nor test records to evaluate")
-    if write:
+    if write and sources:
         _warn_of_other_data(workdir, sources[-1])
     for source in sources:
         embeddings = embed(source)
@@ -62,7 +59,9 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
             summary["calibration"] = detection(calibration, _top_scores(embeddings))
         if source is sources[-1]:
             summary["selected_on"] = config.train.select_on
-            summary["last"] = _last_scores(workdir, best.step, ranks, functools.partial(embed, source))
+            last_step = restore_params(workdir, best=False, shapes_alone=True).step
+            last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, False).params))
+            summary["last"] = {"step": last_step, **both_scores(last)}
             if config.evaluation.robustness:
                 texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
                 summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), texts, config.seed)
@@ -70,15 +69,6 @@ def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_diges
             write_results(workdir, summary, source, embeddings)
         summaries[source.split] = summary
     return summaries
-
-
-def _last_scores(
-    workdir: Path, best_step: int, best: dict[str, Ranks], embed: Callable[[Any], Embeddings]
-) -> dict[str, Any]:
-    """Returns step and scores of the last checkpoint. best: the ranks of the best one. embed: of its parameters."""
-    step = restore_params(workdir, best=False, shapes_alone=True).step
-    ranks = best if step == best_step else standard(embed(restore_params(workdir, best=False).params))
-    return {"step": step, **both_scores(ranks)}
 
 
 def _warn_of_other_data(workdir: Path, source: Any) -> None:

@@ -98,7 +98,6 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     refuse_other_config(workdir, config)
     source = pipeline.open_split(config, "train", recorded_images_digest(workdir))
     refuse_other_data(workdir, source.annotations)
-    refuse_empty_selection(config, source)
     tokenizer = folder_tokenizer(workdir, config)
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
@@ -109,12 +108,6 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
-
-
-def refuse_empty_selection(config: ConfigDict, source: pipeline.Source) -> None:
-    """Raises UserError if the test split shall choose the checkpoint, but the dataset of `source` has none."""
-    if config.train.select_on == "test" and not len(pipeline.open_split(config, "test", source.images_digest).paths):
-        raise UserError(f"{source.annotations} has no test records to select on; set --config.train.select_on=val")
 
 
 def refuse_unattended_padding(config: ConfigDict, tokenizer: Tokenizer) -> None:
@@ -312,6 +305,8 @@ def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty."""
     config, split = run.config, run.config.train.select_on
     source = pipeline.open_split(config, split, run.source.images_digest)
+    if not len(source.person_ids) and split == "test":
+        raise UserError(f"{source.annotations} has no test records to select on; set --config.train.select_on=val")
     if not len(source.person_ids):
         return lambda state: {}
 

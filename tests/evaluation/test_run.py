@@ -8,7 +8,6 @@ import pytest
 
 from configs import cuhk
 from input_pipeline.perturbations import perturb
-from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import run
 from ivt_jax.evaluation.protocols import Embeddings, standard
 
@@ -134,11 +133,6 @@ def test_without_a_test_split_validation_has_what_the_report_shows(evaluate):
     assert summary["calibration"].keys() == evaluate(best=40, last=60)["val"]["calibration"].keys()
     assert len(summary["robustness"]) == 4
     assert "last" not in evaluate(best=40, last=60)["val"]
-
-
-def test_data_without_val_and_test_are_refused(evaluate):
-    with pytest.raises(UserError, match="data/CUHK-PEDES has neither val nor test records to evaluate"):
-        evaluate(best=40, last=60, val=0, test=0)
 
 
 def test_a_perfect_split_has_no_false_alarm(evaluate):
