@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     # Similarities are divided by it; more than 0, or 0 for the scale that the model learns (model.projection or towers
     # 2). Published: 1 with cmpm, 0.02 with sdm, 0.015 with tal; CLIP's begins at 0.07.
     config.match.temperature = 1.0
-    config.match.learned = False  # learn the temperature, beginning at match.temperature, then 0.01 or more
+    config.match.learned = False  # learn the temperature, beginning at match.temperature, then above 0.01
     # The embeddings that are scaled to length 1 first: both, neither, or published: for cmpm only those that a query is
     # compared with, for sdm, itc and tal both.
     config.match.normalise = "published"

@@ -208,8 +208,8 @@ def _persons(table: Sequence[tuple[int, Mapping[str, Any]]], path: Path) -> list
 def _split(row: Mapping[str, Any], where: str) -> str:
     split = row.get("split", "").strip()
     if split.lower() not in _SPLIT_NAMES:
-        expected = "expected train, val (or validation, valid, dev) or test; or remove the column, and a draw divides"
-        raise DataError(f'{where} has split "{printable(split)}"; {expected} the persons')
+        expected = "expected train, val (validation, valid, dev) or test"
+        raise DataError(f'{where} has split "{printable(split)}"; {expected}; without the column, a draw divides')
     return _SPLIT_NAMES[split.lower()]
 
 

@@ -315,6 +315,7 @@ def record_towers(config: Any, model_config: Any) -> None:
     config.model.text.update(values.pop("text"))
     config.model.update(values)
     config.bmm.update({"word_weight": 0.0, "patch_weight": 0.0})
+    config.itm.weight = 0.0
     if model_config.text.pooling != "first" and config.bmm.align == "exact":
         config.bmm.align = "off"
     longest = model_config.max_text_length

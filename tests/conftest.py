@@ -44,8 +44,8 @@ NEED_TENSORFLOW = [
     "input_pipeline/pairs/test_training.py",
     "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_pipeline.py",
     "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py", "test_configs.py", "test_main.py",
-    "test_starts.py", "test_variants.py", "training/test_classifier.py", "training/test_hyperparameters.py",
-    "training/test_init_from.py", "training/test_loop.py",
+    "test_own.py", "test_starts.py", "test_variants.py", "training/test_heads.py",
+    "training/test_hyperparameters.py", "training/test_init_from.py", "training/test_loop.py",
 ]  # fmt: skip
 WITHOUT_TENSORFLOW = importlib.util.find_spec("tensorflow") is None
 collect_ignore = NEED_TENSORFLOW if WITHOUT_TENSORFLOW else []

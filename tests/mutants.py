@@ -53,19 +53,24 @@ GROUPS = {
     "losses": (
         "ivt_jax/losses/*.py",
         "tests/losses/test_contrastive.py tests/losses/test_mla.py tests/losses/test_bmm.py "
-        "tests/losses/test_matching.py tests/losses/test_identity.py",
+        "tests/losses/test_matching.py tests/losses/test_identity.py tests/losses/test_itm.py "
+        "tests/losses/test_heads.py",
     ),
     "objective": (
         "ivt_jax/training/objective.py",
-        "tests/training/test_objective.py tests/training/test_gradient_cache.py",
+        "tests/training/test_objective.py tests/training/test_gradient_cache.py tests/training/test_pretraining.py",
     ),
+    "negatives": ("ivt_jax/training/negatives.py", "tests/training/test_pretraining.py"),
     "draws": ("ivt_jax/training/draws.py", "tests/training/test_objective.py"),
     "train_step": ("ivt_jax/training/train_step.py", "tests/training/test_train_step.py"),
     "optimizer": (
         "ivt_jax/training/optimizer.py",
         "tests/training/test_optimizer.py tests/training/test_train_step.py",
     ),
-    "gradient_cache": ("ivt_jax/training/gradient_cache.py", "tests/training/test_gradient_cache.py"),
+    "gradient_cache": (
+        "ivt_jax/training/gradient_cache.py",
+        "tests/training/test_gradient_cache.py tests/training/test_pretraining.py",
+    ),
     "evaluation": ("ivt_jax/evaluation/*.py", "tests/evaluation/test_*.py"),
     "sampling": ("input_pipeline/sampling.py", "tests/input_pipeline/test_sampling.py"),
     "pipeline": ("input_pipeline/pipeline.py", "tests/input_pipeline/test_pipeline.py"),

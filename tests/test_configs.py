@@ -14,6 +14,7 @@ import pytest
 
 from configs import cuhk, default, icfg, pretrain, rstp, synth
 from input_pipeline import pipeline
+from input_pipeline.annotations import dataset_name, title_of
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
@@ -172,6 +173,11 @@ def batch(config):
 def parameters(config):
     model = build_model(config.model)
     return jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
+
+
+def title(config):
+    """The dataset's name in a report."""
+    return title_of(dataset_name(config.data))
 
 
 def initial(config):
@@ -412,6 +418,7 @@ KEYS = {
     "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
     "data.identities": (batch, False),
+    "data.title": (title, "Mine"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
     "data.label_noise": (batch, 0.8),
@@ -467,8 +474,10 @@ KEYS = {
     "mla.groups": (loss, 2),
     "match.loss": (loss, "sdm"),
     "match.temperature": (loss, 0.5),
+    "match.learned": (start_state, True),
     "match.normalise": (loss, "both"),
     "id.weight": (start_state, 0.5),
+    "itm.weight": (start_state, 0.5),
     "bmm.align": (loss, "fast"),
     "bmm.align_ratio": (loss, 0.4),
     "bmm.word_weight": (loss, 0.5),

@@ -46,7 +46,8 @@ CONFINED = {
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [
-    "input_pipeline.doctor", "input_pipeline.pairs.source", "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
+    "input_pipeline.doctor", "input_pipeline.pairs.source",
+    "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
     "input_pipeline.synthetic.parts", "input_pipeline.text_levels", "input_pipeline.tokenizer", "ivt_jax.bench",
     "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.common.startup", "ivt_jax.conversion.files",
     "ivt_jax.conversion.vit", "ivt_jax.convert", "ivt_jax.cost.bound", "ivt_jax.cost.compiled", "ivt_jax.cost.flops",

@@ -31,21 +31,23 @@ class StepCost(NamedTuple):
     image: int  # the encoders; forward only, as all but `recomputed`
     text: int
     joint: int
-    heads: int  # both reconstruction heads, and the classifier
+    heads: int  # both reconstruction heads, and the classifiers
     matching: int  # the similarities
+    drawing: int  # the similarities by which image-text matching draws negatives; without gradients
     recomputed: int  # what remat repeats: attention
 
     @property
     def forward(self) -> int:
-        return self.image + self.text + self.joint + self.heads + self.matching
+        return self.image + self.text + self.joint + self.heads + self.matching + self.drawing
 
     @property
     def training(self) -> int:
         """Forward and backward: a product has two gradients, each with as many FLOPs."""
-        return 3 * self.forward + self.recomputed
+        return 3 * self.forward - 2 * self.drawing + self.recomputed
 
     def __str__(self) -> str:
-        parts = {name: getattr(self, name) for name in ("image", "text", "joint", "heads", "matching")}
+        names = ["image", "text", "joint", "heads", "matching"] + ["drawing"] * (self.drawing > 0)
+        parts = {name: getattr(self, name) for name in names}
         shares = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items())
         return f"FLOPs per step: {self.training / 1e12:.3f} T; forward {self.forward / 1e9:.2f} G ({shares})"
 
@@ -63,12 +65,14 @@ def step_cost(config: Mapping[str, Any]) -> StepCost:
     if bmm["patch_weight"]:
         heads += reconstructed_rows(config) * int(bmm["patch_ratio"] * patches + 1e-4) * 2 * width * pixels
     heads += classified_rows(config) * 2 * embedding_width(model) * persons(config)
+    heads += matched_rows(config) * 2 * width * 2
     return StepCost(
         image=encoder("image"),
         text=encoder("text"),
         joint=encoder("joint"),
         heads=heads,
         matching=4 * matching_side(config) ** 2 * embedding_width(model) // mla["groups"],  # both directions
+        drawing=4 * config["data"]["batch_size"] ** 2 * embedding_width(model) if matched_rows(config) else 0,
         recomputed=sum(attention_flops(p, tower_of(model, p.kind)) for p in passes if model["remat"]),
     )
 
@@ -90,12 +94,19 @@ def tower_passes(config: Mapping[str, Any]) -> list[Pass]:
         passes += [Pass("text", batch * n, kept(length)) for length, n in Counter(lengths).items()]
     if bmm["word_weight"] or bmm["patch_weight"]:
         passes.append(Pass("joint", reconstructed_rows(config), image + text_length["sentence"]))
+    if config["itm"]["weight"]:
+        passes.append(Pass("joint", matched_rows(config), image + text_length["sentence"]))
     return passes
 
 
 def reconstructed_rows(config: Mapping[str, Any]) -> int:
     """Returns the number of pairs whose words and patches are reconstructed, if `bmm` has a weight."""
     return config["bmm"]["rows"] or config["data"]["batch_size"]
+
+
+def matched_rows(config: Mapping[str, Any]) -> int:
+    """Returns the number of pairs, positive and negative, that image-text matching classifies."""
+    return 3 * config["data"]["batch_size"] if config["itm"]["weight"] else 0
 
 
 def predicted_words(config: Mapping[str, Any]) -> int:

@@ -9,8 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+from flax.traverse_util import flatten_dict
+
 from ivt_jax.cost import flops
-from ivt_jax.losses.identity import ID_HEAD
+from ivt_jax.losses.heads import HEADS, init_heads
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig, hidden_units
 from ivt_jax.training.freezing import is_frozen
@@ -32,7 +35,7 @@ class Memory(NamedTuple):
     parameters: int  # held throughout the step, as are optimizer, average and batch
     optimizer: int
     average: int
-    batch: int
+    batch: int  # its rows of the batch, and for image-text matching those among which negatives are drawn
     gradients: int  # of every pass through the tower, whole on every device; they are added at the end
     copies: int  # of weights for the products: gathered from the devices that split them, or transposed
     activations: int  # kept for the backward pass
@@ -82,7 +85,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     size = 4 if widened else flops.BYTES[model["dtype"]]
     slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in trained.items())
     gradients = sum(sum(size for name, size in trained.items() if _is_in_blocks(name, p.kind)) for p in passes)
-    gradients += sum(size for name, size in trained.items() if name.startswith(ID_HEAD))
+    gradients += sum(size for name, size in trained.items() if name.startswith(HEADS))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)
     blocks = [block_bytes(p, {**model, **flops.tower_of(model, p.kind)}, size) for p in passes]
     biases = [bias_bytes(p, config) for p in flops.tower_passes(config)]
@@ -93,7 +96,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
         parameters=parameters,
         optimizer=slots,
         average=parameters if optimizer["ema"] else 0,
-        batch=batch_bytes(config) // devices,
+        batch=batch_bytes(config) // devices + negative_bytes(config, devices),
         gradients=gradients + (sum(trained.values()) if microbatches > 1 else 0),  # their sum so far
         copies=max(gathered, mlp),
         activations=sum(kept for kept, _ in blocks) + embeddings + cached + sum(biases),
@@ -107,14 +110,10 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
 
 
 def trained_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all parameters of a training by path: the model's, and the classifier's if there is one."""
-    model_config = IVTConfig.from_config(config["model"])
-    shapes = parameter_shapes(model_config)
-    if not config["id"]["weight"]:
-        return shapes
-    persons = flops.persons(config)
-    head = {"kernel": (model_config.embedding_width, persons), "bias": (persons,)}
-    return shapes | {f"{ID_HEAD}/{name}": shape for name, shape in head.items()}
+    """Returns the shapes of all parameters of a training by path: the model's, and those of the heads of its losses."""
+    heads = jax.eval_shape(lambda: init_heads(jax.random.key(0), config, flops.persons(config)))
+    shapes = {path: value.shape for path, value in flatten_dict(heads, sep="/").items()}
+    return parameter_shapes(IVTConfig.from_config(config["model"])) | shapes
 
 
 def _is_in_blocks(name: str, kind: str) -> bool:
@@ -180,6 +179,15 @@ def batch_bytes(config: Mapping[str, Any]) -> int:
     images = mla["views"] * (math.prod(config["model"]["image_size"]) * 3 + 4 * 4)
     texts = sum(length[level] for level in {*mla["levels"], "sentence"})
     return config["data"]["batch_size"] * (images + 5 * texts + 4 * (length["sentence"] + 2))  # ids and mask
+
+
+def negative_bytes(config: Mapping[str, Any], devices: int) -> int:
+    """Returns the bytes of what image-text matching draws for a device's rows, and of the gathered batch."""
+    if not config["itm"]["weight"]:
+        return 0
+    row = math.prod(config["model"]["image_size"]) * 3 + 4 * 4 + 5 * config["text"]["length"]["sentence"]
+    batch = config["data"]["batch_size"]
+    return row * (batch // devices + (batch if devices > 1 else 0))
 
 
 def planned(config: Any, model: str, batch: int, devices: int) -> Any:

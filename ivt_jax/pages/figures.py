@@ -12,8 +12,8 @@ from ivt_jax.evaluation.ranking import Ranks
 
 CMC_RANKS = 50
 TERMS = {
-    "loss": "Total loss", "mla": "Alignment (MLA)", "id": "Identity", "words": "Masked words",
-    "patches": "Masked patches",
+    "loss": "Total loss", "mla": "Alignment (MLA)", "id": "Identity", "itm": "Image-text matching (ITM)",
+    "words": "Masked words", "patches": "Masked patches", "temperature": "Learned temperature",
 }  # fmt: skip
 _COLOURS = ("#4f7df3", "#e8833a", "#2fa37c", "#b267d6", "#d9527a")
 _INK = "#010203"  # placeholder for the text colour of the page
@@ -27,10 +27,10 @@ _POINTS = 300  # of a curve; longer ones are averaged in this many bins
 
 
 def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
-    """Plots every loss term of the run in a small figure of its own."""
+    """Plots every loss term of the run, and its learned temperature, in a small figure of its own."""
     points = {term: [(line["step"], line[term]) for line in lines if term in line] for term in TERMS}
     curves = {TERMS[term]: thinned(curve) for term, curve in points.items() if curve}
-    colours = ("#8a90a0", *_COLOURS)
+    colours = itertools.cycle(("#8a90a0", *_COLOURS))
     return [line_figure(x, {"": curves[x]}, "step", color=c) for x, c in zip(curves, colours, strict=False)]
 
 

@@ -202,9 +202,9 @@ def _model_faults(config: ConfigDict) -> Iterator[str]:
 def _pretraining_faults(config: ConfigDict) -> Iterator[str]:
     """Yields the faults of the learned temperature and of image-text matching."""
     temperature = config.match.temperature
-    if config.mla.weight and config.match.learned and temperature < 1 / LARGEST_SCALE:
+    if config.mla.weight and config.match.learned and temperature <= 1 / LARGEST_SCALE:
         begin = f"match.learned begins at match.temperature, which is {temperature}"
-        yield f"{begin}; set it to {1 / LARGEST_SCALE} or more, such as 0.07"
+        yield f"{begin}; set it above {1 / LARGEST_SCALE}, such as to 0.07"
     if config.itm.weight and config.model.towers == 2:
         yield "model.towers 2 has no joint pass of image and text, which itm.weight needs: set itm.weight to 0"
     if config.itm.weight and not config.mla.weight:

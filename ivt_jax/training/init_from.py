@@ -1,8 +1,8 @@
 """Initial parameters of a training: `train.init_from`, the folder of a run, an export or converted weights.
 
 Parameters of equal shape are loaded. Positions and types of another grid of patches are resized. Parameters that only
-training needs, relative position biases and projections may be missing and stay as initialised. Anything else is an
-error.
+training needs, relative position biases and projections may be missing and stay as initialised. The heads of the other
+run's losses (losses/heads.py) are dropped; those of the new run begin anew. Anything else is an error.
 """
 
 import operator
@@ -18,10 +18,11 @@ from input_pipeline.annotations import dataset_name
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
+from ivt_jax.losses.heads import heads_of
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig
-from ivt_jax.run.checkpoint import restore_params
-from ivt_jax.run.workdir import load_record, refuse_other_tokenizer
+from ivt_jax.run.checkpoint import holds_params_alone, restore_params
+from ivt_jax.run.workdir import load_record, refuse_other_tokenizer, with_later_keys
 
 PER_PATCH = ("image_embedding/pos_embed", "image_embedding/type_embed")
 PER_OFFSET = "blocks/relative/image"
@@ -81,7 +82,9 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
             if action != "initialised":
                 value = np.asarray(found[path], np.float32)
                 params[path] = resize(path, value, old, new) if action == "resized" else value
+    dropped = [] if holds_params_alone(Path(folder)) else heads_of(with_later_keys(restored.config, config))
     summary = _summary(f"{folder}, step {restored.step}", actions, old, new)
+    summary += f"; dropped, of its training alone: {', '.join(dropped)}" if dropped else ""
     return Initial(params, summary, origin_of(folder, restored.step))
 
 

@@ -43,6 +43,6 @@ def draw_pairs(
         )
 
     text, image = draw(0, embeddings[0], texts), draw(1, embeddings[1], images)
-    other = {name: rows[name][image] for name in ("rows", "images", "erase")}
-    other |= {name: rows[name][text] for name in ("ids", "mask")}
-    return {"own": own, "other": other, "weights": jnp.where(same.all(1), 0.0, 3.0)}
+    other = {name: jnp.take(rows[name], image, axis=0) for name in ("rows", "images", "erase")}
+    other |= {name: jnp.take(rows[name], text, axis=0) for name in ("ids", "mask")}
+    return {"own": own, "other": other, "weights": 3 * (~same.all(1)).astype(jnp.float32)}

@@ -143,7 +143,7 @@ class Objective:
 
     def draw(self, batch: dict[str, Any], key: jax.Array) -> Draws:
         """Returns the random inputs of a step. Parts of one batch are encoded with the same draws."""
-        config, draws = self.config, Draws(*jax.random.split(key, 6), match=jax.random.fold_in(key, 6))
+        config, draws = self.config, Draws(*jax.random.split(key, 6))._replace(match=jax.random.fold_in(key, 6))
         if not self.embeds or config.bmm.align != "exact":
             return draws
         masks = [batch["mask"][name] for name in config.mla.levels]

@@ -49,10 +49,10 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
     """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
 
-    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. None decays a learned
-    scale or temperature of similarities: that would pull the temperature towards 1. With all three, biases
-    have their own rate, layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does
-    not advance the schedules.
+    Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. None of them
+    decays a learned scale of similarities, which it would pull towards 1. With all three, biases have their own rate,
+    layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does not advance the
+    schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
@@ -130,7 +130,7 @@ def groups(params: Any) -> Any:
 
 
 def is_scale(path: Any) -> bool:
-    """Returns whether a parameter is the logarithm of a scale of similarities: the model's own, or the temperature's."""
+    """Returns whether a parameter is a logarithm of the scale of similarities: the model's own, or match.learned's."""
     return path[-1].key == "log_scale"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import default
 from ivt_jax.cost import flops
+from ivt_jax.losses.heads import init_heads
 from ivt_jax.models.build import build_model, parameter_shapes
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ivt import IVT
@@ -93,9 +94,9 @@ def test_flops_of_two_towers_are_the_matrix_products(options, remat):
     assert cost.training == pytest.approx(count_products(config, gradient=True), rel=0.03)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_training_flops_are_the_matrix_products_of_the_gradient(remat):
-    config = tiny_config(model={"remat": remat})
+@pytest.mark.parametrize(("remat", "matched"), [(False, 0.0), (True, 0.0), (False, 1.0)])
+def test_training_flops_are_the_matrix_products_of_the_gradient(remat, matched):
+    config = tiny_config(model={"remat": remat}, itm={"weight": matched})
     cost = flops.step_cost(config)
     assert (cost.recomputed > 0) == remat
     # The pixels need no gradient, hence a little below.
@@ -130,7 +131,8 @@ def count_products(config, gradient):
         "words": np.ones((batch, config.text.length["sentence"]), np.int32),
         "person_ids": np.arange(batch),
     }
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0))["params"])
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: model.init(key)["params"] | init_heads(key, config, 9))
 
     def loss(params):
         return Objective(model, config, mask_id=4)(params, rows, jax.random.key(0))[0]

@@ -20,7 +20,7 @@ NARROW = jax.__version_info__ >= (0, 11)  # from then on XLA's CPU backend keeps
 
 def config_of(
     batch, *, levels=("sentence",), views=1, words=0.0, patches=0.0, align="off", fsdp=1, ema=0.0, parts=1,
-    matching="global", identity=0.0, freeze=(), **model
+    matching="global", identity=0.0, itm=0.0, freeze=(), **model
 ):  # fmt: skip
     """A tower whose activations are large beside its parameters; it compiles in seconds."""
     config = default.get_config()
@@ -33,6 +33,7 @@ def config_of(
     config.optimizer.ema, config.runtime.mesh.fsdp = ema, fsdp
     config.runtime.microbatches, config.runtime.matching = parts, matching
     config.data.name, config.id.weight, config.train.freeze = "icfg_pedes", identity, freeze
+    config.itm.weight = itm
     return config
 
 
@@ -69,8 +70,8 @@ STEPS = {
     "a classifier, split, eight devices": (
         8, config_of(512, image_size=(12, 12), depth=1, identity=1.0, fsdp=2, matching="sharded"), 0.1,
     ),
-    "micro-batches, eight devices": (
-        8, config_of(256, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4), 0.1,
+    "micro-batches, image-text matching, eight devices": (
+        8, config_of(256, levels=ALL, views=3, words=1.0, patches=1.0, align="exact", parts=4, itm=1.0), 0.1,
     ),
 }  # fmt: skip
 
@@ -136,6 +137,21 @@ def test_the_classifier_by_hand():
     assert memory.parameters - plain.parameters == 4 * 65 * 2947 == memory.gradients - plain.gradients
     assert memory.matching - plain.matching == 3 * 4 * 16 * 6 * 2947
     assert step_cost(with_one).heads - step_cost(without).heads == 16 * 6 * 2 * 64 * 2947
+
+
+def test_image_text_matching_by_hand():
+    """16 pairs on two devices: 48 joint passes, a product 64 x 2 for each; similarities of 16 x 16, both directions."""
+    sizes = {"data": 2, "fsdp": 1}
+    without, with_one = (config_of(16, itm=weight, freeze=("blocks",)) for weight in (0.0, 1.0))
+    memory, plain = (plan.device_memory(c, sizes) for c in (with_one, without))
+    assert memory.parameters - plain.parameters == 4 * 65 * 2 == memory.gradients - plain.gradients
+    # The images and sentences of all pairs, gathered, and those drawn for the device's 8.
+    assert memory.batch - plain.batch == (16 + 8) * (48 * 24 * 3 + 16 + 5 * 24)
+    cost, before = step_cost(with_one), step_cost(without)
+    assert cost.heads - before.heads == 48 * 2 * 64 * 2 and before.drawing == 0
+    assert cost.drawing == 2 * (2 * 16 * 16 * 64)
+    assert cost.training == 3 * (cost.forward - cost.drawing) + cost.drawing
+    assert f"drawing {cost.drawing / 1e9:.2f})" in str(cost) and "drawing" not in str(before)
 
 
 def test_cudnn_keeps_no_softmax():

@@ -36,7 +36,7 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
     monkeypatch.setattr(run, "write_results", lambda workdir, summary, source, found: written.append(source.split))
 
-    def evaluate(best, last, val=4, write=False, images_digest="", **changes):
+    def evaluate(best, last, val=4, test=4, write=False, images_digest="", **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -45,7 +45,7 @@ def evaluate(monkeypatch):
 
         def open_split(config, split, images_digest):
             opened.append((split, images_digest))
-            persons = np.arange(4 if split == "test" else val)
+            persons = np.arange(test if split == "test" else val)
             return SimpleNamespace(
                 name="cuhk_pedes",
                 split=split,
@@ -123,6 +123,16 @@ def test_where_the_last_is_the_best_it_is_the_same(evaluate):
 def test_without_validation_there_is_no_calibration(evaluate):
     summaries = evaluate(best=60, last=60, val=0)
     assert set(summaries) == {"test"} and "calibration" not in summaries["test"]
+
+
+def test_without_a_test_split_validation_has_what_the_report_shows(evaluate):
+    summaries = evaluate(best=40, last=60, test=0, write=True)
+    assert set(summaries) == {"val"} and evaluate.written == ["val"]
+    summary = summaries["val"]
+    assert (summary["last"]["step"], summary["last"]["t2i"]["R1"], summary["selected_on"]) == (60, 0, "val")
+    assert summary["calibration"].keys() == evaluate(best=40, last=60)["val"]["calibration"].keys()
+    assert len(summary["robustness"]) == 4
+    assert "last" not in evaluate(best=40, last=60)["val"]
 
 
 def test_a_perfect_split_has_no_false_alarm(evaluate):

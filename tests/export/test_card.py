@@ -61,6 +61,11 @@ def test_real_data_come_with_their_sizes_and_terms(record):
     record["config"]["data"]["name"] = "pedes_synth"
     text = card(record, ["orbax"])
     assert "its persons are drawn" in text and "show real people" not in text and "| train |" not in text
+    record["config"]["data"] |= {"name": "own", "root": "data/shop.csv"}
+    text = card(record, ["orbax"])
+    assert "Trained on shop; SHA-256" in text and "consent of the people" in text and "drawn" not in text
+    record["config"]["data"]["title"] = "The shop"
+    assert "# IVT, trained on The shop" in card(record, ["orbax"])
 
 
 def test_of_converted_weights_nothing_is_made_up(record):
@@ -143,6 +148,20 @@ def test_a_start_that_was_trained_is_named_with_its_own_start(two_towers):
     assert trained in text and text.index(trained) < text.index(LISTED)
 
 
+def test_every_link_of_a_chain_of_starts_is_named(two_towers):
+    """Fine-tuned from a run, which was trained from a run, which was trained from converted weights."""
+    first = {"step": 100000, "annotations": "cd34", "data": "icfg_pedes", "start": two_towers["start"]}
+    two_towers["start"] = {"step": 3000, "annotations": "ef56", "data": "rstp_reid", "start": first}
+    text = card(two_towers, ["orbax"]).partition("## Start")[2].partition("## Recipe")[0]
+    links = [
+        "- step 3,000 of a training on RSTPReid, SHA-256 of its annotations `ef56`\n",
+        "- step 100,000 of a training on ICFG-PEDES, SHA-256 of its annotations `cd34`\n",
+        f"- weights of other programs, converted by `ivt_jax.convert` (`--source=clip`):\n{LISTED}",
+    ]
+    places = [text.index(link) for link in links]
+    assert places == sorted(places) and "do not record" not in text and "does not record" not in text
+
+
 def test_a_start_of_unknown_origin_is_said(two_towers):
     two_towers["start"] = {"folder": "/home/me/x", "step": 0}
     text = card(two_towers, ["orbax"])
@@ -169,9 +188,17 @@ def test_options_are_in_the_recipe(record):
     assert "- Matching: loss cmpm, the model's own scale\n" in text
 
 
+def test_the_losses_of_pre_training_are_in_the_recipe(record):
+    record["config"]["match"] |= {"loss": "itc", "temperature": 0.5, "learned": True}
+    record["config"]["itm"]["weight"] = 1.0
+    text = card(record, ["orbax"])
+    assert "- Matching: loss itc, temperature 0.5 at the start, then learned\n" in text
+    assert "- Image-text matching (ITM): weight 1.0\n" in text
+
+
 def test_a_run_of_an_older_version_has_the_defaults_of_later_keys(record):
     text = card(record, ["orbax"])
-    for key in ("match", "id"):
+    for key in ("match", "id", "itm"):
         del record["config"][key]
     assert card(record, ["orbax"]) == text
 

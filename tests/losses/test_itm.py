@@ -44,7 +44,11 @@ def test_a_person_s_own_is_never_drawn_however_similar():
     similarities = np.where(ids[:, None] == ids[None, :], 80.0, 0.0).astype(np.float32)
     draws = drawn(similarities, ids, 500)
     assert (ids[draws] != ids).all()
-    assert {tuple(sorted(set(column.tolist()))) for column in draws.T} == {(2, 3), (0, 1, 3), (0, 1, 2)}  # only FLOOR is left
+    assert {tuple(sorted(set(column.tolist()))) for column in draws.T} == {
+        (2, 3),
+        (0, 1, 3),
+        (0, 1, 2),
+    }  # only FLOOR is left
 
 
 def test_without_another_person_the_draw_is_a_row_of_the_batch():

@@ -27,7 +27,7 @@ def write_run(workdir):
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*LOSSES, SCORES]))
 
 
-def write_split(workdir, root, attributes=True, **results):
+def write_split(workdir, root, attributes=True, split="test", **results):
     """Two persons, two images of each. The first caption finds its person at ranks 2 and 3, the second at 1 and 2."""
     (root / "imgs").mkdir(parents=True)
     paths = ["a.png", "b.png", "c.png", "d.png"]
@@ -41,7 +41,7 @@ def write_split(workdir, root, attributes=True, **results):
     embeddings = Embeddings(image, text, np.array([1, 1, 2, 2]), np.array([1, 2]), own, np.ones(4, int))
     captions = [("A man & <b>",), (), (), ("Another man.",)]
     source = SimpleNamespace(
-        name="pedes_synth", split="test", root=root, images=root / "imgs", paths=paths, captions=captions,
+        name="pedes_synth", split=split, root=root, images=root / "imgs", paths=paths, captions=captions,
         pairs=(own, np.array([0, 0])),
     )  # fmt: skip
     last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
@@ -108,6 +108,27 @@ def test_without_attributes_and_without_test_results(tmp_path):
     write_split(tmp_path, tmp_path / "data", attributes=False)
     page = report.write_report(tmp_path).read_text()
     assert "Test R@1" in page and "oracle" not in page and "Attributes of the first crop" not in page
+
+
+def test_without_a_test_split_the_page_shows_validation_and_says_so(tmp_path):
+    write_run(tmp_path)
+    write_split(tmp_path, tmp_path / "data", attributes=False, split="val", calibration={"threshold": 0.5})
+    assert report.reported_split(tmp_path)[0] == "val"
+    page = report.write_report(tmp_path).read_text()
+    assert "There is no test split. These are scores of validation, which also chose the checkpoint" in page
+    assert "Validation R@1, text to image" in page and "Here 2 validation captions search 4 crops" in page
+    assert "Results of 2 validation captions" in page and "test captions" not in page and "Test R@1" not in page
+    write_split(tmp_path, tmp_path / "more", attributes=False)
+    assert report.reported_split(tmp_path)[0] == "test"
+    assert "no test split" not in report.write_report(tmp_path).read_text()
+
+
+def test_attributes_of_own_data_are_not_those_of_pedes_synth(tmp_path):
+    """A file attributes.json may lie beside a table by chance."""
+    write_run(tmp_path)
+    write_split(tmp_path, tmp_path / "data", attributes=False)
+    (tmp_path / "data/attributes.json").write_text('["mine"]')
+    assert "Attributes of the first crop" not in report.write_report(tmp_path).read_text()
 
 
 def test_metrics_cut_short_by_a_crash(tmp_path):

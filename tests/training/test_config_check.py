@@ -139,6 +139,17 @@ def test_our_configs_have_no_fault():
         ({"bmm__patch_ratio": 0.001}, "bmm.patch_ratio 0.001 hides none of the 192 patches"),
         ({"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0},
          "mla.weight, id.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"),
+        ({"match__learned": True, "match__temperature": 0.0},
+         "match.learned begins at match.temperature, which is 0.0; set it above 0.01, such as to 0.07"),
+        ({"match__learned": True, "match__temperature": 0.01, "match__loss": "itc"},
+         "match.learned begins at match.temperature, which is 0.01; set it above 0.01, such as to 0.07"),
+        ({"itm__weight": 1.0, "model__towers": 2, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0,
+          "model__projection": 8},
+         "model.towers 2 has no joint pass of image and text, which itm.weight needs: set itm.weight to 0"),
+        ({"itm__weight": 1.0, "mla__weight": 0.0},
+         "itm.weight needs mla.weight above 0: negatives are drawn by the similarities that mla trains"),
+        ({"itm__weight": 1.0, "mla__levels": ("phrase", "word"), "mla__views": 1},
+         "itm.weight needs sentence in mla.levels, which is ('phrase', 'word'): negatives are drawn by it"),
         ({"train__first_epoch": 121}, "train.first_epoch 121 is after the last, train.epochs 120"),
         ({"runtime__log_every": 0}, "runtime.log_every is 0; expected 1 or more"),
         ({"bmm__word_ratio": 1.5}, "bmm.word_ratio is 1.5; expected a share from 0 to 1"),
@@ -197,6 +208,9 @@ def test_a_fault_is_one_line(changes, message):
         {"match__temperature": 0.0, "model__projection": 8},
         {"match__temperature": 0.0, "mla__weight": 0.0},
         {"match__loss": "itc", "match__normalise": "neither"},
+        {"match__loss": "itc", "match__temperature": 0.011, "match__learned": True, "itm__weight": 1.0},
+        {"match__loss": "itc", "match__normalise": "neither", "match__temperature": 0.5, "match__learned": True},
+        {"match__learned": True, "match__temperature": 0.0, "mla__weight": 0.0},
         {"mla__weight": 0.0, "bmm__word_weight": 0.0, "bmm__patch_weight": 0.0, "id__weight": 1.0},
         {"train__freeze": ["word$"], "optimizer__multipliers": ["a=b=0.5"]},  # lists, as in config.json
     ],
@@ -245,7 +259,7 @@ def test_every_number_has_a_bound(key):
 def test_every_key_is_checked_or_takes_any_value():
     values = flatten(default.get_config().to_dict())
     others = {key for key in values if key not in {*NUMBERS, *CHOICES} and not isinstance(values[key], bool)}
-    names = {"data.root", "text.tokenizer", "train.init_from", "runtime.prepared"}
+    names = {"data.root", "data.title", "text.tokenizer", "train.init_from", "runtime.prepared"}
     others -= {"model.image_size", "model.pixel_mean", "model.pixel_deviation", "mla.levels"}
     assert others == names | {"train.freeze", "optimizer.multipliers"}
 

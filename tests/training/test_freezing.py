@@ -54,6 +54,7 @@ def test_the_first_pattern_decides_and_may_contain_an_equals_sign():
 def test_a_pattern_without_parameters_is_one_line(changes, message):
     refuse_patterns(PATHS, changed(freeze=("attn",), multipliers=("word=2",)))
     refuse_patterns(PATHS, changed(multipliers=("^id_head/bias=2.5", "^id_head/=5")))  # a recipe without its classifier
+    refuse_patterns(PATHS, changed(freeze=("^temperature/",), multipliers=("^itm_head/=5",)))  # and without other heads
     with pytest.raises(UserError) as error:
         refuse_patterns(PATHS, changed(**changes))
     assert str(error.value) == message

@@ -22,7 +22,13 @@ from tests.training.test_loop import tiny_config
 STARTS = np.array([0, 3, 5, 9])
 ON = {"optimizer.clip_norm": 5.0, "optimizer.layer_decay": 0.75, "optimizer.ema": 0.9, "train.spike_factor": 8.0}
 ADAMW = {**ON, "optimizer.name": "adamw"}
-LEARNED = {"match.temperature": 0.3, "id.weight": 0.2, "itm.weight": 0.4, "model.projection": 4, "data.name": "icfg_pedes"}
+LEARNED = {
+    "match.temperature": 0.3,
+    "id.weight": 0.2,
+    "itm.weight": 0.4,
+    "model.projection": 4,
+    "data.name": "icfg_pedes",
+}
 MATCHING = {"bmm.word_weight": 0.0, "bmm.patch_weight": 0.0}  # without reconstruction: faster to trace
 
 
@@ -63,8 +69,8 @@ def text_of():
 
 SWEPT = {
     "seed": 5,
-    "mla.weight": 0.5, "match.temperature": 0.5, "id.weight": 0.5, "itm.weight": 0.5, "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5,
-    "bmm.word_ratio": 0.4, "optimizer.epsilon": 1e-3,
+    "mla.weight": 0.5, "match.temperature": 0.5, "id.weight": 0.5, "itm.weight": 0.5,
+    "bmm.word_weight": 0.5, "bmm.patch_weight": 0.5, "bmm.word_ratio": 0.4, "optimizer.epsilon": 1e-3,
     "optimizer.schedule": "smooth", "optimizer.learning_rate": 0.5, "optimizer.bias_learning_rate": 0.5,
     "optimizer.start": 0.01, "optimizer.floor": 0.01, "optimizer.warmup_epochs": 2.0, "optimizer.momentum": 0.5,
     "optimizer.b1": 0.5, "optimizer.b2": 0.5, "optimizer.weight_decay": 0.0, "optimizer.clip_norm": 0.1,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import default
@@ -160,6 +161,22 @@ def test_adam_is_torchs_rule():
         return p
 
     assert_trees_close(run(config, gradients), jax.tree_util.tree_map_with_path(follow, PARAMS, *gradients))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_learned_scale_is_not_decayed(name):
+    """With gradients of 0, only the decay moves parameters. The state is as of older versions: they had no masks."""
+    config = default.get_config()
+    config.optimizer.update({"name": name, "weight_decay": 0.3})
+    params = {
+        name: {"log_scale": jnp.float32(2.0), "kernel": jnp.ones((1, 1))} for name in ("temperature", "similarity")
+    }
+    tx = make_optimizer(config, dict.fromkeys(RATE, optax.constant_schedule(0.1)))
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    for head in updates.values():
+        assert head["log_scale"] == 0 and head["kernel"] < 0
+    if name == "sgd":
+        assert state[0] == optax.add_decayed_weights(0.3).init(params) == optax.EmptyState()
 
 
 @pytest.mark.parametrize(("name", "epsilon"), [("adam", 1e-3), ("adamw", 1e-8)])
