@@ -59,7 +59,7 @@ def call(root, *arguments):
 
 
 def open_split(root, split="train", prepared="", max_damaged=0.0):
-    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged}
+    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged, "identities": True}
     return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(prepared)}}), split)
 
 
