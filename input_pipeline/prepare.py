@@ -43,7 +43,7 @@ from ivt_jax.common.messages import counted
 
 SUMS = "SHA256SUMS"
 _PREPARED = "prepared"
-_BY_TENSORFLOW = "gs://"  # it needs no further library for these; all others are read by fsspec
+_BY_FSSPEC = ("s3://", "memory://")  # TensorFlow reads gs:// without a further library, and not these
 
 
 @functools.cache  # all splits of a run are read from one copy
@@ -127,7 +127,7 @@ def _fetch(url: str, sums: bytes, partial: Path) -> None:
 
 
 def _copy(url: str, target: Path) -> None:
-    if not url.startswith(_BY_TENSORFLOW):
+    if url.startswith(_BY_FSSPEC):
         store.fetch(url, str(target))
         return
 
@@ -139,7 +139,7 @@ def _copy(url: str, target: Path) -> None:
 
 def _read(url: str) -> bytes | None:
     """Returns the content of a small file, None if it does not exist."""
-    if is_remote(url) and not url.startswith(_BY_TENSORFLOW):
+    if url.startswith(_BY_FSSPEC):
         return store.read(url)
 
     import tensorflow as tf

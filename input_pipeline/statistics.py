@@ -14,8 +14,8 @@ PUBLISHED: dict[str, Counts] = {
     "icfg_pedes": {"train": (3102, 34674, 34674), "test": (1000, 19848, 19848)},
     "rstp_reid": {"train": (3701, 18505, 37010), "val": (200, 1000, 2000), "test": (200, 1000, 2000)},
     "pedes_synth": {},
-    "own": {},
     "pairs": {},
+    "own": {},
 }
 # Persons for training that a run without data assumes if nothing is published: those of PEDES-Synth as
 # `python -m input_pipeline.synthetic` makes it by default; of own data a number for the figures of --dry_run.

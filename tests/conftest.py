@@ -40,7 +40,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
 NEED_TENSORFLOW = [
     "conversion/test_convert.py", "cost/test_dry_run.py", "evaluation/test_cross_domain.py", "evaluation/test_run.py",
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
-    "input_pipeline/pairs/test_pairs.py", "input_pipeline/pairs/test_training.py",
+    "input_pipeline/pairs/test_benchmark.py", "input_pipeline/pairs/test_pairs.py",
+    "input_pipeline/pairs/test_training.py",
     "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_joint.py",
     "input_pipeline/test_pipeline.py", "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py",
     "test_configs.py", "test_main.py", "test_own.py", "test_starts.py", "test_variants.py", "training/test_heads.py",

@@ -17,6 +17,7 @@ CONFINED = {
         "input_pipeline.pipeline",
         "input_pipeline.prepare",
         "input_pipeline.benchmark",
+        "input_pipeline.pairs.benchmark",
         "input_pipeline.saved_model",
     },
     "tensorflow_datasets": {"input_pipeline.builders", "input_pipeline.augment", "input_pipeline.pipeline"},
@@ -32,6 +33,8 @@ CONFINED = {
     },
     "huggingface_hub": {"ivt_jax.common.hub", "ivt_jax.conversion.hub"},
     "transformers": set(),  # of the tests alone
+    "fsspec": {"input_pipeline.pairs.store"},
+    "webdataset": {"input_pipeline.pairs.benchmark"},  # no requirement of the project
     "pillow_heif": {"input_pipeline.decoding"},
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},
@@ -43,7 +46,8 @@ CONFINED = {
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [
-    "input_pipeline.doctor", "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
+    "input_pipeline.doctor", "input_pipeline.pairs.source",
+    "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
     "input_pipeline.synthetic.parts", "input_pipeline.text_levels", "input_pipeline.tokenizer", "ivt_jax.bench",
     "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.common.startup", "ivt_jax.conversion.files",
     "ivt_jax.conversion.vit", "ivt_jax.convert", "ivt_jax.cost.bound", "ivt_jax.cost.compiled", "ivt_jax.cost.flops",

@@ -195,6 +195,7 @@ def remove(url: str) -> None:
         system.rm_file(name)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def file_system(url: str) -> tuple[Any, str]:
     """Returns fsspec's file system of a URL, and the name in it. Raises UserError if its library is missing."""
     import fsspec  # late: a run on local files needs none of it
