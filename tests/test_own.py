@@ -8,6 +8,7 @@ import pytest
 
 from configs import own
 from input_pipeline import pipeline, prepare
+from input_pipeline.datasets import parse_datasets
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import say_once
 from ivt_jax.evaluation import cross_domain
@@ -86,11 +87,13 @@ def test_the_matrix_takes_several_tables(run, pedes_root, tmp_path):
     with (tmp_path / "other.csv").open("w") as file:  # without a test split
         file.write("image,caption,split\na.jpg,x,train\n")
     given = [f"own:{path}", f"cuhk:{pedes_root}", f"own:{tmp_path / 'other.csv'}"]
-    datasets = cross_domain.parse_datasets(given)
-    assert datasets == [("own", str(path)), ("cuhk_pedes", str(pedes_root)), ("own", str(tmp_path / "other.csv"))]
+    datasets = parse_datasets(given, "--datasets")
+    assert [(d.name, d.root) for d in datasets] == [
+        ("own", str(path)), ("cuhk_pedes", str(pedes_root)), ("own", str(tmp_path / "other.csv")),
+    ]  # fmt: skip
     cells = cross_domain.cross_domain([workdir], datasets[:2], config)
-    assert [(cell["tested_on"], cell["gallery"]) for cell in cells] == [("my shop", 3), ("cuhk_pedes", 6)]
-    assert cross_domain.matrix(cells).splitlines()[0].split() == ["trained", "on", "my", "shop", "cuhk_pedes"]
+    assert [(cell["tested_on"], cell["gallery"]) for cell in cells] == [("my shop", 3), ("CUHK-PEDES", 6)]
+    assert cross_domain.matrix(cells).splitlines()[0].split() == ["trained", "on", "my", "shop", "CUHK-PEDES"]
     with pytest.raises(UserError, match=r"other.csv has no test records to score \S+"):
         cross_domain.cross_domain([workdir], datasets[2:], config)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 import ivt_jax
-from configs import cuhk, icfg, rstp
+from configs import cuhk, icfg, joint, rstp
 from configs.starts import STARTS
 from input_pipeline.datasets import parse_datasets
 from input_pipeline.synthetic.writer import Arguments, generate
@@ -29,14 +29,16 @@ from ivt_jax.training.optimizer import make_schedules
 from tests.conversion.test_first_day import published
 from tests.serve.conftest import served
 
-MODULES = (cuhk, icfg, rstp)
+MODULES = (cuhk, icfg, joint, rstp)
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_datasets_have_one_recipe(start):
     """They differ in what says where the data are and, with one tower, in their patches as without a start."""
     first, *others = (flatten(module.get_config(start).to_dict()) for module in MODULES)
-    own = {"data.name", "data.root"} | ({"model.stride", "bmm.patch_block"} if start == "vlmo" else set())
+    own = {"data.name", "data.root", "data.sources"} | (
+        {"model.stride", "bmm.patch_block"} if start == "vlmo" else set()
+    )
     for other in others:
         assert {key for key in first if first[key] != other[key]} <= own
 

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import cuhk, joint
-from input_pipeline import annotations, datasets
+from input_pipeline import datasets
 from input_pipeline.datasets import Dataset, datasets_of, parse_datasets, shared_warning, title_of_data
 from ivt_jax.common.errors import UserError
 
@@ -16,6 +16,8 @@ def test_a_config_names_one_dataset_or_several():
         Dataset("rstp", "rstp_reid", "data/RSTPReid", "RSTPReid"),
     ]
     assert title_of_data(joint.get_config().data) == "CUHK-PEDES + ICFG-PEDES + RSTPReid"
+    assert title_of_data({"name": "joint", "sources": ["cuhk:a", "own:b/shop.csv"]}) == "CUHK-PEDES + shop"
+    assert title_of_data({"name": "joint", "sources": ["cuhk:a", "own:b"], "title": "All"}) == "All"
     older = {"name": "rstp_reid", "root": "x", "val_persons": 0.05}  # of a run that knew no sources
     assert datasets_of(older) == [Dataset("", "rstp_reid", "x", "RSTPReid")]
 
@@ -28,9 +30,7 @@ def test_a_dataset_that_is_given_twice_is_numbered():
     ]  # fmt: skip
 
 
-def test_a_dataset_without_a_name_of_its_own_is_titled_by_its_file(monkeypatch):
-    monkeypatch.setitem(datasets.DATASETS, "own", "own")
-    monkeypatch.setitem(datasets.LAYOUTS, "own", annotations._Layout("own data", ()))
+def test_a_dataset_without_a_name_of_its_own_is_titled_by_its_file():
     parsed = parse_datasets(["own:lists/shop.csv", "own:gs://b/station.jsonl", "own:other/shop.csv"], "--datasets")
     assert [(d.label, d.title) for d in parsed] == [
         ("own", "shop (own)"), ("own-2", "station"), ("own-3", "shop (own-3)"),
