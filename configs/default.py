@@ -16,10 +16,14 @@ def get_config() -> ConfigDict:
     config.seed = 1234  # decides, with the step, initialisation, batches, augmentation and masks; 0 or more
 
     config.data = ConfigDict()
-    config.data.name = "cuhk_pedes"  # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table; pairs: an index
+    # cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth; own: a table of own pictures; pairs: an index of image-text pairs;
+    # joint: the datasets of `sources`
+    config.data.name = "cuhk_pedes"
     config.data.root = "data/CUHK-PEDES"  # folder, local or (portable, index) gs://..., or the JSON file or table in it
+    config.data.sources = ()  # with name joint, the datasets to train on, instead of root: ("cuhk:DIR", "own:my.csv")
+    config.data.weights = ()  # share of each source in an epoch, more than 0, of any sum; () = by size
     config.data.title = ""  # the dataset's name in reports and model cards; "" = its published one, or the table's
-    config.data.identities = True  # False: as pairs from the web, each image is a person of its own
+    config.data.identities = True  # False: as pairs from the web, each image is a person of its own; uniform sampling
     config.data.val_persons = 0.05  # share of training persons held out if the dataset has no val split; 0 to below 1
     config.data.max_damaged = 0.005  # share of training images that may be damaged; others replace them; 0 to 1
     config.data.label_noise = 0.0  # share of training captions that are swapped, to measure robustness; 0 to 1

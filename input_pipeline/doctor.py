@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit code: 0 clean; 1 usable, with warnings; 2 unusable",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--root", required=True, help="the dataset's folder, annotation file or table")
     parser.add_argument(
         "--allow",
         action="append",

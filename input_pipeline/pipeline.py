@@ -6,8 +6,9 @@ with a generator keyed by (seed, e, r). So a run can resume at any step, and hos
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ml_collections import ConfigDict
 from input_pipeline import augment
 from input_pipeline.annotations import Annotations, Record, hold_out_persons, read_annotations
 from input_pipeline.builders import PedesBuilder
+from input_pipeline.datasets import Dataset, datasets_of
+from input_pipeline.joint import JointSource
 from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.pairs.rows import SPLITS
 from input_pipeline.pairs.source import IndexedPairs
@@ -33,10 +36,29 @@ _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the train
 
 Batch = dict[str, Any]
 _raised: list[UserError] = []  # by functions that TensorFlow calls
+UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
+
+
+def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Source]:
+    """Opens a split of each dataset of the config; returns the sources by label, as `open_split` does for one.
+
+    images_digests: by label, as for `open_split`.
+    """
+    return {
+        dataset.label: open_split(config_of(config, dataset), split, images_digests.get(dataset.label, ""))
+        for dataset in datasets_of(config.data)
+    }
+
+
+def config_of(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """Returns a copy of the config for one dataset alone."""
+    config = ConfigDict(config.to_dict())
+    config.data.update({"name": dataset.name, "root": dataset.root, "title": "", "sources": (), "weights": ()})
+    return config
 
 
 def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
-    """Opens the split ("train", "val", "test") of the config's dataset; prepares the dataset first if necessary.
+    """Opens the split ("train", "val", "test") of `data.name` in `data.root`; prepares the dataset first if necessary.
 
     Returns a Source; of the training pairs of an index, an IndexedPairs.
 
@@ -97,7 +119,7 @@ def _open_pairs(config: ConfigDict, split: str) -> IndexedPairs | Source:
 
 def _print_held_out(path: Path, persons: set[int]) -> None:
     held_out = f"held out in its place: {counted(len(persons), 'training person')} (data.val_persons)"
-    nobody = "data.val_persons is 0: all persons train, and the last step counts as the best"
+    nobody = "data.val_persons is 0: all persons train"
     print(f"{path} has no val split; {held_out if persons else nobody}", file=sys.stderr)
 
 
@@ -108,12 +130,13 @@ def _other_annotations(builder: PedesBuilder, annotations: Annotations, differ: 
     )
 
 
-def plan_epochs(config: ConfigDict, source: Any) -> Plans:
+def plan_epochs(config: ConfigDict, source: JointSource) -> Plans:
     """Returns the order of a source's pairs that the config asks for. Raises UserError."""
-    data = config.data
+    data, counts = config.data, source.counts
     if not data.identities:
-        return KeyedPlan([source.num_pairs], data.batch_size, config.seed)
-    return EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+        return KeyedPlan(counts, data.batch_size, config.seed, data.weights or None)
+    shares = list(zip(counts, data.weights, strict=True)) if data.weights else ()
+    return EpochPlans(source.person_of_pair, data.batch_size, data.sampling, data.instances, config.seed, shares)
 
 
 def train_batches(

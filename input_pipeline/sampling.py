@@ -1,7 +1,8 @@
 """Chooses the (image, caption) pairs of each step as a pure function of (seed, epoch), so any step can be resumed."""
 
+import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -53,11 +54,22 @@ class EpochPlans:
     Epochs therefore differ in length.
     "uniform": a permutation of all pairs; an incomplete last batch is dropped.
 
-    person_ids: (N,) person of each pair. Raises UserError if there is not one full batch.
+    With `shares`, an epoch has as many groups (or pairs) as without, and each source gets its share of them: all of its
+    own as often as the share needs, the last time a random part of them. Groups are then drawn uniformly, so batches
+    have the shares on average throughout the epoch; no person is twice in a batch.
+
+    person_ids: (N,) person of each pair; those of a source follow those of the source before. shares: pairs and weight
+    of each source, the weights positive and of any sum; () is without. Raises UserError if there is not one full batch.
     """
 
     def __init__(
-        self, person_ids: np.ndarray, batch_size: int, sampling: str = "identity", instances: int = 4, seed: int = 0
+        self,
+        person_ids: np.ndarray,
+        batch_size: int,
+        sampling: str = "identity",
+        instances: int = 4,
+        seed: int = 0,
+        shares: Sequence[tuple[int, float]] = (),
     ):
         if sampling not in ("identity", "uniform"):
             raise UserError(f'data.sampling is "{sampling}"; expected "identity" or "uniform"')
@@ -67,8 +79,12 @@ class EpochPlans:
         persons, person_of_pair = np.unique(np.asarray(person_ids), return_inverse=True)
         # Around the end of an epoch, several threads need its order and the next one: keep two in memory.
         self.epoch: Callable[[int], np.ndarray] = functools.lru_cache(maxsize=2)(self._epoch)
-        self._identity = _IdentityPlan(person_of_pair, batch_size, instances) if sampling == "identity" else None
         self._num_pairs = len(person_of_pair)
+        shares = shares or [(self._num_pairs, 1.0)]
+        self._passes = _Passes(shares, self._num_pairs)
+        self._identity = None
+        if sampling == "identity":
+            self._identity = _IdentityPlan(person_of_pair, batch_size, instances, shares)
         if self._identity is not None and len(persons) < batch_size // instances:
             raise UserError(
                 f"data.batch_size {batch_size} in groups of data.instances {instances} needs "
@@ -84,14 +100,15 @@ class EpochPlans:
         if self._identity is not None:
             order = self._identity.order(rng)
         else:
-            order = rng.permutation(self._num_pairs)[: self._num_pairs // self.batch_size * self.batch_size]
+            pairs, _ = self._passes.draw(rng)
+            order = pairs[rng.permutation(self._num_pairs)[: self._num_pairs // self.batch_size * self.batch_size]]
         order.flags.writeable = False
         return order
 
     def _num_batches(self, epoch: int) -> int:
         if self._identity is None:
             return self._num_pairs // self.batch_size
-        return len(self._identity.draw_persons(keyed_rng(self._seed, epoch)))
+        return len(self._identity.draw(keyed_rng(self._seed, epoch))[1])
 
     def epoch_starts(self, num_epochs: int) -> np.ndarray:
         """Returns (num_epochs + 1,) int64: the first step of each epoch, and last the total number of steps."""
@@ -113,10 +130,36 @@ class EpochPlans:
         return epoch, first, self.epoch(epoch)[first : first + self.batch_size]
 
 
-class _IdentityPlan:
-    """Draws the order of an epoch in groups of one person's pairs."""
+class _Passes:
+    """How often an epoch takes the items of each source, which are numbered one source after the other.
 
-    def __init__(self, person_of_pair: np.ndarray, batch_size: int, instances: int):
+    shares: items and weight of each source; its quota is its share of `total`. With the quotas equal to the items, an
+    epoch takes each item once, and nothing is drawn.
+    """
+
+    def __init__(self, shares: Sequence[tuple[int, float]], total: int):
+        self._items, weights = np.array(shares, float).T
+        ends = np.round(np.cumsum(weights) / weights.sum() * total)
+        self._quotas = np.diff(ends, prepend=0).astype(np.int64)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the items of an epoch (total,), by source and pass, and the pass of each, from 0."""
+        drawn, passes, first = [], [], 0
+        for items, quota in zip(self._items.astype(np.int64).tolist(), self._quotas.tolist(), strict=True):
+            whole, rest = divmod(quota, items)
+            part = rng.permutation(items)[:rest] if rest else np.arange(0)
+            drawn.append(first + np.concatenate([np.tile(np.arange(items), whole), part]))
+            passes.append(np.arange(quota) // items)
+            first += items
+        return np.concatenate(drawn), np.concatenate(passes)
+
+
+class _IdentityPlan:
+    """Draws the order of an epoch in groups of one person's pairs. shares: as for EpochPlans."""
+
+    def __init__(
+        self, person_of_pair: np.ndarray, batch_size: int, instances: int, shares: Sequence[tuple[int, float]]
+    ):
         if batch_size % instances:
             raise UserError(f"data.batch_size {batch_size} is not a multiple of data.instances {instances}")
         self._instances = instances
@@ -126,8 +169,48 @@ class _IdentityPlan:
         self._first_pair = np.cumsum(self._pairs) - self._pairs
         self._groups = np.maximum(self._pairs // instances, 1)
         self._first_group = np.cumsum(self._groups) - self._groups
+        self._person_of_group = np.repeat(np.arange(len(self._groups)), self._groups)
+        self._weighted = len(shares) > 1
+        self._passes = _Passes(self._shares_of_groups(shares), len(self._person_of_group))
 
-    def draw_persons(self, rng: np.random.Generator) -> np.ndarray:
+    def _shares_of_groups(self, shares: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Returns groups and weight of each source, from pairs and weight."""
+        ends = np.cumsum([pairs for pairs, _ in shares])
+        last_persons = np.maximum.accumulate(self._person_of_pair)[ends - 1]
+        groups = np.diff(np.cumsum(self._groups)[last_persons], prepend=0)
+        return [(count, weight) for count, (_, weight) in zip(groups.tolist(), shares, strict=True)]
+
+    def draw(self, rng: np.random.Generator) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """Returns the groups of an epoch with the pass of each, and its batches (batches, P) of persons."""
+        groups, passes = self._passes.draw(rng)
+        if not self._weighted:
+            return (groups, passes), self._draw_persons(rng)
+        batches = self._deal(rng.permutation(self._person_of_group[groups]).tolist())
+        if not len(batches):
+            raise UserError(
+                f"data.weights leave an epoch fewer than {self._persons_per_batch} persons, as many as one batch has "
+                "(data.batch_size / data.instances): choose weights that are closer to each other"
+            )
+        return (groups, passes), batches
+
+    def _deal(self, persons: list[int]) -> np.ndarray:
+        """Returns (batches, P): fills batches in the order of `persons`; one who is in a batch waits for the next."""
+        P, left = self._persons_per_batch, collections.deque(persons)
+        batches: list[list[int]] = []
+        while True:
+            batch: dict[int, None] = {}
+            waiting = []
+            while left and len(batch) < P:
+                person = left.popleft()
+                if person in batch:
+                    waiting.append(person)
+                batch[person] = None
+            if len(batch) < P:
+                return np.array(batches, np.int64).reshape(-1, P)
+            left.extendleft(reversed(waiting))
+            batches.append(list(batch))
+
+    def _draw_persons(self, rng: np.random.Generator) -> np.ndarray:
         """Returns (batches, P) persons, each batch drawn uniformly and without replacement from those with groups."""
         P = self._persons_per_batch
         left, available = self._groups.tolist(), list(range(len(self._groups)))
@@ -149,20 +232,26 @@ class _IdentityPlan:
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """Returns the pair indices of one epoch, batch by batch, group by group."""
-        persons = self.draw_persons(rng).ravel()
-        groups = self._cut_groups(rng)
+        (groups, passes), batches = self.draw(rng)
+        persons = batches.ravel()
+        cut = np.empty((len(groups), self._instances), np.int64)
+        for number in range(int(passes.max()) + 1):  # each pass cuts a person's pairs into other groups
+            chosen = passes == number
+            cut[chosen] = self._cut_groups(rng)[groups[chosen]]
+        cut = cut[np.argsort(self._person_of_group[groups], kind="stable")]
         # A person's n-th appearance takes the person's n-th group.
+        available = np.bincount(self._person_of_group[groups], minlength=len(self._groups))
         by_person = np.argsort(persons, kind="stable")
         appearances = np.bincount(persons, minlength=len(self._groups))
         nth = np.empty_like(persons)
         nth[by_person] = np.arange(len(persons)) - np.repeat(np.cumsum(appearances) - appearances, appearances)
-        return groups[self._first_group[persons] + nth].ravel()
+        return cut[(np.cumsum(available) - available)[persons] + nth].ravel()
 
     def _cut_groups(self, rng: np.random.Generator) -> np.ndarray:
         """Returns (groups, instances) pair indices; groups of one person are adjacent."""
         K = self._instances
         shuffled = np.argsort(self._person_of_pair + rng.random(len(self._person_of_pair)))  # sorted by person
-        person = np.repeat(np.arange(len(self._groups)), self._groups)
+        person = self._person_of_group
         nth = np.arange(len(person)) - self._first_group[person]
         place = nth[:, None] * K + np.arange(K)
         few = self._pairs[person] < K

@@ -1,8 +1,10 @@
 """Where training pairs come from: what the pipeline asks of a source, and the split of a prepared dataset."""
 
 import functools
+import hashlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,10 +15,23 @@ from ivt_jax.common.messages import counted
 
 
 class PairSource(Protocol):
-    """(image, caption) pairs that training reads by number, 0 to num_pairs - 1."""
+    """(image, caption) pairs that training reads by number, 0 to num_pairs - 1.
 
-    name: str
+    identities: whether it is known who is in an image; without, `num_persons` and `person_of_pair` are not used.
+    """
+
     num_pairs: int
+    identities: bool
+
+    @property
+    def num_persons(self) -> int:
+        """Returns the number of persons."""
+        ...
+
+    @property
+    def person_of_pair(self) -> np.ndarray:
+        """Returns the person of each pair, (num_pairs,) int32, from 0 to num_persons - 1."""
+        ...
 
     def intact(self, pairs: np.ndarray) -> np.ndarray:
         """Returns which pairs (n,) have an image that can be read, (n,) bool."""
@@ -34,6 +49,10 @@ class PairSource(Protocol):
         """Returns the caption of each pair (n,), and the attribute phrases that the annotations give for it."""
         ...
 
+    def keys(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns hashes (2, n) uint64 of the image and of the caption of each pair, equal in all sources."""
+        ...
+
     def ids(self, pairs: np.ndarray) -> np.ndarray:
         """Returns (n,) int32: equal for pairs (n,) of one person. `pairs` is a whole batch.
 
@@ -43,9 +62,24 @@ class PairSource(Protocol):
         ...
 
 
+class DatasetSource(PairSource, Protocol):
+    """The pairs of one dataset.
+
+    annotations: the file that decides what the pairs are. images_digest: of the contents of all images, "" if unknown.
+    """
+
+    annotations: Path
+    images_digest: str
+
+
 def normal_caption(caption: str) -> str:
     """Returns a caption in lower case with single blanks: captions that are equal then count as the same."""
     return " ".join(caption.lower().split())
+
+
+def key_of_text(text: str) -> int:
+    """Returns a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def connected(*keys: np.ndarray) -> np.ndarray:
@@ -108,6 +142,16 @@ class Source:
         self.images_digest = ""
         self._data, self._rows = data, np.asarray(rows, np.int64)
 
+    @property
+    def num_persons(self) -> int:
+        """Returns the number of persons."""
+        return len(self.persons)
+
+    @property
+    def person_of_pair(self) -> np.ndarray:
+        """Returns the person of each pair, (num_pairs,) int32, an index into `persons`."""
+        return self.person_ids[self.pairs[0]]
+
     def set_damaged(self, paths: Sequence[str]) -> None:
         """Replaces damaged training images by others of the same person, see `stand_in`; prints how many.
 
@@ -148,17 +192,21 @@ class Source:
         places = zip(*(index[pairs].tolist() for index in self.pairs), strict=True)
         return [(self.captions[image][i], self.attributes[image][i]) for image, i in places]
 
+    def keys(self, pairs: np.ndarray) -> np.ndarray:
+        """Returns hashes (2, n) uint64 of the path of the image and of the caption of each pair."""
+        return self._keys[:, pairs]
+
     def ids(self, pairs: np.ndarray) -> np.ndarray:
         """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
-        persons = self.person_ids[self.pairs[0][pairs]]
-        return persons if self.identities else connected(persons, self._numbered_captions[pairs])
+        return self.person_of_pair[pairs] if self.identities else connected(*self.keys(pairs))
 
     @functools.cached_property
-    def _numbered_captions(self) -> np.ndarray:
-        """A number for the caption of each pair, (pairs,); equal captions have equal numbers."""
-        numbers: dict[str, int] = {}
+    def _keys(self) -> np.ndarray:
+        """The keys of all pairs, (2, pairs) uint64."""
+        images = np.array([key_of_text(str(self.images.absolute() / path)) for path in self.paths], np.uint64)
         every = (caption for captions in self.captions for caption in captions)
-        return np.array([numbers.setdefault(normal_caption(caption), len(numbers)) for caption in every])
+        captions = np.array([key_of_text(normal_caption(caption)) for caption in every], np.uint64)
+        return np.stack([images[self.pairs[0]], captions])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:
         """Returns the encoded images (JPEG, PNG) of the images at `indices`."""

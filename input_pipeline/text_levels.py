@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Write the attribute phrases and clauses of a dataset's captions.",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, or its annotation file")
+    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, annotation file or table")
     parser.add_argument("--out", required=True, type=Path, help="JSON file to write; must not exist")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

@@ -101,13 +101,14 @@ def evaluate(workdir: Path, config: Any) -> None:
     """
     import jax
 
+    from input_pipeline.datasets import parse_datasets
     from ivt_jax.evaluation import cross_domain, run
     from ivt_jax.pages.report import write_report
     from ivt_jax.run.workdir import write_json
 
     first = jax.process_index() == 0
     if DATASETS.value:
-        datasets = cross_domain.parse_datasets(DATASETS.value)
+        datasets = parse_datasets(DATASETS.value, "--datasets")
         cells = cross_domain.cross_domain([workdir, *map(Path, RUNS.value)], datasets, config)
         table, files = cross_domain.matrix(cells), [workdir / "cross_domain.json"]
         if first:

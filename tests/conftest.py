@@ -42,10 +42,10 @@ NEED_TENSORFLOW = [
     "faults/test_checkpoints.py", "faults/test_lifecycle.py", "input_pipeline/test_augment.py",
     "input_pipeline/pairs/test_benchmark.py", "input_pipeline/pairs/test_pairs.py",
     "input_pipeline/pairs/test_training.py",
-    "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_pipeline.py",
-    "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py", "test_configs.py", "test_main.py",
-    "test_own.py", "test_starts.py", "test_variants.py", "training/test_heads.py",
-    "training/test_hyperparameters.py", "training/test_init_from.py", "training/test_loop.py",
+    "input_pipeline/test_benchmark.py", "input_pipeline/test_builders.py", "input_pipeline/test_joint.py",
+    "input_pipeline/test_pipeline.py", "input_pipeline/test_pictures.py", "input_pipeline/test_prepare.py",
+    "test_configs.py", "test_main.py", "test_own.py", "test_starts.py", "test_variants.py", "training/test_heads.py",
+    "training/test_hyperparameters.py", "training/test_init_from.py", "training/test_joint.py", "training/test_loop.py",
 ]  # fmt: skip
 WITHOUT_TENSORFLOW = importlib.util.find_spec("tensorflow") is None
 collect_ignore = NEED_TENSORFLOW if WITHOUT_TENSORFLOW else []

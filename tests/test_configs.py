@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cuhk, default, icfg, pretrain, rstp, synth
+from configs import cuhk, default, icfg, joint, pretrain, rstp, synth
 from input_pipeline import pipeline
 from input_pipeline.annotations import dataset_name, title_of
+from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
@@ -69,11 +70,18 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("module", [cuhk, icfg, rstp])
+@pytest.mark.parametrize("module", [cuhk, icfg, rstp, joint])
 def test_a_smoke_run_is_the_same_program_at_a_tiny_size(module):
     whole, smoke = flatten(module.get_config()), flatten(module.get_config("smoke"))
     assert {key for key in whole if whole[key] != smoke[key]} == SIZES
     check_config(module.get_config("smoke"))
+
+
+def test_the_joint_config_is_that_of_cuhk_on_three_datasets():
+    one, several = flatten(cuhk.get_config()), flatten(joint.get_config())
+    assert {key for key in one if one[key] != several[key]} == {"data.name", "data.root", "data.sources"}
+    for variant in ("", "release", "clip", "siglip", "vlmo"):
+        check_config(joint.get_config(variant))
 
 
 def test_a_smoke_run_trains_and_scores_test_without_the_hub(pedes_root, tmp_path, monkeypatch):
@@ -151,7 +159,7 @@ def test_an_unknown_variant_is_one_line(module, known):
     assert str(error.value).endswith(known)
 
 
-@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, synth, pretrain])
+@pytest.mark.parametrize("module", [default, cuhk, icfg, rstp, joint, synth, pretrain])
 def test_a_config_opens_with_its_command(module):
     line = next(line.strip() for line in inspect.getdoc(module).splitlines() if "ivt_jax.main" in line)
     path = line.split("--config=")[1].split()[0].partition(":")[0]
@@ -168,6 +176,12 @@ def batch(config):
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
+
+
+def order(config):
+    """The pairs of the first steps."""
+    plans = pipeline.plan_epochs(config, JointSource(pipeline.open_parts(config, "train")))
+    return np.concatenate([plans.rows(step)[2] for step in range(4)])
 
 
 def parameters(config):
@@ -286,7 +300,7 @@ SPLIT = Embeddings(
 
 def selection(config):
     """The scores that choose a checkpoint."""
-    source = SimpleNamespace(images_digest="")
+    source = SimpleNamespace(images_digests={})
     run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)
@@ -394,7 +408,7 @@ def run(config):
             ("record_config", lambda *args: None), ("global_batch", lambda mesh, batch: batch),
             ("batch_shapes", lambda config, mesh: {}),
             ("make_validation", lambda *args: lambda state: {"val": 1.0}), ("write_report", lambda workdir: None),
-            ("evaluate", lambda *args, write, images_digest: {"test": {"step": 0, "t2i": {}}}),
+            ("evaluate", lambda *args: {"test": {"step": 0, "t2i": {}}}),
             ("make_workdir", lambda workdir: workdir), ("hold_workdir", lambda workdir: None),
             ("write_text", lambda *args: None),
         ):  # fmt: skip
@@ -417,7 +431,9 @@ KEYS = {
     "seed": (batch, 5),
     "data.name": (prepared, "icfg_pedes"),
     "data.root": (splits, "nowhere"),
-    "data.identities": (batch, False),
+    "data.sources": (order, ("cuhk:ROOT", "synth:ROOT"), {"data.name": "joint", "data.sources": ("cuhk:ROOT",)}),
+    "data.weights": (order, (1, 3), {"data.name": "joint", "data.sources": ("cuhk:ROOT", "synth:ROOT")}),
+    "data.identities": (order, False),
     "data.title": (title, "Mine"),
     "data.val_persons": (splits, 0.5, {"data.root": "WITHOUT_VAL"}),
     "data.max_damaged": (splits, 0.5, {"data.root": "DAMAGED"}),
@@ -566,6 +582,8 @@ def make_config(places, changes):
         "optimizer.warmup_epochs": 2.0,
     }  # fmt: skip
     values |= changes
+    if sources := values.get("data.sources"):
+        values["data.sources"] = tuple(source.replace("ROOT", places["ROOT"]) for source in sources)
     config.update_from_flattened_dict({k: places.get(v, v) if isinstance(v, str) else v for k, v in values.items()})
     return config
 

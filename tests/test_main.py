@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import synth
+from input_pipeline.datasets import parse_datasets
 from input_pipeline.perturbations import PERTURBATIONS
 from ivt_jax import main, search
 from ivt_jax.common.errors import UserError
@@ -163,12 +164,12 @@ def test_runs_are_tested_on_other_datasets(trained, pedes_root, tmp_path):
     summary = json.loads((workdir / "test/summary.json").read_text())
     cells = json.loads((workdir / "cross_domain.json").read_text())
     pairs = [(cell["trained_on"], cell["tested_on"]) for cell in cells]  # a workdir named twice is one row
-    assert pairs == [("cuhk_pedes", "cuhk_pedes"), ("cuhk_pedes", "pedes_synth")]
+    assert pairs == [("CUHK-PEDES", "CUHK-PEDES"), ("CUHK-PEDES", "PEDES-Synth")]
     for cell in cells:
         assert cell["t2i"] == summary["t2i"] and cell["i2t"] == summary["i2t"] and cell["step"] == summary["step"]
     figures = f"{summary['t2i']['R1']:.2f} / {summary['t2i']['mAP']:.2f}"
-    assert out.splitlines()[0].split() == ["trained", "on", "cuhk_pedes", "pedes_synth"]
-    assert out.splitlines()[1].count(figures) == 2 and "cuhk_pedes" in out.splitlines()[1]
+    assert out.splitlines()[0].split() == ["trained", "on", "CUHK-PEDES", "PEDES-Synth"]
+    assert out.splitlines()[1].count(figures) == 2 and "CUHK-PEDES" in out.splitlines()[1]
     assert "Scores across datasets" in (workdir / "report.html").read_text()
     (workdir / "cross_domain.json").unlink()
 
@@ -209,7 +210,7 @@ def test_another_tokenizer_is_refused_wherever_a_run_is_used(trained, pedes_root
     actions = {
         "train": lambda: loop.train_and_evaluate(config, workdir),
         "evaluate": lambda: evaluate(workdir, config),
-        "cross_domain": lambda: cross_domain([workdir], {"cuhk_pedes": str(pedes_root)}, config),
+        "cross_domain": lambda: cross_domain([workdir], parse_datasets([f"cuhk:{pedes_root}"], "--datasets"), config),
         "search": lambda: search.index_folder(pedes_root / "imgs", workdir).__enter__(),
         "export": lambda: export(workdir, ["orbax"]),
     }

@@ -7,14 +7,17 @@ import shutil
 import pytest
 
 from configs import own
-from input_pipeline import pipeline
+from input_pipeline import pipeline, prepare
+from input_pipeline.datasets import parse_datasets
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import say_once
 from ivt_jax.evaluation import cross_domain
 from ivt_jax.export.run import export
 from ivt_jax.pages.report import write_report
 from ivt_jax.retrieval.sources import read_list
 from ivt_jax.training import loop
 from ivt_jax.training.config_check import check_config
+from tests.input_pipeline.test_doctor import encoded, scene
 from tests.test_configs import SIZES, flatten
 
 
@@ -84,11 +87,13 @@ def test_the_matrix_takes_several_tables(run, pedes_root, tmp_path):
     with (tmp_path / "other.csv").open("w") as file:  # without a test split
         file.write("image,caption,split\na.jpg,x,train\n")
     given = [f"own:{path}", f"cuhk:{pedes_root}", f"own:{tmp_path / 'other.csv'}"]
-    datasets = cross_domain.parse_datasets(given)
-    assert datasets == [("own", str(path)), ("cuhk_pedes", str(pedes_root)), ("own", str(tmp_path / "other.csv"))]
+    datasets = parse_datasets(given, "--datasets")
+    assert [(d.name, d.root) for d in datasets] == [
+        ("own", str(path)), ("cuhk_pedes", str(pedes_root)), ("own", str(tmp_path / "other.csv")),
+    ]  # fmt: skip
     cells = cross_domain.cross_domain([workdir], datasets[:2], config)
-    assert [(cell["tested_on"], cell["gallery"]) for cell in cells] == [("my shop", 3), ("cuhk_pedes", 6)]
-    assert cross_domain.matrix(cells).splitlines()[0].split() == ["trained", "on", "my", "shop", "cuhk_pedes"]
+    assert [(cell["tested_on"], cell["gallery"]) for cell in cells] == [("my shop", 3), ("CUHK-PEDES", 6)]
+    assert cross_domain.matrix(cells).splitlines()[0].split() == ["trained", "on", "my", "shop", "CUHK-PEDES"]
     with pytest.raises(UserError, match=r"other.csv has no test records to score \S+"):
         cross_domain.cross_domain([workdir], datasets[2:], config)
 
@@ -97,3 +102,56 @@ def test_the_table_is_the_list_of_an_index(run):
     path, _, _ = run
     source = read_list(path)
     assert len(source.pictures) == 30 and source.fields["camera"] == "integer" and not source.unreadable
+
+
+# ---- preparing
+
+HEAD = "image,caption,person,split\n"
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder with a table of three persons, one in each split; val's picture is train's at half size."""
+    folder = tmp_path / "scenes"
+    (folder / "crops").mkdir(parents=True)
+    for name, seed, size in (("train", 1, 40), ("val", 1, 20), ("test", 2, 40), ("more", 3, 40)):
+        (folder / f"crops/{name}.jpg").write_bytes(encoded(scene(seed, (size, size // 2)), quality=95))
+    rows = [f"crops/{name}.jpg,A man.,{name},{name}" for name in ("train", "val", "test")]
+    (folder / "my.csv").write_text("\n".join([HEAD.strip(), *rows, "crops/more.jpg,A boy.,ben,train\n"]))
+    return folder
+
+
+def open_split(root, split="train", max_damaged=0.0):
+    config = own.get_config("smoke")
+    config.data.root, config.data.max_damaged = str(root), max_damaged
+    return pipeline.open_split(config, split)
+
+
+def test_near_copies_in_other_splits_are_said_when_data_are_prepared_and_opened(scenes, capsys):
+    line = f"warning: {scenes}: 1 image like an image of another split (crops/val.jpg = crops/train.jpg): figures of"
+    for _ in range(2):
+        say_once.cache_clear()
+        assert open_split(scenes).paths == ["crops/train.jpg", "crops/more.jpg"]
+        assert line in capsys.readouterr().err
+
+
+def test_a_prepared_table_is_portable_without_its_pictures(scenes, tmp_path, capsys):
+    assert prepare.main(["--dataset=own", f"--root={scenes}", f"--out={tmp_path}/carried"]) == 0
+    assert "published" not in capsys.readouterr().out
+    for split in ("train", "val", "test"):
+        here, there = open_split(scenes, split), open_split(tmp_path / "carried", split)
+        assert here.read([0]) == there.read([0]) and here.paths == there.paths
+    shutil.rmtree(tmp_path / "carried/prepared")
+    with pytest.raises(UserError, match=r"carried holds none of them: the images of my.csv are expected in it, or "):
+        open_split(tmp_path / "carried")
+
+
+def test_missing_pictures_are_counted_for_training_and_refused_in_test(scenes, capsys):
+    (scenes / "crops/more.jpg").unlink()
+    assert open_split(scenes, max_damaged=0.5).damaged.tolist() == [False, True]
+    assert "1 damaged training image: other images of the same person are used instead" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"1 of 2 training images are damaged, the first is crops/more.jpg; more than"):
+        open_split(scenes)
+    (scenes / "crops/test.jpg").unlink()
+    with pytest.raises(UserError, match=r"crops/test.jpg not found \(line 4\): the annotations name a missing image"):
+        open_split(scenes, max_damaged=0.5)

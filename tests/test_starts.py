@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.numpy import save
 
 import ivt_jax
-from configs import cuhk, icfg, rstp
+from configs import cuhk, icfg, joint, rstp
 from configs.starts import STARTS
+from input_pipeline.datasets import parse_datasets
 from input_pipeline.synthetic.writer import Arguments, generate
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax import convert, index, search
@@ -28,14 +29,16 @@ from ivt_jax.training.optimizer import make_schedules
 from tests.conversion.test_first_day import published
 from tests.serve.conftest import served
 
-MODULES = (cuhk, icfg, rstp)
+MODULES = (cuhk, icfg, joint, rstp)
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_the_datasets_have_one_recipe(start):
     """They differ in what says where the data are and, with one tower, in their patches as without a start."""
     first, *others = (flatten(module.get_config(start).to_dict()) for module in MODULES)
-    own = {"data.name", "data.root"} | ({"model.stride", "bmm.patch_block"} if start == "vlmo" else set())
+    own = {"data.name", "data.root", "data.sources"} | (
+        {"model.stride", "bmm.patch_block"} if start == "vlmo" else set()
+    )
     for other in others:
         assert {key for key in first if first[key] != other[key]} <= own
 
@@ -124,7 +127,7 @@ def test_taught_weights_go_through_every_command(module, start, data, tmp_path, 
     search_pictures(weights, data, tmp_path / "index", capsys)
     config = config_of_run(weights, module.get_config(start), {})
     config.update_from_flattened_dict({**TINY, "data.root": str(data), "train.init_from": str(weights)})
-    (cell,) = cross_domain([weights], {"pedes_synth": str(data)}, config)  # before any training
+    (cell,) = cross_domain([weights], parse_datasets([f"synth:{data}"], "--datasets"), config)  # before any training
     assert cell["queries"] == 12
     train(config, start, tmp_path / "run")
     recorded = json.loads((weights / "config.json").read_text())["weights"]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from input_pipeline.statistics import training_persons
+from input_pipeline.datasets import count_training_persons
 from ivt_jax.models.config import hidden_units
 from ivt_jax.models.patches import num_patches
 
@@ -117,7 +117,7 @@ def predicted_words(config: Mapping[str, Any]) -> int:
 
 def persons(config: Mapping[str, Any]) -> int:
     """Returns the published number of training persons, the classes of the identity loss; reads no data."""
-    return training_persons(config["data"]["name"], config["data"]["val_persons"])
+    return count_training_persons(config["data"])
 
 
 def classified_rows(config: Mapping[str, Any]) -> int:

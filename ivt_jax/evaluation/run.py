@@ -4,78 +4,128 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
+from input_pipeline.datasets import folder_of
 from input_pipeline.perturbations import PERTURBATIONS, perturb
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
+from ivt_jax.evaluation.means import mean_summary, pooled
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
 from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
-from ivt_jax.run.workdir import folder_tokenizer, other_data
+from ivt_jax.run.workdir import folder_tokenizer, other_data, write_json
 
 _ROC_POINTS = 200  # of the curve in summary.json
 
 
-def evaluate(workdir: Path, config: ConfigDict, write: bool = True, images_digest: str = "") -> dict[str, Any]:
-    """Scores the best checkpoint on val and test, without those that have no images; returns {split: summary}.
+def evaluate(
+    workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = pipeline.UNKNOWN
+) -> dict[str, Any]:
+    """Scores the best checkpoint on val and test of each dataset, without splits that have no images.
 
-    Every summary has the keys of `summarise`. Val's adds the calibration fitted there. The last summary, of test or
-    without a test split of val, adds the scores of the last checkpoint and of perturbed captions; test's also the
-    quality of val's calibration on test.
+    Returns the summaries by folder of the workdir, "val" and "test". With several datasets the folders are "val-LABEL"
+    and "test-LABEL", and "val" and "test" have the means (`mean_summary`). Every summary of a dataset has the keys of
+    `summarise`. Val's adds the calibration, fitted on val of all datasets together. The last split, test or without any
+    test split val, adds the scores of the last checkpoint and of perturbed captions; test's also the quality of the
+    calibration on test.
 
-    config: the run's; `runtime`, `data.root` and `evaluation` may differ from the recorded config. write: write
-    WORKDIR/val and WORKDIR/test, and warn on stderr if the data have changed since training; every process of a run
-    calls this, one with `write`. images_digest: which images to score; "" scores the present ones.
+    config: the run's; `runtime`, roots and `evaluation` may differ from the recorded config. write: write the folders,
+    and warn on stderr if the data have changed since training; every process of a run calls this, one with `write`.
+    images_digests: which images to score, by label; without one, the present ones.
     """
-    best = restore_params(workdir)
-    best_params = jax.device_put(best.params)  # once for both splits
-    model = build_model(config.model)
-    tokenizer = folder_tokenizer(workdir, config)
+    best = _Best.restore(workdir, config)
+    splits = ("val", "test") if config.data.identities else ("val",)  # pre-training never looks at a test split
+    opened = {split: _with_images(pipeline.open_parts(config, split, images_digests)) for split in splits}
+    last = [split for split in splits if opened[split]][-1:]
     summaries: dict[str, Any] = {}
     calibration = None
+    for split, parts in opened.items():
+        embedded = {label: best.embed(source) for label, source in parts.items()}
+        if split == "val" and embedded:
+            calibration = fit_calibration(pooled([_top_scores(embeddings) for embeddings in embedded.values()]))
+        for label, source in parts.items():
+            if write and split in last:
+                _warn_of_other_data(workdir, label, source)
+            summary = best.summary(source, embedded[label], calibration, split in last)
+            summaries[folder_of(split, label)] = summary
+            if write:
+                write_results(workdir / folder_of(split, label), summary, source, embedded[label])
+    return summaries if set(summaries) <= {*splits} else summaries | _means(workdir, summaries, write)
 
-    def embed(source: Any, params: Any = best_params) -> Embeddings:
-        return embed_split(model, params, source, tokenizer, config)
 
-    splits = ("val", "test") if config.data.identities else ("val",)  # pre-training never looks at a test split
-    sources = [pipeline.open_split(config, split, images_digest) for split in splits]
-    sources = [source for source in sources if len(source.person_ids)]
-    if write and sources:
-        _warn_of_other_data(workdir, sources[-1])
-    for source in sources:
-        embeddings = embed(source)
-        ranks = standard(embeddings)
-        summary = summarise(embeddings, ranks, source, best.step, config.evaluation.rerank)
-        if source.split == "val":
-            calibration = fit_calibration(_top_scores(embeddings))
+def _with_images(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {label: source for label, source in parts.items() if len(source.person_ids)}
+
+
+def _means(workdir: Path, summaries: dict[str, Any], write: bool) -> dict[str, Any]:
+    """Returns the means over datasets of "val" and of "test", if any has the split; writes their summary.json."""
+    means = {}
+    for split in ("val", "test"):
+        parts = {name.removeprefix(f"{split}-"): s for name, s in summaries.items() if name.startswith(f"{split}-")}
+        if parts:
+            means[split] = mean_summary(parts)
+        if parts and write:
+            (workdir / split).mkdir(exist_ok=True)
+            write_json(workdir / split / "summary.json", means[split])
+    return means
+
+
+def _warn_of_other_data(workdir: Path, label: str, source: Any) -> None:
+    if changed := other_data(workdir, label, source.annotations, source.images_digest):
+        remedy = "restore them to reproduce its scores"
+        print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
+
+
+class _Best(NamedTuple):
+    """The best checkpoint of a run, on the devices."""
+
+    workdir: Path
+    config: ConfigDict
+    model: Any
+    params: Any
+    step: int
+    tokenizer: Any
+
+    @classmethod
+    def restore(cls, workdir: Path, config: ConfigDict) -> "_Best":
+        restored = restore_params(workdir)
+        tokenizer = folder_tokenizer(workdir, config)
+        params = jax.device_put(restored.params)  # once for all splits
+        return cls(workdir, config, build_model(config.model), params, restored.step, tokenizer)
+
+    def embed(self, source: Any, params: Any = None) -> Embeddings:
+        """Embeds a split, by default with the best parameters."""
+        params = self.params if params is None else params
+        return embed_split(self.model, params, source, self.tokenizer, self.config)
+
+    def summary(
+        self, source: Any, embeddings: Embeddings, calibration: Calibration | None, last: bool
+    ) -> dict[str, Any]:
+        """Returns the summary of a dataset's split. last: whether it is the last split, with more scores."""
+        config, ranks = self.config, standard(embeddings)
+        summary = summarise(embeddings, ranks, source, self.step, config.evaluation.rerank)
+        if calibration and source.split == "val":
             summary["calibration"] = calibration._asdict()
         elif calibration:
             summary["calibration"] = detection(calibration, _top_scores(embeddings))
-        if source is sources[-1]:
-            summary["selected_on"] = config.train.select_on
-            last_step = restore_params(workdir, best=False, shapes_alone=True).step
-            last = ranks if last_step == best.step else standard(embed(source, restore_params(workdir, False).params))
-            summary["last"] = {"step": last_step, **both_scores(last)}
-            if config.evaluation.robustness:
-                texts = functools.partial(embed_captions, model, best_params, tokenizer=tokenizer, config=config)
-                summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), texts, config.seed)
-        if write:
-            write_results(workdir, summary, source, embeddings)
-        summaries[source.split] = summary
-    return summaries
-
-
-def _warn_of_other_data(workdir: Path, source: Any) -> None:
-    if changed := other_data(workdir, source.annotations, source.images_digest):
-        remedy = "restore them to reproduce its scores"
-        print(f"warning: {source.root} has other {changed} than {workdir} was trained with: {remedy}", file=sys.stderr)
+        if not last:
+            return summary
+        summary["selected_on"] = config.train.select_on
+        last_ranks, last_step = ranks, restore_params(self.workdir, best=False, shapes_alone=True).step
+        if last_step != self.step:
+            last_ranks = standard(self.embed(source, restore_params(self.workdir, best=False).params))
+        summary["last"] = {"step": last_step, **both_scores(last_ranks)}
+        if config.evaluation.robustness:
+            embed = functools.partial(embed_captions, self.model, self.params, tokenizer=self.tokenizer, config=config)
+            summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed, config.seed)
+        return summary
 
 
 def score_table(summaries: Mapping[str, Any]) -> str:
@@ -88,7 +138,9 @@ def score_table(summaries: Mapping[str, Any]) -> str:
 
     for split, summary in summaries.items():
         for way, name in (("t2i", "text to image"), ("i2t", "image to text")):
-            add(f"{split}, step {summary['step']}, {name}", summary[way], summary["interval"][way]["R1"])
+            title = f"{split} (mean)" if "parts" in summary else split
+            interval = summary["interval"][way]["R1"] if "interval" in summary else ()
+            add(f"{title}, step {summary['step']}, {name}", summary[way], interval)
         if again := summary["protocols"].get(RERANKED):
             add("  text to image, re-ranked", again)
         last = summary.get("last", summary)

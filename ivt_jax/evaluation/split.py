@@ -78,9 +78,8 @@ def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, re
     }
 
 
-def write_results(workdir: Path, summary: dict[str, Any], source: Any, embeddings: Embeddings) -> None:
+def write_results(folder: Path, summary: dict[str, Any], source: Any, embeddings: Embeddings) -> None:
     """Writes embeddings.npz, items.json, queries.jsonl and summary.json into the folder of the split."""
-    folder = Path(workdir) / source.split
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "embeddings.npz") as partial, partial.open("wb") as file:
         np.savez(file, **embeddings._asdict())

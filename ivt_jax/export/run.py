@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.datasets import folder_of
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, hidden_folder, refuse_path, write_text
 from ivt_jax.export.card import card
@@ -32,7 +33,7 @@ FORMATS = PARAMETERS | COMPILED
 ENTRIES = {"orbax": "params", "safetensors": NAME} | {name: name for name in COMPILED}  # format -> file or folder
 PATTERNS = {"orbax", "saved_model"}  # their libraries read a path as a pattern
 # Keys of val/summary.json and test/summary.json that the export records.
-_SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on")
+_SCORES = ("t2i", "i2t", "interval", "protocols", "queries", "gallery", "persons", "oracle_R1", "selected_on", "parts")
 
 
 def export(workdir: Path, formats: Sequence[str]) -> Path:
@@ -93,10 +94,15 @@ def refuse_other_export(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def scores(workdir: Path, step: int) -> dict[str, Any]:
-    """Returns split -> scores of its last evaluation, in percent; a split evaluated at another step is left out."""
-    found = {}
+    """Returns scores of the last evaluation by folder of the workdir, in percent; those of another step are left out.
+
+    With several datasets, "val" and "test" have the means and name their "parts"; "val-LABEL" is one of them.
+    """
+    found: dict[str, Any] = {}
     for split, names in (("val", (*_SCORES, "calibration")), ("test", _SCORES)):
-        summary = read_json(workdir / split / "summary.json")
-        if summary.get("step") == step:
-            found[split] = {name: summary[name] for name in names if name in summary}
+        parts = read_json(workdir / split / "summary.json").get("parts", [])
+        for folder in (split, *(folder_of(split, label) for label in parts)):
+            summary = read_json(workdir / folder / "summary.json")
+            if summary.get("step") == step:
+                found[folder] = {name: summary[name] for name in names if name in summary}
     return found

@@ -35,16 +35,35 @@ def loss_figures(lines: list[dict[str, float]]) -> list[Markup]:
 
 
 def validation_figures(lines: list[dict[str, float]]) -> list[Markup]:
-    """Plots R@k and mAP by step on the split that selects the checkpoint, in a figure for each direction."""
+    """Plots R@k and mAP by step on the split that selects the checkpoint, in a figure for each direction.
+
+    With several datasets these are means, and two more figures have R@1 of each dataset.
+    """
     figures = []
     splits = {"val": "Validation", "test": "Test, used for selection"}
+    each = _labels(lines)
     for split, (way, direction) in itertools.product(splits, (("t2i", "text to image"), ("i2t", "image to text"))):
         keys = {name.replace("R", "R@"): f"{split}/{way}/{name}" for name in ("R10", "R5", "R1", "mAP")}
-        found = {name: key for name, key in keys.items() if any(key in line for line in lines)}
-        series = {name: np.array([(line["step"], line[key]) for line in lines]).T for name, key in found.items()}
-        if series:
-            figures.append(line_figure(f"{splits[split]}, {direction}", series, "step", percent=True, marker="o"))
+        if series := _series(lines, keys):
+            mean = ", mean" if each else ""
+            figures.append(line_figure(f"{splits[split]}, {direction}{mean}", series, "step", percent=True, marker="o"))
+        keys = {label: f"{split}.{label}/{way}/R1" for label in each}
+        if series := _series(lines, keys):
+            title = f"{splits[split]} R@1, {direction}"
+            figures.append(line_figure(title, series, "step", percent=True, marker="o"))
     return figures
+
+
+def _labels(lines: list[dict[str, float]]) -> list[str]:
+    """Returns the labels of the datasets whose scores the lines have by themselves, as "val.LABEL/t2i/R1"."""
+    splits = dict.fromkeys(key.partition("/")[0] for line in lines for key in line)
+    return list(dict.fromkeys(split.partition(".")[2] for split in splits if "." in split))
+
+
+def _series(lines: list[dict[str, float]], keys: dict[str, str]) -> dict[str, np.ndarray]:
+    """Returns (2, n) of step and value for the keys, by name, that the lines have."""
+    found = {name: [(line["step"], line[key]) for line in lines if key in line] for name, key in keys.items()}
+    return {name: np.array(points).T for name, points in found.items() if points}
 
 
 def roc_figure(roc: dict[str, list[float]]) -> Markup:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.annotations import dataset_name, title_of
+from input_pipeline.annotations import title_of
+from input_pipeline.datasets import datasets_of, folder_of, shared_warning, title_of_data
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import lines_of, printable, write_text
 from ivt_jax.encoding.images import open_image
@@ -36,8 +37,9 @@ def write_report(workdir: Path | str) -> Path:
     if not run and not training and not validation:
         raise UserError(f"{workdir} has no config.json and no metrics.jsonl: name the --workdir of a run")
     config = run.pop("config", {})
+    data = config.get("data", {})
     sections = {
-        "dataset": title_of(dataset_name(config["data"])) if "data" in config else "a dataset of its own",
+        "dataset": title_of_data(data) if data else "a dataset of its own",
         "run": workdir.resolve().name,
         "curves": loss_figures(training) + validation_figures(validation),
         "config": {key: json.dumps(value) for key, value in flatten(config).items()},
@@ -45,7 +47,7 @@ def write_report(workdir: Path | str) -> Path:
     }
     split, summary = reported_split(workdir)
     if summary:
-        sections |= retrieval_sections(workdir / split)
+        sections |= split_sections(workdir, split, summary, data)
     if (workdir / "cross_domain.json").exists():
         sections["matrix"] = matrix_section(json.loads((workdir / "cross_domain.json").read_text(encoding="utf-8")))
     path = workdir / "report.html"
@@ -76,8 +78,24 @@ def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, flo
     return [x for x in lines if "loss" in x], [x for x in lines if any(key.endswith("/t2i/R1") for key in x)]
 
 
+def split_sections(workdir: Path, split: str, summary: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the page's sections on the reported split: results of each dataset, and a warning about shared persons.
+
+    summary: of the split, with several datasets the means. data: of the run's config.
+    """
+    if "parts" not in summary:
+        return {"split": split, "summary": summary, "results": [retrieval_sections(workdir / split)]}
+    datasets = [dataset for dataset in datasets_of(data) if dataset.label in summary["parts"]]
+    results = [
+        {"title": d.title, "label": d.label, **retrieval_sections(workdir / folder_of(split, d.label))}
+        for d in datasets
+    ]
+    shared = shared_warning([d.name for d in datasets_of(data)], [d.name for d in datasets])
+    return {"split": split, "summary": summary, "results": results, "shared": shared}
+
+
 def retrieval_sections(folder: Path) -> dict[str, Any]:
-    """Returns the page's sections on the reported split, whose folder is given."""
+    """Returns the results of one dataset, from the folder of the reported split."""
     summary, items = read_json(folder / "summary.json"), read_json(folder / "items.json")
     with np.load(folder / "embeddings.npz") as arrays:
         e = Embeddings(**arrays)
@@ -85,7 +103,6 @@ def retrieval_sections(folder: Path) -> dict[str, Any]:
     first = ranks["t2i"].first
     sections = {
         "summary": summary,
-        "split": folder.name,
         "chance": chance(e.text_person, e.image_person),
         "cmc": cmc_figure({"text to image": ranks["t2i"], "image to text": ranks["i2t"]}, summary["oracle_R1"]),
         "roc": roc_figure(summary["calibration"]["roc"]) if "roc" in summary.get("calibration", {}) else None,

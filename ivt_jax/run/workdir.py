@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
+from input_pipeline.datasets import source_names
 from input_pipeline.tokenizer import NotLoadedError, Tokenizer, load_tokenizer
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lock_file, write_text
@@ -27,6 +29,7 @@ from ivt_jax.common.hub import Repository
 FORMAT = 1
 FREE_KEYS = ("runtime.", "data.root", "data.title", "evaluation.")  # do not change what a run learns: they may differ
 LENGTH = "train.steps"  # may differ if the run can continue to it, which training/loop.py decides
+SOURCES = "data.sources"  # only their folders may differ
 flatten = functools.partial(flatten_dict, sep=".")  # {"model": {"width": 128}} as {"model.width": 128}
 NO_RUN = (
     "is not the workdir of a run; a model on the hub or a folder of another library has to be converted first "
@@ -87,44 +90,58 @@ def refuse_other_config(workdir: Path, config: ConfigDict) -> None:
         _refuse_differences(workdir, recorded, config, lambda key: key != LENGTH, "Choose another --workdir")
 
 
-def refuse_other_data(workdir: Path, annotations: Path) -> None:
-    """Raises UserError if the run was trained with annotations that differ from this file."""
+def refuse_other_data(workdir: Path, annotations: Mapping[str, Path]) -> None:
+    """Raises UserError if the run was trained with annotations that differ from these files, given by label."""
     record = _record(workdir)
-    if record and record.get("annotations") != digest(annotations):
-        raise UserError(f"{workdir} was trained with other annotations than {annotations}. Choose another --workdir")
+    recorded = _by_label(record.get("annotations"))
+    for label, path in annotations.items():
+        if record and recorded.get(label) != digest(path):
+            raise UserError(f"{workdir} was trained with other annotations than {path}. Choose another --workdir")
 
 
-def other_data(workdir: Path, annotations: Path, images_digest: str) -> str:
+def other_data(workdir: Path, label: str, annotations: Path, images_digest: str) -> str:
     """Returns which data differ from the training's: "annotations", "images", "annotations and images" or "".
 
-    images_digest: "" if unknown. Data without a known digest do not count as different.
+    label: of the dataset. images_digest: "" if unknown. Data without a known digest do not count as different.
     """
-    old, new = _record(workdir), {"annotations": digest(annotations), "pictures": images_digest}
+    record, new = _record(workdir), {"annotations": digest(annotations), "pictures": images_digest}
+    old = {key: _by_label(record.get(key)).get(label) for key in new}
     names = {"annotations": "annotations", "pictures": "images"}
-    return " and ".join(names[key] for key in new if old.get(key) and new[key] and old[key] != new[key])
+    return " and ".join(names[key] for key in new if old[key] and new[key] and old[key] != new[key])
 
 
-def recorded_images_digest(workdir: Path) -> str:
-    """Returns the digest of the images that the run began with; "" without a run or a recorded digest."""
-    return _record(workdir).get("pictures", "")
+def recorded_images_digests(workdir: Path) -> dict[str, str]:
+    """Returns the digests of the images that the run began with, by label; {} without a run or a recorded digest."""
+    return _by_label(_record(workdir).get("pictures"))
+
+
+def _by_label(recorded: str | dict[str, str] | None) -> dict[str, str]:
+    """Returns digests by label of the dataset. A run with one dataset, labelled "", records its digest alone."""
+    return recorded if isinstance(recorded, dict) else {"": recorded} if recorded else {}
+
+
+def _as_recorded(digests: Mapping[str, str]) -> str | dict[str, str]:
+    return digests[""] if [*digests] == [""] else {label: value for label, value in digests.items() if value}
 
 
 def record_config(
     workdir: Path,
     config: ConfigDict,
-    annotations: Path,
+    annotations: Mapping[str, Path],
     tokenizer: Tokenizer,
-    images_digest: str = "",
+    images_digests: Mapping[str, str] = MappingProxyType({}),
     origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json, which ties the workdir to this config, these data and this tokenizer.
 
-    images_digest: of the images that the run trains on, "" if unknown. origin: where the initial parameters come from
+    annotations, images_digests: by label of the dataset; a digest of the images that the run trains on may be "", not
+    known. origin: where the initial parameters come from
     (`training.init_from.origin_of`); a resumed run, which has none, keeps the recorded one.
     """
-    more = {"pictures": images_digest, "start": origin or _record(workdir).get("start")}
+    more = {"pictures": _as_recorded(images_digests), "start": origin or _record(workdir).get("start")}
     known = {key: value for key, value in more.items() if value}
-    run = {"config": config.to_dict(), "annotations": digest(annotations), **environment(), **known}
+    digests = _as_recorded({label: digest(path) for label, path in annotations.items()})
+    run = {"config": config.to_dict(), "annotations": digests, **environment(), **known}
     write_record(make_workdir(workdir), run, tokenizer)
 
 
@@ -220,14 +237,16 @@ def refuse_other_tokenizer(workdir: Path, tokenizer: Tokenizer, place: str, reme
 def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:
     """Returns the recorded config of a run to evaluate or export, with the command's values of given FREE_KEYS.
 
-    config: the command's; given: the keys that its flags set. Raises UserError if another given key, or data.name,
-    differs from the run's.
+    Given data.sources with the names of the run's count, too. config: the command's; given: the keys that its flags
+    set. Raises UserError if another given key, or data.name, differs from the run's.
     """
     recorded, flat = with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}
-    recorded.update_from_flattened_dict({key: value for key, value in chosen.items() if key.startswith(FREE_KEYS)})
     remedy = "Give the --config that it was started with, without other values of these keys"
     _refuse_differences(workdir, recorded, config, {*chosen, "data.name"}.__contains__, remedy)
+    free = {key: value for key, value in chosen.items() if key.startswith((*FREE_KEYS, SOURCES))}
+    with recorded.ignore_type():  # a recorded tuple is a list
+        recorded.update_from_flattened_dict(free)
     return recorded
 
 
@@ -275,9 +294,11 @@ def _refuse_differences(
 ) -> None:
     """Raises UserError for the keys whose values differ in JSON (where a tuple is a list), except FREE_KEYS.
 
-    counts: returns whether a key is compared. remedy: what to do, for the error.
+    Of SOURCES, the names are compared. counts: returns whether a key is compared. remedy: what to do, for the error.
     """
     was, now = (flatten(json.loads(json.dumps(config.to_dict()))) for config in (old, new))
+    for flat in (was, now):
+        flat[SOURCES] = source_names(flat.get(SOURCES, ()))
     keys = sorted(key for key in was | now if counts(key) and not key.startswith(FREE_KEYS))
     named = [f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys if was.get(k) != now.get(k)]
     if named:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from input_pipeline.annotations import LAYOUTS
+from input_pipeline.datasets import JOINT, datasets_of
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from input_pipeline.tokenizer import CLEAN
 from ivt_jax.common.errors import UserError
@@ -23,7 +24,7 @@ from ivt_jax.training.freezing import is_frozen, parse_multiplier
 from ivt_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
-    "data.name": tuple(LAYOUTS),
+    "data.name": (*LAYOUTS, JOINT),
     "data.sampling": ("identity", "uniform"),
     "text.clean": CLEAN,
     "text.phrase_rule": PHRASE_RULES,
@@ -125,8 +126,27 @@ def check_keys(config: ConfigDict) -> None:
         if not isinstance(numbers, (list, tuple)) or len(numbers) != 3 or any(_expected(bound, x) for x in numbers):
             raise UserError(f"{key} is {numbers}; expected three numbers, {bound.words} each, of red, green and blue")
     _check_patterns(values["train.freeze"], values["optimizer.multipliers"])
+    _check_sources(config.data)
     if not (isinstance(levels, (list, tuple)) and levels and all(x in LEVELS and levels.count(x) == 1 for x in levels)):
         raise UserError(f"mla.levels is {levels}; expected some of {', '.join(LEVELS)}, each once")
+
+
+def _check_sources(data: ConfigDict) -> None:
+    """Raises UserError for sources that cannot be read as such, or that do not go with the name or the weights."""
+    sources, weights, example = data.sources, data.weights, "('cuhk:data/CUHK-PEDES','icfg:data/ICFG-PEDES')"
+    if not isinstance(sources, (list, tuple)) or not all(isinstance(source, str) for source in sources):
+        raise UserError(f"data.sources is {sources!r}; expected a tuple of strings, such as {example}")
+    if data.name == JOINT and not sources:
+        raise UserError(f'data.name joint needs data.sources: set --config.data.sources="{example}"')
+    if data.name != JOINT and sources:
+        raise UserError(f"data.sources needs data.name joint, and it is {data.name}: use --config=configs/joint.py")
+    datasets_of(data)
+    if not isinstance(weights, (list, tuple)) or any(_expected(POSITIVE, weight) for weight in weights):
+        raise UserError(f"data.weights is {weights!r}; expected a tuple of numbers, {POSITIVE.words}, or ()")
+    if weights and len(weights) != len(sources):
+        raise UserError(
+            f"data.weights has {len(weights)} numbers for {len(sources)} of data.sources; give one for each"
+        )
 
 
 def _check_patterns(freeze: Any, multipliers: Any) -> None:
@@ -254,10 +274,12 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     batch_size, parts = config.data.batch_size, config.runtime.microbatches
     if not (config.mla.weight or config.id.weight or config.bmm.word_weight or config.bmm.patch_weight):
         yield "mla.weight, id.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
+    if config.id.weight and not config.data.identities:
+        yield "id.weight needs data.identities: without, there are no persons to classify; set id.weight to 0"
     if config.bmm.rows and batch_size % config.bmm.rows:
         yield f"bmm.rows is {config.bmm.rows}; expected 0 (all) or a divisor of data.batch_size {batch_size}"
     divisors = {f"mla.groups {config.mla.groups}": config.mla.groups, f"the {devices} devices": devices}
-    if config.data.sampling == "identity":
+    if config.data.sampling == "identity" and config.data.identities:
         divisors[f"data.instances {config.data.instances}"] = config.data.instances
     for name, divisor in divisors.items():
         if batch_size % divisor:

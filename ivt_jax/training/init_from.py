@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from input_pipeline.annotations import dataset_name
+from input_pipeline.datasets import title_of_data
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
@@ -96,7 +97,10 @@ def origin_of(folder: str, step: int) -> dict[str, Any]:
     """
     record = load_record(folder)
     origin = {"folder": folder, "step": step} | {key: record[key] for key in RECORDED if key in record}
-    return origin | ({"data": dataset_name(record["config"]["data"])} if "annotations" in record else {})
+    if "annotations" not in record:
+        return origin
+    data = record["config"]["data"]
+    return origin | {"data": title_of_data(data) if data.get("sources") else dataset_name(data)}
 
 
 def choose_actions(folder: str, found: Mapping[str, tuple[int, ...]], old: IVTConfig, new: IVTConfig) -> dict[str, str]:

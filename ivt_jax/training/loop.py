@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from input_pipeline import pipeline
 from input_pipeline.annotations import read_annotations
+from input_pipeline.datasets import datasets_of, folder_of, shared_warning
+from input_pipeline.joint import JointSource
 from input_pipeline.own import splits_table
 from input_pipeline.sampling import Plans
-from input_pipeline.source import Source
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
+from ivt_jax.evaluation.means import mean_of
 from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.evaluation.split import both_scores, embed_split
@@ -37,7 +39,7 @@ from ivt_jax.run.workdir import (
     load_config,
     make_workdir,
     record_config,
-    recorded_images_digest,
+    recorded_images_digests,
     refuse_other_config,
     refuse_other_data,
 )
@@ -56,7 +58,7 @@ class Run(NamedTuple):
 
     config: ConfigDict
     workdir: Path
-    source: Source
+    source: JointSource
     tokenizer: Tokenizer
     plans: Plans
     epoch_starts: np.ndarray  # the step at which each epoch starts
@@ -97,13 +99,13 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
             f"{workdir} holds parameters, not a run; to train from them, set --config.train.init_from to it"
         )
     refuse_other_config(workdir, config)
-    source = pipeline.open_split(config, "train", recorded_images_digest(workdir))
+    source = JointSource(pipeline.open_parts(config, "train", recorded_images_digests(workdir)))
     refuse_other_data(workdir, source.annotations)
     tokenizer = folder_tokenizer(workdir, config)
     plans = pipeline.plan_epochs(config, source)
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
     total_steps = config.train.steps or int(epoch_starts[-1])
-    persons = len(source.persons) if config.id.weight else 0
+    persons = source.num_persons if config.id.weight else 0
     refuse_unattended_padding(config, tokenizer)
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, config.data.batch_size)
@@ -148,7 +150,9 @@ def announce(run: Run, start: int, initial: str) -> None:
     """Logs where training starts and what to know about its figures. initial: the line about `train.init_from`."""
     first = f"{'resuming at' if start else 'training from'} step {start} of {run.total_steps}: {run.workdir}"
     warning = "warning: train.select_on is test: the best checkpoint's test figures will be too good"
-    notes = edge_notice(run.config), scale_notice(run.config)
+    names = [dataset.name for dataset in datasets_of(run.config.data)]
+    shared = shared_warning(names, names)
+    notes = edge_notice(run.config), scale_notice(run.config), shared and f"warning: {shared}"
     for line in (first, *notes, run.config.train.select_on == "test" and warning, initial):
         if line:
             run.progress.say(line)
@@ -193,8 +197,7 @@ def train(run: Run, checkpoints: Checkpoints, start: int, initial: Initial) -> N
                     scores = validate(state) if validates else {}
                 if scores:
                     log.write(step, scores)
-                    shown = (f"{name.partition('/')[2]} {value:.1f}" for name, value in scores.items())
-                    progress.say(f"step {step}: {config.train.select_on} {'  '.join(shown)}")
+                    progress.say(f"step {step}: {shown_scores(scores)}")
                 checkpoints.save(step, state, scores or None)
                 progress.resume(step)
             if preempted:
@@ -209,10 +212,12 @@ def test_and_report(run: Run) -> None:
     first = jax.process_index() == 0
     if first:
         (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
-    summaries = evaluate(run.workdir, run.config, write=first, images_digest=run.source.images_digest)
-    split, summary = [*summaries.items()][-1]
-    scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
-    run.progress.say(f"{split}, step {summary['step']}: {scores}")
+    summaries = evaluate(run.workdir, run.config, first, run.source.images_digests)
+    last = [*summaries][-1]
+    for split, summary in summaries.items():
+        if split.partition("-")[0] == last:
+            scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
+            run.progress.say(f"{split}, step {summary['step']}: {scores}")
     if first:
         run.progress.say(f"report: {write_report(run.workdir)}")
 
@@ -243,14 +248,16 @@ def refuse_other_length(run: Run, taken: int) -> None:
 
 
 def record(run: Run, origin: Mapping[str, Any]) -> None:
-    """Writes config.json, parameters.txt, sharding.txt and, of own data, splits.csv.
+    """Writes config.json, parameters.txt, sharding.txt and, for each table of own data, splits.csv or splits-LABEL.csv.
 
     origin: of the initial parameters, {} in a resumed run.
     """
-    record_config(run.workdir, run.config, run.source.annotations, run.tokenizer, run.source.images_digest, origin)
-    if run.config.data.name == "own":
-        records = pipeline.divided_records(read_annotations(run.source.annotations, "own"), run.config)
-        write_text(run.workdir / "splits.csv", splits_table(records))
+    source = run.source
+    record_config(run.workdir, run.config, source.annotations, run.tokenizer, source.images_digests, origin)
+    for dataset in datasets_of(run.config.data):
+        if dataset.name == "own":
+            records = pipeline.divided_records(read_annotations(source.annotations[dataset.label], "own"), run.config)
+            write_text(run.workdir / f"{folder_of('splits', dataset.label)}.csv", splits_table(records))
     params = run.program.target.params
     table = parameter_table(params, rate_notes(paths_of(params), run.config))
     write_text(run.workdir / "parameters.txt", f"{table}\n")
@@ -301,18 +308,48 @@ def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
     return step == last or (step % every == 0 if every else step in starts)
 
 
+def shown_scores(scores: Mapping[str, float]) -> str:
+    """Formats the scores of a validation, by "SPLIT/WAY/NAME"; of several datasets the means and each one's R@1."""
+    means = {name: value for name, value in scores.items() if "." not in name.partition("/")[0]}
+    split = next(iter(means)).partition("/")[0]
+    text = "  ".join(f"{name.partition('/')[2]} {value:.1f}" for name, value in means.items())
+    parts = {name.partition("/")[0]: value for name, value in scores.items() if name.endswith("/t2i/R1")}
+    labels = (f"{name.partition('.')[2]} {value:.1f}" for name, value in parts.items() if name != split)
+    return f"{split} {text}" + (f"  ({each})" if (each := ", ".join(labels)) else "")
+
+
 def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
-    """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty."""
+    """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty.
+
+    With several datasets, the scores "val/..." are the means, which choose the best checkpoint, and "val.LABEL/..." are
+    those of each dataset. A dataset without the split has no part in them.
+    """
     config, split = run.config, run.config.train.select_on
-    source = pipeline.open_split(config, split, run.source.images_digest)
-    if not len(source.person_ids) and split == "test":
-        raise UserError(f"{source.annotations} has no test records to select on; set --config.train.select_on=val")
-    if not len(source.person_ids):
+    parts = pipeline.open_parts(config, split, run.source.images_digests)
+    empty = [label for label, source in parts.items() if not len(source.person_ids)]
+    for label in empty if len(empty) < len(parts) else ():
+        run.progress.say(f"{label} has no {split}: the mean of the others chooses the best checkpoint")
+    if len(empty) == len(parts) and split == "test":
+        first = parts[empty[0]].annotations
+        raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")
+    if len(empty) == len(parts):
+        run.progress.say("no val split: the last step counts as the best")
         return lambda state: {}
 
     def validate(state: TrainState) -> dict[str, float]:
         params = gather_params(run.program.mesh, state.learned)
-        scores = both_scores(standard(embed_split(run.program.model, params, source, run.tokenizer, config)))
-        return {f"{split}/{way}/{name}": value for way, values in scores.items() for name, value in values.items()}
+        scores = {
+            label: both_scores(standard(embed_split(run.program.model, params, source, run.tokenizer, config)))
+            for label, source in parts.items()
+            if label not in empty
+        }
+        by_name = {split: mean_of(list(scores.values()))}
+        by_name |= {f"{split}.{label}": part for label, part in scores.items() if label}
+        return {
+            f"{name}/{way}/{measure}": value
+            for name, ways in by_name.items()
+            for way, values in ways.items()
+            for measure, value in values.items()
+        }
 
     return validate

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.statistics import training_persons
+from input_pipeline.datasets import count_training_persons
 from ivt_jax.losses.mla import gathered_loss, mla_loss, sharded_mla_loss
 from ivt_jax.models.build import Model, build_model
 from ivt_jax.training.hyperparameters import plain_values, rate_tables, read_tables, with_values
@@ -56,7 +56,7 @@ def build_program(
     matching, values = _matching(config, axes), plain_values(config)
 
     def init(seed):
-        classes = persons or training_persons(config.data.name, config.data.val_persons)
+        classes = persons or count_training_persons(config.data)
         return init_state(model, tx, with_values(config, {"seed": seed}), classes)
 
     def hyperparameters():

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from configs import cuhk, icfg, rstp, synth
+from configs import cuhk, icfg, joint, rstp, synth
 from configs.starts import STARTS
 from ivt_jax.common.errors import UserError
 from ivt_jax.cost import dry_run
@@ -14,7 +14,7 @@ from ivt_jax.cost.topologies import read_topology
 from ivt_jax.training.init_from import Initial
 
 CONFIGS = [(synth, variant) for variant in synth.VARIANTS]
-CONFIGS += [(module, variant) for module in (cuhk, icfg, rstp) for variant in ("", "release", *STARTS)]
+CONFIGS += [(module, variant) for module in (cuhk, icfg, joint, rstp) for variant in ("", "release", *STARTS)]
 
 
 @pytest.mark.parametrize(("module", "variant"), CONFIGS, ids=[f"{m.__name__[8:]}:{v}" for m, v in CONFIGS])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import icfg, rstp
+from input_pipeline.datasets import parse_datasets
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import cross_domain
 from ivt_jax.evaluation.protocols import Embeddings
@@ -47,7 +48,7 @@ def opened(monkeypatch):
 def test_every_run_is_tested_on_every_dataset(opened, capsys):
     here = icfg.get_config()
     here.runtime.eval_batch_size = 5
-    datasets = cross_domain.parse_datasets(["icfg:a", "rstp:b"])
+    datasets = parse_datasets(["icfg:a", "rstp:b"], "--datasets")
     cells = cross_domain.cross_domain([Path("runs/icfg"), Path("runs/rstp"), Path("runs/icfg")], datasets, here)
     assert opened == [
         ("runs/icfg", "icfg_pedes", "a", "test", 5), ("runs/icfg", "rstp_reid", "b", "test", 5),
@@ -56,23 +57,25 @@ def test_every_run_is_tested_on_every_dataset(opened, capsys):
     assert [cell["t2i"]["R1"] for cell in cells] == [100, 50, 50, 100]
     assert [bool(cell["warning"]) for cell in cells] == [False, True, True, False]
     assert cells[0] | {"t2i": 0, "i2t": 0} == {
-        "run": "runs/icfg", "trained_on": "icfg_pedes", "tested_on": "icfg_pedes", "step": 7, "queries": 2,
+        "run": "runs/icfg", "trained_on": "ICFG-PEDES", "tested_on": "ICFG-PEDES", "step": 7, "queries": 2,
         "gallery": 2, "t2i": 0, "i2t": 0, "warning": "",
     }  # fmt: skip
     lines = cross_domain.matrix(cells).splitlines()
-    assert lines[0].split() == ["trained", "on", "icfg_pedes", "rstp_reid"]
+    assert lines[0].split() == ["trained", "on", "ICFG-PEDES", "RSTPReid"]
     # Of two, the second caption finds the wrong image first: AP 1 and 1/2.
-    assert lines[1].split() == ["icfg_pedes", "(runs/icfg)", "100.00", "/", "100.00", "50.00", "/", "75.00"]
-    assert lines[2].split() == ["rstp_reid", "(runs/rstp)", "50.00", "/", "75.00", "100.00", "/", "100.00"]
+    assert lines[1].split() == ["ICFG-PEDES", "(runs/icfg)", "100.00", "/", "100.00", "50.00", "/", "75.00"]
+    assert lines[2].split() == ["RSTPReid", "(runs/rstp)", "50.00", "/", "75.00", "100.00", "/", "100.00"]
     assert lines[4].startswith("warning: ICFG-PEDES and RSTPReid take their pictures from MSMT17") and len(lines) == 5
 
 
 def test_other_pairs_of_datasets_are_not_warned_of(opened):
-    (cell,) = cross_domain.cross_domain([Path("runs/icfg")], [("cuhk_pedes", "c")], icfg.get_config())
+    (cell,) = cross_domain.cross_domain(
+        [Path("runs/icfg")], parse_datasets(["cuhk:c"], "--datasets"), icfg.get_config()
+    )
     assert cell["warning"] == "" and "warning" not in cross_domain.matrix([cell])
 
 
 @pytest.mark.parametrize("given", ["icfg", "icfg:", "market:data", ":data"])
 def test_a_dataset_is_named_with_its_folder(given):
     with pytest.raises(UserError, match=rf"--datasets={given}: expected DATASET:DIR with one of cuhk, icfg, rstp"):
-        cross_domain.parse_datasets(["cuhk:data", given])
+        parse_datasets(["cuhk:data", given], "--datasets")

@@ -34,9 +34,9 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
-    monkeypatch.setattr(run, "write_results", lambda workdir, summary, source, found: written.append(source.split))
+    monkeypatch.setattr(run, "write_results", lambda folder, summary, source, found: written.append(folder.name))
 
-    def evaluate(best, last, val=4, test=4, write=False, images_digest="", **changes):
+    def evaluate(best, last, val=4, test=4, write=False, images_digests=run.pipeline.UNKNOWN, **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -45,7 +45,8 @@ def evaluate(monkeypatch):
 
         def open_split(config, split, images_digest):
             opened.append((split, images_digest))
-            persons = np.arange(test if split == "test" else val)
+            images = test if split == "test" else val
+            persons = np.arange(images if isinstance(images, int) else images[config.data.name])
             return SimpleNamespace(
                 name="cuhk_pedes",
                 split=split,
@@ -59,7 +60,7 @@ def evaluate(monkeypatch):
         monkeypatch.setattr(run.pipeline, "open_split", open_split)
         config = cuhk.get_config()
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-        return run.evaluate(Path("nowhere"), config, write, images_digest)
+        return run.evaluate(Path("nowhere"), config, write, images_digests)
 
     evaluate.texts, evaluate.val_scale = texts, np.float32(1)
     evaluate.opened, evaluate.written = opened, written
@@ -74,10 +75,36 @@ def test_test_is_scored_for_the_best_and_for_the_last_checkpoint(evaluate):
 
 
 def test_both_splits_are_opened_as_the_run_saw_them_and_written_where_that_is_asked(evaluate):
-    evaluate(best=40, last=60, write=True, images_digest="digest")
+    evaluate(best=40, last=60, write=True, images_digests={"": "digest"})
     assert evaluate.opened == [("val", "digest"), ("test", "digest")] and evaluate.written == ["val", "test"]
     evaluate(best=40, last=60)
     assert evaluate.written == ["val", "test"]  # nothing more
+
+
+SOURCES = {"data__name": "joint", "data__sources": ("cuhk:a", "icfg:b", "own:c.csv")}
+
+
+def test_several_datasets_are_scored_each_by_itself_and_their_means_last(evaluate):
+    """ICFG has no val, the table no test. The right images score 2 on val and 1 on test: all are absent there."""
+    evaluate.val_scale = np.float32(2)
+    val, test = {"cuhk_pedes": 4, "icfg_pedes": 0, "own": 4}, {"cuhk_pedes": 4, "icfg_pedes": 4, "own": 0}
+    digests = {"cuhk": "1", "own": "3"}
+    summaries = evaluate(best=40, last=60, val=val, test=test, images_digests=digests, **SOURCES)
+    assert [*summaries] == ["val-cuhk", "val-own", "test-cuhk", "test-icfg", "val", "test"]
+    assert evaluate.opened == [(split, digest) for split in ("val", "test") for digest in ("1", "", "3")]
+    assert (summaries["val"]["parts"], summaries["test"]["parts"]) == (["cuhk", "own"], ["cuhk", "icfg"])
+    assert summaries["test"]["t2i"]["R1"] == 100 and summaries["test"]["last"]["t2i"]["R1"] == 0
+    assert "last" not in summaries["val"] and "last" not in summaries["val-own"]
+    for name in ("val", "val-cuhk", "val-own"):
+        assert summaries[name]["calibration"]["threshold"] == 2
+    for name in ("test-cuhk", "test-icfg"):
+        assert summaries[name]["calibration"]["false_alarm"] == 1 and "robustness" in summaries[name]
+
+
+def test_several_datasets_without_a_test_split_are_reported_on_val(evaluate):
+    summaries = evaluate(best=40, last=60, test=0, **SOURCES)
+    assert [*summaries] == ["val-cuhk", "val-icfg", "val-own", "val"]
+    assert summaries["val"]["last"]["step"] == summaries["val-own"]["last"]["step"] == 60
 
 
 def test_re_ranking_and_robustness_follow_the_config(evaluate):

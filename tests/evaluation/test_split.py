@@ -203,7 +203,7 @@ def test_write_results(tmp_path, monkeypatch, oracle):
         (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
     summary = summarise(embeddings, source, 300)
     for _ in range(2):  # an evaluation may be repeated
-        evaluation.write_results(tmp_path, summary, source, embeddings)
+        evaluation.write_results(tmp_path / "test", summary, source, embeddings)
     folder = tmp_path / "test"
     assert sorted(path.name for path in folder.iterdir()) == [
         "embeddings.npz",

@@ -64,7 +64,7 @@ def run(tmp_path, config):
     """The workdir of a run: the best checkpoint is that of step 20, of seed 1; the last that of 40, of seed 2."""
     folder = tmp_path / "run"
     (tmp_path / "reid_raw.json").write_text("a")
-    record_config(folder, config, tmp_path / "reid_raw.json", load_tokenizer())
+    record_config(folder, config, {"": tmp_path / "reid_raw.json"}, load_tokenizer())
     checkpoints = Checkpoints(folder)
     for seed, step, score in ((1, 20, 30.0), (2, 40, 10.0)):
         tree = unflatten_dict(random_params(config, seed), sep="/")

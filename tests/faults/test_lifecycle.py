@@ -16,6 +16,7 @@ from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.faults.conftest import history, mounted, state_of
+from tests.test_variants import write_three
 
 RUN = [
     "--config.train.steps=20", "--config.train.eval_every=10", "--config.runtime.checkpoint_every=4",
@@ -75,6 +76,27 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_were_not(start, tmp_path, asse
     assert last.finish() == 0, last.said()
     assert re.search(r"^resuming at step (\d+) of 20", last.said(), re.M)[1] in ("8", "10", "12", "16")
     assert_as_uninterrupted(workdir)
+
+
+@pytest.mark.faults
+def test_a_run_on_three_datasets_that_is_killed_ends_as_if_it_were_not(start, tmp_path):
+    roots = write_three(tmp_path / "data")
+    sources = tuple(f"{name}:{root}" for name, root in roots.items())
+    joint = [*RUN, "--config.data.name=joint", f"--config.data.sources={sources}", "--config.data.weights=(1,2,1)"]
+    whole = start(tmp_path / "whole", *joint)
+    assert whole.finish() == 0, whole.said()
+    process = start(tmp_path / "killed", *joint, pause=0.3)
+    process.wait_for_step(13)
+    process.send(signal.SIGKILL)
+    assert process.finish() == -signal.SIGKILL
+    last = start(tmp_path / "killed", *joint)
+    assert last.finish() == 0, last.said()
+    assert re.search(r"^resuming at step (\d+) of 20", last.said(), re.M)[1] in ("10", "12")
+    jax.tree.map(np.testing.assert_array_equal, *(state_of(tmp_path / name, 20) for name in ("whole", "killed")))
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    for folder in ("test", *(f"test-{name}" for name in roots)):
+        path = f"{folder}/summary.json"
+        assert (tmp_path / "killed" / path).read_text() == (tmp_path / "whole" / path).read_text()
 
 
 @pytest.mark.faults

@@ -36,7 +36,7 @@ def paint(root, name, colour):
 
 
 def open_split(root, split="train", max_damaged=0.5, elsewhere="", **began_with):
-    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged}
+    data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged, "identities": True}
     return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(elsewhere)}}), split, **began_with)
 
 

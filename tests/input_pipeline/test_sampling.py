@@ -196,3 +196,69 @@ def test_an_order_that_several_threads_share_is_read_only():
     order = EpochPlans(PERSONS, 12).epoch(0)
     with pytest.raises(ValueError, match="read-only"):
         order[0] = 1
+
+
+# ---- shares of sources
+
+
+# 8 persons with 4 pairs each, then 4 persons with 8 pairs each: of four pairs, 8 groups each.
+TWO = np.concatenate([np.repeat(np.arange(8), 4), 8 + np.repeat(np.arange(4), 8)])
+SHARES = [(32, 1.0), (32, 3.0)]
+
+
+def test_a_share_of_groups_by_hand():
+    """Of 16 groups, a quarter is the first source's: 4 persons of 8. The second source's 12 are its 8, and 4 again."""
+    subsets = set()
+    for epoch in range(20):
+        order = EpochPlans(TWO, 4, "identity", 4, 3, SHARES).epoch(epoch).reshape(16, 4)  # one person in a batch
+        assert (TWO[order] == TWO[order][:, :1]).all()
+        groups = np.bincount(TWO[order[:, 0]], minlength=12)
+        assert sorted(groups[:8]) == [0] * 4 + [1] * 4
+        assert groups[8:].sum() == 12 and groups[8:].min() >= 2 and groups[8:].max() <= 4
+        pairs = np.bincount(order.ravel(), minlength=64)
+        assert pairs[:32].max() == 1 and set(pairs[32:].tolist()) <= {1, 2}
+        subsets.add(tuple(groups))
+    assert len(subsets) > 10
+
+
+def test_nobody_is_twice_in_a_batch_of_shares():
+    plans = EpochPlans(TWO, 16, "identity", 4, 3, SHARES)
+    for epoch in range(20):
+        for batch in batches(plans, epoch):
+            assert len(set(TWO[batch].tolist())) == 4
+        assert len(batches(plans, epoch)) >= 3
+    # Up to the end of an epoch the shares are those of the whole: no source is left over for its end.
+    persons = np.concatenate([np.arange(400), 400 + np.arange(100)]).repeat(4)
+    plans = EpochPlans(persons, 40, "identity", 4, 3, [(1600, 1.0), (400, 1.0)])
+    halves = np.split(persons[plans.epoch(0)] < 400, 2)
+    assert all(0.42 < half.mean() < 0.58 for half in halves)  # 100 groups each: 4 standard deviations are 0.14 to 0.2
+
+
+def test_a_share_of_pairs_by_hand():
+    for epoch in range(5):
+        times = np.bincount(EpochPlans(TWO, 8, "uniform", 4, 3, SHARES).epoch(epoch), minlength=64)
+        assert sorted(times[:32]) == [0] * 16 + [1] * 16 and sorted(times[32:]) == [1] * 16 + [2] * 16
+
+
+@pytest.mark.parametrize("sampling", ["identity", "uniform"])
+def test_shares_are_a_function_of_seed_and_epoch_and_resume_at_any_step(sampling):
+    plans = EpochPlans(TWO, 8, sampling, 4, 7, SHARES)
+    starts = plans.epoch_starts(4)
+    for step in (0, int(starts[1]) - 1, int(starts[1]), int(starts[3]) - 1):
+        again = EpochPlans(TWO, 8, sampling, 4, 7, [(32, 2.0), (32, 6.0)])  # weights of another sum
+        np.testing.assert_array_equal(again.rows(step)[2], plans.rows(step)[2])
+        assert again.rows(step)[:2] == plans.rows(step)[:2]
+    assert not np.array_equal(plans.epoch(0)[:24], plans.epoch(1)[:24])
+    assert not np.array_equal(EpochPlans(TWO, 8, sampling, 4, 8, SHARES).epoch(0)[:24], plans.epoch(0)[:24])
+
+
+def test_one_source_is_as_without_shares():
+    for sampling in ("identity", "uniform"):
+        one = EpochPlans(PERSONS, 12, sampling, 4, 7, [(44, 0.3)])
+        np.testing.assert_array_equal(one.epoch(3), EpochPlans(PERSONS, 12, sampling, 4, 7).epoch(3))
+
+
+def test_shares_that_leave_too_few_persons_are_one_line():
+    persons = np.repeat(np.arange(12), 4)  # 2 and 10 persons; 12 groups, all of the first source
+    with pytest.raises(UserError, match=r"^data.weights leave an epoch fewer than 3 persons, as many as one batch has"):
+        EpochPlans(persons, 12, "identity", 4, 7, [(8, 1e6), (40, 1.0)]).epoch_starts(1)

@@ -46,7 +46,7 @@ def write_split(workdir, root, attributes=True, split="test", **results):
     )  # fmt: skip
     last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
     summary = summarise(embeddings, standard(embeddings), source, 200) | {"selected_on": "val", "last": last} | results
-    write_results(workdir, summary, source, embeddings)
+    write_results(workdir / split, summary, source, embeddings)
 
 
 @pytest.fixture

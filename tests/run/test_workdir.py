@@ -21,7 +21,7 @@ from ivt_jax.run.workdir import (
     other_data,
     record_config,
     record_conversion,
-    recorded_images_digest,
+    recorded_images_digests,
     refuse_other_config,
     refuse_other_data,
 )
@@ -47,7 +47,7 @@ def record(tmp_path_factory):
     """`record(workdir, config)`: records it, with annotations of one letter."""
     annotations = tmp_path_factory.mktemp("data") / "reid_raw.json"
     annotations.write_text("a")
-    return lambda workdir, config: record_config(workdir, config, annotations, load_tokenizer())
+    return lambda workdir, config: record_config(workdir, config, {"": annotations}, load_tokenizer())
 
 
 def test_a_recorded_config_comes_back_and_is_accepted_again(tmp_path, record):
@@ -118,37 +118,37 @@ def test_other_annotations_are_refused(tmp_path, record):
     same, other = tmp_path / "same.json", tmp_path / "other.json"
     same.write_text("a")
     other.write_text("b")
-    refuse_other_data(tmp_path, other)  # no run yet
+    refuse_other_data(tmp_path, {"": other})  # no run yet
     record(tmp_path, config())
-    refuse_other_data(tmp_path, same)
+    refuse_other_data(tmp_path, {"": same})
     with pytest.raises(
         UserError, match=r"was trained with other annotations than .*other.json. Choose another --workd"
     ):
-        refuse_other_data(tmp_path, other)
+        refuse_other_data(tmp_path, {"": other})
 
 
 def test_the_digest_of_a_run_s_images_is_recorded_if_it_is_known(tmp_path, record):
-    assert recorded_images_digest(tmp_path) == ""  # no run yet
+    assert recorded_images_digests(tmp_path) == {}  # no run yet
     record(tmp_path, config())
-    assert recorded_images_digest(tmp_path) == ""
+    assert recorded_images_digests(tmp_path) == {}
     annotations = tmp_path / "reid_raw.json"
     annotations.write_text("a")
-    record_config(tmp_path, config(), annotations, load_tokenizer(), "abc")
-    assert recorded_images_digest(tmp_path) == "abc"
+    record_config(tmp_path, config(), {"": annotations}, load_tokenizer(), {"": "abc"})
+    assert recorded_images_digests(tmp_path) == {"": "abc"}
 
 
 def test_other_data_than_those_of_the_training_are_named_where_both_are_known(tmp_path):
     same, other = tmp_path / "same.json", tmp_path / "other.json"
     same.write_text("a")
     other.write_text("b")
-    assert other_data(tmp_path, other, "def") == ""  # no run
-    record_config(tmp_path, config(), same, load_tokenizer(), "abc")
-    assert other_data(tmp_path, same, "abc") == other_data(tmp_path, same, "") == ""
-    assert other_data(tmp_path, same, "def") == "images"
-    assert other_data(tmp_path, other, "") == "annotations"
-    assert other_data(tmp_path, other, "def") == "annotations and images"
-    record_config(tmp_path, config(), same, load_tokenizer())  # as an older version did
-    assert other_data(tmp_path, same, "def") == ""
+    assert other_data(tmp_path, "", other, "def") == ""  # no run
+    record_config(tmp_path, config(), {"": same}, load_tokenizer(), {"": "abc"})
+    assert other_data(tmp_path, "", same, "abc") == other_data(tmp_path, "", same, "") == ""
+    assert other_data(tmp_path, "", same, "def") == "images"
+    assert other_data(tmp_path, "", other, "") == "annotations"
+    assert other_data(tmp_path, "", other, "def") == "annotations and images"
+    record_config(tmp_path, config(), {"": same}, load_tokenizer())  # as an older version did
+    assert other_data(tmp_path, "", same, "def") == ""
 
 
 def test_a_run_is_evaluated_by_its_own_config_at_the_places_given(tmp_path, record):
@@ -214,7 +214,7 @@ def with_tokenizer(folder):
 def test_another_tokenizer_than_recorded_is_one_line_that_names_both(vocabularies, tmp_path):
     red, blue = (load_tokenizer(str(vocabularies / name)) for name in ("red", "blue"))
     (tmp_path / "a").write_text("a")
-    record_config(tmp_path / "run", with_tokenizer(vocabularies / "red"), tmp_path / "a", red)
+    record_config(tmp_path / "run", with_tokenizer(vocabularies / "red"), {"": tmp_path / "a"}, red)
     assert folder_tokenizer(tmp_path / "run", with_tokenizer(vocabularies / "red")).digest == red.digest
     (vocabularies / "red/vocab.txt").write_text((vocabularies / "blue/vocab.txt").read_text())
     with pytest.raises(UserError) as error:
@@ -234,7 +234,7 @@ def test_a_folder_that_records_no_tokenizer_is_not_checked(vocabularies, tmp_pat
 def test_the_tokenizer_that_a_folder_carries_comes_first(vocabularies, tmp_path):
     red, blue = (load_tokenizer(str(vocabularies / name)) for name in ("red", "blue"))
     (tmp_path / "a").write_text("a")
-    record_config(tmp_path / "run", with_tokenizer("no-such-name"), tmp_path / "a", red)
+    record_config(tmp_path / "run", with_tokenizer("no-such-name"), {"": tmp_path / "a"}, red)
     red.save(tmp_path / "run")
     assert folder_tokenizer(tmp_path / "run", with_tokenizer("no-such-name")).digest == red.digest
     blue.save(tmp_path / "run")

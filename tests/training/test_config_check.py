@@ -99,8 +99,25 @@ def test_our_configs_have_no_fault():
           for entry in ("blocks", "blocks=", "=2", "blocks=x", "blocks=-1", "blocks=inf", "blocks=nan")),
         ({"optimizer__schedule": "cosine"}, 'optimizer.schedule is "cosine"; expected one of released, smooth'),
         ({"data__sampling": "random"}, 'data.sampling is "random"; expected one of identity, uniform'),
-        ({"data__name": "cuhk"},
-         'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth, own, pairs'),
+        ({"data__name": "cuhk"}, 'data.name is "cuhk"; expected one of cuhk_pedes, icfg_pedes, rstp_reid, pedes_synth, '
+         "own, pairs, joint"),
+        ({"data__name": "joint"},
+         "data.name joint needs data.sources: set --config.data.sources=\"('cuhk:data/CUHK-PEDES',"
+         "'icfg:data/ICFG-PEDES')\""),
+        ({"data__sources": ("cuhk:a",)},
+         "data.sources needs data.name joint, and it is cuhk_pedes: use --config=configs/joint.py"),
+        ({"data__sources": "cuhk:a"},
+         "data.sources is 'cuhk:a'; expected a tuple of strings, such as ('cuhk:data/CUHK-PEDES',"
+         "'icfg:data/ICFG-PEDES')"),
+        ({"data__name": "joint", "data__sources": ("cuhk",)},
+         "data.sources=cuhk: expected DATASET:DIR with one of cuhk, icfg, rstp, synth, own, pairs"),
+        ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 0)},
+         "data.weights is (1, 0); expected a tuple of numbers, more than 0, or ()"),
+        ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 2, 3)},
+         "data.weights has 3 numbers for 2 of data.sources; give one for each"),
+        ({"data__weights": (1,)}, "data.weights has 1 numbers for 0 of data.sources; give one for each"),
+        ({"data__identities": False, "id__weight": 1.0},
+         "id.weight needs data.identities: without, there are no persons to classify; set id.weight to 0"),
         ({"bmm__align": "on"}, 'bmm.align is "on"; expected one of off, exact, fast'),
         ({"model__dtype": "f32"}, 'model.dtype is "f32"; expected one of float32, bfloat16'),
         ({"mla__levels": ("noun",)}, "mla.levels is ('noun',); expected some of sentence, phrase, word, each once"),
@@ -261,7 +278,7 @@ def test_every_key_is_checked_or_takes_any_value():
     others = {key for key in values if key not in {*NUMBERS, *CHOICES} and not isinstance(values[key], bool)}
     names = {"data.root", "data.title", "text.tokenizer", "train.init_from", "runtime.prepared"}
     others -= {"model.image_size", "model.pixel_mean", "model.pixel_deviation", "mla.levels"}
-    assert others == names | {"train.freeze", "optimizer.multipliers"}
+    assert others == names | {"train.freeze", "optimizer.multipliers", "data.sources", "data.weights"}
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -96,6 +96,7 @@ def stub(monkeypatch, tmp_path):
     annotations.write_text("[]")
     pairs = (np.arange(10), np.zeros(10))
     source = SimpleNamespace(person_ids=np.arange(10), pairs=pairs, annotations=annotations, images_digest="")
+    source.num_pairs, source.identities, source.person_of_pair, source.num_persons = 10, True, np.arange(10), 10
     tokenizer = SimpleNamespace(mask_id=4, digest="d")
     for owner, name, value in (
         (loop, "Checkpoints", Saved), (loop, "build_program", build),
@@ -106,7 +107,7 @@ def stub(monkeypatch, tmp_path):
         (pipeline, "open_split", lambda config, split, images_digest: source),
         (pipeline, "train_batches", empty_batches),
         (loop, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
-        (loop, "evaluate", lambda *_, write, images_digest: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
+        (loop, "evaluate", lambda *_: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
         (loop, "write_report", lambda workdir: events.append("report")),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, value)
@@ -151,8 +152,8 @@ def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
         opened.append(images_digest)
         return source
 
-    def evaluate(*args, write, images_digest):
-        opened.append(f"evaluate {images_digest}")
+    def evaluate(workdir, config, write, images_digests):
+        opened.append(f"evaluate {images_digests['']}")
         return {"test": {"step": 6, "t2i": {}}}
 
     monkeypatch.setattr(pipeline, "open_split", open_split)
@@ -200,7 +201,7 @@ def test_a_run_that_began_with_pixels_that_no_patch_covers_is_resumed(stub, caps
     with pytest.raises(UserError, match=r"^model.image_size \(100, 52\): patches of 12 at stride 12 do not cover "):
         stub.run(config)
     assert not stub.workdir.exists()
-    record_config(stub.workdir, config, stub.workdir.parent / "reid_raw.json", SimpleNamespace(digest="d"))
+    record_config(stub.workdir, config, {"": stub.workdir.parent / "reid_raw.json"}, SimpleNamespace(digest="d"))
     assert stub.run(config, saved=4)[-1] == "report"
     assert "note: model.image_size (100, 52): patches of 12 at stride 12 do not cover" in capsys.readouterr().err
 
