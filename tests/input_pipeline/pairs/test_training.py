@@ -32,7 +32,7 @@ def config(shards):
 
 
 def batches(config, steps, start=0, host=(0, 1)):
-    source = JointSource({"": pipeline.open_split(config, "train")})
+    source = JointSource(pipeline.open_parts(config, "train"))
     plans = pipeline.plan_epochs(config, source)
     with contextlib.closing(
         pipeline.train_batches(config, source, load_tokenizer(""), plans, start, host)
