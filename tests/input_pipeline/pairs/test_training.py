@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import augment, pipeline
+from input_pipeline.joint import JointSource
 from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import DataError, UserError
@@ -31,7 +32,7 @@ def config(shards):
 
 
 def batches(config, steps, start=0, host=(0, 1)):
-    source = pipeline.open_split(config, "train")
+    source = JointSource(pipeline.open_parts(config, "train"))
     plans = pipeline.plan_epochs(config, source)
     with contextlib.closing(
         pipeline.train_batches(config, source, load_tokenizer(""), plans, start, host)
