@@ -180,7 +180,7 @@ def released(config: ConfigDict) -> ConfigDict:
 def pretrained_on_pairs(config: ConfigDict) -> ConfigDict:
     """Changes the config to the losses of pre-training, on pairs without identities: ITC, ITM and MLM."""
     config.data.update({"identities": False, "sampling": "uniform", "instances": 1})
-    config.mla.update({"levels": ("sentence",), "views": 1})
+    config.mla.update({"levels": ("sentence",), "views": 1, "weight": 0.5})  # the mean of both directions
     config.match.update({"loss": "itc", "normalise": "published", "temperature": 0.07, "learned": True})
     config.itm.weight = 1.0
     config.bmm.update(

@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m input_pipeline.prepare", description="Prepare a dataset for training, and make it portable."
     )
     parser.add_argument("--dataset", choices=DATASETS)
-    parser.add_argument("--root", help="the dataset's folder, or its annotation file")
+    parser.add_argument("--root", help="the dataset's folder, annotation file or table")
     parser.add_argument("--out", default="", help="also make a portable folder: DIR or gs://BUCKET/DIR")
     parser.add_argument(
         "--pairs", nargs="+", metavar="PATTERN", help="instead of --dataset, index image-text pairs: .tar, .csv, .jsonl"

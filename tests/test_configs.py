@@ -120,11 +120,30 @@ def test_the_losses_differ_in_nothing_else():
 def test_pretraining_differs_in_its_losses():
     configs = {name: synth.get_config(name) for name in synth.PRETRAINING}
     weights = {name: (c.mla.weight, c.itm.weight, c.bmm.word_weight, c.bmm.patch_weight) for name, c in configs.items()}
-    assert weights == {"pretrain_itc": (1, 0, 0, 0), "pretrain_itc_mlm": (1, 0, 1, 0), "pretrain": (1, 1, 1, 0)}
+    assert weights == {"pretrain_itc": (0.5, 0, 0, 0), "pretrain_itc_mlm": (0.5, 0, 1, 0), "pretrain": (0.5, 1, 1, 0)}
     keys = {
         key for c in configs.values() for key, value in flatten(c).items() if value != flatten(configs["pretrain"])[key]
     }
     assert keys == {"itm.weight", "bmm.word_weight"}
+
+
+def test_pretraining_as_released_has_the_values_of_its_table():
+    usual = flatten(default.get_config())
+    changed = {key: value for key, value in flatten(pretrain.get_config("release")).items() if value != usual[key]}
+    assert changed == {
+        "data.name": "pairs", "data.root": "data/pairs", "data.identities": False, "data.batch_size": 512,
+        "data.sampling": "uniform", "data.instances": 1, "text.clean": "released", "text.length.sentence": 50,
+        "mla.levels": ("sentence",), "mla.views": 1, "mla.weight": 0.5, "match.loss": "itc",
+        "match.normalise": "neither", "match.temperature": 0.5, "match.learned": True, "itm.weight": 1.0,
+        "bmm.align": "off", "bmm.word_ratio": 0.25, "bmm.patch_weight": 0.0, "evaluation.robustness": False,
+    }  # fmt: skip
+    own = {key for key, value in flatten(pretrain.get_config()).items() if value != {**usual, **changed}[key]}
+    assert own - {"train.epochs", "match.normalise", "match.temperature", "text.clean"} == {
+        f"optimizer.{key}" for key in (
+            "name", "schedule", "learning_rate", "bias_learning_rate", "start", "floor", "warmup_epochs",
+            "weight_decay", "clip_norm",
+        )
+    }  # fmt: skip
 
 
 def test_a_choice_is_one_key_and_the_demo_has_two_of_them():

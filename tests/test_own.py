@@ -9,6 +9,7 @@ import pytest
 from configs import own
 from input_pipeline import pipeline, prepare
 from input_pipeline.datasets import parse_datasets
+from input_pipeline.joint import JointSource
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.messages import say_once
 from ivt_jax.evaluation import cross_domain
@@ -125,6 +126,17 @@ def open_split(root, split="train", max_damaged=0.0):
     config = own.get_config("smoke")
     config.data.root, config.data.max_damaged = str(root), max_damaged
     return pipeline.open_split(config, split)
+
+
+def test_a_missing_test_split_cannot_choose_the_checkpoint(scenes):
+    (scenes / "my.csv").write_text((scenes / "my.csv").read_text().replace(",test\n", ",train\n"))
+    config = own.get_config("smoke")
+    config.data.root = str(scenes)
+    source = JointSource(pipeline.open_parts(config, "train"))
+    loop.refuse_empty_selection(config, source)
+    config.train.select_on = "test"
+    with pytest.raises(UserError, match=r"my.csv has no test records to select on; set --config.train.select_on=val"):
+        loop.refuse_empty_selection(config, source)
 
 
 def test_near_copies_in_other_splits_are_said_when_data_are_prepared_and_opened(scenes, capsys):

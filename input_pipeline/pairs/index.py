@@ -24,6 +24,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,20 @@ def _make_parts(tasks: Sequence[Task], folder: Path, longest: int, workers: int)
 def _executor(workers: int) -> concurrent.futures.Executor:
     if workers == 1:
         return concurrent.futures.ThreadPoolExecutor(1)
-    return concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has ended. After `kill -9` of the parent, it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _find_tasks(patterns: Sequence[str], folder: Path) -> list[Task]:

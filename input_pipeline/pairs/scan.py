@@ -55,7 +55,7 @@ def scan_tar(path: str, longest: int) -> Found:
     """
     kinds: dict[str, dict[str, _Piece]] = {"image": {}, ".txt": {}, ".json": {}}
     aside: list[SetAside] = []
-    with store.stream(path) as file:
+    with store.readable(path) as file:
         for name, start, size, fault in _members(file):
             stem, suffix = os.path.splitext(name)
             kind = "image" if suffix.lower() in SUFFIXES else suffix.lower()

@@ -90,13 +90,23 @@ def _remote_state(info: dict[str, Any]) -> State:
     return State(info["size"] or 0, str(mark.timestamp() if isinstance(mark, datetime.datetime) else mark))
 
 
-def stream(path: str) -> BinaryIO:
-    """Opens a file to read it from front to back. Raises UserError."""
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[BinaryIO]:
+    """Opens a file to read it from front to back. Raises UserError if it cannot be opened, or read in the block."""
     with explained(path):
-        if not is_remote(path):
-            return open(path, "rb")
-        system, name = file_system(path)
-        return system.open(name, "rb", block_size=8 << 20, cache_type="readahead")
+        opened = _open(path)
+    with opened as file:
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({_one_line(error)}): run the command again") from None
+
+
+def _open(path: str) -> BinaryIO:
+    if not is_remote(path):
+        return open(path, "rb")
+    system, name = file_system(path)
+    return system.open(name, "rb", block_size=8 << 20, cache_type="readahead")
 
 
 class Files:
@@ -120,9 +130,7 @@ class Files:
 
     def _read_local(self, piece: Range) -> bytes:
         try:
-            descriptor = self._descriptor(
-                piece.path
-            )  # held until it is read: another thread may drop it from the cache
+            descriptor = self._descriptor(piece.path)  # held until it is read, or another thread could close it
             return os.pread(descriptor.number, piece.end - piece.start, piece.start)
         except OSError as error:
             raise _vanished(piece.path, error.strerror or str(error)) from None
@@ -136,7 +144,8 @@ def _read_remote(ranges: Sequence[Range]) -> list[bytes]:
         if isinstance(content, FileNotFoundError):
             raise _vanished(piece.path, "No such file or directory")
         if isinstance(content, Exception):
-            raise _vanished(piece.path, _one_line(content))
+            remedy = "check the network and the permissions of your account; the same command resumes"
+            raise DataError(f"{piece.path} cannot be read ({_one_line(content)}): {remedy}")
     return pieces
 
 

@@ -76,7 +76,8 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
     params = {}
     if not shapes_alone:
         if "tokenizer" in load_record(folder):
-            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
+            clean = restored.config.text.get("clean", "")  # marks of a text may be read otherwise now, its pieces not
+            tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, clean)
             place = f'text.tokenizer="{config.text.tokenizer}"'
             refuse_other_tokenizer(Path(folder), tokenizer, place, "set --config.text.tokenizer to the first one")
         for path, action in actions.items():

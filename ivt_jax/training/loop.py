@@ -101,6 +101,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     refuse_other_config(workdir, config)
     source = JointSource(pipeline.open_parts(config, "train", recorded_images_digests(workdir)))
     refuse_other_data(workdir, source.annotations)
+    refuse_empty_selection(config, source)
     tokenizer = folder_tokenizer(workdir, config)
     plans = pipeline.plan_epochs(config, source)
     epoch_starts = plans.epoch_starts(config.train.epochs + 1 - config.train.first_epoch)
@@ -110,6 +111,16 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, config.data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
+
+
+def refuse_empty_selection(config: ConfigDict, source: JointSource) -> None:
+    """Raises UserError if test shall choose the checkpoint, but no dataset of `source` has a test split."""
+    if config.train.select_on != "test":
+        return
+    parts = pipeline.open_parts(config, "test", source.images_digests)
+    if not any(len(part.person_ids) for part in parts.values()):
+        first = next(iter(parts.values())).annotations
+        raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")
 
 
 def refuse_unattended_padding(config: ConfigDict, tokenizer: Tokenizer) -> None:
@@ -213,7 +224,9 @@ def test_and_report(run: Run) -> None:
     if first:
         (run.workdir / "report.html").unlink(missing_ok=True)  # one of fewer steps has other test figures
     summaries = evaluate(run.workdir, run.config, first, run.source.images_digests)
-    last = [*summaries][-1]
+    if not summaries:
+        run.progress.say("not evaluated: the data have no split for it; the report has the curves alone")
+    last = "".join([*summaries][-1:])
     for split, summary in summaries.items():
         if split.partition("-")[0] == last:
             scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())
@@ -329,9 +342,6 @@ def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
     empty = [label for label, source in parts.items() if not len(source.person_ids)]
     for label in empty if len(empty) < len(parts) else ():
         run.progress.say(f"{label} has no {split}: the mean of the others chooses the best checkpoint")
-    if len(empty) == len(parts) and split == "test":
-        first = parts[empty[0]].annotations
-        raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")
     if len(empty) == len(parts):
         run.progress.say("no val split: the last step counts as the best")
         return lambda state: {}

@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import synth
+from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.conversion.positions import resize_offsets, resize_positions
 from ivt_jax.models.build import build_model
@@ -230,6 +231,11 @@ def test_words_of_another_tokenizer_are_refused(folder, tmp_path):
     (Path(given) / "config.json").write_text(json.dumps(record | {"tokenizer": "0" * 64}))
     with pytest.raises(UserError, match=r"was made with tokenizer 0{12}, but text.tokenizer=.* is now [0-9a-f]{12}: "):
         initial_params(config)
+    # Pre-trained with cleaned texts: the pieces are the same, so a run may read texts in the usual way.
+    cleaned = load_tokenizer(config.text.tokenizer, clean="released")
+    record["config"]["text"]["clean"] = "released"
+    (Path(given) / "config.json").write_text(json.dumps(record | {"tokenizer": cleaned.digest}))
+    assert initial_params(config).params.keys() == random_params(config).keys()
 
 
 def test_the_state_holds_what_is_given_on_its_mesh(folder):

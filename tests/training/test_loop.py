@@ -167,6 +167,12 @@ def test_a_trained_run_without_results_is_tested_without_training(stub):
     assert stub.run(stub_config(), saved=6) == ["close", "test", "report"]
 
 
+def test_data_that_cannot_be_evaluated_still_have_a_report(stub, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {})
+    assert stub.run(stub_config(), saved=6) == ["close", "report"]
+    assert "not evaluated: the data have no split for it; the report has the curves alone" in capsys.readouterr().err
+
+
 def write_results(workdir, last):
     (workdir / "test").mkdir(parents=True, exist_ok=True)
     (workdir / "test/summary.json").write_text(json.dumps({"last": {"step": last}}))
