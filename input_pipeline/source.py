@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,9 +78,14 @@ def normal_caption(caption: str) -> str:
     return " ".join(caption.lower().split())
 
 
-def key_of_text(text: str) -> int:
-    """Returns a hash of 64 bits."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def image_key(content: bytes) -> int:
+    """Returns the hash of what an image is known by, its bytes or its path: 64 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def text_key(caption: str) -> int:
+    """Returns the hash of a caption, equal for captions that `normal_caption` makes equal."""
+    return image_key(normal_caption(caption).encode("utf-8", "surrogatepass"))
 
 
 def connected(*keys: np.ndarray) -> np.ndarray:
@@ -203,9 +209,9 @@ class Source:
     @functools.cached_property
     def _keys(self) -> np.ndarray:
         """The keys of all pairs, (2, pairs) uint64."""
-        images = np.array([key_of_text(str(self.images.absolute() / path)) for path in self.paths], np.uint64)
+        images = np.array([image_key(os.fsencode(self.images.absolute() / path)) for path in self.paths], np.uint64)
         every = (caption for captions in self.captions for caption in captions)
-        captions = np.array([key_of_text(normal_caption(caption)) for caption in every], np.uint64)
+        captions = np.array([text_key(caption) for caption in every], np.uint64)
         return np.stack([images[self.pairs[0]], captions])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:

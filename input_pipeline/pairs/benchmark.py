@@ -27,8 +27,9 @@ import PIL.Image
 
 from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.order import KeyedPlan
-from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS, image_key, text_key
+from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS
 from input_pipeline.pairs.source import IndexedPairs
+from input_pipeline.source import image_key, text_key
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 

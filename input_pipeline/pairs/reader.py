@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from input_pipeline.decoding import as_png, as_rgb, open_picture
 from input_pipeline.pairs import store
-from input_pipeline.pairs.rows import DIRECT, FILE, JSON, Row, image_key, path_of_image, read_caption, text_key
+from input_pipeline.pairs.rows import DIRECT, FILE, JSON, Row, path_of_image, read_caption
+from input_pipeline.source import image_key, text_key
 from ivt_jax.common.errors import DataError
 
 AGAIN = "make the index again: python -m input_pipeline.prepare --pairs ..."

@@ -23,11 +23,10 @@ from input_pipeline.pairs.rows import (
     Row,
     SetAside,
     caption_fault,
-    image_key,
     path_of_image,
     read_caption,
-    text_key,
 )
+from input_pipeline.source import image_key, text_key
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable

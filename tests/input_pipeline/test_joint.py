@@ -1,6 +1,7 @@
 """Several datasets as one source, each in its own raw layout."""
 
 import itertools
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from input_pipeline.joint import JointSource
 from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
+from tests.input_pipeline.pairs.test_pairs import build, members, write_tar
 from tests.input_pipeline.test_source import make_source
 from tests.test_variants import joint_config, write_three
 
@@ -109,6 +111,30 @@ def test_without_identities_equal_captions_connect_datasets():
     assert source.ids(np.array([4, 0, 1])).tolist() == [0, 1, 2]
     # The same table twice: the same images.
     assert JointSource({"a": one, "a-2": one}).ids(np.array([1, 3])).tolist() == [0, 0]
+
+
+def test_an_index_of_pairs_and_a_dataset_are_one_source(three, tmp_path):
+    """The captions of the index are "A picture of number N."; a table has one of them, too."""
+    write_tar(tmp_path / "0.tar", members(range(8)))
+    build(tmp_path / "0.tar", folder=tmp_path / "pairs")
+    shutil.copytree(three["rstp"] / "imgs", tmp_path / "imgs")
+    (tmp_path / "own.csv").write_text(
+        "image,caption,person,split\n"
+        "imgs/0000_c14_0031.jpg,A  picture of NUMBER 3.,a,train\nimgs/0000_c1_0004.jpg,Another.,a,train\n"
+        "imgs/0002_c9_0001.jpg,A man.,b,val\n"
+    )
+    sources = (f"own:{tmp_path}/own.csv", f"pairs:{tmp_path}/pairs")
+    config = joint_config({}, **{"data.sources": sources, "data.identities": False, "data.weights": (1, 1)})
+    source = JointSource(pipeline.open_parts(config, "train"))
+    assert source.counts == [2, 8] and source.annotations["pairs"].name == "pairs.json"
+    captions = [caption for caption, _ in source.texts(np.arange(10))]
+    number = captions.index("A picture of number 3.", 2)
+    ids = source.ids(np.arange(10))
+    assert ids[0] == ids[number] and len(set(ids.tolist())) == 9
+    (batch,) = batches(config, source, steps=1)
+    own = np.bincount(batch["pair_ids"] < 2)[1]
+    assert 2 <= own <= 5  # 5 of the 10 rows of an epoch, two pairs as often as that takes; 2 rows are left out
+    assert [*pipeline.open_parts(config, "val")] == ["own", "pairs"]
 
 
 def test_persons_of_two_datasets_are_never_one():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -188,6 +189,26 @@ def test_an_export_names_each_dataset(runs):
         assert f"{title}, test, protocol `standard`: {queries} captions, {images} images, {persons} persons." in text
     assert "Mean over the datasets, test, protocol" in text and "each dataset counts equally" in text
     assert read_calibration(runs.resumed / "export") == read_calibration(runs.resumed)
+
+
+def test_two_tables_of_own_data_are_two_datasets(runs, tmp_path, monkeypatch):
+    """The second one has neither val, for which a person is held out, nor test."""
+    monkeypatch.setattr(loop, "write_report", lambda workdir: None)
+    shutil.copytree(runs.roots["icfg"] / "imgs", tmp_path / "imgs")
+    paths = sorted(f"imgs/{path.relative_to(tmp_path / 'imgs')}" for path in (tmp_path / "imgs").rglob("*.jpg"))
+    for name, splits in (("shop", ["train", "train", "val", "test"]), ("station", ["train"] * 3)):
+        rows = [f"{path},Person {n // 2}.,{n // 2},{splits[n // 2]}" for n, path in enumerate(paths[: 2 * len(splits)])]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["image,caption,person,split", *rows]) + "\n")
+    sources = tuple(f"own:{tmp_path}/{name}.csv" for name in ("shop", "station"))
+    config = joint_config({}, **{"data.sources": sources, "data.title": "Shop and station"})
+    loop.train_and_evaluate(config, tmp_path / "run")
+    for label, counts in (("own", {"train": 4, "val": 2, "test": 2}), ("own-2", {"train": 4, "val": 2})):
+        lines = (tmp_path / f"run/splits-{label}.csv").read_text().splitlines()[1:]
+        assert Counter(line.rpartition(",")[2] for line in lines) == counts
+    assert read_json(tmp_path / "run/val/summary.json")["parts"] == ["own", "own-2"]
+    assert read_json(tmp_path / "run/test/summary.json")["parts"] == ["own"]
+    assert not (tmp_path / "run/test-own-2").exists()
+    assert "trained on Shop and station" in (export(tmp_path / "run", ["safetensors"]) / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

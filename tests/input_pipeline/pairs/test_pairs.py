@@ -11,9 +11,10 @@ from PIL import Image
 from input_pipeline import augment
 from input_pipeline.pairs import index, parts, store
 from input_pipeline.pairs.index import index_pairs
-from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW, image_key, text_key
+from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.prepare import main
+from input_pipeline.source import image_key, text_key
 from ivt_jax.common.errors import DataError, UserError
 
 
