@@ -1,4 +1,4 @@
-"""Where training pairs come from: what the pipeline asks of a source, and the split of a prepared dataset."""
+"""Where the pairs of a dataset come from: what training reads of any of them, and the split of a prepared one."""
 
 import functools
 import hashlib
@@ -15,13 +15,16 @@ from ivt_jax.common.messages import counted
 
 
 class PairSource(Protocol):
-    """(image, caption) pairs that training reads by number, 0 to num_pairs - 1.
+    """The (image, caption) pairs of one dataset, which training reads by number, 0 to num_pairs - 1.
 
     identities: whether it is known who is in an image; without, `num_persons` and `person_of_pair` are not used.
+    annotations: the file that decides what the pairs are. images_digest: of the contents of all images, "" if unknown.
     """
 
     num_pairs: int
     identities: bool
+    annotations: Path
+    images_digest: str
 
     @property
     def num_persons(self) -> int:
@@ -60,16 +63,6 @@ class PairSource(Protocol):
         connect: none of them is another's negative.
         """
         ...
-
-
-class DatasetSource(PairSource, Protocol):
-    """The pairs of one dataset.
-
-    annotations: the file that decides what the pairs are. images_digest: of the contents of all images, "" if unknown.
-    """
-
-    annotations: Path
-    images_digest: str
 
 
 def normal_caption(caption: str) -> str:

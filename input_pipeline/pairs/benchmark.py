@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.pairs.index import index_pairs
-from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS, image_key, text_key
 from input_pipeline.pairs.source import IndexedPairs
 from ivt_jax.common.command import exit_code, positive

@@ -26,13 +26,8 @@ from ivt_jax.common.messages import counted, say_once
 _READ = 256  # pairs of val that are read at a time
 
 
-def is_index(root: str) -> bool:
-    """Whether a folder, local or in a bucket, has an index of pairs. Raises UserError if it cannot be reached."""
-    return store.state(f"{root.rstrip('/')}/{ABOUT}") is not None
-
-
 class IndexedPairs:
-    """Pairs of an index, a `source.PairSource` without identities.
+    """Pairs of an index, a `PairSource` without identities.
 
     Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
     pairs.json; images_digest, of all its rows. These stay on disk. Images are read when they are asked for,
