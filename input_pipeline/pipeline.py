@@ -23,7 +23,7 @@ from input_pipeline.joint import JointSource
 from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.pairs.rows import SPLITS
 from input_pipeline.pairs.source import IndexedPairs
-from input_pipeline.prepare import local_copy
+from input_pipeline.portable import local_copy
 from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.source import Source

@@ -20,7 +20,6 @@ is incomplete.
 import collections
 import concurrent.futures.process
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -36,7 +35,7 @@ from input_pipeline.pairs.lists import cut
 from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
 from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS, SUMS
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, write_text
 from ivt_jax.common.progress import progress
 
 _OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
@@ -138,7 +137,7 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
     about = {
         "format": FORMAT, "longest": longest, **counts, "repeated_images": repeated,
         "set_aside": dict(reasons.most_common()), "shards": len(shards),
-        "digests": {split: _digest(folder / f"{split}.npy") for split in SPLITS},
+        "digests": {split: digest(folder / f"{split}.npy") for split in SPLITS},
     }  # fmt: skip
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     return about
@@ -192,9 +191,4 @@ def _relative(folder: Path, path: str) -> str:
 def _write_sums(folder: Path) -> None:
     blocks = sorted(f"lists/{path.name}" for path in (folder / "lists").iterdir())
     names = [*(f"{split}.npy" for split in SPLITS), ASIDE, *blocks, SHARDS, ABOUT]
-    write_text(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in names))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_text(folder / SUMS, "".join(f"{digest(folder / name)}  {name}\n" for name in names))

@@ -17,7 +17,7 @@ from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
 from input_pipeline.pairs.rows import ABOUT, FORMAT, SHARDS, Row, Table
-from input_pipeline.prepare import local_copy
+from input_pipeline.portable import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import is_remote
