@@ -1,6 +1,5 @@
 """The rows of an index of pairs: where image and caption of a pair are, and what they hold."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.source import normal_caption
 from ivt_jax.common.files import is_remote
 
-ABOUT, SHARDS, ASIDE, SUMS = "pairs.json", "shards.json", "set_aside.jsonl", "SHA256SUMS"  # files of an index
+ABOUT, SHARDS, ASIDE = "pairs.json", "shards.json", "set_aside.jsonl"  # files of an index
 SPLITS = ("train", "val")
 # shard: number of the file that holds both; image and text: offsets in it, with sizes in bytes.
-# image_key, text_key: hashes of the image's bytes and of the caption by `normal_caption`.
+# image_key, text_key: hashes of the image's bytes and of the caption, by source.key_of and source.key_of_caption.
 ROW = np.dtype([
     ("image", "<u8"), ("text", "<u8"), ("image_key", "<u8"), ("text_key", "<u8"),
     ("shard", "<u4"), ("image_size", "<u4"), ("text_size", "<u4"), ("flags", "<u4"),
@@ -70,16 +68,6 @@ class Table:
         """Returns the rows (n,) of ROW with these numbers."""
         starts = (self._start + number * ROW.itemsize for number in np.asarray(numbers).tolist())
         return np.frombuffer(b"".join(os.pread(self._file.fileno(), ROW.itemsize, start) for start in starts), ROW)
-
-
-def image_key(content: bytes) -> int:
-    """Returns the hash of an image's bytes, 64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def text_key(caption: str) -> int:
-    """Returns the hash of a caption, equal for captions that `normal_caption` makes equal."""
-    return image_key(normal_caption(caption).encode("utf-8", "surrogatepass"))
 
 
 def read_caption(content: bytes, is_json: bool) -> str:
