@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.source import DatasetSource, connected
+from input_pipeline.source import PairSource, connected
 
 
 class JointSource:
-    """The pairs of several sources as one PairSource; pairs and persons of a source follow those of the one before.
+    """The pairs of several sources, read as those of one; pairs and persons of a source follow those of the one before.
 
     A person belongs to one source: equal ids in two datasets are two persons. Without identities, pairs of one image or
     one caption belong together across sources, too.
@@ -19,7 +19,7 @@ class JointSource:
     parts: source by label, of one dataset or more.
     """
 
-    def __init__(self, parts: Mapping[str, DatasetSource]):
+    def __init__(self, parts: Mapping[str, PairSource]):
         self.parts = dict(parts)
         self._sources = list(self.parts.values())
         self.identities = all(source.identities for source in self._sources)
@@ -76,7 +76,7 @@ class JointSource:
         """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
         return self.person_of_pair[pairs] if self.identities else connected(*self.keys(pairs))
 
-    def _gather(self, pairs: np.ndarray, read: Callable[[DatasetSource, np.ndarray], Any]) -> list[Any]:
+    def _gather(self, pairs: np.ndarray, read: Callable[[PairSource, np.ndarray], Any]) -> list[Any]:
         """Returns read(source, its pairs), asked of each source that has some of `pairs`, in the order of `pairs`."""
         numbers = np.searchsorted(self._ends, pairs, "right")
         gathered: list[Any] = [None] * len(pairs)

@@ -20,13 +20,13 @@ from input_pipeline.annotations import Annotations, Record, hold_out_persons, re
 from input_pipeline.builders import PedesBuilder
 from input_pipeline.datasets import Dataset, datasets_of
 from input_pipeline.joint import JointSource
-from input_pipeline.pairs.order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.pairs.rows import SPLITS
 from input_pipeline.pairs.source import IndexedPairs
-from input_pipeline.prepare import local_copy
+from input_pipeline.portable import local_copy
 from input_pipeline.prepared import prepare
-from input_pipeline.sampling import EpochPlans, Plans, keyed_rng, traded_captions
-from input_pipeline.source import PairSource, Source
+from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
+from input_pipeline.source import Source
 from input_pipeline.text_levels import draw_levels
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import DataError, UserError
@@ -35,6 +35,7 @@ from ivt_jax.common.messages import counted
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
+Plans = EpochPlans | KeyedPlan
 _raised: list[UserError] = []  # by functions that TensorFlow calls
 UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
 
@@ -141,7 +142,7 @@ def plan_epochs(config: ConfigDict, source: JointSource) -> Plans:
 
 def train_batches(
     config: ConfigDict,
-    source: PairSource,
+    source: JointSource,
     tokenizer: Tokenizer,
     plans: Plans,
     start_step: int = 0,
@@ -187,7 +188,7 @@ def train_batches(
 
 
 def _loader(
-    config: ConfigDict, source: PairSource, tokenizer: Tokenizer, plans: Plans, own: slice
+    config: ConfigDict, source: JointSource, tokenizer: Tokenizer, plans: Plans, own: slice
 ) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
     """Returns a function of the step that gives the rows `own` of its batch, with everything random drawn.
 

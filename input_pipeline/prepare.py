@@ -1,177 +1,38 @@
-"""Prepares a dataset before training, also for machines without its images.
+"""Prepares a dataset before training, also for machines without its images; indexes image-text pairs.
 
     python -m input_pipeline.prepare --dataset=cuhk --root=data/CUHK-PEDES
     python -m input_pipeline.prepare --dataset=cuhk --root=data/CUHK-PEDES --out=gs://bucket/cuhk
+    python -m input_pipeline.prepare --pairs 'SHARDS/*.tar' LIST.csv
 
 Training prepares a dataset by itself if necessary; this command does so in advance. It prints the splits beside the
-published counts, a warning if they differ, and the folder of the prepared data. Exit code: 0; 2 for a user's mistake.
+published counts, a warning if they differ, and the folder of the prepared data. --out also makes a portable folder
+(input_pipeline/portable.py), local or in a bucket; train on it with `--config.data.root=gs://bucket/cuhk`.
 
-    python -m input_pipeline.prepare --pairs 'SHARDS/*.tar' LIST.csv     # see input_pipeline/pairs/index.py
-
---pairs indexes image-text pairs where they are: shards, and lists with the columns image and caption.
-
---out also makes a portable folder, local or in a bucket; train on it with `--config.data.root=gs://bucket/cuhk`:
-
-    reid_raw.json, quarantine.txt     the annotations under their own name, and the quarantine if there is one
-    prepared/DIGEST/...               the records with their images, in shards
-    SHA256SUMS                        the digests of all other files, for `sha256sum --check SHA256SUMS`
-
-SHA256SUMS is written last, the annotations just before. A remote folder without SHA256SUMS, or a local one without
-annotations, is incomplete. A finished folder is never overwritten. A remote folder is fetched once, as a whole, to
-`$XDG_CACHE_HOME/ivt_jax/datasets` (~/.cache/...), because array_record reads shards from a local disk; this cache may
-be deleted.
+--pairs makes an index (input_pipeline/pairs/index.py) of image-text pairs where they are: shards, and lists with the
+columns image and caption. Exit code: 0; 2 for a user's mistake.
 """
 
 import argparse
-import contextlib
-import functools
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
-from input_pipeline.annotations import DATASETS, QUARANTINE, is_remote, local_root, read_annotations
-from input_pipeline.pairs import command as pairs_command
+from input_pipeline.annotations import DATASETS, local_root, read_annotations
 from input_pipeline.pairs import store
+from input_pipeline.pairs.index import index_pairs
+from input_pipeline.pairs.rows import ABOUT, ASIDE
+from input_pipeline.portable import SUMS, make_portable
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
 from ivt_jax.common.command import exit_code, not_negative, positive, share
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import lines_of, lock_file, refuse_path
+from ivt_jax.common.files import cache_folder, is_remote, lines_of, lock_file, refuse_path
 from ivt_jax.common.messages import counted
 
-SUMS = "SHA256SUMS"
-_PREPARED = "prepared"
-_BY_FSSPEC = ("s3://", "memory://")  # TensorFlow reads gs:// without a further library, and not these
 
-
-@functools.cache  # all splits of a run are read from one copy
-def local_copy(root: str) -> Path:
-    """Returns `root`, or the local copy of a remote portable folder, which is fetched first if necessary.
-
-    The copy's name contains a digest of its contents: a changed folder is fetched beside the old copy. Processes on one
-    machine wait for each other. Raises UserError, in one line.
-    """
-    if not is_remote(root):
-        return Path(root)
-    url = root.rstrip("/")
-    sums = _read(f"{url}/{SUMS}")
-    if sums is None:
-        cause = "the bucket or folder does not exist, or the upload did not finish"
-        raise UserError(f"{url}/{SUMS} not found: {cause}; `python -m input_pipeline.prepare ... --out={url}` makes it")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "datasets"
-    folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(sums).hexdigest()[:16]}"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with lock_file(Path(f"{folder}.lock"), wait=True):
-            if not folder.exists():
-                _fetch(url, sums, Path(f"{folder}.partial"))
-                Path(f"{folder}.partial").rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {cache} ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
-    return folder
-
-
-def make_portable(annotations: Path, data: Path, out: str) -> None:
-    """Writes the portable folder `out`, local or remote, from an annotation file and its prepared data.
-
-    data: the folder of TFDS, which ends in DATASET/VERSION. Does nothing if `out` has the same contents already. Raises
-    UserError if `out` has other contents or cannot be written.
-    """
-    from tensorflow.io import gfile
-
-    from input_pipeline.builders import annotations_digest
-
-    place = PurePosixPath(_PREPARED, annotations_digest(annotations), *data.parts[-2:])
-    files = {str(place / path.name): path for path in sorted(data.iterdir())}
-    if (quarantine := annotations.with_name(QUARANTINE)).exists():
-        files[QUARANTINE] = quarantine
-    files[annotations.name] = annotations  # last: without it the folder counts as incomplete
-    sums = "".join(f"{_digest(path)}  {name}\n" for name, path in files.items()).encode()
-    url = out.rstrip("/")
-    existing = _read(f"{url}/{SUMS}")
-    if existing == sums:
-        print(f"{out} is already complete")
-        return
-    if existing is not None or _read(f"{url}/{annotations.name}") not in (None, annotations.read_bytes()):
-        raise UserError(f"--out={out} holds another dataset: choose another folder, or remove this one first")
-    with _explained(url, "written"):
-        if gfile.exists(f"{url}/{place}"):
-            gfile.rmtree(f"{url}/{place}")  # left by an interrupted upload
-        for number, (name, path) in enumerate(files.items(), 1):
-            print(f"writing {url}/{name} ({number} of {len(files)})", file=sys.stderr)
-            gfile.makedirs(f"{url}/{name}".rpartition("/")[0])
-            gfile.copy(str(path), f"{url}/{name}", overwrite=True)
-        with gfile.GFile(f"{url}/{SUMS}", "wb") as file:
-            file.write(sums)
-
-
-def _fetch(url: str, sums: bytes, partial: Path) -> None:
-    """Fetches the files listed in SHA256SUMS to `partial`, which may have some from an interrupted fetch."""
-    entries = [line.partition("  ") for line in lines_of(sums.decode("utf-8", "replace"))]
-    for number, (digest, _, name) in enumerate(entries, 1):
-        path = PurePosixPath(name)
-        if not name or path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{url}/{SUMS} names {name!r}; expected the path of a file in its folder: prepare it again")
-        target = partial / path
-        if target.exists() and _digest(target) == digest:
-            continue
-        print(f"fetching {url}/{name} ({number} of {len(entries)})", file=sys.stderr)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(f"{url}/{name}", target)
-        if _digest(target) != digest:
-            raise UserError(
-                f"{url}/{name} does not match its digest in {SUMS}, so it is damaged: remove {url} and prepare it again"
-            )
-
-
-def _copy(url: str, target: Path) -> None:
-    if url.startswith(_BY_FSSPEC):
-        store.fetch(url, str(target))
-        return
-
-    from tensorflow.io import gfile
-
-    with _explained(url, "read"):
-        gfile.copy(url, str(target), overwrite=True)
-
-
-def _read(url: str) -> bytes | None:
-    """Returns the content of a small file, None if it does not exist."""
-    if url.startswith(_BY_FSSPEC):
-        return store.read(url)
-
-    import tensorflow as tf
-
-    with _explained(url, "read"):
-        try:
-            with tf.io.gfile.GFile(url, "rb") as file:
-                return file.read()
-        except tf.errors.NotFoundError:
-            return None
-
-
-@contextlib.contextmanager
-def _explained(url: str, what: str) -> Iterator[None]:
-    """Turns TensorFlow's access errors, which may have several lines, into a UserError of one line with a remedy."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.OpError as error:
-        reason = " ".join(error.message.split())[:300] or type(error).__name__
-        account = ", the network, and the permissions of your account (`gcloud auth application-default login`)"
-        remedy = f"check the name{account if is_remote(url) else ' and your permissions'}"
-        raise UserError(f"{url} cannot be {what} ({reason}); {remedy}") from None
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def run(args: argparse.Namespace) -> int:
+def prepare_dataset(args: argparse.Namespace) -> int:
     """Prepares the dataset, prints its counts and folder, and returns the exit code."""
     root, name = local_root(args.root), DATASETS[args.dataset]
     annotations = read_annotations(root, name)
@@ -202,6 +63,54 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def prepare_pairs(args: argparse.Namespace) -> None:
+    """Makes the index of pairs, copies it to a bucket if --out is one, and prints its counts. Raises UserError."""
+    folder, out = _folders(args.pairs, args.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(folder / "lock")
+    except BlockingIOError:
+        raise UserError(f"{folder}: another process makes this index; wait for it") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); name another folder with --out") from None
+    with lock:
+        about = index_pairs(args.pairs, folder, args.longest, args.val_pairs, args.workers)
+        if is_remote(out):
+            _upload(folder, out)
+    _print_counts(about, out)
+
+
+def _folders(patterns: list[str], out: str) -> tuple[Path, str]:
+    """Returns the local folder to make the index in, and the folder or URL where it is wanted."""
+    if not out:
+        if any(map(is_remote, patterns)):
+            raise UserError("--out is missing: shards in a bucket need it, such as --out=gs://BUCKET/pairs")
+        out = os.path.join(os.path.dirname(store.find(patterns[0])[0]), "pairs")
+    if not is_remote(out):
+        return Path(out).absolute(), out
+    url = out.rstrip("/")
+    return cache_folder("pairs") / hashlib.sha256(url.encode()).hexdigest()[:16], url
+
+
+def _upload(folder: Path, url: str) -> None:
+    store.remove(f"{url}/{SUMS}")
+    names = [line.partition("  ")[2] for line in lines_of((folder / SUMS).read_text())]
+    for number, name in enumerate([*names, SUMS], 1):
+        print(f"writing {url}/{name} ({number} of {len(names) + 1})", file=sys.stderr)
+        store.upload(str(folder / name), f"{url}/{name}")
+
+
+def _print_counts(about: dict[str, Any], out: str) -> None:
+    shards = counted(about["shards"], "shard")
+    print(f"{out}/{ABOUT}: {counted(about['train'], 'pair')} to train, {about['val']:,} to validate, in {shards}")
+    if repeated := about["repeated_images"]:
+        print(f"{counted(repeated, 'repeated image')}: all pairs of an image are in the same split")
+    for reason, count in about["set_aside"].items():
+        print(f"set aside: {count:,} x {reason}")
+    if about["set_aside"]:
+        print(f"{out}/{ASIDE} lists them")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -229,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--pairs indexes pairs of any source: leave --dataset and --root out")
     if not args.pairs and not (args.dataset and args.root):
         parser.error("--dataset and --root are missing, or --pairs")
-    return exit_code(lambda: pairs_command.run(args) if args.pairs else run(args))
+    return exit_code(lambda: prepare_pairs(args) if args.pairs else prepare_dataset(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import collections
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -29,20 +28,6 @@ def traded_captions(count: int, share: float, seed: int) -> np.ndarray:
     shown = np.arange(count)
     shown[chosen] = np.roll(chosen, 1)
     return shown
-
-
-class Plans(Protocol):
-    """The order of pairs in every epoch."""
-
-    batch_size: int
-
-    def epoch_starts(self, num_epochs: int) -> np.ndarray:
-        """Returns (num_epochs + 1,) int64: the first step of each epoch, and last the total number of steps."""
-        ...
-
-    def rows(self, step: int) -> tuple[int, int, np.ndarray]:
-        """Returns a step's epoch, the position of its first row in the epoch, and its pairs (batch_size,)."""
-        ...
 
 
 class EpochPlans:

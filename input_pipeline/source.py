@@ -1,8 +1,7 @@
-"""Where training pairs come from: what the pipeline asks of a source, and the split of a prepared dataset."""
+"""Where the pairs of a dataset come from: what training reads of any of them, and the split of a prepared one."""
 
 import functools
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +15,16 @@ from ivt_jax.common.messages import counted
 
 
 class PairSource(Protocol):
-    """(image, caption) pairs that training reads by number, 0 to num_pairs - 1.
+    """The (image, caption) pairs of one dataset, which training reads by number, 0 to num_pairs - 1.
 
     identities: whether it is known who is in an image; without, `num_persons` and `person_of_pair` are not used.
+    annotations: the file that decides what the pairs are. images_digest: of the contents of all images, "" if unknown.
     """
 
     num_pairs: int
     identities: bool
+    annotations: Path
+    images_digest: str
 
     @property
     def num_persons(self) -> int:
@@ -63,29 +65,14 @@ class PairSource(Protocol):
         ...
 
 
-class DatasetSource(PairSource, Protocol):
-    """The pairs of one dataset.
-
-    annotations: the file that decides what the pairs are. images_digest: of the contents of all images, "" if unknown.
-    """
-
-    annotations: Path
-    images_digest: str
-
-
-def normal_caption(caption: str) -> str:
-    """Returns a caption in lower case with single blanks: captions that are equal then count as the same."""
-    return " ".join(caption.lower().split())
-
-
-def image_key(content: bytes) -> int:
-    """Returns the hash of what an image is known by, its bytes or its path: 64 bits of BLAKE2b."""
+def key_of(content: bytes) -> int:
+    """Returns the hash of bytes, 64 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def text_key(caption: str) -> int:
-    """Returns the hash of a caption, equal for captions that `normal_caption` makes equal."""
-    return image_key(normal_caption(caption).encode("utf-8", "surrogatepass"))
+def key_of_caption(caption: str) -> int:
+    """Returns the hash of a caption, equal for captions that differ in case and blanks alone."""
+    return key_of(" ".join(caption.lower().split()).encode("utf-8", "surrogatepass"))
 
 
 def connected(*keys: np.ndarray) -> np.ndarray:
@@ -209,9 +196,9 @@ class Source:
     @functools.cached_property
     def _keys(self) -> np.ndarray:
         """The keys of all pairs, (2, pairs) uint64."""
-        images = np.array([image_key(os.fsencode(self.images.absolute() / path)) for path in self.paths], np.uint64)
-        every = (caption for captions in self.captions for caption in captions)
-        captions = np.array([text_key(caption) for caption in every], np.uint64)
+        names = (str(self.images.absolute() / path) for path in self.paths)
+        images = np.array([key_of(name.encode("utf-8", "surrogatepass")) for name in names], np.uint64)
+        captions = np.array([key_of_caption(caption) for own in self.captions for caption in own], np.uint64)
         return np.stack([images[self.pairs[0]], captions])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[bytes]:

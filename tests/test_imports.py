@@ -15,7 +15,7 @@ CONFINED = {
         "input_pipeline.builders",
         "input_pipeline.augment",
         "input_pipeline.pipeline",
-        "input_pipeline.prepare",
+        "input_pipeline.portable",
         "input_pipeline.benchmark",
         "input_pipeline.pairs.benchmark",
         "input_pipeline.saved_model",

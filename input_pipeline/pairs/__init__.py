@@ -1,1 +1,1 @@
-"""Image-text pairs at scale: an index of shards and lists, ranged reads, and an order without a table."""
+"""Image-text pairs at scale: an index of shards and lists, and ranged reads."""

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.pairs.index import index_pairs
-from input_pipeline.pairs.order import KeyedPlan
 from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS
 from input_pipeline.pairs.source import IndexedPairs
-from input_pipeline.source import image_key, text_key
+from input_pipeline.source import key_of, key_of_caption
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 
@@ -135,8 +135,8 @@ def write_sparse(folder: Path, shards: int, pairs: int) -> None:
     sizes = np.array([len(image) for image in images])
     rows["image"], rows["image_size"] = which * _STRIDE, sizes[which]
     rows["text"], rows["text_size"] = rows["image"] + sizes[which], len(_CAPTION)
-    rows["image_key"] = np.array([image_key(image) for image in images], np.uint64)[which]
-    rows["text_key"], rows["flags"] = text_key(_CAPTION.decode()), DIRECT
+    rows["image_key"] = np.array([key_of(image) for image in images], np.uint64)[which]
+    rows["text_key"], rows["flags"] = key_of_caption(_CAPTION.decode()), DIRECT
     entries = []
     with (index / "train.npy").open("wb") as table:
         header = {"descr": ROW.descr, "fortran_order": False, "shape": (shards * pairs,)}

@@ -20,7 +20,6 @@ is incomplete.
 import collections
 import concurrent.futures.process
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -32,11 +31,12 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.pairs import store
-from input_pipeline.pairs.lists import cut
-from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
-from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS, SUMS
+from input_pipeline.pairs.parts import Part, all_rows, all_set_aside, existing_part, make_part, state_of
+from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS
+from input_pipeline.pairs.tasks import Task, find_tasks
+from input_pipeline.portable import SUMS
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, write_text
 from ivt_jax.common.progress import progress
 
 _OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
@@ -50,7 +50,7 @@ def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: 
     refuse_path(folder)
     for name in ("lists", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    tasks = _find_tasks(patterns, folder)
+    tasks = find_tasks(patterns, folder)
     parts = _make_parts(tasks, folder, longest, workers)
     for name in (SUMS, ABOUT):  # until the new one is complete
         (folder / name).unlink(missing_ok=True)
@@ -106,23 +106,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _find_tasks(patterns: Sequence[str], folder: Path) -> list[Task]:
-    tasks = []
-    for path in dict.fromkeys(path for pattern in patterns for path in store.find(pattern)):
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix == ".tar":
-            tasks.append(Task(path))
-        elif suffix not in (".csv", ".jsonl"):
-            raise UserError(f"--pairs: {path} is no .tar, .csv or .jsonl; narrow the pattern")
-        elif is_remote(path):
-            raise UserError(f"--pairs: {path}: a list must be a local file; it may name images by their URLs")
-        else:
-            tasks += [Task(str(block), path) for block in cut(path, folder / "lists")]
-    if not tasks:
-        raise DataError(f"--pairs={' '.join(patterns)}: the lists have no lines")
-    return tasks
-
-
 def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: int, val_pairs: int) -> dict[str, Any]:
     """Joins the parts to the index; returns its pairs.json. Raises DataError if there is no pair."""
     reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter[str]())
@@ -138,7 +121,7 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
     about = {
         "format": FORMAT, "longest": longest, **counts, "repeated_images": repeated,
         "set_aside": dict(reasons.most_common()), "shards": len(shards),
-        "digests": {split: _digest(folder / f"{split}.npy") for split in SPLITS},
+        "digests": {split: digest(folder / f"{split}.npy") for split in SPLITS},
     }  # fmt: skip
     write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
     return about
@@ -192,9 +175,4 @@ def _relative(folder: Path, path: str) -> str:
 def _write_sums(folder: Path) -> None:
     blocks = sorted(f"lists/{path.name}" for path in (folder / "lists").iterdir())
     names = [*(f"{split}.npy" for split in SPLITS), ASIDE, *blocks, SHARDS, ABOUT]
-    write_text(folder / SUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in names))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_text(folder / SUMS, "".join(f"{digest(folder / name)}  {name}\n" for name in names))

@@ -14,17 +14,11 @@ import numpy as np
 
 from input_pipeline.pairs import store
 from input_pipeline.pairs.rows import FORMAT, SetAside, path_of_image
+from input_pipeline.pairs.tasks import Task
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import whole_file
 
 _THREADS = 16
-
-
-class Task(NamedTuple):
-    """A shard to index. path: of the .tar or of the block; source: the list of a block, "" for a .tar."""
-
-    path: str
-    source: str = ""
 
 
 class Part(NamedTuple):

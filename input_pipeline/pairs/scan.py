@@ -26,7 +26,7 @@ from input_pipeline.pairs.rows import (
     path_of_image,
     read_caption,
 )
-from input_pipeline.source import image_key, text_key
+from input_pipeline.source import key_of, key_of_caption
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable
@@ -39,9 +39,9 @@ Found = tuple[np.ndarray, list[SetAside]]  # rows (n,) of ROW with shard 0, and 
 class _Piece(NamedTuple):
     """An image or a caption of a shard: its member, its place, its hash, its flag, and what is wrong with it."""
 
-    member: str
-    start: int
-    size: int
+    member: str = ""
+    start: int = 0
+    size: int = 0
     key: int = 0
     flag: int = 0
     fault: str = ""
@@ -105,16 +105,16 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
 def _look_at_image(content: bytes, size: int) -> _Piece:
     """Decodes an image; returns its hash, flag and fault."""
     if size > MAX_BYTES:
-        return _Piece("", 0, 0, fault=f"over {MAX_BYTES // 1_000_000} MB")
+        return _Piece(fault=f"over {MAX_BYTES // 1_000_000} MB")
     if len(content) < size or not content:
-        return _Piece("", 0, 0, fault="cut short or damaged" if size else "an empty file")
+        return _Piece(fault="cut short or damaged" if size else "an empty file")
     try:
         with open_picture(io.BytesIO(content)) as image:
             pixels = np.asarray(as_rgb(image))
             direct = image.format in KEPT_FORMATS and augment.decodes_to(content, pixels)
     except Exception as error:  # Pillow raises many kinds for damaged files
-        return _Piece("", 0, 0, fault=fault_of(error))
-    return _Piece("", 0, 0, image_key(content), DIRECT if direct else 0)
+        return _Piece(fault=fault_of(error))
+    return _Piece(key=key_of(content), flag=DIRECT if direct else 0)
 
 
 def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
@@ -122,8 +122,8 @@ def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
     try:
         caption = read_caption(content, bool(flag))
     except ValueError:
-        return _Piece("", 0, 0, flag=flag, fault="caption is no valid JSON" if flag else "caption is not UTF-8")
-    return _Piece("", 0, 0, text_key(caption), flag, caption_fault(caption, longest))
+        return _Piece(flag=flag, fault="caption is no valid JSON" if flag else "caption is not UTF-8")
+    return _Piece(key=key_of_caption(caption), flag=flag, fault=caption_fault(caption, longest))
 
 
 def _text(kinds: dict[str, dict[str, _Piece]], stem: str) -> _Piece | None:
@@ -146,7 +146,7 @@ def _row(path: str, image: _Piece, text: _Piece | None, aside: list[SetAside]) -
 
 
 def scan_block(path: Path, source: str, longest: int) -> Found:
-    """Reads a block of the list `source`, see `lists.cut`, and the images that it names."""
+    """Reads a block of the list `source`, see tasks.py, and the images that it names."""
     folder, lines, start = os.path.dirname(source), [], 0
     for line in path.read_bytes().splitlines(keepends=True):
         lines.append((start, line, json.loads(line)))
@@ -155,8 +155,8 @@ def scan_block(path: Path, source: str, longest: int) -> Found:
     aside: list[SetAside] = []
     for (start, line, record), read in done_ahead(lambda item: _read_file(folder, item[2]), lines, 64):
         caption, (content, lost) = record["caption"], read.result()
-        text = _Piece("", start, len(line), text_key(caption), JSON | FILE, caption_fault(caption, longest))
-        image = _look_at_image(content, len(content)) if not lost else _Piece("", 0, 0, fault=lost)
+        text = _Piece("", start, len(line), key_of_caption(caption), JSON | FILE, caption_fault(caption, longest))
+        image = _look_at_image(content, len(content)) if not lost else _Piece(fault=lost)
         image = image._replace(member=f"line {record['line']}: {record['image']}", start=start)
         if row := _row(source, image, text, aside):
             rows.append(row._replace(image_size=len(content)))

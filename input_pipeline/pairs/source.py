@@ -17,7 +17,7 @@ from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
 from input_pipeline.pairs.rows import ABOUT, FORMAT, SHARDS, Row, Table
-from input_pipeline.prepare import local_copy
+from input_pipeline.portable import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import is_remote
@@ -26,13 +26,8 @@ from ivt_jax.common.messages import counted, say_once
 _READ = 256  # pairs of val that are read at a time
 
 
-def is_index(root: str) -> bool:
-    """Whether a folder, local or in a bucket, has an index of pairs. Raises UserError if it cannot be reached."""
-    return store.state(f"{root.rstrip('/')}/{ABOUT}") is not None
-
-
 class IndexedPairs:
-    """Pairs of an index, a `source.PairSource` without identities.
+    """Pairs of an index, a `PairSource` without identities.
 
     Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
     pairs.json; images_digest, of all its rows. These stay on disk. Images are read when they are asked for,

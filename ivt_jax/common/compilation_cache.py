@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ivt_jax.common.files import UNWRITABLE
+from ivt_jax.common.files import UNWRITABLE, cache_folder
 
 COMPILED_BYTES = 4 << 30  # size of the cache; the entries used longest ago go first
 _LOCK_SECONDS = 1.0  # to wait for another process that holds JAX's lock
@@ -28,7 +28,7 @@ def keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / "compiled"
+        cache = cache_folder("compiled")
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # JAX executes what it finds there
     except (OSError, RuntimeError):  # no home, or it cannot be written: every start compiles
         return

@@ -1,8 +1,12 @@
-"""Writes files and folders whole or not at all; checks and decodes the texts and paths that libraries misread."""
+"""Writes files and folders whole or not at all; checks and decodes the texts and paths that libraries misread.
+
+Also the SHA-256 of a file, and the folder of a cache.
+"""
 
 import codecs
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -110,6 +114,17 @@ def hidden_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder(name: str) -> Path:
+    """Returns ~/.cache/ivt_jax/NAME, or $XDG_CACHE_HOME/ivt_jax/NAME; raises RuntimeError without a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivt_jax" / name
 
 
 def is_pointer(path: Path) -> bool:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from input_pipeline.tokenizer import Tokenizer
+from ivt_jax.common.files import digest
 from ivt_jax.encoding.images import preprocessing
 from ivt_jax.models.build import Model
-from ivt_jax.run.workdir import digest, write_json
+from ivt_jax.run.workdir import write_json
 
 
 class Trained(NamedTuple):

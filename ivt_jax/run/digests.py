@@ -16,8 +16,9 @@ from pathlib import Path
 import jax
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import digest
 from ivt_jax.run.watchdog import coordination_client
-from ivt_jax.run.workdir import digest, write_json
+from ivt_jax.run.workdir import write_json
 
 FILE = "digests.json"
 MARK = {"digests": FILE}  # in the DESCRIPTION of checkpoints that must have FILE; older ones have neither

@@ -1,7 +1,6 @@
 """The folder of a run: its lock, and config.json with the config, the data, the code and the devices of the run."""
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -21,7 +20,7 @@ from configs import default
 from input_pipeline.datasets import source_names
 from input_pipeline.tokenizer import NotLoadedError, Tokenizer, load_tokenizer
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import lock_file, write_text
+from ivt_jax.common.files import digest, lock_file, write_text
 from ivt_jax.common.hub import Repository
 
 # The format of config.json and the files beside it. Raise it if an older ivt_jax would misread a new folder: a key or a
@@ -248,12 +247,6 @@ def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> Co
     with recorded.ignore_type():  # a recorded tuple is a list
         recorded.update_from_flattened_dict(free)
     return recorded
-
-
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -20,7 +20,6 @@ from input_pipeline.annotations import read_annotations
 from input_pipeline.datasets import datasets_of, folder_of, shared_warning
 from input_pipeline.joint import JointSource
 from input_pipeline.own import splits_table
-from input_pipeline.sampling import Plans
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
@@ -60,7 +59,7 @@ class Run(NamedTuple):
     workdir: Path
     source: JointSource
     tokenizer: Tokenizer
-    plans: Plans
+    plans: pipeline.Plans
     epoch_starts: np.ndarray  # the step at which each epoch starts
     total_steps: int
     program: Program

@@ -16,13 +16,13 @@ from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert, search
 from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import digest
 from ivt_jax.conversion.vit import Source, convert_vit
 from ivt_jax.evaluation.run import evaluate
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.pages.report import write_report
 from ivt_jax.run import checkpoint
-from ivt_jax.run.workdir import digest
 from ivt_jax.training.init_from import initial_params
 from tests.conversion.conftest import TINY
 

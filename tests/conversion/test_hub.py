@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import digest
 from ivt_jax.common.hub import Repository, fetch, look_up
 from ivt_jax.conversion import hub
 from ivt_jax.run import checkpoint
-from ivt_jax.run.workdir import digest
 from tests.conversion.conftest import TINY
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

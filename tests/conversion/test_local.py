@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import convert, index, search
-from ivt_jax.run.workdir import digest
+from ivt_jax.common.files import digest
 from tests.conversion.conftest import TINY
 from tests.conversion.test_first_day import LENGTHS, published
 from tests.conversion.test_hub import VIT, cache, store  # noqa: F401  (a fixture)

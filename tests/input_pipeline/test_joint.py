@@ -9,7 +9,7 @@ import pytest
 
 from input_pipeline import pipeline
 from input_pipeline.joint import JointSource
-from input_pipeline.pairs.order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.input_pipeline.pairs.test_pairs import build, members, write_tar

@@ -15,7 +15,7 @@ from PIL import Image
 
 from input_pipeline import pipeline, prepare, statistics
 from input_pipeline.annotations import read_annotations
-from input_pipeline.prepare import SUMS, local_copy
+from input_pipeline.portable import SUMS, local_copy
 from ivt_jax.common.errors import DataError, UserError
 
 gfile = tf.io.gfile

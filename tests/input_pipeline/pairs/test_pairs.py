@@ -14,7 +14,7 @@ from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.prepare import main
-from input_pipeline.source import image_key, text_key
+from input_pipeline.source import key_of, key_of_caption
 from ivt_jax.common.errors import DataError, UserError
 
 
@@ -78,7 +78,7 @@ def test_rows_are_where_tarfile_finds_the_members(shards):
             found = {member.name: member for member in archive}
             for number in range(30 * shard, 30 * shard + 30):
                 image, text = found[f"{number:09d}.jpg"], found[f"{number:09d}.txt"]
-                hashes = image_key(picture(number)), text_key(f"a  picture of NUMBER {number}.")
+                hashes = key_of(picture(number)), key_of_caption(f"a  picture of NUMBER {number}.")
                 place = image.offset_data, text.offset_data, *hashes, shard, image.size, text.size, DIRECT
                 expected.append(place)
     held_out = [row for row in expected if row[2] in rows["val"]["image_key"]]
@@ -299,7 +299,7 @@ def test_lists_name_images_beside_them(tmp_path):
 
 
 def test_long_lists_are_cut_into_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.pairs.lists.BLOCK", 2)
+    monkeypatch.setattr("input_pipeline.pairs.tasks.BLOCK", 2)
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(picture(number))
     path = tmp_path / "a.csv"

@@ -8,7 +8,7 @@ import pytest
 
 from input_pipeline import augment, pipeline
 from input_pipeline.joint import JointSource
-from input_pipeline.pairs.order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlan
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import DataError, UserError
 from tests.input_pipeline.pairs.test_pairs import build, members, picture, write_tar

@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from input_pipeline.pairs.order import KeyedPlan, key_of, permutation
+from input_pipeline.keyed_order import KeyedPlan, key_of, permutation
 from ivt_jax.common.errors import UserError
 
 MASK = (1 << 64) - 1
