@@ -26,7 +26,7 @@ from ivt_jax.evaluation import split as evaluation
 from ivt_jax.evaluation.protocols import Embeddings
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import export_params
-from ivt_jax.training import loop
+from ivt_jax.training import loop, validation
 from ivt_jax.training.config_check import check_config
 from ivt_jax.training.objective import Objective
 from ivt_jax.training.optimizer import make_optimizer, make_schedules
@@ -324,7 +324,7 @@ def selection(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)
         patch.setattr(loop, "gather_params", lambda mesh, params: params)
-        return sorted(loop.make_validation(run)(SimpleNamespace(learned={})))
+        return sorted(validation.make_validation(run)(SimpleNamespace(learned={})))
 
 
 def told(config):

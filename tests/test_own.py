@@ -16,7 +16,7 @@ from ivt_jax.evaluation import cross_domain
 from ivt_jax.export.run import export
 from ivt_jax.pages.report import write_report
 from ivt_jax.retrieval.sources import read_list
-from ivt_jax.training import loop
+from ivt_jax.training import loop, validation
 from ivt_jax.training.config_check import check_config
 from tests.input_pipeline.test_doctor import encoded, scene
 from tests.test_configs import SIZES, flatten
@@ -133,10 +133,10 @@ def test_a_missing_test_split_cannot_choose_the_checkpoint(scenes):
     config = own.get_config("smoke")
     config.data.root = str(scenes)
     source = JointSource(pipeline.open_parts(config, "train"))
-    loop.refuse_empty_selection(config, source)
+    validation.refuse_empty_selection(config, source)
     config.train.select_on = "test"
     with pytest.raises(UserError, match=r"my.csv has no test records to select on; set --config.train.select_on=val"):
-        loop.refuse_empty_selection(config, source)
+        validation.refuse_empty_selection(config, source)
 
 
 def test_near_copies_in_other_splits_are_said_when_data_are_prepared_and_opened(scenes, capsys):

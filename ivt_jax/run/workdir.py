@@ -212,7 +212,7 @@ def folder_tokenizer(workdir: Path, config: ConfigDict) -> Tokenizer:
     own = (workdir / "tokenizer.json").is_file()
     try:
         name = str(workdir) if own else config.text.tokenizer
-        tokenizer = load_tokenizer(name, config.model.vocab_size, "" if own else config.text.clean)
+        tokenizer = load_tokenizer(name, config.model.vocab_size, "" if own else config.text.get("clean", ""))
     except NotLoadedError as error:
         record = _record(workdir)
         if not record:  # a new run, whose command has the flag that the error names

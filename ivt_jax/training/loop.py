@@ -23,10 +23,7 @@ from input_pipeline.own import splits_table
 from input_pipeline.tokenizer import Tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path, write_text
-from ivt_jax.evaluation.means import mean_of
-from ivt_jax.evaluation.protocols import standard
 from ivt_jax.evaluation.run import evaluate
-from ivt_jax.evaluation.split import both_scores, embed_split
 from ivt_jax.pages.report import reported_split, write_report
 from ivt_jax.run import preemption
 from ivt_jax.run.checkpoint import Checkpoints, holds_params_alone
@@ -48,8 +45,9 @@ from ivt_jax.training.init_from import NOTHING, Initial, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
 from ivt_jax.training.optimizer import make_schedules
 from ivt_jax.training.program import Program, batch_shapes, build_program
-from ivt_jax.training.sharding import gather_params, global_batch, paths_of, sharding_table
+from ivt_jax.training.sharding import global_batch, paths_of, sharding_table
 from ivt_jax.training.train_step import TrainState
+from ivt_jax.training.validation import format_scores, is_due, make_validation, refuse_empty_selection
 
 
 class Run(NamedTuple):
@@ -110,16 +108,6 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
     program = build_program(config, epoch_starts, total_steps, _mask_id(config, tokenizer), persons)
     progress = Progress(total_steps, config.data.batch_size)
     return Run(config, workdir, source, tokenizer, plans, epoch_starts, total_steps, program, progress)
-
-
-def refuse_empty_selection(config: ConfigDict, source: JointSource) -> None:
-    """Raises UserError if test shall choose the checkpoint, but no dataset of `source` has a test split."""
-    if config.train.select_on != "test":
-        return
-    parts = pipeline.open_parts(config, "test", source.images_digests)
-    if not any(len(part.person_ids) for part in parts.values()):
-        first = next(iter(parts.values())).annotations
-        raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")
 
 
 def refuse_unattended_padding(config: ConfigDict, tokenizer: Tokenizer) -> None:
@@ -207,7 +195,7 @@ def train(run: Run, checkpoints: Checkpoints, start: int, initial: Initial) -> N
                     scores = validate(state) if validates else {}
                 if scores:
                     log.write(step, scores)
-                    progress.say(f"step {step}: {shown_scores(scores)}")
+                    progress.say(f"step {step}: {format_scores(scores)}")
                 checkpoints.save(step, state, scores or None)
                 progress.resume(step)
             if preempted:
@@ -313,52 +301,3 @@ def report_step(step: int, metrics: Any, config: ConfigDict, log: ScalarLog, pro
         log.write(step, {**scalars, **speed})
         scalars.pop("learning_rate")
         progress.show(step, scalars, speed["pairs_per_second"], speed["input_wait"])
-
-
-def is_due(step: int, *, every: int, starts: np.ndarray, last: int) -> bool:
-    """Returns whether a validation follows this step: every `every` steps (0: at each epoch's end), and at the last."""
-    return step == last or (step % every == 0 if every else step in starts)
-
-
-def shown_scores(scores: Mapping[str, float]) -> str:
-    """Formats the scores of a validation, by "SPLIT/WAY/NAME"; of several datasets the means and each one's R@1."""
-    means = {name: value for name, value in scores.items() if "." not in name.partition("/")[0]}
-    split = next(iter(means)).partition("/")[0]
-    text = "  ".join(f"{name.partition('/')[2]} {value:.1f}" for name, value in means.items())
-    parts = {name.partition("/")[0]: value for name, value in scores.items() if name.endswith("/t2i/R1")}
-    labels = (f"{name.partition('.')[2]} {value:.1f}" for name, value in parts.items() if name != split)
-    return f"{split} {text}" + (f"  ({each})" if (each := ", ".join(labels)) else "")
-
-
-def make_validation(run: Run) -> Callable[[TrainState], dict[str, float]]:
-    """Returns a function that scores a state on the split `train.select_on`; no scores if that split is empty.
-
-    With several datasets, the scores "val/..." are the means, which choose the best checkpoint, and "val.LABEL/..." are
-    those of each dataset. A dataset without the split has no part in them.
-    """
-    config, split = run.config, run.config.train.select_on
-    parts = pipeline.open_parts(config, split, run.source.images_digests)
-    empty = [label for label, source in parts.items() if not len(source.person_ids)]
-    for label in empty if len(empty) < len(parts) else ():
-        run.progress.say(f"{label} has no {split}: the mean of the others chooses the best checkpoint")
-    if len(empty) == len(parts):
-        run.progress.say("no val split: the last step counts as the best")
-        return lambda state: {}
-
-    def validate(state: TrainState) -> dict[str, float]:
-        params = gather_params(run.program.mesh, state.learned)
-        scores = {
-            label: both_scores(standard(embed_split(run.program.model, params, source, run.tokenizer, config)))
-            for label, source in parts.items()
-            if label not in empty
-        }
-        by_name = {split: mean_of(list(scores.values()))}
-        by_name |= {f"{split}.{label}": part for label, part in scores.items() if label}
-        return {
-            f"{name}/{way}/{measure}": value
-            for name, ways in by_name.items()
-            for way, values in ways.items()
-            for measure, value in values.items()
-        }
-
-    return validate

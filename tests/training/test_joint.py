@@ -18,7 +18,7 @@ from ivt_jax.evaluation.run import evaluate, score_table
 from ivt_jax.export.run import export
 from ivt_jax.retrieval.searcher import read_calibration
 from ivt_jax.run.workdir import config_of_run, load_record
-from ivt_jax.training import loop
+from ivt_jax.training import loop, validation
 from tests.test_variants import VARIANTS, compiled_once, joint_config, read_json, write_three  # noqa: F401
 from tests.training.test_loop import KilledError, Patient, metrics
 
@@ -222,15 +222,15 @@ def test_a_dataset_without_validation_has_no_part_in_the_mean(runs, monkeypatch,
         return SimpleNamespace(person_ids=[]) if names[config.data.name] in empty else open_split(config, split, digest)
 
     monkeypatch.setattr(pipeline, "open_split", opened)
-    monkeypatch.setattr(loop, "embed_split", lambda *args: None)
-    monkeypatch.setattr(loop, "standard", lambda embeddings: None)
-    monkeypatch.setattr(loop, "both_scores", lambda ranks: {"t2i": {"R1": 7.0}, "i2t": {"R1": 8.0}})
-    monkeypatch.setattr(loop, "gather_params", lambda mesh, params: params)
+    monkeypatch.setattr(validation, "embed_split", lambda *args: None)
+    monkeypatch.setattr(validation, "standard", lambda embeddings: None)
+    monkeypatch.setattr(validation, "both_scores", lambda ranks: {"t2i": {"R1": 7.0}, "i2t": {"R1": 8.0}})
+    monkeypatch.setattr(validation, "gather_params", lambda mesh, params: params)
     run = SimpleNamespace(
         config=runs.config, source=SimpleNamespace(images_digests={}), tokenizer=None,
         program=SimpleNamespace(model=None, mesh=None), progress=SimpleNamespace(say=said.append),
     )  # fmt: skip
-    scores = loop.make_validation(run)(SimpleNamespace(learned={}))
+    scores = validation.make_validation(run)(SimpleNamespace(learned={}))
     assert said[0].startswith(line) and len(said) == 1
     expected = [] if len(empty) == 3 else ["val", "val.cuhk", "val.rstp"]
     assert sorted({name.partition("/")[0] for name in scores}) == expected

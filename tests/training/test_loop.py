@@ -14,7 +14,7 @@ from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.run.checkpoint import Checkpoints
 from ivt_jax.run.workdir import record_config
-from ivt_jax.training import loop
+from ivt_jax.training import loop, validation
 
 
 def stub_config(**changes):
@@ -300,7 +300,7 @@ def test_fewer_steps_that_are_not_finite_than_allowed_are_passed_over(stub):
 )  # fmt: skip
 def test_validations_are_due_by_steps_or_by_epochs_and_at_the_end(every, steps):
     starts = np.array([0, 3, 5, 9, 12])
-    assert [s for s in range(1, 11) if loop.is_due(s, every=every, starts=starts, last=10)] == steps
+    assert [s for s in range(1, 11) if validation.is_due(s, every=every, starts=starts, last=10)] == steps
 
 
 def test_a_tokenizer_of_another_size_is_one_line():
