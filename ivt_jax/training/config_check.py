@@ -274,8 +274,7 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
     batch_size, parts = config.data.batch_size, config.runtime.microbatches
     if not (config.mla.weight or config.id.weight or config.bmm.word_weight or config.bmm.patch_weight):
         yield "mla.weight, id.weight, bmm.word_weight and bmm.patch_weight are all 0: there is nothing to train"
-    if config.id.weight and not config.data.identities:
-        yield "id.weight needs data.identities: without, there are no persons to classify; set id.weight to 0"
+    yield from () if config.data.identities else _pair_faults(config)
     if config.bmm.rows and batch_size % config.bmm.rows:
         yield f"bmm.rows is {config.bmm.rows}; expected 0 (all) or a divisor of data.batch_size {batch_size}"
     divisors = {f"mla.groups {config.mla.groups}": config.mla.groups, f"the {devices} devices": devices}
@@ -296,6 +295,16 @@ def _training_faults(config: ConfigDict, devices: int) -> Iterator[str]:
         yield f"mla.groups {config.mla.groups} does not go with runtime.matching sharded on {devices} devices: {must}"
     if config.train.first_epoch > config.train.epochs:
         yield f"train.first_epoch {config.train.first_epoch} is after the last, train.epochs {config.train.epochs}"
+
+
+def _pair_faults(config: ConfigDict) -> Iterator[str]:
+    """Yields what needs identities."""
+    if config.id.weight:
+        yield "id.weight needs data.identities: without, there are no persons to classify; set id.weight to 0"
+    if config.data.label_noise:
+        yield "data.label_noise needs data.identities: without, captions say which pairs may be negatives; set it to 0"
+    if config.train.select_on == "test":
+        yield "train.select_on test needs data.identities: pre-training looks at no test split; set it to val"
 
 
 def _geometry_faults(config: ConfigDict) -> Iterator[str]:

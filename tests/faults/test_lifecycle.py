@@ -16,6 +16,7 @@ from input_pipeline import pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.faults.conftest import history, mounted, state_of
+from tests.input_pipeline.pairs.test_pairs import build, members, write_tar
 from tests.test_variants import write_three
 
 RUN = [
@@ -78,23 +79,44 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_were_not(start, tmp_path, asse
     assert_as_uninterrupted(workdir)
 
 
-@pytest.mark.faults
-def test_a_run_on_three_datasets_that_is_killed_ends_as_if_it_were_not(start, tmp_path):
-    roots = write_three(tmp_path / "data")
+def on_three_datasets(folder):
+    """Flags of a training on three datasets, and the summaries that it writes."""
+    roots = write_three(folder)
     sources = tuple(f"{name}:{root}" for name, root in roots.items())
-    joint = [*RUN, "--config.data.name=joint", f"--config.data.sources={sources}", "--config.data.weights=(1,2,1)"]
-    whole = start(tmp_path / "whole", *joint)
+    flags = ["--config.data.name=joint", f"--config.data.sources={sources}", "--config.data.weights=(1,2,1)"]
+    return flags, ["test", *(f"test-{name}" for name in roots)]
+
+
+def on_pairs(folder):
+    """Flags of a pre-training with all its losses on an index of pairs, and the summary that it writes."""
+    folder.mkdir()
+    for number in range(2):
+        write_tar(folder / f"{number}.tar", members(range(30 * number, 30 * number + 30)))
+    build(folder / "*.tar", folder=folder / "pairs", val_pairs=3)
+    flags = [
+        "--config.data.name=pairs", f"--config.data.root={folder / 'pairs'}", "--config.data.identities=False",
+        "--config.match.loss=itc", "--config.match.temperature=0.07", "--config.match.learned=True",
+        "--config.itm.weight=1.0", "--config.bmm.word_weight=1.0",
+    ]  # fmt: skip
+    return flags, ["val"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("data", [on_three_datasets, on_pairs])
+def test_a_run_on_other_data_that_is_killed_ends_as_if_it_were_not(start, tmp_path, data):
+    flags, folders = data(tmp_path / "data")
+    whole = start(tmp_path / "whole", *RUN, *flags)
     assert whole.finish() == 0, whole.said()
-    process = start(tmp_path / "killed", *joint, pause=0.3)
+    process = start(tmp_path / "killed", *RUN, *flags, pause=0.3)
     process.wait_for_step(13)
     process.send(signal.SIGKILL)
     assert process.finish() == -signal.SIGKILL
-    last = start(tmp_path / "killed", *joint)
+    last = start(tmp_path / "killed", *RUN, *flags)
     assert last.finish() == 0, last.said()
     assert re.search(r"^resuming at step (\d+) of 20", last.said(), re.M)[1] in ("10", "12")
     jax.tree.map(np.testing.assert_array_equal, *(state_of(tmp_path / name, 20) for name in ("whole", "killed")))
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
-    for folder in ("test", *(f"test-{name}" for name in roots)):
+    for folder in folders:
         path = f"{folder}/summary.json"
         assert (tmp_path / "killed" / path).read_text() == (tmp_path / "whole" / path).read_text()
 
