@@ -191,7 +191,7 @@ class Source:
 
     def ids(self, pairs: np.ndarray) -> np.ndarray:
         """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
-        return self.person_of_pair[pairs] if self.identities else connected(*self.keys(pairs))
+        return self.person_ids[self.pairs[0][pairs]] if self.identities else connected(*self.keys(pairs))
 
     @functools.cached_property
     def _keys(self) -> np.ndarray:

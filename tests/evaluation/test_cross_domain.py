@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import icfg, rstp
+from configs import icfg, joint, rstp
 from input_pipeline.datasets import parse_datasets
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation import cross_domain
 from ivt_jax.evaluation.protocols import Embeddings
 
-RUNS = {"runs/icfg": icfg.get_config(), "runs/rstp": rstp.get_config()}
+RUNS = {"runs/icfg": icfg.get_config(), "runs/rstp": rstp.get_config(), "runs/joint": joint.get_config()}
 # Two persons, an image of each. A run finds both on its own dataset, and the first alone elsewhere.
 RIGHT, HALF = np.eye(2, dtype=np.float32), np.array([[1, 0], [1, 0]], np.float32)
 
@@ -28,6 +28,7 @@ def opened(monkeypatch):
         return SimpleNamespace(config=config, params=str(workdir), step=7)
 
     def open_split(config, split):
+        assert config.data.identities
         return SimpleNamespace(name=config.data.name, root=config.data.root, split=split, person_ids=np.arange(2))
 
     def embed_split(model, params, source, tokenizer, config):
@@ -66,6 +67,15 @@ def test_every_run_is_tested_on_every_dataset(opened, capsys):
     assert lines[1].split() == ["ICFG-PEDES", "(runs/icfg)", "100.00", "/", "100.00", "50.00", "/", "75.00"]
     assert lines[2].split() == ["RSTPReid", "(runs/rstp)", "50.00", "/", "75.00", "100.00", "/", "100.00"]
     assert lines[4].startswith("warning: ICFG-PEDES and RSTPReid take their pictures from MSMT17") and len(lines) == 5
+
+
+def test_a_run_on_several_datasets_is_warned_of_for_what_it_shares(opened, monkeypatch):
+    monkeypatch.setattr(RUNS["runs/joint"].data, "identities", False)
+    datasets = parse_datasets(["cuhk:a", "icfg:b", "rstp:c"], "--datasets")
+    cells = cross_domain.cross_domain([Path("runs/joint")], datasets, icfg.get_config())
+    assert [cell["trained_on"] for cell in cells] == ["CUHK-PEDES + ICFG-PEDES + RSTPReid"] * 3
+    assert [bool(cell["warning"]) for cell in cells] == [False, True, True]
+    assert len(cross_domain.matrix(cells).splitlines()) == 4
 
 
 def test_other_pairs_of_datasets_are_not_warned_of(opened):

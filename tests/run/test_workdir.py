@@ -208,7 +208,7 @@ def vocabularies(tmp_path):
 
 
 def with_tokenizer(folder):
-    return config(**{"text": ConfigDict({"tokenizer": str(folder)}), "model.vocab_size": 6})
+    return config(**{"text": ConfigDict({"tokenizer": str(folder), "clean": ""}), "model.vocab_size": 6})
 
 
 def test_another_tokenizer_than_recorded_is_one_line_that_names_both(vocabularies, tmp_path):
