@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from input_pipeline.sampling import ends_of_shares
 from ivt_jax.common.errors import UserError
 
 _ROUND_KEYS = np.arange(8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -67,7 +68,7 @@ class KeyedPlan:
     An incomplete last batch is dropped.
 
     counts: pairs of each source. weights: share of each source, positive, of any sum; None is without. Raises UserError
-    if there is not one full batch.
+    if there is not one full batch, or a source gets no share.
     """
 
     def __init__(self, counts: Sequence[int], batch_size: int, seed: int = 0, weights: Sequence[float] | None = None):
@@ -75,8 +76,7 @@ class KeyedPlan:
         self._seed, self._total = seed, sum(counts)
         self._counts = np.array(counts, np.int64)
         self._first_pair = np.cumsum(self._counts) - self._counts
-        shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
-        self._ends = None if shares is None else np.round(shares * self._total).astype(np.int64)
+        self._ends = None if weights is None else ends_of_shares(weights, self._total)
         if self._total < batch_size:
             raise UserError(
                 f"data.batch_size {batch_size} is more than the {self._total} (image, caption) pairs of the split"

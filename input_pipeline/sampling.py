@@ -30,6 +30,16 @@ def traded_captions(count: int, share: float, seed: int) -> np.ndarray:
     return shown
 
 
+def ends_of_shares(weights: Sequence[float] | np.ndarray, total: int) -> np.ndarray:
+    """Returns where the share of each source in `total` items ends, (sources,) int64. Raises UserError for no share."""
+    ends = np.round(np.cumsum(weights) / np.sum(weights) * total).astype(np.int64)
+    if not (quotas := np.diff(ends, prepend=0)).all():
+        first = int(quotas.argmin())
+        source = f"number {first + 1} of data.sources"
+        raise UserError(f"data.weights leave {source} nothing of an epoch: raise its weight, {weights[first]:g}")
+    return ends
+
+
 class EpochPlans:
     """The order of pairs in every epoch.
 
@@ -125,8 +135,7 @@ class _Passes:
 
     def __init__(self, shares: Sequence[tuple[int, float]], total: int):
         self._items, weights = np.array(shares, float).T
-        ends = np.round(np.cumsum(weights) / weights.sum() * total)
-        self._quotas = np.diff(ends, prepend=0).astype(np.int64)
+        self._quotas = np.diff(ends_of_shares(weights, total), prepend=0)
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns the items of an epoch (total,), by source and pass, and the pass of each, from 0."""

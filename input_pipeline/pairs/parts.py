@@ -38,8 +38,16 @@ def state_of(task: Task) -> store.State | None:
     digest, folder = hashlib.sha256(content), os.path.dirname(task.source)
     images = [path_of_image(folder, json.loads(line)["image"]) for line in content.splitlines()]
     with ThreadPoolExecutor(_THREADS) as threads:  # a request for each image in a bucket
-        digest.update(repr([*threads.map(store.state, images)]).encode())
+        digest.update(repr([*threads.map(_state_of_image, images)]).encode())
     return store.State(len(content), digest.hexdigest())
+
+
+def _state_of_image(path: str) -> store.State | None:
+    """Returns the state of an image of a list, None if it is missing or cannot be read: it is then set aside."""
+    try:
+        return store.state(path)
+    except store.RefusedError:
+        return None
 
 
 def existing_part(folder: Path, longest: int, task: Task, state: store.State | None) -> Part | None:
@@ -91,7 +99,7 @@ def read_part(file: Path, about: dict[str, Any] | None = None) -> tuple[np.ndarr
             if about is not None and json.loads(part["about"].tobytes()) != about:
                 return None
             return part["rows"], [SetAside(*entry) for entry in json.loads(part["aside"].tobytes())]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile):
         return None
 
 

@@ -28,8 +28,7 @@ from input_pipeline.pairs.rows import (
 )
 from input_pipeline.source import key_of, key_of_caption
 from ivt_jax.common.ahead import done_ahead
-from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import is_remote, printable
+from ivt_jax.common.files import is_remote, is_utf8
 
 FARTHEST = 1 << 20  # bytes from the begin of a pair to its end, besides its image and caption; they are read at once
 
@@ -60,7 +59,7 @@ def scan_tar(path: str, longest: int) -> Found:
             stem, suffix = os.path.splitext(name)
             kind = "image" if suffix.lower() in SUFFIXES else suffix.lower()
             if not name or (fault and kind in kinds):
-                aside.append(SetAside(path, name, fault))
+                aside.append(SetAside(path, name, fault or "no name"))
             elif kind in kinds and stem in kinds[kind]:
                 aside.append(SetAside(path, name, "named twice in its shard" if kind != "image" else "a second image"))
             elif kind in kinds:
@@ -81,7 +80,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
     count, archive = 0, None
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - the caller closes the file
-        while member := archive.next():
+        while (member := archive.next()) and member.size >= 0:
             archive.members = []  # type: ignore[attr-defined]  # it would keep all
             count += 1
             if not member.isdir():
@@ -90,7 +89,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
             return
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers that tarfile does not check
         pass
     yield "", 0, 0, f"cut short or damaged after {count:,} members" if archive else "no tar archive"
 
@@ -123,6 +122,8 @@ def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
         caption = read_caption(content, bool(flag))
     except ValueError:
         return _Piece(flag=flag, fault="caption is no valid JSON" if flag else "caption is not UTF-8")
+    if not is_utf8(caption):  # JSON can have half of a character
+        return _Piece(flag=flag, fault="caption is not UTF-8")
     return _Piece(key=key_of_caption(caption), flag=flag, fault=caption_fault(caption, longest))
 
 
@@ -169,14 +170,14 @@ def _read_file(folder: str, record: dict[str, Any]) -> tuple[bytes, str]:
     if not name:
         return b"", "no image"
     path = path_of_image(folder, name)
-    if not is_remote(path) and leads_out(Path(folder), Path(path)):
-        return b"", "outside of the list's folder"
     try:
+        if not is_remote(path) and leads_out(Path(folder), Path(path)):
+            return b"", "outside of the list's folder"
         state = store.state(path)
         if state is None or (not is_remote(path) and not os.path.isfile(path)):
             return b"", MISSING
         if state.size > MAX_BYTES:
             return b"", f"over {MAX_BYTES // 1_000_000} MB"
         return store.Files().read([store.Range(path, 0, state.size)])[0], ""
-    except (UserError, ValueError) as error:
-        return b"", printable(error)
+    except ValueError:  # a UserError, or no valid file name
+        return b"", "cannot be read"

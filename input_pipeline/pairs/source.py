@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
-from input_pipeline.pairs.rows import ABOUT, FORMAT, SHARDS, Row, Table
+from input_pipeline.pairs.rows import ABOUT, FILE, FORMAT, SHARDS, Row, Table
 from input_pipeline.portable import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
@@ -44,15 +44,16 @@ class IndexedPairs:
         """
         self.split, self.root = split, local_copy(root)
         self.annotations = self.root / ABOUT
-        about, entries = _read_about(self.root), json.loads((self.root / SHARDS).read_text(encoding="utf-8"))
+        about, entries = _read_about(self.root)
         self.images_digest = "-".join(digest[:16] for digest in about["digests"].values())
         shards = [self._place(entry["path"]) for entry in entries]
         _compare(shards, entries)
+        self._sizes = np.array([entry["size"] for entry in entries], np.uint64)
         self._reader = Reader(shards, [os.path.dirname(self._place(entry.get("list", ""))) for entry in entries])
         try:
             self._rows = Table(self.root / f"{split}.npy")
         except (OSError, ValueError):
-            raise DataError(f"{self.root / split}.npy is missing or damaged: {AGAIN}") from None
+            raise _damaged(self.root / f"{split}.npy") from None
         self.num_pairs = len(self._rows)
         self._last: dict[int, bytes] = {}  # the texts that came with the images read last
 
@@ -60,7 +61,15 @@ class IndexedPairs:
         return path if is_remote(path) or not path else os.path.normpath(self.root.absolute() / path)
 
     def _chosen(self, pairs: Sequence[int]) -> list[Row]:
-        return [Row(*row) for row in self._rows[pairs].tolist()]
+        """Returns the rows of pairs. Raises DataError if one leads out of its shard."""
+        rows = self._rows[pairs]
+        inside = rows["shard"] < len(self._sizes)
+        if inside.all():
+            image_ends = np.where(rows["flags"] & FILE, 0, rows["image"] + rows["image_size"])
+            inside = np.maximum(image_ends, rows["text"] + rows["text_size"]) <= self._sizes[rows["shard"]]
+        if not inside.all():
+            raise _damaged(self.root / f"{self.split}.npy")
+        return [Row(*row) for row in rows.tolist()]
 
     def intact(self, pairs: np.ndarray) -> np.ndarray:
         """Returns (n,) True: damaged images are not in the index."""
@@ -129,13 +138,29 @@ class _Held:
         return [{"image": self._images[index]} for index in indices]
 
 
-def _read_about(root: Path) -> dict[str, Any]:
+def _read_about(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the contents of pairs.json and shards.json. Raises DataError if they are missing, damaged or newer."""
     if not (root / ABOUT).exists():
         raise DataError(f"{root} is no complete index of pairs: {AGAIN}")
-    about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
+    about, entries = _read_json(root / ABOUT), _read_json(root / SHARDS)
+    if not isinstance(about, dict) or "format" not in about:
+        raise _damaged(root / ABOUT)
     if about["format"] != FORMAT:
         raise DataError(f"{root / ABOUT} has format {about['format']}, expected {FORMAT}: {AGAIN}")
-    return about
+    if not isinstance(entries, list) or len(entries) != about["shards"]:
+        raise _damaged(root / SHARDS)
+    return about, entries
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} is missing or damaged: {AGAIN}")
 
 
 def _compare(shards: Sequence[str], entries: Sequence[dict[str, Any]]) -> None:

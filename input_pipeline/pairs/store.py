@@ -21,6 +21,10 @@ _THREADS = 8  # reads at a time from a disk
 _MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")  # of fsspec's file systems
 
 
+class RefusedError(UserError):
+    """A file that its file system does not give. Others of the same kind may be readable."""
+
+
 class State(NamedTuple):
     """Size of a file in bytes, and a mark that changes when it is written: its time, or its ETag in a bucket."""
 
@@ -50,7 +54,7 @@ def find(pattern: str) -> list[str]:
 
 
 def state(path: str) -> State | None:
-    """Returns the state of a file, None if it is missing. Raises UserError if its bucket cannot be reached."""
+    """Returns the state of a file, None if it is missing. Raises RefusedError, or UserError if a library is missing."""
     if is_remote(path):
         try:
             with explained(path):
@@ -93,8 +97,11 @@ def _remote_state(info: dict[str, Any]) -> State:
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[BinaryIO]:
     """Opens a file to read it from front to back. Raises UserError if it cannot be opened, or read in the block."""
-    with explained(path):
-        opened = _open(path)
+    try:
+        with explained(path):
+            opened = _open(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} vanished while it was indexed: run the command again") from None
     with opened as file:
         try:
             yield file
@@ -215,7 +222,8 @@ def file_system(url: str) -> tuple[Any, str]:
         scheme = url.partition("://")[0]
         extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}.get(scheme)
         remedy = install(extra) if extra else f"gs:// and s3:// are read, and what fsspec has for {scheme}://"
-        raise UserError(f"{url} needs another library ({_one_line(error)}): {remedy}") from None
+        kind = UserError if isinstance(error, ImportError) else RefusedError
+        raise kind(f"{url} needs another library ({_one_line(error)}): {remedy}") from None
 
 
 @contextlib.contextmanager
@@ -227,7 +235,7 @@ def explained(url: str, what: str = "read") -> Iterator[None]:
         raise
     except Exception as error:  # each library of fsspec raises its own
         remedy = "check the name, the network, and the permissions of your account"
-        raise UserError(f"{url} cannot be {what} ({_one_line(error)}); {remedy}") from None
+        raise RefusedError(f"{url} cannot be {what} ({_one_line(error)}); {remedy}") from None
 
 
 def _one_line(error: Exception) -> str:

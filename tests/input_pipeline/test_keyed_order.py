@@ -120,6 +120,12 @@ def test_weights_share_an_epoch_and_pass_through_each_source_in_turn():
     assert len({tuple(order) for order in in_order.tolist()}) > 1
 
 
+def test_a_source_without_a_share_is_refused():
+    KeyedPlan([4, 26], 30, weights=[29, 1])
+    with pytest.raises(UserError, match=r"^data.weights leave number 2 of data.sources nothing of an epoch: .* 1e-09$"):
+        KeyedPlan([4, 26], 30, weights=[1, 1e-9])
+
+
 def test_weights_may_have_any_sum():
     np.testing.assert_array_equal(
         KeyedPlan([5, 7], 12, 0, [1, 3]).rows(0)[2], KeyedPlan([5, 7], 12, 0, [10, 30]).rows(0)[2]

@@ -259,6 +259,12 @@ def test_one_source_is_as_without_shares():
 
 
 def test_shares_that_leave_too_few_persons_are_one_line():
-    persons = np.repeat(np.arange(12), 4)  # 2 and 10 persons; 12 groups, all of the first source
-    with pytest.raises(UserError, match=r"^data.weights leave an epoch fewer than 3 persons, as many as one batch has"):
-        EpochPlans(persons, 12, "identity", 4, 7, [(8, 1e6), (40, 1.0)]).epoch_starts(1)
+    persons = np.repeat(np.arange(12), 4)  # 2 and 10 persons; 12 groups, 11 of them of the first source
+    with pytest.raises(UserError, match=r"^data.weights leave an epoch fewer than 4 persons, as many as one batch has"):
+        EpochPlans(persons, 16, "identity", 4, 7, [(8, 11.0), (40, 1.0)]).epoch_starts(1)
+
+
+@pytest.mark.parametrize("sampling", ["identity", "uniform"])
+def test_a_source_without_a_share_is_refused(sampling):
+    with pytest.raises(UserError, match=r"^data.weights leave number 1 of data.sources nothing of an epoch"):
+        EpochPlans(TWO, 8, sampling, 4, 7, [(32, 1e-9), (32, 1.0)])
