@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ivt_jax.common.errors import UserError
+from input_pipeline.sampling import refuse_small_split
 
 _ROUND_KEYS = np.arange(8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((30, np.uint64(0xBF58476D1CE4E5B9)), (27, np.uint64(0x94D049BB133111EB)), (31, np.uint64(1)))
@@ -77,10 +77,7 @@ class KeyedPlan:
         self._first_pair = np.cumsum(self._counts) - self._counts
         shares = None if weights is None else np.cumsum(weights) / np.sum(weights)
         self._ends = None if shares is None else np.round(shares * self._total).astype(np.int64)
-        if self._total < batch_size:
-            raise UserError(
-                f"data.batch_size {batch_size} is more than the {self._total} (image, caption) pairs of the split"
-            )
+        refuse_small_split(self._total, batch_size)
 
     def epoch_starts(self, num_epochs: int) -> np.ndarray:
         """Returns (num_epochs + 1,) int64: the first step of each epoch, and last the total number of steps."""

@@ -40,8 +40,8 @@ _raised: list[UserError] = []  # by functions that TensorFlow calls
 UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
 
 
-def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Source]:
-    """Opens a split of each dataset of the config; returns the sources by label, as `open_split` does for one.
+def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Any]:
+    """Opens a split of each dataset of the config; returns by label what `open_split` returns for one.
 
     images_digests: by label, as for `open_split`.
     """
@@ -61,7 +61,7 @@ def config_of(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     """Opens the split ("train", "val", "test") of `data.name` in `data.root`; prepares the dataset first if necessary.
 
-    Returns a Source; of the training pairs of an index, an IndexedPairs.
+    Returns a Source, or for the training pairs of an index an IndexedPairs.
 
     A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
     empty. So is test, if the dataset has none. data.root may be a portable folder, also a remote one (gs://...), which
@@ -84,25 +84,26 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     if not chosen:
         raise DataError(f"{annotations.path} has no train records")
     stored = original[chosen[0]].split
-    row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
     builder = prepare(root, name, elsewhere, config.data.max_damaged, images_digest)
     data, damaged = builder.as_data_source(stored), builder.info.metadata["damaged"]
+    # Rows are found by number, not by path: a portable folder may write its paths differently.
+    row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     if len(data) != len(row_of):
         raise _other_annotations(builder, annotations, f"{len(data)} images of {stored} instead of {len(row_of)}")
-    # Rows are found by number, not by path: a portable folder may write its paths differently.
     if unknown := {*damaged} - {record.image_path for record in original}:
         raise _other_annotations(builder, annotations, f"the annotations do not name its image {min(unknown)}")
     rows = np.array([row_of[number] for number in chosen])
-    records = [records[number] for number in chosen]
-    source = Source(name, split, annotations, records, data, rows, config.data.identities)
+    source = Source(name, split, annotations, [records[number] for number in chosen], data, rows)
+    if not config.data.identities:
+        source.forget_persons()
     source.images_digest = builder.images_digest
     source.set_damaged(damaged)
     return source
 
 
 def divided_records(annotations: Annotations, config: ConfigDict) -> Sequence[Record]:
-    """Returns the records with the splits of a run: without a val split, `data.val_persons` are held out for val."""
+    """Returns the records as a run divides them: without a val split, `data.val_persons` are held out for val."""
     if any(record.split == "val" for record in annotations.records):
         return annotations.records
     return hold_out_persons(annotations.records, config.data.val_persons)
@@ -113,7 +114,7 @@ def _open_pairs(config: ConfigDict, split: str) -> IndexedPairs | Source:
     if config.data.identities:
         raise UserError("data.name pairs has no person ids: set --config.data.identities=False")
     if split not in SPLITS:
-        raise DataError(f"{config.data.root}: image-text pairs have no {split} split")
+        raise DataError(f"{config.data.root}: image-text pairs have no {split} split: set --config.train.select_on=val")
     source = IndexedPairs(config.data.root, split)
     return source if split == "train" else source.in_memory()
 

@@ -111,17 +111,12 @@ class Source:
         records: Sequence[Record],
         data: Any = (),
         rows: Any = (),
-        identities: bool = True,
     ):
-        """data: random access to examples with an "image"; rows (images,): index into `data` of each record.
-
-        identities: False makes each image a person of its own.
-        """
+        """data: random access to examples with an "image"; rows (images,): index into `data` of each record."""
         self.name, self.split = name, split
         self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
-        self.identities = identities
-        ids = np.array([r.person_id if identities else number for number, r in enumerate(records)], np.int32)
-        self.persons, inverse = np.unique(ids, return_inverse=True)
+        self.identities = True
+        self.persons, inverse = np.unique(np.array([r.person_id for r in records], np.int32), return_inverse=True)
         self.person_ids = inverse.astype(np.int32)
         self.captions = [record.captions for record in records]
         self.attributes = [record.attributes for record in records]
@@ -161,6 +156,11 @@ class Source:
         if count:
             images = counted(count, "damaged training image")
             print(f"{images}: other images of the same person are used instead", file=sys.stderr)
+
+    def forget_persons(self) -> None:
+        """Makes each image a person of its own, as pairs from the web are read; `identities` is then False."""
+        self.identities = False
+        self.persons = self.person_ids = np.arange(len(self.paths), dtype=np.int32)
 
     def intact(self, pairs: np.ndarray) -> np.ndarray:
         """Returns which pairs (n,) have an image that is not damaged, (n,) bool."""

@@ -26,7 +26,7 @@ class Reader:
         )
 
     def caption(self, row: Row, text: bytes) -> str:
-        """Returns the caption in the bytes of a text. Raises DataError if it is another one than was indexed."""
+        """Returns the caption in the bytes of a text. Raises DataError if it is not the one that was indexed."""
         try:
             caption = read_caption(text, bool(row.flags & JSON))
         except ValueError:
@@ -38,7 +38,7 @@ class Reader:
     def pairs(self, rows: Sequence[Row]) -> tuple[list[bytes], list[bytes]]:
         """Returns images, as JPEG or PNG that `augment.decode` decodes to Pillow's pixels, and the bytes of texts.
 
-        Raises DataError if a file is missing or an image is another one than was indexed.
+        Raises DataError if a file is missing or an image is not the one that was indexed.
         """
         pieces = self._files.read([self._span(row) for row in rows])
         texts = [_cut(row, piece, row.text, row.text_size) for row, piece in zip(rows, pieces, strict=True)]

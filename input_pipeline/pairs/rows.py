@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
 
 class SetAside(NamedTuple):
-    """A member of a shard, or a line of a list, that is no pair, and why."""
+    """A member of a shard, or a line of a list, that is not a pair, and the reason."""
 
     shard: str
     member: str
     reason: str
 
 
-class Table:
-    """Rows of a .npy file, read when they are asked for: memory stays flat, where a memory map would fill it.
+class RowFile:
+    """The rows of a .npy file. Reads only those that are asked for: a memory map would fill the memory.
 
-    Raises ValueError if the file is no table of rows, or is cut short.
+    Raises ValueError if the file has other rows, or is cut short.
     """
 
     def __init__(self, path: Path):
@@ -59,7 +59,7 @@ class Table:
         (self._count,), _, dtype = np.lib.format.read_array_header_1_0(self._file)
         self._start = self._file.tell()
         if dtype != ROW or os.fstat(self._file.fileno()).st_size != self._start + self._count * ROW.itemsize:
-            raise ValueError("no table of rows")
+            raise ValueError("other rows, or cut short")
 
     def __len__(self) -> int:
         return self._count

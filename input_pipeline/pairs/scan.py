@@ -31,7 +31,7 @@ from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable
 
-FARTHEST = 1 << 20  # bytes from the begin of a pair to its end, besides its image and caption; they are read at once
+FARTHEST = 1 << 20  # bytes between an image and its caption, which are read at once
 
 Found = tuple[np.ndarray, list[SetAside]]  # rows (n,) of ROW with shard 0, and what is set aside
 
@@ -50,8 +50,8 @@ class _Piece(NamedTuple):
 def scan_tar(path: str, longest: int) -> Found:
     """Reads a shard of webdataset's form: the members of a pair differ in their suffix (a.jpg, a.json, a.txt).
 
-    Takes the first caption of `.txt` and `.json` ("caption"). A shard that is cut short gives its whole pairs. longest:
-    characters of a caption. Raises UserError if the file cannot be read.
+    The caption is that of `.txt` or, if that has none, "caption" of `.json`. A shard that is cut short gives its whole
+    pairs. longest: characters of a caption. Raises UserError if the file cannot be read.
     """
     kinds: dict[str, dict[str, _Piece]] = {"image": {}, ".txt": {}, ".json": {}}
     aside: list[SetAside] = []
@@ -74,7 +74,7 @@ def scan_tar(path: str, longest: int) -> Found:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
-    """Yields name, offset and size of the data, and the fault of each member; a last one without a name if it is cut.
+    """Yields name, offset and size of the data, and fault of each member; last, if it is cut, one without a name.
 
     tarfile takes a damaged header for the end of the archive, and so would lose all members after it.
     """

@@ -113,7 +113,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
 
 
 def refuse_empty_selection(config: ConfigDict, source: JointSource) -> None:
-    """Raises UserError if test shall choose the checkpoint, but no dataset of `source` has a test split."""
+    """Raises UserError if test is to choose the checkpoint and no dataset of `source` has a test split."""
     if config.train.select_on != "test":
         return
     parts = pipeline.open_parts(config, "test", source.images_digests)
@@ -225,7 +225,7 @@ def test_and_report(run: Run) -> None:
     summaries = evaluate(run.workdir, run.config, first, run.source.images_digests)
     if not summaries:
         run.progress.say("not evaluated: the data have no split for it; the report has the curves alone")
-    last = "".join([*summaries][-1:])
+    last = [*summaries][-1] if summaries else ""  # test, or val without any test split
     for split, summary in summaries.items():
         if split.partition("-")[0] == last:
             scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())

@@ -115,7 +115,7 @@ def test_our_configs_have_no_fault():
          "data.weights is (1, 0); expected a tuple of numbers, more than 0, or ()"),
         ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 2, 3)},
          "data.weights has 3 numbers for 2 of data.sources; give one for each"),
-        ({"data__weights": (1,)}, "data.weights has 1 numbers for 0 of data.sources; give one for each"),
+        ({"data__weights": (1,)}, "data.weights has 1 number for 0 of data.sources; give one for each"),
         ({"data__identities": False, "id__weight": 1.0},
          "id.weight needs data.identities: without, there are no persons to classify; set id.weight to 0"),
         ({"bmm__align": "on"}, 'bmm.align is "on"; expected one of off, exact, fast'),

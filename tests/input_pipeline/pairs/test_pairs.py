@@ -129,7 +129,7 @@ def test_validation_has_an_entry_for_each_image(tmp_path):
     assert held.copies.tolist() == [1, 1, 1]
 
 
-def test_an_image_is_never_on_both_sides(tmp_path):
+def test_an_image_is_never_in_both_splits(tmp_path):
     """Every picture comes twice, the second time with another caption, in another shard."""
     write_tar(tmp_path / "0.tar", members(range(60)))
     write_tar(tmp_path / "1.tar", members(range(60), "Again {}."))
@@ -389,7 +389,7 @@ def test_a_shard_that_changes_during_training_is_an_error(one):
         source.encoded(np.array([2]))
 
 
-def test_a_table_that_is_cut_short_is_an_error(one):
+def test_rows_that_are_cut_short_are_an_error(one):
     path = one / "pairs/train.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"train\.npy is missing or damaged: make the index again"):
