@@ -56,7 +56,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
-class KeyedPlan:
+class KeyedPlans:
     """The order of the pairs of one or several sources in every epoch, as a function of (seed, epoch, position).
 
     Has the methods of `sampling.EpochPlans`. Nothing is stored for a pair or an epoch. Pair numbers are global: those

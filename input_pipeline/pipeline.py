@@ -20,7 +20,7 @@ from input_pipeline.annotations import Annotations, Record, hold_out_persons, re
 from input_pipeline.builders import PedesBuilder
 from input_pipeline.datasets import Dataset, datasets_of
 from input_pipeline.joint import JointSource
-from input_pipeline.keyed_order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.pairs.rows import SPLITS
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.portable import local_copy
@@ -35,7 +35,7 @@ from ivt_jax.common.messages import counted
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
-Plans = EpochPlans | KeyedPlan
+Plans = EpochPlans | KeyedPlans
 _raised: list[UserError] = []  # by functions that TensorFlow calls
 UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
 
@@ -136,7 +136,7 @@ def plan_epochs(config: ConfigDict, source: JointSource) -> Plans:
     """Returns the order of a source's pairs that the config asks for. Raises UserError."""
     data, counts = config.data, source.counts
     if not data.identities:
-        return KeyedPlan(counts, data.batch_size, config.seed, data.weights or None)
+        return KeyedPlans(counts, data.batch_size, config.seed, data.weights or None)
     shares = list(zip(counts, data.weights, strict=True)) if data.weights else ()
     return EpochPlans(source.person_of_pair, data.batch_size, data.sampling, data.instances, config.seed, shares)
 

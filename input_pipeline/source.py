@@ -65,14 +65,14 @@ class PairSource(Protocol):
         ...
 
 
-def key_of(content: bytes) -> int:
+def key_of_bytes(content: bytes) -> int:
     """Returns the hash of bytes, 64 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def key_of_caption(caption: str) -> int:
     """Returns the hash of a caption, equal for captions that differ in case and blanks alone."""
-    return key_of(" ".join(caption.lower().split()).encode("utf-8", "surrogatepass"))
+    return key_of_bytes(" ".join(caption.lower().split()).encode("utf-8", "surrogatepass"))
 
 
 def connected(*keys: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ class Source:
     def _keys(self) -> np.ndarray:
         """The keys of all pairs, (2, pairs) uint64."""
         names = (str(self.images.absolute() / path) for path in self.paths)
-        images = np.array([key_of(name.encode("utf-8", "surrogatepass")) for name in names], np.uint64)
+        images = np.array([key_of_bytes(name.encode("utf-8", "surrogatepass")) for name in names], np.uint64)
         captions = np.array([key_of_caption(caption) for own in self.captions for caption in own], np.uint64)
         return np.stack([images[self.pairs[0]], captions])
 

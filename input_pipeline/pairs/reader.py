@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from input_pipeline.decoding import as_png, as_rgb, open_picture
 from input_pipeline.pairs import store
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, Row, path_of_image, read_caption
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.errors import DataError
 
 AGAIN = "make the index again: python -m input_pipeline.prepare --pairs ..."
@@ -49,7 +49,7 @@ class Reader:
         def image(number: int) -> bytes:
             row = rows[number]
             content = contents[number] if row.flags & FILE else _cut(row, pieces[number], row.image, row.image_size)
-            if key_of(content) != row.image_key:
+            if key_of_bytes(content) != row.image_key:
                 raise self._changed(row, files[number].path if row.flags & FILE else "")
             return content if row.flags & DIRECT else _to_png(content)
 

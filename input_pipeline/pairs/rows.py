@@ -13,7 +13,7 @@ from ivt_jax.common.files import is_remote
 ABOUT, SHARDS, ASIDE = "pairs.json", "shards.json", "set_aside.jsonl"  # files of an index
 SPLITS = ("train", "val")
 # shard: number of the file that holds both; image and text: offsets in it, with sizes in bytes.
-# image_key, text_key: hashes of the image's bytes and of the caption, by source.key_of and source.key_of_caption.
+# image_key, text_key: hashes of the image's bytes and of the caption, by source.key_of_bytes and source.key_of_caption.
 ROW = np.dtype([
     ("image", "<u8"), ("text", "<u8"), ("image_key", "<u8"), ("text_key", "<u8"),
     ("shard", "<u4"), ("image_size", "<u4"), ("text_size", "<u4"), ("flags", "<u4"),

@@ -26,7 +26,7 @@ from input_pipeline.pairs.rows import (
     path_of_image,
     read_caption,
 )
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable
@@ -114,7 +114,7 @@ def _look_at_image(content: bytes, size: int) -> _Piece:
             direct = image.format in KEPT_FORMATS and augment.decodes_to(content, pixels)
     except Exception as error:  # Pillow raises many kinds for damaged files
         return _Piece(fault=fault_of(error))
-    return _Piece(key=key_of(content), flag=DIRECT if direct else 0)
+    return _Piece(key=key_of_bytes(content), flag=DIRECT if direct else 0)
 
 
 def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:

@@ -1,7 +1,7 @@
 """The pairs of an index as sources of training and validation.
 
 source = IndexedPairs("SHARDS/pairs")
-_, _, batch = KeyedPlan([source.num_pairs], batch_size=64).rows(step)
+_, _, batch = KeyedPlans([source.num_pairs], batch_size=64).rows(step)
 source.encoded(batch), source.texts(batch), source.ids(batch)
 """
 

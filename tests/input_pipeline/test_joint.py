@@ -8,7 +8,7 @@ import pytest
 
 from input_pipeline import pipeline
 from input_pipeline.joint import JointSource
-from input_pipeline.keyed_order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.input_pipeline.test_source import make_source
@@ -79,8 +79,8 @@ def test_the_config_chooses_the_order(three, source):
     config = joint_config(three)
     assert isinstance(pipeline.plan_epochs(config, source), EpochPlans)
     config.data.identities, config.data.weights = False, (3, 1, 1)
-    plans, expected = pipeline.plan_epochs(config, source), KeyedPlan(COUNTS, 8, config.seed, (3, 1, 1))
-    assert isinstance(plans, KeyedPlan)
+    plans, expected = pipeline.plan_epochs(config, source), KeyedPlans(COUNTS, 8, config.seed, (3, 1, 1))
+    assert isinstance(plans, KeyedPlans)
     np.testing.assert_array_equal(plans.rows(5)[2], expected.rows(5)[2])
     config.data.identities, config.data.sampling = True, "uniform"
     pairs = np.concatenate([pipeline.plan_epochs(config, source).rows(step)[2] for step in range(12)])

@@ -14,7 +14,7 @@ from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.prepare import main
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.errors import DataError, UserError
 
 
@@ -78,7 +78,7 @@ def test_rows_are_where_tarfile_finds_the_members(shards):
             found = {member.name: member for member in archive}
             for number in range(30 * shard, 30 * shard + 30):
                 image, text = found[f"{number:09d}.jpg"], found[f"{number:09d}.txt"]
-                hashes = key_of(picture(number)), key_of_caption(f"a  picture of NUMBER {number}.")
+                hashes = key_of_bytes(picture(number)), key_of_caption(f"a  picture of NUMBER {number}.")
                 place = image.offset_data, text.offset_data, *hashes, shard, image.size, text.size, DIRECT
                 expected.append(place)
     held_out = [row for row in expected if row[2] in rows["val"]["image_key"]]
@@ -419,6 +419,18 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, expecte
     assert main([*arguments, "--workers=1"]) == 2
     error = capsys.readouterr().err.removeprefix("indexing: 1 shards in 0.0 s\n")
     assert expected in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--pairs=a.tar", "--root=data"], "--pairs indexes pairs of any source: leave --dataset and --root out"),
+    (["--dataset=cuhk"], "--dataset and --root are missing, or --pairs"),
+    (["--pairs=a.tar", "--max_damaged=0.1"], "--max_damaged is for --dataset alone: leave it out"),
+    (["--dataset=cuhk", "--root=data", "--val_pairs=5"], "--val_pairs is for --pairs alone: leave it out"),
+])  # fmt: skip
+def test_flags_of_the_other_kind_of_data_are_refused(capsys, arguments, expected):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: {expected}\n")
 
 
 def test_a_library_of_a_bucket_that_is_missing_is_named():
