@@ -37,6 +37,7 @@ from input_pipeline.pairs.tasks import Task, find_tasks
 from input_pipeline.portable import SUMS
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 
 _OFTEN = 10  # an image in more rows than this stays in train, such as the "not available" picture of a site
@@ -111,7 +112,8 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
     reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter[str]())
     if not any(part.pairs for part in parts):
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(3)) or "empty shards"
-        raise DataError(f"{tasks[0].source or tasks[0].path}: there is no pair in the {len(parts)} shards: {why}")
+        found = f"no pair in {counted(len(parts), 'shard')} ({why})"
+        raise DataError(f"{tasks[0].source or tasks[0].path}: {found}; --pairs expects images with captions")
     repeated, held_out = _held_out(np.concatenate([rows["image_key"] for rows in all_rows(parts)]), val_pairs)
     counts = _write_rows(folder, parts, held_out)
     with whole_file(folder / ASIDE) as partial, partial.open("w", encoding="utf-8") as file:

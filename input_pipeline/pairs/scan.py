@@ -30,6 +30,7 @@ from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable
+from ivt_jax.common.messages import counted
 
 FARTHEST = 1 << 20  # bytes between an image and its caption, which are read at once
 
@@ -92,7 +93,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
             return
     except tarfile.TarError:
         pass
-    yield "", 0, 0, f"cut short or damaged after {count:,} members" if archive else "no tar archive"
+    yield "", 0, 0, f"cut short or damaged after {counted(count, 'member')}" if archive else "not a tar archive"
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:
@@ -122,7 +123,7 @@ def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
     try:
         caption = read_caption(content, bool(flag))
     except ValueError:
-        return _Piece(flag=flag, fault="caption is no valid JSON" if flag else "caption is not UTF-8")
+        return _Piece(flag=flag, fault="caption is not valid JSON" if flag else "caption is not UTF-8")
     return _Piece(key=key_of_caption(caption), flag=flag, fault=caption_fault(caption, longest))
 
 
@@ -137,7 +138,7 @@ def _row(path: str, image: _Piece, text: _Piece | None, aside: list[SetAside]) -
     if text and not fault:
         begin, end = min(image.start, text.start), max(image.start + image.size, text.start + text.size)
         if end - begin - image.size - text.size > FARTHEST:
-            fault = f"image and caption lie over {FARTHEST >> 20} MiB apart"
+            fault = f"image and caption are over {FARTHEST >> 20} MiB apart"
     if text is None or fault:
         aside.append(SetAside(path, image.member, fault))
         return None

@@ -140,7 +140,7 @@ def _check_sources(data: ConfigDict) -> None:
     if data.name == JOINT and not sources:
         raise UserError(f'data.name joint needs data.sources: set --config.data.sources="{example}"')
     if data.name != JOINT and sources:
-        raise UserError(f"data.sources needs data.name joint, and it is {data.name}: use --config=configs/joint.py")
+        raise UserError(f"data.sources needs data.name joint, not {data.name}: use --config=configs/joint.py")
     datasets_of(data)
     if not isinstance(weights, (list, tuple)) or any(_expected(POSITIVE, weight) for weight in weights):
         raise UserError(f"data.weights is {weights!r}; expected a tuple of numbers, {POSITIVE.words}, or ()")

@@ -105,7 +105,7 @@ def test_our_configs_have_no_fault():
          "data.name joint needs data.sources: set --config.data.sources=\"('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')\""),
         ({"data__sources": ("cuhk:a",)},
-         "data.sources needs data.name joint, and it is cuhk_pedes: use --config=configs/joint.py"),
+         "data.sources needs data.name joint, not cuhk_pedes: use --config=configs/joint.py"),
         ({"data__sources": "cuhk:a"},
          "data.sources is 'cuhk:a'; expected a tuple of strings, such as ('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')"),

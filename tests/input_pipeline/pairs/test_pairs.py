@@ -207,7 +207,7 @@ def test_what_is_no_pair_is_listed_with_its_reason(tmp_path, capsys):
     assert set_aside(tmp_path / "pairs") == {("0.tar", member): reason for member, reason in {
         "b.jpg": "in no supported image format", "c.jpg": "no caption", "d.jpg": "empty caption",
         "e.jpg": "caption of over 40 characters", "f.json": "no image", "g.jpg": "cut short or damaged",
-        "h.jpg": "an empty file", "i.jpg": "caption is not UTF-8", "j.jpg": "caption is no valid JSON",
+        "h.jpg": "an empty file", "i.jpg": "caption is not UTF-8", "j.jpg": "caption is not valid JSON",
         "k.png": "a second image", "l.jpg": "a link, a device or a sparse file", "m.jpg": "no caption",
     }.items()}  # fmt: skip
     printed = capsys.readouterr().out
@@ -236,14 +236,14 @@ def test_an_image_far_from_its_caption_is_set_aside(tmp_path):
     ]
     write_tar(tmp_path / "0.tar", far)
     build(tmp_path / "0.tar", folder=tmp_path / "pairs")
-    assert set_aside(tmp_path / "pairs") == {("0.tar", "a.jpg"): "image and caption lie over 1 MiB apart"}
+    assert set_aside(tmp_path / "pairs") == {("0.tar", "a.jpg"): "image and caption are over 1 MiB apart"}
 
 
 @pytest.mark.parametrize(("lost", "pairs", "reason"), [
     (0, 5, "cut short or damaged after 15 members"),  # the blocks of zeros at the end are missing
     (700, 5, "cut short or damaged after 14 members"),  # a.txt is; a.json has the caption
     (2900, 4, "cut short or damaged after 13 members"),  # within the image
-    (None, 0, "no tar archive"),
+    (None, 0, "not a tar archive"),
 ])  # fmt: skip
 def test_a_shard_that_is_cut_short_gives_its_whole_pairs(tmp_path, lost, pairs, reason):
     write_tar(tmp_path / "0.tar", members([7]))
@@ -407,7 +407,7 @@ def test_a_shard_that_vanishes_is_an_error(one):
     (["--pairs=none/*.tar"], "error: --pairs=none/*.tar matches no file"),
     (["--pairs", "a.zip"], "a.zip is no .tar, .csv or .jsonl"),
     (["--pairs", "bad.csv"], "bad.csv: the first line has no column caption; it has image, title"),
-    (["--pairs", "empty.tar"], "empty.tar: there is no pair in the 1 shards: empty shards"),
+    (["--pairs", "empty.tar"], "empty.tar: no pair in 1 shard (empty shards); --pairs expects images with captions"),
     (["--pairs=memory://none/*.tar"], "--out is missing"),
     (["--pairs=none://bucket/*.tar", "--out=x"], "none://bucket/*.tar needs another library"),
 ])  # fmt: skip
