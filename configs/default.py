@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     # Similarities are divided by it; more than 0, or 0 for the scale that the model learns (model.projection or towers
     # 2). Published: 1 with cmpm, 0.02 with sdm, 0.015 with tal; CLIP's begins at 0.07.
     config.match.temperature = 1.0
-    config.match.learned = False  # learn the temperature, beginning at match.temperature, then above 0.01
+    config.match.learned = False  # learn the temperature, from match.temperature on; it stays at 0.01 or more
     # The embeddings that are scaled to length 1 first: both, neither, or published: for cmpm only those that a query is
     # compared with, for sdm, itc and tal both.
     config.match.normalise = "published"

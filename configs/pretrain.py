@@ -1,6 +1,6 @@
 """Pre-training on image-text pairs, the stage before fine-tuning: ITC, ITM and MLM.
 
-python -m input_pipeline.prepare --pairs='SHARDS/*.tar' --out=data/pairs      # once: where each pair lies
+python -m input_pipeline.prepare --pairs='SHARDS/*.tar' --out=data/pairs      # once: makes the index
 python -m ivt_jax.main --config=configs/pretrain.py --config.data.root=data/pairs
 python -m ivt_jax.main --config=configs/cuhk.py --config.train.init_from=runs/pretrain
 

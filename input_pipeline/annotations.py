@@ -82,9 +82,8 @@ def local_root(root: str) -> Path:
 def annotation_file(root: Path, name: str) -> Path:
     """Returns the dataset's JSON file: `root`, or a file in it with a usual name, or else one with known records.
 
-    Of own data, returns the table.
-
-    Raises DataError if there is none; the message says why the first other JSON file is refused.
+    For own data it returns the table. Raises DataError if there is none; the message says why the first other JSON file
+    is refused.
     """
     if name not in LAYOUTS:
         raise DataError(f'data.name is "{name}"; expected one of {", ".join(LAYOUTS)}')

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.sampling import ends_of_shares
-from ivt_jax.common.errors import UserError
+from input_pipeline.sampling import ends_of_shares, refuse_small_split
 
 _ROUND_KEYS = np.arange(8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((30, np.uint64(0xBF58476D1CE4E5B9)), (27, np.uint64(0x94D049BB133111EB)), (31, np.uint64(1)))
@@ -57,7 +56,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values
 
 
-class KeyedPlan:
+class KeyedPlans:
     """The order of the pairs of one or several sources in every epoch, as a function of (seed, epoch, position).
 
     Has the methods of `sampling.EpochPlans`. Nothing is stored for a pair or an epoch. Pair numbers are global: those
@@ -77,10 +76,7 @@ class KeyedPlan:
         self._counts = np.array(counts, np.int64)
         self._first_pair = np.cumsum(self._counts) - self._counts
         self._ends = None if weights is None else ends_of_shares(weights, self._total)
-        if self._total < batch_size:
-            raise UserError(
-                f"data.batch_size {batch_size} is more than the {self._total} (image, caption) pairs of the split"
-            )
+        refuse_small_split(self._total, batch_size)
 
     def epoch_starts(self, num_epochs: int) -> np.ndarray:
         """Returns (num_epochs + 1,) int64: the first step of each epoch, and last the total number of steps."""

@@ -54,7 +54,7 @@ def find_table(root: Path) -> Path:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Returns the records of a table in its order, one for each row; `copies` is 0, because a row is a caption's.
+    """Returns the records of a table in its order, one for each row; `copies` is 0, because a row stands for a caption.
 
     Prints a line on stderr if persons or splits are not given. Raises DataError, in one line, at the first fault.
     """
@@ -135,7 +135,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except NoKeyError as error:
         raise _no_column(path, "image", error.names) if error.names else error from None
     if not table:
-        raise DataError(f"{path} holds no records")
+        raise DataError(f"{path} has no rows: add images and captions; {SEE_OWN}")
     names = dict.fromkeys(name for _, row in table for name in row)
     for name in REQUIRED:
         if name not in names:
@@ -184,7 +184,7 @@ def _image(row: Mapping[str, Any], where: str, folder: Path, inside: Callable[[s
 
 def _captions(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if "caption" not in row:
-        raise DataError(f"{where} has no caption")
+        raise DataError(f"{where} has no caption; give one, or remove the line")
     captions = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
     if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) for caption in captions):
         raise DataError(f"{where} has a caption that is neither a text nor a list of at least one text; {SEE_OWN}")

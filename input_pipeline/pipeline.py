@@ -20,7 +20,7 @@ from input_pipeline.annotations import Annotations, Record, hold_out_persons, re
 from input_pipeline.builders import PedesBuilder
 from input_pipeline.datasets import Dataset, datasets_of
 from input_pipeline.joint import JointSource
-from input_pipeline.keyed_order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.pairs.rows import SPLITS
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.portable import local_copy
@@ -35,13 +35,13 @@ from ivt_jax.common.messages import counted
 _THREADS = max(1, (os.cpu_count() or 1) // 2)  # the other half is for the training step, if it runs on the CPU
 
 Batch = dict[str, Any]
-Plans = EpochPlans | KeyedPlan
+Plans = EpochPlans | KeyedPlans
 _raised: list[UserError] = []  # by functions that TensorFlow calls
 UNKNOWN: Mapping[str, str] = MappingProxyType({})  # digests of images, by label; none is known
 
 
-def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Source]:
-    """Opens a split of each dataset of the config; returns the sources by label, as `open_split` does for one.
+def open_parts(config: ConfigDict, split: str, images_digests: Mapping[str, str] = UNKNOWN) -> dict[str, Any]:
+    """Opens a split of each dataset of the config; returns by label what `open_split` returns for one.
 
     images_digests: by label, as for `open_split`.
     """
@@ -61,7 +61,7 @@ def config_of(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     """Opens the split ("train", "val", "test") of `data.name` in `data.root`; prepares the dataset first if necessary.
 
-    Returns a Source; of the training pairs of an index, an IndexedPairs.
+    Returns a Source, or for the training pairs of an index an IndexedPairs.
 
     A dataset without a val split holds out `data.val_persons` of its training persons for val; if that is 0, val is
     empty. So is test, if the dataset has none. data.root may be a portable folder, also a remote one (gs://...), which
@@ -84,25 +84,26 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     if not chosen:
         raise DataError(f"{annotations.path} has no train records")
     stored = original[chosen[0]].split
-    row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
     builder = prepare(root, name, elsewhere, config.data.max_damaged, images_digest)
     data, damaged = builder.as_data_source(stored), builder.info.metadata["damaged"]
+    # Rows are found by number, not by path: a portable folder may write its paths differently.
+    row_of = {number: row for row, number in enumerate(n for n, r in enumerate(original) if r.split == stored)}
     if len(data) != len(row_of):
         raise _other_annotations(builder, annotations, f"{len(data)} images of {stored} instead of {len(row_of)}")
-    # Rows are found by number, not by path: a portable folder may write its paths differently.
     if unknown := {*damaged} - {record.image_path for record in original}:
         raise _other_annotations(builder, annotations, f"the annotations do not name its image {min(unknown)}")
     rows = np.array([row_of[number] for number in chosen])
-    records = [records[number] for number in chosen]
-    source = Source(name, split, annotations, records, data, rows, config.data.identities)
+    source = Source(name, split, annotations, [records[number] for number in chosen], data, rows)
+    if not config.data.identities:
+        source.forget_persons()
     source.images_digest = builder.images_digest
     source.set_damaged(damaged)
     return source
 
 
 def divided_records(annotations: Annotations, config: ConfigDict) -> Sequence[Record]:
-    """Returns the records with the splits of a run: without a val split, `data.val_persons` are held out for val."""
+    """Returns the records as a run divides them: without a val split, `data.val_persons` are held out for val."""
     if any(record.split == "val" for record in annotations.records):
         return annotations.records
     return hold_out_persons(annotations.records, config.data.val_persons)
@@ -113,7 +114,7 @@ def _open_pairs(config: ConfigDict, split: str) -> IndexedPairs | Source:
     if config.data.identities:
         raise UserError("data.name pairs has no person ids: set --config.data.identities=False")
     if split not in SPLITS:
-        raise DataError(f"{config.data.root}: image-text pairs have no {split} split")
+        raise DataError(f"{config.data.root}: image-text pairs have no {split} split: set --config.train.select_on=val")
     source = IndexedPairs(config.data.root, split)
     return source if split == "train" else source.in_memory()
 
@@ -135,7 +136,7 @@ def plan_epochs(config: ConfigDict, source: JointSource) -> Plans:
     """Returns the order of a source's pairs that the config asks for. Raises UserError."""
     data, counts = config.data, source.counts
     if not data.identities:
-        return KeyedPlan(counts, data.batch_size, config.seed, data.weights or None)
+        return KeyedPlans(counts, data.batch_size, config.seed, data.weights or None)
     shares = list(zip(counts, data.weights, strict=True)) if data.weights else ()
     return EpochPlans(source.person_of_pair, data.batch_size, data.sampling, data.instances, config.seed, shares)
 

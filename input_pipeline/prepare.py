@@ -114,11 +114,14 @@ def _print_counts(about: dict[str, Any], out: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.prepare", description="Prepare a dataset for training, and make it portable."
+        prog="python -m input_pipeline.prepare",
+        description="Prepare a dataset for training and make it portable, or index image-text pairs.",
     )
     parser.add_argument("--dataset", choices=DATASETS)
     parser.add_argument("--root", help="the dataset's folder, annotation file or table")
-    parser.add_argument("--out", default="", help="also make a portable folder: DIR or gs://BUCKET/DIR")
+    parser.add_argument(
+        "--out", default="", help="DIR or gs://BUCKET/DIR: also a portable folder; of --pairs, the index"
+    )
     parser.add_argument(
         "--pairs", nargs="+", metavar="PATTERN", help="instead of --dataset, index image-text pairs: .tar, .csv, .jsonl"
     )
@@ -138,6 +141,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--pairs indexes pairs of any source: leave --dataset and --root out")
     if not args.pairs and not (args.dataset and args.root):
         parser.error("--dataset and --root are missing, or --pairs")
+    of_dataset, of_pairs = ("prepared", "max_damaged"), ("longest", "val_pairs", "workers")
+    for name in of_dataset if args.pairs else of_pairs:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} is for {'--dataset' if args.pairs else '--pairs'} alone: leave it out")
     return exit_code(lambda: prepare_pairs(args) if args.pairs else prepare_dataset(args))
 
 

@@ -186,7 +186,7 @@ def _prepare_locked(dataset: _Dataset) -> PedesBuilder:
     annotations = dataset.annotations
     if not dataset.has_images:
         place = dataset.builder(None).data_path
-        missing = "holds none of them" if annotations.images.is_dir() else "not found"
+        missing = "has none of the images" if annotations.images.is_dir() else "not found"
         where = f"the images of {annotations.path.name} are expected in it, or prepared data in {place}"
         raise DataError(f"{annotations.images} {missing}: {where}; {SEE_DOCS}")
     with _locked(dataset.folder):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import counted
 
 
 def keyed_rng(seed: int, epoch: int, row: int = -1) -> np.random.Generator:
@@ -38,6 +39,13 @@ def ends_of_shares(weights: Sequence[float] | np.ndarray, total: int) -> np.ndar
         source = f"number {first + 1} of data.sources"
         raise UserError(f"data.weights leave {source} nothing of an epoch: raise its weight, {weights[first]:g}")
     return ends
+
+
+def refuse_small_split(pairs: int, batch_size: int) -> None:
+    """Raises UserError if a split has fewer pairs than one batch."""
+    if pairs < batch_size:
+        split = counted(pairs, "(image, caption) pair")
+        raise UserError(f"data.batch_size {batch_size} is more than the {split} of the split: lower it")
 
 
 class EpochPlans:
@@ -85,11 +93,8 @@ class EpochPlans:
                 f"data.batch_size {batch_size} in groups of data.instances {instances} needs "
                 f"{batch_size // instances} persons; the split has {len(persons)}. Lower data.batch_size"
             )
-        if self._identity is None and self._num_pairs < batch_size:
-            raise UserError(
-                f"data.batch_size {batch_size} is more than the {self._num_pairs} (image, caption) pairs of the split. "
-                "Lower data.batch_size"
-            )
+        if self._identity is None:
+            refuse_small_split(self._num_pairs, batch_size)
 
     def _epoch(self, epoch: int) -> np.ndarray:
         rng = keyed_rng(self._seed, epoch)

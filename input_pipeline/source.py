@@ -65,14 +65,14 @@ class PairSource(Protocol):
         ...
 
 
-def key_of(content: bytes) -> int:
+def key_of_bytes(content: bytes) -> int:
     """Returns the hash of bytes, 64 bits of BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def key_of_caption(caption: str) -> int:
     """Returns the hash of a caption, equal for captions that differ in case and blanks alone."""
-    return key_of(" ".join(caption.lower().split()).encode("utf-8", "surrogatepass"))
+    return key_of_bytes(" ".join(caption.lower().split()).encode("utf-8", "surrogatepass"))
 
 
 def connected(*keys: np.ndarray) -> np.ndarray:
@@ -111,17 +111,12 @@ class Source:
         records: Sequence[Record],
         data: Any = (),
         rows: Any = (),
-        identities: bool = True,
     ):
-        """data: random access to examples with an "image"; rows (images,): index into `data` of each record.
-
-        identities: False makes each image a person of its own.
-        """
+        """data: random access to examples with an "image"; rows (images,): index into `data` of each record."""
         self.name, self.split = name, split
         self.annotations, self.root, self.images = annotations.path, annotations.path.parent, annotations.images
-        self.identities = identities
-        ids = np.array([r.person_id if identities else number for number, r in enumerate(records)], np.int32)
-        self.persons, inverse = np.unique(ids, return_inverse=True)
+        self.identities = True
+        self.persons, inverse = np.unique(np.array([r.person_id for r in records], np.int32), return_inverse=True)
         self.person_ids = inverse.astype(np.int32)
         self.captions = [record.captions for record in records]
         self.attributes = [record.attributes for record in records]
@@ -162,6 +157,11 @@ class Source:
             images = counted(count, "damaged training image")
             print(f"{images}: other images of the same person are used instead", file=sys.stderr)
 
+    def forget_persons(self) -> None:
+        """Makes each image a person of its own, as pairs from the web are read; `identities` is then False."""
+        self.identities = False
+        self.persons = self.person_ids = np.arange(len(self.paths), dtype=np.int32)
+
     def intact(self, pairs: np.ndarray) -> np.ndarray:
         """Returns which pairs (n,) have an image that is not damaged, (n,) bool."""
         return ~self.damaged[self.pairs[0][pairs]]
@@ -197,7 +197,7 @@ class Source:
     def _keys(self) -> np.ndarray:
         """The keys of all pairs, (2, pairs) uint64."""
         names = (str(self.images.absolute() / path) for path in self.paths)
-        images = np.array([key_of(name.encode("utf-8", "surrogatepass")) for name in names], np.uint64)
+        images = np.array([key_of_bytes(name.encode("utf-8", "surrogatepass")) for name in names], np.uint64)
         captions = np.array([key_of_caption(caption) for own in self.captions for caption in own], np.uint64)
         return np.stack([images[self.pairs[0]], captions])
 

@@ -17,7 +17,7 @@ VERBS: dict[str, tuple[str, list[str], str]] = {
     "serve": ("ivt_jax.serve", [], "open a page and an API that search an index"),
     "embed": ("ivt_jax.embed", [], "embed a gallery of any size, in shards"),
     "doctor": ("input_pipeline.doctor", [], "check a dataset before you train on it"),
-    "prepare": ("input_pipeline.prepare", [], "prepare a dataset ahead of the first training"),
+    "prepare": ("input_pipeline.prepare", [], "prepare a dataset ahead of the first training; index image-text pairs"),
     "report": ("ivt_jax.report", [], "write the report of a run, one HTML file"),
     "bench": ("ivt_jax.bench", [], "measure training, encoders, ranking and search on this machine"),
 }

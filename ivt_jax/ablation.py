@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import synth
-from ivt_jax.benchmarks.seeds import plot, scores, table
+from ivt_jax.benchmarks.comparison import plot, scores, table
 from ivt_jax.common.command import MISTAKE, exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path

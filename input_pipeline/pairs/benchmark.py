@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from input_pipeline.keyed_order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS
 from input_pipeline.pairs.source import IndexedPairs
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 
@@ -68,7 +68,7 @@ def write_shards(folder: Path, shards: int, pairs: int) -> None:
 
 def indexed_batches(source: IndexedPairs) -> Iterator[Encoded]:
     """Yields batches by an index, in the keyed order, without end."""
-    plan = KeyedPlan([source.num_pairs], _BATCH)
+    plan = KeyedPlans([source.num_pairs], _BATCH)
     for step in itertools.count():
         _, _, pairs = plan.rows(step)
         yield source.encoded(pairs), source.texts(pairs)
@@ -135,7 +135,7 @@ def write_sparse(folder: Path, shards: int, pairs: int) -> None:
     sizes = np.array([len(image) for image in images])
     rows["image"], rows["image_size"] = which * _STRIDE, sizes[which]
     rows["text"], rows["text_size"] = rows["image"] + sizes[which], len(_CAPTION)
-    rows["image_key"] = np.array([key_of(image) for image in images], np.uint64)[which]
+    rows["image_key"] = np.array([key_of_bytes(image) for image in images], np.uint64)[which]
     rows["text_key"], rows["flags"] = key_of_caption(_CAPTION.decode()), DIRECT
     entries = []
     with (index / "train.npy").open("wb") as table:

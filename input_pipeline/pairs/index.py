@@ -1,4 +1,4 @@
-"""Makes the index of image-text pairs: where each is in its shard, without copying an image.
+"""Makes the index of image-text pairs, which says where each pair is in its shard; copies no image.
 
     python -m input_pipeline.prepare --pairs 'SHARDS/*.tar'              # into SHARDS/pairs
     python -m input_pipeline.prepare --pairs 'gs://BUCKET/*.tar' --out=gs://BUCKET/pairs
@@ -6,11 +6,11 @@
 An index is a folder:
 
     train.npy, val.npy   a row for each pair (rows.ROW), in the order of the shards
-    set_aside.jsonl      what is no pair: {"shard", "member", "reason"}
+    set_aside.jsonl      what is not a pair: {"shard", "member", "reason"}
     shards.json          the shards with their sizes and times or ETags
     pairs.json           counts, digests of the rows, the version of the format
     lists/               the captions of lists, in blocks
-    parts/               the rows of each shard, which a later or interrupted indexing need not read again
+    parts/               the rows of each shard, so that a later or resumed indexing need not read it again
     SHA256SUMS           the digests of all but parts/
 
 pairs.json is written last but for SHA256SUMS. A local index without pairs.json, or one in a bucket without SHA256SUMS,
@@ -37,9 +37,10 @@ from input_pipeline.pairs.tasks import Task, find_tasks
 from input_pipeline.portable import SUMS
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 
-_OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
+_OFTEN = 10  # an image in more rows than this stays in train, such as the "not available" picture of a site
 
 
 def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: int, workers: int) -> dict[str, Any]:
@@ -111,7 +112,8 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
     reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter[str]())
     if not any(part.pairs for part in parts):
         why = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(3)) or "empty shards"
-        raise DataError(f"{tasks[0].source or tasks[0].path}: there is no pair in the {len(parts)} shards: {why}")
+        found = f"no pair in {counted(len(parts), 'shard')} ({why})"
+        raise DataError(f"{tasks[0].source or tasks[0].path}: {found}; --pairs expects images with captions")
     repeated, held_out = _held_out(np.concatenate([rows["image_key"] for rows in all_rows(parts)]), val_pairs)
     counts = _write_rows(folder, parts, held_out)
     with whole_file(folder / ASIDE) as partial, partial.open("w", encoding="utf-8") as file:
@@ -130,7 +132,7 @@ def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: i
 def _held_out(keys: np.ndarray, val_pairs: int) -> tuple[int, np.ndarray]:
     """Returns how many rows repeat the image of another row, and the keys of the images of val. Sorts `keys`.
 
-    val gets the images with the least hashes, in about min(val_pairs, 5%) rows, one image at least if there are more
+    val gets the images with the smallest hashes, in about min(val_pairs, 5%) rows, one image at least if there are more
     than 20 rows. So an image is never in both splits, and the choice hardly changes when shards are added.
     """
     keys.sort()

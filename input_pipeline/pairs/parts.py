@@ -1,4 +1,4 @@
-"""Indexes one shard, or one block of a list, into a part: a file that a later or interrupted indexing takes again."""
+"""Indexes one shard, or one block of a list, into a part: a file that a later or resumed indexing uses again."""
 
 import collections
 import hashlib

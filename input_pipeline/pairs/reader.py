@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from input_pipeline.decoding import as_png, as_rgb, open_picture
 from input_pipeline.pairs import store
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, Row, path_of_image, read_caption
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.errors import DataError
 
 AGAIN = "make the index again: python -m input_pipeline.prepare --pairs ..."
@@ -26,7 +26,7 @@ class Reader:
         )
 
     def caption(self, row: Row, text: bytes) -> str:
-        """Returns the caption in the bytes of a text. Raises DataError if it is another one than was indexed."""
+        """Returns the caption in the bytes of a text. Raises DataError if it is not the one that was indexed."""
         try:
             caption = read_caption(text, bool(row.flags & JSON))
         except ValueError:
@@ -38,7 +38,7 @@ class Reader:
     def pairs(self, rows: Sequence[Row]) -> tuple[list[bytes], list[bytes]]:
         """Returns images, as JPEG or PNG that `augment.decode` decodes to Pillow's pixels, and the bytes of texts.
 
-        Raises DataError if a file is missing or an image is another one than was indexed.
+        Raises DataError if a file is missing or an image is not the one that was indexed.
         """
         pieces = self._files.read([self._span(row) for row in rows])
         texts = [_cut(row, piece, row.text, row.text_size) for row, piece in zip(rows, pieces, strict=True)]
@@ -49,7 +49,7 @@ class Reader:
         def image(number: int) -> bytes:
             row = rows[number]
             content = contents[number] if row.flags & FILE else _cut(row, pieces[number], row.image, row.image_size)
-            if key_of(content) != row.image_key:
+            if key_of_bytes(content) != row.image_key:
                 raise self._changed(row, files[number].path if row.flags & FILE else "")
             return content if row.flags & DIRECT else _to_png(content)
 

@@ -13,7 +13,7 @@ from ivt_jax.common.files import is_remote
 ABOUT, SHARDS, ASIDE = "pairs.json", "shards.json", "set_aside.jsonl"  # files of an index
 SPLITS = ("train", "val")
 # shard: number of the file that holds both; image and text: offsets in it, with sizes in bytes.
-# image_key, text_key: hashes of the image's bytes and of the caption, by source.key_of and source.key_of_caption.
+# image_key, text_key: hashes of the image's bytes and of the caption, by source.key_of_bytes and source.key_of_caption.
 ROW = np.dtype([
     ("image", "<u8"), ("text", "<u8"), ("image_key", "<u8"), ("text_key", "<u8"),
     ("shard", "<u4"), ("image_size", "<u4"), ("text_size", "<u4"), ("flags", "<u4"),
@@ -40,17 +40,17 @@ class Row(NamedTuple):
 
 
 class SetAside(NamedTuple):
-    """A member of a shard, or a line of a list, that is no pair, and why."""
+    """A member of a shard, or a line of a list, that is not a pair, and the reason."""
 
     shard: str
     member: str
     reason: str
 
 
-class Table:
-    """Rows of a .npy file, read when they are asked for: memory stays flat, where a memory map would fill it.
+class RowFile:
+    """The rows of a .npy file. Reads only those that are asked for: a memory map would fill the memory.
 
-    Raises ValueError if the file is no table of rows, or is cut short.
+    Raises ValueError if the file has other rows, or is cut short.
     """
 
     def __init__(self, path: Path):
@@ -59,7 +59,7 @@ class Table:
         (self._count,), _, dtype = np.lib.format.read_array_header_1_0(self._file)
         self._start = self._file.tell()
         if dtype != ROW or os.fstat(self._file.fileno()).st_size != self._start + self._count * ROW.itemsize:
-            raise ValueError("no table of rows")
+            raise ValueError("other rows, or cut short")
 
     def __len__(self) -> int:
         return self._count

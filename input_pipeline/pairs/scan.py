@@ -26,11 +26,12 @@ from input_pipeline.pairs.rows import (
     path_of_image,
     read_caption,
 )
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.files import is_remote, is_utf8
+from ivt_jax.common.messages import counted
 
-FARTHEST = 1 << 20  # bytes from the begin of a pair to its end, besides its image and caption; they are read at once
+FARTHEST = 1 << 20  # bytes between an image and its caption, which are read at once
 
 Found = tuple[np.ndarray, list[SetAside]]  # rows (n,) of ROW with shard 0, and what is set aside
 
@@ -49,8 +50,8 @@ class _Piece(NamedTuple):
 def scan_tar(path: str, longest: int) -> Found:
     """Reads a shard of webdataset's form: the members of a pair differ in their suffix (a.jpg, a.json, a.txt).
 
-    Takes the first caption of `.txt` and `.json` ("caption"). A shard that is cut short gives its whole pairs. longest:
-    characters of a caption. Raises UserError if the file cannot be read.
+    The caption is that of `.txt` or, if that has none, "caption" of `.json`. A shard that is cut short gives its whole
+    pairs. longest: characters of a caption. Raises UserError if the file cannot be read.
     """
     kinds: dict[str, dict[str, _Piece]] = {"image": {}, ".txt": {}, ".json": {}}
     aside: list[SetAside] = []
@@ -73,7 +74,7 @@ def scan_tar(path: str, longest: int) -> Found:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
-    """Yields name, offset and size of the data, and the fault of each member; a last one without a name if it is cut.
+    """Yields name, offset and size of the data, and fault of each member; last, if it is cut, one without a name.
 
     tarfile takes a damaged header for the end of the archive, and so would lose all members after it.
     """
@@ -91,7 +92,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
             return
     except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers that tarfile does not check
         pass
-    yield "", 0, 0, f"cut short or damaged after {count:,} members" if archive else "no tar archive"
+    yield "", 0, 0, f"cut short or damaged after {counted(count, 'member')}" if archive else "not a tar archive"
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:
@@ -113,7 +114,7 @@ def _look_at_image(content: bytes, size: int) -> _Piece:
             direct = image.format in KEPT_FORMATS and augment.decodes_to(content, pixels)
     except Exception as error:  # Pillow raises many kinds for damaged files
         return _Piece(fault=fault_of(error))
-    return _Piece(key=key_of(content), flag=DIRECT if direct else 0)
+    return _Piece(key=key_of_bytes(content), flag=DIRECT if direct else 0)
 
 
 def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
@@ -121,7 +122,7 @@ def _look_at_text(content: bytes, kind: str, longest: int) -> _Piece:
     try:
         caption = read_caption(content, bool(flag))
     except ValueError:
-        return _Piece(flag=flag, fault="caption is no valid JSON" if flag else "caption is not UTF-8")
+        return _Piece(flag=flag, fault="caption is not valid JSON" if flag else "caption is not UTF-8")
     if not is_utf8(caption):  # JSON can have half of a character
         return _Piece(flag=flag, fault="caption is not UTF-8")
     return _Piece(key=key_of_caption(caption), flag=flag, fault=caption_fault(caption, longest))
@@ -138,7 +139,7 @@ def _row(path: str, image: _Piece, text: _Piece | None, aside: list[SetAside]) -
     if text and not fault:
         begin, end = min(image.start, text.start), max(image.start + image.size, text.start + text.size)
         if end - begin - image.size - text.size > FARTHEST:
-            fault = f"image and caption lie over {FARTHEST >> 20} MiB apart"
+            fault = f"image and caption are over {FARTHEST >> 20} MiB apart"
     if text is None or fault:
         aside.append(SetAside(path, image.member, fault))
         return None

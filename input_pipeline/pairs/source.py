@@ -1,7 +1,7 @@
 """The pairs of an index as sources of training and validation.
 
 source = IndexedPairs("SHARDS/pairs")
-_, _, batch = KeyedPlan([source.num_pairs], batch_size=64).rows(step)
+_, _, batch = KeyedPlans([source.num_pairs], batch_size=64).rows(step)
 source.encoded(batch), source.texts(batch), source.ids(batch)
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from input_pipeline.annotations import Annotations, Record
 from input_pipeline.pairs import store
 from input_pipeline.pairs.reader import AGAIN, Reader
-from input_pipeline.pairs.rows import ABOUT, FILE, FORMAT, SHARDS, Row, Table
+from input_pipeline.pairs.rows import ABOUT, FILE, FORMAT, SHARDS, Row, RowFile
 from input_pipeline.portable import local_copy
 from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
@@ -30,17 +30,17 @@ class IndexedPairs:
     """Pairs of an index, a `PairSource` without identities.
 
     Attributes: name, "pairs"; split, "train" or "val"; num_pairs; root, the folder of the index; annotations, its
-    pairs.json; images_digest, of all its rows. These stay on disk. Images are read when they are asked for,
-    and compared with their hashes.
+    pairs.json; images_digest, of all its rows. Rows stay on disk. Images are read when they are asked for, and compared
+    with their hashes.
     """
 
     name, identities, num_persons = "pairs", False, 0
 
     def __init__(self, root: str, split: str = "train"):
-        """root: the folder of the index; one in a bucket is fetched once. Raises UserError.
+        """root: the folder of the index; one in a bucket is fetched once. Prints a line if a shard was written since.
 
-        Raises DataError if the index is incomplete, or a shard is missing or has another size. Prints a line if one was
-        written since.
+        Raises DataError if the index is incomplete or a shard is missing or has another size, UserError if a bucket
+        cannot be reached.
         """
         self.split, self.root = split, local_copy(root)
         self.annotations = self.root / ABOUT
@@ -51,7 +51,7 @@ class IndexedPairs:
         self._sizes = np.array([entry["size"] for entry in entries], np.uint64)
         self._reader = Reader(shards, [os.path.dirname(self._place(entry.get("list", ""))) for entry in entries])
         try:
-            self._rows = Table(self.root / f"{split}.npy")
+            self._rows = RowFile(self.root / f"{split}.npy")
         except (OSError, ValueError):
             raise _damaged(self.root / f"{split}.npy") from None
         self.num_pairs = len(self._rows)
@@ -174,5 +174,5 @@ def _compare(shards: Sequence[str], entries: Sequence[dict[str, Any]]) -> None:
         if state.mark != entry.get("mark", state.mark):
             touched.append(path)
     if touched:
-        shards = f"{counted(len(touched), 'shard')} written since the index was made, such as {touched[0]}"
-        say_once(f"{shards}, with the same size: each image is compared with its hash when it is read")
+        written = f"{counted(len(touched), 'shard')} written since the index was made, such as {touched[0]}"
+        say_once(f"{written}, with the same size: each image is compared with its hash when it is read")

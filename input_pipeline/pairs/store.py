@@ -1,4 +1,4 @@
-"""Reads files on a disk or in a bucket (gs://, s3://): which there are, their sizes, streams, and ranges of bytes.
+"""Finds and reads files on a disk or in a bucket (gs://, s3://): their sizes, whole files, and ranges of bytes.
 
 Paths with a scheme are read by fsspec, which needs gcsfs for gs:// and s3fs for s3://. All others are files of a disk.
 """
@@ -162,7 +162,7 @@ def _vanished(path: str, reason: str) -> DataError:
 
 
 class _Descriptor:
-    """An open file, closed when nobody uses it any more."""
+    """An open file, closed when nothing refers to it any more."""
 
     def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY)

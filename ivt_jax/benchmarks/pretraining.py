@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ivt_jax.benchmarks.seeds import plot, scores, table
+from ivt_jax.benchmarks.comparison import plot, scores, table
 from ivt_jax.benchmarks.transfer import command
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.files import write_text

@@ -23,7 +23,7 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
 
     config: its `runtime` applies to all runs. Returns a cell {run, trained_on, tested_on, step, queries, gallery, t2i,
     i2t, warning} for each pair, run by run; trained_on and tested_on are titles of datasets. Raises UserError for a
-    dataset without test split.
+    dataset without a test split.
     """
     cells = []
     for workdir in dict.fromkeys(workdirs):
@@ -39,7 +39,7 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
             test_config.data.identities = True  # those of the test are known, also to a run that was trained without
             source = pipeline.open_split(test_config, "test")
             if not len(source.person_ids):
-                raise UserError(f"{source.annotations} has no test records to score {workdir} on")
+                raise UserError(f"{source.annotations} has no test records to score {workdir} on: leave it out")
             embeddings = embed_split(model, restored.params, source, tokenizer, test_config)
             cell = {"run": str(workdir), "trained_on": trained_on, "tested_on": dataset.title, "step": restored.step}
             counts = {"queries": len(embeddings.text), "gallery": int(embeddings.image_copies.sum())}

@@ -11,7 +11,7 @@ Scores = Mapping[str, Mapping[str, float]]  # by way ("t2i", "i2t") or protocol,
 
 
 def mean_of(scores: Sequence[Scores]) -> dict[str, dict[str, float]]:
-    """Returns the means over datasets, which count equally whatever their size, of what all of them have."""
+    """Returns the means over datasets of the scores that all of them have; each dataset counts equally."""
     first, *others = scores
     return {
         way: {name: float(np.mean([part[way][name] for part in scores])) for name in names}
@@ -23,7 +23,7 @@ def mean_of(scores: Sequence[Scores]) -> dict[str, dict[str, float]]:
 def mean_summary(summaries: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the summary of several datasets from that of each, by label: means of scores, sums of counts.
 
-    Its "parts" are the labels. It has no intervals, and of val the calibration that all datasets have in common.
+    Its "parts" are the labels. It has no intervals. That of val has the calibration, one for all datasets.
     """
     parts = list(summaries.values())
     mean = {"parts": list(summaries), "step": parts[0]["step"]}
@@ -40,7 +40,7 @@ def mean_summary(summaries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pooled(scores: Sequence[TopScores]) -> TopScores:
-    """Returns the top scores of all queries, each searched for in its dataset's own gallery.
+    """Returns the top scores of all queries, each in the gallery of its own dataset.
 
     The size of the gallery is the mean over queries.
     """

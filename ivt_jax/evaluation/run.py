@@ -28,13 +28,13 @@ _ROC_POINTS = 200  # of the curve in summary.json
 def evaluate(
     workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = pipeline.UNKNOWN
 ) -> dict[str, Any]:
-    """Scores the best checkpoint on val and test of each dataset, without splits that have no images.
+    """Scores the best checkpoint on val and test of each dataset; leaves out splits without images.
 
     Returns the summaries by folder of the workdir, "val" and "test". With several datasets the folders are "val-LABEL"
     and "test-LABEL", and "val" and "test" have the means (`mean_summary`). Every summary of a dataset has the keys of
-    `summarise`. Val's adds the calibration, fitted on val of all datasets together. The last split, test or without any
-    test split val, adds the scores of the last checkpoint and of perturbed captions; test's also the quality of the
-    calibration on test.
+    `summarise`. Val's adds the calibration, fitted on val of all datasets together; test's adds the quality of that
+    calibration on test. The last split is test, or val if no dataset has a test split: it adds the scores of the last
+    checkpoint and of perturbed captions.
 
     config: the run's; `runtime`, roots and `evaluation` may differ from the recorded config. write: write the folders,
     and warn on stderr if the data have changed since training; every process of a run calls this, one with `write`.
@@ -57,7 +57,8 @@ def evaluate(
             summaries[folder_of(split, label)] = summary
             if write:
                 write_results(workdir / folder_of(split, label), summary, source, embedded[label])
-    return summaries if set(summaries) <= {*splits} else summaries | _means(workdir, summaries, write)
+    one = set(summaries) <= {*splits}  # one dataset, whose folders have no label
+    return summaries if one else summaries | _means(workdir, summaries, write)
 
 
 def _with_images(parts: Mapping[str, Any]) -> dict[str, Any]:

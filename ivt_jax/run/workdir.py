@@ -133,9 +133,9 @@ def record_config(
 ) -> None:
     """Writes config.json, which ties the workdir to this config, these data and this tokenizer.
 
-    annotations, images_digests: by label of the dataset; a digest of the images that the run trains on may be "", not
-    known. origin: where the initial parameters come from
-    (`training.init_from.origin_of`); a resumed run, which has none, keeps the recorded one.
+    annotations, images_digests: by label of the dataset; a digest is of the images that the run trains on, "" if not
+    known. origin: where the initial parameters come from (`training.init_from.origin_of`); a resumed run, which has
+    none, keeps the recorded one.
     """
     more = {"pictures": _as_recorded(images_digests), "start": origin or _record(workdir).get("start")}
     known = {key: value for key, value in more.items() if value}
@@ -236,8 +236,8 @@ def refuse_other_tokenizer(workdir: Path, tokenizer: Tokenizer, place: str, reme
 def config_of_run(workdir: Path, config: ConfigDict, given: Iterable[str]) -> ConfigDict:
     """Returns the recorded config of a run to evaluate or export, with the command's values of given FREE_KEYS.
 
-    Given data.sources with the names of the run's count, too. config: the command's; given: the keys that its flags
-    set. Raises UserError if another given key, or data.name, differs from the run's.
+    A given data.sources counts, too, if its names are those of the run. config: the command's; given: the keys that its
+    flags set. Raises UserError if another given key, or data.name, differs from the run's.
     """
     recorded, flat = with_later_keys(load_config(workdir), config), flatten(config.to_dict())
     chosen = {key: flat[key] for key in given if key in flat}

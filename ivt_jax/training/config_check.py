@@ -13,6 +13,7 @@ from input_pipeline.datasets import JOINT, datasets_of
 from input_pipeline.text_levels import LEVELS, PHRASE_RULES, WORD_RULES
 from input_pipeline.tokenizer import CLEAN
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.messages import counted
 from ivt_jax.losses.matching import LOSSES, NORMALISE, TEMPERATURES
 from ivt_jax.models.config import hidden_units
 from ivt_jax.models.heads import LARGEST_SCALE
@@ -132,21 +133,20 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def _check_sources(data: ConfigDict) -> None:
-    """Raises UserError for sources that cannot be read as such, or that do not go with the name or the weights."""
+    """Raises UserError for malformed sources or weights, and for those that do not fit data.name or each other."""
     sources, weights, example = data.sources, data.weights, "('cuhk:data/CUHK-PEDES','icfg:data/ICFG-PEDES')"
     if not isinstance(sources, (list, tuple)) or not all(isinstance(source, str) for source in sources):
         raise UserError(f"data.sources is {sources!r}; expected a tuple of strings, such as {example}")
     if data.name == JOINT and not sources:
         raise UserError(f'data.name joint needs data.sources: set --config.data.sources="{example}"')
     if data.name != JOINT and sources:
-        raise UserError(f"data.sources needs data.name joint, and it is {data.name}: use --config=configs/joint.py")
+        raise UserError(f"data.sources needs data.name joint, not {data.name}: use --config=configs/joint.py")
     datasets_of(data)
     if not isinstance(weights, (list, tuple)) or any(_expected(POSITIVE, weight) for weight in weights):
         raise UserError(f"data.weights is {weights!r}; expected a tuple of numbers, {POSITIVE.words}, or ()")
     if weights and len(weights) != len(sources):
-        raise UserError(
-            f"data.weights has {len(weights)} numbers for {len(sources)} of data.sources; give one for each"
-        )
+        numbers = counted(len(weights), "number")
+        raise UserError(f"data.weights has {numbers} for {len(sources)} of data.sources; give one for each")
 
 
 def _check_patterns(freeze: Any, multipliers: Any) -> None:

@@ -86,7 +86,7 @@ def initial_params(config: ConfigDict, shapes_alone: bool = False) -> Initial:
                 params[path] = resize(path, value, old, new) if action == "resized" else value
     dropped = [] if holds_params_alone(Path(folder)) else heads_of(with_later_keys(restored.config, config))
     summary = _summary(f"{folder}, step {restored.step}", actions, old, new)
-    summary += f"; dropped, of its training alone: {', '.join(dropped)}" if dropped else ""
+    summary += f"; dropped the heads of its losses: {', '.join(dropped)}" if dropped else ""
     return Initial(params, summary, origin_of(folder, restored.step))
 
 

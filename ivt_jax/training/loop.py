@@ -213,7 +213,7 @@ def test_and_report(run: Run) -> None:
     summaries = evaluate(run.workdir, run.config, first, run.source.images_digests)
     if not summaries:
         run.progress.say("not evaluated: the data have no split for it; the report has the curves alone")
-    last = "".join([*summaries][-1:])
+    last = [*summaries][-1] if summaries else ""  # test, or val without any test split
     for split, summary in summaries.items():
         if split.partition("-")[0] == last:
             scores = "  ".join(f"t2i/{name} {value:.1f}" for name, value in summary["t2i"].items())

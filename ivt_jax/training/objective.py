@@ -33,11 +33,8 @@ from ivt_jax.training.freezing import join_params
 from ivt_jax.training.hyperparameters import is_on
 from ivt_jax.training.negatives import draw_pairs
 
-DIRECT = (
-    "similarity",
-    ID_HEAD,
-    TEMPERATURE,
-)  # the parameters that `Objective.combine` uses; all others act through embeddings
+# The parameters that `Objective.combine` uses; all others act through embeddings.
+DIRECT = ("similarity", ID_HEAD, TEMPERATURE)
 
 
 class Encoded(NamedTuple):

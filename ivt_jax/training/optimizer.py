@@ -50,9 +50,9 @@ def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.G
     """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
 
     Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. None of them
-    decays a learned scale of similarities, which it would pull towards 1. With all three, biases have their own rate,
-    layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does not advance the
-    schedules.
+    decays a learned scale of similarities, since decay would pull it towards 1. With all three, biases have their own
+    rate, layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does not advance
+    the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":

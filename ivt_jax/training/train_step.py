@@ -1,6 +1,5 @@
 """One training step: a pure function of (state, batch). Everything with side effects stays in the loop."""
 
-import functools
 from typing import Any
 
 import jax
@@ -96,8 +95,10 @@ def train_step(
     config = objective.config
     trained, frozen = split_params(state.params, config.train.freeze)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    compute = functools.partial(global_gradients, mesh=mesh) if mesh else gradients_of_rows
-    gradients, metrics = compute(objective, params=state.params, batch=batch, key=key)
+    if mesh:
+        gradients, metrics = global_gradients(objective, mesh, state.params, batch, key)
+    else:
+        gradients, metrics = gradients_of_rows(objective, state.params, batch, key)
     if TEMPERATURE in state.params:
         metrics = {**metrics, "temperature": 1 / similarity_scale(state.params[TEMPERATURE])}
     norm = optax.tree.norm(gradients)

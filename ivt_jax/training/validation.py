@@ -67,7 +67,7 @@ def make_validation(run: Any) -> Callable[[TrainState], dict[str, float]]:
 
 
 def refuse_empty_selection(config: ConfigDict, source: JointSource) -> None:
-    """Raises UserError if test shall choose the checkpoint, but no dataset of `source` has a test split."""
+    """Raises UserError if test is to choose the checkpoint and no dataset of `source` has a test split."""
     if config.train.select_on != "test":
         return
     parts = pipeline.open_parts(config, "test", source.images_digests)

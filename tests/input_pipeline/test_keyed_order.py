@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from input_pipeline.keyed_order import KeyedPlan, key_of, permutation
+from input_pipeline.keyed_order import KeyedPlans, key_of, permutation
 from ivt_jax.common.errors import UserError
 
 MASK = (1 << 64) - 1
@@ -77,7 +77,7 @@ def test_other_keys_give_other_orders():
 
 
 def test_a_hundred_million_pairs_take_no_memory():
-    plan = KeyedPlan([100_000_000], 64, seed=2)
+    plan = KeyedPlans([100_000_000], 64, seed=2)
     tracemalloc.start()
     batches = [plan.rows(step)[2] for step in (0, 1, 1_562_499, 1_562_500, 10**9)]
     peak = tracemalloc.get_traced_memory()[1]
@@ -87,7 +87,7 @@ def test_a_hundred_million_pairs_take_no_memory():
 
 
 def test_an_epoch_has_every_pair_once():
-    plan = KeyedPlan([7, 13], 4, seed=3)
+    plan = KeyedPlans([7, 13], 4, seed=3)
     assert plan.epoch_starts(3).tolist() == [0, 5, 10, 15]
     assert plan.locate(12) == (2, 2)
     epochs = [np.concatenate([plan.rows(step)[2] for step in range(5 * e, 5 * e + 5)]) for e in range(2)]
@@ -100,14 +100,14 @@ def test_an_epoch_has_every_pair_once():
 
 
 def test_an_incomplete_last_batch_is_dropped():
-    plan = KeyedPlan([10], 4)
+    plan = KeyedPlans([10], 4)
     assert plan.epoch_starts(2).tolist() == [0, 2, 4]
     assert len({*plan.rows(2)[2], *plan.rows(3)[2]}) == 8
 
 
 def test_weights_share_an_epoch_and_pass_through_each_source_in_turn():
     """Of 30 rows, a source of 4 pairs gets two thirds: five passes. One of 26 gets 10 rows, all different."""
-    plan = KeyedPlan([4, 26], 30, seed=1, weights=[2, 1])
+    plan = KeyedPlans([4, 26], 30, seed=1, weights=[2, 1])
     for step in range(3):
         epoch, first, pairs = plan.rows(step)
         assert (epoch, first) == (step, 0)
@@ -121,19 +121,19 @@ def test_weights_share_an_epoch_and_pass_through_each_source_in_turn():
 
 
 def test_a_source_without_a_share_is_refused():
-    KeyedPlan([4, 26], 30, weights=[29, 1])
+    KeyedPlans([4, 26], 30, weights=[29, 1])
     with pytest.raises(UserError, match=r"^data.weights leave number 2 of data.sources nothing of an epoch: .* 1e-09$"):
-        KeyedPlan([4, 26], 30, weights=[1, 1e-9])
+        KeyedPlans([4, 26], 30, weights=[1, 1e-9])
 
 
 def test_weights_may_have_any_sum():
     np.testing.assert_array_equal(
-        KeyedPlan([5, 7], 12, 0, [1, 3]).rows(0)[2], KeyedPlan([5, 7], 12, 0, [10, 30]).rows(0)[2]
+        KeyedPlans([5, 7], 12, 0, [1, 3]).rows(0)[2], KeyedPlans([5, 7], 12, 0, [10, 30]).rows(0)[2]
     )
-    counts = np.bincount(KeyedPlan([5, 7], 12, 0, [1, 3]).rows(0)[2] >= 5)
+    counts = np.bincount(KeyedPlans([5, 7], 12, 0, [1, 3]).rows(0)[2] >= 5)
     assert counts.tolist() == [3, 9]
 
 
 def test_too_few_pairs_for_a_batch_are_an_error():
     with pytest.raises(UserError, match="batch_size 9 is more than the 8"):
-        KeyedPlan([3, 5], 9)
+        KeyedPlans([3, 5], 9)

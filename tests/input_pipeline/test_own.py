@@ -132,7 +132,7 @@ HEAD = "image,caption,person,split\n"
         ("file_path,captions,id\na,b,c\n", " has no column image; it has file_path, captions, id" + EXPECT
          + "; rename file_path to image, captions to caption, id to person" + SEE),
         ("image;Text\na;b\n", " has no column caption; it has image, Text" + EXPECT + "; rename Text to caption" + SEE),
-        ("image,caption\n", " holds no records"),
+        ("image,caption\n", " has no rows: add images and captions" + SEE),
         ("", ": the first line has no column image; it is empty"),
         (HEAD + "a.jpg,x,anna,train\na.jpg,y,ben,train\n",
          ': line 2 and line 3 (a.jpg) are one image with "person" anna and ben; remove the wrong record'),

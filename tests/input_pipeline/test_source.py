@@ -6,13 +6,13 @@ from input_pipeline.annotations import Annotations, Record
 from input_pipeline.source import Source, connected
 
 
-def make_source(captions, persons, **kwargs):
+def make_source(captions, persons):
     """A split of images 0.jpg, 1.jpg, ... with these captions and persons."""
     records = tuple(
         Record(f"{i}.jpg", person, texts, "train", ((),) * len(texts))
         for i, (texts, person) in enumerate(zip(captions, persons, strict=True))
     )
-    return Source("own", "train", Annotations(Path("a.json"), Path("imgs"), records), records, **kwargs)
+    return Source("own", "train", Annotations(Path("a.json"), Path("imgs"), records), records)
 
 
 def test_rows_with_an_equal_key_are_connected():
@@ -39,7 +39,8 @@ def test_pairs_of_a_person_have_equal_ids():
 
 
 def test_without_identities_pairs_of_an_image_or_a_caption_have_equal_ids():
-    source = make_source(CAPTIONS, [4, 4, 4, 4], identities=False)
+    source = make_source(CAPTIONS, [4, 4, 4, 4])
+    source.forget_persons()
     assert source.persons.tolist() == [0, 1, 2, 3]
     # Images 0 and 1 share "a red coat.", images 2 and 3 share "a man."; the person, which all four share, is unknown.
     assert source.ids(np.arange(6)).tolist() == [0, 0, 0, 1, 1, 1]

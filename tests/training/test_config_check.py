@@ -105,7 +105,7 @@ def test_our_configs_have_no_fault():
          "data.name joint needs data.sources: set --config.data.sources=\"('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')\""),
         ({"data__sources": ("cuhk:a",)},
-         "data.sources needs data.name joint, and it is cuhk_pedes: use --config=configs/joint.py"),
+         "data.sources needs data.name joint, not cuhk_pedes: use --config=configs/joint.py"),
         ({"data__sources": "cuhk:a"},
          "data.sources is 'cuhk:a'; expected a tuple of strings, such as ('cuhk:data/CUHK-PEDES',"
          "'icfg:data/ICFG-PEDES')"),
@@ -115,7 +115,7 @@ def test_our_configs_have_no_fault():
          "data.weights is (1, 0); expected a tuple of numbers, more than 0, or ()"),
         ({"data__name": "joint", "data__sources": ("cuhk:a", "rstp:b"), "data__weights": (1, 2, 3)},
          "data.weights has 3 numbers for 2 of data.sources; give one for each"),
-        ({"data__weights": (1,)}, "data.weights has 1 numbers for 0 of data.sources; give one for each"),
+        ({"data__weights": (1,)}, "data.weights has 1 number for 0 of data.sources; give one for each"),
         ({"data__identities": False, "data__label_noise": 0.1},
          "data.label_noise needs data.identities: without, captions say which pairs may be negatives; set it to 0"),
         ({"data__identities": False, "train__select_on": "test"},

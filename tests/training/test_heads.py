@@ -101,6 +101,6 @@ def test_another_run_starts_from_it_without_them_at_another_size_and_stride(trai
         IVTConfig.from_config(config.model)
     )
     assert "; resized " in initial.summary
-    assert initial.summary.endswith("; dropped, of its training alone: id_head, itm_head, temperature")
+    assert initial.summary.endswith("; dropped the heads of its losses: id_head, itm_head, temperature")
     config.id.weight = 1.0  # its own classifier begins anew
     assert initial_params(config, shapes_alone=True).summary == initial.summary

@@ -15,7 +15,7 @@ from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.prepare import main
-from input_pipeline.source import key_of, key_of_caption
+from input_pipeline.source import key_of_bytes, key_of_caption
 from ivt_jax.common.errors import DataError, UserError
 
 
@@ -79,7 +79,7 @@ def test_rows_are_where_tarfile_finds_the_members(shards):
             found = {member.name: member for member in archive}
             for number in range(30 * shard, 30 * shard + 30):
                 image, text = found[f"{number:09d}.jpg"], found[f"{number:09d}.txt"]
-                hashes = key_of(picture(number)), key_of_caption(f"a  picture of NUMBER {number}.")
+                hashes = key_of_bytes(picture(number)), key_of_caption(f"a  picture of NUMBER {number}.")
                 place = image.offset_data, text.offset_data, *hashes, shard, image.size, text.size, DIRECT
                 expected.append(place)
     held_out = [row for row in expected if row[2] in rows["val"]["image_key"]]
@@ -130,7 +130,7 @@ def test_validation_has_an_entry_for_each_image(tmp_path):
     assert held.copies.tolist() == [1, 1, 1]
 
 
-def test_an_image_is_never_on_both_sides(tmp_path):
+def test_an_image_is_never_in_both_splits(tmp_path):
     """Every picture comes twice, the second time with another caption, in another shard."""
     write_tar(tmp_path / "0.tar", members(range(60)))
     write_tar(tmp_path / "1.tar", members(range(60), "Again {}."))
@@ -208,7 +208,7 @@ def test_what_is_no_pair_is_listed_with_its_reason(tmp_path, capsys):
     assert set_aside(tmp_path / "pairs") == {("0.tar", member): reason for member, reason in {
         "b.jpg": "in no supported image format", "c.jpg": "no caption", "d.jpg": "empty caption",
         "e.jpg": "caption of over 40 characters", "f.json": "no image", "g.jpg": "cut short or damaged",
-        "h.jpg": "an empty file", "i.jpg": "caption is not UTF-8", "j.jpg": "caption is no valid JSON",
+        "h.jpg": "an empty file", "i.jpg": "caption is not UTF-8", "j.jpg": "caption is not valid JSON",
         "k.png": "a second image", "l.jpg": "a link, a device or a sparse file", "m.jpg": "no caption",
     }.items()}  # fmt: skip
     printed = capsys.readouterr().out
@@ -237,14 +237,14 @@ def test_an_image_far_from_its_caption_is_set_aside(tmp_path):
     ]
     write_tar(tmp_path / "0.tar", far)
     build(tmp_path / "0.tar", folder=tmp_path / "pairs")
-    assert set_aside(tmp_path / "pairs") == {("0.tar", "a.jpg"): "image and caption lie over 1 MiB apart"}
+    assert set_aside(tmp_path / "pairs") == {("0.tar", "a.jpg"): "image and caption are over 1 MiB apart"}
 
 
 @pytest.mark.parametrize(("lost", "pairs", "reason"), [
     (0, 5, "cut short or damaged after 15 members"),  # the blocks of zeros at the end are missing
     (700, 5, "cut short or damaged after 14 members"),  # a.txt is; a.json has the caption
     (2900, 4, "cut short or damaged after 13 members"),  # within the image
-    (None, 0, "no tar archive"),
+    (None, 0, "not a tar archive"),
 ])  # fmt: skip
 def test_a_shard_that_is_cut_short_gives_its_whole_pairs(tmp_path, lost, pairs, reason):
     write_tar(tmp_path / "0.tar", members([7]))
@@ -431,7 +431,7 @@ def test_a_shard_that_changes_during_training_is_an_error(one):
         source.encoded(np.array([2]))
 
 
-def test_a_table_that_is_cut_short_is_an_error(one):
+def test_rows_that_are_cut_short_are_an_error(one):
     path = one / "pairs/train.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"train\.npy is missing or damaged: make the index again"):
@@ -480,7 +480,7 @@ def test_a_shard_that_vanishes_is_an_error(one):
     (["--pairs=none/*.tar"], "error: --pairs=none/*.tar matches no file"),
     (["--pairs", "a.zip"], "a.zip is no .tar, .csv or .jsonl"),
     (["--pairs", "bad.csv"], "bad.csv: the first line has no column caption; it has image, title"),
-    (["--pairs", "empty.tar"], "empty.tar: there is no pair in the 1 shards: empty shards"),
+    (["--pairs", "empty.tar"], "empty.tar: no pair in 1 shard (empty shards); --pairs expects images with captions"),
     (["--pairs=memory://none/*.tar"], "--out is missing"),
     (["--pairs=none://bucket/*.tar", "--out=x"], "none://bucket/*.tar needs another library"),
 ])  # fmt: skip
@@ -492,6 +492,18 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, expecte
     assert main([*arguments, "--workers=1"]) == 2
     error = re.sub(r"^indexing: 1 shards in \S+ s\n", "", capsys.readouterr().err)
     assert expected in error and error.count("\n") == 1 and error.startswith("error: ")
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--pairs=a.tar", "--root=data"], "--pairs indexes pairs of any source: leave --dataset and --root out"),
+    (["--dataset=cuhk"], "--dataset and --root are missing, or --pairs"),
+    (["--pairs=a.tar", "--max_damaged=0.1"], "--max_damaged is for --dataset alone: leave it out"),
+    (["--dataset=cuhk", "--root=data", "--val_pairs=5"], "--val_pairs is for --pairs alone: leave it out"),
+])  # fmt: skip
+def test_flags_of_the_other_kind_of_data_are_refused(capsys, arguments, expected):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: {expected}\n")
 
 
 def test_a_library_of_a_bucket_that_is_missing_is_named():

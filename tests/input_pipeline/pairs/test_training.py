@@ -8,7 +8,7 @@ import pytest
 
 from input_pipeline import augment, pipeline
 from input_pipeline.joint import JointSource
-from input_pipeline.keyed_order import KeyedPlan
+from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import DataError, UserError
 from tests.input_pipeline.pairs.test_pairs import build, members, picture, write_tar
@@ -42,7 +42,7 @@ def batches(config, steps, start=0, host=(0, 1)):
 
 def test_batches_follow_the_keyed_order_with_exact_pixels(config):
     source, plans, (*_, fifth) = batches(config, 5)
-    assert isinstance(plans, KeyedPlan) and plans.epoch_starts(2).tolist() == [0, 4, 8]
+    assert isinstance(plans, KeyedPlans) and plans.epoch_starts(2).tolist() == [0, 4, 8]
     _, _, pairs = plans.rows(4)
     assert fifth["pair_ids"].tolist() == pairs.tolist()
     assert fifth["person_ids"].tolist() == list(range(8))

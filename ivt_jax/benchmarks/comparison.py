@@ -1,4 +1,4 @@
-"""Scores of runs that differ in a variant and a seed: a table and a plot."""
+"""Compares runs that differ in a variant and a seed: their scores as a table and a plot."""
 
 import json
 from collections.abc import Sequence
