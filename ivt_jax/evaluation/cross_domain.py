@@ -36,6 +36,7 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
         for dataset in datasets:
             print(f"{workdir} ({trained_on}) on {dataset.title}: {dataset.root}", file=sys.stderr)
             test_config = pipeline.config_of(run_config, dataset)
+            test_config.data.identities = True  # a run that pre-trained without them is scored by persons, too
             source = pipeline.open_split(test_config, "test")
             if not len(source.person_ids):
                 raise UserError(f"{source.annotations} has no test records to score {workdir} on")
