@@ -36,9 +36,10 @@ from input_pipeline.pairs.lists import cut
 from input_pipeline.pairs.parts import Part, Task, all_rows, all_set_aside, existing_part, make_part, state_of
 from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS, SUMS
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.files import is_remote, refuse_path, whole_file, whole_name, write_text
 from ivt_jax.common.progress import progress
 
+_FILES = (*(f"{split}.npy" for split in SPLITS), ASIDE, SHARDS, ABOUT, SUMS)
 _OFTEN = 10  # an image in more rows than this stays out of val, such as the "not available" of a site
 
 
@@ -50,6 +51,9 @@ def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: 
     refuse_path(folder)
     for name in ("lists", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():  # what a killed indexing left; it may be large
+        if path.name not in _FILES and whole_name(path.name) in _FILES:
+            path.unlink()
     tasks = _find_tasks(patterns, folder)
     parts = _make_parts(tasks, folder, longest, workers)
     for name in (SUMS, ABOUT):  # until the new one is complete
