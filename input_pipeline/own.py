@@ -33,6 +33,7 @@ _SYNONYMS = {
     "attributes": ("att", "attribute"),
 }  # fmt: skip
 _SPLIT_NAMES = {**dict(zip(SPLITS, SPLITS, strict=True)), "validation": "val", "valid": "val", "dev": "val"}
+_MISSING = {"NA", "N/A", "#N/A", "<NA>", "NaN", "nan", "None", "NULL", "null"}  # as R, Excel and pandas write ""
 _SHARE = 10  # one person in _SHARE is for test, one for val, if the table has no splits
 _LEAST = len(SPLITS)  # persons that can be divided
 
@@ -140,7 +141,11 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     for name in REQUIRED:
         if name not in names:
             raise _no_column(path, name, names)
-    return table
+    return [(line, {name: "" if _is_missing(value) else value for name, value in row.items()}) for line, row in table]
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() in _MISSING
 
 
 def _no_column(path: Path, missing: str, names: Collection[str]) -> DataError:

@@ -82,7 +82,9 @@ def open_split(config: ConfigDict, split: str, images_digest: str = "") -> Any:
     if not chosen and split != "train":
         return Source(name, split, annotations, ())
     if not chosen:
-        raise DataError(f"{annotations.path} has no train records")
+        persons = counted(len({record.person_id for record in original if record.split == "train"}), "person")
+        remedy = "give more persons or a val split, or set --config.data.val_persons=0"
+        raise DataError(f"{annotations.path} has {persons} to train, held out for validation: {remedy}")
     stored = original[chosen[0]].split
     elsewhere = Path(config.runtime.prepared) if config.runtime.prepared else None
     builder = prepare(root, name, elsewhere, config.data.max_damaged, images_digest)

@@ -36,10 +36,11 @@ from input_pipeline.pairs.rows import ABOUT, ASIDE, FORMAT, ROW, SHARDS, SPLITS
 from input_pipeline.pairs.tasks import Task, find_tasks
 from input_pipeline.portable import SUMS
 from ivt_jax.common.errors import DataError, UserError
-from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, write_text
+from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, whole_name, write_text
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 
+_FILES = (*(f"{split}.npy" for split in SPLITS), ASIDE, SHARDS, ABOUT, SUMS)
 _OFTEN = 10  # an image in more rows than this stays in train, such as the "not available" picture of a site
 
 
@@ -51,6 +52,9 @@ def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: 
     refuse_path(folder)
     for name in ("lists", "parts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():  # what a killed indexing left; it may be large
+        if path.name not in _FILES and whole_name(path.name) in _FILES:
+            path.unlink()
     tasks = find_tasks(patterns, folder)
     parts = _make_parts(tasks, folder, longest, workers)
     for name in (SUMS, ABOUT):  # until the new one is complete

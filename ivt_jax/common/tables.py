@@ -6,7 +6,8 @@
 A table is NAME.csv, whose first line names the columns, or NAME.jsonl, an object on each line. Both are UTF-8, with or
 without a byte order mark, or UTF-16 with one. The separator of a CSV is the first of comma, semicolon and tab that
 gives the first line the key column. If blanks surround the names of columns, they are dropped, there and around all
-values. Empty columns and lines at the end are ignored. "", null and NaN are missing values: "".
+values. Empty columns and lines at the end are ignored, and so is a first column without a name, the row numbers of
+pandas and R. "", null and NaN are missing values: "".
 """
 
 import collections
@@ -84,7 +85,7 @@ def _read_csv(path: Path, text: str, names: _Names, nested: Collection[str]) -> 
                 continue
             if len(values) < len(header) or any(values[len(header) :]):
                 raise DataError(f"{path}: line {line} has {len(values)} values for {len(header)} columns")
-            yield line, dict(zip(header, values, strict=False))
+            yield line, {name: value for name, value in zip(header, values, strict=False) if name}
     except csv.Error as error:
         raise DataError(f"{path}: line {last + 1} is malformed: {error}") from None
 
@@ -107,7 +108,7 @@ def _read_header(path: Path, text: str, names: _Names) -> tuple[str, list[str], 
         header = names.read(found)
         if names.key[0] not in header:
             continue
-        if not all(header) or len({*header}) < len(header):
+        if not all(header[1:]) or len({*header}) < len(header):
             raise DataError(f"{path}: the first line has a column without a name, or two of the same name")
         plain = next(_csv_reader(text, separator, False, strict=False))  # a quote after a blank is no mistake
         return separator, header, any(name != name.strip() for name in plain)

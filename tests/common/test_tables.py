@@ -24,6 +24,8 @@ def records(folder, name, content, key=("image",), **more):
         'Image,CAPTION\na.jpg,x; y\nb.jpg,"two\nlines"',
         'image , caption,,\na.jpg , x; y\nb.jpg, "two\nlines",,\n,,\n',
         '\ufeffimage\tcaption\na.jpg\tx; y\nb.jpg\t"two\nlines"\n'.encode("utf-16-le"),
+        ',image,caption\n0,a.jpg,x; y\n1,b.jpg,"two\nlines"\n',  # row numbers of pandas
+        '"","image","caption"\n"1","a.jpg","x; y"\n"2","b.jpg","two\nlines"\n',  # and of R
     ],
 )
 def test_every_dialect_of_a_csv_has_the_same_records(tmp_path, content):

@@ -78,6 +78,19 @@ def test_a_run_on_several_datasets_is_warned_of_for_what_it_shares(opened, monke
     assert len(cross_domain.matrix(cells).splitlines()) == 4
 
 
+def test_a_run_without_identities_is_tested_by_persons(opened, monkeypatch):
+    asked = []
+    config = icfg.get_config()
+    config.data.identities = False
+    monkeypatch.setitem(RUNS, "runs/pretrain", config)
+    open_split = cross_domain.pipeline.open_split
+    monkeypatch.setattr(
+        cross_domain.pipeline, "open_split", lambda *given: asked.append(given[0].data.identities) or open_split(*given)
+    )
+    cross_domain.cross_domain([Path("runs/pretrain")], parse_datasets(["cuhk:c"], "--datasets"), config)
+    assert asked == [True]
+
+
 def test_other_pairs_of_datasets_are_not_warned_of(opened):
     (cell,) = cross_domain.cross_domain(
         [Path("runs/icfg")], parse_datasets(["cuhk:c"], "--datasets"), icfg.get_config()

@@ -62,6 +62,15 @@ def test_a_csv_as_people_have_it(tmp_path, content):
     assert rows(read(tmp_path, content)) == EXPECTED
 
 
+def test_a_table_of_r(tmp_path, capsys):
+    header = '"","image","caption","person","split","attributes"\n'
+    content = header + '"1","a.jpg","A.",7,"train",NA\n"2","a.jpg",NA,7,"train",NA\n'
+    assert rows(read(tmp_path, content)) == [("a.jpg", "7", "train", ("A.",), ((),))]
+    assert "1 empty caption dropped from train" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"my.csv: line 4 has no person"):
+        read(tmp_path, content + '"3","b.jpg","B.",NA,"val",NA\n')
+
+
 def test_a_jsonl_has_lists_of_captions_and_attributes(tmp_path):
     lines = [
         {"image": f"{tmp_path}/a/1.jpg", "caption": ["A red coat."], "person": "anna", "split": "train",

@@ -146,6 +146,12 @@ def test_a_missing_test_split_is_empty_and_training_needs_one_of_val_and_test(pe
         pipeline.open_split(config, "train")
 
 
+def test_a_single_person_is_not_held_out_unnoticed(tmp_path):
+    (tmp_path / "my.csv").write_text("image,caption,person,split\na.jpg,A.,7,train\nb.jpg,B.,8,test\n")
+    with pytest.raises(DataError, match=r"my.csv has 1 person to train, held out for validation: give more persons or"):
+        pipeline.open_split(make_config(tmp_path / "my.csv", **{"data.name": "own"}), "train")
+
+
 def test_rows_hold_the_pairs_image_person_and_text(pedes_root, source, tokenizer):
     config = make_config(pedes_root)
     for batch in stream(config, source, tokenizer, 3):

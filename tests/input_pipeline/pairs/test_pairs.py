@@ -464,6 +464,16 @@ def test_damaged_parts_are_made_again(one, monkeypatch):
     assert build(one / "0.tar", folder=one / "pairs")["train"] == 3
 
 
+def test_what_a_killed_indexing_left_is_removed(one):
+    end, folder = f"{'0' * 32}.partial", one / "pairs"
+    left = [folder / f".train.npy.{end}", folder / f".pairs.json.{end}", folder / f"parts/.a.npz.{end}"]
+    foreign = folder / f".mine.{end}"
+    for path in (*left, foreign):
+        path.write_bytes(b"x")
+    build(one / "0.tar", folder=folder)
+    assert not any(path.exists() for path in left) and foreign.exists()
+
+
 def test_a_shard_that_vanishes_while_it_is_indexed_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"0\.tar vanished while it was indexed: run the command again"):
         parts.make_part(tmp_path, 1000, parts.Task(str(tmp_path / "0.tar")), store.State(1, ""))
