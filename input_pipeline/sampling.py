@@ -92,7 +92,8 @@ class EpochPlans:
             )
         if self._identity is None and self._num_pairs < batch_size:
             raise UserError(
-                f"data.batch_size {batch_size} is more than the {self._num_pairs} (image, caption) pairs of the split"
+                f"data.batch_size {batch_size} is more than the {self._num_pairs} (image, caption) pairs of the split. "
+                "Lower data.batch_size"
             )
 
     def _epoch(self, epoch: int) -> np.ndarray:

@@ -79,7 +79,8 @@ class KeyedPlan:
         self._ends = None if shares is None else np.round(shares * self._total).astype(np.int64)
         if self._total < batch_size:
             raise UserError(
-                f"data.batch_size {batch_size} is more than the {self._total} (image, caption) pairs of the split"
+                f"data.batch_size {batch_size} is more than the {self._total} (image, caption) pairs of the split. "
+                "Lower data.batch_size"
             )
 
     def epoch_starts(self, num_epochs: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted, say_once
+from ivt_jax.common.tables import SUFFIXES
 
 _READ = 256  # pairs of val that are read at a time
 
@@ -135,6 +136,11 @@ class _Held:
 
 
 def _read_about(root: Path) -> dict[str, Any]:
+    if root.suffix.lower() in SUFFIXES:
+        raise DataError(
+            f"{root} is a table, and data.name pairs expects an index of pairs: make one with "
+            f"python -m input_pipeline.prepare --pairs {root}, or set --config.data.name=own"
+        )
     if not (root / ABOUT).exists():
         raise DataError(f"{root} is no complete index of pairs: {AGAIN}")
     about = json.loads((root / ABOUT).read_text(encoding="utf-8"))

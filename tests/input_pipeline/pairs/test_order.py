@@ -129,5 +129,5 @@ def test_weights_may_have_any_sum():
 
 
 def test_too_few_pairs_for_a_batch_are_an_error():
-    with pytest.raises(UserError, match="batch_size 9 is more than the 8"):
+    with pytest.raises(UserError, match=r"batch_size 9 is more than the 8 .* Lower data.batch_size"):
         KeyedPlan([3, 5], 9)
