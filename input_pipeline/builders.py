@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import Version
 
 from input_pipeline import augment
-from input_pipeline.annotations import Record, annotation_file, quarantined, read_annotations
+from input_pipeline.annotations import Record, annotation_file, dataset_name, quarantined, read_annotations
 from input_pipeline.decoding import KEPT_FORMATS, as_png, as_rgb, open_picture, orientation
 from input_pipeline.inspection import Inspected, difference_hash, leads_out
 from input_pipeline.leaks import copies_between_splits, near_copies_between_splits
@@ -135,7 +135,8 @@ class PedesBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, split: str, records: list[Record], images: Path
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, record in enumerate(progress(records, len(records), f"{self.name}: preparing {split}: ")):
+        said = f"{dataset_name({'name': self.name, 'root': str(self.root)})}: preparing {split}: "
+        for number, record in enumerate(progress(records, len(records), said)):
             _refuse_link_out(images, record)
             self.seen[record.image_path], content = read_picture(images, record.image_path)
             try:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from input_pipeline.annotations import DATASETS, dataset_name, title_of
 from input_pipeline.statistics import training_persons
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.tables import SUFFIXES
 
 JOINT = "joint"  # the data.name of a training on `data.sources`
 SOURCES = {**DATASETS, "pairs": "pairs"}  # what data.sources may name: also an index of image-text pairs
@@ -40,7 +41,8 @@ def parse_datasets(given: Sequence[str], flag: str, known: Mapping[str, str] = D
     for text in given:
         short, _, root = text.partition(":")
         if short not in known or not root:
-            raise UserError(f"{flag}={text}: expected DATASET:DIR with one of {', '.join(known)}")
+            own = f"; for a table, own:{root or text}" if text.lower().endswith(SUFFIXES) else ""
+            raise UserError(f"{flag}={text}: expected DATASET:DIR with one of {', '.join(known)}{own}")
         numbers[short] += 1
         label = f"{short}-{numbers[short]}" if numbers[short] > 1 else short
         data = {"name": known[short], "root": root}

@@ -194,16 +194,22 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
         hours = steps * _BATCH / 100 / 3600
         run = (
             f"about {starts[1]:,} steps an epoch in batches of {_BATCH}, {steps:,} in {_EPOCHS} epochs; "
-            f"{hours:,.0f} hours at 100 pairs a second"
+            f"{f'{hours:,.0f} hours' if hours >= 1 else 'less than an hour'} at 100 pairs a second"
         )
     except UserError as error:
         run = str(error)
+    names = sorted({record.person for record in records} - {""})
+    persons_line = (
+        f"persons: {printable(names[0])} to {printable(names[-1])}"
+        if not all(map(str.isdecimal, names))
+        else f"ids: {ids[0]} to {ids[-1]}, {ids[-1] - ids[0] + 1 - len(ids):,} of them in no record"
+    )
     return (
-        f"ids: {ids[0]} to {ids[-1]}, {ids[-1] - ids[0] + 1 - len(ids):,} of them in no record\n"
+        f"{persons_line}\n"
         f"images: {sum(i.file_bytes for i in images) / 1e6:,.0f} MB; "
         f"height {sizes[:, 0].min()} to {sizes[:, 0].max()}, median {int(np.median(sizes[:, 0]))}; "
         f"width {sizes[:, 1].min()} to {sizes[:, 1].max()}, median {int(np.median(sizes[:, 1]))}\n"
-        f"a run: {run}"
+        f"a run of the released recipe: {run}"
     )
 
 

@@ -51,7 +51,7 @@ def find_table(root: Path) -> Path:
         names = ", ".join(path.name for path in tables)
         raise DataError(f"{root} has {len(tables)} tables: {names}; name one of them, such as {tables[0]}")
     what = f"{root} has no table (.csv, .jsonl)" if root.is_dir() else f"{root} not found"
-    raise DataError(f"{what}: --config.data.root expects a table of images and captions; {SEE_OWN}")
+    raise DataError(f"{what}: expected a table of images and captions; {SEE_OWN}")
 
 
 def read_records(path: Path) -> list[Record]:

@@ -22,6 +22,7 @@ from input_pipeline.source import Source, connected
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted, say_once
+from ivt_jax.common.tables import SUFFIXES
 
 _READ = 256  # pairs of val that are read at a time
 
@@ -140,6 +141,11 @@ class _Held:
 
 def _read_about(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the contents of pairs.json and shards.json. Raises DataError if they are missing, damaged or newer."""
+    if root.suffix.lower() in SUFFIXES:
+        raise DataError(
+            f"{root} is a table, and data.name pairs expects an index of pairs: make one with "
+            f"python -m input_pipeline.prepare --pairs {root}, or set --config.data.name=own"
+        )
     if not (root / ABOUT).exists():
         raise DataError(f"{root} is no complete index of pairs: {AGAIN}")
     about, entries = _read_json(root / ABOUT), _read_json(root / SHARDS)

@@ -41,6 +41,8 @@ def faults_in_one_line(arguments: Sequence[str]) -> Iterator[None]:
         if missing := re.search(r"\[Errno 2\] No such file or directory: '(.*)'$", line):
             colon = "a variant follows a colon, as in configs/cuhk.py:release"
             line = f"--config: {missing[1]} not found; {colon}"
+        if unknown := re.search(r"^Unknown command line flag '((?!config\.)\w+\.[\w.]+)'", line):
+            line += f"; a key of the config is changed by --config.{unknown[1]}"
         raise UserError(line) from error
 
 

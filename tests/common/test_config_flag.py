@@ -56,3 +56,8 @@ def test_a_tuple_that_cannot_be_read_is_one_line():
     assert str(error.value) == (
         "flag --config.model.image_size=(96,48: expected a tuple, such as '(96,48)' or \"('sentence','word')\""
     )
+
+
+def test_a_key_without_its_prefix_is_told_the_prefix():
+    with pytest.raises(UserError, match=r"flag 'data.root'.*; a key of the config is changed by --config.data.root$"):
+        read("--data.root=x")

@@ -42,6 +42,12 @@ def test_a_source_of_another_form_is_one_line():
         datasets_of({"name": "joint", "sources": ["cuhk:a", "market:x"]})
 
 
+@pytest.mark.parametrize("given", ["lists/my.csv", "shop:lists/my.csv"])
+def test_a_table_without_its_prefix_is_told_the_prefix(given):
+    with pytest.raises(UserError, match=rf"^--datasets={given}: .*; for a table, own:lists/my.csv$"):
+        parse_datasets([given], "--datasets")
+
+
 def test_a_dry_run_counts_the_persons_of_all():
     # Of ICFG-PEDES' 3,102, 5% are held out: 155.
     assert datasets.count_training_persons(joint.get_config().data) == 11003 + (3102 - 155) + 3701

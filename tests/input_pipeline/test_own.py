@@ -190,11 +190,9 @@ def test_a_fault_of_a_jsonl_is_one_line(tmp_path, line, message):
 
 
 def test_a_folder_has_one_table(tmp_path):
-    with pytest.raises(DataError, match=r" has no table \(.csv, .jsonl\): --config.data.root expects a table"):
+    with pytest.raises(DataError, match=r" has no table \(.csv, .jsonl\): expected a table"):
         read_annotations(tmp_path, "own")
-    with pytest.raises(
-        DataError, match=r"nowhere not found: --config.data.root expects a table of images and captions"
-    ):
+    with pytest.raises(DataError, match=r"nowhere not found: expected a table of images and captions"):
         read_annotations(tmp_path / "nowhere", "own")
     table(tmp_path, CSV, "a.csv"), table(tmp_path, CSV, ".hidden.csv")
     assert read_annotations(tmp_path, "own").path == tmp_path / "a.csv"
@@ -258,7 +256,7 @@ def test_the_doctor_names_persons_as_written(pictures, tmp_path, capsys):
     assert call(tmp_path) == 2
     out = capsys.readouterr().out
     assert "error: 1 person id is in several splits (if each split numbers its own persons, --allow=sh" in out
-    assert ": anna (train, test)\n" in out
+    assert ": anna (train, test)\n" in out and "\npersons: anna to eve\n" in out
     assert "1 image equals an image of another person: person ben crops/2.jpg = person anna crops/0.jpg\n" in out
     assert "error: 1 image is missing: crops/none.jpg\n" in out
     assert call(tmp_path, "--fix_list", "--allow=shared_persons") == 2

@@ -543,3 +543,8 @@ def test_shards_and_index_in_a_bucket(shards, tmp_path, monkeypatch, capsys):
         source.encoded(pairs)
     with pytest.raises(DataError, match=r"memory:///bucket/00001\.tar is missing"):
         IndexedPairs("memory://bucket/pairs")
+
+
+def test_a_table_is_no_index(tmp_path):
+    with pytest.raises(DataError, match=r"my.csv is a table, .* python -m input_pipeline.prepare --pairs .*my.csv, or"):
+        IndexedPairs(str(tmp_path / "my.csv"))
