@@ -118,7 +118,8 @@ def evaluate(workdir: Path, config: Any) -> None:
         table, files = run.score_table(summaries), [workdir / split / "summary.json" for split in summaries]
     if first:
         print(table)
-        print(f"all figures: {' '.join(map(str, files))}")
+        if files:
+            print(f"all figures: {' '.join(map(str, files))}")
         print(f"report: {write_report(workdir)}", file=sys.stderr)
 
 

@@ -130,7 +130,9 @@ class _Best(NamedTuple):
 
 
 def score_table(summaries: Mapping[str, Any]) -> str:
-    """Formats the summaries as a table in percent, with a line for each split and direction."""
+    """Formats the summaries as a table in percent, with a line for each split and direction; none is a line."""
+    if not summaries:
+        return "not evaluated: the data have no split for it"
     lines = [f"{'':36}{'R@1 (95% interval)':24}{'R@5':>8}{'R@10':>8}{'mAP':>8}{'mINP':>8}"]
 
     def add(title: str, scores: Mapping[str, float], interval: Sequence[float] = ()) -> None:

@@ -215,3 +215,7 @@ def test_robustness_compares_with_the_captions_as_they_are(evaluate):
     row = table["first sentence only"]  # every caption loses a sentence, and finds another's image
     assert (row["R1"], row["change"], row["interval"], row["example"]) == (0, -100, (-100, -100), "A man.")
     assert table["phrases shuffled"]["R1"] < 100 and len(evaluate.texts) == len(table) == 4
+
+
+def test_no_split_to_evaluate_is_a_line():
+    assert run.score_table({}) == "not evaluated: the data have no split for it"
