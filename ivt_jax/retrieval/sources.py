@@ -17,6 +17,7 @@ from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.lists import infer_fields, read_records
 from ivt_jax.retrieval.where import Metadata
 
+OF_CAPTION = ("caption", "attributes")  # columns that a table of own data has for each caption, not for each picture
 _OUT = "a link that leads out of the folder of pictures"
 
 
@@ -68,37 +69,45 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
     """Reads the pictures that a list names, in its order. folder: of the pictures, by default the list's own.
 
     Lines whose path is missing or outside the folder are skipped and added to `unreadable`. Raises UserError if no
-    line remains, and, with the line, if the list is malformed or names a picture twice.
+    line remains, and, with the line, if the list is malformed or names a picture again with other values. Those of
+    OF_CAPTION may differ, as in a table of own data: the first line counts.
     """
     root = _root(folder or listed.parent)
     bases = root, root.resolve()
-    lines, records = dict[str, int](), []
+    named_first = dict[str, tuple[int, dict[str, str]]]()
     outside, repeated = list[tuple[int, str]](), list[str]()
     for line, record in read_records(listed):
         named = record.pop("path", "")
         path = _relative(named, bases)
         if not path:
             outside.append((line, named))
-        elif path in lines:
-            repeated.append(f"line {line} names {path} again, after line {lines[path]}: remove one of them")
-        else:
-            lines[path] = line
-            records.append(record)
+        elif path not in named_first:
+            named_first[path] = line, record
+        elif other := _differing(named_first[path][1], record):
+            again = f"line {line} names {path} again, after line {named_first[path][0]}"
+            repeated.append(f"{again}, with another {other}: remove one of them")
     if repeated:
         more = f" ({len(repeated):,} lines name a picture again)" if len(repeated) > 1 else ""
         raise DataError(f"{listed}: {repeated[0]}{more}")
-    if not lines:
+    if not named_first:
         line, named = outside[0] if outside else (0, "")
         if named:
             raise DataError(f"{listed}: line {line}: {named} is not in {root}; set --images to their common folder")
         raise DataError(f"{listed}: line {line} has no path" if outside else f"{listed} names no pictures")
-    fields, metadata, notes = infer_fields(records, [*lines.values()])
-    pictures, unreadable = _find_files(root, dict(zip(lines, metadata, strict=True)))
+    lines, records = zip(*named_first.values(), strict=True)
+    fields, metadata, notes = infer_fields(records, lines)
+    pictures, unreadable = _find_files(root, dict(zip(named_first, metadata, strict=True)))
     skipped = [
         (f"line {line} of {listed.name}" + (f": {named}" if named else ""), f"not in {root}" if named else "no path")
         for line, named in outside
     ]
     return Source(root, fields, pictures, skipped + unreadable, listed=True, notes=tuple(notes))
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Returns the first field in which two lines of a picture differ, "" if there is none."""
+    fields = dict.fromkeys(name for name in (*one, *other) if name not in OF_CAPTION)
+    return next((name for name in fields if one.get(name, "") != other.get(name, "")), "")
 
 
 def _root(folder: Path) -> Path:
