@@ -152,7 +152,7 @@ def write_sparse(folder: Path, shards: int, pairs: int) -> None:
             rows["shard"] = shard
             table.write(rows.tobytes())
     (index / SHARDS).write_text(json.dumps(entries))
-    about = {"format": FORMAT, "train": shards * pairs, "val": 0, "digests": {"train": "0" * 64}}
+    about = {"format": FORMAT, "train": shards * pairs, "val": 0, "shards": shards, "digests": {"train": "0" * 64}}
     (index / ABOUT).write_text(json.dumps(about))
 
 
