@@ -153,7 +153,7 @@ def _read_about(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise _damaged(root / ABOUT)
     if about["format"] != FORMAT:
         raise DataError(f"{root / ABOUT} has format {about['format']}, expected {FORMAT}: {AGAIN}")
-    if not isinstance(entries, list) or len(entries) != about["shards"]:
+    if not isinstance(entries, list) or len(entries) != about.get("shards"):
         raise _damaged(root / SHARDS)
     return about, entries
 
