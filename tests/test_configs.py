@@ -322,8 +322,8 @@ def selection(config):
     source = SimpleNamespace(images_digests={})
     run = SimpleNamespace(config=config, program=SimpleNamespace(model=None, mesh=None), source=source, tokenizer=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "embed_split", lambda *args, **options: SPLIT)
-        patch.setattr(loop, "gather_params", lambda mesh, params: params)
+        patch.setattr(validation, "embed_split", lambda *args, **options: SPLIT)
+        patch.setattr(validation, "gather_params", lambda mesh, params: params)
         return sorted(validation.make_validation(run)(SimpleNamespace(learned={})))
 
 

@@ -36,6 +36,7 @@ from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_vectors
 from ivt_jax.pages import report
 from tests.conftest import needs_tensorflow
+from tests.pages.test_report import write_run, write_split
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -440,12 +441,15 @@ def test_search_refuses_what_says_nothing_in_one_line(workdir, crops, capsys, te
     assert error.startswith("error: the sentence ") and error.count("\n") == 1
 
 
-def test_the_report_bears_any_caption():
+def test_the_report_bears_any_caption(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    write_split(tmp_path, tmp_path / "data")
+    usual = report.write_report(tmp_path).read_text(encoding="utf-8")
     strips = [{"caption": text, "crops": [], "first": 1} for text in TEXTS.values()]
-    html = report.render(
-        report.TEMPLATES / "report.html", dataset="X", run="r", environment={}, strips=strips, failures=strips
-    )
-    assert len(html.encode("utf-8")) < 100_000  # of each caption a thousand characters
+    sections = report.retrieval_sections(tmp_path / "test") | {"strips": strips, "failures": strips}
+    monkeypatch.setattr(report, "retrieval_sections", lambda folder: sections)
+    html = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert len(html.encode("utf-8")) - len(usual) < 100_000  # of each caption a thousand characters
     assert "\0" not in html and "<script" not in html and "&lt;script&gt;" in html
     assert html.count('class="caption" dir="auto"') == 2 * len(TEXTS)  # so that no override reaches beyond it
 

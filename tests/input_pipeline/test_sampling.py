@@ -157,7 +157,7 @@ def test_rows_and_epochs_have_generators_of_their_own():
     [
         ((PERSONS, 14, "identity", 4), "data.batch_size 14 is not a multiple of data.instances 4"),
         ((PERSONS, 36, "identity", 4), "needs 9 persons; the split has 8"),
-        ((PERSONS, 45, "uniform", 4), "data.batch_size 45 is more than the 44 .* Lower data.batch_size"),
+        ((PERSONS, 45, "uniform", 4), "data.batch_size 45 is more than the 44 .* of the split: lower it"),
         ((PERSONS, 12, "random", 4), 'data.sampling is "random"'),
     ],
 )
