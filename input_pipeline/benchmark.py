@@ -46,13 +46,13 @@ class Result(NamedTuple):
 
 def measure(root: Path, format: str, batches: int, turns: int) -> Result:
     """Measures `turns` turns of `batches` batches with configs/cuhk.py: 28 records, three views, three texts."""
-    from input_pipeline import pipeline
+    from input_pipeline import opening, pipeline
     from input_pipeline.sampling import EpochPlans
     from input_pipeline.tokenizer import load_tokenizer
 
     config = cuhk.get_config()
     config.data.root, config.text.tokenizer = str(root), ""
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     plans = EpochPlans(
         source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import cuhk, default, icfg, joint, pretrain, rstp, synth
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.annotations import dataset_name, title_of
 from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans
@@ -190,7 +190,7 @@ def test_a_config_opens_with_its_command(module):
 
 def batch(config):
     """The third training batch: images, boxes, texts, pairs."""
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     data = config.data
     plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
@@ -199,7 +199,7 @@ def batch(config):
 
 def order(config):
     """The pairs of the first steps."""
-    plans = pipeline.plan_epochs(config, JointSource(pipeline.open_parts(config, "train")))
+    plans = pipeline.plan_epochs(config, JointSource(opening.open_parts(config, "train")))
     return np.concatenate([plans.rows(step)[2] for step in range(4)])
 
 
@@ -278,7 +278,7 @@ def updates(config):
 
 def splits(config):
     """Who is in each split."""
-    return [pipeline.open_split(config, split).person_ids for split in ("train", "val")]
+    return [opening.open_split(config, split).person_ids for split in ("train", "val")]
 
 
 def tokens(config):
@@ -293,9 +293,9 @@ def prepared(config):
     """Where the prepared data of a split lie."""
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        original = pipeline.prepare
-        patch.setattr(pipeline, "prepare", lambda *args: seen.append(original(*args)) or seen[0])
-        pipeline.open_split(config, "train")
+        original = opening.prepare
+        patch.setattr(opening, "prepare", lambda *args: seen.append(original(*args)) or seen[0])
+        opening.open_split(config, "train")
     return str(seen[0].data_path.parent)
 
 
@@ -307,7 +307,7 @@ def evaluation_batches(config):
         patch.setattr(evaluation, "embed_images", images)
         patch.setattr(evaluation, "embed_texts", lambda model, params, ids, mask, size: seen.append(size))
         tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
-        evaluation.embed_split(None, None, pipeline.open_split(config, "val"), tokenizer, config)
+        evaluation.embed_split(None, None, opening.open_split(config, "val"), tokenizer, config)
     return seen
 
 

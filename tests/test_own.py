@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from configs import own
-from input_pipeline import pipeline, prepare
+from input_pipeline import opening, prepare
 from input_pipeline.datasets import parse_datasets
 from input_pipeline.joint import JointSource
 from ivt_jax.common.errors import UserError
@@ -67,7 +67,7 @@ def test_a_run_divides_the_persons_and_writes_the_division(run):
     split_of = {line["person"]: line["split"] for line in lines}
     assert sorted(split_of.values()) == ["test", *["train"] * 8, "val"]
     for split in ("train", "val", "test"):
-        paths = pipeline.open_split(config, split).paths
+        paths = opening.open_split(config, split).paths
         assert paths == [line["image"] for line in lines if line["split"] == split]
     summary = json.loads((workdir / "test/summary.json").read_text())
     assert (summary["queries"], summary["persons"], summary["last"]["step"]) == (3, 1, 2)
@@ -127,14 +127,14 @@ def scenes(tmp_path):
 def open_split(root, split="train", max_damaged=0.0):
     config = own.get_config("smoke")
     config.data.root, config.data.max_damaged = str(root), max_damaged
-    return pipeline.open_split(config, split)
+    return opening.open_split(config, split)
 
 
 def test_a_missing_test_split_cannot_choose_the_checkpoint(scenes):
     (scenes / "my.csv").write_text((scenes / "my.csv").read_text().replace(",test\n", ",train\n"))
     config = own.get_config("smoke")
     config.data.root = str(scenes)
-    source = JointSource(pipeline.open_parts(config, "train"))
+    source = JointSource(opening.open_parts(config, "train"))
     validation.refuse_empty_selection(config, source)
     config.train.select_on = "test"
     with pytest.raises(UserError, match=r"my.csv has no test records to select on; set --config.train.select_on=val"):

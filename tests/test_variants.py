@@ -20,7 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from configs import default, synth
-from input_pipeline import doctor, pipeline
+from input_pipeline import doctor, opening, pipeline
 from input_pipeline.annotations import DATASETS, read_annotations
 from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans
@@ -374,7 +374,7 @@ def test_the_splits(variant, root):
     """Persons are numbered from 0 in each split, whatever their ids; nobody is in two."""
     config, seen = tiny(variant.dataset, root), []
     for split in ("train", "val", "test"):
-        source = pipeline.open_split(config, split)
+        source = opening.open_split(config, split)
         expected = [row for row in variant.read if row.split == split]
         assert source.paths == [row.path for row in expected]
         ids = sorted({row.person for row in expected})
@@ -415,7 +415,7 @@ def test_the_phrases_of_the_processed_file_are_what_the_word_level_draws(tmp_pat
     """They are in no caption. A caption without any gives its own words."""
     document = VARIANTS["CUHK-PEDES, processed"].document
     config = tiny("cuhk", write(tmp_path, "cuhk_pedes_att.json", document, pictures(CUHK)))
-    source, tokenizer = pipeline.open_split(config, "train"), load_tokenizer()
+    source, tokenizer = opening.open_split(config, "train"), load_tokenizer()
     plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 4, config.seed)
     drawn: dict[int, set[str]] = {pair: set() for pair in range(12)}
     for batch in itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 40):
@@ -436,7 +436,7 @@ def test_another_share_of_persons_is_held_out(tmp_path):
     """10% are the two of 5% and two more, by the same order."""
     root = write(tmp_path, "ICFG-PEDES.json", raw(ICFG_RECORDS), pictures(ICFG))
     config = tiny("icfg", root, **{"data.val_persons": 0.1})
-    assert pipeline.open_split(config, "val").persons.tolist() == [10, 16, 31, 39]
+    assert opening.open_split(config, "val").persons.tolist() == [10, 16, 31, 39]
     assert default.get_config().data.val_persons == 0.05
 
 
@@ -444,7 +444,7 @@ def test_without_validation_the_last_step_is_evaluated(tmp_path, capsys, monkeyp
     monkeypatch.setattr(loop, "write_report", lambda workdir: "")
     root = write(tmp_path / "data", "ICFG_PEDES.json", raw(ICFG_RECORDS), pictures(ICFG))
     config = tiny("icfg", root, **{"data.val_persons": 0.0, "train.eval_every": 1})
-    assert pipeline.open_split(config, "train").persons.tolist() == list(range(40))
+    assert opening.open_split(config, "train").persons.tolist() == list(range(40))
     loop.train_and_evaluate(config, tmp_path / "run")
     said = "ICFG_PEDES.json has no val split; data.val_persons is 0: all persons train"
     printed = capsys.readouterr().err
@@ -493,7 +493,7 @@ def test_a_damaged_image_of_test_is_refused_until_the_fix_list_leaves_it_out(tmp
     message = f"{root}/images/15.jpg (record 13) is not a readable image: cannot be identified"
     config, call = tiny("synth", root), ["--dataset=synth", f"--root={root}", "--workers=1"]
     with pytest.raises(UserError) as error:
-        pipeline.open_split(config, "train")
+        opening.open_split(config, "train")
     assert str(error.value) == message
     assert doctor.main(call) == 2 and not (root / "quarantine.txt").exists()
     capsys.readouterr()
@@ -502,7 +502,7 @@ def test_a_damaged_image_of_test_is_refused_until_the_fix_list_leaves_it_out(tmp
     assert f"images to leave out are listed in {root}/quarantine.txt\n" in out
     assert "error: 1 image is an empty file: images/15.jpg\n" in out
     assert (root / "quarantine.txt").read_text() == "images/15.jpg\n"
-    test = pipeline.open_split(config, "test")
+    test = opening.open_split(config, "test")
     assert test.paths == [f"images/{i}.jpg" for i in (14, 16, 17, 18, 19)]
     assert f"{root}/quarantine.txt leaves out images: 1 of test\n" in capsys.readouterr().err
     assert doctor.main(call) == 1
@@ -518,11 +518,11 @@ def test_the_default_bears_one_damaged_training_image_of_200(tmp_path, damaged, 
     config = tiny("rstp", root)
     assert config.data.max_damaged == 0.005
     if damaged == 1:
-        assert pipeline.open_split(config, "train").damaged.sum() == 1
+        assert opening.open_split(config, "train").damaged.sum() == 1
         assert "1 damaged training image: other images of the same person are used instead\n" in capsys.readouterr().err
     else:
         with pytest.raises(UserError) as error:
-            pipeline.open_split(config, "train")
+            opening.open_split(config, "train")
         assert str(error.value) == (
             f"{root}/imgs/7.jpg (record 7) is not a readable image: cannot be identified. More than 0.50% of the "
             "training images are damaged (data.max_damaged); restore them and start again, or leave them out with "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from input_pipeline import pipeline
+from input_pipeline import opening
 from input_pipeline.datasets import Dataset, datasets_of, shared_warning, title_of_data
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.protocols import standard
@@ -35,9 +35,9 @@ def cross_domain(workdirs: Sequence[Path], datasets: Sequence[Dataset], config: 
         trained_on, names = title_of_data(run_config.data), {d.name for d in datasets_of(run_config.data)}
         for dataset in datasets:
             print(f"{workdir} ({trained_on}) on {dataset.title}: {dataset.root}", file=sys.stderr)
-            test_config = pipeline.config_of(run_config, dataset)
+            test_config = opening.config_of(run_config, dataset)
             test_config.data.identities = True  # those of the test are known, also to a run that was trained without
-            source = pipeline.open_split(test_config, "test")
+            source = opening.open_split(test_config, "test")
             if not len(source.person_ids):
                 raise UserError(f"{source.annotations} has no test records to score {workdir} on: leave it out")
             embeddings = embed_split(model, restored.params, source, tokenizer, test_config)

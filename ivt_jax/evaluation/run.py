@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import pipeline
+from input_pipeline import opening
 from input_pipeline.datasets import folder_of
 from input_pipeline.perturbations import PERTURBATIONS, perturb
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
@@ -26,7 +26,7 @@ _ROC_POINTS = 200  # of the curve in summary.json
 
 
 def evaluate(
-    workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = pipeline.UNKNOWN
+    workdir: Path, config: ConfigDict, write: bool = True, images_digests: Mapping[str, str] = opening.UNKNOWN
 ) -> dict[str, Any]:
     """Scores the best checkpoint on val and test of each dataset; leaves out splits without images.
 
@@ -42,7 +42,7 @@ def evaluate(
     """
     best = _Best.restore(workdir, config)
     splits = ("val", "test") if config.data.identities else ("val",)  # pre-training never looks at a test split
-    opened = {split: _with_images(pipeline.open_parts(config, split, images_digests)) for split in splits}
+    opened = {split: _with_images(opening.open_parts(config, split, images_digests)) for split in splits}
     last = [split for split in splits if opened[split]][-1:]
     summaries: dict[str, Any] = {}
     calibration = None

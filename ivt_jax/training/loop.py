@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.annotations import read_annotations
 from input_pipeline.datasets import datasets_of, folder_of, shared_warning
 from input_pipeline.joint import JointSource
@@ -96,7 +96,7 @@ def set_up(config: ConfigDict, workdir: Path) -> Run:
             f"{workdir} holds parameters, not a run; to train from them, set --config.train.init_from to it"
         )
     refuse_other_config(workdir, config)
-    source = JointSource(pipeline.open_parts(config, "train", recorded_images_digests(workdir)))
+    source = JointSource(opening.open_parts(config, "train", recorded_images_digests(workdir)))
     refuse_other_data(workdir, source.annotations)
     refuse_empty_selection(config, source)
     tokenizer = folder_tokenizer(workdir, config)
@@ -256,7 +256,7 @@ def record(run: Run, origin: Mapping[str, Any]) -> None:
     record_config(run.workdir, run.config, source.annotations, run.tokenizer, source.images_digests, origin)
     for dataset in datasets_of(run.config.data):
         if dataset.name == "own":
-            records = pipeline.divided_records(read_annotations(source.annotations[dataset.label], "own"), run.config)
+            records = opening.divided_records(read_annotations(source.annotations[dataset.label], "own"), run.config)
             write_text(run.workdir / f"{folder_of('splits', dataset.label)}.csv", splits_table(records))
     params = run.program.target.params
     table = parameter_table(params, rate_notes(paths_of(params), run.config))

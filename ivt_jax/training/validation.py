@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import pipeline
+from input_pipeline import opening
 from input_pipeline.joint import JointSource
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.means import mean_of
@@ -39,7 +39,7 @@ def make_validation(run: Any) -> Callable[[TrainState], dict[str, float]]:
     those of each dataset. A dataset without the split has no part in them.
     """
     config, split = run.config, run.config.train.select_on
-    parts = pipeline.open_parts(config, split, run.source.images_digests)
+    parts = opening.open_parts(config, split, run.source.images_digests)
     empty = [label for label, source in parts.items() if not len(source.person_ids)]
     for label in empty if len(empty) < len(parts) else ():
         run.progress.say(f"{label} has no {split}: the mean of the others chooses the best checkpoint")
@@ -70,7 +70,7 @@ def refuse_empty_selection(config: ConfigDict, source: JointSource) -> None:
     """Raises UserError if test is to choose the checkpoint and no dataset of `source` has a test split."""
     if config.train.select_on != "test":
         return
-    parts = pipeline.open_parts(config, "test", source.images_digests)
+    parts = opening.open_parts(config, "test", source.images_digests)
     if not any(len(part.person_ids) for part in parts.values()):
         first = next(iter(parts.values())).annotations
         raise UserError(f"{first} has no test records to select on; set --config.train.select_on=val")

@@ -42,7 +42,7 @@ def opened(monkeypatch):
         ("folder_tokenizer", lambda workdir, config: None),
     ):  # fmt: skip
         monkeypatch.setattr(cross_domain, name, value)
-    monkeypatch.setattr(cross_domain.pipeline, "open_split", open_split)
+    monkeypatch.setattr(cross_domain.opening, "open_split", open_split)
     return opened
 
 
@@ -83,9 +83,9 @@ def test_a_run_without_identities_is_tested_by_persons(opened, monkeypatch):
     config = icfg.get_config()
     config.data.identities = False
     monkeypatch.setitem(RUNS, "runs/pretrain", config)
-    open_split = cross_domain.pipeline.open_split
+    open_split = cross_domain.opening.open_split
     monkeypatch.setattr(
-        cross_domain.pipeline, "open_split", lambda *given: asked.append(given[0].data.identities) or open_split(*given)
+        cross_domain.opening, "open_split", lambda *given: asked.append(given[0].data.identities) or open_split(*given)
     )
     cross_domain.cross_domain([Path("runs/pretrain")], parse_datasets(["cuhk:c"], "--datasets"), config)
     assert asked == [True]

@@ -36,7 +36,7 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
     monkeypatch.setattr(run, "write_results", lambda folder, summary, source, found: written.append(folder.name))
 
-    def evaluate(best, last, val=4, test=4, write=False, images_digests=run.pipeline.UNKNOWN, **changes):
+    def evaluate(best, last, val=4, test=4, write=False, images_digests=run.opening.UNKNOWN, **changes):
         checkpoints = {False: (WRONG if best != last else RIGHT, last), True: (RIGHT, best)}
 
         def restore_params(workdir, best=True, shapes_alone=False):
@@ -57,7 +57,7 @@ def evaluate(monkeypatch):
             )
 
         monkeypatch.setattr(run, "restore_params", restore_params)
-        monkeypatch.setattr(run.pipeline, "open_split", open_split)
+        monkeypatch.setattr(run.opening, "open_split", open_split)
         config = cuhk.get_config()
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
         return run.evaluate(Path("nowhere"), config, write, images_digests)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import synth
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.faults.conftest import history, mounted, state_of
@@ -313,12 +313,12 @@ def test_hosts_read_their_own_rows_and_together_the_same_batches(pedes_root, hos
         {"data.name": "cuhk_pedes", "data.root": str(pedes_root), "data.batch_size": 8, "data.sampling": "uniform",
          "model.image_size": (12, 12), "mla.levels": ("sentence",), "mla.views": 1}
     )  # fmt: skip
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "uniform", 4, config.seed)
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
     read, rows = {}, [[] for _ in range(5)]
     for host in range(hosts):
-        own = pipeline.open_split(config, "train")
+        own = opening.open_split(config, "train")
         original, read[host] = own.read, []
         own.read = lambda indices, original=original, host=host: read[host].append(list(indices)) or original(indices)
         batches = pipeline.train_batches(config, own, tokenizer, plans, 3, (host, hosts))

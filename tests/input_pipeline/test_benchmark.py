@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import cuhk
-from input_pipeline import augment, benchmark, pipeline
+from input_pipeline import augment, benchmark, opening
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.synthetic.bulk import Counts, write
 
@@ -23,7 +23,7 @@ def root(tmp_path_factory):
 def test_the_floor_decodes_and_resizes_the_records_of_the_plan(root):
     config = cuhk.get_config()
     config.data.root, config.data.batch_size = str(root), 8
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 4)
     with contextlib.closing(benchmark.floor_batches(config, source, plans)) as batches:
         images = next(itertools.islice(batches, 1, None))

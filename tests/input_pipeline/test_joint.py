@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.joint import JointSource
 from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.sampling import EpochPlans
@@ -28,7 +28,7 @@ def three(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(three):
-    return pipeline.open_parts(joint_config(three), "train")
+    return opening.open_parts(joint_config(three), "train")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def batches(config, source, start=0, host=(0, 1), steps=3):
 @pytest.mark.parametrize("changes", [{}, {"data.weights": (1, 1, 2)}, {"data.identities": False}])
 def test_hosts_of_any_number_share_the_same_batches_from_any_step(three, changes):
     config = joint_config(three, **changes)
-    source = JointSource(pipeline.open_parts(config, "train"))
+    source = JointSource(opening.open_parts(config, "train"))
     whole = batches(config, source, steps=7)
     for hosts in (2, 4):
         shared = [batches(config, source, 4, (host, hosts)) for host in range(hosts)]
@@ -127,7 +127,7 @@ def test_an_index_of_pairs_and_a_dataset_are_one_source(three, tmp_path):
     )
     sources = (f"own:{tmp_path}/own.csv", f"pairs:{tmp_path}/pairs")
     config = joint_config({}, **{"data.sources": sources, "data.identities": False, "data.weights": (1, 1)})
-    source = JointSource(pipeline.open_parts(config, "train"))
+    source = JointSource(opening.open_parts(config, "train"))
     assert source.counts == [2, 8] and source.annotations["pairs"].name == "pairs.json"
     captions = [caption for caption, _ in source.texts(np.arange(10))]
     number = captions.index("A picture of number 3.", 2)
@@ -136,7 +136,7 @@ def test_an_index_of_pairs_and_a_dataset_are_one_source(three, tmp_path):
     (batch,) = batches(config, source, steps=1)
     own = np.bincount(batch["pair_ids"] < 2)[1]
     assert 2 <= own <= 5  # 5 of the 10 rows of an epoch, two pairs as often as that takes; 2 rows are left out
-    assert [*pipeline.open_parts(config, "val")] == ["own", "pairs"]
+    assert [*opening.open_parts(config, "val")] == ["own", "pairs"]
 
 
 def test_persons_of_two_datasets_are_never_one():

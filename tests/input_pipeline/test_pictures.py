@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from input_pipeline import augment, builders, pictures, pipeline, prepare, prepared
+from input_pipeline import augment, builders, opening, pictures, pipeline, prepare, prepared
 from input_pipeline.pictures import Picture, contents_digest
 from ivt_jax.common.errors import DataError
 from ivt_jax.common.messages import say_once
@@ -37,7 +37,7 @@ def paint(root, name, colour):
 
 def open_split(root, split="train", max_damaged=0.5, elsewhere="", **began_with):
     data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged, "identities": True}
-    return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(elsewhere)}}), split, **began_with)
+    return opening.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(elsewhere)}}), split, **began_with)
 
 
 def pixels(source):

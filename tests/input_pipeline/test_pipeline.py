@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import augment, pipeline
+from input_pipeline import augment, opening, pipeline
 from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans, keyed_rng, traded_captions
 from input_pipeline.text_levels import draw_levels
@@ -45,7 +45,7 @@ def make_config(root, **changes):
 
 @pytest.fixture(scope="module")
 def source(pedes_root):
-    return pipeline.open_split(make_config(pedes_root), "train")
+    return opening.open_split(make_config(pedes_root), "train")
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +90,18 @@ def test_reading_gives_the_images_asked_for(source):
 
 
 def test_val_and_test_are_other_persons_each_counted_from_0(pedes_root, capsys):
-    val, test = (pipeline.open_split(make_config(pedes_root), split) for split in ("val", "test"))
+    val, test = (opening.open_split(make_config(pedes_root), split) for split in ("val", "test"))
     assert val.persons.tolist() == [6, 7] and test.persons.tolist() == [8, 9]
     assert val.person_ids.tolist() == test.person_ids.tolist() == [0, 0, 0, 1, 1, 1]
     assert "has no val split" not in capsys.readouterr().err
 
 
 def test_a_split_knows_the_digest_of_its_pictures_and_is_opened_by_one(pedes_root, monkeypatch):
-    prepare, asked = pipeline.prepare, []
-    monkeypatch.setattr(pipeline, "prepare", lambda *args: asked.append(args[-1]) or prepare(*args))
-    digest = pipeline.open_split(make_config(pedes_root), "test").images_digest
+    prepare, asked = opening.prepare, []
+    monkeypatch.setattr(opening, "prepare", lambda *args: asked.append(args[-1]) or prepare(*args))
+    digest = opening.open_split(make_config(pedes_root), "test").images_digest
     assert len(digest) == 64
-    assert pipeline.open_split(make_config(pedes_root), "test", digest).images_digest == digest
+    assert opening.open_split(make_config(pedes_root), "test", digest).images_digest == digest
     assert asked == ["", digest]
 
 
@@ -115,7 +115,7 @@ def without_val(pedes_root, root):
 def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, tmp_path, capsys):
     without_val(pedes_root, tmp_path)
     config = make_config(tmp_path)
-    train, val = (pipeline.open_split(config, split) for split in ("train", "val"))
+    train, val = (opening.open_split(config, split) for split in ("train", "val"))
     said = "reid_raw.json has no val split; held out in its place: 2 training persons (data.val_persons)\n"
     printed = capsys.readouterr().err
     assert printed.count(said) == 1 and printed.count("has no val split") == 1  # opening train prints nothing
@@ -129,7 +129,7 @@ def test_persons_held_out_make_the_val_split_with_their_own_images(pedes_root, t
 
 def test_val_is_empty_where_nobody_is_held_out(pedes_root, tmp_path, capsys):
     without_val(pedes_root, tmp_path)
-    val = pipeline.open_split(make_config(tmp_path, **{"data.val_persons": 0.0}), "val")
+    val = opening.open_split(make_config(tmp_path, **{"data.val_persons": 0.0}), "val")
     assert len(val.person_ids) == 0 and len(val.pairs[0]) == 0
     assert "no val split; data.val_persons is 0: all persons train\n" in capsys.readouterr().err
 
@@ -139,17 +139,17 @@ def test_a_missing_test_split_is_empty_and_training_needs_one_of_val_and_test(pe
     (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] == "train"]))
     (tmp_path / "imgs").symlink_to(pedes_root / "imgs")
     config = make_config(tmp_path)
-    assert len(pipeline.open_split(config, "test").person_ids) == 0
-    assert len(pipeline.open_split(config, "train").persons) == 4  # of six, without the 30% for val
+    assert len(opening.open_split(config, "test").person_ids) == 0
+    assert len(opening.open_split(config, "train").persons) == 4  # of six, without the 30% for val
     config.data.val_persons = 0.0
     with pytest.raises(UserError, match=r"reid_raw.json has neither val nor test records: give some, or set data.val"):
-        pipeline.open_split(config, "train")
+        opening.open_split(config, "train")
 
 
 def test_a_single_person_is_not_held_out_unnoticed(tmp_path):
     (tmp_path / "my.csv").write_text("image,caption,person,split\na.jpg,A.,7,train\nb.jpg,B.,8,test\n")
     with pytest.raises(DataError, match=r"my.csv has 1 person to train, held out for validation: give more persons or"):
-        pipeline.open_split(make_config(tmp_path / "my.csv", **{"data.name": "own"}), "train")
+        opening.open_split(make_config(tmp_path / "my.csv", **{"data.name": "own"}), "train")
 
 
 def test_rows_hold_the_pairs_image_person_and_text(pedes_root, source, tokenizer):
@@ -249,7 +249,7 @@ def test_phrases_of_the_dataset_belong_to_their_caption_and_copies_are_counted(p
     (tmp_path / "reid_raw.json").write_text(json.dumps([*halves, *records]))
     (tmp_path / "imgs").symlink_to(pedes_root / "imgs")
     config = make_config(tmp_path, **{"data.sampling": "uniform", "data.batch_size": 36})
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     assert source.copies.tolist() == [2] + [1] * 17
     (batch,) = stream(config, source, tokenizer, 1)
     for pair in (0, 1):
@@ -280,7 +280,7 @@ def resized(root, path, method):
 
 def test_evaluation_resizes_bilinearly_and_training_bicubically(tmp_path, tokenizer):
     config = structured(tmp_path)
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     (seen,) = pipeline.image_batches(source, (H, W), 4)
     (batch,) = stream(config, source, tokenizer, 1)
     for index, path in enumerate(source.paths):
@@ -295,7 +295,7 @@ def test_evaluation_resizes_bilinearly_and_training_bicubically(tmp_path, tokeni
 def test_views_are_crops_of_the_padded_image_mirrored_where_they_are_flipped(tmp_path, tokenizer):
     config = structured(tmp_path)
     config.augment.update({"pad": 3, "flip": 0.5})
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     plans = EpochPlans(source.person_ids[source.pairs[0]], 4, "identity", 2, config.seed)
     flips = []
     for step, batch in enumerate(stream(config, source, tokenizer, 4)):
@@ -369,7 +369,7 @@ def damaged(pedes_root, root, *names):
 
 def test_pairs_of_the_same_person_stand_in_for_those_of_damaged_images(pedes_root, tmp_path, capsys):
     config = damaged(pedes_root, tmp_path, "00_1.jpg", "03_0.jpg", "03_1.jpg", "03_2.jpg")
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     assert "4 damaged training images: other images of the same person are used instead\n" in capsys.readouterr().err
     rng = np.random.default_rng(0)
     assert [source.stand_in(pair, rng) for pair in (0, 1, 4, 5, 6)] == [0, 1, 4, 5, 6]
@@ -380,7 +380,7 @@ def test_pairs_of_the_same_person_stand_in_for_those_of_damaged_images(pedes_roo
 
 def test_batches_with_stand_ins_are_the_same_on_any_number_of_hosts(pedes_root, tmp_path, tokenizer):
     config = damaged(pedes_root, tmp_path, "00_1.jpg")
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     whole = stream(config, source, tokenizer, 3)
     halves = [stream(config, source, tokenizer, 3, host=host, num_hosts=2) for host in (0, 1)]
     for batch, one, other in zip(whole, *halves, strict=True):
@@ -392,7 +392,7 @@ def test_batches_with_stand_ins_are_the_same_on_any_number_of_hosts(pedes_root, 
 def test_the_person_of_a_stand_in_is_the_one_in_the_image(pedes_root, tmp_path, tokenizer):
     config = damaged(pedes_root, tmp_path, "03_0.jpg", "03_1.jpg", "03_2.jpg")
     config.update_from_flattened_dict({"augment.pad": 0, "data.sampling": "uniform", "data.batch_size": 36})
-    source = pipeline.open_split(config, "train")
+    source = opening.open_split(config, "train")
     (batch,) = stream(config, source, tokenizer, 1)
     assert not (batch["person_ids"] == 3).any()  # nobody of person 3 has a whole image
     for row, pair in enumerate(batch["pair_ids"]):
@@ -409,7 +409,7 @@ def test_persons_held_out_for_validation_may_not_be_damaged(pedes_root, tmp_path
     records = json.loads((tmp_path / "reid_raw.json").read_text())
     (tmp_path / "reid_raw.json").write_text(json.dumps([r for r in records if r["split"] != "val"]))
     with pytest.raises(DataError, match=r"2 damaged images in val, the first is 00_0.jpg"):
-        pipeline.open_split(config, "val")
+        opening.open_split(config, "val")
 
 
 def test_label_noise_moves_captions_and_leaves_images_and_persons(source, tokenizer, pedes_root):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from PIL import Image
 
-from input_pipeline import pipeline, prepare, statistics
+from input_pipeline import opening, prepare, statistics
 from input_pipeline.annotations import read_annotations
 from input_pipeline.portable import SUMS, local_copy
 from ivt_jax.common.errors import DataError, UserError
@@ -60,7 +60,7 @@ def call(root, *arguments):
 
 def open_split(root, split="train", prepared="", max_damaged=0.0):
     data = {"name": "cuhk_pedes", "root": str(root), "val_persons": 0.0, "max_damaged": max_damaged, "identities": True}
-    return pipeline.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(prepared)}}), split)
+    return opening.open_split(ConfigDict({"data": data, "runtime": {"prepared": str(prepared)}}), split)
 
 
 def images(raw, source):

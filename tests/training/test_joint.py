@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import joint
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.datasets import parse_datasets
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.cross_domain import cross_domain, matrix
@@ -214,13 +214,13 @@ def test_two_tables_of_own_data_are_two_datasets(runs, tmp_path, monkeypatch):
     ("empty", "line"), [(["icfg"], "icfg has no val: the mean"), (["icfg", "cuhk", "rstp"], "no val")]
 )
 def test_a_dataset_without_validation_has_no_part_in_the_mean(runs, monkeypatch, empty, line):
-    open_split, said = pipeline.open_split, []
+    open_split, said = opening.open_split, []
 
     def opened(config, split, digest):
         names = {"cuhk_pedes": "cuhk", "icfg_pedes": "icfg", "rstp_reid": "rstp"}
         return SimpleNamespace(person_ids=[]) if names[config.data.name] in empty else open_split(config, split, digest)
 
-    monkeypatch.setattr(pipeline, "open_split", opened)
+    monkeypatch.setattr(opening, "open_split", opened)
     monkeypatch.setattr(validation, "embed_split", lambda *args: None)
     monkeypatch.setattr(validation, "standard", lambda embeddings: None)
     monkeypatch.setattr(validation, "both_scores", lambda ranks: {"t2i": {"R1": 7.0}, "i2t": {"R1": 8.0}})

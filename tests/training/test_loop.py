@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import synth
-from input_pipeline import pipeline
+from input_pipeline import opening, pipeline
 from input_pipeline.tokenizer import load_tokenizer
 from ivt_jax.common.errors import UserError
 from ivt_jax.run.checkpoint import Checkpoints
@@ -104,7 +104,7 @@ def stub(monkeypatch, tmp_path):
         (loop, "global_batch", lambda mesh, batch: batch), (loop, "batch_shapes", lambda config, mesh: {}),
         (loop.jax, "device_get", device_get),
         (loop.ScalarLog, "__init__", lambda *args, **kwargs: None), (loop.ScalarLog, "write", write),
-        (pipeline, "open_split", lambda config, split, images_digest: source),
+        (opening, "open_split", lambda config, split, images_digest: source),
         (pipeline, "train_batches", empty_batches),
         (loop, "make_validation", lambda *args: lambda state: {"val/t2i/R1": 50.0}),
         (loop, "evaluate", lambda *_: events.append("test") or {"test": {"step": 6, "t2i": {}}}),
@@ -145,7 +145,7 @@ def test_a_run_resumes_behind_its_latest_checkpoint(stub):
 
 
 def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
-    source, opened = pipeline.open_split(None, "train", ""), []
+    source, opened = opening.open_split(None, "train", ""), []
     source.images_digest = "first"
 
     def open_split(config, split, images_digest):
@@ -156,7 +156,7 @@ def test_a_run_opens_the_pictures_that_it_began_with(stub, monkeypatch):
         opened.append(f"evaluate {images_digests['']}")
         return {"test": {"step": 6, "t2i": {}}}
 
-    monkeypatch.setattr(pipeline, "open_split", open_split)
+    monkeypatch.setattr(opening, "open_split", open_split)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     stub.run(stub_config())
     stub.run(stub_config(), saved=4)

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from input_pipeline import augment, pipeline
+from input_pipeline import augment, opening, pipeline
 from input_pipeline.joint import JointSource
 from input_pipeline.keyed_order import KeyedPlans
 from input_pipeline.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def config(shards):
 
 
 def batches(config, steps, start=0, host=(0, 1)):
-    source = JointSource(pipeline.open_parts(config, "train"))
+    source = JointSource(opening.open_parts(config, "train"))
     plans = pipeline.plan_epochs(config, source)
     with contextlib.closing(
         pipeline.train_batches(config, source, load_tokenizer(""), plans, start, host)
@@ -61,7 +61,7 @@ def test_hosts_have_their_own_rows_and_a_run_resumes(config):
 
 
 def test_validation_is_on_held_out_pairs(config):
-    held = pipeline.open_split(config, "val")
+    held = opening.open_split(config, "val")
     (images,) = pipeline.image_batches(held, (20, 12), 8)
     assert len(held.paths) == 2 and held.num_pairs == 2
     for image, (caption,) in zip(images, held.captions, strict=True):
@@ -81,7 +81,7 @@ def test_a_shard_that_changes_stops_training_with_one_line(config, tmp_path):
 
 def test_pairs_have_no_identities_and_no_test(config):
     with pytest.raises(DataError, match="image-text pairs have no test split"):
-        pipeline.open_split(config, "test")
+        opening.open_split(config, "test")
     config.data.identities = True
     with pytest.raises(UserError, match=r"set --config\.data\.identities=False"):
-        pipeline.open_split(config, "train")
+        opening.open_split(config, "train")
