@@ -16,7 +16,6 @@ from ivt_jax.models.config import IVTConfig
 from ivt_jax.run.checkpoint import Checkpoints, restore_params
 from ivt_jax.training import loop
 from ivt_jax.training.init_from import initial_params
-from ivt_jax.training.program import build_program
 from ivt_jax.training.sharding import paths_of
 from tests.training.test_loop import tiny_config
 
@@ -36,12 +35,19 @@ def trained(pedes_root, tmp_path_factory):
     """A run of one step, then resumed for two more; its states after steps 1 and 3."""
     config, workdir = tiny_config(pedes_root), tmp_path_factory.mktemp("trained") / "run"
     config.update_from_flattened_dict(CHANGES)
-    states = []
-    for steps in (1, 3):
-        config.train.steps = steps
-        loop.train_and_evaluate(config, workdir)
-        target = build_program(config, np.array([0, 9]), 9, mask_id=4, persons=PERSONS).target
-        states.append(jax.tree.map(np.asarray, Checkpoints(workdir).restore(steps, target)))
+    states, made = [], {}
+    build, compile_step = loop.build_program, loop.compile_step
+    with pytest.MonkeyPatch.context() as patch:  # one program serves both: rates do not depend on train.steps
+        patch.setattr(
+            loop, "build_program", lambda *args: made.get("program") or made.setdefault("program", build(*args))
+        )
+        patch.setattr(
+            loop, "compile_step", lambda *args: made.get("step") or made.setdefault("step", compile_step(*args))
+        )
+        for steps in (1, 3):
+            config.train.steps = steps
+            loop.train_and_evaluate(config, workdir)
+            states.append(jax.tree.map(np.asarray, Checkpoints(workdir).restore(steps, made["program"].target)))
     return SimpleNamespace(config=config, workdir=workdir, states=states)
 
 
