@@ -343,6 +343,14 @@ def scale_notice(config: ConfigDict) -> str:
     return f'note: {kept}; to learn it, leave that pattern out, as with --config.train.freeze="()"'
 
 
+def persons_notice(config: ConfigDict) -> str:
+    """Returns a line if a dataset has persons that the config does not use; else ""."""
+    names = {dataset.name for dataset in datasets_of(config.data)} - {"pairs"}
+    if config.data.identities or not names:
+        return ""
+    return "note: data.identities is False: each image counts as a person of its own"
+
+
 def _unseen(model: ConfigDict) -> str:
     """Returns which last rows and columns of an image no patch covers, as a clause; "" if none."""
     unseen = [(extent - model.patch_size) % model.stride for extent in model.image_size]

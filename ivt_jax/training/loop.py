@@ -39,7 +39,7 @@ from ivt_jax.run.workdir import (
     refuse_other_config,
     refuse_other_data,
 )
-from ivt_jax.training.config_check import check_config, edge_notice, scale_notice
+from ivt_jax.training.config_check import check_config, edge_notice, persons_notice, scale_notice
 from ivt_jax.training.freezing import rate_notes
 from ivt_jax.training.init_from import NOTHING, Initial, initial_params
 from ivt_jax.training.metrics import Progress, ScalarLog, format_seconds, parameter_table
@@ -150,8 +150,14 @@ def announce(run: Run, start: int, initial: str) -> None:
     warning = "warning: train.select_on is test: the best checkpoint's test figures will be too good"
     names = [dataset.name for dataset in datasets_of(run.config.data)]
     shared = shared_warning(names, names)
-    notes = edge_notice(run.config), scale_notice(run.config), shared and f"warning: {shared}"
-    for line in (first, *notes, run.config.train.select_on == "test" and warning, initial):
+    notes = (notice(run.config) for notice in (edge_notice, scale_notice, persons_notice))
+    for line in (
+        first,
+        *notes,
+        shared and f"warning: {shared}",
+        run.config.train.select_on == "test" and warning,
+        initial,
+    ):
         if line:
             run.progress.say(line)
 

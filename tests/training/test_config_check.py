@@ -7,7 +7,7 @@ from configs import cuhk, default, icfg, rstp, synth
 from configs.starts import STARTS
 from ivt_jax.common.errors import UserError
 from ivt_jax.run.workdir import flatten
-from ivt_jax.training.config_check import CHOICES, check_config, edge_notice, scale_notice
+from ivt_jax.training.config_check import CHOICES, check_config, edge_notice, persons_notice, scale_notice
 
 
 def fault(devices=1, **changes):
@@ -329,3 +329,14 @@ def test_a_frozen_scale_is_noted_where_the_model_s_own_is_asked_for():
     )
     config.train.freeze = ("text_embedding/word",)
     assert scale_notice(config) == ""
+
+
+def test_persons_that_are_not_used_are_named():
+    config = cuhk.get_config()
+    assert persons_notice(config) == ""
+    config.data.identities = False
+    assert persons_notice(config) == ("note: data.identities is False: each image counts as a person of its own")
+    config.data.name = "pairs"
+    assert persons_notice(config) == ""
+    config.data.update({"name": "joint", "sources": ("pairs:a", "own:b.csv")})
+    assert persons_notice(config) != ""
