@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"), help="folder of data and runs")
     parser.add_argument("--seeds", type=positive, default=3, help="fine-tunings of each start (3)")
     parser.add_argument("--pretraining_steps", type=positive, default=2000, help="steps on the 8,000 persons (2000)")
-    parser.add_argument("--steps", type=positive, default=300, help="steps of each fine-tuning (300)")
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of each fine-tuning (1000)")
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))
 
