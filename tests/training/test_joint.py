@@ -20,7 +20,7 @@ from ivt_jax.retrieval.searcher import read_calibration
 from ivt_jax.run.workdir import config_of_run, load_record
 from ivt_jax.training import loop, validation
 from tests.test_variants import VARIANTS, compiled_once, joint_config, read_json, write_three  # noqa: F401
-from tests.training.test_loop import KilledError, Patient, metrics
+from tests.training.test_loop import KilledError, Patient, killed_after, metrics
 
 SCORED = {name: VARIANTS[title].scored for name, title in
           (("cuhk", "CUHK-PEDES"), ("icfg", "ICFG-PEDES"), ("rstp", "RSTPReid"))}  # fmt: skip
@@ -35,29 +35,22 @@ def runs(tmp_path_factory):
     whole, resumed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("resumed")
     batches, programs = pipeline.train_batches, []
 
-    def killed(*args):
-        for number, batch in enumerate(batches(*args)):
-            if number == 3:
-                raise KilledError
-            yield batch
-
     with pytest.MonkeyPatch.context() as patch:
         build, said = loop.build_program, []
         patch.setattr(loop, "Checkpoints", Patient)
         patch.setattr(loop, "build_program", lambda *args: programs.append(build(*args)) or programs[-1])
         patch.setattr(loop.Progress, "say", lambda self, line, transient=False: said.append(line))
         loop.train_and_evaluate(config, whole)
-        told = said.copy()
-        patch.setattr(pipeline, "train_batches", killed)
+        lines = said.copy()
+        patch.setattr(pipeline, "train_batches", killed_after(3, batches))
         with pytest.raises(KilledError):
             loop.train_and_evaluate(config, resumed)
         patch.setattr(pipeline, "train_batches", batches)
         moved = {name: root.rename(root.with_name(f"{name} moved")) for name, root in roots.items()}
         resumed_config = joint_config(moved, **changes)  # folders may change
         loop.train_and_evaluate(resumed_config, resumed)
-    return SimpleNamespace(
-        whole=whole, resumed=resumed, target=programs[0].target, said=told, config=resumed_config, roots=moved
-    )
+    logged = {"said": lines, "target": programs[0].target}  # of the run in one go
+    return SimpleNamespace(whole=whole, resumed=resumed, config=resumed_config, roots=moved, **logged)
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs):

@@ -1,6 +1,7 @@
 """The loop with a stand-in for the device, and a real tiny run that is killed and resumed."""
 
 import dataclasses
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -358,6 +359,16 @@ class KilledError(Exception):
     pass
 
 
+def killed_after(count, batches):
+    """Returns a function that yields the first `count` batches of `batches`, and then raises KilledError."""
+
+    def killed(*args):
+        yield from itertools.islice(batches(*args), count)
+        raise KilledError
+
+    return killed
+
+
 @pytest.fixture(scope="module")
 def runs(pedes_root, tmp_path_factory):
     """The workdirs of a run in one go, and of one that was killed at step 5 after a checkpoint at 3, and resumed."""
@@ -379,17 +390,11 @@ def runs(pedes_root, tmp_path_factory):
             programs["program"] = dataclasses.replace(program, step=step)
         return programs["program"]
 
-    def killed(*args):
-        for number, batch in enumerate(batches(*args)):
-            if number == 5:
-                raise KilledError
-            yield batch
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Checkpoints", Patient)
         patch.setattr(loop, "build_program", build_once)
         loop.train_and_evaluate(config, whole)
-        patch.setattr(pipeline, "train_batches", killed)
+        patch.setattr(pipeline, "train_batches", killed_after(5, batches))
         with pytest.raises(KilledError):
             loop.train_and_evaluate(config, resumed)
         left = (resumed / "metrics.jsonl").read_text()
