@@ -384,26 +384,8 @@ def test_the_splits(variant, root):
     assert len(seen) == len(set(seen))
 
 
-@pytest.fixture(scope="module")
-def once():
-    """once(function) returns its first result for all calls: the program does not depend on the data."""
-    results = {}
-
-    def wrap(function):
-        def call(*args):
-            if function not in results:
-                results[function] = function(*args)
-            return results[function]
-
-        return call
-
-    return wrap
-
-
-def test_training_and_evaluation(variant, root, tmp_path, capsys, monkeypatch, once):
+def test_training_and_evaluation(variant, root, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda workdir: "")  # test_report has it
-    for name in ("build_program", "compile_step"):
-        monkeypatch.setattr(loop, name, once(getattr(loop, name)))
     loop.train_and_evaluate(tiny(variant.dataset, root), tmp_path)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in steps if "loss" in line]
