@@ -73,7 +73,11 @@ class JointSource:
         return np.array(self._gather(pairs, lambda source, own: source.keys(own).T), np.uint64).reshape(-1, 2).T
 
     def ids(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
+        """Returns (n,) int32: equal for pairs (n,) of one person. `pairs` is a whole batch.
+
+        Without identities the pairs of one image, or of one caption, have equal ids, and so have those that such pairs
+        connect: none of them is another's negative.
+        """
         return self.person_of_pair[pairs] if self.identities else connected(*self.keys(pairs))
 
     def _gather(self, pairs: np.ndarray, read: Callable[[PairSource, np.ndarray], Any]) -> list[Any]:

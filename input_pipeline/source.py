@@ -56,14 +56,6 @@ class PairSource(Protocol):
         """Returns hashes (2, n) uint64 of the image and of the caption of each pair, equal in all sources."""
         ...
 
-    def ids(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns (n,) int32: equal for pairs (n,) of one person. `pairs` is a whole batch.
-
-        Without identities the pairs of one image, or of one caption, have equal ids, and so have those that such pairs
-        connect: none of them is another's negative.
-        """
-        ...
-
 
 def key_of_bytes(content: bytes) -> int:
     """Returns the hash of bytes, 64 bits of BLAKE2b."""
@@ -188,10 +180,6 @@ class Source:
     def keys(self, pairs: np.ndarray) -> np.ndarray:
         """Returns hashes (2, n) uint64 of the path of the image and of the caption of each pair."""
         return self._keys[:, pairs]
-
-    def ids(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns the ids (n,) int32 of a batch's pairs, as PairSource says."""
-        return self.person_ids[self.pairs[0][pairs]] if self.identities else connected(*self.keys(pairs))
 
     @functools.cached_property
     def _keys(self) -> np.ndarray:

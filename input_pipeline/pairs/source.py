@@ -2,7 +2,7 @@
 
 source = IndexedPairs("SHARDS/pairs")
 _, _, batch = KeyedPlans([source.num_pairs], batch_size=64).rows(step)
-source.encoded(batch), source.texts(batch), source.ids(batch)
+source.encoded(batch), source.texts(batch)
 """
 
 import json
@@ -85,10 +85,6 @@ class IndexedPairs:
         rows = self._rows[pairs]
         return np.stack([rows["image_key"], rows["text_key"]])
 
-    def ids(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns (n,) int32: equal for pairs that the same image or the same caption connects."""
-        return connected(*self.keys(pairs))
-
     def encoded(self, pairs: np.ndarray) -> list[bytes]:
         """Returns the images of pairs (n,) as JPEG or PNG. Raises DataError if a shard is not as it was."""
         images, texts = self._reader.pairs(self._chosen(pairs.tolist()))
@@ -116,7 +112,7 @@ class IndexedPairs:
             some = pairs[start : start + _READ]
             contents += self.encoded(some)
             captions += [caption for caption, _ in self.texts(some)]
-        ids = self.ids(pairs).tolist() if captions else []
+        ids = connected(*self.keys(pairs)).tolist() if captions else []
         pairs_of: dict[int, list[int]] = {}
         for pair, key in enumerate(self._rows[pairs]["image_key"].tolist()):
             pairs_of.setdefault(key, []).append(pair)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.annotations import Annotations, Record
+from input_pipeline.joint import JointSource
 from input_pipeline.source import Source, connected
 
 
@@ -35,13 +36,14 @@ CAPTIONS = [("A red coat.", "She walks."), ("a  red coat.",), ("A blue coat.", "
 def test_pairs_of_a_person_have_equal_ids():
     source = make_source(CAPTIONS, [4, 9, 4, 2])
     assert source.num_pairs == 6 and source.persons.tolist() == [2, 4, 9]
-    assert source.ids(np.array([5, 0, 1, 2, 3])).tolist() == [0, 1, 1, 2, 1]
+    assert JointSource({"": source}).ids(np.array([5, 0, 1, 2, 3])).tolist() == [0, 1, 1, 2, 1]
 
 
 def test_without_identities_pairs_of_an_image_or_a_caption_have_equal_ids():
     source = make_source(CAPTIONS, [4, 4, 4, 4])
     source.forget_persons()
     assert source.persons.tolist() == [0, 1, 2, 3]
+    source = JointSource({"": source})
     # Images 0 and 1 share "a red coat.", images 2 and 3 share "a man."; the person, which all four share, is unknown.
     assert source.ids(np.arange(6)).tolist() == [0, 0, 0, 1, 1, 1]
     # The pair that connects images 0 and 1 is not in the batch.

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline import augment
+from input_pipeline.joint import JointSource
 from input_pipeline.pairs import index, parts, store
 from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import DIRECT, FILE, JSON, ROW
@@ -96,7 +97,7 @@ def test_a_source_gives_images_captions_and_ids(shards):
     assert [picture(number) for number in numbers] == images
     assert numbers[1] == numbers[2] and len({*numbers}) == 4
     assert [phrases for _, phrases in texts] == [()] * 5
-    assert source.ids(pairs).tolist() == [0, 1, 1, 2, 3]
+    assert JointSource({"": source}).ids(pairs).tolist() == [0, 1, 1, 2, 3]
     assert source.texts(np.array([5, 3]))[1] == texts[1]  # of another batch, in part
     assert source.intact(pairs).all() and source.stand_in(3, np.random.default_rng(0)) == 3
 
@@ -121,7 +122,7 @@ def test_validation_has_an_entry_for_each_image(tmp_path):
     about = build(tmp_path / "a.tar", folder=tmp_path / "pairs")
     assert about["repeated_images"] == 2
     source = IndexedPairs(str(tmp_path / "pairs"))
-    assert source.ids(np.array([3, 2, 0, 1])).tolist() == [0, 1, 1, 1]
+    assert JointSource({"": source}).ids(np.array([3, 2, 0, 1])).tolist() == [0, 1, 1, 1]
     held = source.in_memory()
     assert held.captions == [("red", "green"), ("Green",), ("blue",)]
     assert held.persons[held.person_ids].tolist() == [0, 0, 1]
@@ -326,7 +327,7 @@ def test_lists_name_images_beside_them(tmp_path):
     assert source.encoded(every) == [picture(number) for number in (0, 2, 2, 3)]
     captions = [caption for caption, _ in source.texts(every)]
     assert captions == ['A "red",\nlong coat.', "One.", "Zwei ü.", "Three."]
-    assert source.ids(every).tolist() == [0, 1, 1, 2]
+    assert JointSource({"": source}).ids(every).tolist() == [0, 1, 1, 2]
     assert (source._rows[np.arange(source.num_pairs)]["flags"] == DIRECT | JSON | FILE).all()
     moved = tmp_path / "moved"
     folder.rename(moved)
