@@ -47,20 +47,18 @@ class Result(NamedTuple):
 def measure(root: Path, format: str, batches: int, turns: int) -> Result:
     """Measures `turns` turns of `batches` batches with configs/cuhk.py: 28 records, three views, three texts."""
     from input_pipeline import opening, pipeline
-    from input_pipeline.sampling import EpochPlans
+    from input_pipeline.joint import JointSource
     from input_pipeline.tokenizer import load_tokenizer
 
     config = cuhk.get_config()
     config.data.root, config.text.tokenizer = str(root), ""
     source = opening.open_split(config, "train")
-    plans = EpochPlans(
-        source.person_ids[source.pairs[0]], config.data.batch_size, config.data.sampling, config.data.instances
-    )
-    tokenizer = load_tokenizer("")
+    joint = JointSource({"": source})
+    plans, tokenizer = pipeline.plan_epochs(config, joint), load_tokenizer("")
 
     def train(views: int) -> Any:
         config.mla.views = views
-        return pipeline.train_batches(ConfigDict(config.to_dict()), source, tokenizer, plans)
+        return pipeline.train_batches(ConfigDict(config.to_dict()), joint, tokenizer, plans)
 
     sides = {"floor": floor_batches(config, source, plans), "one_view": train(1), "pipeline": train(3)}
     rates: dict[str, list[float]] = {name: [] for name in sides}

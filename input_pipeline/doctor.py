@@ -186,7 +186,6 @@ def check_overlap(
 def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
     """Returns lines about person ids, image sizes, and the steps and hours of the released recipe."""
     ids = sorted({record.person_id for record in records})
-    sizes = np.array([image.size for image in images if not image.fault] or [(0, 0)])
     persons = np.array([r.person_id for r in records if r.split == "train" for _ in r.captions])
     try:
         starts = EpochPlans(persons, _BATCH, "identity", _INSTANCES).epoch_starts(1)
@@ -204,12 +203,17 @@ def describe_run(records: Sequence[Record], images: Sequence[Inspected]) -> str:
         if not all(map(str.isdecimal, names))
         else f"ids: {ids[0]} to {ids[-1]}, {ids[-1] - ids[0] + 1 - len(ids):,} of them in no record"
     )
+    return f"{persons_line}\nimages: {_sizes(images)}\na run of the released recipe: {run}"
+
+
+def _sizes(images: Sequence[Inspected]) -> str:
+    whole = np.array([image.size for image in images if not image.fault])
+    if not len(whole):
+        return "none can be used"
+    (low, least), (high, most), (height, width) = whole.min(0), whole.max(0), np.median(whole, axis=0)
     return (
-        f"{persons_line}\n"
-        f"images: {sum(i.file_bytes for i in images) / 1e6:,.0f} MB; "
-        f"height {sizes[:, 0].min()} to {sizes[:, 0].max()}, median {int(np.median(sizes[:, 0]))}; "
-        f"width {sizes[:, 1].min()} to {sizes[:, 1].max()}, median {int(np.median(sizes[:, 1]))}\n"
-        f"a run of the released recipe: {run}"
+        f"{sum(image.file_bytes for image in images) / 1e6:,.0f} MB; height {low} to {high}, median {int(height)}; "
+        f"width {least} to {most}, median {int(width)}"
     )
 
 

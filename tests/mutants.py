@@ -73,6 +73,8 @@ GROUPS = {
     ),
     "evaluation": ("ivt_jax/evaluation/*.py", "tests/evaluation/test_*.py"),
     "sampling": ("input_pipeline/sampling.py", "tests/input_pipeline/test_sampling.py"),
+    "keyed_order": ("input_pipeline/keyed_order.py", "tests/input_pipeline/test_keyed_order.py"),
+    "pairs": ("input_pipeline/pairs/*.py", "tests/input_pipeline/pairs/test_*.py"),
     "pipeline": ("input_pipeline/pipeline.py", "tests/input_pipeline/test_pipeline.py"),
     "text_levels": ("input_pipeline/text_levels.py", "tests/input_pipeline/test_text_levels.py"),
     "conversion": ("ivt_jax/conversion/*.py", "tests/conversion/test_*.py tests/training/test_init_from.py"),

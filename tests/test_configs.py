@@ -16,7 +16,6 @@ from configs import cuhk, default, icfg, joint, pretrain, rstp, synth
 from input_pipeline import opening, pipeline
 from input_pipeline.annotations import dataset_name, title_of
 from input_pipeline.joint import JointSource
-from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import SHIPPED, load_tokenizer
 from ivt_jax import ablation, main
 from ivt_jax.common.errors import UserError
@@ -190,9 +189,8 @@ def test_a_config_opens_with_its_command(module):
 
 def batch(config):
     """The third training batch: images, boxes, texts, pairs."""
-    source = opening.open_split(config, "train")
-    data = config.data
-    plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+    source = JointSource(opening.open_parts(config, "train"))
+    plans = pipeline.plan_epochs(config, source)
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size, config.text.clean)
     return next(itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 2, None))
 

@@ -119,6 +119,35 @@ def test_libraries_stay_where_they_belong(library):
     assert users <= CONFINED[library]
 
 
+def names_of(path):
+    """What a module can be asked for: names bound outside of its functions and classes."""
+    names, nodes = set(), [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case _:
+                nodes += ast.iter_child_nodes(node)
+    return names
+
+
+def test_names_imported_from_our_modules_exist():
+    """Also those that a function imports, and those of tests that another environment runs."""
+    modules = FILES | {module_name(path): path for path in sorted((ROOT / "tests").rglob("*.py"))}
+    names = {module: names_of(path) for module, path in modules.items()}
+    for path in modules.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in names:
+                wanted = {alias.name for alias in node.names}
+                missing = {name for name in wanted - names[node.module] if f"{node.module}.{name}" not in modules}
+                assert not missing, f"{path}: {node.module} has no {missing}"
+
+
 @pytest.mark.parametrize("folder", ["ivt_jax.models", "ivt_jax.losses"])
 def test_models_and_losses_import_nothing_of_ours_outside_their_folder(folder):
     for name in FILES:

@@ -22,6 +22,7 @@ from PIL import Image
 from configs import default, synth
 from input_pipeline import doctor, opening, pipeline
 from input_pipeline.annotations import DATASETS, read_annotations
+from input_pipeline.joint import JointSource
 from input_pipeline.prepared import prepare
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
@@ -415,8 +416,8 @@ def test_the_phrases_of_the_processed_file_are_what_the_word_level_draws(tmp_pat
     """They are in no caption. A caption without any gives its own words."""
     document = VARIANTS["CUHK-PEDES, processed"].document
     config = tiny("cuhk", write(tmp_path, "cuhk_pedes_att.json", document, pictures(CUHK)))
-    source, tokenizer = opening.open_split(config, "train"), load_tokenizer()
-    plans = EpochPlans(source.person_ids[source.pairs[0]], 8, "identity", 4, config.seed)
+    source, tokenizer = JointSource(opening.open_parts(config, "train")), load_tokenizer()
+    plans = EpochPlans(source.person_of_pair, 8, "identity", 4, config.seed)
     drawn: dict[int, set[str]] = {pair: set() for pair in range(12)}
     for batch in itertools.islice(pipeline.train_batches(config, source, tokenizer, plans), 40):
         assert sorted(np.bincount(batch["person_ids"], minlength=3)) == [0, 4, 4]

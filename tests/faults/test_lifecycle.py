@@ -13,6 +13,7 @@ import pytest
 
 from configs import synth
 from input_pipeline import opening, pipeline
+from input_pipeline.joint import JointSource
 from input_pipeline.sampling import EpochPlans
 from input_pipeline.tokenizer import load_tokenizer
 from tests.faults.conftest import history, mounted, state_of
@@ -321,7 +322,7 @@ def test_hosts_read_their_own_rows_and_together_the_same_batches(pedes_root, hos
         own = opening.open_split(config, "train")
         original, read[host] = own.read, []
         own.read = lambda indices, original=original, host=host: read[host].append(list(indices)) or original(indices)
-        batches = pipeline.train_batches(config, own, tokenizer, plans, 3, (host, hosts))
+        batches = pipeline.train_batches(config, JointSource({"": own}), tokenizer, plans, 3, (host, hosts))
         for step in range(5):
             rows[step].append(next(batches)["pair_ids"])
         batches.close()

@@ -107,6 +107,12 @@ def test_a_faulty_image_makes_the_folder_unusable(tmp_path, capsys, content, lin
     assert capsys.readouterr().out.endswith(f"error: {line}\n1 kind of fault\n")
 
 
+def test_sizes_are_not_told_where_no_image_can_be_used(tmp_path, capsys):
+    make(tmp_path, **{f"n{number}": None for number in range(8)})
+    assert call(tmp_path) == 2
+    assert "\nimages: none can be used\n" in capsys.readouterr().out
+
+
 def test_a_link_out_of_the_images_is_not_opened(tmp_path, capsys):
     make(tmp_path / "data", n2=None)
     (tmp_path / "outside.jpg").write_bytes(encoded(scene(2)))

@@ -134,16 +134,16 @@ class Reference:
 
 def trajectory(config: ConfigDict, steps: int) -> dict[str, Any]:
     """Trains all sides -> losses (steps, 3) in the order of CURVES, the peak rates used, and R@1 of each on test."""
-    from input_pipeline.pipeline import open_split, train_batches
-    from input_pipeline.sampling import EpochPlans
+    from input_pipeline import opening
+    from input_pipeline.joint import JointSource
+    from input_pipeline.pipeline import plan_epochs, train_batches
     from input_pipeline.tokenizer import load_tokenizer
     from ivt_jax.training.program import build_program
     from ivt_jax.training.sharding import global_batch
 
-    source, test = open_split(config, "train"), open_split(config, "test")
+    source, test = JointSource(opening.open_parts(config, "train")), opening.open_split(config, "test")
     tokenizer = load_tokenizer(config.text.tokenizer, config.model.vocab_size)
-    data = config.data
-    plans = EpochPlans(source.person_ids[source.pairs[0]], data.batch_size, data.sampling, data.instances, config.seed)
+    plans = plan_epochs(config, source)
     epochs = config.train.epochs + 1 - config.train.first_epoch
     program = build_program(config, plans.epoch_starts(epochs), steps, tokenizer.mask_id)
     state, hyperparameters = program.init(), program.hyperparameters()
