@@ -6,11 +6,11 @@ from jax.sharding import PartitionSpec
 
 from ivt_jax.training.optimizer import by_layer, matrices
 from ivt_jax.training.sharding import global_batch, place
-from tests.training.test_train_step import assert_trees, close, make_batch, on_mesh, program, tiny
+from tests.training.test_train_step import assert_trees, close, make_batch, on_mesh, program, sentences
 
 
 def config_of(align, parts):
-    config = tiny(relative_positions=True, projection=8)
+    config = sentences(relative_positions=True, projection=8)
     config.bmm.align, config.runtime.microbatches = align, parts
     return config
 

@@ -32,6 +32,13 @@ def tiny(**model):
     return config
 
 
+def sentences(**model):
+    """Whole sentences and one view alone: quicker to compile."""
+    config = tiny(**model)
+    config.mla.update({"levels": ("sentence",), "views": 1})
+    return config
+
+
 def make_batch(seed=0):
     rng = np.random.default_rng(seed)
     text = {name: rng.integers(5, 40, (BATCH_SIZE, length), np.int32) for name, length in LENGTHS.items()}
@@ -113,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
 
 def test_the_average_follows_the_parameters():
     """d = min(0.2, (1 + n) / (10 + n)) after n steps: 1/10, 2/11, 0.2; the state's `learned` is the average."""
-    config = tiny()
+    config = sentences()
     config.optimizer.ema = 0.2
     init, step = program(config)
     state, step = jax.jit(init)(), jax.jit(step)
@@ -313,7 +320,7 @@ def test_micro_batches_are_computed_one_after_the_other(single, monkeypatch, cou
 
 
 def test_a_spike_changes_nothing_and_is_no_bad_step():
-    config = tiny()
+    config = sentences()
     config.train.spike_factor = 4.0
     init, step = program(config)
     state, step = jax.jit(init)(), jax.jit(step)
