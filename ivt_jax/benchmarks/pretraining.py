@@ -7,7 +7,7 @@
 2. The tower is pre-trained on the images and captions of the 8,000, each image a person of its own: with ITC alone,
    with ITC and MLM, with ITC, ITM and MLM (configs/synth.py:pretrain_itc, :pretrain_itc_mlm, :pretrain).
 3. Each result is fine-tuned on the 500 by the demo's recipe, with some seeds. `random` trains from random weights on
-   the 500 alone, for as many steps as pre-training and fine-tuning have together; `short` for those of fine-tuning.
+   the 500 alone, for as many steps as pre-training and fine-tuning have together.
 
 Writes pretraining.md and pretraining.png into --out, and prints the table. Each training is `ivt_jax.main` in a workdir
 of its own: a second call resumes.
@@ -26,7 +26,7 @@ from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.files import write_text
 
 PRETRAINED = {"itc": "pretrain_itc", "itc_mlm": "pretrain_itc_mlm", "itc_itm_mlm": "pretrain"}  # name -> variant
-NAMES = ("short", "random", *PRETRAINED)
+NAMES = ("random", *PRETRAINED)
 PERSONS, VAL, TEST, FEW = 8950, 300, 150, 500
 
 
@@ -37,7 +37,6 @@ def run(options: argparse.Namespace) -> None:
     for name, variant in PRETRAINED.items():
         train(out / f"pretrained-{name}", variant, many, options.pretraining_steps)
     for seed in range(options.seeds):
-        train(out / f"short-{seed}", "", few, options.steps, seed)
         for name in PRETRAINED:
             train(out / f"{name}-{seed}", "", few, options.steps, seed, out / f"pretrained-{name}")
         train(out / f"random-{seed}", "", few, options.pretraining_steps + options.steps, seed)
