@@ -22,7 +22,7 @@ from typing import Any
 
 from input_pipeline.annotations import DATASETS, local_root, read_annotations
 from input_pipeline.pairs import store
-from input_pipeline.pairs.index import index_pairs
+from input_pipeline.pairs.index import index_pairs, refuse_other_files
 from input_pipeline.pairs.rows import ABOUT, ASIDE
 from input_pipeline.portable import SUMS, make_portable
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
@@ -66,6 +66,7 @@ def prepare_dataset(args: argparse.Namespace) -> int:
 def prepare_pairs(args: argparse.Namespace) -> None:
     """Makes the index of pairs, copies it to a bucket if --out is one, and prints its counts. Raises UserError."""
     folder, out = _folders(args.pairs, args.out)
+    refuse_other_files(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_file(folder / "lock")

@@ -53,7 +53,10 @@ class PairSource(Protocol):
         ...
 
     def keys(self, pairs: np.ndarray) -> np.ndarray:
-        """Returns hashes (2, n) uint64 of the image and of the caption of each pair, equal in all sources."""
+        """Returns hashes (2, n) uint64 of the image and of the caption of each pair.
+
+        An image's is that of its contents in an index, of its path in a table or dataset: one that is in both has two.
+        """
         ...
 
 

@@ -20,9 +20,11 @@ is incomplete.
 import collections
 import concurrent.futures.process
 import functools
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +43,24 @@ from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 
 _FILES = (*(f"{split}.npy" for split in SPLITS), ASIDE, SHARDS, ABOUT, SUMS)
-_OFTEN = 10  # an image in more rows than this stays in train, such as the "not available" picture of a site
+# The names in its two folders, see tasks.py and parts.py.
+_INSIDE = {"lists": r".*-[0-9a-f]{8}-\d{5,}\.jsonl", "parts": r"[0-9a-f]{24}\.npz"}
+_OFTEN = 10  # an image in so many times more rows than others stays in train, such as the "not available" of a site
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Raises UserError if a folder has files of another kind, which an indexing would replace or remove."""
+    begun = (folder / "parts").exists() or (folder / SHARDS).exists()
+    known = {"lock", *_INSIDE, *(_FILES if begun else ())}
+    found = (path for path in folder.glob("*") if whole_name(path.name) not in known and path.name[0] != ".")
+    inside = (
+        path
+        for name, pattern in _INSIDE.items()
+        for path in (folder / name).glob("*")
+        if not re.fullmatch(pattern, whole_name(path.name)) or path.is_dir()
+    )
+    if other := next(itertools.chain(found, inside), None):
+        raise UserError(f"{folder} has files of another kind, such as {other}: name an empty folder with --out")
 
 
 def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: int, workers: int) -> dict[str, Any]:
@@ -50,7 +69,8 @@ def index_pairs(patterns: Sequence[str], folder: Path, longest: int, val_pairs: 
     longest: characters of a caption; val_pairs: pairs to hold out; workers: processes. Raises UserError.
     """
     refuse_path(folder)
-    for name in ("lists", "parts"):
+    refuse_other_files(folder)
+    for name in ("parts", "lists"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():  # what a killed indexing left; it may be large
         if path.name not in _FILES and whole_name(path.name) in _FILES:
@@ -137,14 +157,21 @@ def _held_out(keys: np.ndarray, val_pairs: int) -> tuple[int, np.ndarray]:
     """Returns how many rows repeat the image of another row, and the keys of the images of val. Sorts `keys`.
 
     val gets the images with the smallest hashes, in about min(val_pairs, 5%) rows, one image at least if there are more
-    than 20 rows. So an image is never in both splits, and the choice hardly changes when shards are added.
+    than 20 rows and several images. So an image is never in both splits, and the choice hardly changes when shards are
+    added.
     """
     keys.sort()
     repeated = int((keys[1:] == keys[:-1]).sum())
-    wanted = min(val_pairs, max(len(keys) // 20, len(keys) > 20))
-    least, counts = np.unique(keys[: 100 * wanted], return_counts=True)
-    seldom = counts <= _OFTEN
-    least, ends = least[seldom], np.cumsum(counts[seldom])
+    wanted = min(val_pairs, max(len(keys) // 20, len(keys) > 20)) if keys[0] != keys[-1] else 0
+    looked_at, ends = 0, np.zeros(0, np.int64)
+    least = keys[:0]
+    while looked_at < len(keys) and wanted and (len(least) < 3 or ends[-1] < wanted):
+        looked_at = min(len(keys), max(100 * wanted, 10 * looked_at))
+        least, counts = np.unique(keys[:looked_at], return_counts=True)
+        if looked_at < len(keys):
+            least, counts = least[:-1], counts[:-1]  # the last one may have more rows
+        seldom = counts <= _OFTEN * np.median(np.append(counts, 1))
+        least, ends = least[seldom], np.cumsum(counts[seldom])
     return repeated, least[: max(1, int(np.searchsorted(ends, wanted, side="right")))]
 
 

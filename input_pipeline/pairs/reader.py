@@ -64,7 +64,7 @@ class Reader:
         """Returns the file of the image that the line of a list names, and a byte more, in case it has grown."""
         try:
             name = json.loads(line)["image"]
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             raise self._changed(row) from None
         return store.Range(path_of_image(self._folders[row.shard], name), 0, row.image_size + 1)
 

@@ -149,7 +149,10 @@ def _read_about(root: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         raise _damaged(root / ABOUT)
     if about["format"] != FORMAT:
         raise DataError(f"{root / ABOUT} has format {about['format']}, expected {FORMAT}: {AGAIN}")
-    if not isinstance(entries, list) or len(entries) != about.get("shards"):
+    if not isinstance(about.get("digests"), dict):
+        raise _damaged(root / ABOUT)
+    whole = isinstance(entries, list) and len(entries) == about.get("shards")
+    if not whole or not all(isinstance(entry, dict) and {"path", "size"} <= entry.keys() for entry in entries):
         raise _damaged(root / SHARDS)
     return about, entries
 

@@ -23,7 +23,7 @@ from typing import Any
 from ivt_jax.benchmarks.comparison import plot, scores, table
 from ivt_jax.benchmarks.transfer import command
 from ivt_jax.common.command import exit_code, positive
-from ivt_jax.common.files import write_text
+from ivt_jax.common.files import whole_folder, write_text
 
 PRETRAINED = {"itc": "pretrain_itc", "itc_mlm": "pretrain_itc_mlm", "itc_itm_mlm": "pretrain"}  # name -> variant
 NAMES = ("random", *PRETRAINED)
@@ -60,10 +60,10 @@ def divide(out: Path) -> tuple[Path, Path]:
     }
     for folder, splits in parts.items():
         if not folder.exists():
-            folder.mkdir()
-            (folder / "imgs").symlink_to((people / "imgs").absolute())
             own = {person for chosen in splits.values() for person in chosen}
-            write_text(folder / "reid_raw.json", json.dumps([r for r in records if r["id"] in own]))
+            with whole_folder(folder) as partial:
+                (partial / "imgs").symlink_to((people / "imgs").absolute())
+                write_text(partial / "reid_raw.json", json.dumps([r for r in records if r["id"] in own]))
     return many, few
 
 

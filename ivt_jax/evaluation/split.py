@@ -56,10 +56,10 @@ def summarise(e: Embeddings, ranks: dict[str, Ranks], source: Any, step: int, re
 
     Scores of both directions by the protocol `standard`, whose ranks are `ranks`, with 95% intervals; text to image by
     every protocol, including re-ranking if `rerank`; counts of queries, gallery entries and persons; on PEDES-Synth the
-    R@1 of an exact reader of the captions' attributes.
+    R@1 of an exact reader of the captions' attributes, if it is persons that are looked for.
     """
     persons = {"t2i": e.text_person, "i2t": e.image_person[image_records(e)]}
-    attributes = read_json(source.root / "attributes.json") if source.name != "own" else {}
+    attributes = read_json(source.root / "attributes.json") if source.name != "own" and source.identities else {}
     protocols = protocol_scores(e, source.name, ranks["t2i"])
     if rerank:
         protocols[RERANKED] = mean_scores(query_scores(reranked(e)))

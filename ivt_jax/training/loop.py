@@ -75,9 +75,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     checkpoints = open_checkpoints(run)
     start = checkpoints.latest_step() or 0
     refuse_other_length(run, start)
-    reported = start == run.total_steps and (workdir / "report.html").exists()
-    if reported and reported_split(workdir)[1].get("last", {}).get("step") == start:
-        run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
+    reported, (_, summary) = start == run.total_steps and (workdir / "report.html").exists(), reported_split(workdir)
+    if reported and (not summary or summary["last"]["step"] == start):  # {}: the data have no split for it
+        tested = "tested" if summary else "not evaluated"
+        run.progress.say(f"complete: {start} steps, {tested}; report: {workdir / 'report.html'}")
         return
     if not start and initial is NOTHING:  # stopped before its first checkpoint
         initial = initial_params(config)

@@ -71,7 +71,7 @@ STEPS = {
         8, config_of(512, image_size=(12, 12), depth=1, identity=1.0, fsdp=2, matching="sharded"), 0.1,
     ),
     "micro-batches, image-text matching, eight devices": (
-        8, config_of(512, words=1.0, patches=1.0, parts=4, itm=1.0), 0.1,
+        8, config_of(256, levels=ALL[:2], views=2, words=1.0, patches=1.0, parts=4, itm=1.0), 0.1,
     ),
 }  # fmt: skip
 

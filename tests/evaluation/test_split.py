@@ -79,7 +79,7 @@ def split(monkeypatch, root=Path()):
         split="test", root=root, images=root / "imgs", persons=np.array([10, 20]), person_ids=np.array([0, 1, 0]),
         paths=["a.jpg", "b.jpg", "c.jpg"],
         captions=[("one",), ("two", "three"), ("one",)], copies=np.array([1, 1, 1]), name="cuhk_pedes",
-        pairs=(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 0])),
+        pairs=(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 0])), identities=True,
     )  # fmt: skip
     ids = {"one": 1, "two": 2, "three": 3}
     tokenizer = SimpleNamespace(
@@ -131,7 +131,7 @@ def test_intervals_of_both_directions_draw_persons():
         image=np.concatenate([wrong, right]), text=np.concatenate([wrong * [1, -1], right]).astype(np.float32),
         image_person=persons, text_person=persons, text_image=np.arange(41), image_copies=np.ones(41, int),
     )  # fmt: skip
-    source = SimpleNamespace(name="cuhk_pedes", root=Path("nowhere"))
+    source = SimpleNamespace(name="cuhk_pedes", root=Path("nowhere"), identities=True)
     summary = summarise(split, source, 1)
     for way in ("t2i", "i2t"):
         assert summary[way]["R1"] == pytest.approx(100 * 40 / 41)
@@ -143,7 +143,7 @@ def test_the_interval_of_image_to_text_counts_an_image_once_for_each_of_its_reco
         image=np.eye(2, dtype=np.float32), text=np.float32([[1, 0], [1, 0]]), image_person=np.array([1, 2]),
         text_person=np.array([1, 2]), text_image=np.arange(2), image_copies=np.array([3, 1]),
     )  # fmt: skip
-    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere")), 1)
+    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere"), identities=True), 1)
     # Both captions fit image 0 alone: for its three records a wrong one ties with the right one, and for image 1, too.
     assert summary["gallery"] == 4 and summary["persons"] == 2 and summary["queries"] == 2
     assert summary["i2t"]["R1"] == 0 and summary["interval"]["i2t"]["R1"] == (0.0, 0.0)
@@ -192,15 +192,19 @@ def test_a_query_without_a_match_has_no_figures(monkeypatch):
     assert figures[0] == figures[3] == (1, 1, 1)
 
 
-@pytest.mark.parametrize("oracle", [61.5, None])
-def test_write_results(tmp_path, monkeypatch, oracle):
+@pytest.mark.parametrize(
+    ("stated", "identities", "oracle"), [(61.5, True, 61.5), (None, True, None), (61.5, False, None)]
+)
+def test_write_results(tmp_path, monkeypatch, stated, identities, oracle):
+    """The oracle finds persons; without identities, single images are to be found."""
     root = tmp_path / "data"
     model, source, tokenizer, config = split(monkeypatch, root)
     embeddings = evaluation.embed_split(model, TABLE, source, tokenizer, config)
     np.testing.assert_array_equal(embeddings.text_person, [10, 20, 20, 10])
     root.mkdir()
-    if oracle:
-        (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": oracle}}}))
+    source.identities = identities
+    if stated:
+        (root / "attributes.json").write_text(json.dumps({"oracle": {"val": {"R1": 1}, "test": {"R1": stated}}}))
     summary = summarise(embeddings, source, 300)
     for _ in range(2):  # an evaluation may be repeated
         evaluation.write_results(tmp_path / "test", summary, source, embeddings)
@@ -253,7 +257,7 @@ def test_persons_are_those_of_the_gallery():
         image=np.eye(3, dtype=np.float32), text=np.eye(3, dtype=np.float32)[:2], image_person=np.arange(3),
         text_person=np.arange(2), text_image=np.arange(2), image_copies=np.array([1, 1, 2]),
     )  # fmt: skip
-    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere")), 1)
+    summary = summarise(split, SimpleNamespace(name="cuhk_pedes", root=Path("nowhere"), identities=True), 1)
     assert (summary["persons"], summary["gallery"], summary["queries"]) == (3, 4, 2)
 
 

@@ -18,6 +18,7 @@ from ivt_jax.run.workdir import (
     folder_tokenizer,
     hold_workdir,
     load_config,
+    make_workdir,
     other_data,
     record_config,
     record_conversion,
@@ -286,3 +287,8 @@ def test_weights_that_are_converted_again_keep_their_origin(tmp_path):
     assert (
         weights["before"] == before and weights["source"] == "export" and set(weights["files"]) == {"model.safetensors"}
     )
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line():
+    with pytest.raises(UserError, match=r"^the workdir /dev/null/run cannot be made: Not a directory$"):
+        make_workdir(Path("/dev/null/run"))

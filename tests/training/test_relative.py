@@ -6,17 +6,17 @@ from jax.sharding import PartitionSpec
 
 from ivt_jax.training.optimizer import by_layer, matrices
 from ivt_jax.training.sharding import global_batch, place
-from tests.training.test_train_step import assert_trees, close, make_batch, on_mesh, program, sentences
+from tests.training.test_train_step import assert_trees, close, on_mesh, program, small, small_batch
 
 
-def config_of(align, parts):
-    config = sentences(relative_positions=True, projection=8)
-    config.bmm.align, config.runtime.microbatches = align, parts
+def config_of(parts):
+    config = small(relative_positions=True, projection=8)
+    config.bmm.align, config.runtime.microbatches = "fast", parts
     return config
 
 
-def batch_of(seed):
-    batch = make_batch(seed)
+def full_batch():
+    batch = small_batch()
     return {**batch, "mask": {level: ids > 0 for level, ids in batch["text"].items()}}
 
 
@@ -32,16 +32,16 @@ def with_tables(state):
 
 
 def test_devices_and_micro_batches_change_nothing():
-    init, step = program(config_of("fast", 1))
+    init, step = program(config_of(1))
     state = with_tables(jax.jit(init)())
-    alone, metrics = jax.jit(step)(state, batch_of(0))
+    alone, metrics = jax.jit(step)(state, full_batch())
     changed = jax.tree.map(
         lambda old, new: float(np.abs(old - new).max()), state.params["blocks"], alone.params["blocks"]
     )
     assert min(changed["relative"].values()) > 0  # every table has a gradient
     assert np.any(alone.params["image_projection"]["kernel"] != state.params["image_projection"]["kernel"])
-    mesh, init, step = on_mesh(config_of("fast", 2), 2, 2)
-    together, others = step(with_tables(init()), global_batch(mesh, batch_of(0)))
+    mesh, init, step = on_mesh(config_of(2), 2, 2)
+    together, others = step(with_tables(init()), global_batch(mesh, full_batch()))
     assert_trees(close, (together.params, others), (alone.params, metrics))
 
 

@@ -32,11 +32,16 @@ def tiny(**model):
     return config
 
 
-def sentences(**model):
-    """Whole sentences and one view alone: quicker to compile."""
+def small(**model):
+    """One view, two levels: quicker to compile."""
     config = tiny(**model)
-    config.mla.update({"levels": ("sentence",), "views": 1})
+    config.mla.update({"levels": ("sentence", "word"), "views": 1})
     return config
+
+
+def small_batch():
+    batch = make_batch()
+    return {**batch, "images": batch["images"][:, :1], "erase": batch["erase"][:, :1]}
 
 
 def make_batch(seed=0):
@@ -120,13 +125,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
 
 def test_the_average_follows_the_parameters():
     """d = min(0.2, (1 + n) / (10 + n)) after n steps: 1/10, 2/11, 0.2; the state's `learned` is the average."""
-    config = sentences()
+    config = small()
     config.optimizer.ema = 0.2
     init, step = program(config)
     state, step = jax.jit(init)(), jax.jit(step)
     expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
     for d in (0.1, 2 / 11, 0.2):
-        state, _ = step(state, make_batch())
+        state, _ = step(state, small_batch())
         expected = jax.tree.map(lambda old, new, d=d: d * old + (1 - d) * np.asarray(new), expected, state.params)
         assert_trees(close, state.ema, expected)
     assert state.learned is state.ema
@@ -320,16 +325,16 @@ def test_micro_batches_are_computed_one_after_the_other(single, monkeypatch, cou
 
 
 def test_a_spike_changes_nothing_and_is_no_bad_step():
-    config = sentences()
+    config = small()
     config.train.spike_factor = 4.0
     init, step = program(config)
     state, step = jax.jit(init)(), jax.jit(step)
-    state, metrics = step(state, make_batch())
+    state, metrics = step(state, small_batch())
     assert metrics["spikes"] == 0
     calm = {"norms": jnp.full(HISTORY, metrics["grad_norm"] / 100), "count": jnp.int32(0)}
-    after, metrics = step(state.replace(spikes=calm), make_batch())
+    after, metrics = step(state.replace(spikes=calm), small_batch())
     assert (metrics["spikes"], after.bad_steps, after.step) == (1, 0, 2)
     assert_trees(equal, (after.params, after.opt_state), (state.params, state.opt_state))
-    taken, metrics = step(state, make_batch())  # by its own history the same step is none
+    taken, metrics = step(state, small_batch())  # by its own history the same step is none
     assert metrics["spikes"] == 0
     assert (np.asarray(taken.params["blocks"]["norm"]["scale"]) != state.params["blocks"]["norm"]["scale"]).any()

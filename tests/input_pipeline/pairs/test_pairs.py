@@ -150,10 +150,61 @@ def test_at_most_a_twentieth_is_held_out(total, asked, expected):
     assert repeated == 0 and held_out.tolist() == [7 * i for i in range(expected)]
 
 
-def test_an_image_of_many_pairs_is_not_held_out():
-    keys = np.repeat(np.arange(100, dtype=np.uint64), [11, 1, 2, *[1] * 97])
-    repeated, held_out = index._held_out(keys, 2)
-    assert (repeated, held_out.tolist()) == (11, [1])
+@pytest.mark.parametrize(
+    ("counts", "asked", "repeated", "expected"),
+    [
+        ([11, 1, 2, *[1] * 97], 2, 11, [1]),  # image 0 is in eleven times as many rows as others, which have one
+        ([5000, *[1] * 20_000], 3, 4999, [1, 2, 3]),  # in more rows than are looked at first
+        ([1, 280, *[1] * 9_999], 3, 279, [0, 2, 3]),  # in the first 300 rows, which it fills up
+        ([12] * 1000, 2000, 11_000, [*range(50)]),  # 5% of 12,000 rows are those of 50 images
+        ([10] * 3, 2000, 27, [0]),  # one image at least
+        ([30], 2000, 29, []),  # the only image is for training
+    ],
+)
+def test_an_image_of_many_more_pairs_than_others_is_not_held_out(counts, asked, repeated, expected):
+    keys = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
+    found, held_out = index._held_out(keys, asked)
+    assert (found, held_out.tolist()) == (repeated, expected)
+
+
+@pytest.mark.parametrize("name", ["my.csv", "train.npy", "lists/my.csv", "parts/0.tar", "parts/deep/a.npz"])
+def test_a_folder_with_other_files_is_left_as_it_is(tmp_path, capsys, name):
+    write_tar(tmp_path / "0.tar", members(range(3)))
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"mine")
+    assert main([f"--pairs={tmp_path}/0.tar", f"--out={tmp_path}/mine", "--workers=1"]) == 2
+    first = file if name != "parts/deep/a.npz" else file.parent
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/mine has files of another kind, such as {first}: name an empty folder with --out\n"
+    )
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
+    assert file.read_bytes() == b"mine"
+
+
+def test_an_index_is_made_again_beside_hidden_files_and_without_its_parts(tmp_path):
+    write_tar(tmp_path / "0.tar", members(range(3)))
+    folder = tmp_path / "pairs"
+    build(tmp_path / "0.tar", folder=folder)
+    (folder / ".DS_Store").write_bytes(b"")
+    for path in (folder / "parts").iterdir():
+        path.unlink()
+    (folder / "parts").rmdir()
+    assert build(tmp_path / "0.tar", folder=folder)["train"] == 3 and (folder / ".DS_Store").exists()
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("pairs.json", lambda about: about.pop("digests")), ("shards.json", lambda entries: entries[0].pop("size")),
+    ("shards.json", lambda entries: entries.append(entries.pop()["path"])),
+])  # fmt: skip
+def test_an_index_whose_json_lacks_something_is_damaged(tmp_path, name, change):
+    write_tar(tmp_path / "0.tar", members(range(3)))
+    build(tmp_path / "0.tar", folder=tmp_path / "pairs")
+    content = json.loads((tmp_path / "pairs" / name).read_text())
+    change(content)
+    (tmp_path / "pairs" / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{name} is missing or damaged"):
+        IndexedPairs(str(tmp_path / "pairs"))
 
 
 def test_other_formats_are_given_as_png(tmp_path):
@@ -467,7 +518,7 @@ def test_damaged_parts_are_made_again(one, monkeypatch):
 
 def test_what_a_killed_indexing_left_is_removed(one):
     end, folder = f"{'0' * 32}.partial", one / "pairs"
-    left = [folder / f".train.npy.{end}", folder / f".pairs.json.{end}", folder / f"parts/.a.npz.{end}"]
+    left = [folder / f".train.npy.{end}", folder / f".pairs.json.{end}", folder / f"parts/.{'a' * 24}.npz.{end}"]
     foreign = folder / f".mine.{end}"
     for path in (*left, foreign):
         path.write_bytes(b"x")
