@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     e = draw_split(options.queries, options.gallery, options.persons, options.width)
-    source = SimpleNamespace(name="icfg_pedes", root=Path("nowhere"))
+    source = SimpleNamespace(name="icfg_pedes", root=Path("nowhere"), identities=True)
     paths, captions = [""] * options.gallery, [""] * options.queries
     pieces = {
         "scores, intervals, protocols": lambda: summarise(e, standard(e), source, 0),

@@ -67,7 +67,7 @@ class Run(NamedTuple):
 def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     """Trains or resumes the run of `workdir`, evaluates its best checkpoint, writes report.html.
 
-    A complete run is left unchanged. A preempted run saves its step and exits with 75.
+    A complete run that was tested is left unchanged. A preempted run saves its step and exits with 75.
     """
     run = set_up(config, workdir)
     # Read before the workdir is created, so that an error leaves none. A run with checkpoints does not need it.
@@ -75,10 +75,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> None:
     checkpoints = open_checkpoints(run)
     start = checkpoints.latest_step() or 0
     refuse_other_length(run, start)
-    reported, (_, summary) = start == run.total_steps and (workdir / "report.html").exists(), reported_split(workdir)
-    if reported and (not summary or summary["last"]["step"] == start):  # {}: the data have no split for it
-        tested = "tested" if summary else "not evaluated"
-        run.progress.say(f"complete: {start} steps, {tested}; report: {workdir / 'report.html'}")
+    reported = start == run.total_steps and (workdir / "report.html").exists()
+    if reported and reported_split(workdir)[1].get("last", {}).get("step") == start:
+        run.progress.say(f"complete: {start} steps, tested; report: {workdir / 'report.html'}")
         return
     if not start and initial is NOTHING:  # stopped before its first checkpoint
         initial = initial_params(config)

@@ -54,6 +54,7 @@ def evaluate(monkeypatch):
                 root=Path("nowhere"),
                 annotations=Path(__file__),
                 images_digest="",
+                identities=True,
             )
 
         monkeypatch.setattr(run, "restore_params", restore_params)

@@ -42,7 +42,7 @@ def write_split(workdir, root, attributes=True, split="test", **results):
     captions = [("A man & <b>",), (), (), ("Another man.",)]
     source = SimpleNamespace(
         name="pedes_synth", split=split, root=root, images=root / "imgs", paths=paths, captions=captions,
-        pairs=(own, np.array([0, 0])),
+        pairs=(own, np.array([0, 0])), identities=True,
     )  # fmt: skip
     last = {"step": 300, "t2i": dict.fromkeys(MEASURES, 12.25), "i2t": dict.fromkeys(MEASURES, 13.5)}
     summary = summarise(embeddings, standard(embeddings), source, 200) | {"selected_on": "val", "last": last} | results

@@ -172,9 +172,6 @@ def test_data_that_cannot_be_evaluated_still_have_a_report(stub, monkeypatch, ca
     monkeypatch.setattr(loop, "evaluate", lambda *_: {})
     assert stub.run(stub_config(), saved=6) == ["close", "report"]
     assert "not evaluated: the data have no split for it; the report has the curves alone" in capsys.readouterr().err
-    (stub.workdir / "report.html").touch()
-    assert stub.run(stub_config(), saved=6) == []
-    assert capsys.readouterr().err == f"complete: 6 steps, not evaluated; report: {stub.workdir}/report.html\n"
 
 
 def write_results(workdir, last):
