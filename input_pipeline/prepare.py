@@ -66,7 +66,7 @@ def prepare_dataset(args: argparse.Namespace) -> int:
 def prepare_pairs(args: argparse.Namespace) -> None:
     """Makes the index of pairs, copies it to a bucket if --out is one, and prints its counts. Raises UserError."""
     folder, out = _folders(args.pairs, args.out)
-    refuse_other_files(folder)
+    refuse_other_files(folder)  # before a lock is left in it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_file(folder / "lock")
