@@ -202,6 +202,7 @@ def run_dataset(dataset: tf.data.Dataset) -> Iterator[Any]:
     options = tf.data.Options()
     options.threading.private_threadpool_size = _THREADS
     options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False  # nothing is to be tuned, and its sleeping thread would hold up the end
     try:
         yield from dataset.prefetch(2).with_options(options).as_numpy_iterator()
     except tf.errors.OpError as error:

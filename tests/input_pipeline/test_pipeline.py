@@ -327,6 +327,15 @@ def test_augmentation_can_be_switched_off(pedes_root, source, tokenizer):
     assert (batch["images"].std((2, 3)) == 0).all()  # images of one colour, no black border
 
 
+def test_no_thread_that_tunes_holds_up_the_end(monkeypatch):
+    """It sleeps for up to a minute between its looks, and a preempted run waited for it."""
+    data, seen = pipeline.tf.data.Dataset, []
+    original = data.with_options
+    monkeypatch.setattr(data, "with_options", lambda *given: seen.append(given[1]) or original(*given))
+    assert next(iter(pipeline.run_dataset(data.range(3)))) == 0
+    assert [options.autotune.enabled for options in seen] == [False]
+
+
 def test_only_the_levels_in_use_are_made(pedes_root, source, tokenizer):
     (batch,) = stream(make_config(pedes_root, **{"mla.levels": ("sentence",)}), source, tokenizer, 1)
     assert set(batch["text"]) == {"sentence"}
