@@ -163,9 +163,8 @@ def _held_out(keys: np.ndarray, val_pairs: int) -> tuple[int, np.ndarray]:
     keys.sort()
     repeated = int((keys[1:] == keys[:-1]).sum())
     wanted = min(val_pairs, max(len(keys) // 20, len(keys) > 20)) if keys[0] != keys[-1] else 0
-    looked_at, ends = 0, np.zeros(0, np.int64)
-    least = keys[:0]
-    while looked_at < len(keys) and wanted and (len(least) < 3 or ends[-1] < wanted):
+    looked_at, least, ends = 0, keys[:0], np.zeros(0, np.int64)
+    while looked_at < len(keys) and wanted and (len(least) < 3 or ends[-1] < wanted):  # of two, neither is usual
         looked_at = min(len(keys), max(100 * wanted, 10 * looked_at))
         least, counts = np.unique(keys[:looked_at], return_counts=True)
         if looked_at < len(keys):
