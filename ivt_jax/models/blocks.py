@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from ivt_jax.models.config import IVTConfig
 from ivt_jax.models.ops import (
     ATTENTION_KERNELS,
+    DENSE,
     Params,
     activate,
     dense,
@@ -168,7 +169,7 @@ class Blocks(nn.Module):
         )
         if c.remat:
             # Matrix products are kept, cheap operations are recomputed: half the memory for no measurable time.
-            run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+            run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(DENSE))
         # Cast here, not in each block: the loop then keeps no copies of the weights for the gradient.
         weights = {name: p if name.startswith("norm") else cast(p, x.dtype) for name, p in self.layers.items()}
         layers = (weights, (rates, draws), scores)

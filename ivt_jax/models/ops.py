@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -10000.0  # added to the scores of padding keys, as released; exp(-10000) is exactly 0 in float32
 
+DENSE = "dense"  # name of what `dense` returns, for `jax.checkpoint`
 Params = Mapping[str, Any]
 
 
@@ -57,8 +59,7 @@ def _norm_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.
     normed, of_normed = (x.astype(wide(x.dtype)) - mean) * inverse, gradient * scale
     along = (of_normed * normed).mean(-1, keepdims=True)
     of_x = inverse * (of_normed - of_normed.mean(-1, keepdims=True) - normed * along)
-    rows = tuple(range(x.ndim - 1))
-    return (gradient * normed).sum(rows), gradient.sum(rows), of_x.astype(x.dtype)
+    return column_sums(gradient * normed), column_sums(gradient), of_x.astype(x.dtype)
 
 
 _layer_norm.defvjp(_norm_forward, _norm_backward)
@@ -66,7 +67,35 @@ _layer_norm.defvjp(_norm_forward, _norm_backward)
 
 def dense(p: Params, x: jax.Array) -> jax.Array:
     """Returns x @ kernel + bias in the dtype of x."""
-    return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
+    return checkpoint_name(_dense(p["kernel"].astype(x.dtype), p["bias"].astype(x.dtype), x), DENSE)
+
+
+@jax.custom_vjp
+def _dense(kernel: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
+    return x @ kernel + bias
+
+
+def _dense_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    kernel, x = kept
+    rows = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
+    of_kernel = jax.lax.platform_dependent(*rows, cpu=_narrow_first, default=lambda x, y: x.T @ y)
+    return of_kernel, column_sums(gradient), gradient @ kernel.T
+
+
+def _narrow_first(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns x.T @ y, computed as its transpose if x is wider: XLA's product with a wide first factor is slow."""
+    if x.shape[1] <= y.shape[1]:
+        return x.T @ y
+    return jax.lax.optimization_barrier(y.T @ x).T
+
+
+_dense.defvjp(lambda kernel, bias, x: (_dense(kernel, bias, x), (kernel, x)), _dense_backward)
+
+
+def column_sums(x: jax.Array) -> jax.Array:
+    """Returns the sums (D,) of x (..., D) over all rows."""
+    x = x.reshape(-1, x.shape[-1])
+    return jax.lax.platform_dependent(x, cpu=lambda x: jnp.ones(len(x), x.dtype) @ x, default=lambda x: x.sum(0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

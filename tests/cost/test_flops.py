@@ -148,6 +148,8 @@ def products(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted]))
+        if equation.primitive.name == "cond":  # one branch for each platform
+            total += min(products(branch.jaxpr) for branch in equation.params["branches"])
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
