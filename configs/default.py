@@ -112,17 +112,19 @@ def get_config() -> ConfigDict:
     config.bmm.rows = 0  # pairs of the batch to reconstruct, evenly spaced; a divisor of batch_size, or 0 = all
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd (momentum, coupled weight decay on everything), adam (coupled) or adamw
+    # sgd (momentum, coupled weight decay on everything), adam (coupled), adamw, or muon (the kernels of the blocks; the
+    # rest by adamw)
+    config.optimizer.name = "sgd"
     config.optimizer.schedule = "released"  # released: constant within an epoch; smooth: warm-up and cosine by step
     config.optimizer.learning_rate = 0.005  # peak; 0 or more
     config.optimizer.bias_learning_rate = 0.01  # peak for parameters named bias; 0 or more
     config.optimizer.start = 5e-5  # learning rate at the start of the warm-up; 0 or more
     config.optimizer.floor = 1e-5  # learning rate at the end of the cosine; 0 or more
     config.optimizer.warmup_epochs = 5.0  # 0 or more
-    config.optimizer.momentum = 0.9  # of sgd; 0 to below 1
-    config.optimizer.b1 = 0.9  # of adam and adamw; 0 to below 1
-    config.optimizer.b2 = 0.98  # of adam and adamw; 0 to below 1
-    config.optimizer.epsilon = 1e-8  # of adam and adamw, added to the root of the second moment; more than 0
+    config.optimizer.momentum = 0.9  # of sgd and muon; 0 to below 1
+    config.optimizer.b1 = 0.9  # of adam, adamw and muon; 0 to below 1
+    config.optimizer.b2 = 0.98  # of adam, adamw and muon; 0 to below 1
+    config.optimizer.epsilon = 1e-8  # of adam, adamw and muon, added to the root of the second moment; more than 0
     config.optimizer.weight_decay = 1e-4  # 0 or more
     config.optimizer.clip_norm = 0.0  # largest global gradient norm; 0 = no clipping
     config.optimizer.layer_decay = 1.0  # learning rate of a block / that of the block above; 0 to 1, 1 = all equal

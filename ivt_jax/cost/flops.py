@@ -13,7 +13,6 @@ from input_pipeline.datasets import count_training_persons
 from ivt_jax.models.config import hidden_units
 from ivt_jax.models.patches import num_patches
 
-OPTIMIZER_SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # values kept for each parameter
 BYTES = {"float32": 4, "bfloat16": 2}
 
 

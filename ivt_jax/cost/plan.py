@@ -17,6 +17,7 @@ from ivt_jax.losses.heads import HEADS, init_heads
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig, hidden_units
 from ivt_jax.training.freezing import is_frozen
+from ivt_jax.training.optimizer import slots_of
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
@@ -83,7 +84,7 @@ def device_memory(config: Mapping[str, Any], sizes: Mapping[str, int], *, widene
     mlp = sum(size for name, size in whole.items() if "/mlp" in name)
     passes = [flops.Pass(p.kind, p.rows // (devices * microbatches), p.tokens) for p in flops.tower_passes(config)]
     size = 4 if widened else flops.BYTES[model["dtype"]]
-    slots = flops.OPTIMIZER_SLOTS[optimizer["name"]] * sum(size // parts[name] for name, size in trained.items())
+    slots = sum(slots_of(optimizer["name"], name) * size // parts[name] for name, size in trained.items())
     gradients = sum(sum(size for name, size in trained.items() if _is_in_blocks(name, p.kind)) for p in passes)
     gradients += sum(size for name, size in trained.items() if name.startswith(HEADS))
     embeddings = sum(embedding_bytes(p, config, size) for p in passes)

@@ -1,5 +1,6 @@
-"""Optimisers and learning rates: the released SGD program (docs/recipe.md), Adam, AdamW, rates by layer and by name."""
+"""Optimisers and learning rates: the released SGD (docs/recipe.md), Adam, AdamW, Muon, rates by layer and by name."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from ivt_jax.training.freezing import scale_updates
 from ivt_jax.training.hyperparameters import is_on, with_complement
+from ivt_jax.training.sharding import path_name
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's: both can have the same rates (Liu et al. 2025, section 2.2)
 
 
 def released_schedule(peak: float, config: Any, epoch_starts: np.ndarray) -> optax.Schedule:
@@ -47,18 +51,20 @@ def make_schedules(config: Any, epoch_starts: np.ndarray, total_steps: int) -> d
 
 
 def make_optimizer(config: Any, schedules: dict[str, optax.Schedule]) -> optax.GradientTransformation:
-    """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; or AdamW.
+    """Returns SGD with momentum and coupled weight decay on everything, as in torch and the release; Adam; AdamW; Muon.
 
     Adam's decay is coupled too, as in torch, and leaves biases out. AdamW decays only matrices. None of them
-    decays a learned scale of similarities, since decay would pull it towards 1. With all three, biases have their own
-    rate, layers may have theirs (layer_decay), and so may parameters (multipliers). A withheld step does not advance
-    the schedules.
+    decays a learned scale of similarities, since decay would pull it towards 1. Muon is AdamW with other updates of the
+    blocks' kernels. With all, biases have their own rate, layers may have theirs (layer_decay), and so may parameters
+    (multipliers). A withheld step does not advance the schedules.
     """
     o = config.optimizer
     if o.name == "sgd":
         core = [add_decay(o.weight_decay), optax.trace(o.momentum)]
     else:
         core = [scale_by_adam(with_complement(o.b1), with_complement(o.b2), o.epsilon)]
+        if o.name == "muon":
+            core = [optax.partition({True: scale_by_muon(o.momentum), False: core[0]}, block_kernels)]
         coupled = o.name == "adam"
         decay = optax.add_decayed_weights(o.weight_decay, mask=no_biases if coupled else matrices)
         core.insert(0 if coupled else 1, decay)
@@ -101,6 +107,27 @@ def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any], epsilon: Any = 1e-8)
     return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
+def scale_by_muon(momentum: float | jax.Array) -> optax.GradientTransformation:
+    """Returns Muon (Jordan et al. 2024) for stacks of kernels (depth, in, out): the nearest orthogonal matrix of each
+    averaged gradient, by Newton-Schulz iteration, so that no direction of a kernel learns faster than the others.
+    """
+
+    def dimensions(updates):
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), updates)
+
+    def scale(updates, _):  # an orthogonal matrix has the root mean square 1 / sqrt(its longer side)
+        return jax.tree.map(lambda update: update * MUON_RMS * max(update.shape[1:]) ** 0.5, updates)
+
+    orthogonal = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions)
+    return optax.chain(orthogonal, optax.stateless(scale))
+
+
+def slots_of(optimizer: str, path: str) -> int:
+    """Returns how many values the optimiser keeps for each of a parameter's own."""
+    one = optimizer == "sgd" or (optimizer == "muon" and is_block_kernel(path))
+    return 1 if one else 2
+
+
 def by_layer(updates: Any, decay: float, depths: Mapping[str, int]) -> Any:
     """Returns updates that are smaller the lower the layer (layer-wise decay; Bao et al., BEiT, 2022).
 
@@ -127,6 +154,16 @@ def block_depths(model: Any) -> dict[str, int]:
 def groups(params: Any) -> Any:
     """Returns each parameter's group: "bias" if that is its name, else "weight", as in the release."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "bias" if path[-1].key == "bias" else "weight", params)
+
+
+def is_block_kernel(path: str) -> bool:
+    """Returns whether the parameter with this path is a stack of kernels of blocks, which Muon updates."""
+    return re.search(r"blocks/.*/kernel$", path) is not None
+
+
+def block_kernels(params: Any) -> Any:
+    """Returns True for the stacked kernels of the blocks, and False for the other parameters."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_block_kernel(path_name(path)), params)
 
 
 def is_scale(path: Any) -> bool:

@@ -64,7 +64,7 @@ def test_the_classifier_and_the_rates_are_described():
 def test_a_config_at_fault_is_refused():
     config = synth.get_config()
     config.optimizer.name = "lamb"
-    with pytest.raises(UserError, match=r'^optimizer.name is "lamb"; expected one of sgd, adam, adamw$'):
+    with pytest.raises(UserError, match=r'^optimizer.name is "lamb"; expected one of sgd, adam, adamw, muon$'):
         dry_run.dry_run(config)
 
 

@@ -79,7 +79,7 @@ def test_our_configs_have_no_fault():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer__name": "lamb"}, 'optimizer.name is "lamb"; expected one of sgd, adam, adamw'),
+        ({"optimizer__name": "lamb"}, 'optimizer.name is "lamb"; expected one of sgd, adam, adamw, muon'),
         ({"match__loss": "infonce"}, 'match.loss is "infonce"; expected one of cmpm, sdm, itc, tal'),
         ({"match__normalise": "on"}, 'match.normalise is "on"; expected one of published, both, neither'),
         ({"match__temperature": -0.02}, "match.temperature is -0.02; expected 0 or more"),

@@ -114,7 +114,7 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{"optimizer.name": "adamw"}, {"optimizer.name": "sgd", **MATCHING}])
+@pytest.mark.parametrize("changes", [{"optimizer.name": name} for name in ("adamw", "muon")] + [MATCHING])
 def test_inputs_do_what_constants_do(changes):
     """Three steps of the compiled program beside the same functions with the config's own numbers."""
     config = tiny({**ODD, **changes})

@@ -1,4 +1,4 @@
-"""Schedules worked out by hand; SGD, Adam and AdamW against their rules written out in float64."""
+"""Schedules worked out by hand; SGD, Adam, AdamW and Muon against their rules written out in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 
 from configs import default
 from ivt_jax.training.optimizer import (
+    OPTIMIZERS,
     block_depths,
     by_layer,
     groups,
@@ -15,7 +16,9 @@ from ivt_jax.training.optimizer import (
     make_schedules,
     matrices,
     released_schedule,
+    slots_of,
 )
+from ivt_jax.training.sharding import paths_of
 
 # Epochs of 3, 5, 2, 4, ... steps: the released sampler's epochs differ in length.
 LENGTHS = np.resize([3, 5, 2, 4], 121)
@@ -88,10 +91,10 @@ def test_groups_and_matrices_follow_the_names():
 RATE = {"weight": [0.1, 0.2, 0.05], "bias": [0.3, 0.1, 0.2]}
 
 
-def run(config, gradients):
+def run(config, gradients, params=PARAMS):
     schedules = {name: lambda step, rates=rates: jnp.asarray(rates)[step] for name, rates in RATE.items()}
     tx = make_optimizer(config, schedules)
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), PARAMS)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state = tx.init(params)
     for g in gradients:
         updates, state = tx.update(jax.tree.map(jnp.float32, g), state, params)
@@ -99,9 +102,9 @@ def run(config, gradients):
     return params
 
 
-def draw_gradients():
+def draw_gradients(params=PARAMS):
     rng = np.random.default_rng(0)
-    return [jax.tree.map(lambda x: rng.standard_normal(x.shape), PARAMS) for _ in range(3)]
+    return [jax.tree.map(lambda x: rng.standard_normal(x.shape), params) for _ in range(3)]
 
 
 def rate_of(path, step):
@@ -163,7 +166,68 @@ def test_adam_is_torchs_rule():
     assert_trees_close(run(config, gradients), jax.tree_util.tree_map_with_path(follow, PARAMS, *gradients))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+BLOCKS = {  # two blocks, with a kernel that is wider than high and one that is higher than wide
+    "blocks": {
+        "attn": {"qkv": {"kernel": np.full((2, 3, 6), 0.5), "bias": np.ones((2, 6))}},
+        "mlp_txt": {"fc2": {"kernel": np.full((2, 5, 2), 0.5), "bias": np.ones((2, 2))}},
+        "norm1": {"scale": np.ones((2, 3))},
+    },
+    "image_blocks": {"mlp": {"fc1": {"kernel": np.full((1, 2, 2), 0.5)}}},
+    "word_head": {"kernel": np.full((3, 3), 0.5)},
+}
+
+
+def orthogonal(x):
+    """Five Newton-Schulz steps on x (M, N) float64 with the coefficients of Jordan et al. (2024)."""
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_moves_the_kernels_of_blocks_by_orthogonal_matrices():
+    """Nesterov's momentum; the update's root mean square is about 0.2. Kernels decay; all else moves as with AdamW."""
+    config = default.get_config()
+    config.optimizer.update({"name": "muon", "momentum": 0.7, "weight_decay": 0.3})
+    gradients = draw_gradients(BLOCKS)
+
+    def follow(path, p, *leaves):
+        m = 0.0
+        for step, g in enumerate(leaves):
+            m = 0.7 * m + 0.3 * g
+            ahead = 0.7 * m / (1 - 0.7 ** (step + 2)) + 0.3 * g / (1 - 0.7 ** (step + 1))
+            update = np.stack([0.2 * max(x.shape) ** 0.5 * orthogonal(x) for x in ahead])
+            p = p - rate_of(path, step) * (update + 0.3 * p)
+        return p
+
+    moved = run(config, gradients, BLOCKS)
+    config.optimizer.name = "adamw"
+    others = run(config, gradients, BLOCKS)
+
+    def compare(path, p, actual, other, *leaves):
+        kernel = path[0].key.endswith("blocks") and path[-1].key == "kernel"
+        expected = follow(path, p, *leaves) if kernel else other
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 if kernel else 0)
+
+    jax.tree_util.tree_map_with_path(compare, BLOCKS, moved, others, *gradients)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_values_that_an_optimiser_keeps(name):
+    config = default.get_config()
+    config.optimizer.name = name
+    state = make_optimizer(config, dict.fromkeys(RATE, optax.constant_schedule(0.1))).init(BLOCKS)
+    paths = dict(zip(paths_of(BLOCKS), jax.tree.leaves(BLOCKS), strict=True))
+    kept = sum(
+        np.size(x)
+        for x, path in zip(jax.tree.leaves(state), paths_of(state), strict=True)
+        if path.endswith(tuple(paths))
+    )
+    assert kept == sum(slots_of(name, path) * x.size for path, x in paths.items())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_learned_scale_is_not_decayed(name):
     """With gradients of 0, only the decay moves parameters. The state is as of older versions: they had no masks."""
     config = default.get_config()
@@ -189,7 +253,7 @@ def test_the_epsilon_is_added_to_the_root_of_the_second_moment(name, epsilon):
     assert_trees_close(run(config, [gradient]), expected)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_factors_of_the_rate_go_to_the_first_pattern_that_names_the_parameter(name):
     """Norm biases x 3 (not x 7), the norm's scale x 7, all else as it was; the decay counts with the rate."""
     plain, changed = default.get_config(), default.get_config()

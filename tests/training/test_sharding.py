@@ -108,7 +108,7 @@ def test_the_table_by_hand():
     assert "mesh: data 2 x fsdp 4" in above and "fsdp 4 does not divide them: text_embedding/word (42, 16)" in above
 
 
-@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adamw", 0.9)])
+@pytest.mark.parametrize(("optimizer", "ema"), [("sgd", 0.0), ("adamw", 0.9), ("muon", 0.0)])
 def test_the_table_has_the_bytes_that_devices_hold(optimizer, ema):
     mesh = mesh_of(2, 4)
     init = init_of(optimizer, ema, vocab_size=42)
