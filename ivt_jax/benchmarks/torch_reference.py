@@ -2,6 +2,7 @@
 
     pip install -e ".[torch]"
     python -m ivt_jax.benchmarks.torch_reference           # ViT-B, 12 pairs, float32: minutes on a CPU
+    python -m ivt_jax.benchmarks.torch_reference --model=demo --steps=20       # the demo's tower, 32 pairs
     python -m ivt_jax.benchmarks.torch_reference --batch=64 --views=3 --dtype=bfloat16 --compile      # on a GPU
 
 On a GPU, PyTorch computes attention of images with its flash kernel and attention of texts, which have a mask, with its
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import cuhk
+from configs import cuhk, synth
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
@@ -41,6 +42,11 @@ from ivt_jax.common.startup import set_environment
 
 SIDES = ("jax", "torch", "plain")
 LEVELS = ("sentence", "phrase", "word")
+# By model, the defaults of the flags with these names.
+DEFAULTS = {
+    "base": {"batch": 12, "length": 64, "stride": 16, "depth": 12},
+    "demo": {"batch": 32, "length": 48, "stride": 12, "depth": 4},
+}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the first losses, relative
 _take: Callable[[], float]  # the step of a side, in its own process
 
@@ -48,10 +54,12 @@ _take: Callable[[], float]  # the step of a side, in its own process
 def make_config(options: argparse.Namespace) -> ConfigDict:
     """Returns the config of the released recipe without random draws."""
     config = cuhk.get_config("release")
+    if options.model == "demo":
+        config.model.update(synth.get_config().model)
     config.data.batch_size, config.model.dtype = options.batch, options.dtype
     config.mla.views, config.mla.levels = options.views, LEVELS[: options.views]
     config.model.update({"stride": options.stride, "dropout": 0.0, "drop_path": 0.0, "depth": options.depth})
-    config.model.unroll = options.unroll
+    config.model.unroll = options.unroll or config.model.unroll
     config.text.length.update(dict.fromkeys(LEVELS, options.length))
     config.bmm.align, config.augment.erase = "off", 0.0
     return config
@@ -256,19 +264,21 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line; returns the exit code."""
     name, description = "python -m ivt_jax.benchmarks.torch_reference", __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument("--batch", type=positive, default=12, help="pairs (12)")
+    parser.add_argument("--model", choices=tuple(DEFAULTS), default="base", help="ViT-B or the demo's tower (base)")
+    parser.add_argument("--batch", type=positive, help="pairs (12; demo: 32)")
     parser.add_argument("--views", type=int, choices=(1, 2, 3), default=1, help="views, and text levels (1)")
-    parser.add_argument("--length", type=positive, default=64, help="tokens of a text (64)")
-    parser.add_argument("--stride", type=positive, choices=range(1, 17), default=16, help="of the patches (16)")
-    parser.add_argument("--depth", type=positive, default=12, help="blocks of ViT-B's width (12)")
+    parser.add_argument("--length", type=positive, help="tokens of a text (64; demo: 48)")
+    parser.add_argument("--stride", type=positive, choices=range(1, 17), help="of the patches (16; demo: 12)")
+    parser.add_argument("--depth", type=positive, help="blocks (12; demo: 4)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--sides", type=sides, default=SIDES, help=f"jax and some of the others ({','.join(SIDES)})")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the side torch")
-    parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax")
+    parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax, as the demo has it")
     parser.add_argument("--turns", type=positive, default=7, help="turns of each side (7)")
     parser.add_argument("--steps", type=positive, default=1, help="steps in a turn (1)")
     parser.add_argument("--json", type=Path, help="file for all times")
     options = parser.parse_args(argv)
+    vars(options).update({name: value for name, value in DEFAULTS[options.model].items() if not getattr(options, name)})
     return exit_code(lambda: run(options))
 
 
