@@ -10,7 +10,6 @@ the table is stretched to cover them, as in VLMo and BEiT.
 import math
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 CUBIC = -0.75  # the free coefficient of the cubic kernel (Keys 1981); PyTorch's value
 
@@ -70,6 +69,8 @@ def offset_weights(old: int, new: int, ratio: float) -> np.ndarray:
 
     old, new: patches along the axis. Offset d of the new grid reads the old table at offset d * ratio.
     """
+    from scipy.interpolate import CubicSpline  # slow to import, and a search imports this module
+
     if old == 1:
         return np.ones((2 * new - 1, 1))
     wanted = np.arange(1 - new, new) * ratio

@@ -8,7 +8,6 @@ The probability that the first image is right assumes that the person is in the 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
 
 from ivt_jax.common.errors import UserError
 
@@ -73,7 +72,12 @@ def fit_calibration(scores: TopScores, miss: float = 0.05) -> Calibration:
 
 def probability(calibration: Calibration, score: np.ndarray | float) -> np.ndarray:
     """Returns P(first image is right | its score, person in the gallery) for scores of any shape."""
-    return expit(calibration.slope * np.asarray(score, float) + calibration.offset)
+    return sigmoid(calibration.slope * np.asarray(score, float) + calibration.offset)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Returns 1 / (1 + exp(-x)) in a form that never overflows."""
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def roc(scores: TopScores) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +132,7 @@ def _platt(score: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
     line = np.zeros(2)
     for _ in range(100):
-        p = expit(x @ line)
+        p = sigmoid(x @ line)
         gradient, hessian = x.T @ (p - target), (x.T * (p * (1 - p))) @ x
         step = np.linalg.lstsq(hessian, gradient)[0]  # the shortest solution if all scores are equal
         while loss(line - step) > (1 + 1e-9) * loss(line):  # by more than rounding
