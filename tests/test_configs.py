@@ -104,7 +104,7 @@ def test_the_optimisers_differ_in_nothing_else():
     demo = flatten(synth.get_config())
     for variant in synth.OPTIMIZERS:
         changed = {key for key, value in flatten(synth.get_config(variant)).items() if value != demo[key]}
-        assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "adamw")
+        assert all(key.startswith("optimizer.") for key in changed) and bool(changed) == (variant != "muon")
 
 
 def test_the_losses_differ_in_nothing_else():
@@ -165,7 +165,7 @@ def test_a_choice_is_one_key_and_the_demo_has_two_of_them():
         (cuhk, "(none), :release, :smoke, :clip, :siglip, :vlmo"),
         (
             synth,
-            "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, "
+            "(none), :baseline, :mla, :bmm_align, :bmm_reconstruct, :full, :sgd, :adamw, :layer_decay, :ema, :muon, "
             ":align_off, :align_exact, :align_fast, :one_view, :three_views, :sentence_level, :no_reconstruction, "
             ":sdm, :itc, :tal, :two_towers, :pretrain_itc, :pretrain_itc_mlm, :pretrain",
         ),
