@@ -17,7 +17,7 @@ from ivt_jax.losses.heads import HEADS, init_heads
 from ivt_jax.models.build import parameter_shapes
 from ivt_jax.models.config import IVTConfig, hidden_units
 from ivt_jax.training.freezing import is_frozen
-from ivt_jax.training.optimizer import slots_of
+from ivt_jax.training.optimizer import MUON_STEPS, is_block_kernel, slots_of
 from ivt_jax.training.sharding import mesh_sizes, place
 
 MODELS = {"B": {"width": 768, "depth": 12, "num_heads": 12}, "L": {"width": 1024, "depth": 24, "num_heads": 16}}
@@ -129,7 +129,18 @@ def device_flops(config: Mapping[str, Any], devices: int) -> int:
     cost = flops.step_cost(config)
     again = cost.image + cost.text if config["runtime"]["microbatches"] > 1 else 0
     split = cost.training - 3 * cost.matching + again
-    return split // devices + 3 * cost.matching // matching_devices(config, devices)
+    return split // devices + 3 * cost.matching // matching_devices(config, devices) + muon_flops(config)
+
+
+def muon_flops(config: Mapping[str, Any]) -> int:
+    """Returns the FLOPs of Muon's iterations, which each device computes by itself; 0 with another optimiser."""
+    if config["optimizer"]["name"] != "muon":
+        return 0
+    freeze = config["train"]["freeze"]
+    kernels = (x for name, x in trained_shapes(config).items() if is_block_kernel(name) and not is_frozen(name, freeze))
+    # A step of the iteration has the products X X^T (m, m), its square, and theirs with X (m, n); m is at most n.
+    sizes = ((depth, *sorted(sides)) for depth, *sides in kernels)
+    return MUON_STEPS * sum(depth * (4 * m * m * n + 2 * m**3) for depth, m, n in sizes)
 
 
 def matching_devices(config: Mapping[str, Any], devices: int) -> int:

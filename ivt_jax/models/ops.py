@@ -70,7 +70,7 @@ def dense(p: Params, x: jax.Array) -> jax.Array:
     return checkpoint_name(_dense(p["kernel"].astype(x.dtype), p["bias"].astype(x.dtype), x), DENSE)
 
 
-# By hand because of the CPU: JAX's own derivative takes a third more time for the whole step (docs/benchmarks/speed.md).
+# By hand for the CPU: with JAX's own derivative a whole step takes a third more time (docs/benchmarks/speed.md).
 @jax.custom_vjp
 def _dense(kernel: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
     return x @ kernel + bias

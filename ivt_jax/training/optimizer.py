@@ -15,6 +15,7 @@ from ivt_jax.training.hyperparameters import is_on, with_complement
 from ivt_jax.training.sharding import path_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+MUON_STEPS = 5  # of the Newton-Schulz iteration
 MUON_RMS = 0.2  # of Muon's updates, about that of AdamW's: both can have the same rates (Liu et al. 2025, section 2.2)
 
 
@@ -118,7 +119,7 @@ def scale_by_muon(momentum: float | jax.Array) -> optax.GradientTransformation:
     def scale(updates, _):  # an orthogonal matrix has the root mean square 1 / sqrt(its longer side)
         return jax.tree.map(lambda update: update * MUON_RMS * max(update.shape[1:]) ** 0.5, updates)
 
-    orthogonal = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=dimensions)
+    orthogonal = optax.contrib.scale_by_muon(ns_steps=MUON_STEPS, beta=momentum, weight_dimension_numbers=dimensions)
     return optax.chain(orthogonal, optax.stateless(scale))
 
 

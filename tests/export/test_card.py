@@ -86,7 +86,7 @@ def test_the_recipe_is_the_config(record):
 - Matching: loss cmpm, temperature 1.0
 - Multi-level alignment (MLA): weight 1.0, levels sentence, phrase, word, 1 view(s)
 - Bidirectional mask modelling (BMM): alignment fast; weight of word reconstruction 10.0, of patch reconstruction 2.0
-- adamw, schedule smooth, learning rate 0.001; 32 pairs a step, epochs 1 to 60; activations in float32
+- muon, schedule smooth, learning rate 0.004; 32 pairs a step, epochs 1 to 60; activations in float32
 - Code: revision `cafe`
 
 `config.json` has every key.
