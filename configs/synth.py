@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mla.views = 1
     config.bmm.align = "fast"
     config.bmm.rows = 16
-    config.bmm.word_ratio = 0.5  # of the hidden words more must be read from the image
+    config.bmm.word_ratio = 0.5  # the more words are hidden, the more is to be read from the image
     config.bmm.word_weight = 10.0  # at 1 their gradients are too small beside those of matching
     config.bmm.patch_weight = 2.0
     config.optimizer.update(

@@ -109,8 +109,8 @@ def scale_by_adam(b1: tuple[Any, Any], b2: tuple[Any, Any], epsilon: Any = 1e-8)
 
 
 def scale_by_muon(momentum: float | jax.Array) -> optax.GradientTransformation:
-    """Returns Muon (Jordan et al. 2024) for stacks of kernels (depth, in, out): the nearest orthogonal matrix of each
-    averaged gradient, by Newton-Schulz iteration, so that no direction of a kernel learns faster than the others.
+    """Returns Muon (Jordan et al. 2024) for stacks of kernels (depth, in, out): each averaged gradient becomes
+    nearly orthogonal, by Newton-Schulz iteration, so that no direction of a kernel learns faster than the others.
     """
 
     def dimensions(updates):
