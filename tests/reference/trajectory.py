@@ -54,7 +54,7 @@ def scaled_down(root: str) -> ConfigDict:
     config.bmm.align = "exact"
     peak = 0.05
     config.optimizer.update(
-        {"name": "sgd", "schedule": "released", "learning_rate": peak, "bias_learning_rate": 2 * peak,
+        {"name": "sgd", "momentum": 0.9, "schedule": "released", "learning_rate": peak, "bias_learning_rate": 2 * peak,
          "start": 0.01 * peak, "floor": 0.002 * peak, "warmup_epochs": 2.0, "weight_decay": 1e-4, "clip_norm": 0.0}
     )  # fmt: skip
     config.train.update({"epochs": 8, "first_epoch": 0, "steps": 0})
