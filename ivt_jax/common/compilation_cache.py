@@ -15,6 +15,7 @@ from typing import Any
 from ivt_jax.common.files import UNWRITABLE, cache_folder
 
 COMPILED_BYTES = 4 << 30  # size of the cache; the entries used longest ago go first
+KEPT_SECONDS = 0.2  # programs that take less to compile are not kept; JAX's own limit of 1 leaves out a query's
 _LOCK_SECONDS = 1.0  # to wait for another process that holds JAX's lock
 # JAX's warning. It names the program, not the entry; the keys of the program's entries begin with that name.
 _WARNING = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)': (\w*)")
@@ -35,6 +36,7 @@ def keep_compiled() -> None:
     if not os.access(cache, os.W_OK) or any(part in f"{cache}/" for part in UNWRITABLE):  # JAX finds no entries there
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(KEPT_SECONDS))
     limit = os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     if limit != "-1":  # without a limit JAX writes no -atime
         remove_unusable(cache)

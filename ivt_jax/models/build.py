@@ -1,5 +1,6 @@
 """The model that a config describes, and the shapes of its parameters."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -27,5 +28,6 @@ def model_of(model_config: IVTConfig) -> Model:
 @functools.cache
 def parameter_shapes(model_config: IVTConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its path, such as "blocks/attn/qkv/kernel"; allocates nothing."""
-    shapes = jax.eval_shape(lambda: model_of(model_config).init(jax.random.key(0))["params"])
+    same = dataclasses.replace(model_config, unroll=False)  # one block is traced for all, which takes less time
+    shapes = jax.eval_shape(lambda: model_of(same).init(jax.random.key(0))["params"])
     return {path: value.shape for path, value in flatten_dict(shapes, sep="/").items()}

@@ -15,7 +15,9 @@ from ivt_jax.common import compilation_cache
 from ivt_jax.common.compilation_cache import keep_compiled, remove_on_warning, remove_unusable
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE")
+NAMES = (
+    "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+)  # fmt: skip
 # Compiles one program, whose key has a prefix of its own, and prints how many were found in the cache.
 PROGRAM = """
 import sys
@@ -52,6 +54,7 @@ def test_programs_are_kept_where_the_user_alone_may_write(without, tmp_path, var
     keep_compiled()
     assert os.environ[NAMES[0]] == str(tmp_path / inner)
     assert os.environ[NAMES[1]] == str(compilation_cache.COMPILED_BYTES)
+    assert float(os.environ[NAMES[2]]) == compilation_cache.KEPT_SECONDS
     assert stat.S_IMODE((tmp_path / inner).stat().st_mode) == 0o700
 
 
@@ -61,6 +64,14 @@ def test_the_folder_that_the_user_names_stays(without, tmp_path):
     keep_compiled()
     assert (os.environ[NAMES[0]], list(tmp_path.iterdir())) == ("elsewhere", [])
     assert NAMES[1] not in os.environ
+
+
+def test_limits_that_the_user_sets_stay(without, tmp_path):
+    limits = {"XDG_CACHE_HOME": str(tmp_path), NAMES[1]: "1000", NAMES[2]: "5"}
+    for name, value in limits.items():
+        without.setenv(name, value)
+    keep_compiled()
+    assert {name: os.environ[name] for name in limits} == limits
 
 
 def test_without_a_place_to_write_nothing_is_kept(without, tmp_path):
