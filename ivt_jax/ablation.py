@@ -3,7 +3,7 @@
     python -m ivt_jax.ablation --study=terms --out=runs/ablation --root=data/pedes-synth-few    # or another of STUDIES
 
 Each run is `ivt_jax.main` in its own workdir, so a second call resumes. Several run at a time, each on its share of the
-cores, since so small a model gains little from a second core. Writes a table and a plot, terms.md and terms.png, named
+cores, since so small a model gains little from a second core. Writes tables and a plot, terms.md and terms.png, named
 after the study. Studies with the same --out share the runs of the same variant. `--help` lists the variants of each
 study, and the command that makes the data.
 """
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import synth
-from ivt_jax.benchmarks.comparison import plot, scores, table
+from ivt_jax.benchmarks.comparison import plot, scores, tables
 from ivt_jax.common.command import MISTAKE, exit_code, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
@@ -91,9 +91,9 @@ def compare(args: argparse.Namespace) -> None:
     run(args.out, args.root, variants, args.seeds, args.steps, args.jobs)
     results = scores(args.out, variants, args.seeds)
     written = args.out / f"{args.study}.md"
-    written.write_text(table(results))
+    written.write_text(tables(results))
     plot(results, written.with_suffix(".png"))
-    print(table(results) + f"{written}, {written.with_suffix('.png')}")
+    print(tables(results) + f"{written}, {written.with_suffix('.png')}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag("--out", type=Path, default=out, help=f"folder of the runs, table and plot ({out})")
     flag("--root", default=root, help=f"folder of the PEDES-Synth dataset, which must exist ({root})")
     flag("--seeds", type=positive, default=3, help="number of seeds (3)")
-    flag("--steps", type=positive, default=1000, help="steps of every run (1000)")
+    flag("--steps", type=positive, default=3000, help="steps of every run (3000)")
     flag("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")
     return parser
 

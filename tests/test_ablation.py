@@ -9,6 +9,7 @@ import pytest
 
 from configs import synth
 from ivt_jax import ablation
+from ivt_jax.benchmarks import comparison
 from ivt_jax.common.errors import UserError
 from ivt_jax.cost.flops import step_cost
 from ivt_jax.models.build import parameter_shapes
@@ -91,7 +92,7 @@ def test_the_table_has_means_and_sample_deviations():
         "two": np.array([[9, 1, 2, 3, 4.0]] * 3),
     }
     # 10, 14, 12: mean 12, squares 4 + 4 over n - 1 = 2; 30, 33, 36: 9 + 9 over 2.
-    assert ablation.table(results).splitlines() == [
+    assert comparison.table(results).splitlines() == [
         "| variant | val R1 | test R1 | test R5 | test R10 | test mAP |",
         "|---|---|---|---|---|---|",
         "| one | 3.00 ± 0.00 | 12.00 ± 2.00 | 20.00 ± 0.00 | 33.00 ± 3.00 | 6.00 ± 1.00 |",
@@ -101,8 +102,24 @@ def test_the_table_has_means_and_sample_deviations():
     ]
 
 
+def test_differences_are_taken_seed_by_seed_from_the_first_variant():
+    one, two = np.zeros((3, 5)), np.zeros((3, 5))
+    one[:, 1], two[:, 1] = [10, 14, 12], [13, 15, 17]
+    two[:, 4] = -1.5
+    # 3, 1, 5: mean 3, deviation 2; 4.3027 is the 97.5% quantile of Student's t at two degrees of freedom,
+    # 4.3027 * 2 / sqrt(3) = 4.968.
+    none = "+0.00 (+0.00 to +0.00)"
+    assert comparison.differences({"one": one, "two": two}).splitlines() == [
+        "| more than one | val R1 | test R1 | test R5 | test R10 | test mAP |",
+        "|---|---|---|---|---|---|",
+        f"| two | {none} | +3.00 (-1.97 to +7.97) | {none} | {none} | -1.50 (-1.50 to -1.50) |",
+        "",
+        "Differences with the same seed: mean and 95% interval over 3 seeds.",
+    ]
+
+
 def test_one_seed_has_no_deviation():
-    lines = ablation.table({"two": np.array([[9, 1, 2, 3, 4.0]])}).splitlines()
+    lines = comparison.tables({"two": np.array([[9, 1, 2, 3, 4.0]])}).splitlines()
     assert lines[2:] == ["| two | 9.00 | 1.00 | 2.00 | 3.00 | 4.00 |", "", "Text to image, in percent: one seed."]
 
 
@@ -137,6 +154,7 @@ def test_the_command_writes_table_and_plot(stub, tmp_path, monkeypatch, capsys):
     assert (
         "| full | 56.00 ± 1.41 | 51.00 ± 1.41 | 52.50 ± 1.41 | 54.00 ± 1.41 | 25.50 ± 0.71 |" in table
     )  # seeds give 50 and 52
+    assert "| full | +40.00 (+40.00 to +40.00) |" in table  # more than baseline, with either seed
     assert table in capsys.readouterr().out
     assert (tmp_path / "terms.png").read_bytes().startswith(b"\x89PNG")
 

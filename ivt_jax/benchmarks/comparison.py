@@ -1,4 +1,4 @@
-"""Compares runs that differ in a variant and a seed: their scores as a table and a plot."""
+"""Compares runs that differ in a variant and a seed: their scores, and differences by seed, as tables and a plot."""
 
 import json
 from collections.abc import Sequence
@@ -22,6 +22,12 @@ def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarr
     return {variant: np.array([read(variant, seed) for seed in range(seeds)]) for variant in variants}
 
 
+def tables(results: dict[str, np.ndarray]) -> str:
+    """Formats the scores and, of more seeds than one, how they differ from the first variant's, in Markdown."""
+    some = len(next(iter(results.values()))) > 1
+    return table(results) + ("\n" + differences(results) if some else "")
+
+
 def table(results: dict[str, np.ndarray]) -> str:
     """Formats means and sample standard deviations over the seeds in Markdown; of one seed, its scores alone."""
     titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
@@ -34,6 +40,26 @@ def table(results: dict[str, np.ndarray]) -> str:
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     spread = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return "\n".join([*lines, "", f"Text to image, in percent: {spread}."]) + "\n"
+
+
+def differences(results: dict[str, np.ndarray]) -> str:
+    """Formats in Markdown how much more each variant has than the first with the same seed; two seeds or more.
+
+    Means and 95% intervals by Student's t, which take the differences of the seeds for normally distributed.
+    """
+    from scipy.stats import t
+
+    (first, reference), *others = results.items()
+    seeds = len(reference)
+    titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
+    lines = [f"| more than {first} | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
+    for variant, values in others:
+        more = values - reference
+        means, halves = more.mean(0), t.ppf(0.975, seeds - 1) * more.std(0, ddof=1) / np.sqrt(seeds)
+        intervals = zip(means, means - halves, means + halves, strict=True)
+        cells = [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in intervals]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Differences with the same seed: mean and 95% interval over {seeds} seeds."]) + "\n"
 
 
 def plot(results: dict[str, np.ndarray], path: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ivt_jax.benchmarks.comparison import plot, scores, table
+from ivt_jax.benchmarks.comparison import plot, scores, tables
 from ivt_jax.benchmarks.transfer import command
 from ivt_jax.common.command import exit_code, positive
 from ivt_jax.common.files import whole_folder, write_text
@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> None:
             train(out / f"{name}-{seed}", "", few, options.steps, seed, out / f"pretrained-{name}")
         train(out / f"random-{seed}", "", few, options.pretraining_steps + options.steps, seed)
     results = scores(out, NAMES, options.seeds)
-    write_text(out / "pretraining.md", table(results))
+    write_text(out / "pretraining.md", tables(results))
     plot(results, out / "pretraining.png")
-    print(table(results), end="")
+    print(tables(results), end="")
 
 
 def divide(out: Path) -> tuple[Path, Path]:
