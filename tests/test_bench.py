@@ -134,7 +134,7 @@ def test_help_answers_before_jax_is_there():
 
 
 def test_it_needs_neither_tensorflow_nor_pillow():
-    absent = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'clu', 'PIL', 'lancedb'])); "
+    absent = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'clu', 'PIL', 'lance'])); "
     code = absent + "from ivt_jax import bench; from ivt_jax.benchmarks import measure; bench.main(['--help'])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and "--pieces" in run.stdout, run.stderr

@@ -38,7 +38,7 @@ CONFINED = {
     "pillow_heif": {"input_pipeline.decoding"},
     "onnx": {"ivt_jax.export.onnx_graph"},
     "apache_beam": {"ivt_jax.gallery.beam"},
-    "lancedb": {"ivt_jax.retrieval.lance"},
+    "lance": {"ivt_jax.retrieval.lance"},
     "pyarrow": {"ivt_jax.retrieval.lance"},
     "qdrant_client": {"ivt_jax.retrieval.qdrant"},
     "fastapi": {"ivt_jax.serve.app"},

@@ -510,7 +510,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from ivt_jax import search\n"
         "try: search.main(['--help'])\n"
-        "finally: print([m for m in ('jax', 'flax', 'tensorflow', 'orbax', 'lancedb') if m in sys.modules])"
+        "finally: print([m for m in ('jax', 'flax', 'tensorflow', 'orbax', 'lance') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.startswith("usage: python -m ivt_jax.search") and output.endswith("[]\n")

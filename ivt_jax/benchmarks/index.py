@@ -3,10 +3,10 @@
     python -m ivt_jax.benchmarks.index --scratch=DIR                        # with 4 GB free for a million rows
     python -m ivt_jax.benchmarks.index --scratch=DIR --workdir=runs/demo    # adds the search for sentences
 
-The indexes are LanceDB's, without thumbnails, of random vectors in clusters; queries are vectors of the index with
+The indexes are Lance's, without thumbnails, of random vectors in clusters; queries are vectors of the index with
 noise. Each row has the time of one query for ten results; the methods take turns. `index` is `VectorStore.search`,
 `nearest` the same without the store, `matrix product` NumPy's with a full sort, `faiss` its flat index (if installed),
-`ivf` LanceDB's approximate index of the largest size, with its recall. `a sentence` is `Searcher.search` of a sentence
+`ivf` Lance's approximate index of the largest size, with its recall. `a sentence` is `Searcher.search` of a sentence
 with the model of --workdir, including tokens, embedding and phrases.
 """
 

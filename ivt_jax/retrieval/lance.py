@@ -1,4 +1,4 @@
-"""An index in LanceDB: one table in a local folder or a bucket, without a server.
+"""An index in the Lance format: one table in a local folder or a bucket, without a server.
 
     id, path, digest, size, changed     as in `store.Row`; the field metadata of `id` hold `About` as JSON
     m_NAME                              a field of metadata (`store.column`)
@@ -6,10 +6,11 @@
 
 Each addition and each deletion creates a version of the table, whole or not at all, so readers never see half of one.
 The first search reads all vectors into memory, and a later search reads them again if there is a new version. Above
-EXACT_ROWS rows LanceDB's approximate index is used, except for filters that few rows meet: it would miss many of them.
+EXACT_ROWS rows Lance's approximate index is used, except for filters that few rows meet: it would miss many of them.
 """
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import math
@@ -18,18 +19,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lancedb
+import lance
 import numpy as np
 import pyarrow as pa
-from lancedb.index import IvfPq
 
+from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
 from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
 
 EXACT_ROWS = 2_000_000  # larger indexes are searched approximately
-TABLE = "pictures"
 _ABOUT = "ivt_jax"
 _TYPES = {
     "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "text": pa.string(),
@@ -49,19 +49,19 @@ _MOST = 10_000  # results of an approximate search; for more, all rows are score
 class LanceStore:
     """A `store.VectorStore` that threads may share."""
 
-    def __init__(self, place: str, table: Any):
+    def __init__(self, place: str, table: lance.LanceDataset):
         self._place, self._table, self._lock = place, table, threading.Lock()
         self._cached: tuple[Any, np.ndarray, np.ndarray] | None = None  # version, ascending ids, their vectors
-        self.about = self._read_about()
+        self.about = self._read_about(table)
 
     @classmethod
     def open(cls, place: str) -> "LanceStore":
         no_index = NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
-        if not is_remote(place) and not Path(place, f"{TABLE}.lance").is_dir():  # connecting would make the folder
+        if not is_remote(place) and not Path(_address(place)).is_dir():  # Lance would name its own files
             raise no_index
         with one_line(place):
             try:
-                table = lancedb.connect(place).open_table(TABLE)
+                table = lance.dataset(_address(place))
             except ValueError as error:
                 if "was not found" not in str(error):
                     raise
@@ -78,57 +78,58 @@ class LanceStore:
             ("thumbnail", pa.binary()),
         ]
         with one_line(place):
-            return cls(place, lancedb.connect(place).create_table(TABLE, schema=pa.schema(fields)))
+            return cls(place, lance.write_dataset(pa.schema(fields).empty_table(), _address(place)))
 
     def add(self, rows: Sequence[Row]) -> None:
         vectors = np.array([row.vector for row in rows], self.about.dtype)
+        for row, vector in zip(rows, vectors, strict=True):
+            if np.isnan(vector).any():  # it would be among the results of any query
+                raise UserError(f"{self._place}: the vector of {row.path!r} contains NaN")
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _OWN}
         columns |= {column(name): [row.metadata.get(name) for row in rows] for name in self.about.fields}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.about.dimension)
         columns["thumbnail"] = [row.thumbnail for row in rows]
-        with one_line(self._place):
-            schema = pa.schema([(field.name, field.type) for field in self._table.schema if field.name in columns])
-            self._table.add(pa.table(columns, schema=schema))
+        with self._latest() as table:
+            schema = pa.schema([(field.name, field.type) for field in table.schema if field.name in columns])
+            lance.write_dataset(pa.table(columns, schema=schema), table, mode="append")
 
     def delete(self, ids: Sequence[int]) -> None:
-        with one_line(self._place):
+        with self._latest() as table:
             for condition in _conditions(ids):
-                self._table.delete(condition)
+                table.delete(condition)
 
     def search(self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None) -> Found:
-        with self._latest():
+        with self._latest() as table:
             if exact is None:
-                exact = self._count() <= EXACT_ROWS
-            if exact or k > _MOST or not self._table.list_indices():
-                ids, vectors = self._all_vectors()
-                chosen = None if where is None else np.isin(ids, _ids(self._table, where))
+                exact = table.count_rows() <= EXACT_ROWS
+            if exact or k > _MOST or not table.has_index:
+                ids, vectors = self._all_vectors(table)
+                chosen = None if where is None else np.isin(ids, _ids(table, where))
                 scores, rows = nearest(queries, vectors, k, chosen)
                 return scores, ids[rows]
-            if where is not None and self._count(where) <= _READ_THROUGH:
-                return self._read_through(queries, k, where)
-            return self._search_index(queries, k, where)
+            if where is not None and table.count_rows(to_sql(where)) <= _READ_THROUGH:
+                return self._read_through(table, queries, k, where)
+            return self._search_index(table, queries, k, where)
 
     def count(self, where: Condition | None = None) -> int:
-        with self._latest():
-            return self._count(where)
+        with self._latest() as table:
+            return int(table.count_rows(_filter(where)))
 
     def ids(self) -> np.ndarray:
-        with self._latest():
-            return _ids(self._table)
+        with self._latest() as table:
+            return _ids(table)
 
     def values(self, field: str, most: int) -> list[Value] | None:
         found = set()
-        with self._latest():
-            for batch in _select(self._table, [column(field)]).to_batches(_AT_ONCE):
+        with self._latest() as table:
+            for batch in _select(table, [column(field)]).to_batches():
                 found.update(batch.column(0).unique().drop_null().to_pylist())
                 if len(found) > most:
                     return None
         return sorted(found)
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
-        with self._latest():
-            table = lancedb.connect(self._place).open_table(TABLE)
-            table.checkout(table.version)  # stays at this version
+        with self._latest() as table:
             ids = _ids(table)
         for some in _parts(ids):
             with one_line(self._place):
@@ -136,82 +137,89 @@ class LanceStore:
             yield from rows
 
     def get(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
-        with self._latest():
-            parts = [self._rows(self._table, condition, vectors, thumbnails) for condition in _conditions(ids)]
+        with self._latest() as table:
+            parts = [self._rows(table, condition, vectors, thumbnails) for condition in _conditions(ids)]
         found = {row.id: row for rows in parts for row in rows}
         return [found[id] for id in ids if id in found]
 
     def set_about(self, about: About) -> None:
         """As in the protocol. Never states a field before its column exists, so a crash leaves a usable index."""
-        kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
-        with one_line(self._place):
-            self._write_about(dataclasses.replace(about, fields=kept))
+        with self._latest() as table:
+            kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
+            self._write_about(table, dataclasses.replace(about, fields=kept))
             columns = {*map(column, kept), *_OWN, "vector", "thumbnail"}
-            if gone := [name for name in self._table.schema.names if name not in columns]:
-                self._table.drop_columns(gone)
+            if gone := [name for name in table.schema.names if name not in columns]:
+                table.drop_columns(gone)
             if new := [(column(name), _TYPES[kind]) for name, kind in about.fields.items() if name not in kept]:
-                self._table.add_columns(pa.schema(new))
-            self._write_about(about)
+                table.add_columns(pa.schema(new))
+            self._write_about(table, about)
 
     def optimize(self) -> str:
-        with one_line(self._place):
-            before = self._table.list_indices()
-            changed = any(self._table.index_stats(index.name).num_unindexed_rows for index in before)
-            self._table.optimize(cleanup_older_than=_KEPT)
-            count = self.count()
-            if count <= EXACT_ROWS or (before and not changed):
-                return ""
-            if not before:
-                self.build_index()
+        with self._latest() as table:
+            before, changed = table.has_index, _has_new_fragments(table)
+            table.optimize.compact_files()
+            table.cleanup_old_versions(older_than=_KEPT)
+            table.optimize.optimize_indices()
+        count = self.count()
+        if count <= EXACT_ROWS or (before and not changed):
+            return ""
+        if not before:
+            self.build_index()
         ids = self.ids()[:: -(-count // _SAMPLE)].tolist()
         queries = np.array([row.vector for row in self.get(ids, vectors=True)], np.float32)
         return f"searched approximately: recall@10 {self.recall(queries, 10):.3f}, of {len(ids)} of its own vectors"
 
     def build_index(self) -> None:
-        """Builds LanceDB's approximate index: an inverted file of product-quantised vectors."""
-        partitions, parts = max(1, round(math.sqrt(self.count()))), math.gcd(self.about.dimension, _PARTS)
-        config = IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=parts)
-        with one_line(self._place):
-            self._table.create_index("vector", config=config)
+        """Builds Lance's approximate index: an inverted file of product-quantised vectors."""
+        with self._latest() as table:
+            partitions = max(1, round(math.sqrt(table.count_rows())))
+            parts = math.gcd(self.about.dimension, _PARTS)
+            table.create_index(
+                "vector", "IVF_PQ", metric="dot", replace=True, num_partitions=partitions, num_sub_vectors=parts
+            )
 
     def recall(self, queries: np.ndarray, k: int) -> float:
         """Returns the share, 0 to 1, of the k nearest rows to queries (Q, D) float32 that approximate search finds."""
-        with one_line(self._place):
-            true, found = self._read_through(queries, k, None)[1], self._search_index(queries, k, None)[1]
+        with self._latest() as table:
+            true, found = (search(table, queries, k, None)[1] for search in (self._read_through, self._search_index))
         return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
 
-    def _write_about(self, about: About) -> None:
-        self._table.update_field_metadata({"path": "id", "metadata": {_ABOUT: about.to_json()}})
+    def _write_about(self, table: lance.LanceDataset, about: About) -> None:
+        table.update_field_metadata({"id": {_ABOUT: about.to_json()}})
         self.about = about
 
     @contextlib.contextmanager
-    def _latest(self) -> Iterator[None]:
-        """Goes to the latest version of the table, maybe written by another process, and its `about`."""
+    def _latest(self) -> Iterator[lance.LanceDataset]:
+        """Yields the latest version of the table, maybe written by another process, after reading its `about`.
+
+        Each caller has its own copy: Lance raises RuntimeError if a thread changes an object that another one reads.
+        """
         with one_line(self._place):
             with self._lock:
                 self._table.checkout_latest()
-                self.about = self._read_about()
-            yield
+                table = copy.copy(self._table)
+                self.about = self._read_about(table)
+            yield table
 
-    def _read_about(self) -> About:
-        schema = self._table.schema
+    def _read_about(self, table: lance.LanceDataset) -> About:
+        schema = table.schema
         metadata = schema.field("id").metadata if "id" in schema.names else None
         return About.from_json((metadata or {}).get(_ABOUT.encode(), ""), self._place)
 
-    def _all_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+    def _all_vectors(self, table: lance.LanceDataset) -> tuple[np.ndarray, np.ndarray]:
         """Returns all ids (N,), ascending, and their vectors (N, D), from memory if the version is still the same."""
+        version = self._read_about(table).made, table.version
         with self._lock:
-            version = self.about.made, self._table.version
             if self._cached is None or self._cached[0] != version:
                 self._cached = None  # before reading, so that the vectors of two versions are never in memory
-                self._cached = version, *self._read_vectors()
+                self._cached = version, *self._read_vectors(table)
             return self._cached[1:]
 
-    def _read_vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        count = self._table.count_rows()
+    def _read_vectors(self, table: lance.LanceDataset) -> tuple[np.ndarray, np.ndarray]:
+        count = table.count_rows()
         ids, vectors = np.empty(count, np.int64), np.empty((count, self.about.dimension), self.about.dtype)
         done = 0
-        for batch in _select(self._table, ["id", "vector"]).to_batches(_AT_ONCE):
+        for batch in _select(table, ["id", "vector"]).to_batches():
             rows = slice(done, done + batch.num_rows)
             ids[rows], vectors[rows] = batch["id"].to_numpy(), self._matrix(batch["vector"])
             done += batch.num_rows
@@ -220,14 +228,11 @@ class LanceStore:
             ids, vectors = ids[order], vectors[order]
         return ids, vectors
 
-    def _count(self, where: Condition | None = None) -> int:
-        return int(self._table.count_rows(None if where is None else to_sql(where)))
-
-    def _rows(self, table: Any, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
+    def _rows(self, table: lance.LanceDataset, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
         """Returns the rows that meet the condition, in the order of their ids."""
-        fields = {column(name): name for name in self.about.fields}
+        fields = {column(name): name for name in self._read_about(table).fields}
         extra = ["vector"] * vectors + ["thumbnail"] * thumbnails
-        found = _select(table, [*_OWN, *fields, *extra]).where(sql).to_arrow().sort_by("id")
+        found = _select(table, [*_OWN, *fields, *extra], sql).to_table().sort_by("id")
         columns = [found[name].to_pylist() for name in _OWN]
         metadata = found.select([*fields]).rename_columns([*fields.values()]).to_pylist()
         nothing = [None] * found.num_rows
@@ -235,24 +240,24 @@ class LanceStore:
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
         return list(map(Row, *columns, metadata, matrix, pictures))
 
-    def _read_through(self, queries: np.ndarray, k: int, where: Condition | None) -> Found:
+    def _read_through(self, table: lance.LanceDataset, queries: np.ndarray, k: int, where: Condition | None) -> Found:
         """As `search`, exactly, but reads the vectors in batches and keeps only the best."""
         scores, ids = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
-        for batch in _select(self._table, ["id", "vector"], where).to_batches(_AT_ONCE):
+        for batch in _select(table, ["id", "vector"], _filter(where)).to_batches():
             own, rows = nearest(queries, self._matrix(batch["vector"]), k)
             found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
             scores, ids = best_of(*found, k)
         return scores, ids
 
-    def _search_index(self, queries: np.ndarray, k: int, where: Condition | None) -> Found:
+    def _search_index(self, table: lance.LanceDataset, queries: np.ndarray, k: int, where: Condition | None) -> Found:
         """As `search`, approximately; returns fewer than k if the probed partitions hold fewer."""
-        probes = max(20, round(_PROBED * math.sqrt(self._count())))
+        probes = max(20, round(_PROBED * math.sqrt(table.count_rows())))
+        how = {"column": "vector", "k": k, "metric": "dot", "nprobes": probes, "refine_factor": _REFINED}
+        columns = ["id", "vector", "_distance"]
         best = []
         for query in queries:
-            search = self._table.search(query).distance_type("dot").nprobes(probes).refine_factor(_REFINED).limit(k)
-            search = search if where is None else search.where(to_sql(where), prefilter=True)
-            found = search.select(["id", "vector", "_distance"]).to_arrow()
-            # LanceDB's own distances round the query to the dtype of the vectors.
+            found = table.to_table(columns, _filter(where), prefilter=True, nearest={**how, "q": query})
+            # Lance's own distances round the query to the dtype of the vectors.
             scores, rows = nearest(query[None], self._matrix(found["vector"].combine_chunks()), k)
             best.append(best_of(scores, found["id"].to_numpy()[rows], k))
         least = min(ids.shape[1] for _, ids in best)
@@ -263,7 +268,7 @@ class LanceStore:
 
 
 def to_sql(condition: Condition) -> str:
-    """Returns the condition in LanceDB's SQL; a comparison with a missing value is FALSE, not NULL."""
+    """Returns the condition in Lance's SQL; a comparison with a missing value is FALSE, not NULL."""
     match condition:
         case Comparison(field, symbol, value):
             return f"COALESCE({column(field)} {symbol} {_literal(value)}, FALSE)"
@@ -275,6 +280,10 @@ def to_sql(condition: Condition) -> str:
             return f"(NOT {to_sql(part)})"
         case Joined(word, parts):
             return f"({f' {word} '.join(map(to_sql, parts))})"
+
+
+def _filter(where: Condition | None) -> str | None:
+    return None if where is None else to_sql(where)
 
 
 def _literal(value: Value) -> str:
@@ -296,12 +305,21 @@ def _conditions(ids: Sequence[int]) -> Iterator[str]:
     return (f"id IN ({', '.join(str(int(id)) for id in some)})" for some in _parts(ids))
 
 
-def _ids(table: Any, where: Condition | None = None) -> np.ndarray:
+def _ids(table: lance.LanceDataset, where: Condition | None = None) -> np.ndarray:
     """Returns the ids of the rows that meet the condition, ascending."""
-    return np.sort(_select(table, ["id"], where).to_arrow()["id"].to_numpy())
+    return np.sort(_select(table, ["id"], _filter(where)).to_table()["id"].to_numpy())
 
 
-def _select(table: Any, columns: list[str], where: Condition | None = None) -> Any:
-    """Returns the query for these columns of the rows that meet the condition."""
-    query = table.search().select(columns)
-    return query if where is None else query.where(to_sql(where))
+def _select(table: lance.LanceDataset, columns: list[str], sql: str | None = None) -> Any:
+    """Returns the scanner of these columns of the rows that meet the condition, in batches of _AT_ONCE rows."""
+    return table.scanner(columns, sql, batch_size=_AT_ONCE)
+
+
+def _has_new_fragments(table: lance.LanceDataset) -> bool:
+    """Whether rows were added after the approximate index."""
+    indexed = {id for index in table.describe_indices() for part in index.segments for id in part.fragment_ids}
+    return not indexed.issuperset(table.fragment_ids())
+
+
+def _address(place: str) -> str:
+    return f"{place.rstrip('/')}/pictures.lance"

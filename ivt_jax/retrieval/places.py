@@ -1,6 +1,6 @@
 """Opens and creates indexes; the form of the place selects the store.
 
-DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    LanceDB: a folder, no server (`ivt_jax.retrieval.lance`)
+DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    Lance: a folder, no server (`ivt_jax.retrieval.lance`)
 http://HOST:6333/NAME, https://...       Qdrant: the collection NAME of a server (`ivt_jax.retrieval.qdrant`)
 """
 

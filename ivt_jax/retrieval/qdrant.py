@@ -4,7 +4,7 @@ The place is `http://HOST:6333/NAME`. The environment variable QDRANT_API_KEY ho
 A point is a row: id, vector, and a payload with the other values, the fields of metadata by `store.column` and the
 thumbnail in Base64. The metadata of the collection, a feature since Qdrant 1.16, hold `About` as JSON.
 
-Differences to LanceDB: text cannot be ordered (<, <=, >, >=); integers beyond 2**53 are rounded to doubles; the server
+Differences to Lance: text cannot be ordered (<, <=, >, >=); integers beyond 2**53 are rounded to doubles; the server
 chooses among rows with equal scores for the last place; a scan sees rows that are written during the scan.
 """
 

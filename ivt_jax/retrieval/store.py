@@ -138,8 +138,8 @@ def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
         raise
     except (kind, RuntimeError, ValueError, OSError) as error:
         line = str(error).partition("\n")[0] or type(error).__name__
-        inner = re.findall('message: "([^"]+)"', line)  # of nested errors; LanceDB also names places in its code
-        reason = inner[-1] if inner else re.split(r",? (?:location: |/\S*\.rs:)", line)[0]
+        # Lance names its class of errors before the reason, and places in its code after it.
+        reason = re.sub(r"^LanceError\(\w+\): |,? (?:location: |/\S*\.rs:).*", "", line)
         raise StoreError(f"{place}: {disk_fault(error) or reason}") from error
 
 

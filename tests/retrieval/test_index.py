@@ -1,4 +1,4 @@
-"""The command that makes an index and keeps it up to date, on LanceDB."""
+"""The command that makes an index and keeps it up to date, in the Lance format."""
 
 import dataclasses
 import os
@@ -351,7 +351,7 @@ def test_help_and_a_mistyped_folder_answer_without_jax(flags):
     code = (
         "import sys; from ivt_jax import index\n"
         f"try: index.main([{flags}])\n"
-        "finally: print([m for m in ('jax', 'flax', 'orbax', 'lancedb', 'pyarrow') if m in sys.modules])"
+        "finally: print([m for m in ('jax', 'flax', 'orbax', 'lance', 'pyarrow') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert output.endswith("[]\n")

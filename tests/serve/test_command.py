@@ -157,7 +157,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from ivt_jax.serve import __main__ as command\n"
         "try: command.main(['--help'])\n"
-        "finally: print([m for m in ('jax', 'fastapi', 'uvicorn', 'lancedb') if m in sys.modules])"
+        "finally: print([m for m in ('jax', 'fastapi', 'uvicorn', 'lance') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("usage: python -m ivt_jax.serve") and said.endswith("[]\n")
