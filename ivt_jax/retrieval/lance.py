@@ -13,7 +13,9 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import logging
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
 from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
 
+if "LANCE_LOG" not in os.environ:  # Lance's own variable
+    logging.getLogger("pylance").setLevel(logging.WARNING)  # Lance would say how long it took to build an index
 EXACT_ROWS = 2_000_000  # larger indexes are searched approximately
 _ABOUT = "ivt_jax"
 _TYPES = {
