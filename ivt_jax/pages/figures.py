@@ -105,7 +105,7 @@ def line_figure(
             axes.yaxis.set_major_formatter("{x:g} %")
             axes.set_ylim(0, 100)
         if any(series):
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc="lower right" if percent else "best")  # shares rise from left to right
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
