@@ -196,7 +196,7 @@ class LanceStore:
     def _latest(self) -> Iterator[lance.LanceDataset]:
         """Yields the latest version of the table, maybe written by another process, after reading its `about`.
 
-        Each caller has its own copy: Lance raises RuntimeError if a thread changes an object that another one reads.
+        Each caller has its own copy, so that no thread changes an object that another one reads.
         """
         with one_line(self._place):
             with self._lock:
