@@ -23,9 +23,9 @@ def scores(out: Path, variants: Sequence[str], seeds: int) -> dict[str, np.ndarr
 
 
 def tables(results: dict[str, np.ndarray]) -> str:
-    """Formats the scores and, of more seeds than one, how they differ from the first variant's, in Markdown."""
-    some = len(next(iter(results.values()))) > 1
-    return table(results) + ("\n" + differences(results) if some else "")
+    """Formats in Markdown the scores and, if there are two seeds or more, the differences to the first variant."""
+    has_pairs = len(next(iter(results.values()))) > 1
+    return table(results) + ("\n" + differences(results) if has_pairs else "")
 
 
 def table(results: dict[str, np.ndarray]) -> str:
@@ -43,9 +43,9 @@ def table(results: dict[str, np.ndarray]) -> str:
 
 
 def differences(results: dict[str, np.ndarray]) -> str:
-    """Formats in Markdown how much more each variant has than the first with the same seed; two seeds or more.
+    """Formats in Markdown the differences of each variant to the first, seed by seed, of two seeds or more.
 
-    Means and 95% intervals by Student's t, which take the differences of the seeds for normally distributed.
+    Means and 95% intervals by Student's t, each for itself: it assumes differences that are normally distributed.
     """
     from scipy.stats import t
 

@@ -32,7 +32,7 @@ from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one
 from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
 
 if "LANCE_LOG" not in os.environ:  # Lance's own variable
-    logging.getLogger("pylance").setLevel(logging.WARNING)  # Lance would say how long it took to build an index
+    logging.getLogger("pylance").setLevel(logging.WARNING)  # it logs how long an index took to build
 EXACT_ROWS = 2_000_000  # larger indexes are searched approximately
 _ABOUT = "ivt_jax"
 _TYPES = {
@@ -61,7 +61,7 @@ class LanceStore:
     @classmethod
     def open(cls, place: str) -> "LanceStore":
         no_index = NoIndexError(f"{place} is not an index: make it with python -m ivt_jax.index")
-        if not is_remote(place) and not Path(_address(place)).is_dir():  # Lance would name its own files
+        if not is_remote(place) and not Path(_address(place)).is_dir():  # a file there would have another message
             raise no_index
         with one_line(place):
             try:
@@ -87,8 +87,9 @@ class LanceStore:
     def add(self, rows: Sequence[Row]) -> None:
         vectors = np.array([row.vector for row in rows], self.about.dtype)
         for row, vector in zip(rows, vectors, strict=True):
-            if np.isnan(vector).any():  # it would be among the results of any query
-                raise UserError(f"{self._place}: the vector of {row.path!r} contains NaN")
+            if not np.isfinite(vector).all():  # it would take the place of a result
+                remedy = "leave the picture out, or look for the fault in the model"
+                raise UserError(f"{self._place}: the vector of {row.path!r} is not finite; {remedy}")
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _OWN}
         columns |= {column(name): [row.metadata.get(name) for row in rows] for name in self.about.fields}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.about.dimension)
@@ -220,12 +221,11 @@ class LanceStore:
             return self._cached[1:]
 
     def _read_vectors(self, table: lance.LanceDataset) -> tuple[np.ndarray, np.ndarray]:
-        count = table.count_rows()
-        ids, vectors = np.empty(count, np.int64), np.empty((count, self.about.dimension), self.about.dtype)
-        done = 0
+        count, about, done = table.count_rows(), self._read_about(table), 0
+        ids, vectors = np.empty(count, np.int64), np.empty((count, about.dimension), about.dtype)
         for batch in _select(table, ["id", "vector"]).to_batches():
             rows = slice(done, done + batch.num_rows)
-            ids[rows], vectors[rows] = batch["id"].to_numpy(), self._matrix(batch["vector"])
+            ids[rows], vectors[rows] = batch["id"].to_numpy(), _matrix(batch["vector"])
             done += batch.num_rows
         if np.any(ids[1:] < ids[:-1]):
             order = np.argsort(ids)
@@ -240,7 +240,7 @@ class LanceStore:
         columns = [found[name].to_pylist() for name in _OWN]
         metadata = found.select([*fields]).rename_columns([*fields.values()]).to_pylist()
         nothing = [None] * found.num_rows
-        matrix = self._matrix(found["vector"].combine_chunks()) if vectors else nothing
+        matrix = _matrix(found["vector"].combine_chunks()) if vectors else nothing
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
         return list(map(Row, *columns, metadata, matrix, pictures))
 
@@ -248,7 +248,7 @@ class LanceStore:
         """As `search`, exactly, but reads the vectors in batches and keeps only the best."""
         scores, ids = (np.empty((len(queries), 0), dtype) for dtype in (np.float32, np.int64))
         for batch in _select(table, ["id", "vector"], _filter(where)).to_batches():
-            own, rows = nearest(queries, self._matrix(batch["vector"]), k)
+            own, rows = nearest(queries, _matrix(batch["vector"]), k)
             found = np.hstack([scores, own]), np.hstack([ids, batch["id"].to_numpy()[rows]])
             scores, ids = best_of(*found, k)
         return scores, ids
@@ -262,13 +262,10 @@ class LanceStore:
         for query in queries:
             found = table.to_table(columns, _filter(where), prefilter=True, nearest={**how, "q": query})
             # Lance's own distances round the query to the dtype of the vectors.
-            scores, rows = nearest(query[None], self._matrix(found["vector"].combine_chunks()), k)
+            scores, rows = nearest(query[None], _matrix(found["vector"].combine_chunks()), k)
             best.append(best_of(scores, found["id"].to_numpy()[rows], k))
         least = min(ids.shape[1] for _, ids in best)
         return np.vstack([scores[:, :least] for scores, _ in best]), np.vstack([ids[:, :least] for _, ids in best])
-
-    def _matrix(self, vectors: Any) -> np.ndarray:
-        return vectors.flatten().to_numpy().reshape(-1, self.about.dimension)
 
 
 def to_sql(condition: Condition) -> str:
@@ -319,6 +316,10 @@ def _select(table: lance.LanceDataset, columns: list[str], sql: str | None = Non
     return table.scanner(columns, sql, batch_size=_AT_ONCE)
 
 
+def _matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
+    return vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
+
+
 def _has_new_fragments(table: lance.LanceDataset) -> bool:
     """Whether rows were added after the approximate index."""
     indexed = {id for index in table.describe_indices() for part in index.segments for id in part.fragment_ids}
@@ -326,4 +327,5 @@ def _has_new_fragments(table: lance.LanceDataset) -> bool:
 
 
 def _address(place: str) -> str:
-    return f"{place.rstrip('/')}/pictures.lance"
+    folder = place.rstrip("/") if is_remote(place) else Path(place).absolute()  # x:y is a folder, not a URL
+    return f"{folder}/pictures.lance"

@@ -137,10 +137,14 @@ def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
     except UserError:
         raise
     except (kind, RuntimeError, ValueError, OSError) as error:
-        line = str(error).partition("\n")[0] or type(error).__name__
+        line = str(error).partition("\n")[0]
         # Lance names its class of errors before the reason, and places in its code after it.
-        reason = re.sub(r"^LanceError\(\w+\): |,? (?:location: |/\S*\.rs:).*", "", line)
+        reason = re.sub(r"^.*LanceError\(\w+\): |,? (?:location: |/\S*\.rs:).*", "", line) or type(error).__name__
         raise StoreError(f"{place}: {disk_fault(error) or reason}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust, which has no public name for it
+            raise
+        raise StoreError(f"{place} is damaged: {error}; restore it, or build it again in another folder") from error
 
 
 def column(field: str) -> str:

@@ -478,10 +478,11 @@ def test_at_the_bound_all_rows_are_searched(tmp_path, monkeypatch):
     assert store.search(clustered(300)[7:8], 1)[1] == [[7]]
 
 
-def test_a_vector_with_nan_is_refused(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_vector_that_is_not_finite_is_refused(tmp_path, value):
     store = create_store(tmp_path / "index", about())
-    rows = [*make_rows(2), Row(2, "a.png", "", 0, 0, {}, np.float32([np.nan] * DIMENSION), b"")]
-    with pytest.raises(UserError, match=r"index: the vector of 'a\.png' contains NaN$"):
+    rows = [*make_rows(2), Row(2, "a.png", "", 0, 0, {}, np.float32([0] * (DIMENSION - 1) + [value]), b"")]
+    with pytest.raises(UserError, match=r"index: the vector of 'a\.png' is not finite; leave the picture out"):
         store.add(rows)
     assert store.count() == 0
 
@@ -587,6 +588,8 @@ def test_fields_that_another_process_drops_and_adds_are_no_fault(tmp_path):
         ("LanceError(IO): No space left on device (os error 28), /a.rs:1", "No space left on device"),
         ("Invalid user input: no such column, /build/a.rs:12:3, /b.rs:4:5", "Invalid user input: no such column"),
         ("LanceError(IO): Generic S3 error: Not Found, location: x.rs:1:2\nBacktrace", "Generic S3 error: Not Found"),
+        ("External error: LanceError(IO): the end is missing", "the end is missing"),
+        ("LanceError(IO): ", "OSError"),
     ],
 )
 def test_an_error_of_lance_is_one_line_without_its_code(tmp_path, monkeypatch, error, reason):
@@ -660,11 +663,13 @@ def test_a_later_format_is_refused(tmp_path):
         open_store(tmp_path / "index")
 
 
-def test_a_file_that_is_damaged_is_one_line(tmp_path):
+@pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: b"\xff" * 40 + content[40:]])
+@pytest.mark.parametrize("folder", ["data", "_versions"])  # Rust panics at some faults of the latter
+def test_a_file_that_is_damaged_is_one_line(tmp_path, folder, damage):
     store = create_store(tmp_path / "index", about())
     store.add(make_rows(20))
-    for file in (tmp_path / "index/pictures.lance/data").iterdir():
-        file.write_bytes(file.read_bytes()[:50])
+    for file in (tmp_path / "index/pictures.lance" / folder).iterdir():
+        file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(UserError) as error:
         open_store(tmp_path / "index").search(np.ones((1, DIMENSION), np.float32), 1)
-    assert str(error.value).startswith(f"{tmp_path / 'index'}: ") and "\n" not in str(error.value)
+    assert re.match(rf"{tmp_path / 'index'}(: | is damaged: )", str(error.value)) and "\n" not in str(error.value)
