@@ -36,7 +36,8 @@ class Encoder:
             set_xla_flags()
         self.config, params, _ = restore_params(workdir)
         self._workdir = Path(workdir).absolute()  # the tokenizer is read later, maybe from another current folder
-        self.model = build_model(self.config.model)
+        # With a loop one block is traced and compiled for all, so that a query starts sooner.
+        self.model = build_model({**self.config.model, "unroll": False})
         if self.config.model.dtype == "float32":  # as in training: by default accelerators round a product's factors
             jax.config.update("jax_default_matmul_precision", "highest")
         self.size = tuple(self.config.model.image_size)
