@@ -30,16 +30,15 @@ def tables(results: dict[str, np.ndarray]) -> str:
 
 def table(results: dict[str, np.ndarray]) -> str:
     """Formats means and sample standard deviations over the seeds in Markdown; of one seed, its scores alone."""
-    titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
     seeds = len(next(iter(results.values())))
-    lines = [f"| variant | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
+    rows = {}
     for variant, values in results.items():
-        cells = [f"{mean:.2f}" for mean in values.mean(0)]
+        rows[variant] = [f"{mean:.2f}" for mean in values.mean(0)]
         if seeds > 1:
-            cells = [f"{cell} ± {std:.2f}" for cell, std in zip(cells, values.std(0, ddof=1), strict=True)]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+            deviations = values.std(0, ddof=1)
+            rows[variant] = [f"{cell} ± {std:.2f}" for cell, std in zip(rows[variant], deviations, strict=True)]
     spread = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return "\n".join([*lines, "", f"Text to image, in percent: {spread}."]) + "\n"
+    return _markdown("variant", rows, f"Text to image, in percent: {spread}.")
 
 
 def differences(results: dict[str, np.ndarray]) -> str:
@@ -51,15 +50,21 @@ def differences(results: dict[str, np.ndarray]) -> str:
 
     (first, reference), *others = results.items()
     seeds = len(reference)
-    titles = " | ".join(f"{split} {measure}" for split, measure in MEASURES)
-    lines = [f"| more than {first} | {titles} |", "|---" * (1 + len(MEASURES)) + "|"]
+    rows = {}
     for variant, values in others:
         more = values - reference
         means, halves = more.mean(0), t.ppf(0.975, seeds - 1) * more.std(0, ddof=1) / np.sqrt(seeds)
         intervals = zip(means, means - halves, means + halves, strict=True)
-        cells = [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in intervals]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Differences with the same seed: mean and 95% interval over {seeds} seeds."]) + "\n"
+        rows[variant] = [f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" for mean, low, high in intervals]
+    note = f"Differences with the same seed: mean and 95% interval over {seeds} seeds."
+    return _markdown(f"more than {first}", rows, note)
+
+
+def _markdown(title: str, rows: dict[str, list[str]], note: str) -> str:
+    """Formats a table with a column for each of MEASURES, and a note below; title: of the column of row names."""
+    header = [title, *(f"{split} {measure}" for split, measure in MEASURES)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *([name, *cells] for name, cells in rows.items()))]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:], "", note]) + "\n"
 
 
 def plot(results: dict[str, np.ndarray], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a command sets before JAX starts: XLA's flags and the cache of compiled programs."""
+"""What a command sets before JAX starts: XLA's flags, the cache of compiled programs, and how Python ends."""
 
 import atexit
 import functools
