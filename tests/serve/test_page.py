@@ -101,7 +101,7 @@ def test_below_the_path_of_a_proxy(open_page):
         page = open_page(at=f"{address}/people", console=False, ready="#login[open]")
         page.fill("#token", token)
         page.keyboard.press("Enter")
-        page.wait_for_selector("body[data-state=empty]")
+        page.wait_for_selector("#login", state="hidden")  # until then the keyboard is the dialog's
         ask(page)
         until(page, lambda: page.evaluate("document.querySelector('#grid img').naturalWidth") == 64)
         assert page.url.startswith(f"{address}/people/#text=")
