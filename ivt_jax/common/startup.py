@@ -38,6 +38,7 @@ COMPILE_ONLY = {
     "cuda": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
 }
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
+_OBJECTS = 50_000  # new ones between two searches for garbage; with Python's 700, imports and traces wait for many
 _accepted = set[str]()  # values of XLA_FLAGS that this process set: XLA need not be asked about them again
 
 
@@ -48,6 +49,7 @@ def run_command(work: Callable[[], int | None]) -> int:
     """
 
     def start() -> int | None:
+        gc.set_threshold(_OBJECTS)
         atexit.register(gc.freeze)  # otherwise Python looks for garbage in all that was imported, for 0.3 s
         set_xla_flags()
         keep_compiled()

@@ -140,11 +140,15 @@ class Searcher:
         condition = check(query, self.about.fields, group, distinct)
         unread = self._unread(query.terms)
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
-        vector, phrases = self._embed_query(query, like)[None], phrases_of(query)
+        phrases = phrases_of(query)
+        # At once, because each shape is traced and loaded anew in every process.
+        of_texts = self._embed_texts([*(term.text for term in query.terms), *phrases])
+        of_terms, of_phrases = np.split(of_texts, [len(query.terms)])
+        vector = self._embed_query(query, of_terms, like)[None]
         found = self._find(
             lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like
         )
-        fits = self._fit([row for row, _ in found], list(phrases))
+        fits = self._fit([row for row, _ in found], of_phrases)
         results = [
             Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
@@ -196,9 +200,12 @@ class Searcher:
                 notes.append(f"{_brief(end)} (beyond the {room} tokens that the model reads; split the sentence)")
         return f"not read: {'; '.join(notes)}" if notes else ""
 
-    def _embed_query(self, query: Query, like: Sequence[Row]) -> np.ndarray:
-        """Returns the query vector (D,) float32; like: the row of `query.like`, if any. Raises UserError if it is 0."""
-        parts, weights = [self._embed_texts([term.text for term in query.terms])], [term.weight for term in query.terms]
+    def _embed_query(self, query: Query, of_terms: np.ndarray, like: Sequence[Row]) -> np.ndarray:
+        """Returns the query vector (D,) float32. Raises UserError if it is 0.
+
+        of_terms: the vectors (n, D) of the sentences; like: the row of `query.like`, if any.
+        """
+        parts, weights = [of_terms], [term.weight for term in query.terms]
         if query.image is not None:
             name = query.image if isinstance(query.image, Path) else "the image"
             pixels = load_image(name, self.encoder.size, query.image)
@@ -258,11 +265,11 @@ class Searcher:
                 others = Not(OneOf(group, tuple(values)))
                 condition = others if where is None else Joined("and", (where, others))
 
-    def _fit(self, rows: Sequence[Row], phrases: Sequence[str]) -> list[list[float]]:
-        """Returns the score of each phrase, for each row."""
-        if not rows or not phrases:
+    def _fit(self, rows: Sequence[Row], vectors: np.ndarray) -> list[list[float]]:
+        """Returns the score of each phrase, for each row; vectors (P, D) are those of the phrases."""
+        if not rows or not len(vectors):
             return [[] for _ in rows]
-        vectors, sample = self._embed_texts(phrases), self._sample  # another thread may replace it
+        sample = self._sample  # another thread may replace it
         products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
         pairs = list(zip(ordered, products, strict=True))
         less = [np.searchsorted(line, own - _EQUAL, "left") for line, own in pairs]

@@ -72,6 +72,7 @@ class Checkpoints:
             options=options,
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
         )
+        self._metadata = functools.cache(lambda step: self._manager.item_metadata(step)["state"].tree)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -102,7 +103,7 @@ class Checkpoints:
         where = self.describe(step)
         if jax.process_index() == 0:
             self._refuse_damaged(step)
-        refuse_other_shapes(where, shapes_of(self._manager.item_metadata(step)["state"].tree), shapes_of(target))
+        refuse_other_shapes(where, shapes_of(self._metadata(step)), shapes_of(target))
         restore_args = ocp.checkpoint_utils.construct_restore_args(target)
         args = ocp.args.PyTreeRestore(target, restore_args=restore_args)
         state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
@@ -116,7 +117,7 @@ class Checkpoints:
         shapes_alone: reads no array; the leaves have a `shape`.
         """
         self._refuse_damaged(step)
-        tree = self._manager.item_metadata(step)["state"].tree
+        tree = self._metadata(step)
         name = "ema" if tree.get("ema") else "params"
         target = {name: without_heads(tree[name])}
         if shapes_alone:

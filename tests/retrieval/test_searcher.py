@@ -248,8 +248,9 @@ def test_few_shapes_of_texts_are_compiled(opened, monkeypatch):
     found = opened(draw(5))
     for count in range(1, 8):
         found.search(", ".join(f"{colour} hat" for colour in COLOURS[:count]) + " on a man" * count)
-    # A sentence has up to 24 tokens, the length of the model's; phrases are "red hat", "man" and the like.
-    assert {rows for rows, _ in shapes} == {1, 2, 4, 8} and {tokens for _, tokens in shapes} == {4, 8, 16, 24}
+    # One call a query, of the sentence and its phrases; a sentence has up to 24 tokens, the length of the model's.
+    assert len(shapes) == 7
+    assert {rows for rows, _ in shapes} == {4, 8} and {tokens for _, tokens in shapes} == {8, 16, 24}
 
 
 # ---- which are shown
