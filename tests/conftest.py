@@ -4,6 +4,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import gc
 import importlib.util
 import json
 import subprocess
@@ -31,6 +32,8 @@ QUICKLY = " ".join(
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICKLY}")
 FLAGS = os.environ["XLA_FLAGS"]
 jax.devices()  # starts JAX with these flags, whichever test comes first; a command that a test calls would add its own
+
+gc.set_threshold(50_000)  # with Python's 700, a twelfth of the time went into searches for garbage
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
