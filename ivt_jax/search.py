@@ -4,10 +4,10 @@
     python -m ivt_jax.search --index=INDEX --image=crop.jpg --where "camera = 3 and time > '2024-05-01'" --group=track
     python -m ivt_jax.search --workdir=runs/demo --images=FOLDER "a woman in a red coat with a black backpack"
 
-`ivt_jax.index` builds an index; with --images the command builds a temporary one. It prints rank, score, score of each
-phrase and path of the best pictures. The last line says what the best score means, by the model's validation: how
-likely the first picture is right, or "no good match". `ivt_jax.retrieval.searcher` defines the scores and searches from
-Python.
+`ivt_jax.index` builds an index; with --images the command builds a temporary one. It prints rank, score, fit of each
+phrase and path of the best pictures. The lines below say what the best score means, by the model's validation: how
+likely the first picture is right, or "no good match"; and what the model did not read or cannot tell.
+`ivt_jax.retrieval.searcher` defines scores and fits and searches from Python.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def read_query(args: argparse.Namespace) -> Query:
     unwanted = [Term(text, -weight) for text, weight in map(parse_term, args.unwanted)]
     filters = [text for text in args.where if text.strip()]
     where = filters[0] if len(filters) == 1 else " and ".join(f"({text})" for text in filters)
-    return Query((*wanted, *unwanted), args.image, where=where)
+    return Query((*wanted, *unwanted), args.image, image_weight=args.image_weight, where=where)
 
 
 def open_searcher(args: argparse.Namespace, query: Query) -> "AbstractContextManager[tuple[Searcher, list[str]]]":
@@ -108,12 +108,14 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
 
 
 def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
-    """Prints a line per result, such as "  1  +0.4310  red hoodie 0.91 · not glasses 0.20  PATH"."""
+    """Prints a line per result, such as "  1  +0.4310  red hoodie 0.91 · not glasses ?  PATH"."""
     for rank, result in enumerate(answer.results, start=1):
-        phrases = (f"{'' if wanted else 'not '}{text} {score:.2f}" for text, score, wanted in result.phrases)
+        phrases = (f"{'' if wanted else 'not '}{text} {_fit(score)}" for text, score, wanted in result.phrases)
         cells = [f"{rank:3}", f"{result.score:+.4f}", " · ".join(phrases), str(searcher.file(result.path))]
         print("  ".join(printable(cell) for cell in cells if cell))
     _print_verdict(answer, sys.stdout)
+    if answer.untold:
+        print(printable(answer.untold))
 
 
 def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
@@ -124,13 +126,15 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         file = searcher.file(result.path)
         results.append({"rank": rank, "file": file, **result._asdict(), "phrases": phrases})
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    print(json.dumps({"query": asked, **answer._asdict(), "results": results}, indent=2, default=_text))
+    answered = {**answer._asdict(), "terms": [term._asdict() for term in answer.terms], "results": results}
+    print(json.dumps({"query": asked, **answered}, indent=2, default=_text))
 
 
 def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     """Prints a header and a row per result, with a column per phrase and per field of metadata."""
     writer, fields = csv.writer(sys.stdout), [*searcher.about.fields]
-    columns = [f"phrase.{'' if wanted else 'not '}{text}" for text, wanted in phrases_of(query).items()]
+    asked = phrases_of(query._replace(terms=answer.terms))
+    columns = [f"phrase.{'' if wanted else 'not '}{text}" for text, wanted in asked.items()]
     columns += [f"metadata.{name}" for name in fields]
     writer.writerow(["rank", "id", "score", "probability", "path", "file", *columns])
     for rank, result in enumerate(answer.results, start=1):
@@ -213,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.search",
         description="Search an index, or a folder, by sentences, by an image, or by both. Prints rank, score, the "
-        "score of each phrase (the share of the pictures that fit it less well), and path.",
+        "fit of each phrase (the share of the pictures that fit it less well; ? if the model cannot tell), and path.",
         epilog='exit code: 0, also with "no good match"; 1 if a picture cannot be read, or is gone since the index was '
         "built; 2 after a mistake in the call",
         allow_abbrev=False,
@@ -223,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='another phrase; "2: TEXT": weight 2')
     add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="an unwanted phrase")
     add("--image", type=Path, action="append", help="a picture of the person, alone or with sentences")
+    add("--image_weight", type=float, default=1.0, metavar="W", help="of the picture; 1: two thirds of the sentences'")
     where = "filter by fields: \"camera = 3 and time > '2024-05-01'\"; if given several times, all must be true"
     add("--where", action="append", default=[], metavar="FILTER", help=where)
     place = parser.add_argument_group("place").add_mutually_exclusive_group(required=True)
@@ -266,10 +271,15 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _print_verdict(answer: "Answer", file: TextIO) -> None:
-    """Prints the verdict and what was not read; on stderr if stdout is for programs."""
-    for line in (answer.verdict, answer.unread):
+    """Prints the verdict, what was not read and what may be misspelt; on stderr if stdout is for programs."""
+    mended = [f"did you mean: {text}" for text in answer.suggestions.values()]
+    for line in (answer.verdict, answer.unread, *mended):
         if line:
             print(printable(line), file=file)
+
+
+def _fit(score: float | None) -> str:
+    return "?" if score is None else f"{score:.2f}"
 
 
 def _cell(value: Any) -> Any:

@@ -137,25 +137,38 @@ def paths_of(capsys):
 
 def test_ranks_the_folder_and_its_subfolders(call, folder, capsys):
     assert call("red coat") == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *lines, told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["1", "2", "3", "4"]
     # The colours, centred: red (1,-1,-1), dim (.569,-.216,-.216), blue and green share one channel of red's three.
     assert [float(line[1]) for line in lines] == pytest.approx([1, 0.8951, -1 / 3, -1 / 3], abs=5e-3)
-    # Of four pictures 3, 2, 0 and 0 fit less well, and one, one, two and two as well, which count half.
-    assert [line[2:5] for line in lines[:2]] == [["red", "coat", "0.88"], ["red", "coat", "0.62"]]
+    assert [line[2:5] for line in lines[:2]] == [["red", "coat", "?"]] * 2
+    assert " ".join(told) == "no fit of phrases: no validation shows what this model can tell"
     assert [line[5] for line in lines[:2]] == [str(folder / "red.png"), str(folder / "cam_a/dim.BMP")]
 
 
 def test_top_limits_what_is_shown(call, capsys):
     assert call("--top=1", "green shirt") == 0
-    assert re.fullmatch(r"  1  \+\d\.\d{4}  green shirt 0\.88  \S*green\.webp\n", capsys.readouterr().out)
+    assert re.match(r"  1  \+\d\.\d{4}  green shirt \?  \S*green\.webp\nno fit", capsys.readouterr().out)
+
+
+def test_a_phrase_that_the_model_can_tell_has_its_fit(call, calibrated, folder, capsys):
+    """Of four pictures 3, 2, 0 and 0 fit less well, and one, one, two and two as well, which count half."""
+    assert call("red coat and glasses") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[3] for line in lines[:2]] == ["red coat 0.88 · glasses ?", "red coat 0.62 · glasses ?"]
+    assert lines[-1] == "this model cannot tell: glasses"
+
+
+def test_a_likely_spelling_is_suggested(call, capsys):
+    assert call("a rde coat", "--paths") == 0
+    assert capsys.readouterr().err == "did you mean: a red coat\n"
 
 
 def test_unreadable_pictures_are_named_and_skipped(call, folder, capsys):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     assert call("blue") == 1
     output = capsys.readouterr()
-    assert len(output.out.splitlines()) == 4 and "blue.jpg" in output.out.splitlines()[0]
+    assert len(output.out.splitlines()) == 4 + 1 and "blue.jpg" in output.out.splitlines()[0]
     assert output.err == f"skipped {folder / 'broken.jpg'}: not a readable image\n"
 
 
@@ -219,6 +232,7 @@ def test_another_model_is_refused_with_the_remedy(ask, monkeypatch, capsys):
 def calibrated(workdir):
     """Red has a score of 1 with red, dim one of 0.8951."""
     learned = {"slope": 10.0, "offset": -9.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
+    learned["things"] = {thing: [0.9, 9] for thing in ("red", "coat", "bag")}
     (workdir / "val").mkdir()
     (workdir / "val/summary.json").write_text(json.dumps({"calibration": learned}))
     return workdir / "val/summary.json"
@@ -279,7 +293,7 @@ def test_csv_bears_any_name(ask, tmp_path, capsys):
     ]  # fmt: skip
     assert [row[:2] + row[3:5] for row in rows[:2]] == [["1", "0", "", EVIL["red"]], ["2", "1", "", EVIL["dim"]]]
     assert rows[0][5] == f"{tmp_path}/pictures/{EVIL['red']}" and float(rows[0][2]) == pytest.approx(1, abs=1e-3)
-    assert rows[0][6:] == ["0.875", "0.5", "1", "2024-05-01T14:30:00+00:00", 'x, "y"']
+    assert rows[0][6:] == ["", "", "1", "2024-05-01T14:30:00+00:00", 'x, "y"']
     assert {row[4]: row[9:] for row in rows}[EVIL["green"]] == ["", "z"]
     assert ask("red", "--not", "blue bag", "--csv") == 0
     assert "phrase.red,phrase.not blue bag," in capsys.readouterr().out
@@ -300,7 +314,7 @@ def test_no_cell_is_a_formula(workdir, tmp_path, capsys):
 def test_what_the_model_does_not_read_is_told(ask, tmp_path, capsys):
     told = 'not read: "grün" (unknown to the model)'
     assert ask("red grün coat", "--top=1") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [told]
+    assert capsys.readouterr().out.splitlines()[1:2] == [told]
     page = tmp_path / "found.html"
     assert ask("red grün coat", "--paths", f"--html={page}") == 0
     assert capsys.readouterr().err == f"{told}\n" and "<p>not read: &#34;grün&#34; (unk" in page.read_text("utf-8")
@@ -340,10 +354,10 @@ def test_paths_are_lines_or_end_with_nul(ask, tmp_path, capsys):
 def test_a_name_with_a_line_break_is_one_line_of_the_table(ask, capsys):
     assert ask("red") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[0].endswith(r'pictures/a "b", =1\n.png')
+    assert len(lines) == 4 + 1 and lines[0].endswith(r'pictures/a "b", =1\n.png')
 
 
-def test_html_is_a_self_contained_page(call, tmp_path):
+def test_html_is_a_self_contained_page(call, calibrated, tmp_path):
     page = tmp_path / "found.html"
     assert call("--top=3", f"--html={page}", "red <b>coat</b>", "--not", "0.25: blue bag") == 0
     text = page.read_text()
@@ -351,9 +365,10 @@ def test_html_is_a_self_contained_page(call, tmp_path):
     assert text.index("red.png") < text.index("dim.BMP") and "4 pictures in" in text
     assert not re.search(r'(src|href)="https?:', text) and "<script" not in text
     assert re.findall(r"<small>\W*(.*?)</small>", text) == ["not", "0.25"]
-    shares = re.findall(r'<dt dir="auto">(.*?)</dt><dd>(.*?)</dd>', text)
+    shares = re.findall(r'<dt dir="auto">(.*?)</dt>\s*<dd>(.*?)</dd>', text)
     assert shares[0] == ("red", "0.88") and text.count("width:88%") == 2
     assert [name for name, _ in shares] == ["red", "coat", "not blue bag"] * 3
+    assert "cannot tell" not in text
 
 
 def test_the_page_bears_any_name_and_shows_the_image_asked_for(ask, calibrated, tmp_path):
@@ -403,7 +418,7 @@ def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
     assert [path.name[:2] for path in sorted((tmp_path / "found").iterdir())] == ["02", "03"]
     told = capsys.readouterr()
     assert told.err == rf'skipped {tmp_path}/pictures/a "b", =1\n.png: cannot be read any more' + "\n"
-    assert len(told.out.splitlines()) == 3 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
+    assert len(told.out.splitlines()) == 3 + 1 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
 
 
 def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
@@ -453,7 +468,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--html=EMPTY", "red"], "is a folder: name a file"),
         (["--images=CROPS", "--html=EMPTY/x", "--copy_to=EMPTY/x", "red"], "x: name a file and a folder"),
         (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
-        (["--images=CROPS", "red", "--not", "red"], "the parts of the query cancel each other out"),
+        (["--images=CROPS", "red", "--not", "3: red"], "the parts of the query cancel each other out"),
         (["--images=CROPS", "--where=camera = 1", "red"], "the index has no fields; build it from a list"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
         (["--index=EMPTY", "red"], "is not an index"),

@@ -1,6 +1,5 @@
 """Evaluation of a run: scores its best checkpoint on validation and test, and its last one on test."""
 
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ivt_jax.evaluation.means import mean_summary, pooled
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
 from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
+from ivt_jax.evaluation.things import Told, measure_things
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import folder_tokenizer, other_data, write_json
@@ -49,7 +49,8 @@ def evaluate(
     for split, parts in opened.items():
         embedded = {label: best.embed(source) for label, source in parts.items()}
         if split == "val" and embedded:
-            calibration = fit_calibration(pooled([_top_scores(embeddings) for embeddings in embedded.values()]))
+            scores = pooled([_top_scores(embeddings) for embeddings in embedded.values()])
+            calibration = fit_calibration(scores)._replace(things=best.things(parts, embedded))
         for label, source in parts.items():
             if write and split in last:
                 _warn_of_other_data(workdir, label, source)
@@ -106,6 +107,14 @@ class _Best(NamedTuple):
         params = self.params if params is None else params
         return embed_split(self.model, params, source, self.tokenizer, self.config)
 
+    def things(self, parts: Mapping[str, Any], embedded: Mapping[str, Embeddings]) -> Told:
+        """Measures on validation which things the model can tell by their phrases."""
+        captioned = [(split_captions(source), embedded[label]) for label, source in parts.items()]
+        return measure_things(captioned, self.embed_captions)
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        return embed_captions(self.model, self.params, captions, self.tokenizer, self.config)
+
     def summary(
         self, source: Any, embeddings: Embeddings, calibration: Calibration | None, last: bool
     ) -> dict[str, Any]:
@@ -124,8 +133,8 @@ class _Best(NamedTuple):
             last_ranks = standard(self.embed(source, restore_params(self.workdir, best=False).params))
         summary["last"] = {"step": last_step, **both_scores(last_ranks)}
         if config.evaluation.robustness:
-            embed = functools.partial(embed_captions, self.model, self.params, tokenizer=self.tokenizer, config=config)
-            summary["robustness"] = robustness(embeddings, ranks["t2i"], split_captions(source), embed, config.seed)
+            captions = split_captions(source)
+            summary["robustness"] = robustness(embeddings, ranks["t2i"], captions, self.embed_captions, config.seed)
         return summary
 
 

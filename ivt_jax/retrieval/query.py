@@ -1,7 +1,7 @@
 """Queries: weighted sentences, an image or a row of the index, and a filter; checks them before a model is loaded."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from input_pipeline.noun_phrases import attribute_phrases
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
 from ivt_jax.retrieval.where import Condition, parse
+from ivt_jax.retrieval.wording import read_negations
 
 MAX_TERMS = 16
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
@@ -38,6 +39,19 @@ def parse_term(text: str) -> Term:
     """Parses "blue backpack", or "2: blue backpack" with a weight before the colon."""
     match = _WEIGHTED.fullmatch(text)
     return Term(match[2].strip(), float(match[1])) if match else Term(text.strip())
+
+
+def read_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Makes each thing that a sentence negates a term of its own, with the opposite sign."""
+    read = []
+    for term in terms:
+        wanted, unwanted = read_negations(term.text[:_READ])
+        if not unwanted:
+            read.append(term)
+            continue
+        read += [term._replace(text=wanted)] if wanted else []
+        read += [Term(thing, -term.weight) for thing in unwanted]
+    return tuple(read)
 
 
 def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: float | None = None) -> Condition | None:

@@ -4,27 +4,19 @@
     answer = searcher.search("a man in a red hoodie")
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
-How the last query scores a picture, with example spreads:
+`retrieval.composition` says how a query's parts become one vector; the score of a picture is its cosine similarity to
+this, so for one sentence it is their cosine similarity. Calibration covers no other score. A negation becomes an
+unwanted term of its own: "no hat".
 
-    term                                                 hoodie    glasses
-    embedding e, of length 1                             e_1       e_2
-    weight w                                             1         -0.5
-    spread s, standard deviation of its similarities     0.1       0.2
-    share w / s                                          10        -2.5
-    query q = sum of (share * e) / sum of |share|        (10 e_1 - 2.5 e_2) / 12.5 = 0.8 e_1 - 0.2 e_2
-    score of a picture with embedding x                  q . x = 0.8 (e_1 . x) - 0.2 (e_2 . x)
-
-Similarities are those to a sample of the index. They spread more for an image than for a sentence; without the division
-an image would decide alone. The score of one sentence is its cosine similarity; calibration covers no other score.
-
-Each phrase has a score of its own: the share of the sample that fits it less well than the picture; equals count half.
-It is near 1 for the best picture and 0.5 for a typical one. So the scores of two phrases compare; similarities do not.
+Each phrase has a fit of its own: the share of a sample of the index that fits it less well than the picture; equals
+count half. It is near 1 for the best picture and 0.5 for a typical one. So the fits of two phrases compare;
+similarities do not. A phrase whose thing the model cannot tell, by `evaluation.things`, has none.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,15 +25,16 @@ from PIL import Image
 
 from input_pipeline.inspection import leads_out
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.embedding import encode_texts
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import fit, load_image, open_image
+from ivt_jax.encoding.images import fit, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
+from ivt_jax.evaluation.things import can_tell
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
+from ivt_jax.retrieval.reader import QueryReader
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.where import Condition, Joined, Metadata, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
@@ -51,16 +44,17 @@ _LOOKED_THROUGH = 10_000  # rows; after that many a search for distinct pictures
 _GROWN = 0.1  # share of the rows; after a larger change the sample is read again
 _EQUAL = 1e-6  # similarities that differ by less are equal; the rest is rounding
 _LARGER = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
-_BRIEF = 60  # characters of a sentence in a message
-_LEAST_SPREAD = 1e-6  # standard deviation for an index of equal pictures
 _Ask = Callable[[int, Condition | None], tuple[np.ndarray, np.ndarray]]
 
 
 class Phrase(NamedTuple):
-    """A phrase of the query with its score for a picture, 0 to 1; wanted: False if the picture should not fit it."""
+    """A phrase of the query and how well a picture fits it, 0 to 1, None if the model cannot tell.
+
+    wanted: False if the picture should not fit it.
+    """
 
     text: str
-    score: float
+    score: float | None
     wanted: bool = True
 
 
@@ -84,6 +78,9 @@ class Answer(NamedTuple):
     good: bool | None  # False: no good match; None: validation does not cover the query
     unread: str = ""  # the parts of the sentences that the model does not read
     unfinished: str = ""  # states that a build still adds pictures
+    terms: tuple[Term, ...] = ()  # the sentences as they were searched: what a sentence negates is a term of its own
+    untold: str = ""  # names the phrases without a fit, and why
+    suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these mended
 
 
 class Searcher:
@@ -105,6 +102,7 @@ class Searcher:
                 reason = f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}"
                 remedy = "name the folder of the index's model with --workdir, or build the index again"
                 raise UserError(f"{reason}: {remedy}")
+        self.reader = QueryReader(self.encoder, self.tokenizer)
         self.calibration = read_calibration(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
@@ -138,23 +136,20 @@ class Searcher:
         if top < 1:
             raise UserError(f"top is the number of results, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
-        unread = self._unread(query.terms)
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
-        phrases = phrases_of(query)
-        # At once, because each shape is traced and loaded anew in every process.
-        of_texts = self._embed_texts([*(term.text for term in query.terms), *phrases])
-        of_terms, of_phrases = np.split(of_texts, [len(query.terms)])
-        vector = self._embed_query(query, of_terms, like)[None]
+        read = self.reader.read(query, self._sample, _vectors(like)[0] if like else None)
+        vector, phrases = read.vector[None], read.phrases
         found = self._find(
             lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like
         )
-        fits = self._fit([row for row, _ in found], of_phrases)
+        fits = self._fit([row for row, _ in found], list(phrases), read.embeddings)
         results = [
             Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         searched = count if condition is None else self.store.count(condition)
-        return self._judge(query, Answer(results, searched, "", None, unread, unfinished))
+        told = read.unread, unfinished, read.terms, self._untold(phrases), read.suggestions
+        return self._judge(query._replace(terms=read.terms), Answer(results, searched, "", None, *told))
 
     def phrases(self, text: str) -> list[str]:
         """Returns the phrases of a sentence, such as for `heat_maps`."""
@@ -165,7 +160,7 @@ class Searcher:
 
         The picture is the thumbnail of the index if the file is gone or has changed.
         """
-        row, vectors = self._row(id, thumbnails=True), self._embed_texts(phrases)
+        row, vectors = self._row(id, thumbnails=True), self.reader.embed_texts(phrases)
         image = open_image(row.path, self._content(row))
         return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
@@ -185,54 +180,6 @@ class Searcher:
         if abs(count - self._sampled) > _GROWN * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
         return count
-
-    def _unread(self, terms: Sequence[Term]) -> str:
-        """Names the words that the model cannot read, "" if none. Raises UserError if a sentence has no others."""
-        length, notes = self.encoder.config.text.length["sentence"], []
-        for term in terms:
-            words, end, nothing = self.tokenizer.unread(term.text, length)
-            if nothing:
-                raise UserError(f"the sentence has no word that the model knows: {_brief(term.text)}")
-            if words:
-                notes.append(f"{_brief(' '.join(dict.fromkeys(words)))} (unknown to the model)")
-            if end:
-                room = self.tokenizer.room(length)
-                notes.append(f"{_brief(end)} (beyond the {room} tokens that the model reads; split the sentence)")
-        return f"not read: {'; '.join(notes)}" if notes else ""
-
-    def _embed_query(self, query: Query, of_terms: np.ndarray, like: Sequence[Row]) -> np.ndarray:
-        """Returns the query vector (D,) float32. Raises UserError if it is 0.
-
-        of_terms: the vectors (n, D) of the sentences; like: the row of `query.like`, if any.
-        """
-        parts, weights = [of_terms], [term.weight for term in query.terms]
-        if query.image is not None:
-            name = query.image if isinstance(query.image, Path) else "the image"
-            pixels = load_image(name, self.encoder.size, query.image)
-            parts.append(self.encoder.embed(iter([pixels[None]])))
-        if like:
-            parts.append(_vectors(like))
-        if len(parts) > 1:
-            weights.append(query.image_weight)
-        vectors = np.vstack(parts)
-        spread = np.maximum((self._sample @ vectors.T).std(0), _LEAST_SPREAD)
-        shares = np.array(weights) / spread
-        vector = shares / np.abs(shares).sum() @ vectors
-        if np.abs(vector).max() < _EQUAL:
-            raise UserError("the parts of the query cancel each other out: remove one, or change its weight")
-        return vector.astype(np.float32)
-
-    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns (n, D) float32 of length 1. Pads rows and tokens to powers of two, to compile few shapes."""
-        if not texts:
-            return np.empty((0, self.about.dimension), np.float32)
-        ids = self.tokenizer.encode(texts, self.encoder.config.text.length["sentence"])
-        mask = self.tokenizer.mask(ids)
-        if self.tokenizer.words(ids).max(1).min() == 0:
-            raise UserError("the sentence has no word that can be read: describe a person")
-        length, rows = _power_of_two(mask.sum(1).max()), [(0, _power_of_two(len(ids)) - len(ids)), (0, 0)]
-        padded = np.pad(ids[:, :length], rows), np.pad(mask[:, :length], rows)
-        return np.asarray(encode_texts(self.encoder.model, self.encoder.params, *padded))[: len(ids)]
 
     def _find(
         self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, like: Sequence[Row]
@@ -265,16 +212,30 @@ class Searcher:
                 others = Not(OneOf(group, tuple(values)))
                 condition = others if where is None else Joined("and", (where, others))
 
-    def _fit(self, rows: Sequence[Row], vectors: np.ndarray) -> list[list[float]]:
-        """Returns the score of each phrase, for each row; vectors (P, D) are those of the phrases."""
-        if not rows or not len(vectors):
+    def _fit(self, rows: Sequence[Row], phrases: Sequence[str], vectors: np.ndarray) -> list[list[float | None]]:
+        """Returns how well each row fits each phrase; vectors (P, D) are those of the phrases."""
+        if not rows or not phrases:
             return [[] for _ in rows]
         sample = self._sample  # another thread may replace it
         products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
         pairs = list(zip(ordered, products, strict=True))
         less = [np.searchsorted(line, own - _EQUAL, "left") for line, own in pairs]
         less_or_equal = [np.searchsorted(line, own + _EQUAL, "right") for line, own in pairs]
-        return (np.add(less, less_or_equal).T / (2 * len(sample))).tolist()
+        told = [self._can_tell(phrase) for phrase in phrases]
+        fits = np.add(less, less_or_equal).T / (2 * len(sample))
+        return [[fit if tells else None for fit, tells in zip(row, told, strict=True)] for row in fits.tolist()]
+
+    def _can_tell(self, phrase: str) -> bool:
+        return self.calibration is not None and can_tell(self.calibration.things, phrase)
+
+    def _untold(self, phrases: Iterable[str]) -> str:
+        """Says which phrases have no fit, and why; "" if all have one."""
+        untold = [phrase for phrase in phrases if not self._can_tell(phrase)]
+        if not untold:
+            return ""
+        if self.calibration is None or not self.calibration.things:
+            return "no fit of phrases: no validation shows what this model can tell"
+        return f"this model cannot tell: {', '.join(untold)}"
 
     def _judge(self, query: Query, answer: Answer) -> Answer:
         """Adds the verdict, `good` and, for one sentence without a filter, the probability of the first result."""
@@ -288,6 +249,8 @@ class Searcher:
         alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
         if not alone or query.where.strip():
             return answer._replace(verdict=f"{none}: calibration covers single sentences without filters")
+        if answer.unread:
+            return answer._replace(verdict=f"{none}: the model does not read the whole sentence")
         gallery, threshold = self.calibration.gallery, self.calibration.threshold
         source = f"(from validation, with {gallery:,} pictures)"
         best, right = results[0].score, float(probability(self.calibration, results[0].score))
@@ -341,13 +304,3 @@ def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:
 def _vectors(rows: Sequence[Row]) -> np.ndarray:
     """(n, D) float32."""
     return np.array([row.vector for row in rows], np.float32)
-
-
-def _brief(text: str) -> str:
-    """Quotes a text, shortened to _BRIEF characters."""
-    return f'"{text if len(text) <= _BRIEF else text[: _BRIEF - 2].rstrip() + " …"}"'
-
-
-def _power_of_two(count: int) -> int:
-    """Returns the first power of two that is not below `count`."""
-    return 1 << (int(count) - 1).bit_length()

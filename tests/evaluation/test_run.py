@@ -19,7 +19,7 @@ WRONG = RIGHT[::-1].copy()  # every caption finds the image of another
 @pytest.fixture
 def evaluate(monkeypatch):
     """evaluate(best=step, last=step, val=persons) -> the summaries; evaluate.texts: the captions embedded beside."""
-    texts, opened, written = [], [], []
+    texts, opened, written, measured = [], [], [], []
 
     def embed_split(model, params, source, tokenizer, config):
         persons = np.arange(4)
@@ -30,7 +30,12 @@ def evaluate(monkeypatch):
         texts.append(captions)
         return np.array([RIGHT[i] if c == CAPTIONS[i] else WRONG[i] for i, c in enumerate(captions)])
 
+    def measure_things(parts, embed):
+        measured.append([(captions, e.text.max()) for captions, e in parts])
+        return {"coat": (0.9, 7)}
+
     monkeypatch.setattr(run, "embed_split", embed_split)
+    monkeypatch.setattr(run, "measure_things", measure_things)
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
@@ -64,7 +69,7 @@ def evaluate(monkeypatch):
         return run.evaluate(Path("nowhere"), config, write, images_digests)
 
     evaluate.texts, evaluate.val_scale = texts, np.float32(1)
-    evaluate.opened, evaluate.written = opened, written
+    evaluate.opened, evaluate.written, evaluate.measured = opened, written, measured
     return evaluate
 
 
@@ -100,6 +105,15 @@ def test_several_datasets_are_scored_each_by_itself_and_their_means_last(evaluat
         assert summaries[name]["calibration"]["threshold"] == 2
     for name in ("test-cuhk", "test-icfg"):
         assert summaries[name]["calibration"]["false_alarm"] == 1 and "robustness" in summaries[name]
+
+
+def test_things_are_measured_on_validation_of_all_datasets_together(evaluate):
+    evaluate.val_scale = np.float32(2)
+    val = {"cuhk_pedes": 4, "icfg_pedes": 0, "own": 4}
+    summaries = evaluate(best=40, last=60, val=val, **SOURCES)
+    assert evaluate.measured == [[(CAPTIONS, 2), (CAPTIONS, 2)]]
+    for name in ("val", "val-cuhk", "val-own", "test-icfg"):
+        assert summaries[name]["calibration"]["things"] == {"coat": (0.9, 7)}
 
 
 def test_several_datasets_without_a_test_split_are_reported_on_val(evaluate):

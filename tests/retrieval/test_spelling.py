@@ -1,0 +1,35 @@
+import pytest
+
+from input_pipeline.tokenizer import load_tokenizer
+from ivt_jax.retrieval.spelling import suggest
+
+SHIPPED = load_tokenizer("")
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("a wmoan in a rde coat", "a woman in a red coat"),
+        ("A Womn with blakc trosers, carying a bckpack", "A Woman with black trousers, carrying a backpack"),
+        ("whtie shoes and brwn hiar", "white shoes and brown hair"),
+        ("a bleu coat", "a blue coat"),
+    ],
+)
+def test_slips_of_one_letter_are_mended(text, mended):
+    assert suggest(text, SHIPPED) == mended
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a woman in a red coat", "two turtlenecks", "Xylophone", "une femme avec un manteau rouge", "grün", "12 a!", ""],
+)
+def test_known_far_and_foreign_words_stay(text):
+    assert suggest(text, SHIPPED) == ""
+
+
+def test_no_word_is_suggested_that_the_model_does_not_read():
+    class Reads:
+        def unread(self, text, length):
+            return [text] if text == "red" else [], "", False
+
+    assert suggest("a rde caot", Reads()) == "a rde coat"

@@ -1,0 +1,50 @@
+import pytest
+
+from ivt_jax.retrieval.query import Term, read_terms
+from ivt_jax.retrieval.wording import read_negations, rest_of
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "unwanted"),
+    [
+        ("a woman in a red coat without a bag", "a woman in a red coat", ["bag"]),
+        ("a woman with a gun, without a hat or glasses", "a woman with a gun", ["hat", "glasses"]),
+        ("a man with neither hat nor glasses", "a man", ["hat", "glasses"]),
+        ("a man who isn't carrying a backpack, in blue jeans", "a man, in blue jeans", ["backpack"]),
+        ("a woman with no hat and a red bag", "a woman and a red bag", ["hat"]),
+        ("a person never wearing a hat; carrying a rifle", "a person; carrying a rifle", ["hat"]),
+        ("a man without black or white shoes", "a man", ["black or white shoes"]),
+        ("a man in black, not in white", "a man in black", ["white"]),
+        ("not tall, red coat", "red coat", ["tall"]),
+        ("a gun, no hat", "a gun", ["hat"]),
+        ("he is not wearing glasses", "", ["glasses"]),
+        ("No hat!", "", ["hat"]),
+    ],
+)
+def test_negations_are_taken_out(text, wanted, unwanted):
+    assert read_negations(text) == (wanted, unwanted)
+
+
+@pytest.mark.parametrize(
+    "text", ["there is no doubt he wears a coat", "une femme sans manteau", "a man  in red ,and blue", "", "!!!", "no"]
+)
+def test_a_sentence_without_a_negation_stays_as_it_is(text):
+    assert read_negations(text) == (text, [])
+
+
+def test_a_negation_within_what_is_unwanted_is_wanted():
+    assert read_terms([Term("a coat without a belt", -0.5)]) == (Term("a coat", -0.5), Term("belt", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("a woman with a gun", "gun"),
+        ("a man in a red coat walking next to a car", "walking next car"),
+        ("a man wearing a red coat and carrying a bag", ""),
+        ("une femme avec un manteau rouge", ""),  # the whole is a phrase
+        ("", ""),
+    ],
+)
+def test_words_of_no_phrase_are_left(text, rest):
+    assert rest_of(text) == rest
