@@ -17,15 +17,15 @@ _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _ROWS for i, key in enumerate(row)}
 
 
-def typos(caption: str, rng: np.random.Generator) -> str:
-    """Makes one typo in words of four letters and more, each with probability TYPO_RATE, but not in the first letter.
+def typos(caption: str, rng: np.random.Generator, rate: float = TYPO_RATE) -> str:
+    """Makes one typo in words of four letters and more, each with probability `rate`, but not in the first letter.
 
     Two letters are swapped, or one is dropped, doubled or replaced by its neighbour on the keyboard.
     """
 
     def slip(match: re.Match[str]) -> str:
         word = match[0]
-        if rng.random() >= TYPO_RATE:
+        if rng.random() >= rate:
             return word
         i = int(rng.integers(1, len(word) - 1))
         near = _NEIGHBOURS.get(word[i].lower(), word[i])

@@ -101,7 +101,7 @@ def draw_crowd(count: int, rng: random.Random, taken: set[Attributes]) -> list[A
     while len(crowd) < count:
         siblings = rng.randint(1, 3) if rng.random() < _FAMILIES else 0
         base = _draw_new(lambda: draw_attributes(rng), taken)
-        family = [base, *(_draw_new(lambda base=base: _change_one(base, rng), taken) for _ in range(siblings))]
+        family = [base, *(_draw_new(lambda base=base: change_one(base, rng), taken) for _ in range(siblings))]
         crowd.extend(family[: count - len(crowd)])
     return crowd
 
@@ -146,7 +146,7 @@ def _draw_new(draw, taken: set[Attributes]) -> Attributes:
     return attributes
 
 
-def _change_one(base: Attributes, rng: random.Random) -> Attributes:
+def change_one(base: Attributes, rng: random.Random) -> Attributes:
     """Returns a copy of `base` with one attribute redrawn; a bag or hat changes with its colour."""
     while True:
         field = _draw(_CHANGES, rng)
