@@ -262,7 +262,7 @@ def test_json_is_one_object(ask, calibrated, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["query"] == {
         "terms": [{"text": "red coat", "weight": 1.0}, {"text": "blue bag", "weight": -0.25}],
-        "image": None, "like": None, "image_weight": 1.0, "where": "",
+        "image": None, "like": None, "image_weight": 1.0, "where": "", "unlike": [],
     }  # fmt: skip
     assert (told["searched"], told["good"], told["verdict"][:13]) == (4, None, "No confidence")
     (result,) = told["results"]

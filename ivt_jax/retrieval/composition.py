@@ -12,7 +12,8 @@ and one of its phrases again is nearly the sentence. An unwanted part has a thir
 
 A picture has two thirds of the weight of the wanted words: it is the base that they change. Its similarities may spread
 more than those of sentences (in models from contrastive pre-training they do), so its share is divided by the ratio of
-the spreads. BENCHMARKS.md has what this was chosen by.
+the spreads. From all that, a quarter of the mean of pictures that are not meant ("not this person") is taken away, in
+units of the query's length. BENCHMARKS.md has what this was chosen by.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import numpy as np
 
 UNWANTED = 1 / 3  # share of an unwanted part, of all that is wanted
 PICTURE = 2 / 3  # share of a picture, of the wanted words
+UNLIKE = 1 / 4  # share of the pictures that are not meant, of the query
 # Descriptions whose similarities spread like those of usual sentences.
 TYPICAL = (
     "a man in a black jacket and blue jeans",
@@ -41,10 +43,13 @@ class Part(NamedTuple):
     phrases: int = 1
 
 
-def compose(texts: Sequence[Part], picture: Part | None = None, ratio: float = 1.0) -> np.ndarray | None:
+def compose(
+    texts: Sequence[Part], picture: Part | None = None, ratio: float = 1.0, unlike: np.ndarray | None = None
+) -> np.ndarray | None:
     """Returns the query (D,) float32, None if its parts cancel each other out.
 
-    ratio: the spread of the picture's similarities to the index, divided by that of usual sentences.
+    ratio: the spread of the picture's similarities to the index, divided by that of usual sentences. unlike: embeddings
+    (n, D) of pictures that are not meant.
     """
     wanted = sum(part.weight * part.phrases for part in texts if part.weight > 0)
     shares, embeddings = [], [part.embedding for part in texts]
@@ -60,6 +65,8 @@ def compose(texts: Sequence[Part], picture: Part | None = None, ratio: float = 1
         embeddings.append(picture.embedding)
     weights = np.array(shares) / np.abs(shares).sum()
     vector = weights @ np.array(embeddings, float)
+    if unlike is not None:
+        vector -= UNLIKE * np.linalg.norm(vector) * unlike.mean(0)
     return None if np.abs(vector).max() < _EQUAL else vector.astype(np.float32)
 
 

@@ -9,11 +9,12 @@ from input_pipeline.noun_phrases import attribute_phrases
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
 from ivt_jax.retrieval.where import Condition, parse
-from ivt_jax.retrieval.wording import read_negations
+from ivt_jax.retrieval.wording import read_negations, rest_of
 
 MAX_TERMS = 16
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
+MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
 _WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
 
@@ -33,6 +34,7 @@ class Query(NamedTuple):
     like: int | None = None  # the id of a row, to find similar ones
     image_weight: float = 1.0  # of the image or the row
     where: str = ""  # a filter in the language of `ivt_jax.retrieval.where`, "" for none
+    unlike: tuple[int, ...] = ()  # the ids of rows that are not meant: they and what is like them come later
 
 
 def parse_term(text: str) -> Term:
@@ -54,6 +56,20 @@ def read_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(read)
 
 
+class Split(NamedTuple):
+    """A sentence as terms, one for each phrase, and the words that belong to none."""
+
+    terms: tuple[Term, ...]
+    rest: str
+
+
+def split(text: str) -> Split:
+    """Splits a sentence into its phrases; those that it negates are unwanted."""
+    read = read_terms([Term(text)])
+    phrases = [Term(phrase, 1.0 if wanted else -1.0) for phrase, wanted in phrases_of(Query(read)).items()]
+    return Split(tuple(phrases[:MAX_TERMS]), " ".join(rest_of(term.text) for term in read if term.weight > 0).strip())
+
+
 def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: float | None = None) -> Condition | None:
     """Checks a query against the fields of an index and returns its parsed filter, None if it has no filter.
 
@@ -67,6 +83,8 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
         raise UserError("the query has an image and a row of the index; choose one of them")
     if len(query.terms) > MAX_TERMS:
         raise UserError(f"the query has {len(query.terms)} sentences; the limit is {MAX_TERMS}")
+    if len(query.unlike) > MAX_UNLIKE:
+        raise UserError(f"the query leaves out {len(query.unlike)} pictures; the limit is {MAX_UNLIKE}")
     for weight in weights:
         if not LEAST_WEIGHT <= abs(weight) <= MOST_WEIGHT:
             raise UserError(f"a weight of {weight:g} is out of bounds: from {LEAST_WEIGHT} to {MOST_WEIGHT:g}")

@@ -35,10 +35,13 @@ class QueryReader:
         self.encoder = encoder
         self.tokenizer = tokenizer
 
-    def read(self, query: Query, sample: np.ndarray, like: np.ndarray | None = None) -> Read:
+    def read(
+        self, query: Query, sample: np.ndarray, like: np.ndarray | None = None, unlike: np.ndarray | None = None
+    ) -> Read:
         """Reads a query that `check` has accepted.
 
-        sample: rows of the index (S, D), to compare spreads; like: the embedding (D,) of the row `query.like`, if any.
+        sample: rows of the index (S, D), to compare spreads; like: the embedding (D,) of the row `query.like`, if any;
+        unlike: those (n, D) of the rows `query.unlike`, if any.
         Raises UserError if the model knows no word of it, its image cannot be read, or its parts cancel each other out.
         """
         suggestions = {term.text: mended for term in query.terms if (mended := suggest(term.text, self.tokenizer))}
@@ -54,7 +57,7 @@ class QueryReader:
         counts = [len(phrases_of(Query((term,)))) for term in terms]
         texts = [Part(v, term.weight, n) for v, term, n in zip(of_terms, terms, counts, strict=True)]
         ratio = spread_ratio(sample, picture, of_typical) if picture is not None and len(of_typical) else 1.0
-        vector = compose(texts, None if picture is None else Part(picture, query.image_weight), ratio)
+        vector = compose(texts, None if picture is None else Part(picture, query.image_weight), ratio, unlike)
         if vector is None:
             raise UserError("the parts of the query cancel each other out: remove one, or change its weight")
         return Read(terms, vector, phrases, of_phrases, unread, suggestions)

@@ -137,10 +137,12 @@ class Searcher:
             raise UserError(f"top is the number of results, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
-        read = self.reader.read(query, self._sample, _vectors(like)[0] if like else None)
+        unlike = [self._row(id, vectors=True) for id in query.unlike]
+        pictures = _vectors(like)[0] if like else None, _vectors(unlike) if unlike else None
+        read = self.reader.read(query, self._sample, *pictures)
         vector, phrases = read.vector[None], read.phrases
         found = self._find(
-            lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like
+            lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like + unlike
         )
         fits = self._fit([row for row, _ in found], list(phrases), read.embeddings)
         results = [
@@ -182,14 +184,17 @@ class Searcher:
         return count
 
     def _find(
-        self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, like: Sequence[Row]
+        self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, known: Sequence[Row]
     ) -> list[tuple[Row, float]]:
-        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids."""
+        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids.
+
+        known: rows that are not shown.
+        """
         shown: list[tuple[Row, float]] = []
         kept: list[np.ndarray] = []  # their vectors
         values: list[Value] = []  # their values of the field `group`
-        paths = {row.path for row in like}  # a row that is being replaced has two ids and one path
-        condition, k = where, 2 * top if group or distinct is not None or like else top
+        paths = {row.path for row in known}  # a row that is being replaced has two ids and one path
+        condition, k = where, 2 * top if group or distinct is not None or known else top
         while True:
             before = len(shown)
             scores, ids = (found[0].tolist() for found in ask(k, condition))
@@ -246,7 +251,8 @@ class Searcher:
             return answer._replace(verdict="no good match: there is no such picture", good=False)
         if self.calibration is None:
             return answer
-        alone = len(query.terms) == 1 and query.terms[0].weight > 0 and query.image is None and query.like is None
+        pictures = query.image is not None or query.like is not None or query.unlike
+        alone = len(query.terms) == 1 and query.terms[0].weight > 0 and not pictures
         if not alone or query.where.strip():
             return answer._replace(verdict=f"{none}: calibration covers single sentences without filters")
         if answer.unread:

@@ -34,6 +34,14 @@ def test_a_picture_without_words_is_what_is_wanted_and_may_be_unwanted():
     np.testing.assert_allclose(compose([Part(X, 1.0, 3)], Part(Y, -1.0)), [3 / 4, -1 / 4, 0], rtol=1e-6)
 
 
+def test_pictures_that_are_not_meant_take_a_quarter_away():
+    """Of (3/5, 4/5) the length is 1, of half of it a half."""
+    both = [Part(np.array([0.6, 0.8, 0], np.float32), 1.0)]
+    np.testing.assert_allclose(compose(both, unlike=np.stack([Y, Z])), [0.6, 0.8 - 1 / 8, -1 / 8], rtol=1e-6)
+    half = [Part(X, 1.0), Part(Y, 1.0)]  # (1/2, 1/2), of length sqrt(1/2)
+    np.testing.assert_allclose(compose(half, unlike=Z[None]), [0.5, 0.5, -np.sqrt(0.5) / 4], rtol=1e-6)
+
+
 def test_parts_that_cancel_are_no_query():
     assert compose([Part(X, 1.0), Part(X, -3.0)]) is None
 

@@ -223,6 +223,23 @@ def test_more_like_a_row_leaves_that_row_out(opened):
         found.search(Query(like=50))
 
 
+def test_pictures_that_are_not_meant_are_left_out_and_what_is_like_them_comes_later(opened, folder):
+    calibrate(folder)
+    vectors = draw(50)
+    found = opened(vectors)
+    marked = ids_of(found.search("red hat", top=3))
+    query = text_vector("red") - 0.25 * vectors[marked].astype(float).mean(0)
+    scores = vectors.astype(float) @ query
+    scores[marked] = -2
+    answer = found.search(Query((Term("red hat"),), unlike=tuple(marked)))
+    assert_found(answer, scores)
+    assert answer.verdict.startswith("No confidence estimate: calibration covers single sentences")
+    with pytest.raises(UserError, match="no picture with the id 50"):
+        found.search(Query((Term("red hat"),), unlike=(50,)))
+    with pytest.raises(UserError, match="leaves out 101 pictures; the limit is 100"):
+        found.search(Query((Term("red hat"),), unlike=(1,) * 101))
+
+
 def test_the_sample_is_evenly_spaced_and_small(opened, folder, monkeypatch):
     """Of rows 0, 3, 6 and 9 the share of a row that fits less well is a multiple of an eighth."""
     calibrate(folder)

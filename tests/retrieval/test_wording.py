@@ -1,6 +1,6 @@
 import pytest
 
-from ivt_jax.retrieval.query import Term, read_terms
+from ivt_jax.retrieval.query import Split, Term, read_terms, split
 from ivt_jax.retrieval.wording import read_negations, rest_of
 
 
@@ -48,3 +48,9 @@ def test_a_negation_within_what_is_unwanted_is_wanted():
 )
 def test_words_of_no_phrase_are_left(text, rest):
     assert rest_of(text) == rest
+
+
+def test_a_split_loses_nothing():
+    assert split("a woman with a gun, without a hat") == Split((Term("woman"), Term("hat", -1.0)), "gun")
+    assert split("no hat") == Split((Term("hat", -1.0),), "")
+    assert split("!!!") == Split((), "")
