@@ -454,7 +454,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--html=EMPTY/x", "--copy_to=EMPTY/x", "red"], "x: name a file and a folder"),
         (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
         (["--images=CROPS", "red", "--not", "red"], "the parts of the query cancel each other out"),
-        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no fields; build it from a list"),
+        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no such field; it has: path alone"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
         (["--index=EMPTY", "red"], "is not an index"),
     ],

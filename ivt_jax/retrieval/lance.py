@@ -29,7 +29,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
-from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
+from ivt_jax.retrieval.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 if "LANCE_LOG" not in os.environ:  # Lance's own variable
     logging.getLogger("pylance").setLevel(logging.WARNING)  # it logs how long an index took to build
@@ -275,6 +275,8 @@ def to_sql(condition: Condition) -> str:
             return f"COALESCE({column(field)} {symbol} {_literal(value)}, FALSE)"
         case OneOf(field, values):
             return f"COALESCE({column(field)} IN ({', '.join(map(_literal, values))}), FALSE)"
+        case Contains(field, text):
+            return f"COALESCE(contains({column(field)}, {_literal(text)}), FALSE)"
         case Missing(field):
             return f"({column(field)} IS NULL)"
         case Not(part):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ivt_jax.common.errors import UserError, disk_fault
-from ivt_jax.retrieval.where import Condition, Metadata, Value
+from ivt_jax.retrieval.where import PATH, Condition, Metadata, Value
 
 Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index
@@ -148,5 +148,10 @@ def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
 
 
 def column(field: str) -> str:
-    """Returns the column of a field: m_NAME, or x_HEX if the name has other characters than a-z, 0-9 and _."""
+    """Returns the column of a field: m_NAME, or x_HEX if the name has other characters than a-z, 0-9 and _.
+
+    That of PATH is `path`.
+    """
+    if field == PATH:
+        return "path"
     return f"m_{field}" if re.fullmatch("[a-z0-9_]+", field) else f"x_{field.encode().hex()}"
