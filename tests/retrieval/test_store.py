@@ -674,6 +674,17 @@ def test_a_place_without_an_index_is_one_line(tmp_path):
         open_store("http://127.0.0.1:1/x")
 
 
+def test_a_folder_of_vectors_is_no_index_and_the_error_says_how_to_make_one(tmp_path):
+    (tmp_path / "gallery.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        open_store(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds vectors of python -m ivt_jax.embed, which are no index: make one with python -m "
+        f"ivt_jax.index --vectors={tmp_path} --images=FOLDER --workdir=RUN --index=DIR"
+    )
+    assert [*tmp_path.iterdir()] == [tmp_path / "gallery.json"]
+
+
 @pytest.mark.parametrize("stated", [None, "{", '{"model": "m"}', "[]"])
 def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
     metadata = {"ivt_jax": stated} if stated else None
