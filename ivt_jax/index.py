@@ -10,7 +10,7 @@ continues after an interruption. docs/search.md describes which pictures are emb
 import argparse
 import collections
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ivt_jax.common.command import positive
@@ -42,12 +42,17 @@ def run(args: argparse.Namespace) -> int:
     built = build(args.index, source, Options(**{name: getattr(args, name) for name in options}))
     passed = describe_passed(source.passed)
     file = None if is_remote(args.index) else Path(args.index, "unreadable.txt")
-    _print_problems([*map(": ".join, built.unreadable)], describe_kept(built.kept), passed, file)
+    lines = {"skipped": [*map(": ".join, built.unreadable)], "kept": describe_kept(built.kept)}
+    _print_problems({**lines, "odd": [*map(": ".join, built.odd)]}, passed, file)
     if passed:
         print(f"{args.index}: passed over: {passed}")
     if built.unreadable:
         reasons = collections.Counter(reason for _, reason in built.unreadable)
         print(f"{args.index}: {_count_reasons(reasons.most_common())}", file=sys.stderr)
+    if built.odd:
+        reasons = collections.Counter(reason for _, reason in built.odd)
+        remedy = "indexed all the same, but models learn from crops of one person: docs/search.md, Full frames"
+        print(f"{args.index}: {_count_reasons(reasons.most_common(), 'odd')}; {remedy}", file=sys.stderr)
     if built.note:
         print(f"{args.index}: {built.note}")
     if source.fields:
@@ -60,24 +65,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if built.unreadable or built.kept else 0
 
 
-def _print_problems(skipped: Sequence[str], kept: Sequence[str], passed: str, file: Path | None) -> None:
-    """Prints skipped pictures and kept rows on stderr. If there is a file, writes all of them and `passed` there."""
-    for kind, lines in (("skipped", skipped), ("kept", kept)):
+def _print_problems(found: Mapping[str, Sequence[str]], passed: str, file: Path | None) -> None:
+    """Prints the lines of each kind, such as "skipped", on stderr. If there is a file, all and `passed` are in it."""
+    for kind, lines in found.items():
         for line in lines[:_SHOWN] if file else lines:
             print(f"{kind} {printable(line)}", file=sys.stderr)
         if file and len(lines) > _SHOWN:
             print(f"{kind} {len(lines) - _SHOWN:,} more, listed in {file}", file=sys.stderr)
     if file:
-        lines = [*skipped, *(f"kept {line}" for line in kept), *([f"passed over: {passed}"] if passed else [])]
-        write_bytes(file, "".join(f"{printable(line)}\n" for line in lines).encode())
+        prefix = {"skipped": ""}
+        everything = [prefix.get(kind, f"{kind} ") + line for kind, lines in found.items() for line in lines]
+        everything += [f"passed over: {passed}"] if passed else []
+        write_bytes(file, "".join(f"{printable(line)}\n" for line in everything).encode())
 
 
-def _count_reasons(reasons: Sequence[tuple[str, int]]) -> str:
+def _count_reasons(reasons: Sequence[tuple[str, int]], kind: str = "skipped") -> str:
     """Returns a text such as "3 skipped: missing (2), not a readable image (1)"."""
     shown = [f"{printable(reason)} ({count:,})" for reason, count in reasons[:_REASONS]]
     if others := sum(count for _, count in reasons[_REASONS:]):
         shown.append(f"other reasons ({others:,})")
-    return f"{sum(count for _, count in reasons):,} skipped: {', '.join(shown)}"
+    return f"{sum(count for _, count in reasons):,} {kind}: {', '.join(shown)}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,7 +38,7 @@ from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import fit, is_as_before, open_image
+from ivt_jax.encoding.images import fit, is_as_before, odd_shape, open_image
 from ivt_jax.gallery.crops import UnreachableError, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
 from ivt_jax.retrieval.missing import Missing, Reach, Reasons
@@ -82,6 +82,9 @@ class Built:
     taken: int = 0  # vectors from `ivt_jax.embed`
     seconds: float = 0.0  # for reading, embedding and writing
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (path, reason) of pictures
+    odd: list[tuple[str, str]] = dataclasses.field(
+        default_factory=list
+    )  # (path, `odd_shape`) of rows that were written
     note: str = ""  # a message of the store
     kept: Reasons = dataclasses.field(default_factory=dict)  # rows that stay, with pictures missing or unreadable
 
@@ -254,6 +257,7 @@ class _Entry(NamedTuple):
     pixels: np.ndarray | None = None  # (H, W, 3) uint8, of the model's size
     vector: np.ndarray | None = None
     thumbnail: bytes | None = None
+    odd: str | None = None
 
 
 class _Work:
@@ -349,7 +353,8 @@ class _Work:
         if not upright and is_turned(io.BytesIO(content)):
             vector = None
         pixels = fit(image, self._encoder.size) if vector is None else None
-        return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image))
+        odd = odd_shape(*image.size)
+        return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image), odd)
 
     def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
         pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
@@ -366,7 +371,8 @@ class _Work:
         for entry, donor in zip(entries, donors, strict=True):
             (path, size, changed, metadata), has = entry.picture, entry if donor is None else found[donor]
             vector = np.asarray(has.vector, self._store.about.dtype)
-            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail))
+            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail, has.odd))
+            self.built.odd += [(path, has.odd)] if has.odd else []
             self._next_id += 1
         self._store.add(rows)
         gone: list[int] = []

@@ -169,7 +169,7 @@ class QdrantStore:
 
     def _point(self, row: Row) -> models.PointStruct:
         assert row.vector is not None and row.thumbnail is not None
-        payload: dict[str, Any] = {name: getattr(row, name) for name in _OWN}
+        payload: dict[str, Any] = {name: getattr(row, name) for name in (*_OWN, "odd")}
         for name in self.about.fields:
             value = row.metadata.get(name)
             payload[column(name)] = value.isoformat() if isinstance(value, datetime.datetime) else value
@@ -185,7 +185,8 @@ class QdrantStore:
         vector = None if point.vector is None else np.array(point.vector, self.about.dtype)
         thumbnail = base64.b64decode(payload["thumbnail"]) if "thumbnail" in payload else None
         own = {name: payload[name] for name in _OWN}
-        return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, **own)
+        odd = payload.get("odd")  # points of older versions have none
+        return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, odd=odd, **own)
 
 
 def to_filter(condition: Condition, containing: Callable[[str, str], list[int]]) -> Any:

@@ -83,6 +83,9 @@ class Row(NamedTuple):
     metadata: Metadata
     vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
     thumbnail: bytes | None = None  # a small JPEG, without EXIF
+    odd: str | None = (
+        None  # `encoding.images.odd_shape` of the picture; None: not known, in an index of an older version
+    )
 
 
 class VectorStore(Protocol):

@@ -163,6 +163,25 @@ def test_each_unreadable_picture_is_one_line(call, gallery, place, capsys):
     assert (place / "unreadable.txt").read_text() == ""
 
 
+def test_pictures_of_odd_shape_are_named_and_counted_once_and_are_no_fault(call, gallery, place, capsys):
+    for number in range(21):
+        Image.new("RGB", (200, 100 + number)).save(gallery / f"frame {number:02}.png")
+    Image.new("RGB", (1, 1)).save(gallery / "dot.png")
+    assert call() == 0
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "odd dot.png: smaller than 8 x 25 pixels"
+    assert error[1] == "odd frame 00.png: wider than high, as a full frame is"
+    assert error[20:] == [
+        f"odd 2 more, listed in {place}/unreadable.txt",
+        f"{place}: 22 odd: wider than high, as a full frame is (21), smaller than 8 x 25 pixels (1); indexed all the "
+        "same, but models learn from crops of one person: docs/search.md, Full frames",
+    ]
+    listed = (place / "unreadable.txt").read_text().splitlines()
+    assert len(listed) == 22 and listed[-1] == "odd frame 20.png: wider than high, as a full frame is"
+    assert sum(bool(row.odd) for row in rows(place).values()) == 22
+    assert call() == 0 and capsys.readouterr().err == ""
+
+
 def test_the_second_indexer_is_refused_in_one_line(call, place, capsys):
     assert call() == 0
     capsys.readouterr()

@@ -559,6 +559,20 @@ def test_an_index_of_lancedb_is_read_searched_and_updated(tmp_path, monkeypatch)
         assert opened.search(east, 4)[1].tolist() == [[299, 300, 298, 3]]  # float16 makes 299 equal
 
 
+def test_whether_a_picture_is_odd_is_kept_and_not_known_in_an_older_index(create, tmp_path):
+    store, reopen = create(about())
+    marks = ["", "wider than high, as a full frame is", None]
+    store.add([row._replace(odd=mark) for row, mark in zip(make_rows(3), marks, strict=True)])
+    assert [row.odd for row in reopen().scan()] == [row.odd for row in reopen().get([0, 1, 2])] == marks
+    shutil.unpack_archive(LANCEDB, tmp_path)
+    older = open_store(tmp_path)
+    assert {row.odd for row in older.scan()} == {None}
+    fields = {"camera": 1, "place": None}
+    older.add([Row(300, "new.png", "", 0, 0, fields, np.float16([1, 0]), b"", "too small")])
+    older.set_about(older.about)
+    assert [row.odd for row in open_store(tmp_path).get([2, 299, 300])] == [None, None, "too small"]
+
+
 def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance._AT_ONCE", 10)
     store = create_store(tmp_path / "index", about())
