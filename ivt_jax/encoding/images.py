@@ -34,8 +34,8 @@ def odd_shape(width: int, height: int) -> str:
     So a crop is 2 to 3 times as high as wide, and at least 50 high. The bounds are wider by a factor of two, so that a
     person who sits or cycles passes: as high as wide to 6 times as high, and at least 8 x 25 pixels. A picture of more
     than 1080 lines is larger than any crop from such a frame. It passes if it is slimmer than 16:9: photos held upright
-    are 4:3 to 16:9, and one shows more than one person. The sizes are those that the papers on the datasets state; the files
-    themselves were not measured, except PEDES-Synth's.
+    are 4:3 to 16:9, and show more than one person. The sizes are those that the papers on the datasets state; no files
+    were measured but PEDES-Synth's.
     """
     if width < _LEAST[0] or height < _LEAST[1]:
         return f"smaller than {_LEAST[0]} x {_LEAST[1]} pixels"

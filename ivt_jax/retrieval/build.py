@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +154,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
             raise UserError(f"there is no index at {place} yet: name the folder of its model with --workdir") from None
         encoder = options.encoder or Encoder(workdir)
         about = describe_index(encoder, workdir, options.dtype or "float32", source.fields, source.root)
-        return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
+        return None, dataclasses.replace(about, made=uuid.uuid4().hex, source=remembered(source, options)), encoder
     found = store.about
     _refuse_other_source(place, found, source, options)
     workdir = found.model_folder(workdir)
@@ -167,7 +168,13 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
         reason = f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}"
         raise UserError(f"{reason}: name the folder of the index's model with --workdir, or another --index")
     lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
-    return store, dataclasses.replace(about, **lasting), encoder
+    return store, dataclasses.replace(about, **lasting, source=remembered(source, options)), encoder
+
+
+def remembered(source: Source, options: Options) -> dict[str, Any]:
+    """Returns what an index keeps of a build to repeat it: `Source.origin`, vectors, and batch if it is not BATCH."""
+    vectors = {"vectors": os.path.abspath(options.vectors)} if options.vectors else {}
+    return {**source.origin, **vectors, **({"batch": options.batch} if options.batch != BATCH else {})}
 
 
 def describe_index(encoder: Encoder, workdir: Path | str, dtype: str, fields: dict[str, str], root: Path) -> About:
@@ -195,7 +202,7 @@ def _refuse_other_source(place: Path | str, about: About, source: Source, option
     if options.dtype not in (None, about.dtype):
         reason = f"{place} holds vectors of {about.dtype}, not {options.dtype}"
         raise UserError(f"{reason}: leave --dtype out, or name another --index")
-    if about.fields and not source.listed:
+    if about.fields and not source.listed and "path_fields" not in about.source:
         reason = f"{place} was made from a list, with the fields {', '.join(about.fields)}"
         raise UserError(f"{reason}: name the list with --list, or, to drop the fields, a list of paths alone")
 

@@ -41,6 +41,8 @@ class Source(NamedTuple):
     listed: bool = False  # whether a list names the pictures
     passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are passed over
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
+    unmatched: Sequence[str] = ()  # paths of pictures that do not fit `path_fields`
+    origin: Mapping[str, str] = types.MappingProxyType({})  # how to find the pictures again: images, list, path_fields
 
 
 def read_folder(folder: Path) -> Source:
@@ -62,7 +64,9 @@ def read_folder(folder: Path) -> Source:
     if not pictures and not missing:
         found = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
         raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){found}: mount it, or name another folder")
-    return Source(root, {}, pictures, closed + unreadable + missing, tuple(path for path, _ in closed), passed=passed)
+    unreadable = closed + unreadable + missing
+    origin = {"images": str(root)}
+    return Source(root, {}, pictures, unreadable, tuple(path for path, _ in closed), passed=passed, origin=origin)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:
@@ -95,13 +99,14 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
             raise DataError(f"{listed}: line {line}: {named} is not in {root}; set --images to their common folder")
         raise DataError(f"{listed}: line {line} has no path" if outside else f"{listed} names no pictures")
     lines, records = zip(*named_first.values(), strict=True)
-    fields, metadata, notes = infer_fields(records, lines)
+    fields, metadata, notes = infer_fields(records, [f"line {line}" for line in lines])
     pictures, unreadable = _find_files(root, dict(zip(named_first, metadata, strict=True)))
     skipped = [
         (f"line {line} of {listed.name}" + (f": {named}" if named else ""), f"not in {root}" if named else "no path")
         for line, named in outside
     ]
-    return Source(root, fields, pictures, skipped + unreadable, listed=True, notes=tuple(notes))
+    origin = {"images": str(root), "list": os.path.abspath(listed)}
+    return Source(root, fields, pictures, skipped + unreadable, listed=True, notes=tuple(notes), origin=origin)
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> str:
