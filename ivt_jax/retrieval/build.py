@@ -229,7 +229,7 @@ def _refuse_unreadable(source: Source, plan: Plan) -> None:
     unreadable = [*source.unreadable]
     for picture, _ in plan.todo:
         try:
-            open_image(picture.path, read_content(picture.path, source.root / picture.path))
+            open_image(picture.path, read_content(picture.path, picture.content(source.root)))
             return
         except UserError as error:
             unreadable.append((picture.path, _reason(picture.path, error)))
@@ -351,7 +351,7 @@ class _Work:
         picture, old = item
         if old and (old.size, old.changed) == (picture.size, picture.changed) and old.digest in self._known:
             return _Entry(picture, old, old.digest)  # only the metadata differ
-        content = read_content(picture.path, self._root / picture.path)
+        content = read_content(picture.path, picture.content(self._root))
         digest = hashlib.sha256(content)
         if digest.hexdigest() in self._known:
             return _Entry(picture, old, digest.hexdigest())
@@ -376,7 +376,7 @@ class _Work:
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
         rows: list[Row] = []
         for entry, donor in zip(entries, donors, strict=True):
-            (path, size, changed, metadata), has = entry.picture, entry if donor is None else found[donor]
+            (path, size, changed, metadata, _), has = entry.picture, entry if donor is None else found[donor]
             vector = np.asarray(has.vector, self._store.about.dtype)
             rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail, has.odd))
             self.built.odd += [(path, has.odd)] if has.odd else []

@@ -527,7 +527,7 @@ def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery
     put(gallery / "._a.png", 8)
     with monkeypatch.context() as patch:
         patch.setattr(walk, "is_passed_folder", lambda name: False)
-        patch.setattr(walk, "reason_to_pass", lambda name: None)
+        patch.setattr(walk, "reason_to_pass", lambda *path_and_suffixes: None)
         assert call() == 0
     assert {"@eaDir/t.png", "._a.png"} < {*rows(place)}
     capsys.readouterr()
