@@ -24,6 +24,7 @@ from ivt_jax.common.messages import counted
 from ivt_jax.common.startup import run_command
 
 if TYPE_CHECKING:
+    from ivt_jax.retrieval.build import Built
     from ivt_jax.retrieval.sources import Source
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
@@ -34,34 +35,41 @@ _REASONS = 8  # that are counted separately
 
 def run(args: argparse.Namespace) -> int:
     """Builds the index, copies it, prints the counts. Returns 1 if pictures are unreadable or rows kept, else 0."""
-    from ivt_jax.gallery.walk import describe_passed
-
     source = read_source(args)
     for note in source.notes:
         print(f"{args.list or '--path_fields'}: {printable(note)}", file=sys.stderr, flush=True)
 
     from ivt_jax.retrieval.build import BATCH, Options, build
-    from ivt_jax.retrieval.missing import describe_kept
     from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
 
     if args.snapshot:
         refuse_taken(args.snapshot)
     options = {name: getattr(args, name) for name in ("workdir", "dtype", "vectors", "moved", "prune")}
     built = build(args.index, source, Options(**options, batch=args.batch or BATCH))
+    report(args, source, built)
+    if args.snapshot:
+        snapshot(open_store(args.index), args.snapshot)
+        print(f"{args.snapshot}: a copy")
+    return 1 if built.unreadable or built.kept else 0
+
+
+def report(args: argparse.Namespace, source: "Source", built: "Built") -> None:
+    """Prints the problems of a build on stderr and the counts on stdout; lists the problems in the index's folder."""
+    from ivt_jax.gallery.walk import describe_passed
+    from ivt_jax.retrieval.missing import describe_kept
+
     passed = describe_passed(source.passed)
     file = None if is_remote(args.index) else Path(args.index, "unreadable.txt")
-    lines = {"skipped": [*map(": ".join, built.unreadable)], "kept": describe_kept(built.kept)}
-    lines |= {"odd": [*map(": ".join, built.odd)], "unmatched": source.unmatched}
-    _print_problems(lines, passed, file)
+    skipped, odd = ([*map(": ".join, pairs)] for pairs in (built.unreadable, built.odd))
+    kinds = {"skipped": skipped, "kept": describe_kept(built.kept), "odd": odd, "unmatched": source.unmatched}
+    _print_problems(kinds, passed, file)
     if passed:
         print(f"{args.index}: passed over: {passed}")
     if built.unreadable:
-        reasons = collections.Counter(reason for _, reason in built.unreadable)
-        print(f"{args.index}: {_count_reasons(reasons.most_common())}", file=sys.stderr)
+        print(f"{args.index}: {_count_reasons(_reasons(built.unreadable))}", file=sys.stderr)
     if built.odd:
-        reasons = collections.Counter(reason for _, reason in built.odd)
         remedy = "indexed all the same, but models learn from crops of one person: docs/search.md, Full frames"
-        print(f"{args.index}: {_count_reasons(reasons.most_common(), 'odd')}; {remedy}", file=sys.stderr)
+        print(f"{args.index}: {_count_reasons(_reasons(built.odd), 'odd')}; {remedy}", file=sys.stderr)
     if source.unmatched:
         unmatched = f"{counted(len(source.unmatched), 'path')} without fields, because --path_fields={args.path_fields}"
         print(f"{args.index}: {printable(unmatched)} does not fit", file=sys.stderr)
@@ -71,10 +79,6 @@ def run(args: argparse.Namespace) -> int:
         fields = ", ".join(f"{name} ({kind})" for name, kind in source.fields.items())
         print(f"{args.index}: fields: {printable(fields)}")
     print(f"{args.index}: {built}", flush=True)
-    if args.snapshot:
-        snapshot(open_store(args.index), args.snapshot)
-        print(f"{args.snapshot}: a copy")
-    return 1 if built.unreadable or built.kept else 0
 
 
 def read_source(args: argparse.Namespace) -> "Source":
@@ -87,14 +91,16 @@ def read_source(args: argparse.Namespace) -> "Source":
 
     if args.path_fields:
         parse_pattern(args.path_fields)  # before any work
-    if args.images or args.list:  # a mistyped folder is an error before the index is opened
-        source = read_list(args.list, args.images) if args.list else read_folder(args.images)
-        _recall(args, named=True)
-    else:
-        _recall(args, named=False)
-        source = read_list(args.list, args.images) if args.list else read_folder(args.images)
+
+    def read() -> "Source":
+        return read_list(args.list, args.images) if args.list else read_folder(args.images)
+
+    named = bool(args.images or args.list)
+    source = read() if named else None  # a mistyped folder is an error before the index is opened
+    _recall(args, named)
+    source = source or read()
     if args.path_fields:
-        source = add_fields(source, parse_pattern(args.path_fields))
+        return add_fields(source, parse_pattern(args.path_fields))
     return source
 
 
@@ -149,6 +155,10 @@ def _print_problems(found: Mapping[str, Sequence[str]], passed: str, file: Path 
         everything = [prefix.get(kind, f"{kind} ") + line for kind, lines in found.items() for line in lines]
         everything += [f"passed over: {passed}"] if passed else []
         write_bytes(file, "".join(f"{printable(line)}\n" for line in everything).encode())
+
+
+def _reasons(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    return collections.Counter(reason for _, reason in pairs).most_common()
 
 
 def _count_reasons(reasons: Sequence[tuple[str, int]], kind: str = "skipped") -> str:

@@ -62,7 +62,7 @@ def members(archive: Path) -> Iterator[tarfile.TarInfo]:
                 if not member.isdir():
                     yield member
             # tarfile takes a damaged header for the end of the archive, and would lose all members after it.
-            file.seek(tar.offset)  # type: ignore[attr-defined]
+            file.seek(tar.offset)
             whole = not member and file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         except (tarfile.TarError, ValueError, OverflowError):  # the last two: numbers that tarfile does not check
             whole = False

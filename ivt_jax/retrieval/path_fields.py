@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import is_utf8
+from ivt_jax.common.files import is_utf8, printable
 from ivt_jax.retrieval.lists import infer_fields
 from ivt_jax.retrieval.sources import Source
 
@@ -40,9 +40,8 @@ def parse_pattern(text: str) -> Pattern:
     for match in _TOKEN.finditer(text):
         is_open = match.lastgroup in ("name", "any")
         if match["wrong"]:
-            raise _error(
-                text, f"the brace at character {match.start() + 1} has no other; {{{{ and }}}} stand for braces"
-            )
+            brace = f"the brace at character {match.start() + 1} has no other"
+            raise _error(text, f"{brace}; {{{{ and }}}} stand for braces")
         if is_open and open_end:
             raise _error(text, f"nothing separates {match[0]} from what precedes it: put a text between them")
         if match.lastgroup == "name":
@@ -86,4 +85,4 @@ def _check_name(text: str, name: str, names: Sequence[str]) -> None:
 
 
 def _error(text: str, what: str) -> UserError:
-    return UserError(f"--path_fields={text}: {what}")
+    return UserError(printable(f"--path_fields={text}: {what}"))

@@ -206,7 +206,7 @@ def to_filter(condition: Condition, containing: Callable[[str, str], list[int]])
         case OneOf(field, values):
             return models.Filter(should=[_equals(field, value) for value in values])
         case Contains(field, text):
-            return models.HasIdCondition(has_id=containing(field, text))
+            return models.HasIdCondition(has_id=[*containing(field, text)])
         case Missing(field):
             return _empty(field)
         case Not(part):

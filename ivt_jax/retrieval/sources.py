@@ -69,22 +69,18 @@ def read_folder(folder: Path) -> Source:
         # Links to folders are not followed. The files behind a link to an inner folder are found there.
         unreadable += [((here / name).as_posix(), _OUT) for name in folders if leads_out(root, place / name)]
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
-    found, names = _Files(root), list[str]()
+    found = _Files(root)
     for path in sorted(paths):
         if path.lower().endswith(archives.SUFFIX):
-            archive = found.archive(path)
-            names += [f"{path}/{name}" for name in archive.pictures]
-            unreadable += [(f"{path}/{name}", reason) for name, reason in archive.unreadable]
-            passed.update(archive.passed)
-        else:
-            names.append(path)
-    pictures, missing = found.pictures({path: {} for path in names})
+            unreadable += [(f"{path}/{name}", reason) for name, reason in found.archive(path).unreadable]
+            passed.update(found.archive(path).passed)
+    pictures, missing = found.pictures({name: {} for path in sorted(paths) for name in found.names(path)})
     closed += found.closed
     if not pictures and not missing and closed:
         raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not missing:
-        found = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){found}: mount it, or name another folder")
+        others = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){others}: mount it, or name another folder")
     unreadable = closed + unreadable + missing
     origin = {"images": str(root)}
     return Source(root, {}, pictures, unreadable, tuple(path for path, _ in closed), passed=passed, origin=origin)
@@ -165,6 +161,11 @@ class _Files:
         self._slices = dict[str, Slice]()  # by path, of the archives that were listed
         self._outside = functools.cache(functools.partial(leads_out, root))  # once for each folder, not for each file
         self.archive = functools.cache(self._read_archive)
+
+    def names(self, path: str) -> list[str]:
+        """Returns the paths of the pictures in an archive; for another file its own path."""
+        is_archive = path.lower().endswith(archives.SUFFIX)
+        return [f"{path}/{name}" for name in self.archive(path).pictures] if is_archive else [path]
 
     def pictures(self, metadata: Mapping[str, Metadata]) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
         """Returns the pictures that exist, by path, and (path, reason) of the others. metadata: by path."""

@@ -184,11 +184,10 @@ class _Parser:
         self._advance()
         least = Comparison(field, ">=", self._value(field))
         self._expect("and")
-        start = self._start
+        below = self.error("the end of between is below its start; exchange them")  # with the position of the end
         most = Comparison(field, "<=", self._value(field))
         if most.value < least.value:  # type: ignore[operator]  # both are numbers, or both are times
-            self._start = start
-            raise self.error("the end of between is below its start; exchange them")
+            raise below
         return Joined("and", (least, most))
 
     def _kind_of(self, field: str) -> str:

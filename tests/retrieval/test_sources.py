@@ -8,6 +8,7 @@ import os
 import pytest
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import printable
 from ivt_jax.gallery.walk import describe_passed
 from ivt_jax.retrieval.path_fields import add_fields, parse_pattern
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
@@ -395,7 +396,9 @@ def test_another_path_does_not_fit(pattern, path):
 def test_a_malformed_pattern_is_one_line(pattern, message):
     with pytest.raises(UserError) as error:
         parse_pattern(pattern)
-    assert str(error.value).startswith(f"--path_fields={pattern}: {message}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"--path_fields={printable(pattern)}: {message}") and "\n" not in str(
+        error.value
+    )
 
 
 def test_a_pattern_that_fits_no_path_is_refused(tree):
