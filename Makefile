@@ -65,10 +65,10 @@ test-core: ## run the tests that need no TensorFlow, in .venv-core, an environme
 	@$(MAKE) --no-print-directory VENV=$(CORE) $(CORE)/core
 	@$(CORE)/bin/python -m pytest -n 2 --dist=loadfile --tb=short
 
-test-extras: ## run the tests that need PyTorch or Apache Beam, in .venv-extras, a separate environment
+test-extras: ## run the tests that need PyTorch, Apache Beam or OpenCV, in .venv-extras, a separate environment
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
-	@$(EXTRAS)/bin/python -c "import apache_beam, torch"  # otherwise pytest would skip the tests
-	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py
+	@$(EXTRAS)/bin/python -c "import apache_beam, cv2, torch"  # otherwise pytest would skip the tests
+	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py tests/test_cut_crops.py
 
 test-wheel: ## build the wheel, install it into an empty environment, .venv-wheel, and try it from another folder
 	@rm -rf $(WHEEL) build dist

@@ -16,7 +16,6 @@ import datetime
 import functools
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,8 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
+from ivt_jax.gallery.archives import find
+from ivt_jax.gallery.crops import read_content
 from ivt_jax.pages.render import TEMPLATES, data_uri, render
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         answer = searcher.search(query, args.top, args.group, args.distinct, args.exact)
         args.form(searcher, query, answer)
         files = dict(enumerate((searcher.file(result.path) for result in answer.results), start=1))
-        readable = {rank: file for rank, file in files.items() if os.access(file, os.R_OK)}
+        readable = {rank: file for rank, file in files.items() if _is_readable(file)}
         if args.html:
             page = render_page(searcher, query, answer, args.images or args.index, args.explain)
             write_bytes(args.html, page.encode())
@@ -186,7 +187,7 @@ def copy_files(files: Mapping[int, Path], folder: Path) -> None:
             stem = file.stem
             while len(os.fsencode(name := f"{rank:0{digits}}_{stem}{file.suffix}")) > _LONGEST_NAME:
                 stem = stem[:-1]
-            shutil.copyfile(file, partial / name)
+            (partial / name).write_bytes(read_content(file, file))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,7 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="an unwanted phrase")
     add("--image", type=Path, action="append", help="a picture of the person, alone or with sentences")
     add("--image_weight", type=float, default=1.0, metavar="W", help="of the picture; 1: two thirds of the sentences'")
-    where = "filter by fields: \"camera = 3 and time > '2024-05-01'\"; if given several times, all must be true"
+    where = (
+        "filter by fields: \"camera = 3 and time between '2024-05-01' and '2024-05-02'\", \"path contains 'gate'\"; if "
+        "given several times, all must be true"
+    )
     add("--where", action="append", default=[], metavar="FILTER", help=where)
     place = parser.add_argument_group("place").add_mutually_exclusive_group(required=True)
     place.add_argument("--index", help="what ivt_jax.index built: a folder, s3://..., gs://..., http://HOST:6333/NAME")
@@ -268,6 +272,13 @@ def _check_outputs(args: argparse.Namespace) -> None:
     for flag, path in (("--html", args.html), ("--copy_to", args.copy_to)):
         if path and not os.access(path.absolute().parent, os.W_OK):
             raise UserError(f"{flag}: {path} cannot be written: its folder is missing or read-only")
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return find(file) is not None or os.access(file, os.R_OK)
+    except OSError:  # its archive is gone, or has no such picture
+        return False
 
 
 def _print_verdict(answer: "Answer", file: TextIO) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -438,15 +439,25 @@ def test_a_copy_has_a_name_that_a_file_can_have(call, folder, tmp_path):
     assert f"01_{'ü' * 124}.png" in {path.name.replace("02_", "01_") for path in (tmp_path / "found").iterdir()}
 
 
+def test_pictures_of_an_archive_are_found_and_copied(call, folder, tmp_path, capsys):
+    with tarfile.open(folder / "more.tar", "w") as archive:
+        archive.add(folder / "red.png", "a/rot.png")
+    (folder / "red.png").unlink()
+    assert call("red", "--top=1", "--paths", f"--copy_to={tmp_path}/found") == 0
+    assert capsys.readouterr().out == f"{folder}/more.tar/a/rot.png\n"
+    assert (tmp_path / "found/01_rot.png").stat().st_size > 0
+
+
 def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
     copied = []
 
-    def copy(source, target):
-        copied.append(target.write_bytes(b"x"))
+    def read(name, file):
+        copied.append(name)
         if len(copied) == 2:
             raise OSError(28, "No space left on device")
+        return b"x"
 
-    monkeypatch.setattr(search.shutil, "copyfile", copy)
+    monkeypatch.setattr(search, "read_content", read)
     assert ask("red", f"--copy_to={tmp_path}/found") == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/found cannot be written: No space left on device\n"
     assert not [path for path in tmp_path.iterdir() if "found" in path.name]
@@ -469,7 +480,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--html=EMPTY/x", "--copy_to=EMPTY/x", "red"], "x: name a file and a folder"),
         (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
         (["--images=CROPS", "red", "--not", "3: red"], "the parts of the query cancel each other out"),
-        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no fields; build it from a list"),
+        (["--images=CROPS", "--where=camera = 1", "red"], "the index has no such field; it has: path alone"),
         (["--images=CROPS", "--image=nowhere.png"], "nowhere.png is not a file"),
         (["--index=EMPTY", "red"], "is not an index"),
     ],

@@ -12,6 +12,41 @@ from PIL import Image
 from input_pipeline.decoding import ORIENTATION, as_rgb, open_picture
 from ivt_jax.common.errors import UserError
 
+_LEAST = (8, 25)  # width and height in pixels
+_MOST_HEIGHTS = 6  # height in widths
+_FRAME_HEIGHT, _FRAME_HEIGHTS = 1080, 16 / 9  # a whole picture of a camera held upright is larger and no slimmer
+
+
+def odd_shape(width: int, height: int) -> str:
+    """Returns why a picture is unlike the crops that models learn from, "" if it is like them. Sizes are in pixels.
+
+    A crop of another shape is squeezed: models take one size, such as 128 x 384, whatever they are given. Widths and
+    heights of the crops in training:
+
+        CUHK-PEDES, from Market-1501     64 x 128
+                    from VIPeR           48 x 128
+                    from CUHK01          60 x 160
+                    from CUHK03          boxes of a detector and by hand, about 2 to 3 times as high as wide
+                    from CUHK-SYSU       boxes by hand, at least 50 high
+        ICFG-PEDES, RSTPReid             MSMT17's boxes of a detector, from frames up to 1080 high
+        PEDES-Synth                      48 x 96
+
+    So a crop is 2 to 3 times as high as wide, and at least 50 high. The bounds are wider by a factor of two, so that a
+    person who sits or cycles passes: as high as wide to 6 times as high, and at least 8 x 25 pixels. A picture of more
+    than 1080 lines is larger than any crop from such a frame. It passes if it is slimmer than 16:9: photos held upright
+    are 4:3 to 16:9, and show more than one person. The sizes are those that the papers on the datasets state; no files
+    were measured but PEDES-Synth's.
+    """
+    if width < _LEAST[0] or height < _LEAST[1]:
+        return f"smaller than {_LEAST[0]} x {_LEAST[1]} pixels"
+    if width > height:
+        return "wider than high, as a full frame is"
+    if height > _MOST_HEIGHTS * width:
+        return f"more than {_MOST_HEIGHTS} times as high as wide"
+    if height > _FRAME_HEIGHT and height <= _FRAME_HEIGHTS * width:
+        return "of the size and shape of a whole photo"
+    return ""
+
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
     """Returns the decoded RGB image, upright by its EXIF.

@@ -25,6 +25,7 @@ from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, lines_of
 from ivt_jax.encoding.images import load_image
+from ivt_jax.gallery.archives import NO_FILE, Slice, find, members
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 
 MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
@@ -47,19 +48,6 @@ class Crops(NamedTuple):
     contents: Iterable["Path | Slice"]
     unreadable: Unreadable
     passed: Passed
-
-
-class Slice(NamedTuple):
-    """Bytes of a file, read only when they are decoded, so that few of them are in memory at once."""
-
-    file: Path
-    start: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            return file.read(self.size)
 
 
 Crop = tuple[str, Path | Slice]  # its name and its content
@@ -131,21 +119,14 @@ def _fail(error: OSError) -> None:
 
 def _read_tar(shard: Path) -> Crops:
     names, slices, unreadable, passed = [], [], [], collections.Counter[tuple[str, str]]()
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            if member.isdir():
-                continue
-            if reason := reason_to_pass(member.name):
-                passed[reason] += 1
-            elif not member.isreg():
-                unreadable.append((member.name, "a link or a device, not a file of the archive"))
-            else:
-                names.append(member.name)
-                slices.append(Slice(shard, member.offset_data, member.size))
-        # tarfile takes a damaged header for the end of the archive, and would lose all members after it.
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(f"{shard} is cut short or damaged after {len(names):,} crops; create it again")
+    for member in members(shard):
+        if reason := reason_to_pass(member.name):
+            passed[reason] += 1
+        elif not member.isreg() or member.issparse():
+            unreadable.append((member.name, NO_FILE))
+        else:
+            names.append(member.name)
+            slices.append(Slice(shard, member.offset_data, member.size))
     return Crops(names, slices, unreadable, passed)
 
 
@@ -177,12 +158,12 @@ def load_batches(
 
 
 def read_content(name: Any, crop: Path | Slice) -> bytes:
-    """Returns the bytes of a crop.
+    """Returns the bytes of a crop. A path may lead into an archive: ARCHIVE.tar/NAME (`ivt_jax.gallery.archives`).
 
     Raises UserError, naming the crop, if they cannot be a picture, and UnreachableError if the system cannot read them.
     """
     try:
-        crop = crop if isinstance(crop, Slice) else Slice(crop, 0, crop.stat().st_size)
+        crop = crop if isinstance(crop, Slice) else find(crop) or Slice(crop, 0, crop.stat().st_size)
         content = crop.read() if crop.size <= MAX_BYTES else b""
     except (OSError, ValueError) as error:  # ValueError: no valid file name
         raise UnreachableError(f"{name}: {getattr(error, 'strerror', None) or error}") from None

@@ -22,8 +22,8 @@ _SHOWN = 5  # suffixes and folders to name, those with most files
 Passed = Mapping[tuple[str, str], int]  # ("suffix", ".mp4"), ("folder", "@eaDir") or ("hidden", "") -> count of files
 
 
-def reason_to_pass(path: str) -> tuple[str, str] | None:
-    """Returns why a file is passed over, as a key of `Passed`, or None for a picture to take.
+def reason_to_pass(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[str, str] | None:
+    """Returns why a file is passed over, as a key of `Passed`, or None for one to take, which has one of the suffixes.
 
     path: relative to the folder or archive, with "/" between folders.
     """
@@ -33,7 +33,7 @@ def reason_to_pass(path: str) -> tuple[str, str] | None:
             return "folder", folder
     if name.startswith("."):
         return "hidden", ""
-    return None if name.lower().endswith(SUFFIXES) else ("suffix", os.path.splitext(name)[1].lower())
+    return None if name.lower().endswith(suffixes) else ("suffix", os.path.splitext(name)[1].lower())
 
 
 def is_passed_folder(name: str) -> bool:
@@ -43,18 +43,21 @@ def is_passed_folder(name: str) -> bool:
 
 
 def walk(
-    root: Path, passed: collections.Counter[tuple[str, str]], onerror: Callable[[OSError], object]
+    root: Path,
+    passed: collections.Counter[tuple[str, str]],
+    onerror: Callable[[OSError], object],
+    suffixes: tuple[str, ...] = SUFFIXES,
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yields `root` and each folder below, with the names of its folders and its pictures; counts the rest in `passed`.
 
-    onerror: called with the error if a folder cannot be listed.
+    suffixes: of the files to take; onerror: called with the error if a folder cannot be listed.
     """
     for place, folders, files in os.walk(root, onerror=onerror):
         for name in filter(is_passed_folder, tuple(folders)):
             folders.remove(name)
             folder = os.path.join(place, name)
             passed["folder", name] += 0 if os.path.islink(folder) else sum(len(files) for *_, files in os.walk(folder))
-        reasons = {name: reason_to_pass(name) for name in files}
+        reasons = {name: reason_to_pass(name, suffixes) for name in files}
         passed.update(reason for reason in reasons.values() if reason)
         yield Path(place), folders, [name for name, reason in reasons.items() if not reason]
 

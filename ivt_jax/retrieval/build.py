@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from ivt_jax.common.files import is_remote
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import fit, is_as_before, open_image
+from ivt_jax.encoding.images import fit, is_as_before, odd_shape, open_image
 from ivt_jax.gallery.crops import UnreachableError, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
 from ivt_jax.retrieval.missing import Missing, Reach, Reasons
@@ -82,6 +83,9 @@ class Built:
     taken: int = 0  # vectors from `ivt_jax.embed`
     seconds: float = 0.0  # for reading, embedding and writing
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (path, reason) of pictures
+    odd: list[tuple[str, str]] = dataclasses.field(
+        default_factory=list
+    )  # (path, `odd_shape`) of rows that were written
     note: str = ""  # a message of the store
     kept: Reasons = dataclasses.field(default_factory=dict)  # rows that stay, with pictures missing or unreadable
 
@@ -150,7 +154,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
             raise UserError(f"there is no index at {place} yet: name the folder of its model with --workdir") from None
         encoder = options.encoder or Encoder(workdir)
         about = describe_index(encoder, workdir, options.dtype or "float32", source.fields, source.root)
-        return None, dataclasses.replace(about, made=uuid.uuid4().hex), encoder
+        return None, dataclasses.replace(about, made=uuid.uuid4().hex, source=remembered(source, options)), encoder
     found = store.about
     _refuse_other_source(place, found, source, options)
     workdir = found.model_folder(workdir)
@@ -164,7 +168,13 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
         reason = f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}"
         raise UserError(f"{reason}: name the folder of the index's model with --workdir, or another --index")
     lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
-    return store, dataclasses.replace(about, **lasting), encoder
+    return store, dataclasses.replace(about, **lasting, source=remembered(source, options)), encoder
+
+
+def remembered(source: Source, options: Options) -> dict[str, Any]:
+    """Returns what an index keeps of a build to repeat it: `Source.origin`, vectors, and batch if it is not BATCH."""
+    vectors = {"vectors": os.path.abspath(options.vectors)} if options.vectors else {}
+    return {**source.origin, **vectors, **({"batch": options.batch} if options.batch != BATCH else {})}
 
 
 def describe_index(encoder: Encoder, workdir: Path | str, dtype: str, fields: dict[str, str], root: Path) -> About:
@@ -192,7 +202,7 @@ def _refuse_other_source(place: Path | str, about: About, source: Source, option
     if options.dtype not in (None, about.dtype):
         reason = f"{place} holds vectors of {about.dtype}, not {options.dtype}"
         raise UserError(f"{reason}: leave --dtype out, or name another --index")
-    if about.fields and not source.listed:
+    if about.fields and not source.listed and "path_fields" not in about.source:
         reason = f"{place} was made from a list, with the fields {', '.join(about.fields)}"
         raise UserError(f"{reason}: name the list with --list, or, to drop the fields, a list of paths alone")
 
@@ -219,7 +229,7 @@ def _refuse_unreadable(source: Source, plan: Plan) -> None:
     unreadable = [*source.unreadable]
     for picture, _ in plan.todo:
         try:
-            open_image(picture.path, read_content(picture.path, source.root / picture.path))
+            open_image(picture.path, read_content(picture.path, picture.content(source.root)))
             return
         except UserError as error:
             unreadable.append((picture.path, _reason(picture.path, error)))
@@ -254,6 +264,7 @@ class _Entry(NamedTuple):
     pixels: np.ndarray | None = None  # (H, W, 3) uint8, of the model's size
     vector: np.ndarray | None = None
     thumbnail: bytes | None = None
+    odd: str | None = None
 
 
 class _Work:
@@ -340,7 +351,7 @@ class _Work:
         picture, old = item
         if old and (old.size, old.changed) == (picture.size, picture.changed) and old.digest in self._known:
             return _Entry(picture, old, old.digest)  # only the metadata differ
-        content = read_content(picture.path, self._root / picture.path)
+        content = read_content(picture.path, picture.content(self._root))
         digest = hashlib.sha256(content)
         if digest.hexdigest() in self._known:
             return _Entry(picture, old, digest.hexdigest())
@@ -349,7 +360,8 @@ class _Work:
         if not upright and is_turned(io.BytesIO(content)):
             vector = None
         pixels = fit(image, self._encoder.size) if vector is None else None
-        return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image))
+        odd = odd_shape(*image.size)
+        return _Entry(picture, old, digest.hexdigest(), pixels, vector, _thumbnail(image), odd)
 
     def _embed(self, entries: list[_Entry]) -> Iterator[_Entry]:
         pixels = np.stack([entry.pixels for entry in entries])  # type: ignore[misc]
@@ -364,9 +376,10 @@ class _Work:
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
         rows: list[Row] = []
         for entry, donor in zip(entries, donors, strict=True):
-            (path, size, changed, metadata), has = entry.picture, entry if donor is None else found[donor]
+            (path, size, changed, metadata, _), has = entry.picture, entry if donor is None else found[donor]
             vector = np.asarray(has.vector, self._store.about.dtype)
-            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail))
+            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail, has.odd))
+            self.built.odd += [(path, has.odd)] if has.odd else []
             self._next_id += 1
         self._store.add(rows)
         gone: list[int] = []

@@ -2,7 +2,7 @@
 
     id, path, digest, size, changed     as in `store.Row`; the field metadata of `id` hold `About` as JSON
     m_NAME                              a field of metadata (`store.column`)
-    vector, thumbnail
+    vector, thumbnail, odd              the last one is missing from indexes of older versions
 
 Each addition and each deletion creates a version of the table, whole or not at all, so readers never see half of one.
 The first search reads all vectors into memory, and a later search reads them again if there is a new version. Above
@@ -29,7 +29,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
 from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
-from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
+from ivt_jax.retrieval.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 if "LANCE_LOG" not in os.environ:  # Lance's own variable
     logging.getLogger("pylance").setLevel(logging.WARNING)  # it logs how long an index took to build
@@ -39,6 +39,7 @@ _TYPES = {
     "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "text": pa.string(),
     "time": pa.timestamp("us", "UTC"),
 }  # fmt: skip
+_ODD = pa.field("odd", pa.string())
 _OWN = ["id", "path", "digest", "size", "changed"]
 _SAMPLE = 100  # rows at most for the estimate of recall
 _KEPT = datetime.timedelta(minutes=10)  # old versions stay this long for their readers
@@ -80,6 +81,7 @@ class LanceStore:
             *[(column(name), _TYPES[kind]) for name, kind in about.fields.items()],
             ("vector", pa.list_(pa.from_numpy_dtype(np.dtype(about.dtype)), about.dimension)),
             ("thumbnail", pa.binary()),
+            _ODD,
         ]
         with one_line(place):
             return cls(place, lance.write_dataset(pa.schema(fields).empty_table(), _address(place)))
@@ -93,8 +95,10 @@ class LanceStore:
         columns: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in _OWN}
         columns |= {column(name): [row.metadata.get(name) for row in rows] for name in self.about.fields}
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.about.dimension)
-        columns["thumbnail"] = [row.thumbnail for row in rows]
+        columns |= {name: [getattr(row, name) for row in rows] for name in ("thumbnail", "odd")}
         with self._latest() as table:
+            if "odd" not in table.schema.names:
+                table.add_columns(_ODD)
             schema = pa.schema([(field.name, field.type) for field in table.schema if field.name in columns])
             lance.write_dataset(pa.table(columns, schema=schema), table, mode="append")
 
@@ -152,7 +156,7 @@ class LanceStore:
         with self._latest() as table:
             kept = {name: kind for name, kind in self.about.fields.items() if about.fields.get(name) == kind}
             self._write_about(table, dataclasses.replace(about, fields=kept))
-            columns = {*map(column, kept), *_OWN, "vector", "thumbnail"}
+            columns = {*map(column, kept), *_OWN, "vector", "thumbnail", "odd"}
             if gone := [name for name in table.schema.names if name not in columns]:
                 table.drop_columns(gone)
             if new := [(column(name), _TYPES[kind]) for name, kind in about.fields.items() if name not in kept]:
@@ -235,14 +239,15 @@ class LanceStore:
     def _rows(self, table: lance.LanceDataset, sql: str, vectors: bool, thumbnails: bool) -> list[Row]:
         """Returns the rows that meet the condition, in the order of their ids."""
         fields = {column(name): name for name in self._read_about(table).fields}
-        extra = ["vector"] * vectors + ["thumbnail"] * thumbnails
+        extra = ["vector"] * vectors + ["thumbnail"] * thumbnails + ["odd"] * ("odd" in table.schema.names)
         found = _select(table, [*_OWN, *fields, *extra], sql).to_table().sort_by("id")
         columns = [found[name].to_pylist() for name in _OWN]
         metadata = found.select([*fields]).rename_columns([*fields.values()]).to_pylist()
         nothing = [None] * found.num_rows
         matrix = _matrix(found["vector"].combine_chunks()) if vectors else nothing
         pictures = found["thumbnail"].to_pylist() if thumbnails else nothing
-        return list(map(Row, *columns, metadata, matrix, pictures))
+        odd = found["odd"].to_pylist() if "odd" in extra else nothing
+        return list(map(Row, *columns, metadata, matrix, pictures, odd))
 
     def _read_through(self, table: lance.LanceDataset, queries: np.ndarray, k: int, where: Condition | None) -> Found:
         """As `search`, exactly, but reads the vectors in batches and keeps only the best."""
@@ -275,6 +280,8 @@ def to_sql(condition: Condition) -> str:
             return f"COALESCE({column(field)} {symbol} {_literal(value)}, FALSE)"
         case OneOf(field, values):
             return f"COALESCE({column(field)} IN ({', '.join(map(_literal, values))}), FALSE)"
+        case Contains(field, text):
+            return f"COALESCE(contains({column(field)}, {_literal(text)}), FALSE)"
         case Missing(field):
             return f"({column(field)} IS NULL)"
         case Not(part):

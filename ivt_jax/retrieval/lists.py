@@ -29,11 +29,11 @@ def read_records(listed: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def infer_fields(
-    records: Sequence[Mapping[str, str]], lines: Sequence[int]
+    records: Sequence[Mapping[str, str]], places: Sequence[str]
 ) -> tuple[dict[str, str], list[dict[str, Value | None]], list[str]]:
     """Returns the type of each field, the values of each record, and a note on each field that is nearly of a type.
 
-    records: name -> text; lines: their numbers in the list.
+    records: name -> text; places: where each of them is, such as "line 3".
     """
     fields, notes = dict[str, str](), []
     metadata: list[dict[str, Value | None]] = [{} for _ in records]
@@ -46,7 +46,7 @@ def infer_fields(
             kind, misfits = nearly
             count, text = sum(map(bool, texts)), texts[misfits[0]]
             brief = text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
-            note = f"field {name} is text, because line {lines[misfits[0]]} has {brief!r}"
+            note = f"field {name} is text, because {places[misfits[0]]} has {brief!r}"
             notes.append(f"{note}; {count - len(misfits):,} of {count:,} values are of type {kind}")
     return fields, metadata, notes
 

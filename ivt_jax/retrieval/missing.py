@@ -1,7 +1,8 @@
 """Distinguishes deleted pictures from pictures that are only out of reach.
 
 A dropped share looks like a folder that was deleted or emptied. So the row of a picture may be deleted if its folder
-can be listed, still holds pictures and does not have the file, or if a list no longer names the picture. Every other
+can be listed, still holds pictures and does not have the file, or if a list no longer names the picture. For a picture
+in an archive the file is the archive; if that was read to its end without the picture, the row may go too. Every other
 row stays until the user confirms that the pictures are gone (`--prune`). Folders are checked when rows are about to be
 deleted, not during the walk: a share can be dropped while a build is running.
 """
@@ -9,12 +10,14 @@ deleted, not during the walk: a share can be dropped while a build is running.
 import collections
 import functools
 import os
+import re
 import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from input_pipeline.decoding import SUFFIXES
 from ivt_jax.common.messages import counted
+from ivt_jax.gallery.archives import SUFFIX
 from ivt_jax.gallery.walk import is_passed_folder, reason_to_pass
 from ivt_jax.retrieval.sources import Source
 
@@ -71,7 +74,7 @@ class Reach:
         try:
             os.lstat(self._root / row.path)
         except OSError as error:
-            return isinstance(error, FileNotFoundError)
+            return isinstance(error, FileNotFoundError | NotADirectoryError)  # the latter: an archive without it
         return False
 
     def _reason_to_keep(self, row: Missing) -> tuple[str, str] | None:
@@ -80,7 +83,8 @@ class Reach:
             return None
         if closed := self._closed_above(row.path):  # it may hold new pictures that need the row's vector
             return closed, self._unread[closed]
-        folder, name = os.path.split(row.path)
+        file = self._file_of(row.path)
+        folder, name = os.path.split(file)
         suffix = os.path.splitext(name)[1].lower()
         names, fault = self._names(folder)
         if fault or not self._holds(folder, suffix):
@@ -88,6 +92,8 @@ class Reach:
             return folder, self._names(folder)[1] or EMPTY
         if name not in names:
             return None
+        if file != row.path:  # an archive without the picture, or the picture could not be read
+            return (file, row.reason) if row.reason else None
         reason = row.reason or self._unread.get(row.path, "")
         try:
             status = os.stat(self._root / row.path)
@@ -107,6 +113,13 @@ class Reach:
                 return path
         return ""
 
+    def _file_of(self, path: str) -> str:
+        """Returns the archive above the path, also if it is gone; the path itself if there is none."""
+        for end in (match.end() - 1 for match in re.finditer(rf"{re.escape(SUFFIX)}/", path, re.IGNORECASE)):
+            if not os.path.isdir(self._root / path[:end]):
+                return path[:end]
+        return path
+
     def _list(self, folder: str) -> tuple[frozenset[str], str]:
         """Returns the names in a folder, and "" or the reason why it cannot be listed."""
         try:
@@ -121,7 +134,7 @@ class Reach:
         """Whether the folder or a subfolder holds a file with the suffix of a picture, or with this suffix."""
         for _, folders, files in os.walk(self._root / folder):
             folders[:] = [name for name in folders if not is_passed_folder(name)]
-            if any(name.lower().endswith((*SUFFIXES, suffix)) for name in files if not name.startswith(".")):
+            if any(name.lower().endswith((*SUFFIXES, SUFFIX, suffix)) for name in files if not name.startswith(".")):
                 return True
         return False
 

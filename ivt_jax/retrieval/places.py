@@ -11,17 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import is_remote, printable
 from ivt_jax.common.messages import install
 from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, VectorStore
 
 
 def open_store(place: Path | str) -> VectorStore:
     """Opens the index. Raises NoIndexError if there is none, UserError if it is damaged or of a later format."""
-    store: VectorStore = _store_class(place).open(str(place))
+    try:
+        store: VectorStore = _store_class(place).open(str(place))
+    except NoIndexError:
+        _refuse_vectors(place)
+        raise
     if store.about.format > FORMAT:
         reason = f"{place} has format {store.about.format}, this ivt_jax reads format {FORMAT} and older"
         raise UserError(f"{reason}: update ivt_jax")
     return store
+
+
+def _refuse_vectors(place: Path | str) -> None:
+    """Raises UserError if the place is what `ivt_jax.embed` wrote."""
+    from ivt_jax.gallery.vectors import ABOUT
+
+    if not is_remote(place) and Path(place, ABOUT).is_file():
+        name = printable(place)
+        make = f"python -m ivt_jax.index --vectors={name} --images=FOLDER --workdir=RUN --index=DIR"
+        raise UserError(f"{name} holds vectors of python -m ivt_jax.embed, which are no index: make one with {make}")
 
 
 def create_store(place: Path | str, about: About) -> VectorStore:

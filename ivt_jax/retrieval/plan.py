@@ -49,7 +49,7 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int, stale: Coll
         if id not in stale:
             known[row.digest] = id
         picture = source.pictures.get(row.path)
-        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:]
+        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:4]
         if row.path in found:
             before = found.pop(row.path)  # inserted again below, to keep the order of ids
             surplus.append(id if before is None else before.id)  # a later row has a later state of the file

@@ -4,15 +4,16 @@ The place is `http://HOST:6333/NAME`. The environment variable QDRANT_API_KEY ho
 A point is a row: id, vector, and a payload with the other values, the fields of metadata by `store.column` and the
 thumbnail in Base64. The metadata of the collection, a feature since Qdrant 1.16, hold `About` as JSON.
 
-Differences to Lance: text cannot be ordered (<, <=, >, >=); integers beyond 2**53 are rounded to doubles; the server
-chooses among rows with equal scores for the last place; a scan sees rows that are written during the scan.
+Differences to Lance: text cannot be ordered (<, <=, >, >=); `contains` reads the field of all rows, because the server
+finds only whole words in a text, and words differ with its version; integers beyond 2**53 are rounded to doubles; the
+server chooses among rows with equal scores for the last place; a scan sees rows that are written during the scan.
 """
 
 import base64
 import datetime
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,7 +23,7 @@ from qdrant_client.http.exceptions import ApiException
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
-from ivt_jax.retrieval.where import Comparison, Condition, Joined, Missing, Not, OneOf, Value
+from ivt_jax.retrieval.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 _ABOUT = "ivt_jax"
 _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")
@@ -75,7 +76,8 @@ class QdrantStore:
             self._client.delete(self._name, models.PointIdsList(points=[*map(int, ids)]), wait=True)
 
     def search(self, queries: np.ndarray, k: int, where: Condition | None = None, exact: bool | None = None) -> Found:
-        k, scores, ids = min(k, self.count(where)), [], []
+        wanted, scores, ids = self._filter(where), [], []
+        k = min(k, self._count(wanted))
         if not k:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         for query in queries:
@@ -84,7 +86,7 @@ class QdrantStore:
                     self._name,
                     query=query.tolist(),
                     limit=k,
-                    query_filter=_filter(where),
+                    query_filter=wanted,
                     search_params=models.SearchParams(exact=True) if exact else None,
                     with_payload=False,
                 ).points
@@ -95,9 +97,12 @@ class QdrantStore:
         return np.array([own[:least] for own in scores], np.float32), np.array([own[:least] for own in ids], np.int64)
 
     def count(self, where: Condition | None = None) -> int:
+        return self._count(self._filter(where))
+
+    def _count(self, wanted: models.Filter | None) -> int:
         self.about = self._read_about()  # another process may have replaced it
         with _one_line(self._name):
-            return self._client.count(self._name, count_filter=_filter(where), exact=True).count
+            return self._client.count(self._name, count_filter=wanted, exact=True).count
 
     def ids(self) -> np.ndarray:
         return np.array([point.id for point in self._scroll(10 * _AT_ONCE, False, False)], np.int64)
@@ -135,6 +140,15 @@ class QdrantStore:
             stated = self._client.get_collection(self._name).config.metadata or {}
         return About.from_json(stated.get(_ABOUT, ""), f"the collection {self._name}")
 
+    def _filter(self, where: Condition | None) -> models.Filter | None:
+        return None if where is None else models.Filter(must=[to_filter(where, self._containing)])
+
+    def _containing(self, field: str, text: str) -> list[int]:
+        """Returns the ids of the rows whose field contains a text."""
+        name = column(field)
+        found = ((point.id, point.payload.get(name)) for point in self._scroll(10 * _AT_ONCE, False, [name]))
+        return [id for id, value in found if value is not None and text in value]
+
     def _index_fields(self) -> None:
         """Indexes the fields: filters get faster, and `values` requires it."""
         kinds = {"integer": "integer", "number": "float", "boolean": "bool", "text": "keyword", "time": "datetime"}
@@ -155,7 +169,7 @@ class QdrantStore:
 
     def _point(self, row: Row) -> models.PointStruct:
         assert row.vector is not None and row.thumbnail is not None
-        payload: dict[str, Any] = {name: getattr(row, name) for name in _OWN}
+        payload: dict[str, Any] = {name: getattr(row, name) for name in (*_OWN, "odd")}
         for name in self.about.fields:
             value = row.metadata.get(name)
             payload[column(name)] = value.isoformat() if isinstance(value, datetime.datetime) else value
@@ -171,32 +185,34 @@ class QdrantStore:
         vector = None if point.vector is None else np.array(point.vector, self.about.dtype)
         thumbnail = base64.b64decode(payload["thumbnail"]) if "thumbnail" in payload else None
         own = {name: payload[name] for name in _OWN}
-        return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, **own)
+        odd = payload.get("odd")  # points of older versions have none
+        return Row(id=point.id, metadata=metadata, vector=vector, thumbnail=thumbnail, odd=odd, **own)
 
 
-def _filter(where: Condition | None) -> models.Filter | None:
-    return None if where is None else models.Filter(must=[to_filter(where)])
+def to_filter(condition: Condition, containing: Callable[[str, str], list[int]]) -> Any:
+    """Returns the condition as a Qdrant filter. Raises UserError if text is compared by <, <=, > or >=.
 
-
-def to_filter(condition: Condition) -> Any:
-    """Returns the condition as a Qdrant filter. Raises UserError if text is compared by <, <=, > or >=."""
+    containing: returns the ids of the rows whose field contains a text.
+    """
     match condition:
         case Comparison(field, "=", value):
             return _equals(field, value)
         case Comparison(field, "!=", value):
             return models.Filter(must_not=[_empty(field), _equals(field, value)])
         case Comparison(field, symbol, str()):
-            raise UserError(f"{field} {symbol}: Qdrant cannot order text; use =, != or in")
+            raise UserError(f"{field or 'path'} {symbol}: Qdrant cannot order text; use =, != or in")
         case Comparison(field, symbol, value):
             return _range(field, value, _BOUNDS[symbol])
         case OneOf(field, values):
             return models.Filter(should=[_equals(field, value) for value in values])
+        case Contains(field, text):
+            return models.HasIdCondition(has_id=[*containing(field, text)])
         case Missing(field):
             return _empty(field)
         case Not(part):
-            return models.Filter(must_not=[to_filter(part)])
+            return models.Filter(must_not=[to_filter(part, containing)])
         case Joined(word, parts):
-            filters = [*map(to_filter, parts)]
+            filters = [to_filter(each, containing) for each in parts]
             return models.Filter(must=filters) if word == "and" else models.Filter(should=filters)
 
 

@@ -1,4 +1,7 @@
-"""Finds the pictures of an index and their metadata, in a folder or a list (`ivt_jax.retrieval.lists`)."""
+"""Finds the pictures of an index and their metadata, in a folder or a list (`ivt_jax.retrieval.lists`).
+
+A picture is a file of its own, or lies in a tar archive of the folder: ARCHIVE.tar/NAME (`ivt_jax.gallery.archives`).
+"""
 
 import collections
 import functools
@@ -13,6 +16,8 @@ from input_pipeline.decoding import SUFFIXES
 from input_pipeline.inspection import MISSING, leads_out
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import is_utf8
+from ivt_jax.gallery import archives
+from ivt_jax.gallery.archives import Slice
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.lists import infer_fields, read_records
 from ivt_jax.retrieval.where import Metadata
@@ -22,12 +27,17 @@ _OUT = "a link that leads out of the folder of pictures"
 
 
 class Picture(NamedTuple):
-    """A picture file that has not been read yet."""
+    """A picture that has not been read yet. In an archive, its modification time is that of the archive."""
 
     path: str  # relative to the root, with "/" between folders
     size: int  # in bytes
     changed: int  # modification time in ns, wrapped into 64 bits (times before 1677 and after 2262 do not fit)
     metadata: Metadata
+    slice: Slice | None = None  # its bytes in an archive
+
+    def content(self, root: Path) -> Path | Slice:
+        """Returns what `gallery.crops.read_content` reads."""
+        return self.slice or root / self.path
 
 
 class Source(NamedTuple):
@@ -37,32 +47,43 @@ class Source(NamedTuple):
     fields: dict[str, str]  # name -> type, a key of `where.TYPES`
     pictures: dict[str, Picture]  # by path
     unreadable: list[tuple[str, str]]  # (path, reason) of entries that are no readable file
-    closed: Sequence[str] = ()  # folders that cannot be listed
+    closed: Sequence[str] = ()  # folders that cannot be listed, and archives that cannot be read to their end
     listed: bool = False  # whether a list names the pictures
     passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are passed over
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
+    unmatched: Sequence[str] = ()  # paths of pictures that do not fit `path_fields`
+    origin: Mapping[str, str] = types.MappingProxyType({})  # how to find the pictures again: images, list, path_fields
 
 
 def read_folder(folder: Path) -> Source:
-    """Finds all picture files in `folder` and below, sorted, except those that `ivt_jax.gallery.walk` passes over.
+    """Finds all pictures in `folder` and below, except those that `ivt_jax.gallery.walk` passes over.
 
-    Follows links to files inside `folder`. Raises UserError if there is no picture.
+    Files are sorted; pictures of an archive are in its order, so that it is read from front to back. Follows links to
+    files inside `folder`. Raises UserError if there is no picture.
     """
     root, faults = _root(folder), list[OSError]()
     paths, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
-    for place, folders, files in walk(root, passed, faults.append):
+    for place, folders, files in walk(root, passed, faults.append, (*SUFFIXES, archives.SUFFIX)):
         here = place.relative_to(root)
         paths += [(here / name).as_posix() for name in files]
         # Links to folders are not followed. The files behind a link to an inner folder are found there.
         unreadable += [((here / name).as_posix(), _OUT) for name in folders if leads_out(root, place / name)]
     closed = [(Path(fault.filename).relative_to(root).as_posix(), fault.strerror or str(fault)) for fault in faults]
-    pictures, missing = _find_files(root, {path: {} for path in sorted(paths)})
+    found = _Files(root)
+    for path in sorted(paths):
+        if path.lower().endswith(archives.SUFFIX):
+            unreadable += [(f"{path}/{name}", reason) for name, reason in found.archive(path).unreadable]
+            passed.update(found.archive(path).passed)
+    pictures, missing = found.pictures({name: {} for path in sorted(paths) for name in found.names(path)})
+    closed += found.closed
     if not pictures and not missing and closed:
         raise UserError(f"{root / closed[0][0]} cannot be listed: {closed[0][1]}")
     if not pictures and not missing:
-        found = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
-        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){found}: mount it, or name another folder")
-    return Source(root, {}, pictures, closed + unreadable + missing, tuple(path for path, _ in closed), passed=passed)
+        others = f"; passed over: {describe_passed(passed)}" if describe_passed(passed) else ""
+        raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){others}: mount it, or name another folder")
+    unreadable = closed + unreadable + missing
+    origin = {"images": str(root)}
+    return Source(root, {}, pictures, unreadable, tuple(path for path, _ in closed), passed=passed, origin=origin)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:
@@ -95,13 +116,17 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
             raise DataError(f"{listed}: line {line}: {named} is not in {root}; set --images to their common folder")
         raise DataError(f"{listed}: line {line} has no path" if outside else f"{listed} names no pictures")
     lines, records = zip(*named_first.values(), strict=True)
-    fields, metadata, notes = infer_fields(records, lines)
-    pictures, unreadable = _find_files(root, dict(zip(named_first, metadata, strict=True)))
+    fields, metadata, notes = infer_fields(records, [f"line {line}" for line in lines])
+    found = _Files(root)
+    pictures, unreadable = found.pictures(dict(zip(named_first, metadata, strict=True)))
+    unreadable += found.closed
     skipped = [
         (f"line {line} of {listed.name}" + (f": {named}" if named else ""), f"not in {root}" if named else "no path")
         for line, named in outside
     ]
-    return Source(root, fields, pictures, skipped + unreadable, listed=True, notes=tuple(notes))
+    origin = {"images": str(root), "list": os.path.abspath(listed)}
+    closed = tuple(path for path, _ in found.closed)
+    return Source(root, fields, pictures, skipped + unreadable, closed, True, notes=tuple(notes), origin=origin)
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> str:
@@ -128,18 +153,56 @@ def _relative(path: str, bases: Sequence[Path]) -> str:
     return ""
 
 
-def _find_files(root: Path, metadata: Mapping[str, Metadata]) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
-    """Returns the files that exist, by path, and (path, reason) of the others. metadata: by path."""
-    pictures, unreadable = {}, []
-    outside = functools.cache(functools.partial(leads_out, root))  # once for each folder, not for each file
-    for path, known in metadata.items():
+class _Files:
+    """Finds files below a root, and pictures in archives. closed: (path, reason) of archives that have a fault."""
+
+    def __init__(self, root: Path):
+        self._root, self.closed = root, list[tuple[str, str]]()
+        self._slices = dict[str, Slice]()  # by path, of the archives that were listed
+        self._outside = functools.cache(functools.partial(leads_out, root))  # once for each folder, not for each file
+        self.archive = functools.cache(self._read_archive)
+
+    def names(self, path: str) -> list[str]:
+        """Returns the paths of the pictures in an archive; for another file its own path."""
+        is_archive = path.lower().endswith(archives.SUFFIX)
+        return [f"{path}/{name}" for name in self.archive(path).pictures] if is_archive else [path]
+
+    def pictures(self, metadata: Mapping[str, Metadata]) -> tuple[dict[str, Picture], list[tuple[str, str]]]:
+        """Returns the pictures that exist, by path, and (path, reason) of the others. metadata: by path."""
+        pictures, unreadable = {}, []
+        for path, known in metadata.items():
+            try:
+                pictures[path] = self._picture(path, known)
+            except DataError as error:
+                unreadable.append((path, str(error)))
+        return pictures, unreadable
+
+    def _picture(self, path: str, known: Metadata) -> Picture:
+        """Raises DataError, with the reason alone, if there is no such picture or if it may not be read."""
+        if path not in self._slices and (place := archives.split(self._root / path)):
+            archive = self.archive(place[0].relative_to(self._root).as_posix())
+            if path not in self._slices:
+                raise DataError(archive.fault or MISSING)
+        if found := self._slices.get(path):
+            return Picture(path, found.size, _wrapped(found.changed or 0), known, found)
+        status = _status(self._root / path, self._outside)
+        return Picture(path, status.st_size, _wrapped(status.st_mtime_ns), known)
+
+    def _read_archive(self, path: str) -> archives.Archive:
+        """Lists an archive; one that cannot be read has a fault and no pictures."""
         try:
-            status = _status(root / path, outside)
-            changed = (status.st_mtime_ns + 2**63) % 2**64 - 2**63  # wraps; times are only compared for equality
-            pictures[path] = Picture(path, status.st_size, changed, known)
-        except DataError as error:
-            unreadable.append((path, str(error)))
-    return pictures, unreadable
+            _status(self._root / path, self._outside)
+            archive = archives.read_archive(self._root / path)
+        except (DataError, OSError) as error:
+            archive = archives.Archive({}, [], {}, getattr(error, "strerror", None) or str(error))
+        if archive.fault:
+            self.closed.append((path, archive.fault))
+        self._slices |= {f"{path}/{name}": piece for name, piece in archive.pictures.items()}
+        return archive
+
+
+def _wrapped(time: int) -> int:
+    return (time + 2**63) % 2**64 - 2**63  # times are only compared for equality
 
 
 def _status(file: Path, outside: Callable[[Path], bool]) -> os.stat_result:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ivt_jax.common.errors import UserError, disk_fault
-from ivt_jax.retrieval.where import Condition, Metadata, Value
+from ivt_jax.retrieval.where import PATH, Condition, Metadata, Value
 
 Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index
@@ -41,6 +41,7 @@ class About:
     format: int = FORMAT
     unfinished: int = -1  # first id that a running or stopped build has assigned; -1: none, or it does not matter
     planned: int = 0  # number of rows once such a build has added all new pictures; 0: no picture is waiting
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `build.remembered` of the last build
     sideways: int = 0  # smaller ids may be from before pictures were turned upright (`plan.find_stale`); 0: none are
 
     def model_folder(self, workdir: Path | str | None) -> Path:
@@ -52,7 +53,12 @@ class About:
 
     def to_json(self) -> str:
         """Returns the JSON that stores keep."""
-        unset = {"unfinished": -1, "planned": 0, "sideways": 0}  # unset keys are left out: older versions lack them
+        unset = {
+            "unfinished": -1,
+            "planned": 0,
+            "sideways": 0,
+            "source": {},
+        }  # unset keys are left out: older versions lack them
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if unset.get(key) != value})
 
     @classmethod
@@ -83,6 +89,9 @@ class Row(NamedTuple):
     metadata: Metadata
     vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
     thumbnail: bytes | None = None  # a small JPEG, without EXIF
+    odd: str | None = (
+        None  # `encoding.images.odd_shape` of the picture; None: not known, in an index of an older version
+    )
 
 
 class VectorStore(Protocol):
@@ -148,5 +157,10 @@ def one_line(place: str, kind: type[Exception] = OSError) -> Iterator[None]:
 
 
 def column(field: str) -> str:
-    """Returns the column of a field: m_NAME, or x_HEX if the name has other characters than a-z, 0-9 and _."""
+    """Returns the column of a field: m_NAME, or x_HEX if the name has other characters than a-z, 0-9 and _.
+
+    That of PATH is `path`.
+    """
+    if field == PATH:
+        return "path"
     return f"m_{field}" if re.fullmatch("[a-z0-9_]+", field) else f"x_{field.encode().hex()}"

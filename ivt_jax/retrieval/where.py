@@ -1,12 +1,17 @@
 """Filters on the metadata of an index: parses them into a tree of conditions, which each store translates.
 
-    camera = 3 and time > '2024-05-01'
+    camera = 3 and time between '2024-05-01' and '2024-05-02'
+    path contains 'gate' and not track contains 'test'
     (track in ('a', 'b') or not indoors = true) and note is missing
 
-Comparisons are = != < <= > >=, `in (...)`, `is missing` and `is not missing`. `not` binds closest, then `and`, then
+Comparisons are = != < <= > >=, `in (...)`, `between ... and ...` with both ends, `contains` (a part of a text, in the
+same case), `is missing` and `is not missing`. `not` binds closest, then `and`, then
 `or`; parentheses group. Keywords may be written in capitals. Text and times are in single or double quotes; a quote
 inside is doubled. A field name with other characters than letters, digits and _ is in backticks. A time is ISO 8601;
 without a zone it is in UTC, and a date alone is midnight.
+
+`path` is the path of the picture, relative to the folder of pictures. If the index has a field of its own of that name,
+`path` is this field.
 
 A comparison with a missing value is false, also with !=, and `not` of it is true.
 
@@ -35,6 +40,7 @@ TYPES = {  # of a field -> the values that it is compared with
 OPERATORS: dict[str, Callable[[Value, Value], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+PATH = ""  # the picture's path in a condition; no field of an index has an empty name
 LONGEST = 2000  # characters of a filter
 DEEPEST = 20  # nested parentheses and nots
 _INT64 = 2**63
@@ -66,6 +72,13 @@ class OneOf(NamedTuple):
     values: tuple[Value, ...]
 
 
+class Contains(NamedTuple):
+    """The field contains this text, in the same case; field: PATH for the picture's path."""
+
+    field: str
+    text: str
+
+
 class Missing(NamedTuple):
     """The field has no value."""
 
@@ -85,7 +98,7 @@ class Not(NamedTuple):
     part: "Condition"
 
 
-Condition = Comparison | OneOf | Missing | Joined | Not
+Condition = Comparison | OneOf | Contains | Missing | Joined | Not
 
 
 def parse(text: str, fields: Mapping[str, str]) -> Condition:
@@ -147,36 +160,64 @@ class _Parser:
                 values.append(self._value(field))
             self._expect(")")
             return OneOf(field, tuple(values))
+        if self._is("contains"):
+            return self._contains(field)
+        if self._is("between"):
+            return self._between(field)
         symbol = self.token
         if self.kind != "mark" or symbol not in OPERATORS:
-            raise self.error("expected one of = != < <= > >= in, is")
-        if self._fields[field] == "boolean" and symbol not in ("=", "!="):
+            raise self.error("expected one of = != < <= > >= in, is, between, contains")
+        if self._kind_of(field) == "boolean" and symbol not in ("=", "!="):
             raise self.error(f"{field} is true or false; expected = or !=")
         self._advance()
         return Comparison(field, symbol, self._value(field))
+
+    def _contains(self, field: str) -> Condition:
+        if self._kind_of(field) != "text":
+            raise self.error(f"{field} is no text; expected one of = != < <= > >= in, is, between")
+        self._advance()
+        return Contains(field, str(self._value(field)))
+
+    def _between(self, field: str) -> Condition:
+        if self._kind_of(field) in ("text", "boolean"):
+            raise self.error(f"{field or 'path'} is neither a number nor a time; expected one of = != in, is")
+        self._advance()
+        least = Comparison(field, ">=", self._value(field))
+        self._expect("and")
+        below = self.error("the end of between is below its start; exchange them")  # with the position of the end
+        most = Comparison(field, "<=", self._value(field))
+        if most.value < least.value:  # type: ignore[operator]  # both are numbers, or both are times
+            raise below
+        return Joined("and", (least, most))
+
+    def _kind_of(self, field: str) -> str:
+        return "text" if field == PATH else self._fields[field]
 
     def _field(self) -> str:
         if self.kind not in ("name", "quoted"):
             raise self.error("expected a field")
         name = self.token[1:-1].replace("``", "`") if self.kind == "quoted" else self.token
-        if not self._fields:
-            raise self.error("the index has no fields; build it from a list: python -m ivt_jax.index --list")
-        if name not in self._fields:
-            raise self.error(f"the index has no such field; it has: {', '.join(self._fields)}")
+        if name not in (*self._fields, "path"):
+            more = "" if self._fields else " alone; --list or --path_fields of python -m ivt_jax.index add fields"
+            raise self.error(f"the index has no such field; it has: {', '.join({**self._fields, 'path': ''})}{more}")
         self._advance()
-        return name
+        return name if name in self._fields else PATH
 
     def _value(self, field: str) -> Value:
         try:
-            value = _convert(self.kind, self.token, self._fields[field])
+            value = _convert(self.kind, self.token, self._kind_of(field))
         except ValueError:
-            raise self.error(f"{field} is compared with {TYPES[self._fields[field]]}") from None
+            raise self.error(f"{field or 'path'} is compared with {TYPES[self._kind_of(field)]}") from None
         self._advance()
         return value
 
+    def _is(self, text: str) -> bool:
+        """Whether the next token is this word or mark, not in quotes. A field may have the name of an operator."""
+        return self.kind in ("keyword", "mark", "name") and self.token.lower() == text
+
     def _take(self, text: str) -> bool:
-        """Whether the next token is this keyword or mark; if so, moves past it."""
-        found = self.kind in ("keyword", "mark") and self.token.lower() == text
+        """As `_is`; if so, moves past it."""
+        found = self._is(text)
         if found:
             self._advance()
         return found

@@ -52,3 +52,30 @@ def test_the_size_is_checked_before_decoding(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-700])  # decoding would complain of this
     with pytest.raises(UserError, match=r"big\.jpg: 30 x 40 pixels are too many"):
         images.load_image(path, (8, 4))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (128, 384, ""),
+        (64, 128, ""),  # Market-1501
+        (48, 96, ""),  # PEDES-Synth
+        (8, 25, ""),
+        (100, 100, ""),  # a person who sits
+        (100, 600, ""),
+        (608, 1080, ""),  # of 16:9, from a frame of 1080 lines
+        (607, 1081, ""),  # 1081 / 607 = 1.781 is slimmer than 16:9
+        (1920, 1080, "wider than high, as a full frame is"),
+        (101, 100, "wider than high, as a full frame is"),
+        (1, 1, "smaller than 8 x 25 pixels"),
+        (1, 3000, "smaller than 8 x 25 pixels"),
+        (7, 25, "smaller than 8 x 25 pixels"),
+        (8, 24, "smaller than 8 x 25 pixels"),
+        (100, 601, "more than 6 times as high as wide"),
+        (1080, 1920, "of the size and shape of a whole photo"),
+        (3024, 4032, "of the size and shape of a whole photo"),
+        (1081, 1081, "of the size and shape of a whole photo"),
+    ],
+)
+def test_a_picture_is_odd_if_no_crop_in_training_is_like_it(width, height, reason):
+    assert images.odd_shape(width, height) == reason

@@ -5,7 +5,12 @@ import dataclasses
 
 import numpy as np
 
-from ivt_jax.retrieval.where import OPERATORS, Comparison, Joined, Missing, Not, OneOf
+from ivt_jax.retrieval.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf
+
+
+def meets(condition, row):
+    """Whether a row meets a condition."""
+    return condition is None or holds(condition, {**row.metadata, PATH: row.path})
 
 
 def holds(condition, metadata):
@@ -15,6 +20,8 @@ def holds(condition, metadata):
             return metadata[field] is not None and OPERATORS[symbol](metadata[field], value)
         case OneOf(field, values):
             return metadata[field] in values
+        case Contains(field, text):
+            return metadata[field] is not None and text in metadata[field]
         case Missing(field):
             return metadata[field] is None
         case Not(part):
@@ -54,13 +61,13 @@ class MemoryStore:
     def search(self, queries, k, where=None, exact=None):
         assert queries.dtype == np.float32 and queries.shape == (1, self.about.dimension)
         self.asked.append((k, exact))
-        found = [row for row in self.rows.values() if where is None or holds(where, row.metadata)]
+        found = [row for row in self.rows.values() if meets(where, row)]
         scores = {row.id: float(queries[0] @ row.vector) for row in found}
         ids = sorted(scores, key=lambda id: (-scores[id], id))[:k]
         return np.float32([[scores[id] for id in ids]]), np.array([ids], np.int64)
 
     def count(self, where=None):
-        return sum(where is None or holds(where, row.metadata) for row in self.rows.values())
+        return sum(meets(where, row) for row in self.rows.values())
 
     def ids(self):
         return np.array(sorted(self.rows), np.int64)

@@ -177,6 +177,32 @@ def test_the_index_states_its_model_and_folder(indexed, stores, workdir, encoder
     assert (about.workdir, about.root) == (str(workdir), str(gallery))
 
 
+def test_a_picture_of_odd_shape_is_indexed_and_marked_and_so_is_its_copy(
+    index, gallery, workdir, encoder, rows, stores, embedded
+):
+    frame = "wider than high, as a full frame is"
+    Image.new("RGB", (1920, 1080)).save(gallery / "frame.png")
+    Image.new("RGB", (1, 3000)).save(gallery / "line.png")
+    built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
+    assert built.odd == [("frame.png", frame), ("line.png", "smaller than 8 x 25 pixels")] and built.new == 8
+    assert {path: row.odd for path, row in rows().items()} == {**dict.fromkeys(GALLERY, ""), **dict(built.odd)}
+    embedded.clear()
+    shutil.copy(gallery / "frame.png", gallery / "copy.png")
+    later(gallery / "a.png")
+    assert build(PLACE, read_folder(gallery), Options(workdir, encoder)).odd == [("copy.png", frame)] and not embedded
+    assert rows()["copy.png"].odd == frame and rows()["a.png"].odd == ""
+
+
+def test_in_an_older_index_it_stays_unknown_whether_a_picture_is_odd_until_it_changes(indexed, gallery, rows, stores):
+    store = stores[PLACE]
+    store.rows = {id: row._replace(odd=None) for id, row in store.rows.items()}
+    later(gallery / "a.png")
+    put(gallery / "b.png", 20)
+    later(gallery / "b.png")
+    assert indexed().endswith("1 changed, 0 renamed, 0 gone, 5 unchanged")
+    assert (rows()["a.png"].odd, rows()["b.png"].odd, rows()["f.png"].odd) == (None, "", None)
+
+
 # ---- what changed since
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from ivt_jax import index
 from ivt_jax.gallery import walk
+from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.where import parse
 from ivt_jax.run.workdir import lock_folder
 from tests.retrieval.conftest import GALLERY, put
 
@@ -161,6 +163,25 @@ def test_each_unreadable_picture_is_one_line(call, gallery, place, capsys):
         path.unlink()
     assert call() == 0
     assert (place / "unreadable.txt").read_text() == ""
+
+
+def test_pictures_of_odd_shape_are_named_and_counted_once_and_are_no_fault(call, gallery, place, capsys):
+    for number in range(21):
+        Image.new("RGB", (200, 100 + number)).save(gallery / f"frame {number:02}.png")
+    Image.new("RGB", (1, 1)).save(gallery / "dot.png")
+    assert call() == 0
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == "odd dot.png: smaller than 8 x 25 pixels"
+    assert error[1] == "odd frame 00.png: wider than high, as a full frame is"
+    assert error[20:] == [
+        f"odd 2 more, listed in {place}/unreadable.txt",
+        f"{place}: 22 odd: wider than high, as a full frame is (21), smaller than 8 x 25 pixels (1); indexed all the "
+        "same, but models learn from crops of one person: docs/search.md, Full frames",
+    ]
+    listed = (place / "unreadable.txt").read_text().splitlines()
+    assert len(listed) == 22 and listed[-1] == "odd frame 20.png: wider than high, as a full frame is"
+    assert sum(bool(row.odd) for row in rows(place).values()) == 22
+    assert call() == 0 and capsys.readouterr().err == ""
 
 
 def test_the_second_indexer_is_refused_in_one_line(call, place, capsys):
@@ -335,12 +356,145 @@ def test_mistakes_are_one_line_and_leave_nothing(call, place, gallery, capsys, f
     assert not place.exists()
 
 
+# ---- an index knows how it was made
+
+
+def update(place, *flags):
+    return index.main([f"--index={place}", *flags])
+
+
+def test_the_index_alone_is_enough_to_update_it(gallery, place, workdir, capsys, monkeypatch, tmp_path):
+    first = [f"--workdir={workdir}", "--images=gallery", "--path_fields=**/{name}.png", "--batch=2", "--dtype=float16"]
+    monkeypatch.chdir(tmp_path)
+    assert update(place, *first) == 0
+    put(gallery / "g.png", 6)
+    monkeypatch.chdir("/")  # as cron starts it
+    capsys.readouterr()
+    assert update(place) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == f"{place}: fields: name (text)" and not output.err
+    assert "7 pictures: 1 new, 0 changed, 0 renamed, 0 gone, 6 unchanged" in output.out
+    assert rows(place)["g.png"].metadata == {"name": "g"}
+    about = open_store(place).about
+    assert about.source == {"images": str(gallery), "path_fields": "**/{name}.png", "batch": 2}
+    assert (about.dtype, about.workdir) == ("float16", str(workdir))
+
+
+def test_a_list_and_its_folder_are_remembered(gallery, place, workdir, capsys, tmp_path):
+    listed = tmp_path / "lists/list.csv"
+    listed.parent.mkdir()
+    listed.write_text("path,camera\na.png,1\ncam 1/c.png,2\n")
+    assert update(place, f"--list={listed}", f"--images={gallery}", f"--workdir={workdir}") == 0
+    listed.write_text("path,camera\na.png,1\ncam 1/c.png,3\nb.png,3\n")
+    capsys.readouterr()
+    assert update(place) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith(f"{place}: 3 pictures: 1 new, 1 changed, 0 renamed, 0 go")
+    )
+    assert {path: row.metadata["camera"] for path, row in rows(place).items()} == {
+        "a.png": 1, "b.png": 3, "cam 1/c.png": 3,
+    }  # fmt: skip
+    assert update(place, "--path_fields={a}.png") == 2
+    assert error_of(capsys) == f"{place} was made from the list {listed}, which has its own fields: no --path_fields"
+    listed.unlink()
+    assert update(place) == 2
+    remedy = "put it back, or name another list with --list"
+    assert error_of(capsys) == f"{place} was made from the list {listed}, which is gone: {remedy}"
+
+
+def test_a_folder_that_is_gone_is_one_line_and_changes_nothing(call, gallery, place, capsys):
+    assert call() == 0
+    gallery.rename(gallery.parent / "away")
+    capsys.readouterr()
+    assert update(place) == 2
+    assert error_of(capsys) == (
+        f"{place} is an index of the pictures in {gallery}, which is no folder now: mount it, or, if the pictures were "
+        "moved, name their folder with --images and --moved"
+    )
+    assert update(place, f"--images={gallery.parent / 'away'}", "--moved") == 0
+    assert update(place) == 0
+    assert capsys.readouterr().out.endswith("6 pictures: 0 new, 0 changed, 0 renamed, 0 gone, 6 unchanged\n")
+
+
+def test_an_index_that_does_not_know_its_pictures_asks_for_them(call, place, capsys):
+    assert call() == 0
+    store = open_store(place)
+    store.set_about(dataclasses.replace(store.about, source={}))  # as older versions wrote it
+    assert "source" not in store.about.to_json()
+    capsys.readouterr()
+    assert update(place) == 2
+    assert error_of(capsys) == (
+        f"{place} was made by an older version or another program, and does not know its pictures: name them once more "
+        "with --images or --list"
+    )
+    assert call() == 0 and update(place) == 0
+
+
+def test_without_an_index_the_pictures_are_needed(place, capsys):
+    assert update(place) == 2
+    make = "make it with python -m ivt_jax.index --workdir=RUN --images=FOLDER or --list=FILE"
+    assert error_of(capsys) == f"{place} is not an index: {make}" and not place.exists()
+
+
+def test_vectors_that_are_gone_are_no_fault_of_an_update(call, gallery, place, capsys, encoder, tmp_path):
+    embed_shard(encoder, gallery / "cam 1", tmp_path / "vectors")
+    assert call(f"--vectors={tmp_path}/vectors") == 0
+    assert "; 2 had been embedded; 4 embedded at" in capsys.readouterr().out
+    put(gallery / "copy.png", 7)
+    embed_shard(encoder, gallery, tmp_path / "vectors")
+    assert update(place) == 0
+    assert capsys.readouterr().out.endswith("; 1 had been embedded\n")
+    shutil.rmtree(tmp_path / "vectors")
+    assert update(place) == 0
+    assert capsys.readouterr().err == f"{place}: {tmp_path}/vectors of --vectors is gone: not used\n"
+
+
+def test_paths_that_do_not_fit_are_named_and_counted(call, gallery, place, capsys):
+    assert call("--path_fields=cam {camera}/{shot}.png") == 0
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
+        "unmatched a.png",
+        "unmatched b.png",
+        "unmatched f.png",
+        f"{place}: 3 paths without fields, because --path_fields=cam {{camera}}/{{shot}}.png does not fit",
+    ]
+    assert output.out.splitlines()[0] == f"{place}: fields: camera (integer), shot (text)"
+    assert (place / "unreadable.txt").read_text().splitlines() == [
+        "unmatched a.png",
+        "unmatched b.png",
+        "unmatched f.png",
+    ]
+    assert {path: row.metadata["camera"] for path, row in rows(place).items()} == {
+        "a.png": None, "b.png": None, "cam 1/c.png": 1, "cam 1/d.png": 1, "cam 2/e.png": 2, "f.png": None,
+    }  # fmt: skip
+    assert open_store(place).count(parse("camera = 1", open_store(place).about.fields)) == 2
+
+
+def test_other_fields_of_paths_take_the_place_of_the_first_and_none_drop_them(call, place, capsys):
+    assert call("--path_fields=**/{name}.png") == 0
+    assert call("--path_fields=**/{n}.*") == 0
+    assert rows(place)["cam 1/c.png"].metadata == {"n": "c"}
+    assert call() == 0 and open_store(place).about.fields == {"n": "text"}  # also if the folder is named
+    capsys.readouterr()
+    assert call("--path_fields=") == 0
+    assert "0 new, 6 changed, 0 renamed, 0 gone, 0 unchanged\n" in capsys.readouterr().out
+    assert open_store(place).about.fields == {} and "path_fields" not in open_store(place).about.source
+
+
+def test_a_malformed_pattern_is_refused_before_any_work(place, capsys):
+    assert update(place, "--images=nowhere", "--path_fields={a") == 2
+    assert error_of(capsys) == "--path_fields={a: the brace at character 1 has no other; {{ and }} stand for braces"
+
+
 def test_a_first_index_needs_a_model(gallery, place, capsys):
     assert index.main([f"--images={gallery}", f"--index={place}"]) == 2
     assert "--workdir" in error_of(capsys) and not place.exists()
 
 
-@pytest.mark.parametrize("flags", [[], ["--images=x", "--dtype=int8"], ["--images=x", "--batch=0"], ["--image=x"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--list=x.csv", "--path_fields={a}"], ["--images=x", "--dtype=int8"], ["--images=x", "--batch=0"], ["--image=x"]],
+)
 def test_flags_that_make_no_sense_are_refused(place, flags):
     with pytest.raises(SystemExit, match="2"):
         index.main([f"--index={place}", *flags])
@@ -373,7 +527,7 @@ def test_rows_in_folders_that_are_passed_over_now_stay_until_prune(call, gallery
     put(gallery / "._a.png", 8)
     with monkeypatch.context() as patch:
         patch.setattr(walk, "is_passed_folder", lambda name: False)
-        patch.setattr(walk, "reason_to_pass", lambda name: None)
+        patch.setattr(walk, "reason_to_pass", lambda *path_and_suffixes: None)
         assert call() == 0
     assert {"@eaDir/t.png", "._a.png"} < {*rows(place)}
     capsys.readouterr()

@@ -8,7 +8,9 @@ import os
 import pytest
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.common.files import printable
 from ivt_jax.gallery.walk import describe_passed
+from ivt_jax.retrieval.path_fields import add_fields, parse_pattern
 from ivt_jax.retrieval.sources import Picture, read_folder, read_list
 from tests.retrieval.conftest import fails
 
@@ -304,6 +306,110 @@ def test_mistakes_in_a_list_name_file_and_line(folder, name, content, message):
 def test_a_list_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"/none.csv cannot be read: No such file or directory"):
         read_list(tmp_path / "none.csv")
+
+
+# ---- fields from paths
+
+PATHS = ("3/2024-05-01_007.jpg", "3/2024-05-02_012.jpg", "12/2024-05-02T14:30_7.jpg")
+MAY_1, MAY_2 = datetime.datetime(2024, 5, 1, tzinfo=UTC), datetime.datetime(2024, 5, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """tree(*paths): a folder of these files."""
+
+    def tree(*paths):
+        for path in paths:
+            (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / path).write_bytes(b"x")
+        return read_folder(tmp_path / "tree")
+
+    return tree
+
+
+def fields_of(source, pattern):
+    return add_fields(source, parse_pattern(pattern))
+
+
+def test_fields_of_paths_have_the_types_of_a_list(tree):
+    source = fields_of(tree(*PATHS), "{camera}/{date}_{track}.jpg")
+    assert source.fields == {"camera": "integer", "date": "time", "track": "text"} and source.unmatched == ()
+    assert metadata_of(source) == {
+        "3/2024-05-01_007.jpg": {"camera": 3, "date": MAY_1, "track": "007"},
+        "3/2024-05-02_012.jpg": {"camera": 3, "date": MAY_2, "track": "012"},
+        "12/2024-05-02T14:30_7.jpg": {"camera": 12, "date": MAY_2.replace(hour=14, minute=30), "track": "7"},
+    }
+    assert source.origin == {"images": str(source.root), "path_fields": "{camera}/{date}_{track}.jpg"}
+
+
+def test_a_path_that_does_not_fit_is_indexed_without_fields(tree):
+    source = fields_of(
+        tree(*PATHS, "x.jpg", "3/a/2024-05-01_1.jpg", "3/2024-05-01_1.JPG"), "{camera}/{date}_{track}.jpg"
+    )
+    assert source.unmatched == ("3/2024-05-01_1.JPG", "3/a/2024-05-01_1.jpg", "x.jpg") and len(source.pictures) == 6
+    assert metadata_of(source)["x.jpg"] == {"camera": None, "date": None, "track": None}
+    assert source.fields == {"camera": "integer", "date": "time", "track": "text"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "known"),
+    [
+        ("{a}_{b}.jpg", "1_2_3.jpg", {"a": "1", "b": "2_3"}),  # as few as possible from the left
+        ("*_{b}.jpg", "1_2_3.jpg", {"b": "3"}),  # * is as much as possible
+        ("**/{b}.*", "x/y/z.jpg", {"b": "z"}),
+        ("**/{b}.*", "z.jpg", {"b": "z"}),
+        ("**/cam {c}/*", "x/cam 7/y.png", {"c": "7"}),
+        ("**/cam {c}/**", "x/cam 7/y/z.png", {"c": "7"}),
+        ("{{{a}}}.jpg", "{1}.jpg", {"a": "1"}),
+        ("a.b({x}.jpg", "a.b(1.jpg", {"x": "1"}),  # no regular expression
+        ("{Ort, genau}/*", "Tür\n5/1.jpg", {"Ort, genau": "Tür\n5"}),
+    ],
+)
+def test_a_pattern_is_that_of_the_whole_path(pattern, path, known):
+    parsed = parse_pattern(pattern)
+    assert dict(zip(parsed.names, parsed.regex.fullmatch(path).groups(), strict=True)) == known
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"), [("{a}.jpg", "x/1.jpg"), ("{a}.jpg", ".jpg"), ("*/{a}.jpg", "1.jpg"), ("x.{a}", "xy1")]
+)
+def test_another_path_does_not_fit(pattern, path):
+    assert not parse_pattern(pattern).regex.fullmatch(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*.jpg", "it names no field; expected for example {camera}/{date}_{track}.jpg"),
+        ("", "it names no field"),
+        ("{a", "the brace at character 1 has no other; {{ and }} stand for braces"),
+        ("{a}/b}.jpg", "the brace at character 6 has no other"),
+        ("{a}/{}.jpg", "a field has no name"),
+        ("{a}/{a}.jpg", "two fields are called a"),
+        ("{a}{b}.jpg", "nothing separates {b} from what precedes it: put a text between them"),
+        ("{a}*", "nothing separates * from what precedes it"),
+        ("/{a}.jpg", "it begins with /; paths are below the folder of pictures"),
+        ("{path}.jpg", "path is the path itself; choose another name"),
+        ("{a\udce9}.jpg", "the name of a field is not UTF-8"),
+    ],
+)
+def test_a_malformed_pattern_is_one_line(pattern, message):
+    with pytest.raises(UserError) as error:
+        parse_pattern(pattern)
+    assert str(error.value).startswith(f"--path_fields={printable(pattern)}: {message}") and "\n" not in str(
+        error.value
+    )
+
+
+def test_a_pattern_that_fits_no_path_is_refused(tree):
+    with pytest.raises(UserError, match=r"no path fits it, such as 12/2024-05-02T14:30_7\.jpg$"):
+        fields_of(tree(*PATHS), "{camera}/{date}_{track}.png")
+
+
+def test_a_value_that_is_no_mistake_of_a_list_is_named_by_its_path(tree):
+    source = fields_of(tree("1/a.jpg", "2/a.jpg", "x/a.jpg"), "{camera}/*")
+    assert source.fields == {"camera": "text"}
+    assert source.notes == ("field camera is text, because x/a.jpg has 'x'; 2 of 3 values are of type integer",)
 
 
 # ---- what a folder holds beside its pictures

@@ -29,8 +29,8 @@ from ivt_jax.retrieval.lance import LanceStore
 from ivt_jax.retrieval.places import create_store, open_store, snapshot
 from ivt_jax.retrieval.qdrant import QdrantStore
 from ivt_jax.retrieval.store import About, NoIndexError, Row
-from ivt_jax.retrieval.where import OPERATORS, Comparison, Joined, Missing, Not, OneOf
-from tests.retrieval.memory import holds
+from ivt_jax.retrieval.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf, parse
+from tests.retrieval.memory import holds, meets
 
 FIELDS = {
     "camera": "integer", "speed": "number", "indoors": "boolean", "track": "text", "time": "time",
@@ -200,16 +200,19 @@ def test_times_of_files_have_64_bits(create):
 
 
 def draw_condition(rng, rows, depth=0):
-    kind = rng.integers(6) if depth < 3 else rng.integers(3)
+    kind = rng.integers(8) if depth < 3 else rng.integers(5)
     name = list(FIELDS)[rng.integers(len(FIELDS))]
     known = [row.metadata[name] for row in rows if row.metadata[name] is not None]
     values = [known[i] for i in rng.integers(len(known), size=3)]
     symbols = ["=", "!="] if FIELDS[name] in ("text", "boolean") else list(OPERATORS)
-    parts = [draw_condition(rng, rows, depth + 1) for _ in range(2)] if kind > 2 else []
+    parts = [draw_condition(rng, rows, depth + 1) for _ in range(2)] if kind > 4 else []
+    text = ["rack", 's "', "\n", "%_", "a", "", "cam"][rng.integers(7)]
     return [
         lambda: Comparison(name, symbols[rng.integers(len(symbols))], values[0]),
         lambda: OneOf(name, tuple(values)),
         lambda: Missing(name),
+        lambda: Contains((PATH, "track", 'id`s "best".x')[rng.integers(3)], text),
+        lambda: Comparison(PATH, "!=", rows[rng.integers(len(rows))].path),
         lambda: Not(parts[0]),
         lambda: Joined("and", tuple(parts)),
         lambda: Joined("or", tuple(parts)),
@@ -223,8 +226,8 @@ def test_search_equals_brute_force_under_any_filter(create):
     queries = rng.normal(size=(2, DIMENSION)).astype(np.float32)
     products = queries.astype(float) @ np.array([row.vector for row in rows], float).T
     sizes = set()
-    for condition in [None, *(draw_condition(rng, rows) for _ in range(60))]:
-        chosen = [row.id for row in rows if condition is None or holds(condition, row.metadata)]
+    for condition in [None, *(draw_condition(rng, rows) for _ in range(80))]:
+        chosen = [row.id for row in rows if meets(condition, row)]
         assert store.count(condition) == len(chosen), condition
         scores, ids = store.search(queries, 200, condition, exact=True)
         assert scores.dtype == np.float32 and ids.dtype == np.int64
@@ -234,6 +237,44 @@ def test_search_equals_brute_force_under_any_filter(create):
             assert np.all(scores[query][1:] <= scores[query][:-1])
         sizes.add(len(chosen))
     assert len(sizes) > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("path = 'gate 3/a.jpg'", [0]),
+        ("path contains 'gate'", [0, 2]),  # in the middle of a word as well
+        ("path contains 'Gate'", []),
+        ("path contains '%' or path contains '_'", [1]),
+        ("path in ('hall/b_%.jpg', 'x') or path > 'navi'", [1, 2]),
+        ("track contains '1'", [1]),  # row 0 has no track, row 2 is empty
+        ("not track contains '1'", [0, 2]),
+        ("track contains '' and not path contains 'x'", [1, 2]),
+        ("camera between 3 and 4", [0, 1]),
+        ("not camera between 3 and 4", [2]),
+        ("time between '2024-05-01' and '2024-05-02'", [0, 1]),  # both ends count
+        ("camera between 4 and 4 and time between '2024-05-02' and '2024-05-02'", [1]),
+    ],
+)
+def test_paths_parts_of_texts_and_ranges_are_found(create, text, ids):
+    """Three pictures; the third is of 2 May, one microsecond after midnight, so outside of the range."""
+    fields = {"camera": "integer", "track": "text", "time": "time"}
+    store, _ = create(about(fields=fields))
+    paths, tracks = ["gate 3/a.jpg", "hall/b_%.jpg", "navigate/c.jpg"], [None, "t1", ""]
+    times = [MAY, MAY + datetime.timedelta(days=1), MAY + datetime.timedelta(days=1, microseconds=1)]
+    metadata = [
+        {"camera": 3 + i, "track": track, "time": time}
+        for i, (track, time) in enumerate(zip(tracks, times, strict=True))
+    ]
+    rows = make_rows(3, fields=fields)
+    store.add([row._replace(path=path, metadata=known) for row, path, known in zip(rows, paths, metadata, strict=True)])
+    condition = parse(text, fields)
+    if "path >" in text and isinstance(store, QdrantStore):
+        with pytest.raises(UserError, match=r"^path >: Qdrant cannot order text; use =, != or in$"):
+            store.count(condition)
+        return
+    assert store.count(condition) == len(ids)
+    assert sorted(store.search(np.ones((1, DIMENSION), np.float32), 5, condition, exact=True)[1][0].tolist()) == ids
 
 
 def test_times_of_any_year_are_compared(create):
@@ -518,6 +559,20 @@ def test_an_index_of_lancedb_is_read_searched_and_updated(tmp_path, monkeypatch)
         assert opened.search(east, 4)[1].tolist() == [[299, 300, 298, 3]]  # float16 makes 299 equal
 
 
+def test_whether_a_picture_is_odd_is_kept_and_not_known_in_an_older_index(create, tmp_path):
+    store, reopen = create(about())
+    marks = ["", "wider than high, as a full frame is", None]
+    store.add([row._replace(odd=mark) for row, mark in zip(make_rows(3), marks, strict=True)])
+    assert [row.odd for row in reopen().scan()] == [row.odd for row in reopen().get([0, 1, 2])] == marks
+    shutil.unpack_archive(LANCEDB, tmp_path)
+    older = open_store(tmp_path)
+    assert {row.odd for row in older.scan()} == {None}
+    fields = {"camera": 1, "place": None}
+    older.add([Row(300, "new.png", "", 0, 0, fields, np.float16([1, 0]), b"", "too small")])
+    older.set_about(older.about)
+    assert [row.odd for row in open_store(tmp_path).get([2, 299, 300])] == [None, None, "too small"]
+
+
 def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr("ivt_jax.retrieval.lance._AT_ONCE", 10)
     store = create_store(tmp_path / "index", about())
@@ -631,6 +686,17 @@ def test_a_place_without_an_index_is_one_line(tmp_path):
         open_store("http://localhost:6333")
     with pytest.raises(UserError, match="Qdrant, collection x: "):
         open_store("http://127.0.0.1:1/x")
+
+
+def test_a_folder_of_vectors_is_no_index_and_the_error_says_how_to_make_one(tmp_path):
+    (tmp_path / "gallery.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        open_store(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds vectors of python -m ivt_jax.embed, which are no index: make one with python -m "
+        f"ivt_jax.index --vectors={tmp_path} --images=FOLDER --workdir=RUN --index=DIR"
+    )
+    assert [*tmp_path.iterdir()] == [tmp_path / "gallery.json"]
 
 
 @pytest.mark.parametrize("stated", [None, "{", '{"model": "m"}', "[]"])
