@@ -115,8 +115,9 @@ def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         cells = [f"{rank:3}", f"{result.score:+.4f}", " · ".join(phrases), str(searcher.file(result.path))]
         print("  ".join(printable(cell) for cell in cells if cell))
     _print_verdict(answer, sys.stdout)
-    if answer.untold:
-        print(printable(answer.untold))
+    for line in (answer.untold, *_basis(answer)):
+        if line:
+            print(printable(line))
 
 
 def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
@@ -127,7 +128,9 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         file = searcher.file(result.path)
         results.append({"rank": rank, "file": file, **result._asdict(), "phrases": phrases})
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    answered = {**answer._asdict(), "terms": [term._asdict() for term in answer.terms], "results": results}
+    basis = answer.basis and answer.basis._asdict()
+    answered = {**answer._asdict(), "terms": [term._asdict() for term in answer.terms], "basis": basis}
+    answered["results"] = results
     print(json.dumps({"query": asked, **answered}, indent=2, default=_text))
 
 
@@ -143,6 +146,8 @@ def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         values = [result.metadata[name] for name in fields]
         writer.writerow(map(_cell, [*row, *(phrase.score for phrase in result.phrases), *values]))
     _print_verdict(answer, sys.stderr)
+    for line in _basis(answer):
+        print(printable(line), file=sys.stderr)
 
 
 def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str = "\n") -> None:
@@ -284,9 +289,13 @@ def _is_readable(file: Path) -> bool:
 def _print_verdict(answer: "Answer", file: TextIO) -> None:
     """Prints the verdict, what was not read and what may be misspelt; on stderr if stdout is for programs."""
     mended = [f"did you mean: {text}" for text in answer.suggestions.values()]
-    for line in (answer.verdict, answer.unread, *mended):
+    for line in (answer.verdict, answer.odd, answer.unread, *mended):
         if line:
             print(printable(line), file=file)
+
+
+def _basis(answer: "Answer") -> list[str]:
+    return answer.basis.lines(answer.searched) if answer.basis else []
 
 
 def _fit(score: float | None) -> str:

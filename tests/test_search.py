@@ -129,6 +129,12 @@ def ask(index):
     return lambda *arguments: search.main([f"--index={index}", *arguments])
 
 
+def table_of(text):
+    """The lines of a table, without those on what it rests on."""
+    lines = text.splitlines()
+    return lines[: next(i for i, line in enumerate(lines) if " searched; index " in line)]
+
+
 def paths_of(capsys):
     return [path.rpartition("/")[2] for path in capsys.readouterr().out.split("\0")[:-1]]
 
@@ -138,7 +144,7 @@ def paths_of(capsys):
 
 def test_ranks_the_folder_and_its_subfolders(call, folder, capsys):
     assert call("red coat") == 0
-    *lines, told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *lines, told = [line.split() for line in table_of(capsys.readouterr().out)]
     assert [line[0] for line in lines] == ["1", "2", "3", "4"]
     # The colours, centred: red (1,-1,-1), dim (.569,-.216,-.216), blue and green share one channel of red's three.
     assert [float(line[1]) for line in lines] == pytest.approx([1, 0.8951, -1 / 3, -1 / 3], abs=5e-3)
@@ -155,7 +161,7 @@ def test_top_limits_what_is_shown(call, capsys):
 def test_a_phrase_that_the_model_can_tell_has_its_fit(call, calibrated, folder, capsys):
     """Of four pictures 3, 2, 0 and 0 fit less well, and one, one, two and two as well, which count half."""
     assert call("red coat and glasses") == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = table_of(capsys.readouterr().out)
     assert [line.split("  ")[3] for line in lines[:2]] == ["red coat 0.88 · glasses ?", "red coat 0.62 · glasses ?"]
     assert lines[-1] == "this model cannot tell: glasses"
 
@@ -169,7 +175,7 @@ def test_unreadable_pictures_are_named_and_skipped(call, folder, capsys):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     assert call("blue") == 1
     output = capsys.readouterr()
-    assert len(output.out.splitlines()) == 4 + 1 and "blue.jpg" in output.out.splitlines()[0]
+    assert len(table_of(output.out)) == 4 + 1 and "blue.jpg" in output.out.splitlines()[0]
     assert output.err == f"skipped {folder / 'broken.jpg'}: not a readable image\n"
 
 
@@ -195,9 +201,16 @@ def test_sentences_have_weights_and_signs(ask, capsys):
 def test_an_image_finds_its_like(ask, tmp_path, capsys):
     Image.new("RGB", (30, 50), (10, 240, 20)).save(tmp_path / "crop.png")
     assert ask(f"--image={tmp_path}/crop.png", "--top=1") == 0
-    assert re.fullmatch(r"  1  \+0\.99\d\d  .*grün 🧢\.png\n", capsys.readouterr().out)
+    assert re.match(r"  1  \+0\.99\d\d  .*grün 🧢\.png\n4 pictures searched", capsys.readouterr().out)
     assert ask(f"--image={tmp_path}/crop.png", "5: blue", "--paths", "-0", "--top=1") == 0
     assert paths_of(capsys) == [EVIL["blue"]]
+
+
+def test_a_picture_that_is_no_crop_is_told(ask, tmp_path, capsys):
+    Image.new("RGB", (1920, 1080), (10, 240, 20)).save(tmp_path / "frame.png")
+    assert ask(f"--image={tmp_path}/frame.png", "--paths", "--top=1") == 0
+    told = "the query's picture is wider than high, as a full frame is: cut the person out first\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(
@@ -244,13 +257,13 @@ def test_the_table_ends_with_what_validation_says(ask, call, calibrated, capsys)
     told = "if the person is among them, the first is right with 73% (from validation, with 1,200 pictures)"
     for action in (ask, call):
         assert action("red") == 0
-        assert capsys.readouterr().out.splitlines()[-1] == told
+        assert table_of(capsys.readouterr().out)[-1] == told
     calibrated.write_text(calibrated.read_text().replace("0.3,", "1.1,"))
     assert ask("red") == 0
     told = "no good match: the best score lies below 1.1000 (from validation, with 1,200 pictures)"
-    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert table_of(capsys.readouterr().out)[-1] == told
     assert ask("red", "--csv") == 0
-    assert capsys.readouterr().err == f"{told}\n"
+    assert capsys.readouterr().err.splitlines()[0] == told
     assert ask("red", "--and", "blue", "--paths") == 0
     assert capsys.readouterr().err.startswith("No confidence estimate: calibration covers single sentences")
 
@@ -274,6 +287,7 @@ def test_json_is_one_object(ask, calibrated, tmp_path, capsys):
             {"text": "red coat", "score": 0.875, "wanted": True}, {"text": "blue bag", "score": 0.5, "wanted": False},
         ],
         "metadata": {"camera": 1, "seen": "2024-05-01T14:30:00+00:00", "track": 'x, "y"'},
+        "odd": "smaller than 8 x 25 pixels",
     }  # fmt: skip
 
 
@@ -283,6 +297,30 @@ def test_json_has_the_image_and_no_results_where_there_are_none(ask, tmp_path, c
     told = json.loads(capsys.readouterr().out)
     assert told["query"]["image"] == f"{tmp_path}/crop.png" and told["query"]["where"] == "camera = 3"
     assert (told["results"], told["searched"], told["good"]) == ([], 0, False)
+
+
+def test_an_answer_says_what_it_rests_on(ask, index, tmp_path, capsys):
+    """In each form: index and model with their times, the files passed over, and pictures that are no crops."""
+    (tmp_path / "pictures/more.mp4").write_bytes(b"")
+    store = open_store(index)
+    passed = {"not a readable image": 2, "in folders named @eaDir": 7}
+    store.set_about(dataclasses.replace(store.about, passed=passed, updated="2024-05-01T12:00:00+00:00"))
+    assert ask("red", "--json") == 0
+    basis = json.loads(capsys.readouterr().out)["basis"]
+    assert (basis["made"], basis["model"]) == (store.about.made, store.about.model)
+    assert (basis["passed"], basis["odd"], basis["updated"]) == (passed, 4, "2024-05-01T12:00:00+00:00")
+    assert basis["outdated"].endswith("has changed since; update the index: python -m ivt_jax.index --index=INDEX")
+    lines = [
+        f"4 pictures searched; index {basis['made'][:12]} of 2024-05-01T12:00:00+00:00, model {basis['model'][:12]}",
+        "not in the index: 2 not a readable image, 7 in folders named @eaDir", basis["outdated"],
+        "4 results unlike the crops that models learn from: scores may mislead",
+    ]  # fmt: skip
+    page = tmp_path / "found.html"
+    assert ask("red", f"--html={page}") == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == lines
+    assert all(f"<p>{line}</p>" in page.read_text() for line in lines)
+    assert ask("red", "--csv") == 0
+    assert capsys.readouterr().err.splitlines()[-4:] == lines
 
 
 def test_csv_bears_any_name(ask, tmp_path, capsys):
@@ -329,11 +367,11 @@ def test_an_unfinished_index_says_so_in_every_form(ask, index, calibrated, tmp_p
     store = open_store(index)
     store.set_about(dataclasses.replace(store.about, planned=20_000))
     assert ask("red") == 0
-    assert capsys.readouterr().out.splitlines()[4:] == [verdict]
+    assert table_of(capsys.readouterr().out)[4:] == [verdict]
     page = tmp_path / "found.html"
     for form in ("--csv", "--paths"):
         assert ask("red", form, f"--html={page}") == 0
-        assert capsys.readouterr().err == f"{verdict}\n"
+        assert capsys.readouterr().err.splitlines()[0] == verdict
         assert f'<p class="verdict ">{verdict}</p>' in page.read_text(encoding="utf-8")
     assert ask("red", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -354,7 +392,7 @@ def test_paths_are_lines_or_end_with_nul(ask, tmp_path, capsys):
 
 def test_a_name_with_a_line_break_is_one_line_of_the_table(ask, capsys):
     assert ask("red") == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = table_of(capsys.readouterr().out)
     assert len(lines) == 4 + 1 and lines[0].endswith(r'pictures/a "b", =1\n.png')
 
 
@@ -419,7 +457,7 @@ def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
     assert [path.name[:2] for path in sorted((tmp_path / "found").iterdir())] == ["02", "03"]
     told = capsys.readouterr()
     assert told.err == rf'skipped {tmp_path}/pictures/a "b", =1\n.png: cannot be read any more' + "\n"
-    assert len(told.out.splitlines()) == 3 + 1 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
+    assert len(table_of(told.out)) == 3 + 1 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
 
 
 def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):

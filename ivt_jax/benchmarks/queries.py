@@ -222,9 +222,9 @@ def tables(found: Sequence[Measured], persons: np.ndarray) -> str:
         lines.append(f"| {kind} | {runs} | {share(values.mean(0))} | {change} | {ten:.1f} |")
     lines += ["", "| unwanted phrase | negations | mean rank raised, % of them, each run |", "|---|---|---|"]
     for told, name in ((True, "that the model can tell"), (False, "that it cannot tell")):
-        runs = [[up for tells, up in run.raised if tells == told] for run in found]
-        shares = ", ".join(f"{100 * np.mean(run):.1f}" if run else "-" for run in runs)
-        lines.append(f"| {name} | {sum(map(len, runs)):,} | {shares} |")
+        ups = [[up for tells, up in run.raised if tells == told] for run in found]
+        shares = ", ".join(f"{100 * np.mean(up):.1f}" if up else "-" for up in ups)
+        lines.append(f"| {name} | {sum(map(len, ups)):,} | {shares} |")
     return "\n".join(lines)
 
 

@@ -42,6 +42,7 @@ from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, is_as_before, odd_shape, open_image
 from ivt_jax.gallery.crops import UnreachableError, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
+from ivt_jax.retrieval.basis import count_passed, now
 from ivt_jax.retrieval.missing import Missing, Reach, Reasons
 from ivt_jax.retrieval.places import create_store, open_store
 from ivt_jax.retrieval.plan import Plan, find_stale, plan_build
@@ -125,7 +126,9 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
             raise _nothing_readable(built.unreadable)
         work.delete_old(options.prune)
         sideways = about.sideways if stale & built.kept.keys() else 0
-        _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0, sideways=sideways))
+        passed = count_passed(built.unreadable, source.passed)
+        about = dataclasses.replace(about, updated=now(), passed=passed, sideways=sideways)
+        _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0))
         built.note = store.optimize()
     return built
 
@@ -167,7 +170,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
         key, was, wanted = difference
         reason = f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}"
         raise UserError(f"{reason}: name the folder of the index's model with --workdir, or another --index")
-    lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways")}
+    lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways", "updated", "passed")}
     return store, dataclasses.replace(about, **lasting, source=remembered(source, options)), encoder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_texts
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import load_image
+from ivt_jax.encoding.images import fit, odd_shape, open_image
 from ivt_jax.retrieval.composition import TYPICAL, Part, compose, spread_ratio
 from ivt_jax.retrieval.query import Query, Term, phrases_of, read_terms
 from ivt_jax.retrieval.spelling import suggest
@@ -26,6 +26,7 @@ class Read(NamedTuple):
     embeddings: np.ndarray  # of the phrases, (P, D) float32 of length 1
     unread: str  # a line on what the model does not read, "" if it reads all
     suggestions: dict[str, str]  # sentence with likely misspelt words -> with these mended
+    odd: str  # a line on how the query's image is unlike a crop, "" if it is like one, or there is none
 
 
 class QueryReader:
@@ -49,7 +50,7 @@ class QueryReader:
         if query.terms and not terms and query.image is None and like is None:
             raise UserError(f"the sentence has no word that the model knows: {_brief(query.terms[0].text)}")
         query = query._replace(terms=terms)
-        picture = like if query.image is None else self._embed_image(query.image)
+        picture, odd = (like, "") if query.image is None else self._embed_image(query.image)
         # All at once, because each shape is traced and loaded anew in every process.
         phrases, typical = phrases_of(query), TYPICAL if terms and picture is not None else ()
         embedded = self.embed_texts([*(term.text for term in terms), *phrases, *typical])
@@ -60,7 +61,7 @@ class QueryReader:
         vector = compose(texts, None if picture is None else Part(picture, query.image_weight), ratio, unlike)
         if vector is None:
             raise UserError("the parts of the query cancel each other out: remove one, or change its weight")
-        return Read(terms, vector, phrases, of_phrases, unread, suggestions)
+        return Read(terms, vector, phrases, of_phrases, unread, suggestions, odd)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns (n, D) float32 of length 1. Pads rows and tokens to powers of two, to compile few shapes."""
@@ -87,9 +88,12 @@ class QueryReader:
                 notes.append(f"{_brief(end)} (beyond the {room} tokens that the model reads; split the sentence)")
         return tuple(read), f"not read: {'; '.join(notes)}" if notes else ""
 
-    def _embed_image(self, image: Path | bytes) -> np.ndarray:
-        name = image if isinstance(image, Path) else "the image"
-        return self.encoder.embed(iter([load_image(name, self.encoder.size, image)[None]]))[0]
+    def _embed_image(self, content: Path | bytes) -> tuple[np.ndarray, str]:
+        """Returns the embedding of an image (D,), and a line on how it is unlike a crop."""
+        image = open_image(content if isinstance(content, Path) else "the image", content)
+        reason = odd_shape(*image.size)
+        line = f"the query's picture is {reason}: cut the person out first" if reason else ""
+        return self.encoder.embed(iter([fit(image, self.encoder.size)[None]]))[0], line
 
 
 def _brief(text: str) -> str:

@@ -32,6 +32,7 @@ from ivt_jax.evaluation.things import can_tell
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
+from ivt_jax.retrieval.basis import Basis, make_basis
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.reader import QueryReader
@@ -67,6 +68,7 @@ class Result(NamedTuple):
     probability: float | None  # that the person, if indexed, is this one; for the first result of one sentence
     phrases: tuple[Phrase, ...]
     metadata: Metadata
+    odd: str | None = None  # why it is unlike the crops that models learn from, "" if it is like them, None: not known
 
 
 class Answer(NamedTuple):
@@ -80,6 +82,8 @@ class Answer(NamedTuple):
     unfinished: str = ""  # states that a build still adds pictures
     terms: tuple[Term, ...] = ()  # the sentences as they were searched: what a sentence negates is a term of its own
     untold: str = ""  # names the phrases without a fit, and why
+    basis: Basis | None = None  # what it rests on
+    odd: str = ""  # says how the query's picture is unlike a crop
     suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these mended
 
 
@@ -92,7 +96,7 @@ class Searcher:
         Raises UserError if the folder has no model or another one than the index, or if the index is empty.
         """
         self.store = store
-        folder = self.about.model_folder(workdir)
+        self._workdir = folder = self.about.model_folder(workdir)
         self.encoder = encoder or Encoder(folder)
         self.tokenizer = folder_tokenizer(folder, self.encoder.config)
         digests = {"model": self.encoder.about["model"], "tokenizer": self.tokenizer.digest}
@@ -146,11 +150,14 @@ class Searcher:
         )
         fits = self._fit([row for row, _ in found], list(phrases), read.embeddings)
         results = [
-            Result(row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata)
+            Result(
+                row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata, row.odd
+            )
             for (row, score), fit in zip(found, fits, strict=True)
         ]
         searched = count if condition is None else self.store.count(condition)
-        told = read.unread, unfinished, read.terms, self._untold(phrases), read.suggestions
+        basis = make_basis(self.about, self._workdir, [row.odd for row, _ in found])
+        told = read.unread, unfinished, read.terms, self._untold(phrases), basis, read.odd, read.suggestions
         return self._judge(query._replace(terms=read.terms), Answer(results, searched, "", None, *told))
 
     def phrases(self, text: str) -> list[str]:

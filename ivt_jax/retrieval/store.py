@@ -42,6 +42,8 @@ class About:
     unfinished: int = -1  # first id that a running or stopped build has assigned; -1: none, or it does not matter
     planned: int = 0  # number of rows once such a build has added all new pictures; 0: no picture is waiting
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `build.remembered` of the last build
+    updated: str = ""  # when the last build ended, ISO 8601 in UTC
+    passed: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that it left out, by reason
     sideways: int = 0  # smaller ids may be from before pictures were turned upright (`plan.find_stale`); 0: none are
 
     def model_folder(self, workdir: Path | str | None) -> Path:
@@ -53,12 +55,8 @@ class About:
 
     def to_json(self) -> str:
         """Returns the JSON that stores keep."""
-        unset = {
-            "unfinished": -1,
-            "planned": 0,
-            "sideways": 0,
-            "source": {},
-        }  # unset keys are left out: older versions lack them
+        # Unset keys are left out: older versions lack them.
+        unset = {"unfinished": -1, "planned": 0, "sideways": 0, "source": {}, "updated": "", "passed": {}}
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if unset.get(key) != value})
 
     @classmethod
