@@ -49,8 +49,8 @@ def small(config: ConfigDict) -> ConfigDict:
     config.match.update({"loss": "sdm", "temperature": 0.02})
     config.bmm.update({"align": "fast", "rows": 16})
     config.optimizer.update(
-        {"name": "adamw", "schedule": "smooth", "learning_rate": 1e-3, "bias_learning_rate": 1e-3, "start": 0.0,
-         "floor": 1e-5, "weight_decay": 0.05, "clip_norm": 10.0}
+        {"name": "muon", "momentum": 0.95, "schedule": "smooth", "learning_rate": 2e-3, "bias_learning_rate": 2e-3,
+         "start": 0.0, "floor": 1e-5, "weight_decay": 0.05, "clip_norm": 10.0}
     )  # fmt: skip
     config.train.steps = 600
     config.train.eval_every = 100
