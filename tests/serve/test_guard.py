@@ -108,7 +108,7 @@ def test_what_would_take_long_to_be_parsed_is_refused(address):
     json = {"content-type": "application/json"}
     assert refused(httpx.post(f"{address}/api/search", content=many, headers=json), 413, "too many parts")
     assert refused(post(address, "/login", json={"token": "x" * 100_000}), 413, "larger than 100,000 bytes")
-    wordy = {"terms": [{"text": '", ' * 160}] * 16}  # as much as is allowed, all of it quotes and commas
+    wordy = {"terms": [{"text": "hat" + '", ' * 160}] * 16}  # as much as is allowed, all of it quotes and commas
     assert post(address, json=wordy).status_code == 200
 
 
@@ -391,7 +391,7 @@ def test_a_fault_of_the_index_is_told_here_and_not_there(capfd):
 
     with served(Gone()) as address:
         assert refused(post(address), 503, "the index cannot be read; the server's log says why")
-    assert capfd.readouterr().err == "error: /data/people: Not found\n"
+    assert capfd.readouterr().err.endswith("Z error: /data/people: Not found\n")
 
 
 def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
@@ -470,7 +470,7 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
         with from_another_address(address) as other:
             assert other.get("/api/about", headers=wrong).status_code == 401
     logged = capfd.readouterr().err
-    assert [line.split()[1] for line in logged.splitlines()] == ["127.0.0.1", "127.0.0.2"]
+    assert [line.split()[2] for line in logged.splitlines()] == ["127.0.0.1", "127.0.0.2"]
     assert "wrong-wrong" not in logged and token not in logged
 
 
