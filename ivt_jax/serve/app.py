@@ -185,15 +185,14 @@ class Endpoints:
 def answer_query(searcher: "Searcher", query: Query, asked: schema.SearchRequest) -> schema.SearchResponse:
     """Searches; with `asked.fold` marks the results that `group` and `distinct` would drop."""
     if not asked.fold:
-        answer = searcher.search(query, asked.top, asked.group, asked.distinct)
-        return schema.SearchResponse.model_validate(answer)
+        return schema.SearchResponse.model_validate(searcher.search(query, asked.top, asked.group, asked.distinct))
     check(query, searcher.about.fields, asked.group, asked.distinct)
-    found = searcher.search(query, asked.top)
-    answer = schema.SearchResponse.model_validate(found)
-    folds = find_folds(searcher.store, found.results, asked.group, asked.distinct)
-    for result, fold in zip(answer.results, folds, strict=True):
+    answer = searcher.search(query, asked.top)
+    response = schema.SearchResponse.model_validate(answer)
+    folds = find_folds(searcher.store, answer.results, asked.group, asked.distinct)
+    for result, fold in zip(response.results, folds, strict=True):
         result.folded_under = fold
-    return answer
+    return response
 
 
 def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client import generate_latest as in_text
@@ -20,7 +21,7 @@ class Metrics:
     def __init__(self) -> None:
         self.paths, self._registry = frozenset[str](), CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        own = {"registry": self._registry}
+        own: dict[str, Any] = {"registry": self._registry}
         self._requests = Counter("ivt_requests", "Requests answered or refused.", ["path", "status"], **own)
         seconds = "Seconds from the head of a request to the end of its answer."
         self._seconds = Histogram("ivt_request_seconds", seconds, ["path"], buckets=_BUCKETS, **own)

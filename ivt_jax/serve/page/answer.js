@@ -7,21 +7,25 @@ const pictures = (count) => `${whole(count)} picture${count === 1 ? "" : "s"}`;
 export const percent = (share) => `${Math.round(100 * share)}%`;
 export const likely = (probability) => `${percent(probability)} likely right, if present`;
 
-// about: the answer of /api/about. Returns whether there is a warning.
+// about: the answer of /api/about; filtered: whether the query has a filter; seconds: that the answer took.
 export function drawAnswer(answer, about, filtered, seconds) {
   byId("status").textContent = `${pictures(answer.searched)} in ${seconds.toFixed(2)} s`;
   byId("basis").replaceChildren(...factsOf(answer, about).flatMap(drawFact));
   byId("refused").textContent = answer.unread;
-  const [warning, advice] = warningOf(answer, filtered);
+  warn(...warningOf(answer, filtered));
+}
+
+// Shows a warning above the pictures, with one line of advice; none without arguments.
+export function warn(warning = "", advice = "") {
+  document.body.classList.toggle("warned", warning !== "");
   byId("warning").textContent = warning;
   byId("advice").textContent = advice;
-  return warning !== "";
 }
 
 function warningOf({results, good, unfinished}, filtered) {
   if (unfinished) return ["Not all pictures are in the index yet.", unfinished];
   if (!results.length) return filtered ? ["No picture meets the filter.", "Remove a condition."] : ["No picture found.", ""];
-  if (good === false) return ["Weak match: closest pictures below.", "Name clothes, colours and bags that a picture shows."];
+  if (good === false) return ["Weak match: closest pictures below.", "Name clothes, colours and bags."];
   return ["", ""];
 }
 

@@ -1,6 +1,6 @@
 // The page: builds the query from the form, sends it and shows the answer.
 
-import {drawAnswer, whole} from "./answer.js";
+import {drawAnswer, warn, whole} from "./answer.js";
 import {drawChips} from "./chips.js";
 import {onLike, openDetail} from "./detail.js";
 import {save, toCsv, toJson} from "./export.js";
@@ -69,8 +69,7 @@ async function request(count, signal) {
   const answer = await ask("/api/search", body, signal);
   if (count === FIRST) {
     show("found");
-    const warned = drawAnswer(answer, about, body.where !== "", (performance.now() - start) / 1000);
-    document.body.classList.toggle("warned", warned);
+    drawAnswer(answer, about, body.where !== "", (performance.now() - start) / 1000);
   }
   const known = new Set(results.map(({id}) => id));
   results.push(...answer.results.filter(({id}) => !known.has(id)));
@@ -132,7 +131,8 @@ function show(state) {
   lost = grid.contains(document.activeElement);
   results = [];
   clear();
-  for (const name of ["warning", "advice", "end"]) byId(name).textContent = "";
+  warn();
+  byId("end").textContent = "";
   byId("more").hidden = true;
   scrollTo(0, 0);
 }
