@@ -114,7 +114,8 @@ def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
     proxies: addresses or networks whose X-Forwarded-For is trusted. The client is the last address in this header that
     is not a proxy's; a client cannot forge it.
     """
-    logging.getLogger("uvicorn").handlers = [_Log()]
+    logger = logging.getLogger("uvicorn")
+    logger.handlers, logger.propagate = [_Log()], False
     logs: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
     bounds: dict[str, Any] = {"limit_concurrency": limits.MAX_CONNECTIONS, "timeout_graceful_shutdown": 5}
     heads: dict[str, Any] = {"headers": list(_HEADERS.items()), "server_header": False}

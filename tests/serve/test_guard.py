@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -406,6 +407,15 @@ def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
         f"RuntimeError in {__file__}, line " in output.err
         and "secret" not in output.err + output.out
         and output.err.count("\n") == 1
+    )
+
+
+def test_a_warning_of_uvicorn_is_a_line_with_a_time(address, capfd):
+    with connect(address) as connection:
+        connection.sendall(b"secret words\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ warning: Invalid HTTP request received\.\n", capfd.readouterr().err
     )
 
 
