@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from ivt_jax.pages.render import INTENDED_USE
+from ivt_jax.retrieval.query import Query, Term
 from ivt_jax.retrieval.store import StoreError
+from ivt_jax.serve.folds import find_folds
 from tests.serve.conftest import PERSONS, WORN, Person, StandIn, jpeg, served
 
 
@@ -177,6 +179,14 @@ def test_results_that_repeat_a_better_one_are_folded():
         assert both[13] == both[3] == 1 and both[12] == 0
         assert fold(client, fold=True) == (list(ids), {})
         assert fold(client, distinct=0.98)[1] == {}  # the searcher drops them; the stand-in does not
+
+
+def test_a_result_whose_row_was_deleted_meanwhile_is_not_folded():
+    searcher = StandIn([Person(id, *WORN[id % 12]) for id in range(24)])
+    results = searcher.search(Query((Term("a red coat"),)), 24).results
+    searcher.store.delete([12])
+    folds = dict(zip([result.id for result in results], find_folds(searcher.store, results, "", 0.98), strict=True))
+    assert folds[12] is None and folds[13] == 1
 
 
 def test_the_original_is_the_indexed_file_encoded_again(client):

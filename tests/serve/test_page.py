@@ -107,7 +107,7 @@ def test_a_sentence_shows_the_right_person_first(open_page):
     assert over.evaluate("it => getComputedStyle(it).opacity") == "1"
     assert [bar.evaluate("bar => bar.style.width") for bar in first.locator(".fit i").all()] == ["50%", "100%", "100%"]
     assert page.inner_text("#status").startswith("12 pictures in ") and not page.is_visible("#notice")
-    page.click("#rests summary")
+    page.click("#why summary")
     facts = page.inner_text("#basis").split("\n")
     assert facts[:6] == [
         "searched", "12 of 12 pictures", "first picture", "90% likely right, if present",
@@ -400,6 +400,7 @@ def test_results_begin_above_the_fold_and_all_states_are_accessible(open_page):
                 nodes = [(rule["id"], node["html"], node["failureSummary"]) for rule in found for node in rule["nodes"]]
                 assert not nodes, (state, size, scheme)
                 papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            assert page.evaluate("document.documentElement.scrollWidth") == size[0], state
             first = page.locator("#grid .crop >> nth=0")
             heights[state, size[0]] = first.bounding_box()["y"] if first.count() else None
 
