@@ -42,7 +42,8 @@ CONFINED = {
     "pyarrow": {"ivt_jax.retrieval.lance"},
     "qdrant_client": {"ivt_jax.retrieval.qdrant"},
     "fastapi": {"ivt_jax.serve.app"},
-    "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "clients", "guard", "logins", "server")},
+    "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "clients", "guard", "logins", "metrics", "server")},
+    "prometheus_client": {"ivt_jax.serve.metrics"},
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [

@@ -1,5 +1,6 @@
 """The application: the page, and the REST endpoints that /openapi.json describes."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,14 +17,17 @@ from starlette.types import ASGIApp
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
-from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval.query import Query, Term, check
 from ivt_jax.retrieval.store import StoreError, VectorStore
-from ivt_jax.retrieval.where import Value
+from ivt_jax.retrieval.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder
+from ivt_jax.serve.folds import find_folds
 from ivt_jax.serve.guard import Guard
 from ivt_jax.serve.logins import Logins, cookie_name
+from ivt_jax.serve.metrics import Metrics
+from ivt_jax.serve.originals import encode_original
 from ivt_jax.serve.settings import Settings, read_origin
 
 if TYPE_CHECKING:
@@ -50,24 +54,34 @@ def create_app(searcher: "Searcher", settings: Settings) -> ASGIApp:
     for error in (StarletteHTTPException, RequestValidationError, UserError, Exception):
         app.add_exception_handler(error, answer_error)
     logins, page = Logins(settings.token), read_page()
-    endpoints = Endpoints(searcher, settings, logins)
+    metrics = Metrics()
+    endpoints = Endpoints(searcher, settings, logins, metrics)
     app.get("/api/about")(endpoints.about)
+    app.get("/api/values")(endpoints.values)
     app.post("/api/search")(endpoints.search)
     app.post("/api/phrases")(endpoints.phrases)
     app.get("/api/thumbnails/{id}", response_class=Response)(endpoints.thumbnail)
+    app.get("/api/originals/{id}", response_class=Response)(endpoints.original)
     app.post("/api/heat/{id}")(endpoints.heat)
     app.post("/login", status_code=204)(endpoints.login)
     app.router.routes += [Route(path, response, methods=["GET"]) for path, response in page.items()]
-    return Guard(app, settings, logins, open=frozenset(page) | {"/login"})
+    hidden: dict[str, Any] = {"include_in_schema": False}  # they are for the operator
+    app.get("/health/live", **hidden)(endpoints.live)
+    app.get("/health/ready", **hidden)(endpoints.ready)
+    app.get("/metrics", **hidden)(endpoints.metrics)
+    metrics.paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    return Guard(app, settings, logins, metrics, frozenset(page) | {"/login", "/health/live", "/health/ready"})
 
 
 class Endpoints:
     """The endpoints' functions. FastAPI reads their annotations and docstrings; the searcher works in threads."""
 
-    def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins):
-        self._searcher, self._settings, self._logins = searcher, settings, logins
+    def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins, metrics: Metrics):
+        self._searcher, self._settings, self._logins, self._metrics = searcher, settings, logins, metrics
+        self._made = searcher.store.about.made
         # One request at a time uses the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(4)  # threads that read thumbnails
+        self._originals = CapacityLimiter(1)  # a large picture takes hundreds of megabytes while it is decoded
         # Another process decodes uploaded images, so that requests without one do not wait for them.
         self._decoder = Decoder(searcher.encoder.size)
         self._decoding = Slots(1, 1, limits.SLOT_SECONDS, "too many images")
@@ -75,12 +89,18 @@ class Endpoints:
     async def about(self) -> schema.AboutResponse:
         """Describes the index and its model."""
         store = self._searcher.store
-        pictures, values = await to_thread.run_sync(lambda: (store.count(), list_values(store)), limiter=self._readers)
+        pictures = await to_thread.run_sync(store.count, limiter=self._readers)
         about = store.about  # after counting, which reads it again
         unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
-        fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields), "values": values}
-        return schema.AboutResponse(**index, **fields, calibrated=calibrated, max_body=limits.MAX_BODY)
+        fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields)}
+        bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP}
+        return schema.AboutResponse(**index, **fields, calibrated=calibrated, **bounds)
+
+    async def values(self) -> schema.ValuesResponse:
+        """Lists the values of each field that has few, with the number of pictures of each."""
+        values = await to_thread.run_sync(count_values, self._searcher.store, limiter=self._readers)
+        return schema.ValuesResponse.model_validate({"values": values})
 
     async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
         """Returns the pictures that fit a query best."""
@@ -92,9 +112,7 @@ class Endpoints:
         query = Query(terms, image, asked.like, asked.image_weight, asked.where)
         if self._settings.log_queries:
             log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
-        options = asked.top, asked.group, asked.distinct
-        answer = await to_thread.run_sync(self._searcher.search, query, *options, limiter=self._model)
-        return schema.SearchResponse.model_validate(answer)
+        return await to_thread.run_sync(answer_query, self._searcher, query, asked, limiter=self._model)
 
     async def phrases(self, asked: schema.PhrasesRequest) -> schema.PhrasesResponse:
         """Splits a sentence into phrases, which can be weighted one by one."""
@@ -106,6 +124,13 @@ class Endpoints:
         content = await to_thread.run_sync(self._searcher.thumbnail, id, limiter=self._readers)
         if content is None:
             raise HTTPException(404, "the index has no picture of this id")
+        return Response(content, media_type="image/jpeg")
+
+    async def original(self, id: Annotated[schema.Id, PathParameter()]) -> Response:
+        """Returns the picture of a row in full size, up to 4096 x 4096 pixels: a JPEG without metadata."""
+        content = await to_thread.run_sync(encode_original, self._searcher, id, limiter=self._originals)
+        if content is None:
+            raise HTTPException(404, "the picture is gone, or is not the one that was indexed; its thumbnail is left")
         return Response(content, media_type="image/jpeg")
 
     async def heat(self, id: Annotated[schema.Id, PathParameter()], asked: schema.HeatRequest) -> schema.HeatResponse:
@@ -126,6 +151,49 @@ class Endpoints:
         response.set_cookie(name, session, path=path, httponly=True, samesite="strict", secure=https)
         return response
 
+    async def live(self) -> dict[str, str]:
+        """Answers that the process runs."""
+        return {"status": "live"}
+
+    async def ready(self) -> dict[str, str]:
+        """Answers whether the index can be searched: 200, or 503."""
+        if await to_thread.run_sync(self._count, limiter=self._readers) is None:
+            raise HTTPException(503, "the index cannot be searched; the server's log says why")
+        return {"status": "ready"}
+
+    async def metrics(self) -> Response:
+        """Returns the metrics in the text format of Prometheus."""
+        pictures = await to_thread.run_sync(self._count, limiter=self._readers)
+        self._metrics.ready.set(pictures is not None)
+        self._metrics.pictures.set(math.nan if pictures is None else pictures)
+        self._metrics.waiting.set(self._model.statistics().tasks_waiting)
+        return self._metrics.answer()
+
+    def _count(self) -> int | None:
+        """Returns the number of pictures; None, with a line in the log, if the index cannot be searched."""
+        store = self._searcher.store
+        try:
+            pictures = store.count()
+            if store.about.made == self._made:
+                return pictures
+            log("error: another index has replaced the one that is open: start the server again")
+        except UserError as error:
+            log(f"error: {error}")
+        return None
+
+
+def answer_query(searcher: "Searcher", query: Query, asked: schema.SearchRequest) -> schema.SearchResponse:
+    """Searches; with `asked.fold` marks the results that `group` and `distinct` would drop."""
+    if not asked.fold:
+        return schema.SearchResponse.model_validate(searcher.search(query, asked.top, asked.group, asked.distinct))
+    check(query, searcher.about.fields, asked.group, asked.distinct)
+    answer = searcher.search(query, asked.top)
+    response = schema.SearchResponse.model_validate(answer)
+    folds = find_folds(searcher.store, answer.results, asked.group, asked.distinct)
+    for result, fold in zip(response.results, folds, strict=True):
+        result.folded_under = fold
+    return response
+
 
 def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
     """Draws a heat map for each phrase over the picture of a row; returns JPEGs as data URIs."""
@@ -137,10 +205,15 @@ def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
     return [data_uri(overlay(picture, heat), HEAT_QUALITY) for heat in maps]
 
 
-def list_values(store: VectorStore) -> dict[str, list[Value]]:
-    """Returns all values of each field that has at most MAX_VALUES of them, for the page to list."""
-    listed = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
-    return {name: known for name in listed if (known := store.values(name, limits.MAX_VALUES))}
+def count_values(store: VectorStore) -> dict[str, list[dict[str, Any]]]:
+    """Returns the values, and the pictures of each, of every field that has at most MAX_VALUES of them."""
+    kinds = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
+    known = {name: store.values(name, limits.MAX_VALUES) for name in kinds}
+    return {
+        name: [{"value": value, "pictures": store.count(OneOf(name, (value,)))} for value in values]
+        for name, values in known.items()
+        if values
+    }
 
 
 def read_page() -> dict[str, Response]:
@@ -155,10 +228,8 @@ async def answer_error(request: Request, error: Any) -> JSONResponse:
     match error:
         case StarletteHTTPException():
             status, line = error.status_code, error.detail
-        case RequestValidationError():  # without the value, which may be private or ten megabytes long
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"][1:])
-            status, line = 422, printable(f"{place or 'the request'}: {first['msg']}")
+        case RequestValidationError():
+            status, line = 422, printable(schema.explain(error.errors()[0]))
         case StoreError():
             log(f"error: {error}")
             status, line = 503, "the index cannot be read; the server's log says why"

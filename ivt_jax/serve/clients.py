@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+import time
 import weakref
 from collections.abc import AsyncIterator, Hashable
 
@@ -61,5 +62,6 @@ class Slots:
 
 
 def log(line: str) -> None:
-    """Writes one line on stderr, with unprintable characters escaped."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Writes the time (UTC) and one line on stderr, with unprintable characters escaped."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    print(now, printable(line), file=sys.stderr, flush=True)

@@ -22,14 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ivt_jax.serve import limits
 from ivt_jax.serve.clients import Rates, Slots, busy, log
 from ivt_jax.serve.logins import Logins, cookie_name
+from ivt_jax.serve.metrics import Metrics
 from ivt_jax.serve.settings import Origin, Settings, read_origin
 
 
 class Guard:
     """The middleware. open: paths that need no token."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, logins: Logins, open: frozenset[str]):
-        self._app, self._settings, self._logins, self._open = app, settings, logins, open
+    def __init__(self, app: ASGIApp, settings: Settings, logins: Logins, metrics: Metrics, open: frozenset[str]):
+        self._app, self._settings, self._logins, self._metrics, self._open = app, settings, logins, metrics, open
         self._prefix = settings.public.path if settings.public else ""
         self._rates = Rates()
         # A request waits for RETRY_SECONDS, because closed connections give their slots back with a delay.
@@ -42,6 +43,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers or refuses a request. Handles HEAD as GET: uvicorn drops the body. Logs errors without content."""
         path = self._local_path(scope["path"])
+        send = self._metrics.watched(path, send)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         try:
             client = self._admit(scope, path)

@@ -1,7 +1,8 @@
 """Requests and responses of the endpoints, as /openapi.json describes them."""
 
 import datetime
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BaseModel, Field
 
@@ -36,6 +37,7 @@ class SearchRequest(_Request):
     top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
     group: Text = Field(default="", description="keep only the best picture of each value of this field")
     distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")
+    fold: bool = Field(default=False, description="keep what `group` and `distinct` would drop, with `folded_under`")
 
 
 class PhrasesRequest(_Request):
@@ -69,7 +71,10 @@ class PhraseResponse(_Response):
 
 
 class ResultResponse(_Response):
-    """A picture found; `probability` that it shows the person, or null without an estimate from validation."""
+    """A picture found; `probability` that it shows the person, or null without an estimate from validation.
+
+    `folded_under`: with `fold`, the id of the better result that this one repeats, else null.
+    """
 
     id: int
     path: str
@@ -77,6 +82,7 @@ class ResultResponse(_Response):
     probability: float | None
     phrases: list[PhraseResponse]
     metadata: dict[str, Known | None]
+    folded_under: int | None = None
 
 
 class SearchResponse(_Response):
@@ -114,12 +120,54 @@ class AboutResponse(_Response):
     unfinished: str = Field(description="a line if a build still adds pictures, else empty")
     model: str
     fields: dict[str, str] = Field(description="name and type of each field")
-    values: dict[str, list[Known]] = Field(description="all values of each field that has few")
     calibrated: bool = Field(description="whether scores come with probabilities, from validation")
     max_body: int = Field(description="largest request, in bytes")
+    max_top: int = Field(description="largest number of results")
+
+
+class ValueResponse(_Response):
+    """A value of a field, and the number of pictures that have it."""
+
+    value: Known
+    pictures: int
+
+
+class ValuesResponse(_Response):
+    """All values of each field that has few, ascending."""
+
+    values: dict[str, list[ValueResponse]]
 
 
 class ErrorResponse(BaseModel):
     """What is wrong, in one line."""
 
     error: str
+
+
+def explain(fault: Mapping[str, Any]) -> str:
+    """Returns one line for a fault that pydantic found in a request, without the value, which may be private."""
+    where = () if fault["type"] == "json_invalid" else fault["loc"][1:]
+    place, known = ".".join(map(str, where)) or "the request", fault.get("ctx", {})
+    reason = _REASONS.get(fault["type"], "is not valid; /openapi.json describes it")
+    return f"{place} {reason.format(**known)}"
+
+
+_REASONS = {  # type of pydantic's errors -> what is wrong, with the values of its context
+    "missing": "is missing",
+    "extra_forbidden": "is not a part of this request",
+    "json_invalid": "is not JSON",
+    "model_attributes_type": "is not a JSON object",
+    "string_type": "is not a text",
+    "string_too_long": "has more than {max_length} characters",
+    "string_unicode": "is not valid Unicode",
+    "list_type": "is not a list",
+    "too_long": "has more than {max_length} entries",
+    "too_short": "is empty",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "is not a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "is not a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "is neither true nor false"),
+    "greater_than_equal": "is below {ge}",
+    "less_than_equal": "is above {le}",
+    "less_than": "is not below {lt}",
+    "base64_decode": "is not Base64",
+}

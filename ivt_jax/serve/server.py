@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ivt_jax.serve import limits
+from ivt_jax.serve.clients import log
 
 _POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
 _HEADERS = {
@@ -23,6 +25,13 @@ _HEADERS = {
     "cache-control": "no-store",  # queries and results stay off every disk
 }
 _ORDER = itertools.count()  # the order in which connections send; clocks may be too coarse
+
+
+class _Log(logging.Handler):
+    """Writes uvicorn's warnings as the server's other lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 class Protocol(H11Protocol):
@@ -100,11 +109,13 @@ class Protocol(H11Protocol):
 
 
 def make_server(app: ASGIApp, proxies: Sequence[str] = ()) -> uvicorn.Server:
-    """Returns a server that logs nothing of a request.
+    """Returns a server that logs nothing of a request; its warnings have a time.
 
     proxies: addresses or networks whose X-Forwarded-For is trusted. The client is the last address in this header that
     is not a proxy's; a client cannot forge it.
     """
+    logger = logging.getLogger("uvicorn")
+    logger.handlers, logger.propagate = [_Log()], False
     logs: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
     bounds: dict[str, Any] = {"limit_concurrency": limits.MAX_CONNECTIONS, "timeout_graceful_shutdown": 5}
     heads: dict[str, Any] = {"headers": list(_HEADERS.items()), "server_header": False}

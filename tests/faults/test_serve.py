@@ -211,4 +211,4 @@ def test_no_request_that_openapi_describes_fails(server, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "6 selected / 6 total" in result.stdout
+    assert "8 selected / 8 total" in result.stdout

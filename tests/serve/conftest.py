@@ -1,12 +1,15 @@
 """A searcher that needs no model, over a dozen drawn persons, and a server of it on a free port."""
 
 import contextlib
+import datetime
+import hashlib
 import io
-import re
 import socket
+import tempfile
 import threading
 import time
 import types
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,11 +17,13 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.query import Query, Term, phrases_of
+from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
+from ivt_jax.retrieval.store import About, Row
 from ivt_jax.serve.app import create_app
 from ivt_jax.serve.server import make_server
 from ivt_jax.serve.settings import Settings
+from tests.retrieval.memory import MemoryStore, holds
 
 COLOURS = {"red": "#c8322f", "green": "#2f8f5b", "blue": "#2f5fc8", "black": "#24262b"}
 TOP, LOWER = ("coat", "shirt", "jacket"), ("trousers", "jeans", "skirt")
@@ -47,7 +52,8 @@ class Person:
     def __init__(self, id, top, lower):
         self.id, self.top, self.lower = id, top, lower
         self.path = f"{top}/{lower}_{id}.jpg"
-        self.metadata = {"camera": id % 3, "zone": "gate" if id % 2 else None, "seen": None}
+        seen = None if id % 4 else datetime.datetime(2024, 5, 1 + id % 28, 12, 30, tzinfo=datetime.UTC)
+        self.metadata = {"camera": id % 3, "zone": "gate" if id % 2 else None, "seen": seen}
         self.image = draw_person(top, lower)
 
     def fit(self, phrase):
@@ -56,33 +62,53 @@ class Person:
         worn = {**dict.fromkeys(TOP, self.top), **dict.fromkeys(LOWER, self.lower)}
         return next((float(worn[word] in words) for word in words if word in worn), 0.5)
 
+    def row(self):
+        """The row of an index, after the file was written; persons who wear the same have one vector."""
+        file = Path(ROOT.name) / self.path
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(jpeg(self.image.resize((128, 256)), exif=b"Exif\0\0secret"))
+        worn = [colour == self.top for colour in COLOURS] + [colour == self.lower for colour in COLOURS]
+        digest, vector = hashlib.sha256(file.read_bytes()).hexdigest(), np.float32(worn) / np.float32(2**0.5)
+        return Row(self.id, self.path, digest, 1, 1, self.metadata, vector, jpeg(self.image))
 
-PERSONS = [
-    Person(id, top, lower)
-    for id, (top, lower) in enumerate((top, lower) for top in COLOURS for lower in COLOURS if top != lower)
-]
+
+ROOT = tempfile.TemporaryDirectory(prefix="ivt_jax-persons-")
+WORN = [(top, lower) for top in COLOURS for lower in COLOURS if top != lower]
+PERSONS = [Person(id, *worn) for id, worn in enumerate(WORN)]
+
+
+class StandInAbout(About):
+    def describe_unfinished(self, rows):
+        return StandIn.unfinished
 
 
 class StandIn:
-    """What `ivt_jax.retrieval.searcher.Searcher` gives, of PERSONS; an image is like those with the same pixels."""
+    """What `ivt_jax.retrieval.searcher.Searcher` gives, of persons; an image is like those with the same pixels."""
 
     unfinished = ""  # what an index says that is unfinished
-    about = types.SimpleNamespace(
-        model="3fa9c1d2e8b4" + 52 * "0", fields=FIELDS, describe_unfinished=lambda rows: StandIn.unfinished
-    )
-    store = types.SimpleNamespace(
-        about=about,
-        count=lambda: len(PERSONS),
-        values=lambda field, most: sorted({p.metadata[field] for p in PERSONS} - {None}),
-    )
     calibration = object()
     encoder = types.SimpleNamespace(size=(128, 64))
 
+    def __init__(self, persons=PERSONS):
+        self.persons = persons
+        model, folder = "3fa9c1d2e8b4" + 52 * "0", ROOT.name
+        about = StandInAbout(model, "", 8, "float32", {}, FIELDS, folder, folder, made="today")
+        self.store = MemoryStore(about)
+        self.store.add([person.row() for person in persons])
+
+    @property
+    def about(self):
+        return self.store.about
+
+    def file(self, path):
+        return Path(self.about.root) / path
+
     def search(self, query, top=10, group="", distinct=None):
-        if not query.terms and query.image is None and query.like is None:
-            raise UserError("the query is empty: describe a person, or name an image")
         phrases = phrases_of(query)
-        found = sorted(self._filter(query), key=lambda person: (-self._score(person, query), person.id))
+        found = sorted(
+            self._filter(query, group, distinct), key=lambda person: (-self._score(person, query), person.id)
+        )
         results = [
             Result(
                 person.id, person.path, self._score(person, query), 0.9 if rank == 0 else None,
@@ -98,11 +124,9 @@ class StandIn:
             verdict, good = f"No confidence estimate: {self.unfinished}", None
         return Answer(results, len(found), verdict, good, unread, self.unfinished)
 
-    def _filter(self, query):
-        asked = re.fullmatch(r"camera = (\d)", query.where)
-        if query.where and not asked:
-            raise UserError(f'the filter "{query.where}" is not understood: its fields are camera, zone, seen')
-        kept = [person for person in PERSONS if not asked or person.metadata["camera"] == int(asked[1])]
+    def _filter(self, query, group, distinct):
+        condition = check(query, FIELDS, group, distinct)
+        kept = [person for person in self.persons if condition is None or holds(condition, person.metadata)]
         return [person for person in kept if person.id != query.like]
 
     def _score(self, person, query):
@@ -110,7 +134,7 @@ class StandIn:
             (term.weight, np.mean([person.fit(phrase) for phrase in self.phrases(term.text)])) for term in query.terms
         ]
         if query.like is not None:
-            parts.append((query.image_weight, float(PERSONS[query.like].top == person.top)))
+            parts.append((query.image_weight, float(self.persons[query.like].top == person.top)))
         if query.image is not None:
             seen = Image.open(io.BytesIO(query.image)).convert("RGB").getpixel((32, 50))
             own = person.image.getpixel((32, 50))
@@ -121,15 +145,15 @@ class StandIn:
         return list(phrases_of(Query((Term(text),))))
 
     def heat_maps(self, id, phrases):
-        if id >= len(PERSONS):
+        if id >= len(self.persons):
             raise UserError(f"the index has no picture with the id {id}")
         maps = np.zeros((len(phrases), 8, 4), np.float32)
         for phrase, heat in zip(phrases, maps, strict=True):
             heat[slice(2, 4) if set(phrase.split()) & set(TOP) else slice(5, 7), 1:3] = 1
-        return PERSONS[id].image, maps
+        return self.persons[id].image, maps
 
     def thumbnail(self, id):
-        return jpeg(PERSONS[id].image) if id < len(PERSONS) else None
+        return next((row.thumbnail for row in self.store.get([id], thumbnails=True)), None)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,21 @@
 """What the endpoints give, and that what they cannot take is message in one line."""
 
 import base64
+import dataclasses
+import datetime
+import hashlib
 import io
-import types
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from ivt_jax.pages.render import INTENDED_USE
-from tests.serve.conftest import PERSONS, StandIn, jpeg
+from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval.store import StoreError
+from ivt_jax.serve.folds import find_folds
+from tests.serve.conftest import PERSONS, WORN, Person, StandIn, jpeg, served
 
 
 def search(client, **asked):
@@ -71,21 +77,25 @@ def test_about_says_what_is_served(client):
     assert client.get("/api/about").json() == {
         "index": "people.index", "pictures": 12, "unfinished": "", "model": "3fa9c1d2e8b4" + 52 * "0",
         "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
-        "values": {"camera": [0, 1, 2], "zone": ["gate"]},
+        "max_top": 1000,
     }  # fmt: skip
+    assert client.get("/api/values").json()["values"] == {
+        "camera": [{"value": camera, "pictures": 4} for camera in (0, 1, 2)],
+        "zone": [{"value": "gate", "pictures": 6}],
+    }
 
 
-def test_about_describes_the_index_as_it_is_now(client, monkeypatch):
-    later = types.SimpleNamespace(**{**vars(StandIn.about), "fields": {"track": "text"}})
+def test_about_describes_the_index_as_it_is_now(monkeypatch):
+    searcher = StandIn()
+    later = dataclasses.replace(searcher.about, fields={"track": "text"})
 
     def count():  # a store reads `about` again when it counts
-        monkeypatch.setattr(StandIn.store, "about", later)
+        searcher.store.about = later
         return len(PERSONS)
 
-    monkeypatch.setattr(StandIn.store, "count", count)
-    monkeypatch.setattr(StandIn.store, "values", lambda field, most: [field])
-    told = client.get("/api/about").json()
-    assert told["fields"] == {"track": "text"} and told["values"] == {"track": ["track"]}
+    monkeypatch.setattr(searcher.store, "count", count)
+    with served(searcher) as address:
+        assert httpx.get(f"{address}/api/about").json()["fields"] == {"track": "text"}
 
 
 def test_an_unfinished_index_is_stated_by_every_answer(client, monkeypatch):
@@ -100,7 +110,8 @@ def test_an_unfinished_index_is_stated_by_every_answer(client, monkeypatch):
 def test_openapi_describes_every_endpoint(client):
     described = client.get("/openapi.json").json()
     assert sorted(described["paths"]) == [
-        "/api/about", "/api/heat/{id}", "/api/phrases", "/api/search", "/api/thumbnails/{id}", "/login",
+        "/api/about", "/api/heat/{id}", "/api/originals/{id}", "/api/phrases", "/api/search", "/api/thumbnails/{id}",
+        "/api/values", "/login",
     ]  # fmt: skip
     assert INTENDED_USE in described["info"]["description"]
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
@@ -110,15 +121,22 @@ def test_openapi_describes_every_endpoint(client):
     ("asked", "message"),
     [
         ({}, "the query is empty"),
-        ({"terms": [{"text": "x" * 501}]}, "terms.0.text: String should have at most 500 characters"),
-        ({"terms": [{"text": "hat"}] * 17}, "terms: List should have at most 16 items"),
-        ({"terms": [{"text": "hat"}], "top": 201}, "top: Input should be less than or equal to 200"),
-        ({"terms": [{"text": "hat"}], "where": "x" * 2001}, "where: String should have at most 2000 characters"),
-        ({"terms": [{"text": "hat"}], "where": "1; DROP"}, "is not understood"),
-        ({"terms": [{"text": "hat"}], "path": "/etc/passwd"}, "path: Extra inputs are not permitted"),
-        ({"terms": [{"text": "hat", "weight": "much"}]}, "terms.0.weight: Input should be a valid number"),
-        ({"image": "no picture"}, "image: Base64 decoding error"),
-        ({"url": "http://127.0.0.1/"}, "url: Extra inputs are not permitted"),
+        ({"terms": [{"text": "x" * 501}]}, "terms.0.text has more than 500 characters"),
+        ({"terms": [{"text": "hat"}] * 17}, "terms has more than 16 entries"),
+        ({"terms": {"text": "hat"}}, "terms is not a list"),
+        ({"terms": [{}]}, "terms.0.text is missing"),
+        ({"terms": [{"text": 1}]}, "terms.0.text is not a text"),
+        ({"terms": [{"text": "hat"}], "top": 1001}, "top is above 1000"),
+        ({"terms": [{"text": "hat"}], "top": 0}, "top is below 1"),
+        ({"terms": [{"text": "hat"}], "top": 1.5}, "top is not a whole number"),
+        ({"terms": [{"text": "hat"}], "where": "x" * 2001}, "where has more than 2000 characters"),
+        ({"terms": [{"text": "hat"}], "where": "1; DROP"}, "the filter at character 1, '1; DROP': expected a field"),
+        ({"terms": [{"text": "hat"}], "path": "/etc/passwd"}, "path is not a part of this request"),
+        ({"terms": [{"text": "hat", "weight": "much"}]}, "terms.0.weight is not a number"),
+        ({"terms": [{"text": "hat"}], "fold": "often"}, "fold is neither true nor false"),
+        ({"terms": [{"text": "hat"}], "fold": True, "group": "hat"}, 'the index has no field "hat" to group by'),
+        ({"like": -1}, "like is below 0"),
+        ({"image": "no picture"}, "image is not Base64"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_one_line(client, asked, message):
@@ -130,4 +148,123 @@ def test_what_cannot_be_asked_is_told_in_one_line(client, asked, message):
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b'{"terms": [{"text": "\\ud800"}]}', b"\xff\xfe"])
 def test_what_is_no_json_is_refused(client, content):
     response = client.post("/api/search", content=content, headers={"content-type": "application/json"})
-    assert response.status_code in (400, 413, 422) and "\n" not in response.json()["error"]
+    error = response.json()["error"]
+    assert response.status_code in (400, 413, 422) and "\n" not in error
+    assert response.status_code != 422 or error in (
+        "the request is missing", "the request is not JSON", "terms.0.text is not valid Unicode"
+    )  # fmt: skip
+
+
+def fold(client, **asked):
+    """Returns the ids of the results, and of those that repeat a better one, with its id."""
+    asked = {"terms": [{"text": "a red coat"}], "top": 200, **asked}
+    results = client.post("/api/search", json=asked).json()["results"]
+    folded = {result["id"]: result["folded_under"] for result in results if result["folded_under"] is not None}
+    return [result["id"] for result in results], folded
+
+
+def test_results_that_repeat_a_better_one_are_folded():
+    crowd = [Person(id, *WORN[id % 12]) for id in range(36)]  # each outfit is worn by three
+    with served(StandIn(crowd)) as address, httpx.Client(base_url=address) as client:
+        ids, folded = fold(client, fold=True, distinct=0.98)
+        assert len(ids) == 36 and folded == {id: id % 12 for id in range(12, 36)}
+        for top in (5, 14, 25):  # a longer list begins with the shorter one
+            assert fold(client, fold=True, distinct=0.98, top=top) == (
+                ids[:top], {id: under for id, under in folded.items() if id in ids[:top]},
+            )  # fmt: skip
+        ids, folded = fold(client, fold=True, group="camera")
+        assert folded == {id: id % 3 for id in ids if id > 2}
+        _, both = fold(client, fold=True, group="zone", distinct=0.98)  # the zone is the gate, or missing
+        assert {id for id in range(36) if id not in both} == {0, 1, 2, 4, 6, 8, 10}
+        assert both[13] == both[3] == 1 and both[12] == 0
+        assert fold(client, fold=True) == (list(ids), {})
+        assert fold(client, distinct=0.98)[1] == {}  # the searcher drops them; the stand-in does not
+
+
+def test_a_result_whose_row_was_deleted_meanwhile_is_not_folded():
+    searcher = StandIn([Person(id, *WORN[id % 12]) for id in range(24)])
+    results = searcher.search(Query((Term("a red coat"),)), 24).results
+    searcher.store.delete([12])
+    folds = dict(zip([result.id for result in results], find_folds(searcher.store, results, "", 0.98), strict=True))
+    assert folds[12] is None and folds[13] == 1
+
+
+def test_the_original_is_the_indexed_file_encoded_again(client):
+    answer = client.get("/api/originals/3")
+    picture = Image.open(io.BytesIO(answer.content))
+    assert answer.headers["content-type"] == "image/jpeg" and picture.size == (128, 256)
+    assert b"secret" not in answer.content and not picture.getexif()
+    shown = np.asarray(picture.resize((64, 128)), float)
+    assert np.abs(shown - np.asarray(PERSONS[3].image, float)).mean() < 8
+    assert client.get("/api/originals/12").status_code == 404
+
+
+def test_no_other_file_is_an_original(tmp_path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    searcher = StandIn()
+    searcher.store.set_about(dataclasses.replace(searcher.about, root=str(root)))
+    outside, content = tmp_path / "outside.jpg", jpeg(PERSONS[0].image)
+    outside.write_bytes(content)
+    (root / "kept.jpg").write_bytes(content)
+    (root / "changed.jpg").write_bytes(jpeg(PERSONS[1].image))
+    (root / "link.jpg").symlink_to(outside)
+    (root / "folder.jpg").mkdir()
+    paths = ["kept.jpg", "changed.jpg", "link.jpg", "folder.jpg", "gone.jpg", "../outside.jpg", str(outside)]
+    digest = hashlib.sha256(content).hexdigest()
+    for id, path in enumerate(paths):  # rows that no build writes, with the right digest
+        searcher.store.rows[id] = searcher.store.rows[id]._replace(path=path, digest=digest)
+    with served(searcher) as address:
+        statuses = [httpx.get(f"{address}/api/originals/{id}").status_code for id in range(len(paths))]
+        assert statuses == [200] + [404] * 6
+
+
+def test_health(monkeypatch, capfd):
+    searcher = StandIn()
+    with served(searcher, token="0123456789abcdef") as address, httpx.Client(base_url=address) as client:
+        assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
+        searcher.store.about = dataclasses.replace(searcher.about, made="tomorrow")
+        assert client.get("/health/ready").json() == {
+            "error": "the index cannot be searched; the server's log says why"
+        }
+        searcher.store.count = lambda: open_nothing()
+        answers = [client.get(f"/health/{name}") for name in ("live", "ready")]
+        assert [answer.status_code for answer in answers] == [200, 503]
+    lines = capfd.readouterr().err.splitlines()
+    time, first = lines[0].split(" ", 1)
+    assert first == "error: another index has replaced the one that is open: start the server again"
+    assert datetime.datetime.fromisoformat(time).utcoffset() == datetime.timedelta(0)
+    assert lines[1].endswith(" error: /data/people: Not found") and len(lines) == 2
+
+
+def open_nothing():
+    raise StoreError("/data/people: Not found")
+
+
+def test_metrics_count_requests_by_endpoint_and_status(monkeypatch):
+    token = {"authorization": "Bearer 0123456789abcdef"}
+    searcher = StandIn()
+    with served(searcher, token="0123456789abcdef") as address, httpx.Client(base_url=address) as client:
+        assert client.get("/metrics").status_code == 401
+        client.headers.update(token)
+        for id in (1, 2, 99):
+            client.get(f"/api/thumbnails/{id}")
+        client.get("/api/thumbnails/x")
+        client.get("/nowhere/1")
+        answer = client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        lines = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if line[0] != "#")
+        counted = {name: float(value) for name, value in lines.items() if name.startswith("ivt_requests_total")}
+        assert counted == {
+            'ivt_requests_total{path="/metrics",status="401"}': 1,
+            'ivt_requests_total{path="/api/thumbnails/{id}",status="200"}': 2,
+            'ivt_requests_total{path="/api/thumbnails/{id}",status="404"}': 1,
+            'ivt_requests_total{path="other",status="422"}': 1,
+            'ivt_requests_total{path="other",status="404"}': 1,
+        }
+        assert lines['ivt_request_seconds_count{path="/api/thumbnails/{id}"}'] == "3.0"
+        gauges = [lines[f"ivt_{name}"] for name in ("index_ready", "index_pictures", "model_waiting")]
+        assert gauges == ["1.0", "12.0", "0.0"]
+        assert float(lines["process_resident_memory_bytes"]) > 1e6
+        searcher.store.count = lambda: open_nothing()
+        assert "ivt_index_ready 0.0\n" in client.get("/metrics").text

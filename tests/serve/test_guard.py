@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -108,7 +109,7 @@ def test_what_would_take_long_to_be_parsed_is_refused(address):
     json = {"content-type": "application/json"}
     assert refused(httpx.post(f"{address}/api/search", content=many, headers=json), 413, "too many parts")
     assert refused(post(address, "/login", json={"token": "x" * 100_000}), 413, "larger than 100,000 bytes")
-    wordy = {"terms": [{"text": '", ' * 160}] * 16}  # as much as is allowed, all of it quotes and commas
+    wordy = {"terms": [{"text": "hat" + '", ' * 160}] * 16}  # as much as is allowed, all of it quotes and commas
     assert post(address, json=wordy).status_code == 200
 
 
@@ -391,7 +392,7 @@ def test_a_fault_of_the_index_is_told_here_and_not_there(capfd):
 
     with served(Gone()) as address:
         assert refused(post(address), 503, "the index cannot be read; the server's log says why")
-    assert capfd.readouterr().err == "error: /data/people: Not found\n"
+    assert capfd.readouterr().err.endswith("Z error: /data/people: Not found\n")
 
 
 def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
@@ -406,6 +407,15 @@ def test_a_fault_of_ours_tells_nothing_of_the_query(capfd):
         f"RuntimeError in {__file__}, line " in output.err
         and "secret" not in output.err + output.out
         and output.err.count("\n") == 1
+    )
+
+
+def test_a_warning_of_uvicorn_is_a_line_with_a_time(address, capfd):
+    with connect(address) as connection:
+        connection.sendall(b"secret words\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ warning: Invalid HTTP request received\.\n", capfd.readouterr().err
     )
 
 
@@ -470,7 +480,7 @@ def test_wrong_tokens_are_logged_and_slowed(capfd, monkeypatch):
         with from_another_address(address) as other:
             assert other.get("/api/about", headers=wrong).status_code == 401
     logged = capfd.readouterr().err
-    assert [line.split()[1] for line in logged.splitlines()] == ["127.0.0.1", "127.0.0.2"]
+    assert [line.split()[2] for line in logged.splitlines()] == ["127.0.0.1", "127.0.0.2"]
     assert "wrong-wrong" not in logged and token not in logged
 
 

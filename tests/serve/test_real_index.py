@@ -37,7 +37,9 @@ def real(tmp_path_factory):
 def test_it_says_what_the_index_knows(real):
     about = real.get("/api/about").json()
     assert about["pictures"] == 6 and about["fields"] == {"camera": "integer", "seen": "time"}
-    assert about["values"] == {"camera": [0, 1]}
+    assert real.get("/api/values").json()["values"] == {
+        "camera": [{"value": 0, "pictures": 3}, {"value": 1, "pictures": 3}]
+    }
     assert about["calibrated"] is False and len(about["model"]) == 64
 
 

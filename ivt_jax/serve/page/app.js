@@ -1,15 +1,22 @@
 // The page: builds the query from the form, sends it and shows the answer.
 
+import {drawAnswer, warn, whole} from "./answer.js";
+import {drawChips} from "./chips.js";
 import {onLike, openDetail} from "./detail.js";
-import {choose, drawFields} from "./filter.js";
-import {fromFragment, isEmpty, readPhrase, describeOptions, toBody, toFragment} from "./query.js";
-import {drawCards, drawWaiting, save, thumbnail, toCsv, toJson} from "./results.js";
+import {save, toCsv, toJson} from "./export.js";
+import {findPlaces} from "./fields.js";
+import {choose, drawFields, listValues, point, unpoint} from "./filter.js";
+import {describeFilter, faultIn, fromFragment, inWords, isEmpty, readPhrase, toBody, toFragment} from "./query.js";
+import {add, clear, drawWaiting, thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
+const FIRST = 48; // results of the first request; each further one asks for twice as many as the one before
+const NAME = document.title;
 const byId = (id) => document.getElementById(id);
-const whole = (number) => number.toLocaleString("en");
+const grid = byId("grid");
 let query = fromFragment(location.hash);
 let results = [];
+let top = FIRST; // number of results requested
 let about = null; // the answer of /api/about, once it is there
 let asking = new AbortController();
 let reader = new FileReader();
@@ -22,18 +29,20 @@ function change(parts) {
   search();
 }
 
+// Searches with these choices; a link may have values of fields that have no boxes, which stay.
+function chooseValues({values, times}) {
+  change({values: {...query.values, ...values}, times});
+}
+
 async function search() {
-  byId("refused").textContent = "";
+  unpoint();
   drawQuery();
   asking.abort();
   const mine = (asking = new AbortController());
-  show(isEmpty(query) ? "empty" : "loading", []);
+  show(isEmpty(query) ? "empty" : "loading");
   try {
     if (!about) await learn(mine.signal);
-    if (isEmpty(query)) return;
-    const start = performance.now();
-    const answer = await ask("/api/search", toBody(query), mine.signal);
-    drawAnswer(answer, (performance.now() - start) / 1000);
+    if (!isEmpty(query)) await request(FIRST, mine.signal);
   } catch (error) {
     if (!mine.signal.aborted) fail(error); // a response that a later search cuts off raises no AbortError
   }
@@ -43,83 +52,110 @@ async function learn(signal) {
   about = await ask("/api/about", null, signal);
   byId("about").textContent = `${whole(about.pictures)} pictures in ${about.index}, model ${about.model.slice(0, 12)}`;
   byId("group").append(...Object.keys(about.fields).map((name) => new Option(name)));
-  drawFields(about, (name, value) => {
-    const {[name]: _, ...others} = query.fields;
-    change({fields: value ? {...others, [name]: value} : others});
-  });
-  byId("group").value = query.group;
-  choose(query.fields); // no other part of the query: the user may have typed meanwhile
+  drawFields(about, chooseValues);
+  choose({...query, where: byId("where").value}); // the user may have typed meanwhile
+  byId("group").value = groupOf(query);
 }
 
-function drawAnswer(answer, seconds) {
-  const unmet = !answer.searched && toBody(query).where;
-  const verdict = unmet && !answer.unfinished ? "no picture meets the filter" : answer.verdict;
-  const poor = unmet || answer.good === false || answer.unfinished !== "";
-  show(poor ? "poor" : "found", answer.results);
-  const count = `${whole(answer.results.length)} of ${whole(answer.searched)} pictures in ${seconds.toFixed(2)} s`;
-  byId("status").textContent = verdict && !poor ? `${count}; ${verdict}` : count;
-  byId("poor").textContent = poor ? verdict : "";
-  refuse(answer.unread);
+// Returns the field by which a query folds its results: by default that of the track.
+function groupOf({group}) {
+  return group ?? findPlaces(about.fields).track ?? "";
+}
+
+// Asks for the first `count` results and shows those that are not shown yet.
+async function request(count, signal) {
+  const body = toBody(query, groupOf(query), count);
+  const start = performance.now();
+  const answer = await ask("/api/search", body, signal);
+  if (count === FIRST) {
+    show("found");
+    drawAnswer(answer, about, body.where !== "", (performance.now() - start) / 1000);
+  }
+  const known = new Set(results.map(({id}) => id));
+  results.push(...answer.results.filter(({id}) => !known.has(id)));
+  add(results, findPlaces(about.fields), openDetail);
+  keepFocus();
+  top = count;
+  const ended = answer.results.length < count || count === about.max_top;
+  byId("more").hidden = ended;
+  byId("end").textContent = ended && answer.searched > about.max_top ? `The first ${whole(results.length)} pictures are shown.` : "";
+  watcher.unobserve(byId("more")); // if the button is still in view, the watcher says so only when it starts
+  if (!ended) watcher.observe(byId("more"));
+}
+
+const watcher = new IntersectionObserver(([{isIntersecting}]) => {
+  if (isIntersecting) byId("more").click();
+}, {rootMargin: "0px 0px 600px"});
+
+async function more() {
+  const {signal} = asking;
+  watcher.unobserve(byId("more"));
+  try {
+    await request(Math.min(2 * top, about.max_top), signal);
+  } catch (error) {
+    if (!signal.aborted) byId("end").textContent = reason(error); // the button stays, to try again
+  }
 }
 
 function fail(error) {
-  byId("error").firstElementChild.textContent = reason(error);
+  const place = faultIn(query, error.message);
+  if (place !== null) {
+    openFilter(true);
+    point(query.where, place);
+  }
+  byId("reason").textContent = reason(error);
   byId("without").hidden = !query.image;
-  show("error", []);
-}
-
-// Shows a message beside the phrases and the picture, and keeps the results.
-function refuse(why) {
-  byId("refused").textContent = why;
+  show("error");
+  keepFocus();
 }
 
 function reason(error) {
   return error instanceof TypeError ? "the server does not answer" : error.message;
 }
 
-// state: empty, loading, found, poor or error; the style sheet selects what is visible.
-function show(state, found) {
+// Shows a message below the phrases and the picture, and keeps the results.
+function refuse(why) {
+  byId("refused").textContent = why;
+}
+
+// state: empty, loading, found or error; the style sheet selects what is visible.
+function show(state) {
   document.body.dataset.state = state;
-  byId("grid").setAttribute("aria-busy", state === "loading");
+  grid.setAttribute("aria-busy", state === "loading");
   if (state === "loading") {
     byId("status").textContent = "searching \u2026";
+    refuse("");
+    watcher.disconnect();
     return drawWaiting(12);
   }
-  const held = byId("grid").contains(document.activeElement);
-  results = found;
-  drawCards(results, (index) => openDetail(results, index));
-  byId("legend").hidden = !results[0]?.phrases.length;
-  if (held) (byId("grid").querySelector("button") ?? byId(state === "error" ? "again" : "status")).focus();
+  lost = grid.contains(document.activeElement);
+  results = [];
+  clear();
+  warn();
+  byId("end").textContent = "";
+  byId("more").hidden = true;
+  scrollTo(0, 0);
+}
+
+let lost = false; // whether the focus was on a card that is gone
+
+function keepFocus() {
+  if (lost) (grid.querySelector("button") ?? byId(document.body.dataset.state === "error" ? "again" : "status")).focus();
+  lost = false;
 }
 
 function drawQuery() {
+  document.title = [inWords(query).slice(0, 60), NAME].filter(Boolean).join(" \u00b7 ");
   byId("text").value = query.text;
-  for (const name of ["where", "group", "top"]) byId(name).value = query[name];
+  if (about) byId("group").value = groupOf(query);
   byId("distinct").checked = query.distinct;
-  choose(query.fields);
-  byId("chosen").textContent = describeOptions(query);
-  byId("clear").hidden = !describeOptions(query);
+  choose(query);
+  byId("clear").hidden = !describeFilter(query);
   byId("hint").hidden = !isEmpty(query);
   byId("split").hidden = !query.text;
   drawChips([...query.terms.map(chipOfTerm), ...chipsOfPicture()]);
 }
 
-// Reuses the chips that are there, so that focus and mouse keep their target.
-function drawChips(chips) {
-  const drawn = [...document.querySelectorAll("li.chip")];
-  for (const chip of drawn.splice(chips.length)) {
-    if (chip.contains(document.activeElement)) byId("phrase").focus();
-    chip.remove();
-  }
-  chips.forEach((chip, index) => drawChip(drawn[index] ?? addChip(), chip));
-}
-
-function addChip() {
-  byId("add").before(byId("chip").content.cloneNode(true));
-  return byId("add").previousElementSibling;
-}
-
-// Returns what a chip shows, and `set`, which changes its weight; 0 removes it.
 function chipOfTerm({text, weight}, index) {
   const set = (weight) => {
     change({terms: query.terms.flatMap((term, i) => (i !== index ? [term] : weight ? [{text, weight}] : []))});
@@ -134,25 +170,6 @@ function chipsOfPicture() {
     : [`like picture ${query.like}`, thumbnail(query.like)];
   const set = (weight) => change(weight ? {imageWeight: weight} : {image: null, like: null, imageWeight: 1});
   return [{text, weight: query.imageWeight, source, set}];
-}
-
-function drawChip(chip, {text, weight, source, set}) {
-  const find = (name) => chip.querySelector(name);
-  const [sign, wanted] = [find(".sign"), weight > 0];
-  chip.classList.toggle("unwanted", !wanted);
-  find(".text").textContent = text;
-  find("img").hidden = !source;
-  find("img").onerror = () => { find("img").hidden = true; }; // a format that this browser cannot show
-  if (source) find("img").src = source;
-  sign.textContent = wanted ? "+" : "\u2212";
-  sign.title = wanted ? "Wanted; press to make it unwanted" : "Unwanted; press to make it wanted";
-  sign.setAttribute("aria-label", `${text}: ${sign.title}`);
-  sign.onclick = () => set(-weight);
-  find(".weight").value = Math.abs(weight);
-  find(".weight").setAttribute("aria-label", `weight of ${text}`);
-  find(".weight").onchange = ({target}) => set(Math.sign(weight) * Math.abs(target.valueAsNumber || weight));
-  find(".remove").setAttribute("aria-label", `remove ${text}`);
-  find(".remove").onclick = () => set(0);
 }
 
 function upload(file) {
@@ -172,7 +189,7 @@ async function split() {
   try {
     const {phrases} = await ask("/api/phrases", {text: query.text}, signal);
     byId("text").value = "";
-    change({terms: [...phrases.map(readPhrase), ...query.terms]});
+    change({terms: [...phrases.map((text) => ({text, weight: 1})), ...query.terms]});
     (document.querySelector("li.chip button") ?? byId("text")).focus();
   } catch (error) {
     if (!signal.aborted) refuse(reason(error));
@@ -187,7 +204,13 @@ async function share() {
   setTimeout(() => { byId("share").textContent = "Copy link"; }, 2000);
 }
 
-function listen() {
+function openFilter(open) {
+  byId("options").hidden = !open;
+  byId("filter").setAttribute("aria-expanded", open);
+  if (open) listValues(() => query, chooseValues);
+}
+
+function listenToQuery() {
   byId("ask").onsubmit = (event) => {
     event.preventDefault();
     const typed = byId("phrase").value.trim();
@@ -198,13 +221,23 @@ function listen() {
   byId("upload").onclick = () => byId("file").click();
   byId("file").onchange = (event) => { if (event.target.files[0]) upload(event.target.files[0]); event.target.value = ""; };
   byId("split").onclick = split;
+  byId("filter").onclick = () => openFilter(byId("options").hidden);
   byId("group").onchange = (event) => change({group: event.target.value});
-  byId("top").onchange = (event) => change({top: Number(event.target.value)});
   byId("distinct").onchange = (event) => change({distinct: event.target.checked});
   byId("clear").onclick = () => {
-    change({where: "", fields: {}, group: "", distinct: false});
-    byId("where").focus();
+    change({where: "", values: {}, times: {}});
+    byId("filter").focus();
   };
+  document.ondragover = (event) => event.preventDefault();
+  document.ondrop = (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]);
+  };
+  document.onpaste = (event) => { if (event.clipboardData.files[0]) upload(event.clipboardData.files[0]); };
+}
+
+function listenToRest() {
+  byId("more").onclick = more;
   byId("again").onclick = () => change({});
   byId("without").onclick = () => change({image: null, imageWeight: 1});
   byId("share").onclick = share;
@@ -215,22 +248,17 @@ function listen() {
     change({terms: [], image: null, like: id, imageWeight: 1});
   });
   byId("text").onkeydown = (event) => {
-    if (event.key === "ArrowDown") byId("grid").querySelector("button")?.focus();
+    if (event.key === "ArrowDown") grid.querySelector("button")?.focus();
   };
   document.onkeydown = (event) => {
     if (event.key !== "/" || event.target.matches("input, select") || document.querySelector("dialog[open]")) return;
     event.preventDefault();
     byId("text").select();
   };
-  document.ondragover = (event) => event.preventDefault();
-  document.ondrop = (event) => {
-    event.preventDefault();
-    if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]);
-  };
-  document.onpaste = (event) => { if (event.clipboardData.files[0]) upload(event.clipboardData.files[0]); };
   window.onpopstate = () => { query = fromFragment(location.hash); search(); };
 }
 
-listen();
-byId("options").open = Boolean(describeOptions(query));
+listenToQuery();
+listenToRest();
+openFilter(describeFilter(query) !== "");
 search();

@@ -1,9 +1,10 @@
-// The dialog of one picture: its fields, how well it fits each phrase, and where each phrase is seen.
+// The dialog of one picture: the picture in full size, where each phrase is seen in it, how well it fits, its fields.
 
-import {drawFit, percent, thumbnail, written} from "./results.js";
+import {drawFact, drawFit, likely} from "./answer.js";
+import {thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
-const REST = 300; // ms before the heat maps are requested, which take the server seconds
+const REST = 300; // ms before the picture and its heat maps are requested, which take the server seconds
 const byId = (id) => document.getElementById(id);
 const dialog = byId("detail");
 let results = [];
@@ -26,50 +27,55 @@ function show(index) {
   byId("after").setAttribute("aria-disabled", index === results.length - 1);
   byId("large").src = thumbnail(result.id);
   byId("large").alt = result.path;
+  byId("full").href = `./api/originals/${result.id}`;
+  byId("size").textContent = "";
   byId("name").textContent = result.path;
   byId("facts").replaceChildren(...factsOf(result).flatMap(drawFact));
-  byId("fits").replaceChildren(...result.phrases.map(drawFit));
-  showHeat(result);
+  byId("explained").hidden = !result.phrases.length;
+  byId("heat").replaceChildren(...result.phrases.map((phrase) => drawHeat(phrase, thumbnail(result.id))));
+  byId("waiting").textContent = result.phrases.length ? "computing \u2026" : "";
+  stop();
+  timer = setTimeout(() => { showOriginal(result); askHeat(result); }, REST);
 }
 
 function factsOf(result) {
-  const right = result.probability === null ? [] : [["probability", `${percent(result.probability)}, if the person is in the index`]];
+  const right = result.probability === null ? [] : [["estimate", likely(result.probability)]];
   const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
   return [["score", result.score.toFixed(4)], ...right, ["id", result.id], ...known];
 }
 
-function drawFact([name, value]) {
-  const [term, description] = [document.createElement("dt"), document.createElement("dd")];
-  term.textContent = name;
-  description.textContent = value;
-  return [term, description];
-}
-
-function showHeat(result) {
-  stop();
-  byId("seen").hidden = !result.phrases.length;
-  byId("heat").replaceChildren();
-  byId("waiting").textContent = "computing \u2026";
-  if (result.phrases.length) timer = setTimeout(askHeat, REST, result);
+function showOriginal({id}) {
+  const original = new Image();
+  const isShown = () => dialog.open && results[shown].id === id;
+  original.onload = () => {
+    if (!isShown()) return;
+    byId("large").src = original.src;
+    byId("size").textContent = `${original.naturalWidth} \u00d7 ${original.naturalHeight} pixels`;
+  };
+  original.onerror = () => { if (isShown()) byId("size").textContent = "thumbnail; the file is gone or has changed"; };
+  original.src = byId("full").href;
 }
 
 async function askHeat(result) {
+  if (!result.phrases.length) return;
   const phrases = result.phrases.map((phrase) => phrase.text);
   const {signal} = asking;
   try {
     const {images} = await ask(`/api/heat/${result.id}`, {phrases}, signal);
-    byId("heat").replaceChildren(...images.map((image, i) => drawHeat(image, result.phrases[i])));
+    byId("heat").replaceChildren(...images.map((image, i) => drawHeat(result.phrases[i], image)));
     byId("waiting").textContent = "";
   } catch (error) {
     if (!signal.aborted) byId("waiting").textContent = error.message;
   }
 }
 
-function drawHeat(image, phrase) {
+function drawHeat(phrase, source) {
   const [figure, picture, caption] = ["figure", "img", "figcaption"].map((name) => document.createElement(name));
-  picture.src = image;
-  picture.alt = `where \u201c${phrase.text}\u201d is seen`;
-  caption.textContent = written(phrase);
+  const computed = source.startsWith("data:");
+  picture.src = source;
+  picture.alt = computed ? `where \u201c${phrase.text}\u201d is seen` : "";
+  figure.className = computed ? "" : "waits";
+  caption.append(drawFit(phrase));
   figure.append(picture, caption);
   return figure;
 }
@@ -78,6 +84,14 @@ function stop() {
   clearTimeout(timer);
   asking.abort();
   asking = new AbortController();
+}
+
+async function copy() {
+  // Browsers offer the clipboard over HTTPS and on this machine only; elsewhere the text is selected, to be copied by key.
+  const copied = await navigator.clipboard?.writeText(results[shown].path).then(() => true, () => false);
+  if (!copied) getSelection().selectAllChildren(byId("name"));
+  byId("copy").textContent = copied ? "Copied" : "Selected";
+  setTimeout(() => { byId("copy").textContent = "Copy path"; }, 2000);
 }
 
 // Calls `search` with the id of the picture when the user asks for more like it.
@@ -91,6 +105,7 @@ export function onLike(search) {
 byId("before").onclick = () => show(shown - 1);
 byId("after").onclick = () => show(shown + 1);
 byId("close").onclick = () => dialog.close();
+byId("copy").onclick = copy;
 dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
 document.addEventListener("keydown", (event) => {
   if (!dialog.open || event.target.matches("input")) return;
@@ -99,5 +114,5 @@ document.addEventListener("keydown", (event) => {
 });
 dialog.onclose = () => {
   stop();
-  document.querySelectorAll("#grid button")[shown]?.focus();
+  document.querySelectorAll("#grid .crop")[shown]?.focus();
 };

@@ -1,14 +1,55 @@
-// The results: the grid, the bars of phrases, and export to CSV and JSON.
+// The grid of results. A result that repeats a better one is folded under it, until its count is pressed.
+
+import {drawFit, likely} from "./answer.js";
+import {placesOf} from "./fields.js";
 
 const template = (id) => document.getElementById(id).content.firstElementChild;
 const grid = document.getElementById("grid");
+const cards = () => [...grid.querySelectorAll(".crop")];
+const drawn = new Map(); // id -> {result, item: its <li>, members: those folded under it, opened: whether they are shown}
 
-export const percent = (share) => `${Math.round(100 * share)}%`;
 export const thumbnail = (id) => `./api/thumbnails/${id}`;
-export const written = (phrase) => (phrase.wanted ? phrase.text : `\u2212 ${phrase.text}`);
 
-export function drawCards(results, open) {
-  grid.replaceChildren(...results.map((result, index) => drawCard(result, index, open)));
+// Removes all results.
+export function clear() {
+  drawn.clear();
+  grid.replaceChildren();
+}
+
+// Adds those results, best first, that are not there yet; the cards that are there stay in their order.
+// places: as of `findPlaces`. open(results, index): called with the results that have a card.
+export function add(results, places, open) {
+  const draw = (result) => drawCard(result, results.indexOf(result) + 1, places, () => {
+    const shown = cards().map((card) => drawn.get(Number(card.dataset.id)).result);
+    open(shown, shown.indexOf(result));
+  });
+  if (!drawn.size) grid.replaceChildren(); // cards that wait
+  for (const result of results.filter(({id}) => !drawn.has(id))) {
+    const leader = drawn.get(result.folded_under);
+    const item = draw(result);
+    drawn.set(result.id, {result, item, members: [], opened: false});
+    if (leader) fold(leader, item);
+    else grid.append(item);
+  }
+}
+
+function fold(leader, member) {
+  member.classList.add("member");
+  leader.members.push(member);
+  leader.item.querySelector(".folded").onclick = () => {
+    leader.opened = !leader.opened;
+    drawFold(leader);
+  };
+  drawFold(leader);
+}
+
+function drawFold({item, members, opened}) {
+  const button = item.querySelector(".folded");
+  button.hidden = false;
+  button.setAttribute("aria-expanded", opened);
+  button.textContent = opened ? `hide ${members.length}` : `+${members.length} folded`;
+  if (opened) item.after(...members);
+  else members.forEach((member) => member.remove());
 }
 
 // Draws empty cards if the grid has none.
@@ -21,76 +62,37 @@ export function drawWaiting(count) {
   }));
 }
 
-function drawCard(result, index, open) {
+// The text of a card is also its name for screen readers; the style sheet hides parts of it from the eye.
+function drawCard(result, rank, places, open) {
   const card = template("card").cloneNode(true);
   const find = (name) => card.querySelector(name);
+  find(".crop").dataset.id = result.id;
   find("img").src = thumbnail(result.id);
   find("img").onerror = () => find("img").classList.add("gone");
-  find(".rank").textContent = index + 1;
+  find(".rank").textContent = rank;
+  find(".path").textContent = result.path;
+  find(".badge").textContent = result.probability === null ? "" : likely(result.probability);
+  find(".places").replaceChildren(...placesOf(result, places).map(drawPlace));
   find(".score").textContent = result.score.toFixed(3);
-  find(".badge").textContent = result.probability === null ? "" : percent(result.probability);
-  find(".badge").title = "Probability that this is the person, if the person is in the index";
   find(".fits").append(...result.phrases.map(drawFit));
-  find("button").title = result.path;
-  find("button").setAttribute("aria-label", inWords(result, index));
-  find("button").onclick = () => open(index);
+  find(".crop").onclick = open;
   return card;
 }
 
-function inWords(result, index) {
-  const right = result.probability === null ? [] : [`probability ${percent(result.probability)}`];
-  const fits = result.phrases.map((phrase) => `${phrase.wanted ? "" : "not "}${phrase.text} ${percent(phrase.score)}`);
-  return [`${index + 1}: ${result.path}`, `score ${result.score.toFixed(3)}`, ...right, ...fits].join(", ");
-}
-
-// Draws a phrase and how well the picture fits it.
-export function drawFit(phrase) {
-  const fit = template("fit").cloneNode(true);
-  fit.querySelector(".text").textContent = written(phrase);
-  fit.querySelector(".share").textContent = percent(phrase.score);
-  fit.querySelector("i").style.width = percent(phrase.score);
-  fit.classList.toggle("unwanted", !phrase.wanted);
-  fit.title = `${phrase.text}: fits better than ${percent(phrase.score)} of the pictures`;
-  return fit;
+function drawPlace(text) {
+  const place = document.createElement("span");
+  place.textContent = `${text} `;
+  return place;
 }
 
 // Arrow keys move between cards.
 grid.addEventListener("keydown", (event) => {
-  const cards = [...grid.querySelectorAll("button")];
-  const columns = cards.filter((card) => card.offsetTop === cards[0].offsetTop).length;
+  const all = cards();
+  const top = (card) => card.parentElement.offsetTop;
+  const columns = all.filter((card) => top(card) === top(all[0])).length;
   const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns}[event.key];
-  const next = step && cards[cards.indexOf(document.activeElement) + step];
+  const next = step && all[all.indexOf(document.activeElement) + step];
   if (!next) return;
   event.preventDefault();
   next.focus();
 });
-
-export function toJson(results) {
-  return JSON.stringify(results, null, 2) + "\n";
-}
-
-export function toCsv(results) {
-  const fields = Object.keys(results[0]?.metadata ?? {});
-  const phrases = (results[0]?.phrases ?? []).map(written);
-  const rows = results.map((result, index) => [
-    index + 1, result.id, result.path, result.score, result.probability,
-    ...fields.map((field) => result.metadata[field]), ...result.phrases.map((phrase) => phrase.score),
-  ]);
-  const names = ["rank", "id", "path", "score", "probability", ...fields, ...phrases];
-  return [names, ...rows].map((row) => row.map(cell).join(",") + "\r\n").join("");
-}
-
-// A spreadsheet would run a text that begins like a formula.
-function cell(value) {
-  const text = typeof value === "string" ? value.replace(/^[=+\-@\t\r]/, "'$&") : String(value ?? "");
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-}
-
-// Downloads a file.
-export function save(name, type, text) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type}));
-  link.download = name;
-  link.click();
-  URL.revokeObjectURL(link.href);
-}

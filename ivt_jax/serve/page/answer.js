@@ -1,0 +1,61 @@
+// What an answer says besides its pictures: how many were searched, a warning, and what the answer rests on. All of it is
+// drawn here.
+
+const byId = (id) => document.getElementById(id);
+export const whole = (number) => number.toLocaleString("en");
+const pictures = (count) => `${whole(count)} picture${count === 1 ? "" : "s"}`;
+export const percent = (share) => `${Math.round(100 * share)}%`;
+export const likely = (probability) => `${percent(probability)} likely right, if present`;
+
+// about: the answer of /api/about; filtered: whether the query has a filter; seconds: that the answer took.
+export function drawAnswer(answer, about, filtered, seconds) {
+  byId("status").textContent = `${pictures(answer.searched)} in ${seconds.toFixed(2)} s`;
+  byId("basis").replaceChildren(...factsOf(answer, about).flatMap(drawFact));
+  byId("refused").textContent = answer.unread;
+  warn(...warningOf(answer, filtered));
+}
+
+// Shows a warning above the pictures, with one line of advice; none without arguments.
+export function warn(warning = "", advice = "") {
+  document.body.classList.toggle("warned", warning !== "");
+  byId("warning").textContent = warning;
+  byId("advice").textContent = advice;
+}
+
+function warningOf({results, good, unfinished}, filtered) {
+  if (unfinished) return ["Not all pictures are in the index yet.", unfinished];
+  if (!results.length) return filtered ? ["No picture meets the filter.", "Remove a condition."] : ["No picture found.", ""];
+  if (good === false) return ["Weak match: closest pictures below.", "Name clothes, colours and bags."];
+  return ["", ""];
+}
+
+function factsOf(answer, about) {
+  const first = answer.results[0]?.probability ?? null;
+  return [
+    ["searched", `${whole(answer.searched)} of ${pictures(about.pictures)}`],
+    ...(first === null ? [] : [["first picture", likely(first)]]),
+    ...(answer.verdict ? [["estimate", answer.verdict]] : []),
+    ["index", about.index],
+    ["model", about.model.slice(0, 12)],
+  ];
+}
+
+// Returns the two elements of a line in a list of facts.
+export function drawFact([name, value]) {
+  const [term, description] = [document.createElement("dt"), document.createElement("dd")];
+  term.textContent = name;
+  description.textContent = value;
+  return [term, description];
+}
+
+// Draws a phrase and how well a picture fits it.
+export function drawFit(phrase) {
+  const fit = byId("fit").content.firstElementChild.cloneNode(true);
+  fit.querySelector(".text").textContent = written(phrase);
+  fit.querySelector(".share").textContent = percent(phrase.score);
+  fit.querySelector("i").style.width = percent(phrase.score);
+  fit.classList.toggle("unwanted", !phrase.wanted);
+  return fit;
+}
+
+export const written = (phrase) => (phrase.wanted ? phrase.text : `not ${phrase.text}`);
