@@ -48,6 +48,11 @@ def odd_shape(width: int, height: int) -> str:
     return ""
 
 
+def describe_odd(reason: str) -> str:
+    """Returns a line for the answer to a query whose picture has this `odd_shape`; "" for ""."""
+    return f"the query's picture is {reason}: cut the person out first" if reason else ""
+
+
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:
     """Returns the decoded RGB image, upright by its EXIF.
 

@@ -9,7 +9,7 @@ import numpy as np
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_texts
 from ivt_jax.encoding.encoder import Encoder
-from ivt_jax.encoding.images import fit, odd_shape, open_image
+from ivt_jax.encoding.images import describe_odd, fit, odd_shape, open_image
 from ivt_jax.retrieval.composition import TYPICAL, Part, compose, spread_ratio
 from ivt_jax.retrieval.query import Query, Term, phrases_of, read_terms
 from ivt_jax.retrieval.spelling import suggest
@@ -91,9 +91,7 @@ class QueryReader:
     def _embed_image(self, content: Path | bytes) -> tuple[np.ndarray, str]:
         """Returns the embedding of an image (D,), and a line on how it is unlike a crop."""
         image = open_image(content if isinstance(content, Path) else "the image", content)
-        reason = odd_shape(*image.size)
-        line = f"the query's picture is {reason}: cut the person out first" if reason else ""
-        return self.encoder.embed(iter([fit(image, self.encoder.size)[None]]))[0], line
+        return self.encoder.embed(iter([fit(image, self.encoder.size)[None]]))[0], describe_odd(odd_shape(*image.size))
 
 
 def _brief(text: str) -> str:

@@ -16,13 +16,14 @@ from starlette.types import ASGIApp
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
+from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
-from ivt_jax.retrieval.query import Query, Term, check
+from ivt_jax.retrieval.query import Query, Term, check, split
 from ivt_jax.retrieval.store import StoreError, VectorStore
 from ivt_jax.retrieval.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
-from ivt_jax.serve.decoder import Decoder
+from ivt_jax.serve.decoder import Decoder, read_odd
 from ivt_jax.serve.folds import find_folds
 from ivt_jax.serve.guard import Guard
 from ivt_jax.serve.logins import Logins, cookie_name
@@ -109,15 +110,15 @@ class Endpoints:
             async with self._decoding.taken(request.state.client):
                 image = await to_thread.run_sync(self._decoder.decode, image)
         terms = tuple(Term(term.text, term.weight) for term in asked.terms)
-        query = Query(terms, image, asked.like, asked.image_weight, asked.where)
+        query = Query(terms, image, asked.like, asked.image_weight, asked.where, tuple(asked.unlike))
         if self._settings.log_queries:
             log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
-        return await to_thread.run_sync(answer_query, self._searcher, query, asked, limiter=self._model)
+        answer = await to_thread.run_sync(answer_query, self._searcher, query, asked, limiter=self._model)
+        return answer.model_copy(update={"odd": describe_odd(read_odd(image))}) if image is not None else answer
 
     async def phrases(self, asked: schema.PhrasesRequest) -> schema.PhrasesResponse:
         """Splits a sentence into phrases, which can be weighted one by one."""
-        phrases = await to_thread.run_sync(self._searcher.phrases, asked.text, limiter=self._readers)
-        return schema.PhrasesResponse(phrases=phrases)
+        return schema.PhrasesResponse.model_validate(await to_thread.run_sync(split, asked.text, limiter=self._readers))
 
     async def thumbnail(self, id: Annotated[schema.Id, PathParameter()]) -> Response:
         """Returns the thumbnail of a row, a JPEG."""

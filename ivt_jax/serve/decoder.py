@@ -15,13 +15,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline.decoding import NotTakenError, open_picture
 from ivt_jax.common.errors import UserError
-from ivt_jax.encoding.images import load_image
+from ivt_jax.encoding.images import fit, odd_shape, open_image
 from ivt_jax.serve import limits
 
 _START_SECONDS = 60.0  # for the process to start, on a busy machine
+_ODD = "odd"  # key of the mark in the PNG
 _DECODED, _REFUSED = b"+", b"-"  # the first byte of an answer; after it, a PNG or the reason
 
 
@@ -33,7 +35,7 @@ class Decoder:
         self._start()
 
     def decode(self, content: bytes) -> bytes:
-        """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`.
+        """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`; `read_odd` reads its mark.
 
         Raises UserError if its format is not allowed, it is damaged or too large, or exceeds a limit of time or memory.
         """
@@ -108,9 +110,15 @@ def _answer(content: bytes, size: tuple[int, int]) -> bytes:
 def decode(content: bytes, size: tuple[int, int]) -> bytes:
     """Decodes as `Decoder.decode`, without limits of time and memory."""
     check_upload(content)
-    file = io.BytesIO()
-    Image.fromarray(load_image("the image", size, content)).save(file, "PNG")
+    image, file, mark = open_image("the image", content), io.BytesIO(), PngInfo()
+    mark.add_text(_ODD, odd_shape(*image.size))
+    Image.fromarray(fit(image, size)).save(file, "PNG", pnginfo=mark)
     return file.getvalue()
+
+
+def read_odd(decoded: bytes) -> str:
+    """Returns how an upload is unlike a crop (`ivt_jax.encoding.images.odd_shape`), from what `decode` returned."""
+    return Image.open(io.BytesIO(decoded)).info[_ODD]
 
 
 def check_upload(content: bytes) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BaseModel, Field
 
-from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS
+from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS, MAX_UNLIKE
 from ivt_jax.retrieval.where import LONGEST
 from ivt_jax.serve import limits
 
@@ -37,6 +37,9 @@ class SearchRequest(_Request):
     top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
     group: Text = Field(default="", description="keep only the best picture of each value of this field")
     distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")
+    unlike: list[Id] = Field(
+        default=[], max_length=MAX_UNLIKE, description="rows that are not meant; they are left out"
+    )
     fold: bool = Field(default=False, description="keep what `group` and `distinct` would drop, with `folded_under`")
 
 
@@ -62,18 +65,29 @@ class _Response(BaseModel, from_attributes=True):
     """Reads its fields from the attributes of the searcher's objects."""
 
 
-class PhraseResponse(_Response):
-    """A phrase, the share of the index's pictures that fit it less well, and whether its weight is positive."""
+class TermResponse(_Response):
+    """A sentence or a phrase; a negative weight means that it should not fit."""
 
     text: str
-    score: float
+    weight: float
+
+
+class PhraseResponse(_Response):
+    """A phrase, the share of the index's pictures that fit it less well, and whether its weight is positive.
+
+    `score` is null if validation does not show that the model can tell the phrase.
+    """
+
+    text: str
+    score: float | None
     wanted: bool
 
 
 class ResultResponse(_Response):
     """A picture found; `probability` that it shows the person, or null without an estimate from validation.
 
-    `folded_under`: with `fold`, the id of the better result that this one repeats, else null.
+    `odd` says how it is unlike the crops that models learn from; null if that is not known. `folded_under`: with
+    `fold`, the id of the better result that this one repeats, else null.
     """
 
     id: int
@@ -82,14 +96,34 @@ class ResultResponse(_Response):
     probability: float | None
     phrases: list[PhraseResponse]
     metadata: dict[str, Known | None]
+    odd: str | None
     folded_under: int | None = None
+
+
+class BasisResponse(_Response):
+    """What an answer rests on. Times are ISO 8601 in UTC, empty if unknown.
+
+    `made` is the index's own number, `updated` the end of its last build, `outdated` why it may lack pictures, `passed`
+    the files that this build left out, by reason, `odd` the number of results that are no crops, null if not known;
+    `model` the digest of the model, `trained` when its weights were written.
+    """
+
+    made: str
+    updated: str
+    outdated: str
+    passed: dict[str, int]
+    odd: int | None
+    model: str
+    trained: str
 
 
 class SearchResponse(_Response):
     """The results, best first, of the `searched` pictures that meet the filter.
 
     `good` is false if no picture fits, null without an estimate; `unread` lists what the model cannot read of the
-    sentences; `unfinished` is a line if a build still adds pictures, else empty.
+    sentences; `unfinished` is a line if a build still adds pictures, else empty. `terms` are the sentences as they were
+    searched, `untold` names the phrases without a score, `odd` says how the query's image is unlike a crop, and
+    `suggestions` has sentences with likely misspelt words, and these mended.
     """
 
     results: list[ResultResponse]
@@ -98,12 +132,18 @@ class SearchResponse(_Response):
     good: bool | None
     unread: str
     unfinished: str
+    terms: list[TermResponse]
+    untold: str
+    odd: str
+    suggestions: dict[str, str]
+    basis: BasisResponse | None
 
 
 class PhrasesResponse(_Response):
-    """The phrases of a sentence."""
+    """The phrases of a sentence as terms, and the words that belong to none."""
 
-    phrases: list[str]
+    terms: list[TermResponse]
+    rest: str
 
 
 class HeatResponse(_Response):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ivt_jax.common.errors import UserError
+from ivt_jax.retrieval.basis import Basis
 from ivt_jax.retrieval.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
 from ivt_jax.retrieval.store import About, Row
@@ -28,6 +29,7 @@ from tests.retrieval.memory import MemoryStore, holds
 COLOURS = {"red": "#c8322f", "green": "#2f8f5b", "blue": "#2f5fc8", "black": "#24262b"}
 TOP, LOWER = ("coat", "shirt", "jacket"), ("trousers", "jeans", "skirt")
 FIELDS = {"camera": "integer", "zone": "text", "seen": "time"}
+NOON = "2024-05-01T12:00:00+00:00"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -112,7 +114,11 @@ class StandIn:
         results = [
             Result(
                 person.id, person.path, self._score(person, query), 0.9 if rank == 0 else None,
-                tuple(Phrase(text, person.fit(text), wanted) for text, wanted in phrases.items()), person.metadata,
+                tuple(
+                    Phrase(text, None if text == "glasses" else person.fit(text), wanted)
+                    for text, wanted in phrases.items()
+                ),
+                person.metadata, "more than 6 times as high as wide" if person.id == 1 else "",
             )
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
@@ -122,12 +128,17 @@ class StandIn:
         if self.unfinished:
             results = [result._replace(probability=None) for result in results]
             verdict, good = f"No confidence estimate: {self.unfinished}", None
-        return Answer(results, len(found), verdict, good, unread, self.unfinished)
+        terms = {term.text for term in query.terms}
+        untold = "this model cannot tell: glasses" if "glasses" in phrases else ""
+        suggestions = {"a rde coat": "a red coat"} if "a rde coat" in terms else {}
+        basis = Basis("today", NOON, "the list has changed since", {"hidden": 2}, 1, self.about.model, NOON)
+        told = unread, self.unfinished, query.terms, untold, basis, "", suggestions
+        return Answer(results, len(found), verdict, good, *told)
 
     def _filter(self, query, group, distinct):
         condition = check(query, FIELDS, group, distinct)
         kept = [person for person in self.persons if condition is None or holds(condition, person.metadata)]
-        return [person for person in kept if person.id != query.like]
+        return [person for person in kept if person.id not in (query.like, *query.unlike)]
 
     def _score(self, person, query):
         parts = [

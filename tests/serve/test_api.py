@@ -52,14 +52,32 @@ def test_a_picture_and_a_row_find_their_like(client):
     assert [result["id"] for result in found] == [1, 2]
 
 
+def test_an_answer_says_what_it_rests_on_and_what_the_model_cannot_tell(client):
+    answer = search(client, terms=[{"text": "red coat"}, {"text": "glasses"}, {"text": "a rde coat"}]).json()
+    assert [phrase["score"] for phrase in answer["results"][0]["phrases"][:2]] == [1.0, None]
+    assert answer["untold"] == "this model cannot tell: glasses"
+    assert answer["suggestions"] == {"a rde coat": "a red coat"} and answer["terms"][1]["text"] == "glasses"
+    assert answer["basis"]["passed"] == {"hidden": 2} and answer["basis"]["outdated"] == "the list has changed since"
+    assert answer["results"][1]["odd"] == "more than 6 times as high as wide" and answer["results"][0]["odd"] == ""
+
+
+def test_a_picture_that_is_no_crop_is_told_and_rows_can_be_left_out(client):
+    frame = base64.b64encode(jpeg(PERSONS[4].image.resize((1920, 1080)))).decode()
+    told = "the query's picture is wider than high, as a full frame is: cut the person out first"
+    assert search(client, image=frame).json()["odd"] == told
+    left = search(client, terms=[{"text": "red coat"}], unlike=[0, 1]).json()["results"]
+    assert len(left) == 10 and not {0, 1} & {result["id"] for result in left}
+    assert search(client, terms=[{"text": "red coat"}], unlike=[0] * 101).status_code == 422
+
+
 def test_an_answer_that_fits_nobody_says_so(client):
     answer = search(client, terms=[{"text": "yellow coat"}]).json()
     assert answer["good"] is False and answer["verdict"] == "no good match: nobody fits"
 
 
 def test_phrases_thumbnails_and_heat(client):
-    phrases = client.post("/api/phrases", json={"text": "a red coat, and a hat"}).json()["phrases"]
-    assert phrases == ["red coat", "hat"]
+    split = client.post("/api/phrases", json={"text": "a red coat and a gun, without a hat"}).json()
+    assert split == {"terms": [{"text": "red coat", "weight": 1.0}, {"text": "hat", "weight": -1.0}], "rest": "gun"}
     thumbnail = client.get("/api/thumbnails/3")
     assert thumbnail.headers["content-type"] == "image/jpeg" and thumbnail.content == jpeg(PERSONS[3].image)
     images = client.post("/api/heat/0", json={"phrases": ["red coat", "green jeans"]}).json()["images"]

@@ -140,6 +140,10 @@ def test_an_example_a_word_that_is_not_read_and_nobody_who_fits(open_page):
     until(page, lambda: page.text_content("#refused") == 'not read: "grün" (unknown to the model)')
     ask(page)
     until(page, lambda: page.text_content("#refused") == "")
+    ask(page, "a rde coat")
+    until(page, lambda: page.inner_text("#meant") == "Did you mean a red coat?")
+    page.click("#mended")
+    until(page, lambda: page.input_value("#text") == "a red coat" and not page.is_visible("#meant"))
     page.fill("#text", "a yellow coat")
     page.keyboard.press("Enter")
     page.wait_for_selector("body.warned")
@@ -182,6 +186,13 @@ def test_a_sentence_is_split_into_its_phrases(open_page):
         "blue trousers",
     ]
     assert page.input_value("#text") == ""
+    ask(page, "a man with a gun, without glasses")
+    page.click("#split")
+    page.wait_for_selector("li.chip >> nth=4")
+    until(page, lambda: page.input_value("#text") == "gun")
+    assert page.locator("li.chip.unwanted .text").all_inner_texts() == ["glasses"]
+    page.wait_for_selector("#grid .fit.unwanted", state="attached")
+    assert page.locator("#grid .fit.unwanted .share").first.text_content() == "cannot tell"
 
 
 def test_filters_and_their_mistakes(open_page):
@@ -305,6 +316,13 @@ def test_the_detail_has_heat_maps_the_original_and_more_like_this(open_page):
     page.click("#copy")
     until(page, lambda: page.inner_text("#copy") == "Copied")
     assert page.evaluate("navigator.clipboard.readText()") == shown
+    page.click("#unlike")
+    page.wait_for_selector("li.chip.unwanted")
+    until(page, lambda: shown not in cards(page) and len(cards(page)) == 11)
+    assert page.inner_text("li.chip .text") == "1 picture" and page.url.endswith("&unlike=0")
+    page.get_by_role("switch", name="not: 1 picture").click()
+    until(page, lambda: len(cards(page)) == 12)
+    page.click("#grid .crop >> nth=1")
     page.click("#like")
     page.wait_for_selector("li.chip img")
     until(page, lambda: not page.query_selector("dialog[open]"))

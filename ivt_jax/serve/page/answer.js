@@ -11,7 +11,7 @@ export const likely = (probability) => `${percent(probability)} likely right, if
 export function drawAnswer(answer, about, filtered, seconds) {
   byId("status").textContent = `${pictures(answer.searched)} in ${seconds.toFixed(2)} s`;
   byId("basis").replaceChildren(...factsOf(answer, about).flatMap(drawFact));
-  byId("refused").textContent = answer.unread;
+  byId("refused").textContent = [answer.odd, answer.unread].filter(Boolean).join("; ");
   warn(...warningOf(answer, filtered));
 }
 
@@ -35,8 +35,12 @@ function factsOf(answer, about) {
     ["searched", `${whole(answer.searched)} of ${pictures(about.pictures)}`],
     ...(first === null ? [] : [["first picture", likely(first)]]),
     ...(answer.verdict ? [["estimate", answer.verdict]] : []),
-    ["index", about.index],
-    ["model", about.model.slice(0, 12)],
+    ...(answer.untold ? [["phrases", answer.untold]] : []),
+    ["index", [about.index, answer.basis?.updated && `updated ${answer.basis.updated}`].filter(Boolean).join(", ")],
+    ["model", [about.model.slice(0, 12), answer.basis?.trained && `written ${answer.basis.trained}`].filter(Boolean).join(", ")],
+    ...Object.entries(answer.basis?.passed ?? {}).map(([reason, count]) => ["not in the index", `${whole(count)} ${reason}`]),
+    ...(answer.basis?.outdated ? [["out of date", answer.basis.outdated]] : []),
+    ...(answer.basis?.odd ? [["no crops", `${pictures(answer.basis.odd)} of the first results; their scores may mislead`]] : []),
   ];
 }
 
@@ -52,8 +56,11 @@ export function drawFact([name, value]) {
 export function drawFit(phrase) {
   const fit = byId("fit").content.firstElementChild.cloneNode(true);
   fit.querySelector(".text").textContent = written(phrase);
-  fit.querySelector(".share").textContent = percent(phrase.score);
-  fit.querySelector("i").style.width = percent(phrase.score);
+  const told = phrase.score !== null;
+  fit.querySelector(".share").textContent = told ? percent(phrase.score) : "cannot tell";
+  fit.querySelector(".share").title = told ? "" : "validation does not show that this model can tell it";
+  fit.querySelector(".scale").hidden = !told;
+  fit.querySelector("i").style.width = told ? percent(phrase.score) : "0";
   fit.classList.toggle("unwanted", !phrase.wanted);
   return fit;
 }

@@ -2,7 +2,7 @@
 
 import {drawAnswer, warn, whole} from "./answer.js";
 import {drawChips} from "./chips.js";
-import {onLike, openDetail} from "./detail.js";
+import {onLike, onUnlike, openDetail} from "./detail.js";
 import {save, toCsv, toJson} from "./export.js";
 import {findPlaces} from "./fields.js";
 import {choose, drawFields, listValues, point, unpoint} from "./filter.js";
@@ -11,6 +11,7 @@ import {add, clear, drawWaiting, thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
 const FIRST = 48; // results of the first request; each further one asks for twice as many as the one before
+const MOST_UNLIKE = 100; // pictures that are not meant, as in ivt_jax/retrieval/query.py
 const NAME = document.title;
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");
@@ -70,6 +71,7 @@ async function request(count, signal) {
   if (count === FIRST) {
     show("found");
     drawAnswer(answer, about, body.where !== "", (performance.now() - start) / 1000);
+    drawSuggestions(answer.suggestions);
   }
   const known = new Set(results.map(({id}) => id));
   results.push(...answer.results.filter(({id}) => !known.has(id)));
@@ -81,6 +83,17 @@ async function request(count, signal) {
   byId("end").textContent = ended && answer.searched > about.max_top ? `The first ${whole(results.length)} pictures are shown.` : "";
   watcher.unobserve(byId("more")); // if the button is still in view, the watcher says so only when it starts
   if (!ended) watcher.observe(byId("more"));
+}
+
+// Offers the query with likely misspelt words mended.
+function drawSuggestions(suggestions) {
+  const mend = (text) => suggestions[text] ?? text;
+  byId("meant").hidden = !Object.keys(suggestions).length;
+  byId("mended").textContent = Object.values(suggestions).join(", ");
+  byId("mended").onclick = () => {
+    byId("text").value = mend(query.text);
+    change({terms: query.terms.map(({text, weight}) => ({text: mend(text), weight}))});
+  };
 }
 
 const watcher = new IntersectionObserver(([{isIntersecting}]) => {
@@ -125,6 +138,7 @@ function show(state) {
   if (state === "loading") {
     byId("status").textContent = "searching \u2026";
     refuse("");
+    byId("meant").hidden = true;
     watcher.disconnect();
     return drawWaiting(12);
   }
@@ -153,7 +167,7 @@ function drawQuery() {
   byId("clear").hidden = !describeFilter(query);
   byId("hint").hidden = !isEmpty(query);
   byId("split").hidden = !query.text;
-  drawChips([...query.terms.map(chipOfTerm), ...chipsOfPicture()]);
+  drawChips([...query.terms.map(chipOfTerm), ...chipsOfPicture(), ...chipsOfUnlike()]);
 }
 
 function chipOfTerm({text, weight}, index) {
@@ -161,6 +175,13 @@ function chipOfTerm({text, weight}, index) {
     change({terms: query.terms.flatMap((term, i) => (i !== index ? [term] : weight ? [{text, weight}] : []))});
   };
   return {text, weight, source: "", set};
+}
+
+// The pictures that are not meant are one chip; removing it or its "not" takes them back.
+function chipsOfUnlike() {
+  const count = query.unlike.length;
+  const set = (weight) => { if (weight >= 0) change({unlike: []}); };
+  return count ? [{text: `${whole(count)} picture${count === 1 ? "" : "s"}`, weight: -1, source: "", set}] : [];
 }
 
 function chipsOfPicture() {
@@ -187,9 +208,9 @@ function upload(file) {
 async function split() {
   const {signal} = asking; // a later search cancels this
   try {
-    const {phrases} = await ask("/api/phrases", {text: query.text}, signal);
-    byId("text").value = "";
-    change({terms: [...phrases.map((text) => ({text, weight: 1})), ...query.terms]});
+    const {terms, rest} = await ask("/api/phrases", {text: query.text}, signal);
+    byId("text").value = rest;
+    change({terms: [...terms, ...query.terms]});
     (document.querySelector("li.chip button") ?? byId("text")).focus();
   } catch (error) {
     if (!signal.aborted) refuse(reason(error));
@@ -245,8 +266,9 @@ function listenToRest() {
   byId("json").onclick = () => save("results.json", "application/json", toJson(results));
   onLike((id) => {
     byId("text").value = "";
-    change({terms: [], image: null, like: id, imageWeight: 1});
+    change({terms: [], image: null, like: id, imageWeight: 1, unlike: []});
   });
+  onUnlike((id) => change({unlike: [...query.unlike, id].slice(-MOST_UNLIKE)}));
   byId("text").onkeydown = (event) => {
     if (event.key === "ArrowDown") grid.querySelector("button")?.focus();
   };

@@ -41,7 +41,8 @@ function show(index) {
 function factsOf(result) {
   const right = result.probability === null ? [] : [["estimate", likely(result.probability)]];
   const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
-  return [["score", result.score.toFixed(4)], ...right, ["id", result.id], ...known];
+  const odd = result.odd ? [["no crop", result.odd]] : [];
+  return [["score", result.score.toFixed(4)], ...right, ...odd, ["id", result.id], ...known];
 }
 
 function showOriginal({id}) {
@@ -97,6 +98,14 @@ async function copy() {
 // Calls `search` with the id of the picture when the user asks for more like it.
 export function onLike(search) {
   byId("like").onclick = () => {
+    dialog.close();
+    search(results[shown].id);
+  };
+}
+
+// Calls `search` with the id of the picture when the user says that it is not the person.
+export function onUnlike(search) {
+  byId("unlike").onclick = () => {
     dialog.close();
     search(results[shown].id);
   };

@@ -8,7 +8,7 @@ const [VALUE, FROM, TO] = ["field.", "from.", "to."]; // prefixes of field names
 // ends. group: the field whose pictures are folded, "" for none, null for the index's own choice.
 export function emptyQuery() {
   return {
-    text: "", terms: [], image: null, like: null, imageWeight: 1,
+    text: "", terms: [], image: null, like: null, imageWeight: 1, unlike: [],
     where: "", values: {}, times: {}, group: null, distinct: true,
   };
 }
@@ -22,6 +22,7 @@ export function toFragment(query) {
   if (query.text) parts.append("text", query.text);
   for (const term of query.terms) parts.append("term", `${term.weight}:${term.text}`);
   if (query.like !== null) parts.append("like", `${query.imageWeight}:${query.like}`);
+  for (const id of query.unlike) parts.append("unlike", id);
   if (query.where) parts.append("where", query.where);
   for (const [name, values] of Object.entries(query.values)) for (const value of values) parts.append(VALUE + name, value);
   for (const [name, {from, to}] of Object.entries(query.times)) {
@@ -40,6 +41,7 @@ export function fromFragment(fragment) {
   query.terms = parts.getAll("term").map(readWeighted).filter((term) => term.text);
   const like = readWeighted(parts.get("like") ?? "");
   if (/^\d+$/.test(like.text)) [query.like, query.imageWeight] = [Number(like.text), like.weight];
+  query.unlike = parts.getAll("unlike").filter((id) => /^\d+$/.test(id)).map(Number);
   for (const [name, value] of parts) {
     const [from, to] = [FROM, TO].map((prefix) => name.startsWith(prefix) && isTime(value) && name.slice(prefix.length));
     if (name.startsWith(VALUE) && value) (query.values[name.slice(VALUE.length)] ??= []).push(value);
@@ -61,6 +63,7 @@ export function toBody(query, group, top) {
     image: query.image && query.image.data.split(",")[1],
     like: query.like,
     image_weight: query.imageWeight,
+    unlike: query.unlike,
     where: both(query.where, conditions(query).join(" and ")),
     top,
     group,
