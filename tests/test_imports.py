@@ -44,13 +44,15 @@ CONFINED = {
     "fastapi": {"ivt_jax.serve.app"},
     "starlette": {f"ivt_jax.serve.{name}" for name in ("app", "clients", "guard", "logins", "metrics", "server")},
     "prometheus_client": {"ivt_jax.serve.metrics"},
+    "rapidfuzz": {"ivt_jax.retrieval.spelling"},
     "uvicorn": {"ivt_jax.serve.server"},
 }
 WITHOUT_TENSORFLOW = [
     "input_pipeline.doctor", "input_pipeline.pairs.source",
     "input_pipeline.prepare", "input_pipeline.sampling", "input_pipeline.statistics",
     "input_pipeline.synthetic.parts", "input_pipeline.text_levels", "input_pipeline.tokenizer", "ivt_jax.bench",
-    "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.common.startup", "ivt_jax.conversion.files",
+    "ivt_jax.benchmarks.grounding", "ivt_jax.benchmarks.index", "ivt_jax.benchmarks.queries",
+    "ivt_jax.common.startup", "ivt_jax.conversion.files",
     "ivt_jax.conversion.vit", "ivt_jax.convert", "ivt_jax.cost.bound", "ivt_jax.cost.compiled", "ivt_jax.cost.flops",
     "ivt_jax.cost.plan", "ivt_jax.embed", "ivt_jax.encoding.images", "ivt_jax.encoding.pixels",
     "ivt_jax.evaluation.split",
