@@ -327,11 +327,11 @@ def selection(config):
 
 def told(config):
     """What the evaluation of a run tells."""
-    restored = SimpleNamespace(params={}, step=1)
+    restored, width = SimpleNamespace(params={}, step=1), SPLIT.text.shape[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_of_run, "restore_params", lambda workdir, best=True, shapes_alone=False: restored)
         patch.setattr(evaluation_of_run, "embed_split", lambda *args, **options: SPLIT)
-        patch.setattr(evaluation_of_run, "embed_captions", lambda *args, **options: SPLIT.text)
+        patch.setattr(evaluation_of_run, "embed_captions", lambda *args: np.resize(SPLIT.text, (len(args[2]), width)))
         patch.setattr(evaluation_of_run, "split_captions", lambda source: ["A man in black."] * 4)
         summary = evaluation_of_run.evaluate(Path("nowhere"), config, write=False)["test"]
     return sorted(summary), sorted(summary["protocols"])

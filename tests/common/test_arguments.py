@@ -11,7 +11,7 @@ from ivt_jax.common.command import not_negative, positive, seconds, share
 
 ROOT = Path(__file__).parents[2]
 # Flags whose numbers are checked later, together with others.
-CHECKED_LATER = {"--distinct", "--persons", "--val_persons", "--test_persons", "--images_per_person"}
+CHECKED_LATER = {"--distinct", "--image_weight", "--persons", "--val_persons", "--test_persons", "--images_per_person"}
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,7 @@ def test_search_takes_any_sentence_and_its_page_bears_it(workdir, crops, tmp_pat
         assert re.fullmatch("error: the sentence has no word" + reason, told.err)
         assert text.startswith((" " * 1000, "x" * 1000, "?!...", "\u202e"))
         return
-    assert code == 1 and len([line for line in told.out.splitlines() if not line.startswith("not read: ")]) == 3
+    assert code == 1 and len([line for line in told.out.splitlines() if re.match(r" +\d  [+-]", line)]) == 3
     assert r"caf\udce9.png: its name is not UTF-8" in told.err and told.err.count("\n") == 1
     html = page.read_bytes().decode("utf-8")
     assert "\0" not in html and "<script" not in html and len(html) < 40_000
