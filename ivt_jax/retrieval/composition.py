@@ -52,16 +52,16 @@ def compose(
     (n, D) of pictures that are not meant.
     """
     wanted = sum(part.weight * part.phrases for part in texts if part.weight > 0)
-    shares, embeddings = [], [part.embedding for part in texts]
-    base = wanted
-    if picture and picture.weight > 0:
-        own = picture.weight * (PICTURE * wanted if wanted else 1)
-        base += own
-    for part in texts:
-        shares.append(part.weight * (part.phrases if part.weight > 0 else UNWANTED * (base or 1)))
+    own = max(picture.weight, 0) * (PICTURE * wanted or 1) if picture else 0.0
+    base = wanted + own or 1
+
+    def unwanted(weight: float) -> float:
+        return UNWANTED * base * weight
+
+    shares = [part.weight * part.phrases if part.weight > 0 else unwanted(part.weight) for part in texts]
+    embeddings = [part.embedding for part in texts]
     if picture:
-        own = own if picture.weight > 0 else picture.weight * UNWANTED * (base or 1)
-        shares.append(own / ratio)
+        shares.append((own or unwanted(picture.weight)) / ratio)
         embeddings.append(picture.embedding)
     weights = np.array(shares) / np.abs(shares).sum()
     vector = weights @ np.array(embeddings, float)

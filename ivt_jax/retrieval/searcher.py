@@ -34,7 +34,7 @@ from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.basis import Basis, make_basis
 from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.query import Query, Term, check, phrases_of
+from ivt_jax.retrieval.query import Query, Term, check
 from ivt_jax.retrieval.reader import QueryReader
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.where import Condition, Joined, Metadata, Not, OneOf, Value
@@ -159,10 +159,6 @@ class Searcher:
         basis = make_basis(self.about, self._workdir, [row.odd for row, _ in found])
         told = read.unread, unfinished, read.terms, self._untold(phrases), basis, read.odd, read.suggestions
         return self._judge(query._replace(terms=read.terms), Answer(results, searched, "", None, *told))
-
-    def phrases(self, text: str) -> list[str]:
-        """Returns the phrases of a sentence, such as for `heat_maps`."""
-        return list(phrases_of(Query((Term(text),))))
 
     def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
         """Returns a picture and, as `explain.heat_maps`, a map of each phrase: (P, rows, columns) float32, 0 to 1.

@@ -650,7 +650,3 @@ def test_no_index_has_files_shown_that_lie_outside_its_folder(shown, tmp_path):
     (tmp_path.parent / "secret.png").write_bytes(picture(3))
     shown.store.rows[0] = shown.store.rows[0]._replace(path="../secret.png")
     assert shown.heat_maps(0, ["red hat"])[0].size == (10, 15)
-
-
-def test_phrases_are_told_of_a_sentence(shown):
-    assert shown.phrases("A tall man wears a grey coat.") == ["tall man", "grey coat"]
