@@ -16,7 +16,7 @@ import copy
 import io
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +38,6 @@ from ivt_jax.retrieval.spelling import suggest
 
 if TYPE_CHECKING:
     from ivt_jax.encoding.encoder import Encoder
-    from ivt_jax.retrieval.reader import QueryReader
 
 BATCH = 64
 FIRST = 10  # an unwanted phrase is one that a picture among these has
@@ -161,8 +160,8 @@ class Measured(NamedTuple):
     raised: list[tuple[bool, bool]]
 
 
-def measure(workdir: Path, gallery: Gallery, count: int) -> Measured:
-    """Asks all kinds for `count` pictures, evenly spaced. Raises UserError if the workdir has no model."""
+def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
+    """Asks all kinds for the pictures with indices `chosen`. Raises UserError if the workdir has no model."""
     from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.retrieval.reader import QueryReader
     from ivt_jax.retrieval.searcher import read_calibration
@@ -173,11 +172,13 @@ def measure(workdir: Path, gallery: Gallery, count: int) -> Measured:
     images = _embed(encoder, [*gallery.pixels, *gallery.changed])
     size = len(gallery.persons)
     ranks: dict[str, list[int]] = {}
-    raised = []
-    chosen = np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+    raised: list[tuple[bool, bool]] = []
+
+    def score(query: Query) -> np.ndarray:
+        return reader.read(query, images[:size]).vector
+
     for picture in progress(chosen, len(chosen), f"{workdir}: ", "queries", brief=True):
         rng = random.Random(f"query/{picture}")
-        score = _scorer(reader, images[:size])
         for kind, asked in queries_of(gallery, int(picture), rng, encoder.tokenizer):
             scores = images[: len(asked.right)] @ score(asked.query)
             ranks.setdefault(kind, []).append(rank(scores, asked))
@@ -200,10 +201,6 @@ def _embed(encoder: "Encoder", files: Sequence[bytes]) -> np.ndarray:
     return encoder.embed(np.stack(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
 
 
-def _scorer(reader: "QueryReader", sample: np.ndarray) -> Callable[[Query], np.ndarray]:
-    return lambda query: reader.read(query, sample).vector
-
-
 def tables(found: Sequence[Measured], persons: np.ndarray) -> str:
     """Formats both tables in Markdown. persons: the id of each query (Q,)."""
     from ivt_jax.evaluation.ranking import bootstrap_interval
@@ -221,8 +218,8 @@ def tables(found: Sequence[Measured], persons: np.ndarray) -> str:
         change = share(values.mean(0) - plain, "+") if values is not hits["the sentence"] else ""
         lines.append(f"| {kind} | {runs} | {share(values.mean(0))} | {change} | {ten:.1f} |")
     lines += ["", "| unwanted phrase | negations | mean rank raised, % of them, each run |", "|---|---|---|"]
-    for told, name in ((True, "that the model can tell"), (False, "that it cannot tell")):
-        ups = [[up for tells, up in run.raised if tells == told] for run in found]
+    for known, name in ((True, "that the model can tell"), (False, "that it cannot tell")):
+        ups = [[up for can, up in run.raised if can == known] for run in found]
         shares = ", ".join(f"{100 * np.mean(up):.1f}" if up else "-" for up in ups)
         lines.append(f"| {name} | {sum(map(len, ups)):,} | {shares} |")
     return "\n".join(lines)
@@ -233,9 +230,9 @@ def run(workdirs: Sequence[Path], root: Path | None, count: int) -> None:
     from ivt_jax.run.workdir import load_record
 
     gallery = read_gallery(root or Path(load_record(workdirs[0])["config"]["data"]["root"]))
-    found = [measure(workdir, gallery, count) for workdir in workdirs]
     size = len(gallery.persons)
     chosen = np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+    found = [measure(workdir, gallery, chosen) for workdir in workdirs]
     print(tables(found, gallery.persons[chosen]))
 
 

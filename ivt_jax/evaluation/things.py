@@ -52,9 +52,9 @@ def measure_things(
     return {thing: (round(float(np.mean(areas[thing])), 4), len(persons[thing])) for thing in sorted(areas)}
 
 
-def can_tell(told: Mapping[str, Sequence[float]], phrase: str) -> bool:
-    """Whether validation shows that the model can tell the thing of a phrase."""
-    mean, persons = told.get(thing_of(phrase), (0.0, 0))
+def can_tell(things: Mapping[str, Sequence[float]], phrase: str) -> bool:
+    """Whether validation shows that the model can tell the thing of a phrase. things: as `measure_things` returns."""
+    mean, persons = things.get(thing_of(phrase), (0.0, 0))
     return mean >= LEAST_AREA and persons >= LEAST_PERSONS
 
 

@@ -84,9 +84,7 @@ class Built:
     taken: int = 0  # vectors from `ivt_jax.embed`
     seconds: float = 0.0  # for reading, embedding and writing
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (path, reason) of pictures
-    odd: list[tuple[str, str]] = dataclasses.field(
-        default_factory=list
-    )  # (path, `odd_shape`) of rows that were written
+    odd: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (path, reason) of odd pictures written
     note: str = ""  # a message of the store
     kept: Reasons = dataclasses.field(default_factory=dict)  # rows that stay, with pictures missing or unreadable
 

@@ -76,7 +76,7 @@ class QueryReader:
         return np.asarray(encode_texts(self.encoder.model, self.encoder.params, *padded))[: len(ids)]
 
     def _known(self, terms: Sequence[Term]) -> tuple[tuple[Term, ...], str]:
-        """Returns the terms of which the model reads a word, and a line on what it does not read, "" if nothing."""
+        """Returns the terms with a word that the model knows, and a line on what it does not read, "" for nothing."""
         length, read, notes = self.encoder.config.text.length["sentence"], [], []
         for term in terms:
             words, end, nothing = self.tokenizer.unread(term.text, length)

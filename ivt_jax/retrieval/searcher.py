@@ -13,8 +13,6 @@ count half. It is near 1 for the best picture and 0.5 for a typical one. So the 
 similarities do not. A phrase whose thing the model cannot tell, by `evaluation.things`, has none.
 """
 
-import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,19 +21,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.inspection import leads_out
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.evaluation.things import can_tell
-from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.basis import Basis, make_basis
 from ivt_jax.retrieval.places import open_store
 from ivt_jax.retrieval.query import Query, Term, check
 from ivt_jax.retrieval.reader import QueryReader
+from ivt_jax.retrieval.sources import read_unchanged
 from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.where import Condition, Joined, Metadata, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
@@ -157,8 +154,11 @@ class Searcher:
         ]
         searched = count if condition is None else self.store.count(condition)
         basis = make_basis(self.about, self._workdir, [row.odd for row, _ in found])
-        told = read.unread, unfinished, read.terms, self._untold(phrases), basis, read.odd, read.suggestions
-        return self._judge(query._replace(terms=read.terms), Answer(results, searched, "", None, *told))
+        answer = Answer(
+            results, searched, "", None, read.unread, unfinished, read.terms, self._untold(phrases), basis, read.odd,
+            read.suggestions,
+        )  # fmt: skip
+        return self._judge(query._replace(terms=read.terms), answer)
 
     def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
         """Returns a picture and, as `explain.heat_maps`, a map of each phrase: (P, rows, columns) float32, 0 to 1.
@@ -166,7 +166,7 @@ class Searcher:
         The picture is the thumbnail of the index if the file is gone or has changed.
         """
         row, vectors = self._row(id, thumbnails=True), self.reader.embed_texts(phrases)
-        image = open_image(row.path, self._content(row))
+        image = open_image(row.path, read_unchanged(Path(self.about.root), row) or row.thumbnail)
         return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
     def thumbnail(self, id: int) -> bytes | None:
@@ -229,9 +229,9 @@ class Searcher:
         pairs = list(zip(ordered, products, strict=True))
         less = [np.searchsorted(line, own - _EQUAL, "left") for line, own in pairs]
         less_or_equal = [np.searchsorted(line, own + _EQUAL, "right") for line, own in pairs]
-        told = [self._can_tell(phrase) for phrase in phrases]
-        fits = np.add(less, less_or_equal).T / (2 * len(sample))
-        return [[fit if tells else None for fit, tells in zip(row, told, strict=True)] for row in fits.tolist()]
+        shares = np.add(less, less_or_equal).T / (2 * len(sample))
+        known = [self._can_tell(phrase) for phrase in phrases]
+        return [[share if can else None for share, can in zip(row, known, strict=True)] for row in shares.tolist()]
 
     def _can_tell(self, phrase: str) -> bool:
         return self.calibration is not None and can_tell(self.calibration.things, phrase)
@@ -273,14 +273,6 @@ class Searcher:
             return answer._replace(verdict=f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
         verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
         return answer._replace(verdict=verdict, good=True)
-
-    def _content(self, row: Row) -> bytes | None:
-        """Returns the file of a row if it is in the folder of pictures and unchanged, or else the thumbnail."""
-        file, content = self.file(row.path), b""
-        if not leads_out(Path(self.about.root), file):
-            with contextlib.suppress(UserError):
-                content = read_content(row.path, file)
-        return content if hashlib.sha256(content).hexdigest() == row.digest else row.thumbnail
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
         rows = self.store.get([id], vectors, thumbnails)

@@ -5,6 +5,7 @@ A picture is a file of its own, or lies in a tar archive of the folder: ARCHIVE.
 
 import collections
 import functools
+import hashlib
 import os
 import stat
 import types
@@ -18,8 +19,10 @@ from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import is_utf8
 from ivt_jax.gallery import archives
 from ivt_jax.gallery.archives import Slice
+from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
 from ivt_jax.retrieval.lists import infer_fields, read_records
+from ivt_jax.retrieval.store import Row
 from ivt_jax.retrieval.where import Metadata
 
 OF_CAPTION = ("caption", "attributes")  # columns that a table of own data has for each caption, not for each picture
@@ -53,6 +56,18 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
     unmatched: Sequence[str] = ()  # paths of pictures that do not fit `path_fields`
     origin: Mapping[str, str] = types.MappingProxyType({})  # how to find the pictures again: images, list, path_fields
+
+
+def read_unchanged(root: Path, row: Row) -> bytes | None:
+    """Returns the content of a row's file; None if it is gone, has changed, or lies outside of the folder `root`."""
+    file = root / row.path
+    if leads_out(root, file):
+        return None
+    try:
+        content = read_content(row.path, file)
+    except UserError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == row.digest else None
 
 
 def read_folder(folder: Path) -> Source:

@@ -1,14 +1,11 @@
 """The picture of a row in full size. It is decoded and encoded again, so that no byte of the file leaves the server."""
 
-import hashlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from input_pipeline.inspection import leads_out
-from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import open_image
-from ivt_jax.gallery.crops import read_content
+from ivt_jax.retrieval.sources import read_unchanged
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -22,14 +19,8 @@ def encode_original(searcher: "Searcher", id: int) -> bytes | None:
     None if there is no such row, or if its file is gone, has changed, or is outside of the index's folder.
     """
     for row in searcher.store.get([id]):
-        file = searcher.file(row.path)
-        if leads_out(Path(searcher.about.root), file):
-            return None
-        try:
-            content = read_content(row.path, file)
-        except UserError:
-            return None
-        if hashlib.sha256(content).hexdigest() != row.digest:
+        content = read_unchanged(Path(searcher.about.root), row)
+        if content is None:
             return None
         image, buffer = open_image(row.path, content), io.BytesIO()
         image.thumbnail((SIDE, SIDE))

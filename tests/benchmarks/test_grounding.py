@@ -9,7 +9,6 @@ import pytest
 
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.persons import Attributes
-from input_pipeline.synthetic.writer import Arguments, generate
 from ivt_jax.benchmarks import grounding
 from ivt_jax.benchmarks.grounding import (
     Crop,
@@ -94,14 +93,6 @@ def test_pointing_beside_a_random_and_a_fixed_patch():
 
 
 # --- on PEDES-Synth
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("synth") / "data"
-    arguments = Arguments(persons=6, seed=3, images_per_person=2, size=(96, 48), val_persons=1, test_persons=4)
-    generate(folder, arguments, workers=1, report=lambda done, total: None)
-    return folder
 
 
 def test_crops_are_at_the_size_of_the_model_and_evenly_spaced(root):

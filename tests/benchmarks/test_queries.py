@@ -5,10 +5,8 @@ import re
 from dataclasses import asdict
 
 import numpy as np
-import pytest
 
 from input_pipeline.synthetic.persons import draw_attributes
-from input_pipeline.synthetic.writer import Arguments, generate
 from ivt_jax.benchmarks import queries
 from ivt_jax.benchmarks.queries import Asked, Gallery, Measured, is_raised, rank, sentences, tables, unwanted
 from ivt_jax.retrieval.query import Query
@@ -74,14 +72,6 @@ def test_tables_have_shares_changes_and_negations():
     )
     assert rows["that the model can tell"].endswith("| 3 | 50.0, 100.0 |")
     assert rows["that it cannot tell"].endswith("| 1 | 0.0, - |")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("synth") / "data"
-    arguments = Arguments(persons=6, seed=3, images_per_person=2, size=(96, 48), val_persons=1, test_persons=4)
-    generate(folder, arguments, workers=1, report=lambda done, total: None)
-    return folder
 
 
 def test_the_command_prints_both_tables(workdir, root, capsys):

@@ -130,6 +130,13 @@ def by_formula(vectors, parts, shares):
     return vectors.astype(float) @ query
 
 
+def ratio_of(vectors, picture):
+    """The spread of a picture's similarities, divided by that of usual sentences."""
+    typical = [text_vector(*(colour for colour in COLOURS if colour in text.split())) for text in TYPICAL]
+    spread = np.std(vectors.astype(float) @ np.transpose([picture, *typical]), axis=0)
+    return spread[0] / spread[1:].mean()
+
+
 def assert_found(answer, scores, count=10):
     expected = np.argsort(-scores, kind="stable")[:count]
     assert [result.id for result in answer.results] == expected.tolist()
@@ -179,9 +186,7 @@ def test_several_sentences_and_an_image_count_by_weight_and_phrases(opened, tmp_
     image = np.array([200, 30, 60] * 2) / math.sqrt(2 * (200**2 + 30**2 + 60**2))
     found = opened(vectors, dtype=dtype)
     assert_found(found.search(Query(terms)), by_formula(vectors, parts, [1, 4, -5 / 6]))
-    typical = [text_vector(*(c for c in COLOURS if c in text.split())) for text in TYPICAL]
-    spread = np.std(vectors.astype(float) @ np.transpose([image, *typical]), axis=0)
-    shares = [1, 4, -0.5 * 22 / 9, 7 / 3 / (spread[0] / spread[1:].mean())]
+    shares = [1, 4, -0.5 * 22 / 9, 7 / 3 / ratio_of(vectors, image)]
     both = Query(terms, tmp_path / "crop.png", image_weight=0.7)
     assert_found(found.search(both), by_formula(vectors, [*parts, image], shares))
     content = (tmp_path / "crop.png").read_bytes()
@@ -214,9 +219,7 @@ def test_more_like_a_row_leaves_that_row_out(opened):
     assert_found(found.search(Query(like=17), top=49), scores, 49)
     assert len(found.search(Query(like=17), top=50).results) == 49
     row = vectors[17].astype(float)
-    typical = [text_vector(*(c for c in COLOURS if c in text.split())) for text in TYPICAL]
-    spread = np.std(vectors.astype(float) @ np.transpose([row, *typical]), axis=0)
-    mixed = by_formula(vectors, [text_vector("red"), row], [1, 1 / 3 / (spread[0] / spread[1:].mean())])
+    mixed = by_formula(vectors, [text_vector("red"), row], [1, 1 / 3 / ratio_of(vectors, row)])
     mixed[17] = -2
     assert_found(found.search(Query((Term("red hat"),), like=17, image_weight=0.5)), mixed)
     with pytest.raises(UserError, match="no picture with the id 50"):
