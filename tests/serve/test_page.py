@@ -234,7 +234,7 @@ def test_what_the_index_has_is_chosen_and_joined_with_what_is_typed(open_page):
         page.wait_for_selector("#grid[aria-busy=false]", state="attached")
 
     page.click("#filter")
-    page.wait_for_selector("#known label")
+    page.wait_for_selector("#known [type=checkbox]")
     assert [group.split("\n")[0] for group in page.locator("#known fieldset").all_inner_texts()] == [
         "camera", "zone", "seen (UTC)",
     ]  # fmt: skip
