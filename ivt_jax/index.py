@@ -5,9 +5,9 @@
     python -m ivt_jax.index --workdir=RUN --list=CAMERAS.csv --index=DIR
     python -m ivt_jax.index --index=DIR
 
-A list holds metadata such as camera and time (`ivt_jax.retrieval.lists`); --path_fields reads them from the paths
-(`ivt_jax.retrieval.path_fields`). The last line updates an index, which knows its pictures, model and options, or
-continues after an interruption. docs/search.md describes which pictures are embedded, skipped or deleted.
+A list holds metadata such as camera and time (`ivt_jax.retrieval.indexing.lists`); --path_fields reads them from the
+paths (`ivt_jax.retrieval.indexing.path_fields`). The last line updates an index, which knows its pictures, model and
+options, or continues after an interruption. docs/search.md describes which pictures are embedded, skipped or deleted.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from ivt_jax.common.messages import counted
 from ivt_jax.common.startup import run_command
 
 if TYPE_CHECKING:
-    from ivt_jax.retrieval.build import Built
-    from ivt_jax.retrieval.sources import Source
+    from ivt_jax.retrieval.indexing.build import Built
+    from ivt_jax.retrieval.indexing.sources import Source
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
 _REASONS = 8  # that are counted separately
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     for note in source.notes:
         print(f"{args.list or '--path_fields'}: {printable(note)}", file=sys.stderr, flush=True)
 
-    from ivt_jax.retrieval.build import BATCH, Options, build
-    from ivt_jax.retrieval.places import open_store, refuse_taken, snapshot
+    from ivt_jax.retrieval.indexing.build import BATCH, Options, build
+    from ivt_jax.retrieval.stores.places import open_store, refuse_taken, snapshot
 
     if args.snapshot:
         refuse_taken(args.snapshot)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace, source: "Source", built: "Built") -> None:
     """Prints the problems of a build on stderr and the counts on stdout; lists the problems in the index's folder."""
     from ivt_jax.gallery.walk import describe_passed
-    from ivt_jax.retrieval.missing import describe_kept
+    from ivt_jax.retrieval.indexing.missing import describe_kept
 
     passed = describe_passed(source.passed)
     file = None if is_remote(args.index) else Path(args.index, "unreadable.txt")
@@ -86,8 +86,8 @@ def read_source(args: argparse.Namespace) -> "Source":
 
     Sets the options that the command line leaves out to those of the last build. Raises UserError for mistakes.
     """
-    from ivt_jax.retrieval.path_fields import add_fields, parse_pattern
-    from ivt_jax.retrieval.sources import read_folder, read_list
+    from ivt_jax.retrieval.indexing.path_fields import add_fields, parse_pattern
+    from ivt_jax.retrieval.indexing.sources import read_folder, read_list
 
     if args.path_fields:
         parse_pattern(args.path_fields)  # before any work
@@ -106,8 +106,8 @@ def read_source(args: argparse.Namespace) -> "Source":
 
 def _recall(args: argparse.Namespace, named: bool) -> None:
     """Sets options that the command line leaves out to those of the index; named: whether it names the pictures."""
-    from ivt_jax.retrieval.places import open_store
-    from ivt_jax.retrieval.store import NoIndexError
+    from ivt_jax.retrieval.stores.places import open_store
+    from ivt_jax.retrieval.stores.store import NoIndexError
 
     try:
         known = open_store(args.index).about.source

@@ -31,9 +31,9 @@ from ivt_jax.common.startup import run_command
 from ivt_jax.gallery.archives import find
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.pages.render import TEMPLATES, data_uri, render
-from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.query import Query, Term, check, parse_term, phrases_of
-from ivt_jax.retrieval.sources import read_folder
+from ivt_jax.retrieval.indexing.sources import read_folder
+from ivt_jax.retrieval.queries.query import Query, Term, check, parse_term, phrases_of
+from ivt_jax.retrieval.stores.places import open_store
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Answer, Result, Searcher
@@ -97,7 +97,7 @@ def index_folder(folder: Path, workdir: Path) -> "Iterator[tuple[Searcher, list[
     """
     source = read_folder(folder)
     from ivt_jax.encoding.encoder import Encoder
-    from ivt_jax.retrieval.build import Options, build
+    from ivt_jax.retrieval.indexing.build import Options, build
     from ivt_jax.retrieval.searcher import Searcher
 
     encoder = Encoder(workdir)

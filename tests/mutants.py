@@ -78,7 +78,7 @@ GROUPS = {
     "pipeline": ("input_pipeline/pipeline.py", "tests/input_pipeline/test_pipeline.py"),
     "text_levels": ("input_pipeline/text_levels.py", "tests/input_pipeline/test_text_levels.py"),
     "conversion": ("ivt_jax/conversion/*.py", "tests/conversion/test_*.py tests/training/test_init_from.py"),
-    "retrieval": ("ivt_jax/retrieval/*.py", "tests/retrieval/test_*.py tests/test_search.py"),
+    "retrieval": ("ivt_jax/retrieval/**/*.py", "tests/retrieval/**/test_*.py tests/test_search.py"),
     "guard": ("ivt_jax/serve/guard.py", "tests/serve/test_guard.py tests/serve/test_public.py tests/serve/test_api.py"),
 }
 

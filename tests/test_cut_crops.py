@@ -12,9 +12,9 @@ from PIL import Image
 from input_pipeline.synthetic.bulk import drawings
 from ivt_jax import index
 from ivt_jax.encoding.images import odd_shape
-from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.sources import read_list
-from ivt_jax.retrieval.where import parse
+from ivt_jax.retrieval.indexing.sources import read_list
+from ivt_jax.retrieval.stores.places import open_store
+from ivt_jax.retrieval.stores.where import parse
 from tests.gallery.conftest import write_model
 
 pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'opencv-python-headless<5'")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ivt_jax.__main__ import VERBS
-from ivt_jax.retrieval.build import Options, build
-from ivt_jax.retrieval.sources import read_folder
+from ivt_jax.retrieval.indexing.build import Options, build
+from ivt_jax.retrieval.indexing.sources import read_folder
 from tests.gallery.conftest import picture, write_model
 
 ROOT = Path(__file__).parent.parent

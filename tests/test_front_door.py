@@ -15,8 +15,8 @@ from ivt_jax.__main__ import HELP, VERBS, installed_config
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_images, encode_texts
 from ivt_jax.encoding.images import load_image
-from ivt_jax.retrieval.build import Options, build
-from ivt_jax.retrieval.sources import read_folder
+from ivt_jax.retrieval.indexing.build import Options, build
+from ivt_jax.retrieval.indexing.sources import read_folder
 from tests.gallery.conftest import picture, write_model
 
 ROOT = Path(__file__).parent.parent

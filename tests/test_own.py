@@ -15,7 +15,7 @@ from ivt_jax.common.messages import say_once
 from ivt_jax.evaluation import cross_domain
 from ivt_jax.export.run import export
 from ivt_jax.pages.report import write_report
-from ivt_jax.retrieval.sources import read_list
+from ivt_jax.retrieval.indexing.sources import read_list
 from ivt_jax.training import loop, validation
 from ivt_jax.training.config_check import check_config
 from tests.input_pipeline.test_doctor import encoded, scene

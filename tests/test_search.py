@@ -17,9 +17,10 @@ from PIL import Image
 import ivt_jax.encoding.encoder
 import ivt_jax.run.checkpoint
 from ivt_jax import search
-from ivt_jax.retrieval import build, searcher
-from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.sources import read_folder, read_list
+from ivt_jax.retrieval import searcher
+from ivt_jax.retrieval.indexing import build
+from ivt_jax.retrieval.indexing.sources import read_folder, read_list
+from ivt_jax.retrieval.stores.places import open_store
 from tests.gallery.conftest import picture, write_model
 
 COLOURS = {"red": (255, 0, 0), "dim": (200, 100, 100), "green": (0, 255, 0), "blue": (0, 0, 255)}

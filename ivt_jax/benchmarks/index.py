@@ -26,8 +26,8 @@ from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 
 if TYPE_CHECKING:
-    from ivt_jax.retrieval.lance import LanceStore
-    from ivt_jax.retrieval.store import About
+    from ivt_jax.retrieval.stores.lance import LanceStore
+    from ivt_jax.retrieval.stores.store import About
 
 TOP = 10  # results of a query
 WANTED = 100  # thousands of rows in the index for sentences
@@ -64,8 +64,8 @@ def draw_queries(vectors: np.ndarray, count: int) -> np.ndarray:
 
 def make_index(place: Path, about: "About", vectors: np.ndarray) -> "LanceStore":
     """Makes an index of the vectors, without pictures."""
-    from ivt_jax.retrieval.lance import LanceStore
-    from ivt_jax.retrieval.store import Row
+    from ivt_jax.retrieval.stores.lance import LanceStore
+    from ivt_jax.retrieval.stores.store import Row
 
     store = LanceStore.create(str(place), about)
     starts = range(0, len(vectors), ROWS_AT_ONCE)
@@ -105,7 +105,7 @@ def methods(store: "LanceStore", vectors: np.ndarray) -> dict[str, Callable[[np.
 
 def search_rows(folder: Path, count: int, dimension: int, calls: int, approximate: bool) -> Iterator[list[str]]:
     """Yields a row for each method in an index of `count` vectors, made in `folder`. approximate: add `ivf`."""
-    from ivt_jax.retrieval.store import About
+    from ivt_jax.retrieval.stores.store import About
 
     vectors = draw_vectors(count, dimension)
     queries = draw_queries(vectors, WARM_UP + calls)
@@ -126,7 +126,7 @@ def search_rows(folder: Path, count: int, dimension: int, calls: int, approximat
 def sentence_row(scratch: Path, workdir: Path, calls: int) -> list[str]:
     """Returns the row of searches for sentences."""
     from ivt_jax.encoding.encoder import Encoder
-    from ivt_jax.retrieval.build import describe_index
+    from ivt_jax.retrieval.indexing.build import describe_index
     from ivt_jax.retrieval.searcher import Searcher
 
     encoder, count = Encoder(workdir), 1000 * WANTED

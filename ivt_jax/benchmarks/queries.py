@@ -33,8 +33,8 @@ from ivt_jax.common.command import positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 from ivt_jax.evaluation.things import can_tell
-from ivt_jax.retrieval.query import Query, Term, phrases_of
-from ivt_jax.retrieval.spelling import suggest
+from ivt_jax.retrieval.queries.query import Query, Term, phrases_of
+from ivt_jax.retrieval.queries.spelling import suggest
 
 if TYPE_CHECKING:
     from ivt_jax.encoding.encoder import Encoder
@@ -163,7 +163,7 @@ class Measured(NamedTuple):
 def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
     """Asks all kinds for the pictures with indices `chosen`. Raises UserError if the workdir has no model."""
     from ivt_jax.encoding.encoder import Encoder
-    from ivt_jax.retrieval.reader import QueryReader
+    from ivt_jax.retrieval.queries.reader import QueryReader
     from ivt_jax.retrieval.searcher import read_calibration
 
     encoder = Encoder(workdir)

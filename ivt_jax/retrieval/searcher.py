@@ -4,7 +4,7 @@
     answer = searcher.search("a man in a red hoodie")
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
-`retrieval.composition` says how a query's parts become one vector; the score of a picture is its cosine similarity to
+`queries.composition` says how a query's parts become one vector; the score of a picture is its cosine similarity to
 this, so for one sentence it is their cosine similarity. Calibration covers no other score. A negation becomes an
 unwanted term of its own: "no hat".
 
@@ -29,12 +29,12 @@ from ivt_jax.evaluation.things import can_tell
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
 from ivt_jax.retrieval.basis import Basis, make_basis
-from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.query import Query, Term, check
-from ivt_jax.retrieval.reader import QueryReader
-from ivt_jax.retrieval.sources import read_unchanged
-from ivt_jax.retrieval.store import About, Row, StoreError, VectorStore
-from ivt_jax.retrieval.where import Condition, Joined, Metadata, Not, OneOf, Value
+from ivt_jax.retrieval.indexing.sources import read_unchanged
+from ivt_jax.retrieval.queries.query import Query, Term, check
+from ivt_jax.retrieval.queries.reader import QueryReader
+from ivt_jax.retrieval.stores.places import open_store
+from ivt_jax.retrieval.stores.store import About, Row, StoreError, VectorStore
+from ivt_jax.retrieval.stores.where import Condition, Joined, Metadata, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
 
 SAMPLE = 10_000  # rows at most

@@ -18,9 +18,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
-from ivt_jax.retrieval.query import Query, Term, check, split
-from ivt_jax.retrieval.store import StoreError, VectorStore
-from ivt_jax.retrieval.where import OneOf
+from ivt_jax.retrieval.queries.query import Query, Term, check, split
+from ivt_jax.retrieval.stores.store import StoreError, VectorStore
+from ivt_jax.retrieval.stores.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder, read_odd

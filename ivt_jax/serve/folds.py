@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ivt_jax.retrieval.where import Value
+from ivt_jax.retrieval.stores.where import Value
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Result
-    from ivt_jax.retrieval.store import VectorStore
+    from ivt_jax.retrieval.stores.store import VectorStore
 
 
 def find_folds(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivt_jax.encoding.images import open_image
-from ivt_jax.retrieval.sources import read_unchanged
+from ivt_jax.retrieval.indexing.sources import read_unchanged
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BaseModel, Field
 
-from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS, MAX_UNLIKE
-from ivt_jax.retrieval.where import LONGEST
+from ivt_jax.retrieval.queries.query import MAX_PHRASES, MAX_TERMS, MAX_UNLIKE
+from ivt_jax.retrieval.stores.where import LONGEST
 from ivt_jax.serve import limits
 
 Id = Annotated[int, Field(ge=0, lt=2**63, description="row of the index")]

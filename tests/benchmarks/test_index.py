@@ -1,7 +1,7 @@
 import re
 
 from ivt_jax.benchmarks import index as benchmark
-from ivt_jax.retrieval.store import About
+from ivt_jax.retrieval.stores.store import About
 
 
 def test_measures_every_method_and_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 from input_pipeline.synthetic.persons import draw_attributes
 from ivt_jax.benchmarks import queries
 from ivt_jax.benchmarks.queries import Asked, Gallery, Measured, is_raised, rank, sentences, tables, unwanted
-from ivt_jax.retrieval.query import Query
+from ivt_jax.retrieval.queries.query import Query
 
 PHRASES = {1: {"upper": "red coat"}, 2: {"upper": "blue coat", "bag": "bag"}, 3: {"upper": "red coat", "bag": "bag"}}
 GALLERY = Gallery(np.array([1, 2, 3, 2]), PHRASES, [[]] * 4, [], {}, [])

@@ -1,4 +1,4 @@
-"""Tables of records: the dialects of CSV, JSONL, and mistakes. tests/retrieval/test_sources.py has more of them."""
+"""Tables of records: the dialects of CSV, JSONL, and mistakes. More are in tests/retrieval/indexing/test_sources.py."""
 
 import pytest
 

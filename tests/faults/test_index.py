@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ivt_jax import index, search
-from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.stores.places import open_store
 from tests.conftest import QUICKLY
 from tests.faults.conftest import Process, mounted
 from tests.gallery.conftest import picture
@@ -22,7 +22,8 @@ from tests.gallery.conftest import picture
 SLOWLY = """
 import sys, time
 from ivt_jax import index
-from ivt_jax.retrieval import build, lance
+from ivt_jax.retrieval.indexing import build
+from ivt_jax.retrieval.stores import lance
 
 calls = 0
 
@@ -283,8 +284,8 @@ FULL = """
 import os, sys
 from pathlib import Path
 from ivt_jax import index
-from ivt_jax.retrieval import build
-from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.indexing import build
+from ivt_jax.retrieval.stores.places import open_store
 from tests.gallery.conftest import picture
 
 build.ROWS = 20

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from ivt_jax import index
-from ivt_jax.retrieval.build import Options, build
+from ivt_jax.retrieval.indexing.build import Options, build
+from ivt_jax.retrieval.indexing.sources import read_folder
 from ivt_jax.retrieval.searcher import Searcher
-from ivt_jax.retrieval.sources import read_folder
 from tests.faults.conftest import Process
 from tests.gallery.conftest import picture
 from tests.serve.conftest import served

@@ -8,10 +8,13 @@ import pytest
 from ivt_jax.encoding.embedding import embed_images
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import load_image
-from ivt_jax.retrieval import build
-from ivt_jax.retrieval.store import NoIndexError
+from ivt_jax.retrieval.indexing import build
+from ivt_jax.retrieval.stores.store import About, NoIndexError
 from tests.gallery.conftest import picture
 from tests.retrieval.memory import MemoryStore
+
+NOON = "2024-05-01T12:00:00+00:00"
+SECONDS = 1714564800  # noon of that day
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +74,13 @@ def stores(monkeypatch):
     monkeypatch.setattr(build, "open_store", open_store)
     monkeypatch.setattr(build, "create_store", create_store)
     return found
+
+
+@pytest.fixture
+def about(tmp_path):
+    """An index of tmp_path/pictures with a folder a/b below, all of an hour before its last build."""
+    (tmp_path / "pictures/a/b").mkdir(parents=True)
+    for folder in ("pictures/a/b", "pictures/a", "pictures"):
+        os.utime(tmp_path / folder, (SECONDS - 3600, SECONDS - 3600))
+    root = str(tmp_path / "pictures")
+    return About("m" * 64, "t", 4, "float32", {}, {}, "w", root, made="i" * 32, updated=NOON, passed={"hidden": 2})

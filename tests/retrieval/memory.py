@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from ivt_jax.retrieval.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf
+from ivt_jax.retrieval.stores.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf
 
 
 def meets(condition, row):

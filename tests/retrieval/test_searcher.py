@@ -14,11 +14,12 @@ from PIL import Image
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import load_image
-from ivt_jax.retrieval import explain, reader, searcher
-from ivt_jax.retrieval.composition import TYPICAL
-from ivt_jax.retrieval.query import Query, Term
+from ivt_jax.retrieval import explain, searcher
+from ivt_jax.retrieval.queries import reader
+from ivt_jax.retrieval.queries.composition import TYPICAL
+from ivt_jax.retrieval.queries.query import Query, Term
 from ivt_jax.retrieval.searcher import Phrase, Searcher
-from ivt_jax.retrieval.store import About, Row
+from ivt_jax.retrieval.stores.store import About, Row
 from ivt_jax.run.workdir import folder_tokenizer
 from tests.gallery.conftest import picture
 from tests.retrieval.memory import MemoryStore

@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.basis import Basis
-from ivt_jax.retrieval.query import Query, Term, check, phrases_of
+from ivt_jax.retrieval.queries.query import Query, Term, check, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
-from ivt_jax.retrieval.store import About, Row
+from ivt_jax.retrieval.stores.store import About, Row
 from ivt_jax.serve.app import create_app
 from ivt_jax.serve.server import make_server
 from ivt_jax.serve.settings import Settings

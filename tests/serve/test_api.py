@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ivt_jax.pages.render import INTENDED_USE
-from ivt_jax.retrieval.query import Query, Term
-from ivt_jax.retrieval.store import StoreError
+from ivt_jax.retrieval.queries.query import Query, Term
+from ivt_jax.retrieval.stores.store import StoreError
 from ivt_jax.serve.folds import find_folds
 from tests.serve.conftest import PERSONS, WORN, Person, StandIn, jpeg, served
 

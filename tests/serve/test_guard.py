@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.store import StoreError
+from ivt_jax.retrieval.stores.store import StoreError
 from ivt_jax.serve import clients, guard, limits
 from ivt_jax.serve.decoder import check_upload, decode
 from ivt_jax.serve.logins import Logins

@@ -11,7 +11,7 @@ import {add, clear, drawWaiting, thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
 const FIRST = 48; // results of the first request; each further one asks for twice as many as the one before
-const MOST_UNLIKE = 100; // pictures that are not meant, as in ivt_jax/retrieval/query.py
+const MOST_UNLIKE = 100; // pictures that are not meant, as in ivt_jax/retrieval/queries/query.py
 const NAME = document.title;
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");

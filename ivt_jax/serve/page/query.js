@@ -101,7 +101,7 @@ export function faultIn(query, message) {
   return found && query.where && place >= 0 && place <= query.where.length ? place : null;
 }
 
-// Joins two filters with `and` (their language: ivt_jax/retrieval/where.py). The first may contain `or`.
+// Joins two filters with `and` (their language: ivt_jax/retrieval/stores/where.py). The first may contain `or`.
 export function both(first, second) {
   return first && second ? `(${first}) and ${second}` : first || second;
 }

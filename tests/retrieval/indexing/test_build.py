@@ -22,13 +22,13 @@ from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.gallery.crops import UnreachableError
 from ivt_jax.gallery.shard import embed_shard
 from ivt_jax.gallery.vectors import read_gallery
-from ivt_jax.retrieval import build as builder
-from ivt_jax.retrieval.build import Options, build
-from ivt_jax.retrieval.lance import LanceStore
-from ivt_jax.retrieval.missing import describe_kept
-from ivt_jax.retrieval.places import create_store
-from ivt_jax.retrieval.qdrant import QdrantStore
-from ivt_jax.retrieval.sources import read_folder, read_list
+from ivt_jax.retrieval.indexing import build as builder
+from ivt_jax.retrieval.indexing.build import Options, build
+from ivt_jax.retrieval.indexing.missing import describe_kept
+from ivt_jax.retrieval.indexing.sources import read_folder, read_list
+from ivt_jax.retrieval.stores.lance import LanceStore
+from ivt_jax.retrieval.stores.places import create_store
+from ivt_jax.retrieval.stores.qdrant import QdrantStore
 from tests.gallery.conftest import picture, write_tar
 from tests.retrieval.conftest import GALLERY, fails, put
 
@@ -214,7 +214,10 @@ def test_an_unchanged_gallery_leaves_the_index_as_it_is(indexed, embedded, store
 
 
 def test_only_a_build_that_may_move_rows_states_that_it_is_under_way(indexed, gallery, stores, monkeypatch):
-    monkeypatch.setattr(stores[PLACE], "set_about", lambda about: pytest.fail(f"stated: {about}"))
+    def state(about):
+        assert (about.unfinished, about.planned) == (-1, 0)
+
+    monkeypatch.setattr(stores[PLACE], "set_about", state)
     assert indexed().endswith("6 unchanged")
     (gallery / "a.png").unlink()  # a row without a picture, and no new picture
     assert indexed().endswith("1 gone, 5 unchanged")

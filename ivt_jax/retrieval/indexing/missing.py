@@ -19,7 +19,7 @@ from input_pipeline.decoding import SUFFIXES
 from ivt_jax.common.messages import counted
 from ivt_jax.gallery.archives import SUFFIX
 from ivt_jax.gallery.walk import is_passed_folder, reason_to_pass
-from ivt_jax.retrieval.sources import Source
+from ivt_jax.retrieval.indexing.sources import Source
 
 GONE = "the folder is missing"
 EMPTY = "the folder holds no pictures"

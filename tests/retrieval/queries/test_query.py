@@ -5,8 +5,8 @@ import math
 import pytest
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.query import MAX_PHRASES, MAX_TERMS, Query, Term, check, parse_term, phrases_of
-from ivt_jax.retrieval.where import Comparison
+from ivt_jax.retrieval.queries.query import MAX_PHRASES, MAX_TERMS, Query, Term, check, parse_term, phrases_of
+from ivt_jax.retrieval.stores.where import Comparison
 
 FIELDS = {"camera": "integer", "track": "text"}
 

@@ -9,7 +9,7 @@ Each picture is compared with the rows of the index; the cheap comparisons come 
     any other picture                                    is embedded
 
 The row of a deleted picture is deleted last, because another path may need its vector until then. The row of a picture
-out of reach stays (`ivt_jax.retrieval.missing`).
+out of reach stays (`ivt_jax.retrieval.indexing.missing`).
 
 Rows are added in groups, each whole or not at all; then the rows that they replace are deleted by their ids. So every
 path keeps a row, whenever a build fails. A path may have two rows for a moment, or until the next build, which deletes
@@ -42,12 +42,12 @@ from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, is_as_before, odd_shape, open_image
 from ivt_jax.gallery.crops import UnreachableError, read_content
 from ivt_jax.gallery.vectors import ByDigest, short_digest
-from ivt_jax.retrieval.basis import count_passed, now
-from ivt_jax.retrieval.missing import Missing, Reach, Reasons
-from ivt_jax.retrieval.places import create_store, open_store
-from ivt_jax.retrieval.plan import Plan, find_stale, plan_build
-from ivt_jax.retrieval.sources import Picture, Source
-from ivt_jax.retrieval.store import About, NoIndexError, Row, VectorStore
+from ivt_jax.retrieval.indexing.changes import count_passed, now
+from ivt_jax.retrieval.indexing.missing import Missing, Reach, Reasons
+from ivt_jax.retrieval.indexing.plan import Plan, find_stale, plan_build
+from ivt_jax.retrieval.indexing.sources import Picture, Source
+from ivt_jax.retrieval.stores.places import create_store, open_store
+from ivt_jax.retrieval.stores.store import About, NoIndexError, Row, VectorStore
 from ivt_jax.run.workdir import folder_tokenizer, lock_folder
 
 BATCH = 64  # pictures of a batch on each device

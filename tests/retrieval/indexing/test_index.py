@@ -15,8 +15,8 @@ from PIL import Image
 from ivt_jax import index
 from ivt_jax.gallery import walk
 from ivt_jax.gallery.shard import embed_shard
-from ivt_jax.retrieval.places import open_store
-from ivt_jax.retrieval.where import parse
+from ivt_jax.retrieval.stores.places import open_store
+from ivt_jax.retrieval.stores.where import parse
 from ivt_jax.run.workdir import lock_folder
 from tests.retrieval.conftest import GALLERY, put
 

@@ -2,7 +2,7 @@
 
 Qdrant is its client's local mode, or the server that IVT_QDRANT names:
 
-    IVT_QDRANT=http://localhost:6333 python -m pytest tests/retrieval/test_store.py
+    IVT_QDRANT=http://localhost:6333 python -m pytest tests/retrieval/stores/test_store.py
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from qdrant_client import QdrantClient, models
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.ranking import rank_both_ways
-from ivt_jax.retrieval import places, qdrant
-from ivt_jax.retrieval.lance import LanceStore
-from ivt_jax.retrieval.places import create_store, open_store, snapshot
-from ivt_jax.retrieval.qdrant import QdrantStore
-from ivt_jax.retrieval.store import About, NoIndexError, Row
-from ivt_jax.retrieval.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf, parse
+from ivt_jax.retrieval.stores import places, qdrant
+from ivt_jax.retrieval.stores.lance import LanceStore
+from ivt_jax.retrieval.stores.places import create_store, open_store, snapshot
+from ivt_jax.retrieval.stores.qdrant import QdrantStore
+from ivt_jax.retrieval.stores.store import About, NoIndexError, Row
+from ivt_jax.retrieval.stores.where import OPERATORS, PATH, Comparison, Contains, Joined, Missing, Not, OneOf, parse
 from tests.retrieval.memory import holds, meets
 
 FIELDS = {
@@ -449,7 +449,7 @@ def test_qdrant_has_dot_products_in_the_dtype_and_an_exact_search(monkeypatch, d
 
 
 def test_the_key_of_a_qdrant_server_comes_from_the_environment(monkeypatch):
-    monkeypatch.setattr("ivt_jax.retrieval.qdrant.QdrantClient", lambda **options: options)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.qdrant.QdrantClient", lambda **options: options)
     for key, given in (("secret", "secret"), ("", None)):
         monkeypatch.setenv("QDRANT_API_KEY", key)
         options, name = qdrant._connect("https://host.example:6333/people.v2/")
@@ -473,7 +473,7 @@ def lance_of(tmp_path, vectors, cameras=1):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_lances_own_index_finds_nearly_all_and_scores_them_truly(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr("ivt_jax.retrieval.lance._READ_THROUGH", 0)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance._READ_THROUGH", 0)
     vectors, queries = clustered(3000).astype(dtype), clustered(3000)[::300]
     store = lance_of(tmp_path, vectors, cameras=2)
     assert isinstance(store, LanceStore)
@@ -499,7 +499,7 @@ def test_of_few_rows_that_meet_a_condition_an_approximate_search_misses_none(tmp
 
 
 def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 999)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance.EXACT_ROWS", 999)
     store = lance_of(tmp_path, clustered(1000))
     monkeypatch.setattr(store, "_read_vectors", lambda: pytest.fail("all vectors are read"))
     message = r"searched approximately: recall@10 (1\.000|0\.9\d\d), of 100 of its own vectors"
@@ -511,7 +511,7 @@ def test_above_the_bound_lances_own_index_is_asked(tmp_path, monkeypatch):
 
 
 def test_at_the_bound_all_rows_are_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 300)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance.EXACT_ROWS", 300)
     store = lance_of(tmp_path, clustered(300))
     assert store.optimize() == ""
     store.build_index()
@@ -544,14 +544,15 @@ def test_an_index_of_lancedb_is_read_searched_and_updated(tmp_path, monkeypatch)
     ]
     assert store.about == about(dimension=2, dtype="float16", fields=fields, made="then")
     assert same([*store.scan(vectors=True, thumbnails=True)], rows[2:300])
-    monkeypatch.setattr("ivt_jax.retrieval.lance._READ_THROUGH", 0)  # otherwise the approximate index is not asked
+    # Otherwise the approximate index is not asked.
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance._READ_THROUGH", 0)
     for exact in (True, False):
         assert store.search(east, 4, exact=exact)[1].tolist() == [[299, 2, 298, 3]]
         assert store.search(east, 3, Comparison("camera", "=", 1), exact=exact)[1].tolist() == [[298, 4, 295]]
     store.add(rows[300:])
     store.delete([2])
     store.set_about(about(dimension=2, dtype="float16", fields={"camera": "integer"}))
-    monkeypatch.setattr("ivt_jax.retrieval.lance.EXACT_ROWS", 100)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance.EXACT_ROWS", 100)
     assert store.optimize().startswith("searched approximately: recall@10 ")
     left = [row._replace(metadata={"camera": row.id % 3}) for row in rows[3:]]
     for opened in (store, open_store(tmp_path)):
@@ -574,7 +575,7 @@ def test_whether_a_picture_is_odd_is_kept_and_not_known_in_an_older_index(create
 
 
 def test_a_scan_goes_to_its_end_while_another_puts_the_index_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("ivt_jax.retrieval.lance._AT_ONCE", 10)
+    monkeypatch.setattr("ivt_jax.retrieval.stores.lance._AT_ONCE", 10)
     store = create_store(tmp_path / "index", about())
     rows = make_rows(40)
     for start in range(0, 40, 10):
@@ -620,7 +621,7 @@ def test_rows_that_another_process_adds_are_found(tmp_path):
     assert store.search(query, 1)[1] == [[0]]
     code = (
         "import sys, numpy as np\n"
-        "from ivt_jax.retrieval.places import open_store\nfrom ivt_jax.retrieval.store import Row\n"
+        "from ivt_jax.retrieval.stores.places import open_store\nfrom ivt_jax.retrieval.stores.store import Row\n"
         "open_store(sys.argv[1]).add([Row(1, 'b', '', 0, 0, {}, np.float32([0, 1]), b'')])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "index")], check=True)
@@ -716,7 +717,7 @@ def test_tables_and_collections_of_others_are_refused(tmp_path, stated):
 
 
 def test_without_its_client_qdrant_is_refused_in_one_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, "ivt_jax.retrieval.qdrant")
+    monkeypatch.delitem(sys.modules, "ivt_jax.retrieval.stores.qdrant")
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     message = r"^Qdrant's client is not installed: pip install -e '\.\[qdrant\]' in the clone of this project$"
     with pytest.raises(UserError, match=message):

@@ -1,7 +1,7 @@
 import pytest
 
 from input_pipeline.tokenizer import load_tokenizer
-from ivt_jax.retrieval.spelling import suggest
+from ivt_jax.retrieval.queries.spelling import suggest
 
 SHIPPED = load_tokenizer("")
 

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.where import PATH, Comparison, Contains, Joined, Missing, Not, OneOf, parse
+from ivt_jax.retrieval.stores.where import PATH, Comparison, Contains, Joined, Missing, Not, OneOf, parse
 
 FIELDS = {"camera": "integer", "speed": "number", "time": "time", "track": "text", "indoors": "boolean", "in": "text"}
 FIRST, SECOND = Comparison("camera", "=", 1), Comparison("camera", "=", 2)

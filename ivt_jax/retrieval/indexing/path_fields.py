@@ -7,8 +7,8 @@ A pattern is that of a whole path below the folder of pictures. {NAME} is one ch
 possible from the left. `*` is any number of characters without "/", `**` any number with it, and `**/` also no folder.
 {{ and }} are braces. Everything else stands for itself, in the same case.
 
-Types follow from the values, as those of a list's columns (`ivt_jax.retrieval.lists`). If a path does not fit, all
-fields of its picture are missing.
+Types follow from the values, as those of a list's columns (`ivt_jax.retrieval.indexing.lists`). If a path does not
+fit, all fields of its picture are missing.
 """
 
 import re
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8, printable
-from ivt_jax.retrieval.lists import infer_fields
-from ivt_jax.retrieval.sources import Source
+from ivt_jax.retrieval.indexing.lists import infer_fields
+from ivt_jax.retrieval.indexing.sources import Source
 
 _TOKEN = re.compile(
     r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<any>\*\*/?|\*)|(?P<text>[^{}*]+)|(?P<wrong>.)", re.DOTALL

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ivt_jax.retrieval.composition import Part, compose, spread_ratio
+from ivt_jax.retrieval.queries.composition import Part, compose, spread_ratio
 
 X, Y, Z = np.eye(3, dtype=np.float32)
 

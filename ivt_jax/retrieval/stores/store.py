@@ -1,4 +1,4 @@
-"""An index's contents, and the protocol of its stores. `ivt_jax.retrieval.places` opens an index."""
+"""An index's contents, and the protocol of its stores. `ivt_jax.retrieval.stores.places` opens an index."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ivt_jax.common.errors import UserError, disk_fault
-from ivt_jax.retrieval.where import PATH, Condition, Metadata, Value
+from ivt_jax.retrieval.stores.where import PATH, Condition, Metadata, Value
 
 Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index

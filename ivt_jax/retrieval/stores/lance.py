@@ -28,8 +28,8 @@ import pyarrow as pa
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
-from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
-from ivt_jax.retrieval.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
+from ivt_jax.retrieval.stores.store import About, Found, NoIndexError, Row, column, one_line
+from ivt_jax.retrieval.stores.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 if "LANCE_LOG" not in os.environ:  # Lance's own variable
     logging.getLogger("pylance").setLevel(logging.WARNING)  # it logs how long an index took to build

@@ -22,8 +22,8 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.retrieval.store import About, Found, NoIndexError, Row, column, one_line
-from ivt_jax.retrieval.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
+from ivt_jax.retrieval.stores.store import About, Found, NoIndexError, Row, column, one_line
+from ivt_jax.retrieval.stores.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 _ABOUT = "ivt_jax"
 _PLACE = re.compile(r"(https?://[^/\s]+)/([A-Za-z0-9_.-]+)/?")

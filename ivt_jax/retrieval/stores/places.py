@@ -1,7 +1,7 @@
 """Opens and creates indexes; the form of the place selects the store.
 
-DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    Lance: a folder, no server (`ivt_jax.retrieval.lance`)
-http://HOST:6333/NAME, https://...       Qdrant: the collection NAME of a server (`ivt_jax.retrieval.qdrant`)
+DIR, s3://BUCKET/DIR, gs://BUCKET/DIR    Lance: a folder, no server (`ivt_jax.retrieval.stores.lance`)
+http://HOST:6333/NAME, https://...       Qdrant: the collection NAME of a server (`ivt_jax.retrieval.stores.qdrant`)
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable
 from ivt_jax.common.messages import install
-from ivt_jax.retrieval.store import FORMAT, About, NoIndexError, VectorStore
+from ivt_jax.retrieval.stores.store import FORMAT, About, NoIndexError, VectorStore
 
 
 def open_store(place: Path | str) -> VectorStore:
@@ -47,11 +47,11 @@ def create_store(place: Path | str, about: About) -> VectorStore:
 def _store_class(place: Path | str) -> Any:
     """Returns LanceStore or QdrantStore. Raises UserError if Qdrant's client is needed and not installed."""
     if not str(place).startswith(("http://", "https://")):
-        from ivt_jax.retrieval.lance import LanceStore
+        from ivt_jax.retrieval.stores.lance import LanceStore
 
         return LanceStore
     try:
-        from ivt_jax.retrieval.qdrant import QdrantStore
+        from ivt_jax.retrieval.stores.qdrant import QdrantStore
     except ModuleNotFoundError as error:
         if error.name != "qdrant_client":
             raise

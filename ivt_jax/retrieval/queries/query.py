@@ -8,8 +8,8 @@ from typing import NamedTuple
 from input_pipeline.noun_phrases import attribute_phrases
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
-from ivt_jax.retrieval.where import Condition, parse
-from ivt_jax.retrieval.wording import read_negations, rest_of
+from ivt_jax.retrieval.queries.wording import read_negations, rest_of
+from ivt_jax.retrieval.stores.where import Condition, parse
 
 MAX_TERMS = 16
 LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
@@ -33,7 +33,7 @@ class Query(NamedTuple):
     image: Path | bytes | None = None  # a file or its bytes
     like: int | None = None  # the id of a row, to find similar ones
     image_weight: float = 1.0  # of the image or the row
-    where: str = ""  # a filter in the language of `ivt_jax.retrieval.where`, "" for none
+    where: str = ""  # a filter in the language of `ivt_jax.retrieval.stores.where`, "" for none
     unlike: tuple[int, ...] = ()  # the ids of rows that are not meant: they and what is like them come later
 
 

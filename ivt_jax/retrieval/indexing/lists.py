@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ivt_jax.common.tables import read_table
-from ivt_jax.retrieval.where import Value, read_time
+from ivt_jax.retrieval.stores.where import Value, read_time
 
 _FEW = 10  # 1 value in _FEW, or a single one, that does not fit the type of the others is most likely a mistake
 _BRIEF = 60  # characters of a value in a message

@@ -10,8 +10,8 @@ import pytest
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.gallery.walk import describe_passed
-from ivt_jax.retrieval.path_fields import add_fields, parse_pattern
-from ivt_jax.retrieval.sources import Picture, read_folder, read_list
+from ivt_jax.retrieval.indexing.path_fields import add_fields, parse_pattern
+from ivt_jax.retrieval.indexing.sources import Picture, read_folder, read_list
 from tests.retrieval.conftest import fails
 
 

@@ -1,4 +1,4 @@
-"""Finds the pictures of an index and their metadata, in a folder or a list (`ivt_jax.retrieval.lists`).
+"""Finds the pictures of an index and their metadata, in a folder or a list (`ivt_jax.retrieval.indexing.lists`).
 
 A picture is a file of its own, or lies in a tar archive of the folder: ARCHIVE.tar/NAME (`ivt_jax.gallery.archives`).
 """
@@ -21,9 +21,9 @@ from ivt_jax.gallery import archives
 from ivt_jax.gallery.archives import Slice
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
-from ivt_jax.retrieval.lists import infer_fields, read_records
-from ivt_jax.retrieval.store import Row
-from ivt_jax.retrieval.where import Metadata
+from ivt_jax.retrieval.indexing.lists import infer_fields, read_records
+from ivt_jax.retrieval.stores.store import Row
+from ivt_jax.retrieval.stores.where import Metadata
 
 OF_CAPTION = ("caption", "attributes")  # columns that a table of own data has for each caption, not for each picture
 _OUT = "a link that leads out of the folder of pictures"

@@ -10,9 +10,9 @@ from input_pipeline.decoding import is_turned
 from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.messages import counted
 from ivt_jax.common.progress import progress
-from ivt_jax.retrieval.missing import Missing
-from ivt_jax.retrieval.sources import Picture, Source
-from ivt_jax.retrieval.store import Row, VectorStore
+from ivt_jax.retrieval.indexing.missing import Missing
+from ivt_jax.retrieval.indexing.sources import Picture, Source
+from ivt_jax.retrieval.stores.store import Row, VectorStore
 
 _AHEAD = 256  # files that threads open in advance
 

@@ -10,9 +10,9 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_texts
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import describe_odd, fit, odd_shape, open_image
-from ivt_jax.retrieval.composition import TYPICAL, Part, compose, spread_ratio
-from ivt_jax.retrieval.query import Query, Term, phrases_of, read_terms
-from ivt_jax.retrieval.spelling import suggest
+from ivt_jax.retrieval.queries.composition import TYPICAL, Part, compose, spread_ratio
+from ivt_jax.retrieval.queries.query import Query, Term, phrases_of, read_terms
+from ivt_jax.retrieval.queries.spelling import suggest
 
 _BRIEF = 60  # characters of a sentence in a message
 

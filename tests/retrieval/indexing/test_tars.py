@@ -11,12 +11,12 @@ from PIL import Image
 
 from ivt_jax import index as command
 from ivt_jax.gallery.crops import read_content
-from ivt_jax.retrieval import build as builder
-from ivt_jax.retrieval.build import Options, build
-from ivt_jax.retrieval.missing import describe_kept
-from ivt_jax.retrieval.places import open_store
+from ivt_jax.retrieval.indexing import build as builder
+from ivt_jax.retrieval.indexing.build import Options, build
+from ivt_jax.retrieval.indexing.missing import describe_kept
+from ivt_jax.retrieval.indexing.sources import read_folder, read_list
 from ivt_jax.retrieval.searcher import Searcher
-from ivt_jax.retrieval.sources import read_folder, read_list
+from ivt_jax.retrieval.stores.places import open_store
 from tests.gallery.conftest import picture, write_tar
 from tests.retrieval.conftest import put
 

@@ -1,7 +1,7 @@
 import pytest
 
-from ivt_jax.retrieval.query import Split, Term, read_terms, split
-from ivt_jax.retrieval.wording import read_negations, rest_of
+from ivt_jax.retrieval.queries.query import Split, Term, read_terms, split
+from ivt_jax.retrieval.queries.wording import read_negations, rest_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""What a build left out, when it was, and whether its folder or list has changed since."""
+
+import collections
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from ivt_jax.gallery.walk import Passed
+from ivt_jax.retrieval.stores.store import About
+
+
+def find_change(about: About) -> str:
+    """Returns what has changed since the last build, "" if nothing is seen.
+
+    Looks at the folder of pictures, at the folders directly below, and at the list: a new or deleted file changes the
+    time of its folder. Deeper folders are not looked at, because there may be very many.
+    """
+    if not about.updated:
+        return ""
+    root, listed = Path(about.root), about.source.get("list")
+    try:
+        if listed:
+            places = [Path(listed)]
+        else:
+            places = [root, *(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+        newest, place = max((path.stat().st_mtime, path) for path in places)
+    except OSError as error:
+        return f"{error.filename} cannot be read any more: {error.strerror}"
+    # Some file systems keep whole seconds.
+    if newest <= datetime.datetime.fromisoformat(about.updated).timestamp() + 1:
+        return ""
+    return f"{place} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
+
+
+def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:
+    """Counts the files that a build left out, by reason. unreadable: (path, reason) of each."""
+    counts = collections.Counter(reason for _, reason in unreadable)
+    names = {"suffix": "of no picture format: {}", "folder": "in folders named {}", "hidden": "hidden"}
+    for (kind, name), count in passed.items():
+        counts[names[kind].format(name or "without suffix")] += count
+    return dict(counts.most_common())
+
+
+def now() -> str:
+    """Returns the time in UTC, to the second."""
+    return iso_time(datetime.datetime.now(datetime.UTC).timestamp())
+
+
+def iso_time(seconds: float) -> str:
+    """Returns a time in seconds since 1970 as ISO 8601 in UTC, to the second."""
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).isoformat()

@@ -1,0 +1,1 @@
+"""A query's sentences and pictures: negations, spellings, phrases, and the one vector that all of them become."""

@@ -1,0 +1,40 @@
+import dataclasses
+import os
+from collections import Counter
+
+import pytest
+
+from ivt_jax.retrieval.indexing.changes import count_passed, find_change
+from tests.retrieval.conftest import SECONDS
+
+
+def test_nothing_has_changed(about):
+    assert find_change(about) == ""
+    assert find_change(dataclasses.replace(about, updated="")) == ""  # of an older version
+
+
+@pytest.mark.parametrize("folder", ["pictures", "pictures/a"])
+def test_a_folder_that_changed_later_is_named(about, tmp_path, folder):
+    os.utime(tmp_path / folder, (SECONDS + 1, SECONDS + 1))
+    assert find_change(about) == ""  # the same second, on some file systems
+    os.utime(tmp_path / folder, (SECONDS + 2, SECONDS + 2))
+    assert find_change(about).startswith(f"{tmp_path}/{folder} has changed since; update the index: ")
+
+
+def test_of_a_list_the_list_counts(about, tmp_path):
+    (tmp_path / "list.csv").touch()
+    listed = dataclasses.replace(about, source={"list": str(tmp_path / "list.csv")})
+    assert find_change(listed).startswith(f"{tmp_path}/list.csv has changed since")
+    os.utime(tmp_path / "list.csv", (SECONDS, SECONDS))
+    assert find_change(listed) == ""
+    (tmp_path / "list.csv").unlink()
+    assert find_change(listed) == f"{tmp_path}/list.csv cannot be read any more: No such file or directory"
+
+
+def test_files_that_were_left_out_are_counted_by_reason():
+    passed = Counter({("suffix", ".mp4"): 3, ("suffix", ""): 1, ("folder", "@eaDir"): 9, ("hidden", ""): 2})
+    unreadable = [("a.jpg", "not a readable image"), ("b.jpg", "not a readable image")]
+    assert list(count_passed(unreadable, passed).items()) == [
+        ("in folders named @eaDir", 9), ("of no picture format: .mp4", 3), ("not a readable image", 2), ("hidden", 2),
+        ("of no picture format: without suffix", 1),
+    ]  # fmt: skip
