@@ -6,8 +6,9 @@
     python -m ivt_jax.index --index=DIR
 
 A list holds metadata such as camera and time (`ivt_jax.retrieval.indexing.lists`); --path_fields reads them from the
-paths (`ivt_jax.retrieval.indexing.path_fields`). The last line updates an index, which knows its pictures, model and
-options, or continues after an interruption. docs/search.md describes which pictures are embedded, skipped or deleted.
+paths (`ivt_jax.retrieval.indexing.path_fields`). The last command updates an index, also after an interruption: the
+index stores the folder or list of its pictures, its model and its options. docs/search.md describes which pictures are
+embedded, skipped or deleted.
 """
 
 import argparse
@@ -66,10 +67,10 @@ def report(args: argparse.Namespace, source: "Source", built: "Built") -> None:
     if passed:
         print(f"{args.index}: passed over: {passed}")
     if built.unreadable:
-        print(f"{args.index}: {_count_reasons(_reasons(built.unreadable))}", file=sys.stderr)
+        print(f"{args.index}: {_count_reasons(built.unreadable, 'skipped')}", file=sys.stderr)
     if built.odd:
         remedy = "indexed all the same, but models learn from crops of one person: docs/search.md, Full frames"
-        print(f"{args.index}: {_count_reasons(_reasons(built.odd), 'odd')}; {remedy}", file=sys.stderr)
+        print(f"{args.index}: {_count_reasons(built.odd, 'odd')}; {remedy}", file=sys.stderr)
     if source.unmatched:
         unmatched = f"{counted(len(source.unmatched), 'path')} without fields, because --path_fields={args.path_fields}"
         print(f"{args.index}: {printable(unmatched)} does not fit", file=sys.stderr)
@@ -157,16 +158,13 @@ def _print_problems(found: Mapping[str, Sequence[str]], passed: str, file: Path 
         write_bytes(file, "".join(f"{printable(line)}\n" for line in everything).encode())
 
 
-def _reasons(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
-    return collections.Counter(reason for _, reason in pairs).most_common()
-
-
-def _count_reasons(reasons: Sequence[tuple[str, int]], kind: str = "skipped") -> str:
-    """Returns a text such as "3 skipped: missing (2), not a readable image (1)"."""
+def _count_reasons(pairs: Sequence[tuple[str, str]], kind: str) -> str:
+    """Returns a text such as "3 skipped: missing (2), not a readable image (1)". pairs: (path, reason)."""
+    reasons = collections.Counter(reason for _, reason in pairs).most_common()
     shown = [f"{printable(reason)} ({count:,})" for reason, count in reasons[:_REASONS]]
     if others := sum(count for _, count in reasons[_REASONS:]):
         shown.append(f"other reasons ({others:,})")
-    return f"{sum(count for _, count in reasons):,} {kind}: {', '.join(shown)}"
+    return f"{len(pairs):,} {kind}: {', '.join(shown)}"
 
 
 def main(argv: list[str] | None = None) -> int:

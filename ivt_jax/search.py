@@ -28,7 +28,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
-from ivt_jax.gallery.archives import find
+from ivt_jax.gallery.archives import find_slice
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.pages.render import TEMPLATES, data_uri, render
 from ivt_jax.retrieval.indexing.sources import read_folder
@@ -115,7 +115,7 @@ def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         cells = [f"{rank:3}", f"{result.score:+.4f}", " · ".join(phrases), str(searcher.file(result.path))]
         print("  ".join(printable(cell) for cell in cells if cell))
     _print_verdict(answer, sys.stdout)
-    for line in (answer.untold, *_basis(answer)):
+    for line in (answer.without_fit, *_basis(answer)):
         if line:
             print(printable(line))
 
@@ -137,7 +137,7 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
 def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     """Prints a header and a row per result, with a column per phrase and per field of metadata."""
     writer, fields = csv.writer(sys.stdout), [*searcher.about.fields]
-    asked = phrases_of(query._replace(terms=answer.terms))
+    asked = phrases_of(answer.terms)
     columns = [f"phrase.{'' if wanted else 'not '}{text}" for text, wanted in asked.items()]
     columns += [f"metadata.{name}" for name in fields]
     writer.writerow(["rank", "id", "score", "probability", "path", "file", *columns])
@@ -281,7 +281,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 def _is_readable(file: Path) -> bool:
     try:
-        return find(file) is not None or os.access(file, os.R_OK)
+        return find_slice(file) is not None or os.access(file, os.R_OK)
     except OSError:  # its archive is gone, or has no such picture
         return False
 

@@ -33,7 +33,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {Q
 FLAGS = os.environ["XLA_FLAGS"]
 jax.devices()  # starts JAX with these flags, whichever test comes first; a command that a test calls would add its own
 
-gc.set_threshold(50_000)  # with Python's 700, a twelfth of the time went into searches for garbage
+gc.set_threshold(50_000)  # Python's 700 costs a twelfth of the time
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")

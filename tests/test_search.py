@@ -247,7 +247,7 @@ def test_another_model_is_refused_with_the_remedy(ask, monkeypatch, capsys):
 def calibrated(workdir):
     """Red has a score of 1 with red, dim one of 0.8951."""
     learned = {"slope": 10.0, "offset": -9.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200}
-    learned["things"] = {thing: [0.9, 9] for thing in ("red", "coat", "bag")}
+    learned["nouns"] = {noun: [0.9, 9] for noun in ("red", "coat", "bag")}
     (workdir / "val").mkdir()
     (workdir / "val/summary.json").write_text(json.dumps({"calibration": learned}))
     return workdir / "val/summary.json"
@@ -481,10 +481,11 @@ def test_a_copy_has_a_name_that_a_file_can_have(call, folder, tmp_path):
 def test_pictures_of_an_archive_are_found_and_copied(call, folder, tmp_path, capsys):
     with tarfile.open(folder / "more.tar", "w") as archive:
         archive.add(folder / "red.png", "a/rot.png")
+    content = (folder / "red.png").read_bytes()
     (folder / "red.png").unlink()
     assert call("red", "--top=1", "--paths", f"--copy_to={tmp_path}/found") == 0
     assert capsys.readouterr().out == f"{folder}/more.tar/a/rot.png\n"
-    assert (tmp_path / "found/01_rot.png").stat().st_size > 0
+    assert (tmp_path / "found/01_rot.png").read_bytes() == content
 
 
 def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):

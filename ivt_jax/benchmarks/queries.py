@@ -7,8 +7,8 @@ with an unwanted phrase, written otherwise, by a picture, and by a picture with 
 last, that other person is drawn and added to the gallery, and the right answers are the pictures of it in other scenes.
 Several runs of one recipe are averaged query by query; intervals, 95%, are bootstraps over persons.
 
-An unwanted phrase is one that the person lacks and another of the first ten has. It should raise the mean rank of the
-pictures of persons who have it, of those among the first fifty; the last table says how often it does.
+An unwanted phrase is one that the person lacks and another of the first ten has. It should move pictures of persons who
+have it down: of those among the first fifty, the mean rank rises. The last table says how often it does.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from ivt_jax.benchmarks.grounding import true_phrases
 from ivt_jax.common.command import positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
-from ivt_jax.evaluation.things import can_tell
-from ivt_jax.retrieval.queries.query import Query, Term, phrases_of
+from ivt_jax.evaluation.nouns import can_tell
+from ivt_jax.retrieval.queries.query import MAX_TERMS, Query, Term, phrases_of
 from ivt_jax.retrieval.queries.spelling import suggest
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 BATCH = 64
 FIRST = 10  # an unwanted phrase is one that a picture among these has
-LOOKED_AT = 50
+LOOKED_AT = 50  # pictures whose ranks are compared, before and after the unwanted phrase
+SENTENCE = "the sentence"  # the kind that others are compared with
 COLOURS = {"upper_colour": "upper", "lower_colour": "lower", "shoes_colour": "shoes", "bag_colour": "bag"}
 
 # JAX, Flax and Orbax are imported where they are used: `--help` and a mistyped flag answer at once.
@@ -58,7 +59,7 @@ class Gallery(NamedTuple):
     changed: list[bytes]  # pictures of the changed persons, in the order of `persons`
 
 
-class Asked(NamedTuple):
+class Trial(NamedTuple):
     """A query for the pictures in `right` (N or 2N,) bool; `left_out`: pictures that are not ranked."""
 
     query: Query
@@ -99,10 +100,10 @@ def _recoloured(who: Attributes, rng: random.Random) -> tuple[Attributes, str]:
 
 def sentences(caption: str, rng: random.Random, tokenizer: object) -> dict[str, Query]:
     """Makes the queries of one caption, by kind."""
-    phrases = [Term(phrase) for phrase in phrases_of(Query((Term(caption),)))]
+    phrases = [Term(phrase) for phrase in phrases_of([Term(caption)])]
     slips = typos(caption, np.random.default_rng(rng.getrandbits(32)), rate=1.0)
     kinds = {
-        "the sentence": [Term(caption)],
+        SENTENCE: [Term(caption)],
         "split into its phrases": phrases,
         "the sentence and its phrases": [Term(caption), *phrases],
         "the sentence, one phrase at weight 2": [Term(caption), rng.choice(phrases)._replace(weight=2.0)],
@@ -112,28 +113,28 @@ def sentences(caption: str, rng: random.Random, tokenizer: object) -> dict[str, 
         "one typo in each word": [Term(slips)],
         "the same, with the suggestion": [Term(suggest(slips, tokenizer) or slips)],
     }
-    return {kind: Query(tuple(terms[:16])) for kind, terms in kinds.items()}
+    return {kind: Query(tuple(terms[:MAX_TERMS])) for kind, terms in kinds.items()}
 
 
-def queries_of(gallery: Gallery, picture: int, rng: random.Random, tokenizer: object) -> Iterator[tuple[str, Asked]]:
+def queries_of(gallery: Gallery, picture: int, rng: random.Random, tokenizer: object) -> Iterator[tuple[str, Trial]]:
     """Yields the kinds of queries that begin with a picture and its captions."""
     id, count = gallery.persons[picture], len(gallery.persons)
     same = gallery.persons == id
     for kind, query in sentences(gallery.captions[picture][0], rng, tokenizer).items():
-        yield kind, Asked(query, same)
-    yield "another caption of the picture", Asked(Query((Term(gallery.captions[picture][1]),)), same)
+        yield kind, Trial(query, same)
+    yield "another caption of the picture", Trial(Query((Term(gallery.captions[picture][1]),)), same)
     content = gallery.pixels[picture]
-    yield "a picture", Asked(Query(image=content), same, (picture,))
+    yield "a picture", Trial(Query(image=content), same, (picture,))
     both, scene = np.concatenate([np.zeros(count, bool), same]), (picture, count + picture)
-    yield "a picture and one changed colour", Asked(Query((Term(gallery.changes[id]),), content), both, scene)
+    yield "a picture and one changed colour", Trial(Query((Term(gallery.changes[id]),), content), both, scene)
 
 
-def rank(scores: np.ndarray, asked: Asked) -> int:
+def rank(scores: np.ndarray, trial: Trial) -> int:
     """Returns the rank of the first right picture, from 1; equal scores count against it."""
     scores = scores.copy()
-    scores[list(asked.left_out)] = -np.inf
-    right = asked.right.copy()
-    right[list(asked.left_out)] = False
+    scores[list(trial.left_out)] = -np.inf
+    right = trial.right.copy()
+    right[list(trial.left_out)] = False
     return int((scores[~right] >= scores[right].max()).sum()) + 1
 
 
@@ -163,34 +164,34 @@ class Measured(NamedTuple):
 def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
     """Asks all kinds for the pictures with indices `chosen`. Raises UserError if the workdir has no model."""
     from ivt_jax.encoding.encoder import Encoder
-    from ivt_jax.retrieval.queries.reader import QueryReader
+    from ivt_jax.retrieval.queries.encoder import QueryEncoder
     from ivt_jax.retrieval.searcher import read_calibration
 
     encoder = Encoder(workdir)
-    reader, calibration = QueryReader(encoder, encoder.tokenizer), read_calibration(workdir)
-    things = calibration.things if calibration else {}
+    queries, calibration = QueryEncoder(encoder, encoder.tokenizer), read_calibration(workdir)
+    nouns = calibration.nouns if calibration else {}
     images = _embed(encoder, [*gallery.pixels, *gallery.changed])
     size = len(gallery.persons)
     ranks: dict[str, list[int]] = {}
     raised: list[tuple[bool, bool]] = []
 
-    def score(query: Query) -> np.ndarray:
-        return reader.read(query, images[:size]).vector
+    def encode(query: Query) -> np.ndarray:
+        return queries.encode(query, images[:size]).vector
 
     for picture in progress(chosen, len(chosen), f"{workdir}: ", "queries", brief=True):
         rng = random.Random(f"query/{picture}")
-        for kind, asked in queries_of(gallery, int(picture), rng, encoder.tokenizer):
-            scores = images[: len(asked.right)] @ score(asked.query)
-            ranks.setdefault(kind, []).append(rank(scores, asked))
-            if kind == "the sentence":
-                plain, sentence = scores, asked
+        for kind, trial in queries_of(gallery, int(picture), rng, encoder.tokenizer):
+            scores = images[: len(trial.right)] @ encode(trial.query)
+            ranks.setdefault(kind, []).append(rank(scores, trial))
+            if kind == SENTENCE:
+                plain, sentence = scores, trial
         own = int(gallery.persons[picture])
         phrase = unwanted(gallery, own, np.argsort(-plain, kind="stable"), rng)
         terms = (*sentence.query.terms, *([Term(phrase, -1.0)] if phrase else []))
-        scores = images[:size] @ score(Query(terms))
+        scores = images[:size] @ encode(Query(terms))
         ranks.setdefault("the sentence, without one thing", []).append(rank(scores, sentence))
         if phrase:
-            raised.append((can_tell(things, phrase), is_raised(gallery, phrase, plain, scores)))
+            raised.append((can_tell(nouns, phrase), is_raised(gallery, phrase, plain, scores)))
     return Measured({kind: np.array(found) for kind, found in ranks.items()}, raised)
 
 
@@ -210,12 +211,12 @@ def tables(found: Sequence[Measured], persons: np.ndarray) -> str:
         return f"{values.mean():{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
     hits = {kind: np.array([100.0 * (run.ranks[kind] <= 1) for run in found]) for kind in found[0].ranks}
-    plain = hits["the sentence"].mean(0)
+    plain = hits[SENTENCE].mean(0)
     lines = ["| query | R@1 of each run | R@1 | R@1 - the sentence's | R@10 |", "|---|---|---|---|---|"]
     for kind, values in hits.items():
         runs = ", ".join(f"{mean:.1f}" for mean in values.mean(1))
         ten = np.mean([100.0 * (run.ranks[kind] <= FIRST) for run in found])
-        change = share(values.mean(0) - plain, "+") if values is not hits["the sentence"] else ""
+        change = share(values.mean(0) - plain, "+") if values is not hits[SENTENCE] else ""
         lines.append(f"| {kind} | {runs} | {share(values.mean(0))} | {change} | {ten:.1f} |")
     lines += ["", "| unwanted phrase | negations | mean rank raised, % of them, each run |", "|---|---|---|"]
     for known, name in ((True, "that the model can tell"), (False, "that it cannot tell")):

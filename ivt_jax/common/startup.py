@@ -38,7 +38,7 @@ COMPILE_ONLY = {
     "cuda": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
 }
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib that know all of FLAGS
-_OBJECTS = 50_000  # new ones between two searches for garbage; with Python's 700, imports and traces wait for many
+_GC_THRESHOLD = 50_000  # new objects between two garbage collections; Python's 700 slows imports and tracing
 _accepted = set[str]()  # values of XLA_FLAGS that this process set: XLA need not be asked about them again
 
 
@@ -49,8 +49,8 @@ def run_command(work: Callable[[], int | None]) -> int:
     """
 
     def start() -> int | None:
-        gc.set_threshold(_OBJECTS)
-        atexit.register(gc.freeze)  # otherwise Python looks for garbage in all that was imported, for 0.3 s
+        gc.set_threshold(_GC_THRESHOLD)
+        atexit.register(gc.freeze)  # otherwise Python collects garbage among all imported objects at exit, for 0.3 s
         set_xla_flags()
         keep_compiled()
         return on_platform(work)

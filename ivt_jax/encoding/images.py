@@ -12,13 +12,14 @@ from PIL import Image
 from input_pipeline.decoding import ORIENTATION, as_rgb, open_picture
 from ivt_jax.common.errors import UserError
 
-_LEAST = (8, 25)  # width and height in pixels
-_MOST_HEIGHTS = 6  # height in widths
-_FRAME_HEIGHT, _FRAME_HEIGHTS = 1080, 16 / 9  # a whole picture of a camera held upright is larger and no slimmer
+_MIN_SIZE = (8, 25)  # width, height in pixels
+_MAX_RATIO = 6  # height / width
+_PHOTO_HEIGHT = 1080  # pixels; taller pictures are whole photos,
+_PHOTO_RATIO = 16 / 9  # unless their height / width exceeds this
 
 
 def odd_shape(width: int, height: int) -> str:
-    """Returns why a picture is unlike the crops that models learn from, "" if it is like them. Sizes are in pixels.
+    """Returns what is odd about a picture's shape or size, "" for a usual crop. Sizes are in pixels.
 
     A crop of another shape is squeezed: models take one size, such as 128 x 384, whatever they are given. Widths and
     heights of the crops in training:
@@ -34,22 +35,22 @@ def odd_shape(width: int, height: int) -> str:
     So a crop is 2 to 3 times as high as wide, and at least 50 high. The bounds are wider by a factor of two, so that a
     person who sits or cycles passes: as high as wide to 6 times as high, and at least 8 x 25 pixels. A picture of more
     than 1080 lines is larger than any crop from such a frame. It passes if it is slimmer than 16:9: photos held upright
-    are 4:3 to 16:9, and show more than one person. The sizes are those that the papers on the datasets state; no files
-    were measured but PEDES-Synth's.
+    are 4:3 to 16:9, and show more than one person. The sizes are those in the datasets' papers; only PEDES-Synth was
+    measured.
     """
-    if width < _LEAST[0] or height < _LEAST[1]:
-        return f"smaller than {_LEAST[0]} x {_LEAST[1]} pixels"
+    if width < _MIN_SIZE[0] or height < _MIN_SIZE[1]:
+        return f"smaller than {_MIN_SIZE[0]} x {_MIN_SIZE[1]} pixels"
     if width > height:
         return "wider than high, as a full frame is"
-    if height > _MOST_HEIGHTS * width:
-        return f"more than {_MOST_HEIGHTS} times as high as wide"
-    if height > _FRAME_HEIGHT and height <= _FRAME_HEIGHTS * width:
+    if height > _MAX_RATIO * width:
+        return f"more than {_MAX_RATIO} times as high as wide"
+    if height > _PHOTO_HEIGHT and height <= _PHOTO_RATIO * width:
         return "of the size and shape of a whole photo"
     return ""
 
 
 def describe_odd(reason: str) -> str:
-    """Returns a line for the answer to a query whose picture has this `odd_shape`; "" for ""."""
+    """Returns a warning for a query whose picture has this `odd_shape`; "" for ""."""
     return f"the query's picture is {reason}: cut the person out first" if reason else ""
 
 

@@ -33,7 +33,7 @@ class Calibration(NamedTuple):
     miss: float  # present queries that may score below the threshold, as a share of those fitted on
     caught: float  # absent queries that score below the threshold, as a share of those fitted on
     gallery: int  # number of images fitted on
-    things: dict[str, tuple[float, int]] = {}  # noqa: RUF012 - what `things.measure_things` found, never changed
+    nouns: dict[str, tuple[float, int]] = {}  # noqa: RUF012 - of `nouns.measure_nouns`, never changed
 
 
 def top_scores(queries: np.ndarray, gallery: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> TopScores:

@@ -14,10 +14,10 @@ from input_pipeline.datasets import folder_of
 from input_pipeline.perturbations import PERTURBATIONS, perturb
 from ivt_jax.evaluation.calibration import Calibration, TopScores, fit_calibration, judge, roc, top_scores
 from ivt_jax.evaluation.means import mean_summary, pooled
+from ivt_jax.evaluation.nouns import NounAreas, measure_nouns
 from ivt_jax.evaluation.protocols import RERANKED, Embeddings, image_records, standard, text_to_image
 from ivt_jax.evaluation.ranking import Ranks, bootstrap_interval, query_scores
 from ivt_jax.evaluation.split import both_scores, embed_captions, embed_split, split_captions, summarise, write_results
-from ivt_jax.evaluation.things import Told, measure_things
 from ivt_jax.models.build import build_model
 from ivt_jax.run.checkpoint import restore_params
 from ivt_jax.run.workdir import folder_tokenizer, other_data, write_json
@@ -50,7 +50,7 @@ def evaluate(
         embedded = {label: best.embed(source) for label, source in parts.items()}
         if split == "val" and embedded:
             scores = pooled([_top_scores(embeddings) for embeddings in embedded.values()])
-            calibration = fit_calibration(scores)._replace(things=best.things(parts, embedded))
+            calibration = fit_calibration(scores)._replace(nouns=best.nouns(parts, embedded))
         for label, source in parts.items():
             if write and split in last:
                 _warn_of_other_data(workdir, label, source)
@@ -107,10 +107,10 @@ class _Best(NamedTuple):
         params = self.params if params is None else params
         return embed_split(self.model, params, source, self.tokenizer, self.config)
 
-    def things(self, parts: Mapping[str, Any], embedded: Mapping[str, Embeddings]) -> Told:
-        """Measures on validation which things the model can tell by their phrases."""
+    def nouns(self, parts: Mapping[str, Any], embedded: Mapping[str, Embeddings]) -> NounAreas:
+        """Measures on validation which nouns the model can tell."""
         captioned = [(split_captions(source), embedded[label]) for label, source in parts.items()]
-        return measure_things(captioned, self.embed_captions)
+        return measure_nouns(captioned, self.embed_captions)
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
         return embed_captions(self.model, self.params, captions, self.tokenizer, self.config)

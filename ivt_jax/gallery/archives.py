@@ -94,7 +94,7 @@ def read_archive(archive: Path) -> Archive:
     return found._replace(passed=passed, fault=fault)
 
 
-def split(file: Path) -> tuple[Path, str] | None:
+def split_path(file: Path) -> tuple[Path, str] | None:
     """Returns the archive that holds a file, and its name in the archive; None for a file that is in no archive."""
     for place in file.parents if f"{SUFFIX}/" in str(file).lower() else ():
         if place.suffix.lower() == SUFFIX and place.is_file():
@@ -102,12 +102,12 @@ def split(file: Path) -> tuple[Path, str] | None:
     return None
 
 
-def find(file: Path) -> Slice | None:
+def find_slice(file: Path) -> Slice | None:
     """Returns where a picture lies in its archive; None for a file that is in no archive.
 
     Raises OSError if the archive cannot be read or has no such picture. The lists of the last archives are kept.
     """
-    if not (place := split(file)):
+    if not (place := split_path(file)):
         return None
     archive, name = place
     status = archive.stat()

@@ -25,7 +25,7 @@ from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, lines_of
 from ivt_jax.encoding.images import load_image
-from ivt_jax.gallery.archives import NO_FILE, Slice, find, members
+from ivt_jax.gallery.archives import NO_FILE, Slice, find_slice, members
 from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
 
 MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
@@ -163,7 +163,7 @@ def read_content(name: Any, crop: Path | Slice) -> bytes:
     Raises UserError, naming the crop, if they cannot be a picture, and UnreachableError if the system cannot read them.
     """
     try:
-        crop = crop if isinstance(crop, Slice) else find(crop) or Slice(crop, 0, crop.stat().st_size)
+        crop = crop if isinstance(crop, Slice) else find_slice(crop) or Slice(crop, 0, crop.stat().st_size)
         content = crop.read() if crop.size <= MAX_BYTES else b""
     except (OSError, ValueError) as error:  # ValueError: no valid file name
         raise UnreachableError(f"{name}: {getattr(error, 'strerror', None) or error}") from None

@@ -1,5 +1,6 @@
-"""What an answer rests on: which pictures were searched, with which model, and how old both are."""
+"""The basis of an answer: the index and the model, their times, and pictures that may be missing."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from ivt_jax.retrieval.indexing.changes import find_change, iso_time
 from ivt_jax.retrieval.stores.store import About
 from ivt_jax.run.parameter_file import NAME as PARAMETER_FILE
 
+LOOK_SECONDS = 60.0
 _WEIGHTS = ("checkpoints", "params", PARAMETER_FILE)  # one of them is in the folder of a model
 
 
@@ -17,15 +19,15 @@ class Basis(NamedTuple):
     """The state of an index and its model. Times are ISO 8601 in UTC, "" if unknown."""
 
     made: str  # distinguishes the index from others in the same place
-    updated: str  # when its last build ended
-    outdated: str  # why the index may lack pictures, "" if no reason is seen
+    updated: str  # when its last build listed the pictures
+    outdated: str  # why the index may lack pictures, "" if no reason is found
     passed: dict[str, int]  # reason -> number of files that the last build left out
-    odd: int | None  # of the results, those that are unlike the crops that models learn from; None: not known
+    odd: int | None  # number of results of an odd shape or size; None: not known
     model: str  # digest
     trained: str  # when its weights were written
 
     def lines(self, searched: int) -> list[str]:
-        """Says it in sentences. searched: number of pictures searched."""
+        """Returns a line for each fact. searched: number of pictures searched."""
         updated = f" of {self.updated}" if self.updated else ""
         trained = f" of {self.trained}" if self.trained else ""
         index, model = short_digest(self.made), short_digest(self.model)
@@ -36,14 +38,30 @@ class Basis(NamedTuple):
         if self.outdated:
             lines.append(self.outdated)
         if self.odd:
-            lines.append(f"{counted(self.odd, 'result')} unlike the crops that models learn from: scores may mislead")
+            lines.append(f"{counted(self.odd, 'result')} of an odd shape or size: their scores may be wrong")
         return lines
 
 
-def make_basis(about: About, workdir: Path, odd: Sequence[str | None]) -> Basis:
-    """Returns the basis of an answer. odd: `Row.odd` of its results."""
-    known = [mark for mark in odd if mark is not None]
-    count = sum(map(bool, known)) if len(known) == len(odd) else None
-    weights = [workdir / name for name in _WEIGHTS if (workdir / name).exists()]
-    trained = iso_time(max(path.stat().st_mtime for path in weights)) if weights else ""
-    return Basis(about.made, about.updated, find_change(about), dict(about.passed), count, about.model, trained)
+class BasisReader:
+    """Reads the basis of answers; threads may share it."""
+
+    def __init__(self, workdir: Path):
+        """workdir: folder of the model, which has been loaded: weights that replace it later are not those in use."""
+        weights = [workdir / name for name in _WEIGHTS if (workdir / name).exists()]
+        self._trained = iso_time(max(path.stat().st_mtime for path in weights)) if weights else ""
+        self._change = ("", 0.0, "")  # `About.updated`, time.monotonic() and the result of the last `find_change`
+
+    def read(self, about: About, odd: Sequence[str | None]) -> Basis:
+        """Returns the basis of an answer. odd: `Row.odd` of its results."""
+        known = [mark for mark in odd if mark is not None]
+        count = sum(map(bool, known)) if len(known) == len(odd) else None
+        outdated, passed = self._find_change(about), dict(about.passed)
+        return Basis(about.made, about.updated, outdated, passed, count, about.model, self._trained)
+
+    def _find_change(self, about: About) -> str:
+        """Looks at most once in LOOK_SECONDS, because a folder on a network may be slow or large."""
+        updated, looked, change = self._change
+        if updated != about.updated or time.monotonic() - looked > LOOK_SECONDS:
+            change = find_change(about)
+            self._change = about.updated, time.monotonic(), change
+        return change

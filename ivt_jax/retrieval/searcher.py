@@ -4,13 +4,13 @@
     answer = searcher.search("a man in a red hoodie")
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
-`queries.composition` says how a query's parts become one vector; the score of a picture is its cosine similarity to
-this, so for one sentence it is their cosine similarity. Calibration covers no other score. A negation becomes an
-unwanted term of its own: "no hat".
+`queries.composition` makes one vector from the parts of a query. The score of a picture is its dot product with this
+vector: a weighted mean of cosine similarities, and for one sentence the cosine similarity. Calibration covers only the
+scores of one sentence. A negation becomes an unwanted term of its own: "no hat".
 
 Each phrase has a fit of its own: the share of a sample of the index that fits it less well than the picture; equals
 count half. It is near 1 for the best picture and 0.5 for a typical one. So the fits of two phrases compare;
-similarities do not. A phrase whose thing the model cannot tell, by `evaluation.things`, has none.
+similarities do not. A phrase whose noun the model cannot tell, by `evaluation.nouns`, has none.
 """
 
 import json
@@ -25,13 +25,13 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, open_image
 from ivt_jax.evaluation.calibration import Calibration, probability
-from ivt_jax.evaluation.things import can_tell
+from ivt_jax.evaluation.nouns import can_tell
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
-from ivt_jax.retrieval.basis import Basis, make_basis
+from ivt_jax.retrieval.basis import Basis, BasisReader
 from ivt_jax.retrieval.indexing.sources import read_unchanged
+from ivt_jax.retrieval.queries.encoder import QueryEncoder
 from ivt_jax.retrieval.queries.query import Query, Term, check
-from ivt_jax.retrieval.queries.reader import QueryReader
 from ivt_jax.retrieval.stores.places import open_store
 from ivt_jax.retrieval.stores.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.stores.where import Condition, Joined, Metadata, Not, OneOf, Value
@@ -43,6 +43,7 @@ _GROWN = 0.1  # share of the rows; after a larger change the sample is read agai
 _EQUAL = 1e-6  # similarities that differ by less are equal; the rest is rounding
 _LARGER = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
 _Ask = Callable[[int, Condition | None], tuple[np.ndarray, np.ndarray]]
+_Found = tuple[Row, float, int | None]  # with its score, and the id of the better row that it repeats
 
 
 class Phrase(NamedTuple):
@@ -65,7 +66,8 @@ class Result(NamedTuple):
     probability: float | None  # that the person, if indexed, is this one; for the first result of one sentence
     phrases: tuple[Phrase, ...]
     metadata: Metadata
-    odd: str | None = None  # why it is unlike the crops that models learn from, "" if it is like them, None: not known
+    odd: str | None = None  # what is odd about its shape or size, "" for nothing, None if that is not known
+    folded_under: int | None = None  # with `fold`, the id of the better result that it repeats
 
 
 class Answer(NamedTuple):
@@ -73,15 +75,15 @@ class Answer(NamedTuple):
 
     results: list[Result]  # best first
     searched: int  # number of pictures searched
+    basis: Basis  # the state of index and model
     verdict: str  # a sentence on the best score
     good: bool | None  # False: no good match; None: validation does not cover the query
     unread: str = ""  # the parts of the sentences that the model does not read
     unfinished: str = ""  # states that a build still adds pictures
-    terms: tuple[Term, ...] = ()  # the sentences as they were searched: what a sentence negates is a term of its own
-    untold: str = ""  # names the phrases without a fit, and why
-    basis: Basis | None = None  # what it rests on
-    odd: str = ""  # says how the query's picture is unlike a crop
-    suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these mended
+    terms: tuple[Term, ...] = ()  # the sentences as they were searched; a negation is a term of its own
+    without_fit: str = ""  # names the phrases without a fit, and why
+    odd: str = ""  # a warning if the query's picture has an odd shape or size
+    suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these corrected
 
 
 class Searcher:
@@ -103,8 +105,8 @@ class Searcher:
                 reason = f"the index was made with {name} {short_digest(wanted)}, {folder} has {short_digest(digest)}"
                 remedy = "name the folder of the index's model with --workdir, or build the index again"
                 raise UserError(f"{reason}: {remedy}")
-        self.reader = QueryReader(self.encoder, self.tokenizer)
-        self.calibration = read_calibration(folder)
+        self.queries = QueryEncoder(self.encoder, self.tokenizer)
+        self.calibration, self._basis = read_calibration(folder), BasisReader(folder)
         self._made, self._sample, self._sampled = self.about.made, *_read_sample(store)
 
     @property
@@ -124,11 +126,13 @@ class Searcher:
         group: str = "",
         distinct: float | None = None,
         exact: bool | None = None,
+        fold: bool = False,
     ) -> Answer:
         """Returns the `top` pictures with the best scores; a text is a query of one sentence.
 
         group: a field; only the best picture of each value is returned, and every picture without a value. distinct:
         drops a picture whose cosine similarity to a better result exceeds this. exact: as in `VectorStore.search`.
+        fold: keeps the pictures that `group` and `distinct` would drop; `Result.folded_under` names the better one.
         Raises UserError if the query is not valid for this index.
         """
         count = self._keep_up()
@@ -140,22 +144,25 @@ class Searcher:
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
         unlike = [self._row(id, vectors=True) for id in query.unlike]
         pictures = _vectors(like)[0] if like else None, _vectors(unlike) if unlike else None
-        read = self.reader.read(query, self._sample, *pictures)
+        read = self.queries.encode(query, self._sample, *pictures)
         vector, phrases = read.vector[None], read.phrases
+        repeats = _Repeats(group, distinct, fold, top)
         found = self._find(
-            lambda k, where: self.store.search(vector, k, where, exact), condition, top, group, distinct, like + unlike
+            lambda k, where: self.store.search(vector, k, where, exact), condition, top, repeats, like + unlike
         )
-        fits = self._fit([row for row, _ in found], list(phrases), read.embeddings)
+        rows = [row for row, _, _ in found]
+        fits = self._fit(rows, list(phrases), read.embeddings)
         results = [
             Result(
-                row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata, row.odd
+                row.id, row.path, score, None, tuple(map(Phrase, phrases, fit, phrases.values())), row.metadata,
+                row.odd, better,
             )
-            for (row, score), fit in zip(found, fits, strict=True)
-        ]
+            for (row, score, better), fit in zip(found, fits, strict=True)
+        ]  # fmt: skip
         searched = count if condition is None else self.store.count(condition)
-        basis = make_basis(self.about, self._workdir, [row.odd for row, _ in found])
+        basis, without_fit = self._basis.read(self.about, [row.odd for row in rows]), self._without_fit(phrases)
         answer = Answer(
-            results, searched, "", None, read.unread, unfinished, read.terms, self._untold(phrases), basis, read.odd,
+            results, searched, basis, "", None, read.unread, unfinished, read.terms, without_fit, read.odd,
             read.suggestions,
         )  # fmt: skip
         return self._judge(query._replace(terms=read.terms), answer)
@@ -165,7 +172,7 @@ class Searcher:
 
         The picture is the thumbnail of the index if the file is gone or has changed.
         """
-        row, vectors = self._row(id, thumbnails=True), self.reader.embed_texts(phrases)
+        row, vectors = self._row(id, thumbnails=True), self.queries.embed_texts(phrases)
         image = open_image(row.path, read_unchanged(Path(self.about.root), row) or row.thumbnail)
         return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
@@ -187,37 +194,32 @@ class Searcher:
         return count
 
     def _find(
-        self, ask: _Ask, where: Condition | None, top: int, group: str, distinct: float | None, known: Sequence[Row]
-    ) -> list[tuple[Row, float]]:
-        """Returns the rows to show, with vectors, and their scores; ask(k, condition) returns scores and ids.
+        self, ask: _Ask, where: Condition | None, top: int, repeats: "_Repeats", known: Sequence[Row]
+    ) -> list[_Found]:
+        """Returns the rows to show, with vectors, scores, and the better rows that they repeat.
 
-        known: rows that are not shown.
+        ask(k, condition) returns scores and ids. known: rows that are not shown.
         """
-        shown: list[tuple[Row, float]] = []
-        kept: list[np.ndarray] = []  # their vectors
-        values: list[Value] = []  # their values of the field `group`
+        shown: list[_Found] = []
         paths = {row.path for row in known}  # a row that is being replaced has two ids and one path
-        condition, k = where, 2 * top if group or distinct is not None or known else top
+        condition, k = where, 2 * top if repeats.drop or known else top
         while True:
             before = len(shown)
             scores, ids = (found[0].tolist() for found in ask(k, condition))
             score, rows = dict(zip(ids, scores, strict=True)), self.store.get(ids, vectors=True)
-            for row, vector in zip(rows, _vectors(rows), strict=True):
-                value = row.metadata.get(group)
-                if len(shown) == top or row.path in paths or value in values:
+            for row in rows:
+                if len(shown) == top or row.path in paths:
                     continue
-                if distinct is not None and kept and np.max(kept @ vector) > distinct:
-                    continue
-                shown.append((row, score[row.id]))
-                kept.append(vector)
-                paths.add(row.path)
-                values += [] if value is None else [value]
+                better = repeats.find(row)
+                if better is None or not repeats.drop:
+                    shown.append((row, score[row.id], better))
+                    paths.add(row.path)
             stuck = len(shown) == before and k >= _LOOKED_THROUGH
             if len(shown) == top or len(ids) < k or stuck:
                 return sorted(shown, key=lambda found: -found[1])  # a row added meanwhile may score better
             k *= 2
-            if values:  # ask without the groups that are shown
-                others = Not(OneOf(group, tuple(values)))
+            if repeats.drop and repeats.values:  # ask without the groups that are shown
+                others = Not(OneOf(repeats.group, tuple(repeats.values)))
                 condition = others if where is None else Joined("and", (where, others))
 
     def _fit(self, rows: Sequence[Row], phrases: Sequence[str], vectors: np.ndarray) -> list[list[float | None]]:
@@ -234,16 +236,16 @@ class Searcher:
         return [[share if can else None for share, can in zip(row, known, strict=True)] for row in shares.tolist()]
 
     def _can_tell(self, phrase: str) -> bool:
-        return self.calibration is not None and can_tell(self.calibration.things, phrase)
+        return self.calibration is not None and can_tell(self.calibration.nouns, phrase)
 
-    def _untold(self, phrases: Iterable[str]) -> str:
+    def _without_fit(self, phrases: Iterable[str]) -> str:
         """Says which phrases have no fit, and why; "" if all have one."""
-        untold = [phrase for phrase in phrases if not self._can_tell(phrase)]
-        if not untold:
+        without_fit = [phrase for phrase in phrases if not self._can_tell(phrase)]
+        if not without_fit:
             return ""
-        if self.calibration is None or not self.calibration.things:
+        if self.calibration is None or not self.calibration.nouns:
             return "no fit of phrases: no validation shows what this model can tell"
-        return f"this model cannot tell: {', '.join(untold)}"
+        return f"this model cannot tell: {', '.join(without_fit)}"
 
     def _judge(self, query: Query, answer: Answer) -> Answer:
         """Adds the verdict, `good` and, for one sentence without a filter, the probability of the first result."""
@@ -279,6 +281,42 @@ class Searcher:
         if not rows:
             raise UserError(f"the index has no picture with the id {id}")
         return rows[0]
+
+
+class _Repeats:
+    """Finds results that repeat a better one. drop: whether these are dropped.
+
+    A result repeats the best one with its value of the field `group`, otherwise the most similar of the better ones
+    that repeat none, if their cosine similarity exceeds `distinct`. Only better results decide, so the repeats of a
+    list are the first of those of a longer list.
+    """
+
+    def __init__(self, group: str, distinct: float | None, fold: bool, top: int):
+        self.group, self.values = group, dict[Value, int]()  # value of the field -> id of its best row
+        self.drop = bool(group or distinct is not None) and not fold
+        self._distinct, self._ids, self._top = distinct, list[int](), top
+        self._vectors = np.empty((0, 0), np.float32)  # of these ids
+
+    def find(self, row: Row) -> int | None:
+        """Returns the id of the better row that a row repeats, None if it repeats none. Rows come best first."""
+        value = row.metadata.get(self.group)
+        better = None if value is None else self.values.get(value)
+        if better is None and self._distinct is not None:
+            better = self._most_similar(row)
+        if better is None and value is not None:
+            self.values[value] = row.id
+        return better
+
+    def _most_similar(self, row: Row) -> int | None:
+        vector, count = np.asarray(row.vector, np.float32), len(self._ids)
+        if not count:
+            self._vectors = np.empty((self._top, len(vector)), np.float32)
+        similarities = self._vectors[:count] @ vector
+        if count and similarities.max() > self._distinct:
+            return self._ids[int(similarities.argmax())]
+        self._vectors[count] = vector
+        self._ids.append(row.id)
+        return None
 
 
 def read_calibration(workdir: Path) -> Calibration | None:

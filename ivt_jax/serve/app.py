@@ -18,13 +18,12 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
-from ivt_jax.retrieval.queries.query import Query, Term, check, split
+from ivt_jax.retrieval.queries.query import MAX_UNLIKE, Query, Term, split_sentence
 from ivt_jax.retrieval.stores.store import StoreError, VectorStore
 from ivt_jax.retrieval.stores.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
-from ivt_jax.serve.decoder import Decoder, read_odd
-from ivt_jax.serve.folds import find_folds
+from ivt_jax.serve.decoder import Decoder
 from ivt_jax.serve.guard import Guard
 from ivt_jax.serve.logins import Logins, cookie_name
 from ivt_jax.serve.metrics import Metrics
@@ -79,7 +78,7 @@ class Endpoints:
 
     def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins, metrics: Metrics):
         self._searcher, self._settings, self._logins, self._metrics = searcher, settings, logins, metrics
-        self._made = searcher.store.about.made
+        self._made, self._fault = searcher.store.about.made, ""  # the last fault of the index that was logged
         # One request at a time uses the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(4)  # threads that read thumbnails
         self._originals = CapacityLimiter(1)  # a large picture takes hundreds of megabytes while it is decoded
@@ -95,7 +94,7 @@ class Endpoints:
         unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
         fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields)}
-        bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP}
+        bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP, "max_unlike": MAX_UNLIKE}
         return schema.AboutResponse(**index, **fields, calibrated=calibrated, **bounds)
 
     async def values(self) -> schema.ValuesResponse:
@@ -105,20 +104,22 @@ class Endpoints:
 
     async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
         """Returns the pictures that fit a query best."""
-        image = asked.image
+        image, odd = asked.image, ""
         if image is not None:
             async with self._decoding.taken(request.state.client):
-                image = await to_thread.run_sync(self._decoder.decode, image)
+                image, odd = await to_thread.run_sync(self._decoder.decode, image)
         terms = tuple(Term(term.text, term.weight) for term in asked.terms)
         query = Query(terms, image, asked.like, asked.image_weight, asked.where, tuple(asked.unlike))
         if self._settings.log_queries:
             log(f"{request.scope['client'][0]} asks {query._replace(image=asked.image and b'...')}")
         answer = await to_thread.run_sync(answer_query, self._searcher, query, asked, limiter=self._model)
-        return answer.model_copy(update={"odd": describe_odd(read_odd(image))}) if image is not None else answer
+        return answer.model_copy(update={"odd": describe_odd(odd)})  # the searcher has seen the resized image
 
     async def phrases(self, asked: schema.PhrasesRequest) -> schema.PhrasesResponse:
         """Splits a sentence into phrases, which can be weighted one by one."""
-        return schema.PhrasesResponse.model_validate(await to_thread.run_sync(split, asked.text, limiter=self._readers))
+        return schema.PhrasesResponse.model_validate(
+            await to_thread.run_sync(split_sentence, asked.text, limiter=self._readers)
+        )
 
     async def thumbnail(self, id: Annotated[schema.Id, PathParameter()]) -> Response:
         """Returns the thumbnail of a row, a JPEG."""
@@ -171,29 +172,24 @@ class Endpoints:
         return self._metrics.answer()
 
     def _count(self) -> int | None:
-        """Returns the number of pictures; None, with a line in the log, if the index cannot be searched."""
-        store = self._searcher.store
+        """Returns the number of pictures, None if the index cannot be searched. Logs each change of that."""
+        store, pictures, fault = self._searcher.store, None, ""
         try:
             pictures = store.count()
-            if store.about.made == self._made:
-                return pictures
-            log("error: another index has replaced the one that is open: start the server again")
+            if store.about.made != self._made:
+                pictures, fault = None, "another index has replaced the one that is open: start the server again"
         except UserError as error:
-            log(f"error: {error}")
-        return None
+            fault = str(error)
+        if fault != self._fault:
+            log(f"error: {fault}" if fault else "the index can be searched again")
+            self._fault = fault
+        return pictures
 
 
 def answer_query(searcher: "Searcher", query: Query, asked: schema.SearchRequest) -> schema.SearchResponse:
-    """Searches; with `asked.fold` marks the results that `group` and `distinct` would drop."""
-    if not asked.fold:
-        return schema.SearchResponse.model_validate(searcher.search(query, asked.top, asked.group, asked.distinct))
-    check(query, searcher.about.fields, asked.group, asked.distinct)
-    answer = searcher.search(query, asked.top)
-    response = schema.SearchResponse.model_validate(answer)
-    folds = find_folds(searcher.store, answer.results, asked.group, asked.distinct)
-    for result, fold in zip(response.results, folds, strict=True):
-        result.folded_under = fold
-    return response
+    """Searches and returns the answer as it is sent."""
+    answer = searcher.search(query, asked.top, asked.group, asked.distinct, fold=asked.fold)
+    return schema.SearchResponse.model_validate(answer)
 
 
 def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
@@ -230,7 +226,7 @@ async def answer_error(request: Request, error: Any) -> JSONResponse:
         case StarletteHTTPException():
             status, line = error.status_code, error.detail
         case RequestValidationError():
-            status, line = 422, printable(schema.explain(error.errors()[0]))
+            status, line = 422, printable(schema.describe_fault(error.errors()[0]))
         case StoreError():
             log(f"error: {error}")
             status, line = 503, "the index cannot be read; the server's log says why"

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from input_pipeline.decoding import NotTakenError, open_picture
 from ivt_jax.common.errors import UserError
@@ -23,8 +22,7 @@ from ivt_jax.encoding.images import fit, odd_shape, open_image
 from ivt_jax.serve import limits
 
 _START_SECONDS = 60.0  # for the process to start, on a busy machine
-_ODD = "odd"  # key of the mark in the PNG
-_DECODED, _REFUSED = b"+", b"-"  # the first byte of an answer; after it, a PNG or the reason
+_DECODED, _REFUSED = b"+", b"-"  # the first byte of an answer; after it "ODD\0" and a PNG, or the reason
 
 
 class Decoder:
@@ -34,8 +32,8 @@ class Decoder:
         self._size, self._ready = size, False
         self._start()
 
-    def decode(self, content: bytes) -> bytes:
-        """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`; `read_odd` reads its mark.
+    def decode(self, content: bytes) -> tuple[bytes, str]:
+        """Returns an uploaded image as a PNG, resized as by `ivt_jax.encoding.images.fit`, and its `odd_shape`.
 
         Raises UserError if its format is not allowed, it is damaged or too large, or exceeds a limit of time or memory.
         """
@@ -56,7 +54,8 @@ class Decoder:
             raise UserError("the image cannot be decoded: save it again") from None
         if answer[:1] == _REFUSED:
             raise UserError(answer[1:].decode())
-        return answer[1:]
+        odd, _, png = answer[1:].partition(b"\0")
+        return png, odd.decode()
 
     def _receive(self, seconds: float) -> bytes:
         if not self._pipe.poll(seconds):
@@ -100,25 +99,20 @@ def _work(pipe: Connection, size: tuple[int, int], memory: int) -> None:
 
 def _answer(content: bytes, size: tuple[int, int]) -> bytes:
     try:
-        return _DECODED + decode(content, size)
+        png, odd = decode(content, size)
+        return _DECODED + odd.encode() + b"\0" + png
     except (UserError, MemoryError) as error:
         memory = isinstance(error.__cause__ or error, MemoryError)
         reason = "the image takes too much memory to decode: save it again, smaller" if memory else str(error)
         return _REFUSED + reason.encode()
 
 
-def decode(content: bytes, size: tuple[int, int]) -> bytes:
+def decode(content: bytes, size: tuple[int, int]) -> tuple[bytes, str]:
     """Decodes as `Decoder.decode`, without limits of time and memory."""
     check_upload(content)
-    image, file, mark = open_image("the image", content), io.BytesIO(), PngInfo()
-    mark.add_text(_ODD, odd_shape(*image.size))
-    Image.fromarray(fit(image, size)).save(file, "PNG", pnginfo=mark)
-    return file.getvalue()
-
-
-def read_odd(decoded: bytes) -> str:
-    """Returns how an upload is unlike a crop (`ivt_jax.encoding.images.odd_shape`), from what `decode` returned."""
-    return Image.open(io.BytesIO(decoded)).info[_ODD]
+    image, file = open_image("the image", content), io.BytesIO()
+    Image.fromarray(fit(image, size)).save(file, "PNG")
+    return file.getvalue(), odd_shape(*image.size)
 
 
 def check_upload(content: bytes) -> None:

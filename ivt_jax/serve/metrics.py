@@ -4,8 +4,15 @@ import re
 import time
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client import generate_latest as in_text
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.responses import Response
 from starlette.types import Message, Send
 
@@ -15,7 +22,8 @@ _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds
 class Metrics:
     """The metrics of one server, with those of its process.
 
-    Attributes: paths, such as /api/heat/{id}, all others are counted together; pictures, ready and waiting, gauges.
+    Attributes: paths, counted by name, such as /api/heat/{id} (others count as "other"); pictures, ready and waiting,
+    gauges.
     """
 
     def __init__(self) -> None:
@@ -48,4 +56,4 @@ class Metrics:
 
     def answer(self) -> Response:
         """Returns the answer to GET /metrics."""
-        return Response(in_text(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})

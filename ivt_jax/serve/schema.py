@@ -36,9 +36,11 @@ class SearchRequest(_Request):
     where: str = Field(default="", max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")
     top: int = Field(default=24, ge=1, le=limits.MAX_TOP, description="number of results")
     group: Text = Field(default="", description="keep only the best picture of each value of this field")
-    distinct: float | None = Field(default=None, description="drop a result more similar to a better one than this")
+    distinct: float | None = Field(
+        default=None, description="drop a result whose cosine similarity to a better result exceeds this"
+    )
     unlike: list[Id] = Field(
-        default=[], max_length=MAX_UNLIKE, description="rows that are not meant; they are left out"
+        default=[], max_length=MAX_UNLIKE, description="rejected rows: left out, and similar rows score lower"
     )
     fold: bool = Field(default=False, description="keep what `group` and `distinct` would drop, with `folded_under`")
 
@@ -73,70 +75,54 @@ class TermResponse(_Response):
 
 
 class PhraseResponse(_Response):
-    """A phrase, the share of the index's pictures that fit it less well, and whether its weight is positive.
-
-    `score` is null if validation does not show that the model can tell the phrase.
-    """
+    """A phrase of the query, and how well a picture fits it."""
 
     text: str
-    score: float | None
-    wanted: bool
+    score: float | None = Field(
+        description="share of the index's pictures that fit it less well, null if the model cannot tell the phrase"
+    )
+    wanted: bool = Field(description="whether its weight is positive")
 
 
 class ResultResponse(_Response):
-    """A picture found; `probability` that it shows the person, or null without an estimate from validation.
-
-    `odd` says how it is unlike the crops that models learn from; null if that is not known. `folded_under`: with
-    `fold`, the id of the better result that this one repeats, else null.
-    """
+    """A picture found."""
 
     id: int
     path: str
     score: float
-    probability: float | None
+    probability: float | None = Field(description="that it shows the person; null without an estimate from validation")
     phrases: list[PhraseResponse]
     metadata: dict[str, Known | None]
-    odd: str | None
-    folded_under: int | None = None
+    odd: str | None = Field(description="what is odd about its shape or size, empty for nothing, null if not known")
+    folded_under: int | None = Field(description="with `fold`, the id of the better result that this one repeats")
 
 
 class BasisResponse(_Response):
-    """What an answer rests on. Times are ISO 8601 in UTC, empty if unknown.
+    """The state of the index and its model. Times are ISO 8601 in UTC, empty if unknown."""
 
-    `made` is the index's own number, `updated` the end of its last build, `outdated` why it may lack pictures, `passed`
-    the files that this build left out, by reason, `odd` the number of results that are no crops, null if not known;
-    `model` the digest of the model, `trained` when its weights were written.
-    """
-
-    made: str
-    updated: str
-    outdated: str
-    passed: dict[str, int]
-    odd: int | None
-    model: str
-    trained: str
+    made: str = Field(description="id of the index")
+    updated: str = Field(description="when its last build listed the pictures")
+    outdated: str = Field(description="why the index may lack pictures, empty if no reason is found")
+    passed: dict[str, int] = Field(description="reason -> number of files that the last build left out")
+    odd: int | None = Field(description="number of results of an odd shape or size, null if not known")
+    model: str = Field(description="digest of the model")
+    trained: str = Field(description="when the model's weights were written")
 
 
 class SearchResponse(_Response):
-    """The results, best first, of the `searched` pictures that meet the filter.
+    """The answer to a query."""
 
-    `good` is false if no picture fits, null without an estimate; `unread` lists what the model cannot read of the
-    sentences; `unfinished` is a line if a build still adds pictures, else empty. `terms` are the sentences as they were
-    searched, `untold` names the phrases without a score, `odd` says how the query's image is unlike a crop, and
-    `suggestions` has sentences with likely misspelt words, and these mended.
-    """
-
-    results: list[ResultResponse]
-    searched: int
-    verdict: str
-    good: bool | None
-    unread: str
-    unfinished: str
-    terms: list[TermResponse]
-    untold: str
-    odd: str
-    suggestions: dict[str, str]
-    basis: BasisResponse | None
+    results: list[ResultResponse] = Field(description="best first")
+    searched: int = Field(description="number of pictures that meet the filter")
+    verdict: str = Field(description="a sentence on the best score")
+    good: bool | None = Field(description="false if no picture fits, null without an estimate")
+    unread: str = Field(description="names the words that the model does not read")
+    unfinished: str = Field(description="a line if a build still adds pictures, otherwise empty")
+    terms: list[TermResponse] = Field(description="the sentences as they were searched; a negation is a term")
+    without_fit: str = Field(description="names the phrases without a score, and why")
+    odd: str = Field(description="a warning if the query's image has an odd shape or size")
+    suggestions: dict[str, str] = Field(description="sentence with likely misspelt words -> with these corrected")
+    basis: BasisResponse
 
 
 class PhrasesResponse(_Response):
@@ -163,6 +149,7 @@ class AboutResponse(_Response):
     calibrated: bool = Field(description="whether scores come with probabilities, from validation")
     max_body: int = Field(description="largest request, in bytes")
     max_top: int = Field(description="largest number of results")
+    max_unlike: int = Field(description="largest number of rejected rows")
 
 
 class ValueResponse(_Response):
@@ -184,7 +171,7 @@ class ErrorResponse(BaseModel):
     error: str
 
 
-def explain(fault: Mapping[str, Any]) -> str:
+def describe_fault(fault: Mapping[str, Any]) -> str:
     """Returns one line for a fault that pydantic found in a request, without the value, which may be private."""
     where = () if fault["type"] == "json_invalid" else fault["loc"][1:]
     place, known = ".".join(map(str, where)) or "the request", fault.get("ctx", {})

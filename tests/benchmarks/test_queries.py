@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline.synthetic.persons import draw_attributes
 from ivt_jax.benchmarks import queries
-from ivt_jax.benchmarks.queries import Asked, Gallery, Measured, is_raised, rank, sentences, tables, unwanted
+from ivt_jax.benchmarks.queries import Gallery, Measured, Trial, is_raised, rank, sentences, tables, unwanted
 from ivt_jax.retrieval.queries.query import Query
 
 PHRASES = {1: {"upper": "red coat"}, 2: {"upper": "blue coat", "bag": "bag"}, 3: {"upper": "red coat", "bag": "bag"}}
@@ -18,11 +18,11 @@ GALLERY = Gallery(np.array([1, 2, 3, 2]), PHRASES, [[]] * 4, [], {}, [])
 def test_the_rank_is_that_of_the_first_right_picture_and_ties_count_against_it():
     right = np.array([False, True, False, True, False])
     scores = np.array([0.9, 0.5, 0.5, 0.1, 0.2])
-    assert rank(scores, Asked(Query(), right)) == 3  # after 0.9 and the 0.5 beside it
-    assert rank(scores, Asked(Query(), right, (0, 1))) == 4 - 1  # the right one left has 0.1, after 0.5 and 0.2
+    assert rank(scores, Trial(Query(), right)) == 3  # after 0.9 and the 0.5 beside it
+    assert rank(scores, Trial(Query(), right, (0, 1))) == 4 - 1  # the right one left has 0.1, after 0.5 and 0.2
 
 
-def test_what_is_unwanted_is_what_another_of_the_first_has():
+def test_the_unwanted_phrase_comes_from_another_of_the_first_pictures():
     assert unwanted(GALLERY, 1, np.array([0, 2, 1, 3]), random.Random(0)) in ("bag", "blue coat")
     assert unwanted(GALLERY, 3, np.array([0, 2]), random.Random(0)) == ""
 

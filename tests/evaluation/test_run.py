@@ -30,12 +30,12 @@ def evaluate(monkeypatch):
         texts.append(captions)
         return np.array([RIGHT[i] if c == CAPTIONS[i] else WRONG[i] for i, c in enumerate(captions)])
 
-    def measure_things(parts, embed):
+    def measure_nouns(parts, embed):
         measured.append([(captions, e.text.max()) for captions, e in parts])
         return {"coat": (0.9, 7)}
 
     monkeypatch.setattr(run, "embed_split", embed_split)
-    monkeypatch.setattr(run, "measure_things", measure_things)
+    monkeypatch.setattr(run, "measure_nouns", measure_nouns)
     monkeypatch.setattr(run, "embed_captions", embed_captions)
     monkeypatch.setattr(run, "split_captions", lambda source: CAPTIONS)
     monkeypatch.setattr(run, "folder_tokenizer", lambda *args: None)
@@ -107,13 +107,13 @@ def test_several_datasets_are_scored_each_by_itself_and_their_means_last(evaluat
         assert summaries[name]["calibration"]["false_alarm"] == 1 and "robustness" in summaries[name]
 
 
-def test_things_are_measured_on_validation_of_all_datasets_together(evaluate):
+def test_nouns_are_measured_on_validation_of_all_datasets_together(evaluate):
     evaluate.val_scale = np.float32(2)
     val = {"cuhk_pedes": 4, "icfg_pedes": 0, "own": 4}
     summaries = evaluate(best=40, last=60, val=val, **SOURCES)
     assert evaluate.measured == [[(CAPTIONS, 2), (CAPTIONS, 2)]]
     for name in ("val", "val-cuhk", "val-own", "test-icfg"):
-        assert summaries[name]["calibration"]["things"] == {"coat": (0.9, 7)}
+        assert summaries[name]["calibration"]["nouns"] == {"coat": (0.9, 7)}
 
 
 def test_several_datasets_without_a_test_split_are_reported_on_val(evaluate):

@@ -8,7 +8,7 @@ import pytest
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.gallery import archives
-from ivt_jax.gallery.archives import NO_FILE, find, read_archive
+from ivt_jax.gallery.archives import NO_FILE, find_slice, read_archive
 from ivt_jax.gallery.crops import UnreachableError, is_unreachable, read_content
 from tests.gallery.conftest import write_tar
 
@@ -95,7 +95,7 @@ def test_a_picture_in_an_archive_is_read_by_its_path(tmp_path, monkeypatch):
     (tmp_path / "y.tar/c.jpg").write_bytes(b"plain")
     path = tmp_path / "sub/x.TAR/a/b.jpg"
     assert read_content("b", path) == b"one" and not is_unreachable(path)
-    assert read_content("c", tmp_path / "y.tar/c.jpg") == b"plain" and find(tmp_path / "y.tar/c.jpg") is None
+    assert read_content("c", tmp_path / "y.tar/c.jpg") == b"plain" and find_slice(tmp_path / "y.tar/c.jpg") is None
     monkeypatch.setattr(archives, "read_archive", lambda archive: pytest.fail("it is listed again"))
     assert read_content("b", path) == b"one"
     with pytest.raises(UnreachableError, match=r"^b: No such file or directory$"):

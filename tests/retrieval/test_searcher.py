@@ -15,7 +15,6 @@ from PIL import Image
 from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.images import load_image
 from ivt_jax.retrieval import explain, searcher
-from ivt_jax.retrieval.queries import reader
 from ivt_jax.retrieval.queries.composition import TYPICAL
 from ivt_jax.retrieval.queries.query import Query, Term
 from ivt_jax.retrieval.searcher import Phrase, Searcher
@@ -227,7 +226,7 @@ def test_more_like_a_row_leaves_that_row_out(opened):
         found.search(Query(like=50))
 
 
-def test_pictures_that_are_not_meant_are_left_out_and_what_is_like_them_comes_later(opened, folder):
+def test_rejected_pictures_are_left_out_and_similar_ones_score_lower(opened, folder):
     calibrate(folder)
     vectors = draw(50)
     found = opened(vectors)
@@ -240,7 +239,7 @@ def test_pictures_that_are_not_meant_are_left_out_and_what_is_like_them_comes_la
     assert answer.verdict.startswith("No confidence estimate: calibration covers single sentences")
     with pytest.raises(UserError, match="no picture with the id 50"):
         found.search(Query((Term("red hat"),), unlike=(50,)))
-    with pytest.raises(UserError, match="leaves out 101 pictures; the limit is 100"):
+    with pytest.raises(UserError, match="rejects 101 pictures; the limit is 100"):
         found.search(Query((Term("red hat"),), unlike=(1,) * 101))
 
 
@@ -278,7 +277,7 @@ def test_a_phrase_has_the_share_of_pictures_that_fit_it_less_well(opened, folder
 
 def test_phrases_that_the_model_cannot_tell_have_no_fit(opened, folder):
     """Of hats validation shows enough, of bags too little, of shoes too few, and of coats nothing."""
-    calibrate(folder, things={"hat": [0.7, 5], "bag": [0.69, 50], "shoe": [0.9, 4]})
+    calibrate(folder, nouns={"hat": [0.7, 5], "bag": [0.69, 50], "shoe": [0.9, 4]})
     (first, *_) = opened(draw(5)).search("red hat, blue bag, green shoes, black coat").results
     assert [phrase.score is None for phrase in first.phrases] == [False, True, True, True]
 
@@ -294,8 +293,7 @@ def test_products_that_differ_by_rounding_alone_are_equal(opened, folder):
 def test_few_shapes_of_texts_are_compiled(opened, monkeypatch):
     shapes = []
     monkeypatch.setattr(
-        reader,
-        "encode_texts",
+        "ivt_jax.retrieval.queries.encoder.encode_texts",
         lambda model, params, ids, mask: shapes.append(ids.shape) or np.ones((len(ids), DIMENSION)),
     )
     found = opened(draw(5))
@@ -343,6 +341,26 @@ def test_near_duplicates_of_what_is_shown_are_left_out(opened):
     assert ids_of(found.search("red hat", top=9, group="track", distinct=math.cos(0.595))) == [0, 60, 120]
 
 
+def test_folded_results_name_the_better_one_that_they_repeat(opened):
+    """By a slow rule: the first of its track, otherwise the most similar of the better ones that repeat none."""
+    found, tenth = opened(FAN, FANNED), math.cos(0.105)
+    for group, distinct in (("", tenth), ("track", None), ("track", tenth), ("", None)):
+        expected, shown, tracks = {}, [], {}
+        for id in range(150):
+            track = FANNED[id]["track"] if group else None
+            similarities = {other: float(FAN[id] @ FAN[other]) for other in shown}
+            nearest = max(similarities, key=similarities.get, default=None)
+            expected[id] = tracks.get(track)
+            if expected[id] is None and distinct and nearest is not None and similarities[nearest] > distinct:
+                expected[id] = nearest
+            if expected[id] is None:
+                shown.append(id)
+                tracks |= {} if track is None else {track: id}
+        for top in (5, 40, 150):  # a longer list begins with the shorter one
+            answer = found.search("red hat", top, group, distinct, fold=True)
+            assert {result.id: result.folded_under for result in answer.results} == {i: expected[i] for i in range(top)}
+
+
 def test_pictures_as_similar_as_distinct_allows_are_all_shown(opened):
     assert ids_of(opened([RED_AXIS] * 3).search("red hat", distinct=1.0)) == [0, 1, 2]
 
@@ -379,8 +397,8 @@ def test_what_cannot_be_asked_is_refused(opened, query, options, told):
 
 def test_heat_is_of_what_can_be_read(opened):
     found = opened(FAN, FANNED)
-    found.reader.tokenizer = Words()
-    found.reader.tokenizer.encode = lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts))
+    found.queries.tokenizer = Words()
+    found.queries.tokenizer.encode = lambda texts, length: np.array([[CLS, SEP, 0]] * len(texts))
     with pytest.raises(UserError, match="the sentence has no word that can be read: describe a person"):
         found.heat_maps(0, ["\u200b"])
 
@@ -389,7 +407,7 @@ def test_heat_is_of_what_can_be_read(opened):
 
 LEARNED = {
     "slope": 10.0, "offset": -4.0, "threshold": 0.3, "miss": 0.05, "caught": 0.4, "gallery": 1200,
-    "things": {"hat": [0.9, 20], "coat": [0.9, 9], "red": [0.9, 9], "bag": [0.8, 10], "shoe": [0.75, 12]},
+    "nouns": {"hat": [0.9, 20], "coat": [0.9, 9], "red": [0.9, 9], "bag": [0.8, 10], "shoe": [0.75, 12]},
 }  # fmt: skip
 HALF_RED = [np.array([0.5, math.sqrt(0.75)]) @ np.eye(2, DIMENSION), text_vector("green")]  # of red 0.5 and 0
 
@@ -491,7 +509,8 @@ def test_where_nothing_meets_the_filter_there_is_no_good_match(opened, folder):
     calibrate(folder)
     found = opened(HALF_RED, [{"camera": 0}, {"camera": 1}])
     answer = found.search(Query((Term("red hat"),), where="camera = 2"))
-    assert answer[:6] == ([], 0, "no good match: there is no such picture", False, "", "")
+    assert answer[:2] == ([], 0)
+    assert answer[3:7] == ("no good match: there is no such picture", False, "", "")
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -632,7 +651,7 @@ def test_heat_is_that_of_the_phrase_over_the_picture(shown, encoder, tmp_path):
     rows, columns = encoder.model.config.grid
     assert heat.shape == (2, rows, columns) and heat.dtype == np.float32 and heat.max() == 1 and heat.min() == 0
     pixels = load_image(tmp_path / "a.png", encoder.size)
-    single = shown.reader.embed_texts(["long black hair"])
+    single = shown.queries.embed_texts(["long black hair"])
     np.testing.assert_allclose(heat[1:], explain.heat_maps(encoder, pixels, single), atol=1e-4)
     assert np.abs(heat[0] - heat[1]).max() > 0.01
 

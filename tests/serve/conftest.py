@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.basis import Basis
-from ivt_jax.retrieval.queries.query import Query, Term, check, phrases_of
+from ivt_jax.retrieval.queries.query import Term, check, phrases_of
 from ivt_jax.retrieval.searcher import Answer, Phrase, Result
 from ivt_jax.retrieval.stores.store import About, Row
 from ivt_jax.serve.app import create_app
@@ -106,8 +106,8 @@ class StandIn:
     def file(self, path):
         return Path(self.about.root) / path
 
-    def search(self, query, top=10, group="", distinct=None):
-        phrases = phrases_of(query)
+    def search(self, query, top=10, group="", distinct=None, fold=False):
+        phrases = phrases_of(query.terms)
         found = sorted(
             self._filter(query, group, distinct), key=lambda person: (-self._score(person, query), person.id)
         )
@@ -119,6 +119,7 @@ class StandIn:
                     for text, wanted in phrases.items()
                 ),
                 person.metadata, "more than 6 times as high as wide" if person.id == 1 else "",
+                next((p.id for p in found[:rank] if WORN[p.id % 12] == WORN[person.id % 12]), None) if fold else None,
             )
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
@@ -129,11 +130,11 @@ class StandIn:
             results = [result._replace(probability=None) for result in results]
             verdict, good = f"No confidence estimate: {self.unfinished}", None
         terms = {term.text for term in query.terms}
-        untold = "this model cannot tell: glasses" if "glasses" in phrases else ""
+        without_fit = "this model cannot tell: glasses" if "glasses" in phrases else ""
         suggestions = {"a rde coat": "a red coat"} if "a rde coat" in terms else {}
         basis = Basis("today", NOON, "the list has changed since", {"hidden": 2}, 1, self.about.model, NOON)
-        told = unread, self.unfinished, query.terms, untold, basis, "", suggestions
-        return Answer(results, len(found), verdict, good, *told)
+        more = unread, self.unfinished, query.terms, without_fit, "", suggestions
+        return Answer(results, len(found), basis, verdict, good, *more)
 
     def _filter(self, query, group, distinct):
         condition = check(query, FIELDS, group, distinct)
@@ -153,7 +154,7 @@ class StandIn:
         return float(sum(weight * fit for weight, fit in parts) / sum(abs(weight) for weight, _ in parts))
 
     def phrases(self, text):
-        return list(phrases_of(Query((Term(text),))))
+        return list(phrases_of([Term(text)]))
 
     def heat_maps(self, id, phrases):
         if id >= len(self.persons):

@@ -12,9 +12,7 @@ import pytest
 from PIL import Image
 
 from ivt_jax.pages.render import INTENDED_USE
-from ivt_jax.retrieval.queries.query import Query, Term
 from ivt_jax.retrieval.stores.store import StoreError
-from ivt_jax.serve.folds import find_folds
 from tests.serve.conftest import PERSONS, WORN, Person, StandIn, jpeg, served
 
 
@@ -55,13 +53,13 @@ def test_a_picture_and_a_row_find_their_like(client):
 def test_an_answer_says_what_it_rests_on_and_what_the_model_cannot_tell(client):
     answer = search(client, terms=[{"text": "red coat"}, {"text": "glasses"}, {"text": "a rde coat"}]).json()
     assert [phrase["score"] for phrase in answer["results"][0]["phrases"][:2]] == [1.0, None]
-    assert answer["untold"] == "this model cannot tell: glasses"
+    assert answer["without_fit"] == "this model cannot tell: glasses"
     assert answer["suggestions"] == {"a rde coat": "a red coat"} and answer["terms"][1]["text"] == "glasses"
     assert answer["basis"]["passed"] == {"hidden": 2} and answer["basis"]["outdated"] == "the list has changed since"
     assert answer["results"][1]["odd"] == "more than 6 times as high as wide" and answer["results"][0]["odd"] == ""
 
 
-def test_a_picture_that_is_no_crop_is_told_and_rows_can_be_left_out(client):
+def test_an_odd_picture_is_named_and_rows_can_be_rejected(client):
     frame = base64.b64encode(jpeg(PERSONS[4].image.resize((1920, 1080)))).decode()
     told = "the query's picture is wider than high, as a full frame is: cut the person out first"
     assert search(client, image=frame).json()["odd"] == told
@@ -95,7 +93,7 @@ def test_about_says_what_is_served(client):
     assert client.get("/api/about").json() == {
         "index": "people.index", "pictures": 12, "unfinished": "", "model": "3fa9c1d2e8b4" + 52 * "0",
         "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
-        "max_top": 1000,
+        "max_top": 1000, "max_unlike": 100,
     }  # fmt: skip
     assert client.get("/api/values").json()["values"] == {
         "camera": [{"value": camera, "pictures": 4} for camera in (0, 1, 2)],
@@ -173,38 +171,15 @@ def test_what_is_no_json_is_refused(client, content):
     )  # fmt: skip
 
 
-def fold(client, **asked):
-    """Returns the ids of the results, and of those that repeat a better one, with its id."""
-    asked = {"terms": [{"text": "a red coat"}], "top": 200, **asked}
-    results = client.post("/api/search", json=asked).json()["results"]
-    folded = {result["id"]: result["folded_under"] for result in results if result["folded_under"] is not None}
-    return [result["id"] for result in results], folded
-
-
 def test_results_that_repeat_a_better_one_are_folded():
     crowd = [Person(id, *WORN[id % 12]) for id in range(36)]  # each outfit is worn by three
     with served(StandIn(crowd)) as address, httpx.Client(base_url=address) as client:
-        ids, folded = fold(client, fold=True, distinct=0.98)
-        assert len(ids) == 36 and folded == {id: id % 12 for id in range(12, 36)}
-        for top in (5, 14, 25):  # a longer list begins with the shorter one
-            assert fold(client, fold=True, distinct=0.98, top=top) == (
-                ids[:top], {id: under for id, under in folded.items() if id in ids[:top]},
-            )  # fmt: skip
-        ids, folded = fold(client, fold=True, group="camera")
-        assert folded == {id: id % 3 for id in ids if id > 2}
-        _, both = fold(client, fold=True, group="zone", distinct=0.98)  # the zone is the gate, or missing
-        assert {id for id in range(36) if id not in both} == {0, 1, 2, 4, 6, 8, 10}
-        assert both[13] == both[3] == 1 and both[12] == 0
-        assert fold(client, fold=True) == (list(ids), {})
-        assert fold(client, distinct=0.98)[1] == {}  # the searcher drops them; the stand-in does not
-
-
-def test_a_result_whose_row_was_deleted_meanwhile_is_not_folded():
-    searcher = StandIn([Person(id, *WORN[id % 12]) for id in range(24)])
-    results = searcher.search(Query((Term("a red coat"),)), 24).results
-    searcher.store.delete([12])
-    folds = dict(zip([result.id for result in results], find_folds(searcher.store, results, "", 0.98), strict=True))
-    assert folds[12] is None and folds[13] == 1
+        asked = {"terms": [{"text": "a red coat"}], "top": 36, "distinct": 0.98}
+        for fold, folded in ((True, {id: id % 12 for id in range(12, 36)}), (False, {})):
+            results = client.post("/api/search", json={**asked, "fold": fold}).json()["results"]
+            assert len(results) == 36
+            found = {result["id"]: result["folded_under"] for result in results}
+            assert {id: under for id, under in found.items() if under is not None} == folded
 
 
 def test_the_original_is_the_indexed_file_encoded_again(client):
@@ -237,7 +212,7 @@ def test_no_other_file_is_an_original(tmp_path):
         assert statuses == [200] + [404] * 6
 
 
-def test_health(monkeypatch, capfd):
+def test_health(capfd):
     searcher = StandIn()
     with served(searcher, token="0123456789abcdef") as address, httpx.Client(base_url=address) as client:
         assert [client.get(f"/health/{name}").status_code for name in ("live", "ready")] == [200, 200]
@@ -245,21 +220,26 @@ def test_health(monkeypatch, capfd):
         assert client.get("/health/ready").json() == {
             "error": "the index cannot be searched; the server's log says why"
         }
-        searcher.store.count = lambda: open_nothing()
-        answers = [client.get(f"/health/{name}") for name in ("live", "ready")]
-        assert [answer.status_code for answer in answers] == [200, 503]
+        searcher.store.count = fail
+        for _ in range(2):  # a fault is logged once
+            answers = [client.get(f"/health/{name}") for name in ("live", "ready")]
+            assert [answer.status_code for answer in answers] == [200, 503]
+        del searcher.store.count
+        searcher.store.about = dataclasses.replace(searcher.about, made="today")
+        assert client.get("/health/ready").status_code == 200
     lines = capfd.readouterr().err.splitlines()
     time, first = lines[0].split(" ", 1)
     assert first == "error: another index has replaced the one that is open: start the server again"
     assert datetime.datetime.fromisoformat(time).utcoffset() == datetime.timedelta(0)
-    assert lines[1].endswith(" error: /data/people: Not found") and len(lines) == 2
+    assert lines[1].endswith(" error: /data/people: Not found")
+    assert lines[2].endswith(" the index can be searched again") and len(lines) == 3
 
 
-def open_nothing():
+def fail():
     raise StoreError("/data/people: Not found")
 
 
-def test_metrics_count_requests_by_endpoint_and_status(monkeypatch):
+def test_metrics_count_requests_by_endpoint_and_status():
     token = {"authorization": "Bearer 0123456789abcdef"}
     searcher = StandIn()
     with served(searcher, token="0123456789abcdef") as address, httpx.Client(base_url=address) as client:
@@ -284,5 +264,5 @@ def test_metrics_count_requests_by_endpoint_and_status(monkeypatch):
         gauges = [lines[f"ivt_{name}"] for name in ("index_ready", "index_pictures", "model_waiting")]
         assert gauges == ["1.0", "12.0", "0.0"]
         assert float(lines["process_resident_memory_bytes"]) > 1e6
-        searcher.store.count = lambda: open_nothing()
+        searcher.store.count = fail
         assert "ivt_index_ready 0.0\n" in client.get("/metrics").text

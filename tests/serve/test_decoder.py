@@ -25,7 +25,7 @@ def decode():
     own = decoder.Decoder(SIZE)
 
     def call(content):
-        return np.asarray(Image.open(io.BytesIO(own.decode(content))))
+        return np.asarray(Image.open(io.BytesIO(own.decode(content)[0])))
 
     call.process = lambda: own._process
     yield call

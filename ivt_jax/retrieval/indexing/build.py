@@ -115,6 +115,8 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
         about = _about_during(about, plan)
+        # Making the index in the folder of its pictures changes the time of that folder.
+        listed = source.time if store or Path(place).absolute().parent != source.root else now()
         store = store or create_store(place, about)
         _set_about(store, about)
         work = _Work(store, encoder, source, plan, options.batch, vectors)
@@ -125,7 +127,7 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         work.delete_old(options.prune)
         sideways = about.sideways if stale & built.kept.keys() else 0
         passed = count_passed(built.unreadable, source.passed)
-        about = dataclasses.replace(about, updated=now(), passed=passed, sideways=sideways)
+        about = dataclasses.replace(about, updated=listed, passed=passed, sideways=sideways)
         _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0))
         built.note = store.optimize()
     return built
@@ -377,10 +379,11 @@ class _Work:
         found = {row.id: row for row in self._store.get(wanted, vectors=True, thumbnails=True)}
         rows: list[Row] = []
         for entry, donor in zip(entries, donors, strict=True):
-            (path, size, changed, metadata, _), has = entry.picture, entry if donor is None else found[donor]
+            picture, has = entry.picture, entry if donor is None else found[donor]
             vector = np.asarray(has.vector, self._store.about.dtype)
-            rows.append(Row(self._next_id, path, entry.digest, size, changed, metadata, vector, has.thumbnail, has.odd))
-            self.built.odd += [(path, has.odd)] if has.odd else []
+            state = picture.size, picture.changed, picture.metadata
+            rows.append(Row(self._next_id, picture.path, entry.digest, *state, vector, has.thumbnail, has.odd))
+            self.built.odd += [(picture.path, has.odd)] if has.odd else []
             self._next_id += 1
         self._store.add(rows)
         gone: list[int] = []

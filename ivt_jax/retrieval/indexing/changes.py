@@ -5,24 +5,21 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivt_jax.gallery.walk import Passed
-from ivt_jax.retrieval.stores.store import About
+from ivt_jax.gallery.walk import Passed, is_passed_folder
+from ivt_jax.retrieval.stores.store import LANCE_FOLDER, About
 
 
 def find_change(about: About) -> str:
-    """Returns what has changed since the last build, "" if nothing is seen.
+    """Returns why the index may lack pictures, "" if no reason is found.
 
-    Looks at the folder of pictures, at the folders directly below, and at the list: a new or deleted file changes the
-    time of its folder. Deeper folders are not looked at, because there may be very many.
+    Compares modification times of the list, or of the folder and its direct subfolders, with that of the last build:
+    a new or deleted file changes the time of its folder. Deeper folders may be too many.
     """
     if not about.updated:
         return ""
     root, listed = Path(about.root), about.source.get("list")
     try:
-        if listed:
-            places = [Path(listed)]
-        else:
-            places = [root, *(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+        places = [Path(listed)] if listed else [root, *filter(_holds_pictures, root.iterdir())]
         newest, place = max((path.stat().st_mtime, path) for path in places)
     except OSError as error:
         return f"{error.filename} cannot be read any more: {error.strerror}"
@@ -30,6 +27,11 @@ def find_change(about: About) -> str:
     if newest <= datetime.datetime.fromisoformat(about.updated).timestamp() + 1:
         return ""
     return f"{place} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Whether a path is a folder where a build looks for pictures; an index may lie beside them."""
+    return path.is_dir() and not is_passed_folder(path.name) and not (path / LANCE_FOLDER).exists()
 
 
 def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:

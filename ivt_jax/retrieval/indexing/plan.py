@@ -49,7 +49,7 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int, stale: Coll
         if id not in stale:
             known[row.digest] = id
         picture = source.pictures.get(row.path)
-        agrees = picture is not None and id not in stale and (row.size, row.changed, row.metadata) == picture[1:4]
+        agrees = picture is not None and id not in stale and _is_of(row, picture)
         if row.path in found:
             before = found.pop(row.path)  # inserted again below, to keep the order of ids
             surplus.append(id if before is None else before.id)  # a later row has a later state of the file
@@ -64,6 +64,10 @@ def plan_build(source: Source, rows: Iterable[Row], unfinished: int, stale: Coll
     missing = [Missing(row.id, path, row.digest) for path, row in found.items() if row and path not in source.pictures]
     current = sum(row is None for row in found.values())
     return Plan([*new, *changed], current, missing, surplus, shared, recent, known, count, next_id)
+
+
+def _is_of(row: Row, picture: Picture) -> bool:
+    return (row.size, row.changed, row.metadata) == (picture.size, picture.changed, picture.metadata)
 
 
 def find_stale(place: Path | str, source: Source, store: VectorStore, below: int) -> set[int]:

@@ -21,6 +21,7 @@ from ivt_jax.gallery import archives
 from ivt_jax.gallery.archives import Slice
 from ivt_jax.gallery.crops import read_content
 from ivt_jax.gallery.walk import Passed, describe_passed, walk
+from ivt_jax.retrieval.indexing.changes import now
 from ivt_jax.retrieval.indexing.lists import infer_fields, read_records
 from ivt_jax.retrieval.stores.store import Row
 from ivt_jax.retrieval.stores.where import Metadata
@@ -39,7 +40,7 @@ class Picture(NamedTuple):
     slice: Slice | None = None  # its bytes in an archive
 
     def content(self, root: Path) -> Path | Slice:
-        """Returns what `gallery.crops.read_content` reads."""
+        """Returns the file, or the slice of its archive, for `read_content`."""
         return self.slice or root / self.path
 
 
@@ -50,12 +51,13 @@ class Source(NamedTuple):
     fields: dict[str, str]  # name -> type, a key of `where.TYPES`
     pictures: dict[str, Picture]  # by path
     unreadable: list[tuple[str, str]]  # (path, reason) of entries that are no readable file
-    closed: Sequence[str] = ()  # folders that cannot be listed, and archives that cannot be read to their end
+    closed: Sequence[str] = ()  # folders that cannot be listed, archives that cannot be read to the end
     listed: bool = False  # whether a list names the pictures
     passed: Passed = types.MappingProxyType({})  # counts of files in the folder that are passed over
     notes: tuple[str, ...] = ()  # a line for each field that is text because of few values
     unmatched: Sequence[str] = ()  # paths of pictures that do not fit `path_fields`
     origin: Mapping[str, str] = types.MappingProxyType({})  # how to find the pictures again: images, list, path_fields
+    time: str = ""  # when the listing began, ISO 8601 in UTC
 
 
 def read_unchanged(root: Path, row: Row) -> bytes | None:
@@ -76,7 +78,7 @@ def read_folder(folder: Path) -> Source:
     Files are sorted; pictures of an archive are in its order, so that it is read from front to back. Follows links to
     files inside `folder`. Raises UserError if there is no picture.
     """
-    root, faults = _root(folder), list[OSError]()
+    time, root, faults = now(), _root(folder), list[OSError]()
     paths, unreadable, passed = [], [], collections.Counter[tuple[str, str]]()
     for place, folders, files in walk(root, passed, faults.append, (*SUFFIXES, archives.SUFFIX)):
         here = place.relative_to(root)
@@ -98,7 +100,8 @@ def read_folder(folder: Path) -> Source:
         raise UserError(f"{folder} has no pictures ({' '.join(SUFFIXES)}){others}: mount it, or name another folder")
     unreadable = closed + unreadable + missing
     origin = {"images": str(root)}
-    return Source(root, {}, pictures, unreadable, tuple(path for path, _ in closed), passed=passed, origin=origin)
+    unlisted = tuple(path for path, _ in closed)
+    return Source(root, {}, pictures, unreadable, unlisted, passed=passed, origin=origin, time=time)
 
 
 def read_list(listed: Path, folder: Path | None = None) -> Source:
@@ -108,7 +111,7 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
     line remains, and, with the line, if the list is malformed or names a picture again with other values. Those of
     OF_CAPTION may differ, as in a table of own data: the first line counts.
     """
-    root = _root(folder or listed.parent)
+    time, root = now(), _root(folder or listed.parent)
     bases = root, root.resolve()
     named_first = dict[str, tuple[int, dict[str, str]]]()
     outside, repeated = list[tuple[int, str]](), list[str]()
@@ -141,7 +144,8 @@ def read_list(listed: Path, folder: Path | None = None) -> Source:
     ]
     origin = {"images": str(root), "list": os.path.abspath(listed)}
     closed = tuple(path for path, _ in found.closed)
-    return Source(root, fields, pictures, skipped + unreadable, closed, True, notes=tuple(notes), origin=origin)
+    unreadable = skipped + unreadable
+    return Source(root, fields, pictures, unreadable, closed, True, notes=tuple(notes), origin=origin, time=time)
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> str:
@@ -194,7 +198,7 @@ class _Files:
 
     def _picture(self, path: str, known: Metadata) -> Picture:
         """Raises DataError, with the reason alone, if there is no such picture or if it may not be read."""
-        if path not in self._slices and (place := archives.split(self._root / path)):
+        if path not in self._slices and (place := archives.split_path(self._root / path)):
             archive = self.archive(place[0].relative_to(self._root).as_posix())
             if path not in self._slices:
                 raise DataError(archive.fault or MISSING)

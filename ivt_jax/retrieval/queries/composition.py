@@ -1,8 +1,8 @@
-"""How the sentences and the picture of a query become one vector.
+"""Makes one vector from the sentences and the picture of a query.
 
-Similarities are added as they are: a phrase that the model cannot tell, such as "woman" for many models, is about
-equally similar to all pictures and so decides nothing. A sentence counts as many times as it has phrases; so a sentence
-and one of its phrases again is nearly the sentence. An unwanted part has a third of the weight of all that is wanted:
+Similarities are summed without scaling. A phrase that the model cannot tell is about equally similar to all pictures,
+so it hardly changes the ranking. A sentence counts once for each of its phrases. An unwanted part has a third of the
+weight of everything wanted:
 
     term                                        man in a red hoodie    grey trousers    not glasses
     weight w                                    1                      2                -1
@@ -10,10 +10,13 @@ and one of its phrases again is nearly the sentence. An unwanted part has a thir
     share w * n; unwanted: w * (2 + 2) / 3      2                      2                -4/3
     query = sum of (share * embedding) / sum of |share|, here / (2 + 2 + 4/3)
 
-A picture has two thirds of the weight of the wanted words: it is the base that they change. Its similarities may spread
-more than those of sentences (in models from contrastive pre-training they do), so its share is divided by the ratio of
-the spreads. From all that, a quarter of the mean of pictures that are not meant ("not this person") is taken away, in
-units of the query's length. BENCHMARKS.md has what this was chosen by.
+A picture has two thirds of the weight of the wanted sentences, divided by the spread of its similarities relative to
+that of sentences: in models from contrastive pre-training a picture's similarities spread more. For rejected pictures
+("not this person"),
+
+    query = query - 1/4 * |query| * mean of their embeddings
+
+docs/benchmarks/search.md has the comparisons that these numbers come from.
 """
 
 from collections.abc import Sequence
@@ -22,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 UNWANTED = 1 / 3  # share of an unwanted part, of all that is wanted
-PICTURE = 2 / 3  # share of a picture, of the wanted words
-UNLIKE = 1 / 4  # share of the pictures that are not meant, of the query
+PICTURE = 2 / 3  # share of a picture, of the wanted sentences
+REJECTED = 1 / 4  # share of the rejected pictures, of the query
 # Descriptions whose similarities spread like those of usual sentences.
 TYPICAL = (
     "a man in a black jacket and blue jeans",
@@ -44,29 +47,25 @@ class Part(NamedTuple):
 
 
 def compose(
-    texts: Sequence[Part], picture: Part | None = None, ratio: float = 1.0, unlike: np.ndarray | None = None
+    texts: Sequence[Part], picture: Part | None = None, ratio: float = 1.0, rejected: np.ndarray | None = None
 ) -> np.ndarray | None:
     """Returns the query (D,) float32, None if its parts cancel each other out.
 
-    ratio: the spread of the picture's similarities to the index, divided by that of usual sentences. unlike: embeddings
-    (n, D) of pictures that are not meant.
+    ratio: the spread of the picture's similarities to the index, divided by that of usual sentences. rejected:
+    embeddings (n, D) of rejected pictures.
     """
-    wanted = sum(part.weight * part.phrases for part in texts if part.weight > 0)
-    own = max(picture.weight, 0) * (PICTURE * wanted or 1) if picture else 0.0
-    base = wanted + own or 1
-
-    def unwanted(weight: float) -> float:
-        return UNWANTED * base * weight
-
-    shares = [part.weight * part.phrases if part.weight > 0 else unwanted(part.weight) for part in texts]
-    embeddings = [part.embedding for part in texts]
+    words = sum(part.weight * part.phrases for part in texts if part.weight > 0)
+    base = (PICTURE * words if words else 1.0) if picture and picture.weight > 0 else 0.0  # of a picture of weight 1
+    total = words + (base * picture.weight if picture else 0.0) or 1.0  # 1: a query of unwanted parts alone
+    unwanted = UNWANTED * total
+    shares = [part.weight * (part.phrases if part.weight > 0 else unwanted) for part in texts]
+    parts = [*texts]
     if picture:
-        shares.append((own or unwanted(picture.weight)) / ratio)
-        embeddings.append(picture.embedding)
-    weights = np.array(shares) / np.abs(shares).sum()
-    vector = weights @ np.array(embeddings, float)
-    if unlike is not None:
-        vector -= UNLIKE * np.linalg.norm(vector) * unlike.mean(0)
+        shares.append(picture.weight * (base or unwanted) / ratio)
+        parts.append(picture)
+    vector = np.array(shares) / np.abs(shares).sum() @ np.array([part.embedding for part in parts], float)
+    if rejected is not None:
+        vector -= REJECTED * np.linalg.norm(vector) * rejected.mean(0)
     return None if np.abs(vector).max() < _EQUAL else vector.astype(np.float32)
 
 

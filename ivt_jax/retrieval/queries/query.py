@@ -34,7 +34,7 @@ class Query(NamedTuple):
     like: int | None = None  # the id of a row, to find similar ones
     image_weight: float = 1.0  # of the image or the row
     where: str = ""  # a filter in the language of `ivt_jax.retrieval.stores.where`, "" for none
-    unlike: tuple[int, ...] = ()  # the ids of rows that are not meant: they and what is like them come later
+    unlike: tuple[int, ...] = ()  # ids of rejected rows; they are left out, and similar rows score lower
 
 
 def parse_term(text: str) -> Term:
@@ -63,10 +63,10 @@ class Split(NamedTuple):
     rest: str
 
 
-def split(text: str) -> Split:
+def split_sentence(text: str) -> Split:
     """Splits a sentence into its phrases; those that it negates are unwanted."""
     read = read_terms([Term(text)])
-    phrases = [Term(phrase, 1.0 if wanted else -1.0) for phrase, wanted in phrases_of(Query(read)).items()]
+    phrases = [Term(phrase, 1.0 if wanted else -1.0) for phrase, wanted in phrases_of(read).items()]
     return Split(tuple(phrases[:MAX_TERMS]), " ".join(rest_of(term.text) for term in read if term.weight > 0).strip())
 
 
@@ -84,7 +84,7 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     if len(query.terms) > MAX_TERMS:
         raise UserError(f"the query has {len(query.terms)} sentences; the limit is {MAX_TERMS}")
     if len(query.unlike) > MAX_UNLIKE:
-        raise UserError(f"the query leaves out {len(query.unlike)} pictures; the limit is {MAX_UNLIKE}")
+        raise UserError(f"the query rejects {len(query.unlike)} pictures; the limit is {MAX_UNLIKE}")
     for weight in weights:
         if not LEAST_WEIGHT <= abs(weight) <= MOST_WEIGHT:
             raise UserError(f"a weight of {weight:g} is out of bounds: from {LEAST_WEIGHT} to {MOST_WEIGHT:g}")
@@ -104,14 +104,14 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     return parse(query.where, fields) if query.where.strip() else None
 
 
-def phrases_of(query: Query) -> dict[str, bool]:
-    """Returns the attribute phrases of all terms, and whether each is wanted; at most MAX_PHRASES, without duplicates.
+def phrases_of(terms: Sequence[Term]) -> dict[str, bool]:
+    """Returns the attribute phrases of terms, and whether each is wanted; at most MAX_PHRASES, without duplicates.
 
     Phrases keep their order and spelling. One that occurs in several terms has the sign of the first. They include
     scenery, so "next to a white car" has a score.
     """
     phrases: dict[str, tuple[str, bool]] = {}
-    for term in query.terms:
+    for term in terms:
         for phrase in attribute_phrases(term.text[:_READ], scenery=True):
             phrases.setdefault(phrase.lower(), (phrase, term.weight > 0))
     return dict(list(phrases.values())[:MAX_PHRASES])

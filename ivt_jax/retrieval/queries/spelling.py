@@ -1,8 +1,7 @@
-"""Suggests how to spell words that no caption would have: "a wmoan in a rde coat" -> "a woman in a red coat".
+"""Suggests corrections for words outside the captions' vocabulary: "a wmoan in a rde coat" -> "a woman in a red coat".
 
-A suggestion is shown and never taken silently. Words come from the project's vocabulary of captions, as far as the
-model's tokenizer has them. The distance of two words is the number of letters that were left out, put in, replaced, or
-swapped with their neighbour (optimal string alignment).
+A search uses the text as typed. Candidates are words of the shipped vocabulary that the model's tokenizer knows.
+Distances are those of optimal string alignment: letters left out, put in, replaced, or swapped with their neighbour.
 """
 
 import functools
@@ -16,6 +15,7 @@ from ivt_jax.common.files import lines_of
 _WORD = re.compile(r"[^\W\d_]+")
 _SHORTEST = 3  # letters of a word that may be misspelt
 _LONG = 8  # letters from which two mistakes are looked for, otherwise one
+_TOKENS = 8  # enough for a word and the special tokens
 _MOST_UNKNOWN = 1 / 3  # of the words; a sentence with more is in another language
 _THINGS = frozenset().union(
     wardrobe.PERSONS, wardrobe.GARMENTS, wardrobe.FOOTWEAR, wardrobe.CARRIED, wardrobe.HAIR, wardrobe.COLOURS
@@ -23,20 +23,20 @@ _THINGS = frozenset().union(
 
 
 def suggest(text: str, tokenizer: Any) -> str:
-    """Returns the text with likely mistakes mended, "" if there are none. tokenizer: the model's."""
+    """Returns the text with likely mistakes corrected, "" if there are none. tokenizer: the model's."""
 
-    def mend(match: re.Match[str]) -> str:
+    def correct(match: re.Match[str]) -> str:
         word = match[0]
         near = word if _is_known(word.lower()) else _nearest(word.lower())
-        unreadable, *_ = tokenizer.unread(near or word, _LONG)
+        unreadable, *_ = tokenizer.unread(near or word, _TOKENS)
         if near is None or near == word or unreadable:
             return word
         return near.capitalize() if word[:1].isupper() and not word.isupper() else near
 
-    mended = _WORD.sub(mend, text)
-    words = _WORD.findall(mended.lower())
-    strange = sum(not _is_known(word) for word in words) > _MOST_UNKNOWN * len(words)
-    return "" if mended == text or strange else mended
+    corrected = _WORD.sub(correct, text)
+    words = _WORD.findall(corrected.lower())
+    mostly_unknown = sum(not _is_known(word) for word in words) > _MOST_UNKNOWN * len(words)
+    return "" if corrected == text or mostly_unknown else corrected
 
 
 def _is_known(word: str) -> bool:

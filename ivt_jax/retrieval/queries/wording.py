@@ -12,48 +12,18 @@ from typing import NamedTuple
 
 from input_pipeline.noun_phrases import attribute_phrases, recognised_phrases, tag
 
-# Over the classes of `noun_phrases.tag`. What only leads to a negation goes with it: "with no hat", "who isn't wearing
-# glasses". A comma ends what is negated: "not tall, red coat".
+# Letters are the word classes of `noun_phrases.tag`; l is a linking verb. Words that introduce a negation are removed
+# with it: "with no hat", "who isn't wearing glasses". A comma ends a negation: "not tall, red coat".
 _WORD = "[aMCTxg]"
 _THING = f"(?:(?:{_WORD}{{1,9}}[&o]){{0,9}}{_WORD}{{0,9}}N+|{_WORD}{{1,9}})"
-_NEGATED = re.compile(f"[pbwr]*n[dhvbip]*(?P<things>{_THING}(?:o[dhnvbip]*{_THING})*)")
-_NEXT = re.compile(f"(?:^|o[dhnvbip]*)(?P<thing>{_THING})")
+_NEGATED = re.compile(f"[&pbwrl]*n[dhvlbip]*(?P<things>{_THING}(?:o[dhnvlbip]*{_THING})*)")
+_NEXT = re.compile(f"(?:^|o[dhnvlbip]*)(?P<thing>{_THING})")
 _NEITHER = re.compile(r"\bneither\b", re.IGNORECASE)
 _KNOWN = re.compile("[MCTN]")  # a word of the lexicon: "no doubt" negates nothing about a person
 _CONTENT = re.compile("[xvVg]")
-_LINKS = frozenset(
-    {
-        "carried",
-        "carries",
-        "carry",
-        "carrying",
-        "clad",
-        "did",
-        "do",
-        "does",
-        "dressed",
-        "dressing",
-        "had",
-        "has",
-        "have",
-        "having",
-        "held",
-        "hold",
-        "holding",
-        "holds",
-        "seem",
-        "seems",
-        "seen",
-        "show",
-        "shown",
-        "shows",
-        "wear",
-        "wearing",
-        "wears",
-        "wore",
-        "worn",
-    }
-)  # verbs that only join a person and a thing
+# Verbs that only link a person and a thing.
+_LINKS = """carried carries carry carrying clad did do does dressed dressing had has have having held hold holding holds
+    seem seems seen show shown shows wear wearing wears wore worn"""
 
 
 class Wording(NamedTuple):
@@ -64,8 +34,8 @@ class Wording(NamedTuple):
 
 
 def read_negations(text: str) -> Wording:
-    """Splits a sentence into what it wants and what it does not want. A sentence without a negation stays as it is."""
-    letters, spans = tag(_NEITHER.sub("no     ", text))
+    """Splits a sentence into wanted and unwanted text. A sentence without a negation is returned as it is."""
+    letters, spans = _tag(_NEITHER.sub("no     ", text))  # of the same length, so that the spans are those of the text
     kept, unwanted, end = [], [], 0
     for match in _NEGATED.finditer(letters):
         if not _KNOWN.search(match["things"]):
@@ -89,7 +59,14 @@ def rest_of(text: str) -> str:
 
 
 def _content(text: str) -> list[str]:
-    """Returns unknown words and verbs, but those that only join a person and a thing."""
+    """Returns unknown words and verbs, except linking verbs."""
+    letters, spans = _tag(text)
+    return [text[start:stop] for letter, (start, stop) in zip(letters, spans, strict=True) if _CONTENT.match(letter)]
+
+
+def _tag(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Tags as `noun_phrases.tag`, linking verbs with l."""
     letters, spans = tag(text)
-    words = [text[start:stop] for letter, (start, stop) in zip(letters, spans, strict=True) if _CONTENT.match(letter)]
-    return [word for word in words if word.lower() not in _LINKS]
+    links = _LINKS.split()
+    linking = [text[start:stop].lower() in links for start, stop in spans]
+    return "".join("l" if link else letter for letter, link in zip(letters, linking, strict=True)), spans

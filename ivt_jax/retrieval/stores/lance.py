@@ -28,7 +28,7 @@ import pyarrow as pa
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote
 from ivt_jax.gallery.nearest import best_of, nearest
-from ivt_jax.retrieval.stores.store import About, Found, NoIndexError, Row, column, one_line
+from ivt_jax.retrieval.stores.store import LANCE_FOLDER, About, Found, NoIndexError, Row, column, one_line
 from ivt_jax.retrieval.stores.where import Comparison, Condition, Contains, Joined, Missing, Not, OneOf, Value
 
 if "LANCE_LOG" not in os.environ:  # Lance's own variable
@@ -335,4 +335,4 @@ def _has_new_fragments(table: lance.LanceDataset) -> bool:
 
 def _address(place: str) -> str:
     folder = place.rstrip("/") if is_remote(place) else Path(place).absolute()  # x:y is a folder, not a URL
-    return f"{folder}/pictures.lance"
+    return f"{folder}/{LANCE_FOLDER}"

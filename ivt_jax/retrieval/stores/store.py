@@ -15,6 +15,7 @@ from ivt_jax.retrieval.stores.where import PATH, Condition, Metadata, Value
 
 Found = tuple[np.ndarray, np.ndarray]  # scores (Q, K) float32 and ids (Q, K) int64 of Q queries
 FORMAT = 1  # raise it when older versions of ivt_jax would misread a new index
+LANCE_FOLDER = "pictures.lance"  # in the folder of an index
 
 
 class NoIndexError(UserError):
@@ -42,7 +43,7 @@ class About:
     unfinished: int = -1  # first id that a running or stopped build has assigned; -1: none, or it does not matter
     planned: int = 0  # number of rows once such a build has added all new pictures; 0: no picture is waiting
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `build.remembered` of the last build
-    updated: str = ""  # when the last build ended, ISO 8601 in UTC
+    updated: str = ""  # when the last complete build listed the pictures, ISO 8601 in UTC
     passed: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that it left out, by reason
     sideways: int = 0  # smaller ids may be from before pictures were turned upright (`plan.find_stale`); 0: none are
 
@@ -61,10 +62,13 @@ class About:
 
     @classmethod
     def from_json(cls, text: str | bytes, place: str) -> "About":
-        """Reads what `to_json` wrote for the index at a place. Raises UserError for any other text."""
+        """Reads what `to_json` wrote for the index at a place. Raises UserError for any other text.
+
+        Keys that a later version has added are ignored; a later `format` is for the caller to refuse.
+        """
         try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError):
+            return cls(**{key: value for key, value in json.loads(text).items() if key in cls.__dataclass_fields__})
+        except (AttributeError, TypeError, ValueError):
             raise UserError(f"{place} was not written by ivt_jax.index: name another --index") from None
 
     def describe_unfinished(self, rows: int) -> str:
@@ -87,9 +91,7 @@ class Row(NamedTuple):
     metadata: Metadata
     vector: np.ndarray | None = None  # (D,) of length 1, in the index's dtype
     thumbnail: bytes | None = None  # a small JPEG, without EXIF
-    odd: str | None = (
-        None  # `encoding.images.odd_shape` of the picture; None: not known, in an index of an older version
-    )
+    odd: str | None = None  # `encoding.images.odd_shape`; None: not known, in an index of an older version
 
 
 class VectorStore(Protocol):

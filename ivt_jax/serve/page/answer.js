@@ -1,5 +1,4 @@
-// What an answer says besides its pictures: how many were searched, a warning, and what the answer rests on. All of it is
-// drawn here.
+// Draws what an answer has besides its pictures: how many were searched, a warning, and the state of index and model.
 
 const byId = (id) => document.getElementById(id);
 export const whole = (number) => number.toLocaleString("en");
@@ -35,12 +34,12 @@ function factsOf(answer, about) {
     ["searched", `${whole(answer.searched)} of ${pictures(about.pictures)}`],
     ...(first === null ? [] : [["first picture", likely(first)]]),
     ...(answer.verdict ? [["estimate", answer.verdict]] : []),
-    ...(answer.untold ? [["phrases", answer.untold]] : []),
-    ["index", [about.index, answer.basis?.updated && `updated ${answer.basis.updated}`].filter(Boolean).join(", ")],
-    ["model", [about.model.slice(0, 12), answer.basis?.trained && `written ${answer.basis.trained}`].filter(Boolean).join(", ")],
-    ...Object.entries(answer.basis?.passed ?? {}).map(([reason, count]) => ["not in the index", `${whole(count)} ${reason}`]),
-    ...(answer.basis?.outdated ? [["out of date", answer.basis.outdated]] : []),
-    ...(answer.basis?.odd ? [["no crops", `${pictures(answer.basis.odd)} of the first results; their scores may mislead`]] : []),
+    ...(answer.without_fit ? [["phrases", answer.without_fit]] : []),
+    ["index", [about.index, answer.basis.updated && `updated ${answer.basis.updated}`].filter(Boolean).join(", ")],
+    ["model", [about.model.slice(0, 12), answer.basis.trained && `written ${answer.basis.trained}`].filter(Boolean).join(", ")],
+    ...Object.entries(answer.basis.passed).map(([reason, count]) => ["not in the index", `${whole(count)} ${reason}`]),
+    ...(answer.basis.outdated ? [["out of date", answer.basis.outdated]] : []),
+    ...(answer.basis.odd ? [["odd shape or size", `${pictures(answer.basis.odd)} of the results; their scores may be wrong`]] : []),
   ];
 }
 
@@ -56,11 +55,11 @@ export function drawFact([name, value]) {
 export function drawFit(phrase) {
   const fit = byId("fit").content.firstElementChild.cloneNode(true);
   fit.querySelector(".text").textContent = written(phrase);
-  const told = phrase.score !== null;
-  fit.querySelector(".share").textContent = told ? percent(phrase.score) : "cannot tell";
-  fit.querySelector(".share").title = told ? "" : "validation does not show that this model can tell it";
-  fit.querySelector(".scale").hidden = !told;
-  fit.querySelector("i").style.width = told ? percent(phrase.score) : "0";
+  const known = phrase.score !== null;
+  fit.querySelector(".share").textContent = known ? percent(phrase.score) : "cannot tell";
+  fit.querySelector(".share").title = known ? "" : "validation does not show that this model can tell it";
+  fit.querySelector(".scale").hidden = !known;
+  fit.querySelector("i").style.width = known ? percent(phrase.score) : "0";
   fit.classList.toggle("unwanted", !phrase.wanted);
   return fit;
 }

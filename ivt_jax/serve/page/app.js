@@ -11,7 +11,6 @@ import {add, clear, drawWaiting, thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
 const FIRST = 48; // results of the first request; each further one asks for twice as many as the one before
-const MOST_UNLIKE = 100; // pictures that are not meant, as in ivt_jax/retrieval/queries/query.py
 const NAME = document.title;
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");
@@ -177,7 +176,7 @@ function chipOfTerm({text, weight}, index) {
   return {text, weight, source: "", set};
 }
 
-// The pictures that are not meant are one chip; removing it or its "not" takes them back.
+// The rejected pictures are one chip; removing it or its "not" takes them back.
 function chipsOfUnlike() {
   const count = query.unlike.length;
   const set = (weight) => { if (weight >= 0) change({unlike: []}); };
@@ -268,7 +267,7 @@ function listenToRest() {
     byId("text").value = "";
     change({terms: [], image: null, like: id, imageWeight: 1, unlike: []});
   });
-  onUnlike((id) => change({unlike: [...query.unlike, id].slice(-MOST_UNLIKE)}));
+  onUnlike((id) => change({unlike: [...query.unlike, id].slice(-about.max_unlike)}));
   byId("text").onkeydown = (event) => {
     if (event.key === "ArrowDown") grid.querySelector("button")?.focus();
   };

@@ -41,7 +41,7 @@ function show(index) {
 function factsOf(result) {
   const right = result.probability === null ? [] : [["estimate", likely(result.probability)]];
   const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
-  const odd = result.odd ? [["no crop", result.odd]] : [];
+  const odd = result.odd ? [["odd shape or size", result.odd]] : [];
   return [["score", result.score.toFixed(4)], ...right, ...odd, ["id", result.id], ...known];
 }
 

@@ -21,7 +21,14 @@ def test_a_folder_that_changed_later_is_named(about, tmp_path, folder):
     assert find_change(about).startswith(f"{tmp_path}/{folder} has changed since; update the index: ")
 
 
-def test_of_a_list_the_list_counts(about, tmp_path):
+def test_folders_without_pictures_of_the_gallery_do_not_count(about, tmp_path):
+    for folder in ("@eaDir", ".cache", "index/pictures.lance"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+    os.utime(tmp_path / "pictures", (SECONDS - 3600, SECONDS - 3600))
+    assert find_change(about) == ""
+
+
+def test_a_newer_list_makes_the_index_outdated(about, tmp_path):
     (tmp_path / "list.csv").touch()
     listed = dataclasses.replace(about, source={"list": str(tmp_path / "list.csv")})
     assert find_change(listed).startswith(f"{tmp_path}/list.csv has changed since")

@@ -16,7 +16,7 @@ def test_a_sentence_counts_as_its_phrases():
     np.testing.assert_allclose(compose([Part(X, 1.0, 3), Part(Y, 2.0)]), [3 / 5, 2 / 5, 0], rtol=1e-6)
 
 
-def test_what_is_unwanted_has_a_third_of_all_that_is_wanted():
+def test_an_unwanted_part_has_a_third_of_everything_wanted():
     """Shares 3 and 1; unwanted 4 / 3 and half of that; in all 6."""
     parts = [Part(X, 1.0, 3), Part(Y, -1.0, 7), Part(X, 1.0), Part(Z, -0.5)]
     np.testing.assert_allclose(compose(parts), [4 / 6, -4 / 18, -2 / 18], rtol=1e-6)
@@ -29,17 +29,17 @@ def test_a_picture_has_two_thirds_of_the_words_in_units_of_spread():
     np.testing.assert_allclose(found, np.array([3, 2, -5 / 3]) / (5 + 5 / 3), rtol=1e-6)
 
 
-def test_a_picture_without_words_is_what_is_wanted_and_may_be_unwanted():
+def test_a_picture_alone_is_wanted_or_unwanted():
     np.testing.assert_allclose(compose([Part(X, -1.0)], Part(Y, 1.0)), [-1 / 4, 3 / 4, 0], rtol=1e-6)
     np.testing.assert_allclose(compose([Part(X, 1.0, 3)], Part(Y, -1.0)), [3 / 4, -1 / 4, 0], rtol=1e-6)
 
 
-def test_pictures_that_are_not_meant_take_a_quarter_away():
+def test_rejected_pictures_take_a_quarter_away():
     """Of (3/5, 4/5) the length is 1, of half of it a half."""
     both = [Part(np.array([0.6, 0.8, 0], np.float32), 1.0)]
-    np.testing.assert_allclose(compose(both, unlike=np.stack([Y, Z])), [0.6, 0.8 - 1 / 8, -1 / 8], rtol=1e-6)
+    np.testing.assert_allclose(compose(both, rejected=np.stack([Y, Z])), [0.6, 0.8 - 1 / 8, -1 / 8], rtol=1e-6)
     half = [Part(X, 1.0), Part(Y, 1.0)]  # (1/2, 1/2), of length sqrt(1/2)
-    np.testing.assert_allclose(compose(half, unlike=Z[None]), [0.5, 0.5, -np.sqrt(0.5) / 4], rtol=1e-6)
+    np.testing.assert_allclose(compose(half, rejected=Z[None]), [0.5, 0.5, -np.sqrt(0.5) / 4], rtol=1e-6)
 
 
 def test_parts_that_cancel_are_no_query():

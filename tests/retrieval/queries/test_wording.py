@@ -1,6 +1,6 @@
 import pytest
 
-from ivt_jax.retrieval.queries.query import Split, Term, read_terms, split
+from ivt_jax.retrieval.queries.query import Split, Term, read_terms, split_sentence
 from ivt_jax.retrieval.queries.wording import read_negations, rest_of
 
 
@@ -14,6 +14,10 @@ from ivt_jax.retrieval.queries.wording import read_negations, rest_of
         ("a woman with no hat and a red bag", "a woman and a red bag", ["hat"]),
         ("a person never wearing a hat; carrying a rifle", "a person; carrying a rifle", ["hat"]),
         ("a man without black or white shoes", "a man", ["black or white shoes"]),
+        ("a woman wearing no shoes and carrying a bag", "a woman and carrying a bag", ["shoes"]),
+        ("a man who has no hat", "a man", ["hat"]),
+        ("a woman in a red coat and no hat, blue jeans", "a woman in a red coat, blue jeans", ["hat"]),
+        ("a man walking with no shoes", "a man walking", ["shoes"]),
         ("a man in black, not in white", "a man in black", ["white"]),
         ("not tall, red coat", "red coat", ["tall"]),
         ("a gun, no hat", "a gun", ["hat"]),
@@ -50,7 +54,7 @@ def test_words_of_no_phrase_are_left(text, rest):
     assert rest_of(text) == rest
 
 
-def test_a_split_loses_nothing():
-    assert split("a woman with a gun, without a hat") == Split((Term("woman"), Term("hat", -1.0)), "gun")
-    assert split("no hat") == Split((Term("hat", -1.0),), "")
-    assert split("!!!") == Split((), "")
+def test_a_sentence_splits_into_terms_and_rest():
+    assert split_sentence("a woman with a gun, without a hat") == Split((Term("woman"), Term("hat", -1.0)), "gun")
+    assert split_sentence("no hat") == Split((Term("hat", -1.0),), "")
+    assert split_sentence("!!!") == Split((), "")
