@@ -29,9 +29,8 @@ from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 from ivt_jax.gallery.archives import find_slice
-from ivt_jax.gallery.crops import read_content
 from ivt_jax.pages.render import TEMPLATES, data_uri, render
-from ivt_jax.retrieval.indexing.sources import read_folder
+from ivt_jax.retrieval.indexing.sources import read_folder, read_unchanged
 from ivt_jax.retrieval.queries.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.stores.places import open_store
 
@@ -53,18 +52,18 @@ def run(args: argparse.Namespace) -> int:
         args.form(searcher, query, answer)
         files = dict(enumerate((searcher.file(result.path) for result in answer.results), start=1))
         readable = {rank: file for rank, file in files.items() if _is_readable(file)}
+        problems += [f"{file}: cannot be read any more" for rank, file in files.items() if rank not in readable]
         if args.html:
             page = render_page(searcher, query, answer, args.images or args.index, args.explain)
             write_bytes(args.html, page.encode())
         if args.copy_to and readable:
-            copy_files(readable, args.copy_to)
-    gone = [f"{file}: cannot be read any more" for rank, file in files.items() if rank not in readable]
-    for problem in (*problems, *gone):
+            problems += copy_files(searcher, {rank: answer.results[rank - 1] for rank in readable}, args.copy_to)
+    for problem in problems:
         print(f"skipped {printable(problem)}", file=sys.stderr)
-    if args.index and gone and not readable:
+    if args.index and files and not readable:
         remedy = f"python -m ivt_jax.index --index={args.index} --moved --images=FOLDER"
         print(f"if the pictures have moved: {printable(remedy)}", file=sys.stderr)
-    return 1 if problems or gone else 0
+    return 1 if problems else 0
 
 
 def read_query(args: argparse.Namespace) -> Query:
@@ -79,11 +78,13 @@ def read_query(args: argparse.Namespace) -> Query:
 
 def open_searcher(args: argparse.Namespace, query: Query) -> "AbstractContextManager[tuple[Searcher, list[str]]]":
     """Gives a searcher and a line per unreadable picture. Raises UserError for a wrong query before loading a model."""
-    if args.images:
-        check(query, {}, args.group, args.distinct)
+    store = None if args.images else open_store(args.index)
+    fields = store.about.fields if store else {}
+    for text in args.where:  # each alone, so that no two join into another filter
+        check(query._replace(where=text), fields)
+    check(query, fields, args.group, args.distinct)
+    if not store:
         return index_folder(args.images, args.workdir)
-    store = open_store(args.index)
-    check(query, store.about.fields, args.group, args.distinct)
     from ivt_jax.retrieval.searcher import Searcher
 
     return nullcontext((Searcher(store, args.workdir), []))
@@ -113,11 +114,10 @@ def print_table(searcher: "Searcher", query: Query, answer: "Answer") -> None:
     for rank, result in enumerate(answer.results, start=1):
         phrases = (f"{'' if wanted else 'not '}{text} {_fit(score)}" for text, score, wanted in result.phrases)
         cells = [f"{rank:3}", f"{result.score:+.4f}", " · ".join(phrases), str(searcher.file(result.path))]
+        cells += [f"odd: {result.odd}"] if result.odd else []
         print("  ".join(printable(cell) for cell in cells if cell))
     _print_verdict(answer, sys.stdout)
-    for line in (answer.without_fit, *_basis(answer)):
-        if line:
-            print(printable(line))
+    _print_basis(answer, sys.stdout)
 
 
 def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
@@ -128,8 +128,7 @@ def print_json(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         file = searcher.file(result.path)
         results.append({"rank": rank, "file": file, **result._asdict(), "phrases": phrases})
     asked = {**query._asdict(), "terms": [term._asdict() for term in query.terms]}
-    basis = answer.basis and answer.basis._asdict()
-    answered = {**answer._asdict(), "terms": [term._asdict() for term in answer.terms], "basis": basis}
+    answered = {**answer._asdict(), "terms": [term._asdict() for term in answer.terms], "basis": answer.basis._asdict()}
     answered["results"] = results
     print(json.dumps({"query": asked, **answered}, indent=2, default=_text))
 
@@ -146,8 +145,7 @@ def print_csv(searcher: "Searcher", query: Query, answer: "Answer") -> None:
         values = [result.metadata[name] for name in fields]
         writer.writerow(map(_cell, [*row, *(phrase.score for phrase in result.phrases), *values]))
     _print_verdict(answer, sys.stderr)
-    for line in _basis(answer):
-        print(printable(line), file=sys.stderr)
+    _print_basis(answer, sys.stderr)
 
 
 def print_paths(searcher: "Searcher", query: Query, answer: "Answer", end: str = "\n") -> None:
@@ -184,15 +182,24 @@ def draw(searcher: "Searcher", result: "Result", explained: bool) -> dict[str, A
     return {**result._asdict(), "name": printable(result.path), "image": small and data_uri(small), "heats": heats}
 
 
-def copy_files(files: Mapping[int, Path], folder: Path) -> None:
-    """Copies the file of each rank as 01_NAME, 02_NAME, ... into a new folder, all or none."""
-    digits = max(2, len(str(max(files))))
+def copy_files(searcher: "Searcher", results: "Mapping[int, Result]", folder: Path) -> list[str]:
+    """Copies the file of each rank as 01_NAME, 02_NAME, ... into a new folder.
+
+    Returns a line for each file that has changed since it was indexed, which is not copied.
+    """
+    digits, root, changed = max(2, len(str(max(results)))), Path(searcher.about.root), []
+    rows = {row.id: row for row in searcher.store.get([result.id for result in results.values()])}
     with whole_folder(folder) as partial:
-        for rank, file in files.items():
+        for rank, result in results.items():
+            file, content = root / result.path, read_unchanged(root, rows[result.id])
+            if content is None:
+                changed.append(f"{file}: has changed since it was indexed: update the index")
+                continue
             stem = file.stem
             while len(os.fsencode(name := f"{rank:0{digits}}_{stem}{file.suffix}")) > _LONGEST_NAME:
                 stem = stem[:-1]
-            (partial / name).write_bytes(read_content(file, file))
+            (partial / name).write_bytes(content)
+    return changed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,7 +257,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("results").add_argument
     add("--top", type=positive, default=10, help="number of results (10)")
     add("--group", default="", metavar="FIELD", help="only the best picture of each value, such as of each track")
-    add("--distinct", type=float, metavar="COSINE", help="drop a result more similar to a better one than, say, 0.98")
+    add(
+        "--distinct",
+        type=float,
+        metavar="COSINE",
+        help="drop a result whose similarity to a better one exceeds this, such as 0.98",
+    )
     add("--exact", action="store_const", const=True, help="score all pictures, even if the index is approximate")
     output = parser.add_argument_group("output (by default a table)")
     form = output.add_mutually_exclusive_group()
@@ -288,14 +300,16 @@ def _is_readable(file: Path) -> bool:
 
 def _print_verdict(answer: "Answer", file: TextIO) -> None:
     """Prints the verdict, what was not read and what may be misspelt; on stderr if stdout is for programs."""
-    mended = [f"did you mean: {text}" for text in answer.suggestions.values()]
-    for line in (answer.verdict, answer.odd, answer.unread, *mended):
+    suggestions = [f"did you mean: {text}" for text in answer.suggestions.values()]
+    for line in (answer.verdict, answer.odd, answer.unread, *suggestions):
         if line:
             print(printable(line), file=file)
 
 
-def _basis(answer: "Answer") -> list[str]:
-    return answer.basis.lines(answer.searched) if answer.basis else []
+def _print_basis(answer: "Answer", file: TextIO) -> None:
+    for line in (answer.without_fit, *answer.basis.lines(answer.searched)):
+        if line:
+            print(printable(line), file=file)
 
 
 def _fit(score: float | None) -> str:

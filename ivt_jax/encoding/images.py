@@ -51,7 +51,8 @@ def odd_shape(width: int, height: int) -> str:
 
 def describe_odd(reason: str) -> str:
     """Returns a warning for a query whose picture has this `odd_shape`; "" for ""."""
-    return f"the query's picture is {reason}: cut the person out first" if reason else ""
+    remedy = "its similarities may be wrong" if "smaller" in reason else "cut the person out first"
+    return f"the query's picture is {reason}: {remedy}" if reason else ""
 
 
 def open_image(path: Path | str, content: Path | bytes | None = None) -> Image.Image:

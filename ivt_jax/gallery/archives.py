@@ -84,10 +84,10 @@ def read_archive(archive: Path) -> Archive:
             if why := reason_to_pass(name):
                 passed[why] += 1
             elif reason := _reason_to_refuse(member):
-                found.unreadable.append((name, reason))
+                found.unreadable.append((member.name, reason))
             else:
                 if found.pictures.pop(name, None):
-                    found.unreadable.append((name, "twice in the archive; the last one counts"))
+                    found.unreadable.append((name, "a later entry of the archive has the same name, and counts"))
                 found.pictures[name] = Slice(archive, member.offset_data, member.size, changed)
     except tarfile.TarError as error:
         fault = str(error)
@@ -125,7 +125,7 @@ def _reason_to_refuse(member: tarfile.TarInfo) -> str:
     if not member.isreg() or member.issparse():
         return NO_FILE
     if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "its name leads out of the archive"
+        return "its name has .. or begins with /"
     if not is_utf8(member.name) or "\0" in member.name:
         return "its name is not UTF-8, which an index cannot store"
     return ""

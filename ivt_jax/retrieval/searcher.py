@@ -142,7 +142,7 @@ class Searcher:
             raise UserError(f"top is the number of results, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
-        unlike = [self._row(id, vectors=True) for id in query.unlike]
+        unlike = self.store.get(query.unlike, vectors=True)  # an update may have deleted some
         pictures = _vectors(like)[0] if like else None, _vectors(unlike) if unlike else None
         read = self.queries.encode(query, self._sample, *pictures)
         vector, phrases = read.vector[None], read.phrases
@@ -252,14 +252,15 @@ class Searcher:
         results, searched, none = answer.results, answer.searched, "No confidence estimate"
         if answer.unfinished:  # the right picture may not be in yet
             return answer._replace(verdict=f"{none if results else 'No such picture yet'}: {answer.unfinished}")
+        if not results and searched:
+            return answer._replace(verdict=f"{none}: all {searched:,} pictures are the query's own or were rejected")
         if not results:
             return answer._replace(verdict="no good match: there is no such picture", good=False)
         if self.calibration is None:
             return answer
-        pictures = query.image is not None or query.like is not None or query.unlike
-        alone = len(query.terms) == 1 and query.terms[0].weight > 0 and not pictures
-        if not alone or query.where.strip():
-            return answer._replace(verdict=f"{none}: calibration covers single sentences without filters")
+        if beyond := _beyond_calibration(query):
+            most = "calibration covers single sentences without filters"
+            return answer._replace(verdict=f"{none}: {most}; this query has {beyond}")
         if answer.unread:
             return answer._replace(verdict=f"{none}: the model does not read the whole sentence")
         gallery, threshold = self.calibration.gallery, self.calibration.threshold
@@ -273,7 +274,7 @@ class Searcher:
             return answer._replace(verdict=verdict, good=False)
         if not covered:
             return answer._replace(verdict=f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
-        verdict = f"if the person is among them, the first is right with {right:.0%} {source}"
+        verdict = f"{right:.0%} likely that the first picture is right, if the person is in the index {source}"
         return answer._replace(verdict=verdict, good=True)
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
@@ -317,6 +318,18 @@ class _Repeats:
         self._vectors[count] = vector
         self._ids.append(row.id)
         return None
+
+
+def _beyond_calibration(query: Query) -> str:
+    """Returns a part of the query for which calibration has no probability, "" if there is none."""
+    parts = {
+        "a picture": query.image is not None or query.like is not None,
+        "rejected pictures": bool(query.unlike),
+        "a filter": bool(query.where.strip()),
+        "an unwanted part": any(term.weight < 0 for term in query.terms),
+        f"{len(query.terms)} sentences": len(query.terms) > 1,
+    }
+    return next((part for part, has in parts.items() if has), "")
 
 
 def read_calibration(workdir: Path) -> Calibration | None:

@@ -124,7 +124,11 @@ class StandIn:
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
         good = bool(results) and results[0].score > 0.4
-        verdict = "if the person is among them, the first is right with 90%" if good else "no good match: nobody fits"
+        verdict = (
+            "90% likely that the first picture is right, if the person is in the index"
+            if good
+            else "no good match: nobody fits"
+        )
         unread = 'not read: "grün" (unknown to the model)' if "grün" in str(query.terms) else ""
         if self.unfinished:
             results = [result._replace(probability=None) for result in results]

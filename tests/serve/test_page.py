@@ -111,7 +111,7 @@ def test_a_sentence_shows_the_right_person_first(open_page):
     facts = page.inner_text("#basis").split("\n")
     assert facts[:6] == [
         "searched", "12 of 12 pictures", "first picture", "90% likely right, if present",
-        "estimate", "if the person is among them, the first is right with 90%",
+        "estimate", "90% likely that the first picture is right, if the person is in the index",
     ]  # fmt: skip
     until(page, lambda: page.evaluate("document.querySelector('#grid img').naturalWidth") == 64)
 

@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def find_change(about: About) -> str:
         return ""
     root, listed = Path(about.root), about.source.get("list")
     try:
-        places = [Path(listed)] if listed else [root, *filter(_holds_pictures, root.iterdir())]
+        places = [Path(listed)] if listed else [root, *_find_folders(root)]
         newest, place = max((path.stat().st_mtime, path) for path in places)
     except OSError as error:
         return f"{error.filename} cannot be read any more: {error.strerror}"
@@ -29,9 +30,11 @@ def find_change(about: About) -> str:
     return f"{place} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
 
 
-def _holds_pictures(path: Path) -> bool:
-    """Whether a path is a folder where a build looks for pictures; an index may lie beside them."""
-    return path.is_dir() and not is_passed_folder(path.name) and not (path / LANCE_FOLDER).exists()
+def _find_folders(root: Path) -> list[Path]:
+    """Returns the folders directly below where a build looks for pictures; an index may lie beside them."""
+    with os.scandir(root) as entries:
+        folders = [Path(entry) for entry in entries if entry.is_dir() and not is_passed_folder(entry.name)]
+    return [folder for folder in folders if not (folder / LANCE_FOLDER).exists()]
 
 
 def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:
@@ -40,7 +43,7 @@ def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[
     names = {"suffix": "of no picture format: {}", "folder": "in folders named {}", "hidden": "hidden"}
     for (kind, name), count in passed.items():
         counts[names[kind].format(name or "without suffix")] += count
-    return dict(counts.most_common())
+    return {reason: count for reason, count in counts.most_common() if count}
 
 
 def now() -> str:

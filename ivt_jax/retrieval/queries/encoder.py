@@ -10,6 +10,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.encoding.embedding import encode_texts
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import describe_odd, fit, odd_shape, open_image
+from ivt_jax.gallery.crops import read_content
 from ivt_jax.retrieval.queries.composition import TYPICAL, Part, compose, spread_ratio
 from ivt_jax.retrieval.queries.query import Query, Term, phrases_of, read_terms
 from ivt_jax.retrieval.queries.spelling import suggest
@@ -91,7 +92,10 @@ class QueryEncoder:
 
     def _embed_image(self, content: Path | bytes) -> tuple[np.ndarray, str]:
         """Returns the embedding of an image (D,), and a warning if its shape or size is odd, otherwise ""."""
-        image = open_image(content if isinstance(content, Path) else "the image", content)
+        if isinstance(content, Path):
+            image = open_image(content, read_content(content, content))
+        else:
+            image = open_image("the image", content)
         return self.encoder.embed(iter([fit(image, self.encoder.size)[None]]))[0], describe_odd(odd_shape(*image.size))
 
 

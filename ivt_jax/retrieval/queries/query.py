@@ -8,6 +8,7 @@ from typing import NamedTuple
 from input_pipeline.noun_phrases import attribute_phrases
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_utf8
+from ivt_jax.gallery.archives import find_slice
 from ivt_jax.retrieval.queries.wording import read_negations, rest_of
 from ivt_jax.retrieval.stores.where import Condition, parse
 
@@ -67,7 +68,10 @@ def split_sentence(text: str) -> Split:
     """Splits a sentence into its phrases; those that it negates are unwanted."""
     read = read_terms([Term(text)])
     phrases = [Term(phrase, 1.0 if wanted else -1.0) for phrase, wanted in phrases_of(read).items()]
-    return Split(tuple(phrases[:MAX_TERMS]), " ".join(rest_of(term.text) for term in read if term.weight > 0).strip())
+    terms, more = phrases[:MAX_TERMS], phrases[MAX_TERMS:]
+    rest = [rest_of(term.text) for term in read if term.weight > 0]
+    rest += [phrase if weight > 0 else f"no {phrase}" for phrase, weight in more]
+    return Split(tuple(terms), ", ".join(filter(None, rest)))
 
 
 def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: float | None = None) -> Condition | None:
@@ -79,6 +83,8 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     weights = [*(term.weight for term in query.terms), *([query.image_weight] if has_image or has_row else [])]
     if not weights:
         raise UserError("the query is empty: describe a person, or name an image")
+    if query.image_weight != 1 and not has_image and not has_row:
+        raise UserError("image_weight is the weight of a picture, and the query has none: leave it out")
     if has_image and has_row:
         raise UserError("the query has an image and a row of the index; choose one of them")
     if len(query.terms) > MAX_TERMS:
@@ -95,13 +101,23 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
             raise UserError("the sentence has no word: describe a person")
         if not is_utf8(term.text):  # bytes from the command line
             raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
-    if isinstance(query.image, Path) and not query.image.is_file():
+        if any(other.text.lower() == term.text.lower() and other.weight * term.weight < 0 for other in query.terms):
+            raise UserError(f"{term.text!r} is both wanted and unwanted: remove one of them")
+    if isinstance(query.image, Path) and not _is_file(query.image):
         raise UserError(f"{query.image} is not a file; name a picture")
     if group and group not in fields:
         raise UserError(f'the index has no field "{group}" to group by; it has: {", ".join(fields) or "none"}')
     if distinct is not None and not 0 < distinct <= 1:
         raise UserError(f"distinct is {distinct:g}; choose a cosine similarity above 0 and at most 1")
     return parse(query.where, fields) if query.where.strip() else None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is that of a file, or of a picture in an archive."""
+    try:
+        return path.is_file() or find_slice(path) is not None
+    except OSError:
+        return False
 
 
 def phrases_of(terms: Sequence[Term]) -> dict[str, bool]:

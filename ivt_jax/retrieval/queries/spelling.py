@@ -12,11 +12,12 @@ from input_pipeline import wardrobe
 from input_pipeline.tokenizer import SHIPPED
 from ivt_jax.common.files import lines_of
 
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _SHORTEST = 3  # letters of a word that may be misspelt
 _LONG = 8  # letters from which two mistakes are looked for, otherwise one
 _TOKENS = 8  # enough for a word and the special tokens
 _MOST_UNKNOWN = 1 / 3  # of the words; a sentence with more is in another language
+_MOST_CORRECTED = 40  # words; each takes milliseconds
 _THINGS = frozenset().union(
     wardrobe.PERSONS, wardrobe.GARMENTS, wardrobe.FOOTWEAR, wardrobe.CARRIED, wardrobe.HAIR, wardrobe.COLOURS
 )
@@ -27,12 +28,15 @@ def suggest(text: str, tokenizer: Any) -> str:
 
     def correct(match: re.Match[str]) -> str:
         word = match[0]
-        near = word if _is_known(word.lower()) else _nearest(word.lower())
-        unreadable, *_ = tokenizer.unread(near or word, _TOKENS)
-        if near is None or near == word or unreadable:
+        if _is_known(word.lower()) or _is_name(match) or word.lower().endswith("less"):
             return word
-        return near.capitalize() if word[:1].isupper() and not word.isupper() else near
+        near = _nearest(word.lower())
+        if near is None or tokenizer.unread(near, _TOKENS)[0]:
+            return word
+        return near.upper() if word.isupper() else near.capitalize() if word[0].isupper() else near
 
+    if sum(not _is_known(word) for word in _WORD.findall(text.lower())) > _MOST_CORRECTED:
+        return ""
     corrected = _WORD.sub(correct, text)
     words = _WORD.findall(corrected.lower())
     mostly_unknown = sum(not _is_known(word) for word in words) > _MOST_UNKNOWN * len(words)
@@ -40,7 +44,14 @@ def suggest(text: str, tokenizer: Any) -> str:
 
 
 def _is_known(word: str) -> bool:
-    return len(word) < _SHORTEST or not word.isascii() or word in _words() or word.removesuffix("s") in _words()
+    known = len(word) < _SHORTEST or not word.isalpha() or not word.isascii()  # also words such as "isn't" and "hi-vis"
+    return known or word in _words() or word.removesuffix("s") in _words()
+
+
+def _is_name(match: re.Match[str]) -> bool:
+    """Whether a word may be a name, such as that of a brand: only its first letter is upper case, within a sentence."""
+    before = match.string[: match.start()].rstrip()
+    return match[0][0].isupper() and not match[0].isupper() and before[-1:] not in ("", ".", "!", "?")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -49,7 +60,9 @@ def _nearest(word: str) -> str | None:
     from rapidfuzz.distance import OSA  # slow to import
 
     most = 2 if len(word) >= _LONG else 1
-    near = [(OSA.distance(word, other, score_cutoff=most), other not in _THINGS, other) for other in _words()]
+    # Words of three letters have too many neighbours: only swapped or missing letters are corrected.
+    others = [other for other in _words() if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
+    near = [(OSA.distance(word, other, score_cutoff=most), other not in _THINGS, other) for other in others]
     distance, _, best = min(near)
     return best if distance <= most else None
 

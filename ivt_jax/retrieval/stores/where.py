@@ -166,7 +166,7 @@ class _Parser:
             return self._between(field)
         symbol = self.token
         if self.kind != "mark" or symbol not in OPERATORS:
-            raise self.error("expected one of = != < <= > >= in, is, between, contains")
+            raise self.error("expected =, !=, <, <=, >, >=, in, is, between or contains")
         if self._kind_of(field) == "boolean" and symbol not in ("=", "!="):
             raise self.error(f"{field} is true or false; expected = or !=")
         self._advance()
@@ -174,13 +174,14 @@ class _Parser:
 
     def _contains(self, field: str) -> Condition:
         if self._kind_of(field) != "text":
-            raise self.error(f"{field} is no text; expected one of = != < <= > >= in, is, between")
+            raise self.error(f"{field} is no text; expected =, !=, <, <=, >, >=, in, is or between")
         self._advance()
         return Contains(field, str(self._value(field)))
 
     def _between(self, field: str) -> Condition:
         if self._kind_of(field) in ("text", "boolean"):
-            raise self.error(f"{field or 'path'} is neither a number nor a time; expected one of = != in, is")
+            more = ", <, <=, >, >=, in, is or contains" if self._kind_of(field) == "text" else ", in or is"
+            raise self.error(f"{field or 'path'} is neither a number nor a time; expected =, !={more}")
         self._advance()
         least = Comparison(field, ">=", self._value(field))
         self._expect("and")

@@ -10,9 +10,11 @@ SHIPPED = load_tokenizer("")
     ("text", "mended"),
     [
         ("a wmoan in a rde coat", "a woman in a red coat"),
-        ("A Womn with blakc trosers, carying a bckpack", "A Woman with black trousers, carrying a backpack"),
+        ("Womn with blakc trosers, carying a bckpack", "Woman with black trousers, carrying a backpack"),
         ("whtie shoes and brwn hiar", "white shoes and brown hair"),
         ("a bleu coat", "a blue coat"),
+        ("A RDE COAT", "A RED COAT"),
+        ("teh coat", "the coat"),
     ],
 )
 def test_slips_of_one_letter_are_mended(text, mended):
@@ -21,7 +23,24 @@ def test_slips_of_one_letter_are_mended(text, mended):
 
 @pytest.mark.parametrize(
     "text",
-    ["a woman in a red coat", "two turtlenecks", "Xylophone", "une femme avec un manteau rouge", "grün", "12 a!", ""],
+    [
+        "a woman in a red coat",
+        "two turtlenecks",
+        "Xylophone",
+        "une femme avec un manteau rouge",
+        "grün",
+        "12 a!",
+        "",
+        "a man who isn't wearing a hat",
+        "he doesn\u2019t wear a coat",
+        "a hi-vis vest",
+        "a non-red coat",
+        "a coatless man",
+        "a man with a gun",
+        "a Nike shirt",
+        "a man in Paris",
+        "xqzv " * 60 + "a rde coat",
+    ],
 )
 def test_known_far_and_foreign_words_stay(text):
     assert suggest(text, SHIPPED) == ""

@@ -18,6 +18,25 @@ from ivt_jax.retrieval.queries.wording import read_negations, rest_of
         ("a man who has no hat", "a man", ["hat"]),
         ("a woman in a red coat and no hat, blue jeans", "a woman in a red coat, blue jeans", ["hat"]),
         ("a man walking with no shoes", "a man walking", ["shoes"]),
+        ("a man without a hat, glasses or a bag", "a man", ["hat", "glasses", "bag"]),
+        ("neither hat, glasses nor a bag", "", ["hat", "glasses", "bag"]),
+        ("no hat/glasses", "", ["hat", "glasses"]),
+        ("without hat, bag, and glasses", "", ["hat", "bag", "glasses"]),
+        ("without a hat, red and black shoes", "red and black shoes", ["hat"]),
+        ("no hat, red or black coat", "red or black coat", ["hat"]),
+        ("red, not black coat", "red coat", ["black coat"]),
+        ("a woman with dark but not black hair", "a woman with dark hair", ["black hair"]),
+        ("a man in black, no red coat", "a man in black", ["red coat"]),
+        ("a man who does not wear a red jacket but a blue one", "a man but a blue one", ["red jacket"]),
+        ("a red coat (no hat)", "a red coat", ["hat"]),
+        ("no hat: red coat", "red coat", ["hat"]),
+        (
+            "a man in blue jeans, no coat, no bag and white shoes",
+            "a man in blue jeans, and white shoes",
+            ["coat", "bag"],
+        ),
+        ("a man wearing anything but a red coat", "a man", ["red coat"]),
+        ("jeans rather than a coat", "jeans", ["coat"]),
         ("a man in black, not in white", "a man in black", ["white"]),
         ("not tall, red coat", "red coat", ["tall"]),
         ("a gun, no hat", "a gun", ["hat"]),
@@ -30,7 +49,20 @@ def test_negations_are_taken_out(text, wanted, unwanted):
 
 
 @pytest.mark.parametrize(
-    "text", ["there is no doubt he wears a coat", "une femme sans manteau", "a man  in red ,and blue", "", "!!!", "no"]
+    "text",
+    [
+        "there is no doubt he wears a coat",
+        "une femme sans manteau",
+        "a man  in red ,and blue",
+        "",
+        "!!!",
+        "no",
+        "never without a backpack",
+        "a man never seen without a red hat",
+        "not only a red coat but also a blue bag",
+        "a man who is not smiling wearing a hat",
+        "a man with shoes that do not match his red shirt",
+    ],
 )
 def test_a_sentence_without_a_negation_stays_as_it_is(text):
     assert read_negations(text) == (text, [])

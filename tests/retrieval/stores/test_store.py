@@ -39,7 +39,7 @@ FIELDS = {
 TEXTS = ["a", "it's", 'say "no"\n', "back\\slash", "`;--", "\N{ROCKET}", "", "%_*"]
 MAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
 DIMENSION = 8
-LANCEDB = Path(__file__).parents[1] / "data/lancedb_0_40.zip"
+LANCEDB = Path(__file__).parents[2] / "data/lancedb_0_40.zip"
 
 
 def about(**changes):
@@ -321,7 +321,7 @@ def test_fields_come_and_go(create):
 
 def test_more_rows_than_are_read_together_are_all_found(create, monkeypatch):
     for kind in ("lance", "qdrant"):
-        monkeypatch.setattr(f"ivt_jax.retrieval.{kind}._AT_ONCE", 7)
+        monkeypatch.setattr(f"ivt_jax.retrieval.stores.{kind}._AT_ONCE", 7)
     store, _ = create(about())
     rows = make_rows(100)
     store.add(rows)
