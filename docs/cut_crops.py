@@ -21,8 +21,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    sys.exit("error: OpenCV is not installed: pip install 'opencv-python-headless<5'")
 
 Box = tuple[int, int, int, int]  # left, top, width and height in pixels
 Detector = Callable[[np.ndarray], Sequence[Box]]  # frame (H, W, 3) uint8, BGR -> the persons in it
@@ -83,7 +87,7 @@ def list_frames(frames: Path) -> list[tuple[str, datetime.datetime, Path]]:
 def follow(
     boxes: Sequence[Box], before: Sequence[tuple[Box, int]], numbers: Iterator[int]
 ) -> Iterator[tuple[Box, int]]:
-    """Yields each box with its track: that of the box of the frame before which it overlaps most, or a new number."""
+    """Yields each box with its track: that of the previous frame's box with the largest overlap, or a new number."""
     left = [*before]
     for box in boxes:
         best = max(left, key=lambda other: overlap(box, other[0]), default=None)

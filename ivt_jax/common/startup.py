@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 FLAGS = (
     # XLA's CPU backend gives reductions to YNNPACK together with the products in front of them. Some results are wrong:
     # beyond 32,768 rows in jaxlib 0.10.2 (jax-ml/jax#39103), and in 0.11.2 too if a factor is a broadcast number.
-    # Without reductions, YNNPACK still computes single products. BENCHMARKS.md has the cost.
+    # Without reductions, YNNPACK still computes single products. docs/benchmarks/speed.md has the cost.
     "--xla_cpu_experimental_ynn_fusion_type=-reduce",
     "--xla_cpu_prefer_vector_width=512",  # a quarter more speed if the CPU has AVX-512, no change elsewhere
     "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",  # compiles the demo's step in a quarter less time

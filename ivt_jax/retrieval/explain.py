@@ -5,7 +5,7 @@ sequence of the class token, if it has one, and the one patch, at its position. 
 or three crops.
 
 The tokens of patches after the last block would not do. Only the class token is trained, and the patch most similar to
-a phrase shows what it describes hardly more often than chance (BENCHMARKS.md).
+a phrase shows what it describes hardly more often than chance (docs/benchmarks/search.md).
 """
 
 import functools

@@ -18,7 +18,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
-from ivt_jax.retrieval.queries.query import MAX_UNLIKE, Query, Term, split_sentence
+from ivt_jax.retrieval.queries.query import MAX_TERMS, MAX_UNLIKE, Query, Term, split_sentence
 from ivt_jax.retrieval.stores.store import StoreError, VectorStore
 from ivt_jax.retrieval.stores.where import OneOf
 from ivt_jax.serve import limits, schema
@@ -94,7 +94,8 @@ class Endpoints:
         unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
         fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields)}
-        bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP, "max_unlike": MAX_UNLIKE}
+        bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP}
+        bounds |= {"max_terms": MAX_TERMS, "max_unlike": MAX_UNLIKE}
         return schema.AboutResponse(**index, **fields, calibrated=calibrated, **bounds)
 
     async def values(self) -> schema.ValuesResponse:

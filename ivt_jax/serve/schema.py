@@ -149,6 +149,7 @@ class AboutResponse(_Response):
     calibrated: bool = Field(description="whether scores come with probabilities, from validation")
     max_body: int = Field(description="largest request, in bytes")
     max_top: int = Field(description="largest number of results")
+    max_terms: int = Field(description="largest number of sentences and phrases")
     max_unlike: int = Field(description="largest number of rejected rows")
 
 
@@ -175,6 +176,8 @@ def describe_fault(fault: Mapping[str, Any]) -> str:
     """Returns one line for a fault that pydantic found in a request, without the value, which may be private."""
     where = () if fault["type"] == "json_invalid" else fault["loc"][1:]
     place, known = ".".join(map(str, where)) or "the request", fault.get("ctx", {})
+    if fault["type"] == "string_too_long" and place.startswith("terms."):
+        place = "a sentence"
     reason = _REASONS.get(fault["type"], "is not valid; /openapi.json describes it")
     return f"{place} {reason.format(**known)}"
 
@@ -183,7 +186,7 @@ _REASONS = {  # type of pydantic's errors -> what is wrong, with the values of i
     "missing": "is missing",
     "extra_forbidden": "is not a part of this request",
     "json_invalid": "is not JSON",
-    "model_attributes_type": "is not a JSON object",
+    "model_attributes_type": "is not a JSON object; send it with Content-Type: application/json",
     "string_type": "is not a text",
     "string_too_long": "has more than {max_length} characters",
     "string_unicode": "is not valid Unicode",

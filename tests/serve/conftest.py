@@ -119,7 +119,7 @@ class StandIn:
                     for text, wanted in phrases.items()
                 ),
                 person.metadata, "more than 6 times as high as wide" if person.id == 1 else "",
-                next((p.id for p in found[:rank] if WORN[p.id % 12] == WORN[person.id % 12]), None) if fold else None,
+                self._better(found[:rank], person, group, distinct) if fold else None,
             )
             for rank, person in enumerate(found[:top])
         ]  # fmt: skip
@@ -138,7 +138,15 @@ class StandIn:
         suggestions = {"a rde coat": "a red coat"} if "a rde coat" in terms else {}
         basis = Basis("today", NOON, "the list has changed since", {"hidden": 2}, 1, self.about.model, NOON)
         more = unread, self.unfinished, query.terms, without_fit, "", suggestions
-        return Answer(results, len(found), basis, verdict, good, *more)
+        searched = len(self._filter(query._replace(like=None, unlike=()), group, distinct))
+        return Answer(results, searched, basis, verdict, good, *more)
+
+    def _better(self, better, person, group, distinct):
+        """The id of the first of `better` with the same value of the field, otherwise in the same clothes."""
+        value = person.metadata.get(group)
+        same = [other.id for other in better if value is not None and other.metadata[group] == value]
+        same += [other.id for other in better if distinct and (other.top, other.lower) == (person.top, person.lower)]
+        return same[0] if same else None
 
     def _filter(self, query, group, distinct):
         condition = check(query, FIELDS, group, distinct)

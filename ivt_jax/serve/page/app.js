@@ -6,7 +6,7 @@ import {onLike, onUnlike, openDetail} from "./detail.js";
 import {save, toCsv, toJson} from "./export.js";
 import {findPlaces} from "./fields.js";
 import {choose, drawFields, listValues, point, unpoint} from "./filter.js";
-import {describeFilter, faultIn, fromFragment, inWords, isEmpty, readPhrase, toBody, toFragment} from "./query.js";
+import {describeFilter, faultIn, fromFragment, inWords, isEmpty, noFields, readPhrase, toBody, toFragment} from "./query.js";
 import {add, clear, drawWaiting, thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
@@ -18,6 +18,7 @@ let query = fromFragment(location.hash);
 let results = [];
 let top = FIRST; // number of results requested
 let about = null; // the answer of /api/about, once it is there
+let updated = ""; // when the index was updated, as of the last answer
 let asking = new AbortController();
 let reader = new FileReader();
 
@@ -31,7 +32,7 @@ function change(parts) {
 
 // Searches with these choices; a link may have values of fields that have no boxes, which stay.
 function chooseValues({values, times}) {
-  change({values: {...query.values, ...values}, times});
+  change({values: Object.assign(noFields(), query.values, values), times});
 }
 
 async function search() {
@@ -67,6 +68,8 @@ async function request(count, signal) {
   const body = toBody(query, groupOf(query), count);
   const start = performance.now();
   const answer = await ask("/api/search", body, signal);
+  if (updated && updated !== answer.basis.updated) about.pictures = (await ask("/api/about", null, signal)).pictures;
+  updated = answer.basis.updated;
   if (count === FIRST) {
     show("found");
     drawAnswer(answer, about, body.where !== "", (performance.now() - start) / 1000);
@@ -84,14 +87,14 @@ async function request(count, signal) {
   if (!ended) watcher.observe(byId("more"));
 }
 
-// Offers the query with likely misspelt words mended.
+// Offers the query with likely misspelt words corrected.
 function drawSuggestions(suggestions) {
-  const mend = (text) => suggestions[text] ?? text;
+  const correct = (text) => suggestions[text] ?? text;
   byId("meant").hidden = !Object.keys(suggestions).length;
   byId("mended").textContent = Object.values(suggestions).join(", ");
   byId("mended").onclick = () => {
-    byId("text").value = mend(query.text);
-    change({terms: query.terms.map(({text, weight}) => ({text: mend(text), weight}))});
+    byId("text").value = correct(query.text);
+    change({terms: query.terms.map(({text, weight}) => ({text: correct(text), weight}))});
   };
 }
 
@@ -116,6 +119,7 @@ function fail(error) {
     point(query.where, place);
   }
   byId("reason").textContent = reason(error);
+  byId("again").hidden = place !== null;
   byId("without").hidden = !query.image;
   show("error");
   keepFocus();
@@ -180,7 +184,7 @@ function chipOfTerm({text, weight}, index) {
 function chipsOfUnlike() {
   const count = query.unlike.length;
   const set = (weight) => { if (weight >= 0) change({unlike: []}); };
-  return count ? [{text: `${whole(count)} picture${count === 1 ? "" : "s"}`, weight: -1, source: "", set}] : [];
+  return count ? [{text: `${whole(count)} picture${count === 1 ? "" : "s"}`, weight: -1, source: "", set, fixed: true}] : [];
 }
 
 function chipsOfPicture() {
@@ -208,6 +212,8 @@ async function split() {
   const {signal} = asking; // a later search cancels this
   try {
     const {terms, rest} = await ask("/api/phrases", {text: query.text}, signal);
+    const most = about.max_terms - query.terms.length - (rest ? 1 : 0);
+    if (terms.length > most) return refuse(`These are ${terms.length} phrases, and a query has at most ${about.max_terms} parts.`);
     byId("text").value = rest;
     change({terms: [...terms, ...query.terms]});
     (document.querySelector("li.chip button") ?? byId("text")).focus();
@@ -267,7 +273,10 @@ function listenToRest() {
     byId("text").value = "";
     change({terms: [], image: null, like: id, imageWeight: 1, unlike: []});
   });
-  onUnlike((id) => change({unlike: [...query.unlike, id].slice(-about.max_unlike)}));
+  onUnlike((id) => {
+    if (query.unlike.length >= about.max_unlike) return refuse(`At most ${about.max_unlike} pictures can be rejected.`);
+    change({unlike: [...query.unlike, id]});
+  });
   byId("text").onkeydown = (event) => {
     if (event.key === "ArrowDown") grid.querySelector("button")?.focus();
   };

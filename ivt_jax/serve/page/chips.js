@@ -2,8 +2,8 @@
 
 const byId = (id) => document.getElementById(id);
 
-// chips: {text, weight, source (of a picture, or ""), set(weight)}; a weight of 0 removes the chip. Reuses the chips that
-// are there, so that focus and mouse keep their target.
+// chips: {text, weight, source (of a picture, or ""), set(weight), fixed (whether the weight cannot be changed)}; a weight
+// of 0 removes the chip. Reuses the chips that are there, so that focus and mouse keep their target.
 export function drawChips(chips) {
   const drawn = [...document.querySelectorAll("li.chip")];
   for (const chip of drawn.splice(chips.length)) {
@@ -19,7 +19,7 @@ function addChip() {
   return byId("chips").lastElementChild;
 }
 
-function drawChip(chip, {text, weight, source, set}) {
+function drawChip(chip, {text, weight, source, set, fixed}) {
   const find = (name) => chip.querySelector(name);
   chip.classList.toggle("unwanted", weight < 0);
   find(".text").textContent = text;
@@ -29,6 +29,7 @@ function drawChip(chip, {text, weight, source, set}) {
   find(".sign").setAttribute("aria-checked", weight < 0);
   find(".sign").setAttribute("aria-label", `not: ${text}`);
   find(".sign").onclick = () => set(-weight);
+  find(".times").hidden = Boolean(fixed);
   find(".weight").value = Math.abs(weight);
   find(".weight").setAttribute("aria-label", `x: weight of ${text}`);
   find(".weight").onchange = ({target}) => set(Math.sign(weight) * Math.abs(target.valueAsNumber || weight));

@@ -1,6 +1,7 @@
 // The dialog of one picture: the picture in full size, where each phrase is seen in it, how well it fits, its fields.
 
 import {drawFact, drawFit, likely} from "./answer.js";
+import {isTime, writeTime} from "./fields.js";
 import {thumbnail} from "./results.js";
 import {ask} from "./server.js";
 
@@ -31,16 +32,24 @@ function show(index) {
   byId("size").textContent = "";
   byId("name").textContent = result.path;
   byId("facts").replaceChildren(...factsOf(result).flatMap(drawFact));
-  byId("explained").hidden = !result.phrases.length;
-  byId("heat").replaceChildren(...result.phrases.map((phrase) => drawHeat(phrase, thumbnail(result.id))));
-  byId("waiting").textContent = result.phrases.length ? "computing \u2026" : "";
+  const located = locatedOf(result);
+  byId("explained").hidden = !located.length;
+  byId("heat").replaceChildren(...located.map((phrase) => drawHeat(phrase, thumbnail(result.id))));
+  byId("waiting").textContent = located.length ? "computing \u2026" : "";
   stop();
   timer = setTimeout(() => { showOriginal(result); askHeat(result); }, REST);
 }
 
+// Returns the phrases to locate: those that the model can tell, or all if that is known of none.
+function locatedOf({phrases}) {
+  const told = phrases.filter(({score}) => score !== null);
+  return told.length ? told : phrases;
+}
+
 function factsOf(result) {
   const right = result.probability === null ? [] : [["estimate", likely(result.probability)]];
-  const known = Object.entries(result.metadata).filter(([, value]) => value !== null);
+  const known = Object.entries(result.metadata).filter(([, value]) => value !== null)
+    .map(([name, value]) => [name, isTime(value) ? writeTime(value) : value]);
   const odd = result.odd ? [["odd shape or size", result.odd]] : [];
   return [["score", result.score.toFixed(4)], ...right, ...odd, ["id", result.id], ...known];
 }
@@ -58,12 +67,13 @@ function showOriginal({id}) {
 }
 
 async function askHeat(result) {
-  if (!result.phrases.length) return;
-  const phrases = result.phrases.map((phrase) => phrase.text);
+  const located = locatedOf(result);
+  if (!located.length) return;
+  const phrases = located.map((phrase) => phrase.text);
   const {signal} = asking;
   try {
     const {images} = await ask(`/api/heat/${result.id}`, {phrases}, signal);
-    byId("heat").replaceChildren(...images.map((image, i) => drawHeat(result.phrases[i], image)));
+    byId("heat").replaceChildren(...images.map((image, i) => drawHeat(located[i], image)));
     byId("waiting").textContent = "";
   } catch (error) {
     if (!signal.aborted) byId("waiting").textContent = error.message;

@@ -12,10 +12,12 @@ export function findPlaces(fields) {
   return {camera, time: names.find((name) => fields[name] === "time"), track};
 }
 
-// Writes a time, which the server sends in UTC, without "T", and without seconds that are 0.
+// Writes a time, which the server sends in UTC, without "T", without seconds that are 0, and midnight as the date alone.
 export function writeTime(text) {
-  return text.replace("T", " ").replace(/(:00)?(\.0+)?Z$/, "");
+  return text.replace(/(T00:00)?(:00)?(\.0+)?(Z|\+00:00)$/, "").replace("T", " ");
 }
+
+export const isTime = (value) => typeof value === "string" && /^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(value);
 
 // Returns what a card shows of a result's fields.
 export function placesOf({metadata}, {camera, time, track}) {

@@ -1,6 +1,6 @@
 // Filters: boxes for each field of few values, a range for each time, and the expression, which can say all of it.
 
-import {both, describeFilter, literal, quoted} from "./query.js";
+import {both, describeFilter, literal, noFields, quoted} from "./query.js";
 import {ask} from "./server.js";
 
 const byId = (id) => document.getElementById(id);
@@ -11,9 +11,9 @@ let listed = false; // whether the values have been requested
 export function drawFields({fields}, change) {
   const ranges = Object.keys(fields).filter((name) => fields[name] === "time").map((name) => drawRange(name, change));
   byId("known").append(...ranges);
-  const names = Object.entries(fields).flatMap(([name, type]) => drawName(name, type));
-  byId("names").replaceChildren(...(names.length ? ["Fields: ", ...names] : ["This index has no fields to filter by."]));
-  byId("grouped").hidden = !names.length;
+  const names = Object.entries({...fields, path: "text"}).flatMap(([name, type]) => [", ", ...drawName(name, type)]);
+  byId("names").replaceChildren("Fields: ", ...names.slice(1));
+  byId("grouped").hidden = !Object.keys(fields).length;
 }
 
 // Requests the values of the fields, with counts, and draws their boxes; once.
@@ -43,7 +43,7 @@ export function choose(query) {
 }
 
 function readChosen() {
-  const [values, times] = [{}, {}];
+  const [values, times] = [noFields(), noFields()];
   for (const {name, value, checked} of document.querySelectorAll("#known [type=checkbox]")) {
     values[name] ??= [];
     if (checked) values[name].push(value);
@@ -94,7 +94,7 @@ function drawName(name, type) {
     byId("where").value = both(byId("where").value.trim(), `${quoted(name)} `);
     byId("where").focus();
   };
-  return [button, ` ${type} `];
+  return [button, ` (${type})`];
 }
 
 // Shows an error of the expression: its text with the character at `place` marked, and selects that character.

@@ -9,9 +9,12 @@ const [VALUE, FROM, TO] = ["field.", "from.", "to."]; // prefixes of field names
 export function emptyQuery() {
   return {
     text: "", terms: [], image: null, like: null, imageWeight: 1, unlike: [],
-    where: "", values: {}, times: {}, group: null, distinct: true,
+    where: "", values: noFields(), times: noFields(), group: null, distinct: true,
   };
 }
+
+// An object without names of its own, as a field may be called "constructor".
+export const noFields = () => Object.create(null);
 
 export function isEmpty(query) {
   return !query.text && !query.terms.length && !query.image && query.like === null;
