@@ -151,6 +151,13 @@ def search_pictures(weights, data, place, capsys):
         best = client.post("/api/search", json=asked).json()["results"][0]
         assert [phrase["text"] for phrase in best["phrases"]] == PHRASES
         drawn = client.post(f"/api/heat/{best['id']}", json={"phrases": PHRASES}).json()["images"]
+        crop = base64.b64encode(next((data / "imgs").rglob("*.jpg")).read_bytes()).decode()
+        asked["terms"] = [{"text": "a red coat without a hat"}, {"text": "black shoes", "weight": 2}]
+        more = {"image": crop, "image_weight": 0.5, "unlike": [best["id"]], "distinct": 0.98, "fold": True}
+        answer = client.post("/api/search", json={**asked, **more}).json()
+        assert [term["weight"] for term in answer["terms"]] == [1, -1, 2] and len(answer["results"]) == 3
+        assert best["id"] not in {result["id"] for result in answer["results"]}
+        assert answer["without_fit"] == "no fit of phrases: no validation shows what this model can tell"
     heat = [np.asarray(Image.open(io.BytesIO(base64.b64decode(image.split(",")[1])))) for image in drawn]
     assert [one.shape[:2] for one in heat] == [(32, 16)] * 2
 

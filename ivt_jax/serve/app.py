@@ -91,12 +91,14 @@ class Endpoints:
         store = self._searcher.store
         pictures = await to_thread.run_sync(store.count, limiter=self._readers)
         about = store.about  # after counting, which reads it again
-        unfinished, calibrated = about.describe_unfinished(pictures), self._searcher.calibration is not None
+        unfinished, calibration = about.describe_unfinished(pictures), self._searcher.calibration
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
         fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields)}
         bounds: dict[str, Any] = {"max_body": limits.MAX_BODY, "max_top": limits.MAX_TOP}
         bounds |= {"max_terms": MAX_TERMS, "max_unlike": MAX_UNLIKE}
-        return schema.AboutResponse(**index, **fields, calibrated=calibrated, **bounds)
+        fits = bool(calibration and calibration.nouns)
+        known: dict[str, Any] = {"calibrated": calibration is not None, "fits": fits}
+        return schema.AboutResponse(**index, **fields, **known, **bounds)
 
     async def values(self) -> schema.ValuesResponse:
         """Lists the values of each field that has few, with the number of pictures of each."""

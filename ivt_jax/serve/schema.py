@@ -147,6 +147,7 @@ class AboutResponse(_Response):
     model: str
     fields: dict[str, str] = Field(description="name and type of each field")
     calibrated: bool = Field(description="whether scores come with probabilities, from validation")
+    fits: bool = Field(description="whether phrases have scores, from validation")
     max_body: int = Field(description="largest request, in bytes")
     max_top: int = Field(description="largest number of results")
     max_terms: int = Field(description="largest number of sentences and phrases")

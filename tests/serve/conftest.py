@@ -89,7 +89,7 @@ class StandIn:
     """What `ivt_jax.retrieval.searcher.Searcher` gives, of persons; an image is like those with the same pixels."""
 
     unfinished = ""  # what an index says that is unfinished
-    calibration = object()
+    calibration = types.SimpleNamespace(nouns={"coat": (0.9, 9)})
     encoder = types.SimpleNamespace(size=(128, 64))
 
     def __init__(self, persons=PERSONS):

@@ -92,7 +92,8 @@ def test_phrases_thumbnails_and_heat(client):
 def test_about_says_what_is_served(client):
     assert client.get("/api/about").json() == {
         "index": "people.index", "pictures": 12, "unfinished": "", "model": "3fa9c1d2e8b4" + 52 * "0",
-        "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "max_body": 10_000_000,
+        "fields": {"camera": "integer", "zone": "text", "seen": "time"}, "calibrated": True, "fits": True,
+        "max_body": 10_000_000,
         "max_top": 1000, "max_terms": 16, "max_unlike": 100,
     }  # fmt: skip
     assert client.get("/api/values").json()["values"] == {

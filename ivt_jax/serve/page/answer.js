@@ -24,10 +24,10 @@ export function warn(warning = "", advice = "") {
 }
 
 // Returns what the model cannot tell if that is every phrase, or one that is unwanted.
-function noteOn({results, without_fit}, {calibrated}) {
+function noteOn({results, without_fit}, {fits}) {
   const phrases = results[0]?.phrases ?? [];
   const without = phrases.filter(({score}) => score === null);
-  return calibrated && (without.length === phrases.length || without.some(({wanted}) => !wanted)) ? without_fit : "";
+  return fits && (without.length === phrases.length || without.some(({wanted}) => !wanted)) ? without_fit : "";
 }
 
 function warningOf({results, searched, good, unfinished}, filtered) {
