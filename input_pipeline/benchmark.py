@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import cuhk
 from input_pipeline.synthetic.bulk import FORMATS, Counts, write
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled_path, positive
 
 _SPLITS = {"train": Counts(300, 900, 1800), "val": Counts(2, 4, 8), "test": Counts(2, 4, 8)}
 _WARM_UP = 10  # batches of each side
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the source images")
     parser.add_argument("--batches", type=positive, default=20, help="batches of 28 records in a turn")
     parser.add_argument("--turns", type=positive, default=11)
-    parser.add_argument("--json", type=Path, help="write the results to this file, too")
+    parser.add_argument("--json", type=filled_path, help="write the results to this file, too")
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))
 

@@ -26,7 +26,7 @@ from input_pipeline.pairs.index import index_pairs, refuse_other_files
 from input_pipeline.pairs.rows import ABOUT, ASIDE
 from input_pipeline.portable import SUMS, make_portable
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
-from ivt_jax.common.command import exit_code, not_negative, positive, share
+from ivt_jax.common.command import exit_code, filled_path, not_negative, positive, share
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import cache_folder, is_remote, lines_of, lock_file, refuse_path
 from ivt_jax.common.messages import counted
@@ -133,7 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 1, help="processes that index --pairs (all cores)"
     )
-    parser.add_argument("--prepared", type=Path, help="folder of the prepared data; default: `prepared` in --root")
+    parser.add_argument(
+        "--prepared", type=filled_path, help="folder of the prepared data; default: `prepared` in --root"
+    )
     parser.add_argument(
         "--max_damaged", type=share, default=0.005, help="share of training images that may be damaged (0.005)"
     )

@@ -26,7 +26,7 @@ import numpy as np
 
 from input_pipeline.annotations import DATASETS, Record, read_annotations
 from input_pipeline.noun_phrases import BARE, CLAD, HEADED, PREDICATE, attribute_phrases, recognised_phrases, tag
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, filled_path
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.progress import progress
@@ -188,8 +188,10 @@ def main(argv: list[str] | None = None) -> int:
         description="Write the attribute phrases and clauses of a dataset's captions.",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, type=Path, help="the dataset's folder, annotation file or table")
-    parser.add_argument("--out", required=True, type=Path, help="JSON file to write; must not exist")
+    parser.add_argument(
+        "--root", required=True, type=filled_path, help="the dataset's folder, annotation file or table"
+    )
+    parser.add_argument("--out", required=True, type=filled_path, help="JSON file to write; must not exist")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import default, synth
-from ivt_jax.common.command import not_negative, positive, seconds
+from ivt_jax.common.command import filled_path, not_negative, positive, seconds
 from ivt_jax.common.config_flag import read_config
 from ivt_jax.common.files import write_text
 from ivt_jax.common.startup import run_command, set_environment
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=seconds, default=10.0, help="measuring time of a row, at least (10)")
     parser.add_argument("--kernels", type=not_negative, default=0, metavar="N",
                         help="trace a call of each program and list its N longest kernels (0)")  # fmt: skip
-    parser.add_argument("--json", type=Path, help="file for the measurements and the environment")
+    parser.add_argument("--json", type=filled_path, help="file for the measurements and the environment")
     options, changes = parser.parse_known_args(argv)
     return run_command(lambda: run(options, changes))
 

@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.starts import STARTS  # a source with a recipe has the same name there
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, parent_folders, refuse_path, whole_folder
 from ivt_jax.common.hub import PREFIX
@@ -340,13 +340,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sources = ("release", "vlmo", "clip", "siglip", "vit", "export")
     flag("--source", required=True, choices=sources, help="origin of --weights")
-    flag("--weights", required=True, type=Path, help="file of weights (an export's has config.json beside it), folder "
-         "as the hub has it, or hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
+    flag("--weights", required=True, type=filled_path, help="file of weights (an export's has config.json beside it), "
+         "folder as the hub has it, or hf:OWNER/NAME[@REVISION] on the hub")  # fmt: skip
     flag("--source_text", choices=("bert",), help=with_bert + "origin of --weights_text")
-    flag("--weights_text", type=Path, help=with_bert + "BERT's file, folder, or hf:OWNER/NAME[@REVISION]")
+    flag("--weights_text", type=filled_path, help=with_bert + "BERT's file, folder, or hf:OWNER/NAME[@REVISION]")
     flag("--max_text_len_of_initckpt", type=positive, default=196,
          help="with vlmo: longest text in tokens that its relative positions were made for (default 196)")  # fmt: skip
-    flag("--out", required=True, type=Path, help="folder to write, with the folders above it; must not exist yet")
+    flag(
+        "--out", required=True, type=filled_path, help="folder to write, with the folders above it; must not exist yet"
+    )
     flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
     flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",

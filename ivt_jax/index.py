@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable, write_bytes
 from ivt_jax.common.messages import counted
@@ -179,16 +179,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--index", required=True, metavar="DIR", help="the index: a folder, s3://..., gs://..., http://...")
-    add("--images", type=Path, help="folder of the pictures, with subfolders; with --list, folder of its paths")
+    add("--images", type=filled_path, help="folder of the pictures, with subfolders; with --list, folder of its paths")
     fields = "fields to filter by, of paths such as '{camera}/{date}_{track}.jpg'; * is any text, ** any folders"
     add("--path_fields", metavar="PATTERN", help=fields)
-    add("--list", type=Path, metavar="FILE", help=".csv or .jsonl of pictures and their metadata (docs/datasets.md)")
+    add(
+        "--list",
+        type=filled_path,
+        metavar="FILE",
+        help=".csv or .jsonl of pictures and their metadata (docs/datasets.md)",
+    )
     add(
         "--workdir",
-        type=Path,
+        type=filled_path,
         help="folder of the model: a run, an export or converted weights; required for a new index",
     )
-    add("--vectors", type=Path, metavar="FOLDER", help="embeddings of python -m ivt_jax.embed to use where they fit")
+    add(
+        "--vectors",
+        type=filled_path,
+        metavar="FOLDER",
+        help="embeddings of python -m ivt_jax.embed to use where they fit",
+    )
     add("--dtype", choices=("float32", "float16"), help="of the vectors of a new index (float32)")
     add("--batch", type=positive, help="pictures of a batch on each device (64)")
     add("--moved", action="store_true", help="the pictures of the index are in another folder now")

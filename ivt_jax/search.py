@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress
@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("query").add_argument
     add("--and", dest="wanted", action="append", default=[], metavar="TEXT", help='another phrase; "2: TEXT": weight 2')
     add("--not", dest="unwanted", action="append", default=[], metavar="TEXT", help="an unwanted phrase")
-    add("--image", type=Path, action="append", help="a picture of the person, alone or with sentences")
+    add("--image", type=filled_path, action="append", help="a picture of the person, alone or with sentences")
     add("--image_weight", type=float, default=1.0, metavar="W", help="of the picture; 1: two thirds of the sentences'")
     where = (
         "filter by fields: \"camera = 3 and time between '2024-05-01' and '2024-05-02'\", \"path contains 'gate'\"; if "
@@ -248,10 +248,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--where", action="append", default=[], metavar="FILTER", help=where)
     place = parser.add_argument_group("place").add_mutually_exclusive_group(required=True)
     place.add_argument("--index", help="what ivt_jax.index built: a folder, s3://..., gs://..., http://HOST:6333/NAME")
-    place.add_argument("--images", type=Path, help="folder of crops, searched with its subfolders")
+    place.add_argument("--images", type=filled_path, help="folder of crops, searched with its subfolders")
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=filled_path,
         help="folder of the model: a run, an export or converted weights; by default the one of the index",
     )
     add = parser.add_argument_group("results").add_argument
@@ -271,10 +271,14 @@ def _parser() -> argparse.ArgumentParser:
     choice("--csv", const=print_csv, help="a header and a row per result; a ' before text that looks like a formula")
     choice("--paths", const=print_paths, help="only the files, one per line")
     output.add_argument("-0", "--null", action="store_true", help="with --paths: end each with NUL, for xargs -0")
-    output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with the pictures")
+    output.add_argument(
+        "--html", type=filled_path, metavar="FILE", help="write a self-contained page with the pictures"
+    )
     output.add_argument("--explain", action="store_true", help="with --html: draw where each phrase is seen")
-    output.add_argument("--copy_to", type=Path, metavar="DIR", help="copy the files into a new folder, named by rank")
-    parser.add_argument("--copy-to", dest="copy_to", type=Path, help=argparse.SUPPRESS)  # its former name
+    output.add_argument(
+        "--copy_to", type=filled_path, metavar="DIR", help="copy the files into a new folder, named by rank"
+    )
+    parser.add_argument("--copy-to", dest="copy_to", type=filled_path, help=argparse.SUPPRESS)  # its former name
     return parser
 
 

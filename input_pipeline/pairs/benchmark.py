@@ -30,7 +30,7 @@ from input_pipeline.pairs.index import index_pairs
 from input_pipeline.pairs.rows import ABOUT, DIRECT, FORMAT, ROW, SHARDS
 from input_pipeline.pairs.source import IndexedPairs
 from input_pipeline.source import key_of_bytes, key_of_caption
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled_path, positive
 from ivt_jax.common.errors import UserError
 
 _BATCH = 64
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=positive, default=224, help="side of the resized image, pixels")
     parser.add_argument("--startup", action="store_true", help="measure the start of a large index instead")
     parser.add_argument("--pairs", type=positive, default=10_000_000, help="of --startup, in shards of 10,000")
-    parser.add_argument("--json", type=Path, help="write the results to this file, too")
+    parser.add_argument("--json", type=filled_path, help="write the results to this file, too")
     options = parser.parse_args(argv)
     return exit_code(lambda: run(options))
 

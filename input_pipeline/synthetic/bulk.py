@@ -26,7 +26,7 @@ from input_pipeline.synthetic.captioner import describe
 from input_pipeline.synthetic.persons import draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import draw_scene
-from ivt_jax.common.command import exit_code, not_negative, positive
+from ivt_jax.common.command import exit_code, filled_path, not_negative, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.progress import progress
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic.bulk", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=filled_path)
     for split, counts in DEFAULT.items():
         shown = "x".join(map(str, counts))
         parser.add_argument(f"--{split}", type=_counts, default=counts, help=f"PERSONSxIMAGESxCAPTIONS, {shown}")

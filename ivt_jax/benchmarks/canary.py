@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ivt_jax.common.command import filled_path
 from ivt_jax.common.files import write_text
 from ivt_jax.common.messages import counted
 from ivt_jax.common.startup import run_command
@@ -254,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line; returns the exit code."""
     name, description = "python -m ivt_jax.benchmarks.canary", __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, help="file for all checks")
+    parser.add_argument("--json", type=filled_path, help="file for all checks")
     options = parser.parse_args(argv)
     return run_command(lambda: run(options.json))
 

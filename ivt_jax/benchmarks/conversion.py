@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs import cuhk
+from ivt_jax.common.command import filled_path
 from ivt_jax.conversion import bert, clip, release, vit
 from ivt_jax.conversion.tensors import shapes as named_shapes
 from ivt_jax.models.build import parameter_shapes
@@ -99,7 +100,7 @@ def measure(case: Case, folder: Path) -> tuple[float, float, float]:
 def main(argv: list[str] | None = None) -> None:
     """Measures every case and prints a table."""
     flags = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.conversion", description=__doc__.splitlines()[0])
-    flags.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
+    flags.add_argument("--scratch", type=filled_path, default=None, help="folder of temporary files (default /tmp)")
     scratch = flags.parse_args(argv).scratch
     with_torch = importlib.util.find_spec("torch") is not None
     print("| --source | names | file | MB | seconds | peak, GiB |\n|---|---|---|---|---|---|")

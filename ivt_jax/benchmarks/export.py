@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ivt_jax.common.command import filled_path
 from ivt_jax.common.startup import set_xla_flags
 
 LOAD = {
@@ -105,7 +106,7 @@ def measure(form: str, folder: Path) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measures every form and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--scratch", type=Path, default=None, help="folder of temporary files (default /tmp)")
+    parser.add_argument("--scratch", type=filled_path, default=None, help="folder of temporary files (default /tmp)")
     parser.add_argument("--write", choices=LOAD, help="write one form into --scratch, print its cost as JSON")
     options = parser.parse_args(argv)
     if options.write:

@@ -26,7 +26,7 @@ from PIL import Image
 from input_pipeline.synthetic.canvas import PARTS
 from input_pipeline.synthetic.parts import label_parts, list_shots
 from input_pipeline.synthetic.persons import NONE, Attributes
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 from ivt_jax.evaluation.calibration import area
@@ -207,8 +207,8 @@ def measure(workdir: Path, root: Path | None, count: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.grounding", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of a run trained on PEDES-Synth")
-    parser.add_argument("--root", type=Path, help="folder of the dataset (default: the run's data.root)")
+    parser.add_argument("--workdir", required=True, type=filled_path, help="folder of a run trained on PEDES-Synth")
+    parser.add_argument("--root", type=filled_path, help="folder of the dataset (default: the run's data.root)")
     parser.add_argument("--crops", type=positive, default=400, help="how many, evenly spaced (default 400)")
     args = parser.parse_args(argv)
     return run_command(lambda: print(measure(args.workdir, args.root, args.crops)))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 
@@ -163,12 +163,12 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.index", description=__doc__.splitlines()[0])
-    parser.add_argument("--scratch", type=Path, help="folder for the temporary indexes (the system's)")
+    parser.add_argument("--scratch", type=filled_path, help="folder for the temporary indexes (the system's)")
     parser.add_argument("--rows", type=lambda text: [positive(count) for count in text.split(",")],
                         default=[10_000, 100_000, 1_000_000], help="10000,100000,1000000")  # fmt: skip
     parser.add_argument("--dimension", type=positive, default=768, help="numbers of a vector (768)")
     parser.add_argument("--calls", type=positive, default=50, help="queries timed for each row (50)")
-    parser.add_argument("--workdir", type=Path, help="folder of a trained run: time sentences, too")
+    parser.add_argument("--workdir", type=filled_path, help="folder of a trained run: time sentences, too")
     args = parser.parse_args(argv)
     return run_command(lambda: run(args))
 

@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from configs import default
-from ivt_jax.common.command import exit_code
+from ivt_jax.common.command import exit_code, filled_path
 from ivt_jax.common.files import write_text
 from ivt_jax.common.startup import on_platform, set_environment
 
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     name, description = "python -m ivt_jax.benchmarks.numbers", __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument("--record", action="store_true", help=f"write {RECORDED.name} anew, with this CPU's numbers")
-    parser.add_argument("--json", type=Path, help="file for the comparisons and all losses")
+    parser.add_argument("--json", type=filled_path, help="file for the comparisons and all losses")
     options = parser.parse_args(argv)
     return exit_code(record if options.record else lambda: run(options.json))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ivt_jax.benchmarks.comparison import plot, scores, tables
 from ivt_jax.benchmarks.transfer import command
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled_path, positive
 from ivt_jax.common.files import whole_folder, write_text
 
 PRETRAINED = {"itc": "pretrain_itc", "itc_mlm": "pretrain_itc_mlm", "itc_itm_mlm": "pretrain"}  # name -> variant
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.benchmarks.pretraining", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/pretraining"), help="folder of data and runs")
+    parser.add_argument("--out", type=filled_path, default=Path("runs/pretraining"), help="folder of data and runs")
     parser.add_argument("--seeds", type=positive, default=3, help="fine-tunings of each start (3)")
     parser.add_argument("--pretraining_steps", type=positive, default=2000, help="steps on the 8,000 persons (2000)")
     parser.add_argument("--steps", type=positive, default=1000, help="steps of each fine-tuning (1000)")

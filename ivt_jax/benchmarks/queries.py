@@ -29,7 +29,7 @@ from input_pipeline.synthetic.persons import Attributes, change_one
 from input_pipeline.synthetic.renderer import render
 from input_pipeline.synthetic.writer import QUALITY
 from ivt_jax.benchmarks.grounding import true_phrases
-from ivt_jax.common.command import positive
+from ivt_jax.common.command import filled_path, positive
 from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 from ivt_jax.evaluation.nouns import can_tell
@@ -240,8 +240,8 @@ def run(workdirs: Sequence[Path], root: Path | None, count: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.queries", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, type=Path, nargs="+", help="runs trained on PEDES-Synth")
-    parser.add_argument("--root", type=Path, help="folder of the dataset (default: data.root of the first run)")
+    parser.add_argument("--workdir", required=True, type=filled_path, nargs="+", help="runs trained on PEDES-Synth")
+    parser.add_argument("--root", type=filled_path, help="folder of the dataset (default: data.root of the first run)")
     parser.add_argument("--pictures", type=positive, default=400, help="how many to ask for, evenly spaced (400)")
     args = parser.parse_args(argv)
     return run_command(lambda: run(args.workdir, args.root, args.pictures))

@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import cuhk, synth
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 from ivt_jax.common.messages import install
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unroll", action="store_true", help="model.unroll for the side jax, as the demo has it")
     parser.add_argument("--turns", type=positive, default=7, help="turns of each side (7)")
     parser.add_argument("--steps", type=positive, default=1, help="steps in a turn (1)")
-    parser.add_argument("--json", type=Path, help="file for all times")
+    parser.add_argument("--json", type=filled_path, help="file for all times")
     options = parser.parse_args(argv)
     vars(options).update({name: value for name, value in DEFAULTS[options.model].items() if not getattr(options, name)})
     return exit_code(lambda: run(options))

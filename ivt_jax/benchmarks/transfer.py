@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
 
@@ -154,7 +154,9 @@ def format_table(results: dict[str, np.ndarray]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ivt_jax.benchmarks.transfer", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder of data, weights and runs")
+    parser.add_argument(
+        "--out", type=filled_path, default=Path("runs/transfer"), help="folder of data, weights and runs"
+    )
     parser.add_argument("--seeds", type=positive, default=3, help="fine-tunings of each start (3)")
     parser.add_argument("--pretraining_steps", type=positive, default=3000, help="steps on 4,000 persons (3000)")
     parser.add_argument("--steps", type=positive, default=300, help="steps of each fine-tuning (300)")

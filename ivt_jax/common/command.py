@@ -1,4 +1,4 @@
-"""What commands share: exit codes, one line for a user's mistake, and bounded numbers for flags."""
+"""What commands share: exit codes, one line for a user's mistake, and the types of flags."""
 
 import argparse
 import contextlib
@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ivt_jax.common.errors import UserError, disk_fault
@@ -53,6 +54,13 @@ def number(kind: Callable[[str], Number], low: float, high: float, name: str) ->
         raise argparse.ArgumentTypeError(f"{text!r} is not {name}")
 
     return parse
+
+
+def filled_path(text: str) -> Path:
+    """Returns the path, for argparse's `type`. An empty text, such as of an unset variable, would be the folder "."."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 positive = number(int, 1, math.inf, "a whole number above 0")

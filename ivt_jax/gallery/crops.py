@@ -25,8 +25,8 @@ from ivt_jax.common.ahead import done_ahead
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import decode_list, lines_of
 from ivt_jax.encoding.images import load_image
-from ivt_jax.gallery.archives import NO_FILE, Slice, find_slice, members
-from ivt_jax.gallery.walk import Passed, reason_to_pass, walk
+from ivt_jax.gallery.archives import Slice, find_slice, read_archive
+from ivt_jax.gallery.walk import Passed, walk
 
 MAX_BYTES = 200_000_000  # of a crop, which is read whole: more than MAX_PIXELS take as a bitmap
 Readable = list[tuple[str, bytes]]  # name, and SHA-256 of the content
@@ -118,16 +118,10 @@ def _fail(error: OSError) -> None:
 
 
 def _read_tar(shard: Path) -> Crops:
-    names, slices, unreadable, passed = [], [], [], collections.Counter[tuple[str, str]]()
-    for member in members(shard):
-        if reason := reason_to_pass(member.name):
-            passed[reason] += 1
-        elif not member.isreg() or member.issparse():
-            unreadable.append((member.name, NO_FILE))
-        else:
-            names.append(member.name)
-            slices.append(Slice(shard, member.offset_data, member.size))
-    return Crops(names, slices, unreadable, passed)
+    archive = read_archive(shard)
+    if archive.fault:
+        raise tarfile.ReadError(archive.fault)
+    return Crops([*archive.pictures], [*archive.pictures.values()], archive.unreadable, archive.passed)
 
 
 def load_batches(

@@ -1,4 +1,4 @@
-"""Numbers on the command line: what each kind takes, and that every flag with a number has a kind."""
+"""Numbers and paths on the command line: what each kind takes, and that every flag with one has a kind."""
 
 import argparse
 import ast
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline import prepare
+from ivt_jax import index
 from ivt_jax.common.command import not_negative, positive, seconds, share
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +48,19 @@ def test_a_share_that_is_none_is_one_line(capsys):
     assert error.value.code == 2 and last.endswith("argument --max_damaged: 'nan' is not a share from 0 to 1")
 
 
-def test_no_flag_takes_any_number():
+def test_an_empty_path_is_one_line(capsys):
+    with pytest.raises(SystemExit) as error:
+        index.main(["--index=x", "--workdir=x", "--images="])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("argument --images: the path is empty")
+
+
+def test_no_flag_takes_any_number_or_an_empty_path():
     unchecked = set()
     for file in (file for package in ("input_pipeline", "ivt_jax") for file in (ROOT / package).rglob("*.py")):
         for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
             kinds = {k.value.id for k in call.keywords if k.arg == "type" and isinstance(k.value, ast.Name)}
             limited = any(k.arg == "choices" for k in call.keywords)
-            if kinds & {"int", "float"} and not limited:
+            if kinds & {"int", "float", "Path"} and not limited:
                 unchecked.add(call.args[0].value)
     assert unchecked == CHECKED_LATER

@@ -36,7 +36,7 @@ class Pattern(NamedTuple):
 
 def parse_pattern(text: str) -> Pattern:
     """Parses a pattern. Raises UserError, of one line, if it is malformed or has no field."""
-    names, parts, open_end = list[str](), list[str](), False  # open_end: the last part has no fixed text
+    names, parts, open_end = list[str](), [""], False  # parts: fixed and open ones in turn; open_end: the last is open
     for match in _TOKEN.finditer(text):
         is_open = match.lastgroup in ("name", "any")
         if match["wrong"]:
@@ -47,13 +47,18 @@ def parse_pattern(text: str) -> Pattern:
         if match.lastgroup == "name":
             _check_name(text, match["name"], names)
             names.append(match["name"])
-        fixed = match["brace"][0] if match["brace"] else match["text"] or ""
-        parts.append("([^/]+?)" if match.lastgroup == "name" else _ANY.get(match[0]) or re.escape(fixed))
+        if is_open:
+            parts += ["([^/]+?)" if match.lastgroup == "name" else _ANY[match[0]], ""]
+        else:
+            parts[-1] += re.escape(match["brace"][0] if match["brace"] else match["text"])
         open_end = is_open and match[0] != "**/"
     if not names:
         raise _error(text, "it names no field; expected for example {camera}/{date}_{track}.jpg")
     if text.startswith("/"):
         raise _error(text, "it begins with /; paths are below the folder of pictures")
+    for place in range(1, len(parts) - 2, 2):
+        if parts[place] == "([^/]+?)":  # all fields but the last end where their fixed text comes first
+            parts[place : place + 2] = [f"(?>{parts[place]}{parts[place + 1]})", ""]
     return Pattern(text, names, re.compile("".join(parts), re.DOTALL))
 
 

@@ -355,6 +355,8 @@ def test_a_path_that_does_not_fit_is_indexed_without_fields(tree):
     ("pattern", "path", "known"),
     [
         ("{a}_{b}.jpg", "1_2_3.jpg", {"a": "1", "b": "2_3"}),  # as few as possible from the left
+        ("{a}_{b}.png", "x_y.png.png", {"a": "x", "b": "y.png"}),
+        ("{a}-{b}-x/{c}", "1-2-3-x/4", {"a": "1", "b": "2-3", "c": "4"}),
         ("*_{b}.jpg", "1_2_3.jpg", {"b": "3"}),  # * is as much as possible
         ("**/{b}.*", "x/y/z.jpg", {"b": "z"}),
         ("**/{b}.*", "z.jpg", {"b": "z"}),
