@@ -71,7 +71,7 @@ def test_the_folder_can_be_searched(tmp_path, files, capsys):
     Image.new("RGB", (12, 24), (200, 10, 10)).save(tmp_path / "red.png")
     capsys.readouterr()
     assert search.main([f"--workdir={tmp_path}/out", f"--images={tmp_path}", "a red coat"]) == 0
-    assert re.match(r"  1  [+-]\d\.\d{4}  .*/red.png\n", capsys.readouterr().out)
+    assert re.match(r"  1  [+-]\d\.\d{4}  .*/red.png  odd: ", capsys.readouterr().out)
 
 
 def test_the_folder_can_be_evaluated(tmp_path, files, pedes_root):

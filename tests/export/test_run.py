@@ -168,7 +168,7 @@ def test_an_export_of_tensors_alone_is_searched_without_the_hub(converted, tmp_p
     rewrite(folder / "model.safetensors", {})
     Image.new("RGB", (10, 14), (200, 10, 10)).save(tmp_path / "red.png")
     assert search.main([f"--workdir={folder}", f"--images={tmp_path}", "a red coat"]) == 0
-    assert re.match(r"  1  [+-]\d\.\d{4}  .*/red.png\n", capsys.readouterr().out)
+    assert re.match(r"  1  [+-]\d\.\d{4}  .*/red.png  odd: ", capsys.readouterr().out)
 
 
 def test_compiled_forms_lie_in_folders_of_their_own(run, write_summary):

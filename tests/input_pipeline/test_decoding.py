@@ -134,7 +134,7 @@ def test_what_a_png_says_beside_its_pixels_may_be_long(tmp_path, options):
     (tmp_path / "a.png").write_bytes(content)
     assert inspect_image(tmp_path, "a.png").fault == ""
     np.testing.assert_array_equal(load_image("a", (16, 32), content), QUARTERS)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(decoder.decode(content, (16, 32))))), QUARTERS)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(decoder.decode(content, (16, 32))[0]))), QUARTERS)
 
 
 @pytest.mark.parametrize("options", [{"icc_profile": bytes(9 << 20)}, texts(text=("x" * (9 << 20), True))])
@@ -301,7 +301,7 @@ def of_embed(folder, name):
 
 def of_an_upload(folder, name):
     content = (folder / "imgs" / name).read_bytes()
-    return np.asarray(Image.open(io.BytesIO(decoder.decode(content, (16, 32)))))
+    return np.asarray(Image.open(io.BytesIO(decoder.decode(content, (16, 32))[0])))
 
 
 @pytest.mark.parametrize("name", FILES)

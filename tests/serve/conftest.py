@@ -138,7 +138,7 @@ class StandIn:
         suggestions = {"a rde coat": "a red coat"} if "a rde coat" in terms else {}
         basis = Basis("today", NOON, "the list has changed since", {"hidden": 2}, 1, self.about.model, NOON)
         more = unread, self.unfinished, query.terms, without_fit, "", suggestions
-        searched = len(self._filter(query._replace(like=None, unlike=()), group, distinct))
+        searched = len(self._meet(query, group, distinct))
         return Answer(results, searched, basis, verdict, good, *more)
 
     def _better(self, better, person, group, distinct):
@@ -149,9 +149,12 @@ class StandIn:
         return same[0] if same else None
 
     def _filter(self, query, group, distinct):
-        condition = check(query, FIELDS, group, distinct)
-        kept = [person for person in self.persons if condition is None or holds(condition, person.metadata)]
+        kept = self._meet(query, group, distinct)
         return [person for person in kept if person.id not in (query.like, *query.unlike)]
+
+    def _meet(self, query, group, distinct):
+        condition = check(query, FIELDS, group, distinct)
+        return [person for person in self.persons if condition is None or holds(condition, person.metadata)]
 
     def _score(self, person, query):
         parts = [

@@ -782,6 +782,7 @@ def test_where_all_pictures_are_rejected_that_is_the_reason(open_page):
 def test_a_split_into_too_many_phrases_keeps_the_sentence(open_page):
     sentence = ", ".join(f"{colour} {thing}" for colour in ("red", "blue", "black") for thing in ("coat", "hat", "bag"))
     page = open_page(f"#text={urllib.parse.quote(sentence)}" + "".join(f"&term=1:shoes+{i}" for i in range(9)))
+    page.wait_for_selector("body[data-state=found]")
     page.click("#split")
     until(page, lambda: "at most 16 parts" in page.text_content("#refused"))
     assert page.input_value("#text") == sentence
