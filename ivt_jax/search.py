@@ -191,7 +191,8 @@ def copy_files(searcher: "Searcher", results: "Mapping[int, Result]", folder: Pa
     rows = {row.id: row for row in searcher.store.get([result.id for result in results.values()])}
     with whole_folder(folder) as partial:
         for rank, result in results.items():
-            file, content = root / result.path, read_unchanged(root, rows[result.id])
+            file, row = root / result.path, rows.get(result.id)  # None: an update has just replaced it
+            content = row and read_unchanged(root, row)
             if content is None:
                 changed.append(f"{file}: has changed since it was indexed: update the index")
                 continue

@@ -179,10 +179,11 @@ class Endpoints:
         store, pictures, fault = self._searcher.store, None, ""
         try:
             pictures = store.count()
+            store.get([0])  # the count does not read the rows, which may be gone
             if store.about.made != self._made:
                 pictures, fault = None, "another index has replaced the one that is open: start the server again"
         except UserError as error:
-            fault = str(error)
+            pictures, fault = None, str(error)
         if fault != self._fault:
             log(f"error: {fault}" if fault else "the index can be searched again")
             self._fault = fault

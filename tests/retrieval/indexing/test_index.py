@@ -20,7 +20,7 @@ from ivt_jax.retrieval.stores.where import parse
 from ivt_jax.run.workdir import lock_folder
 from tests.retrieval.conftest import GALLERY, put
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
