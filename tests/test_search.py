@@ -258,17 +258,17 @@ def calibrated(workdir):
 
 def test_the_table_ends_with_what_validation_says(ask, call, calibrated, capsys):
     # sigmoid(10 - 9) = 1 / (1 + 1/e) = 73.1 %
-    told = "73% likely that the first picture is right, if the person is in the index "
-    told += "(from validation, with 1,200 pictures)"
+    verdict = "73% likely that the first picture is right, if the person is in the index "
+    verdict += "(from validation, with 1,200 pictures)"
     for action in (ask, call):
         assert action("red") == 0
-        assert table_of(capsys.readouterr().out)[-1] == told
+        assert table_of(capsys.readouterr().out)[-1] == verdict
     calibrated.write_text(calibrated.read_text().replace("0.3,", "1.1,"))
     assert ask("red") == 0
-    told = "no good match: the best score lies below 1.1000 (from validation, with 1,200 pictures)"
-    assert table_of(capsys.readouterr().out)[-1] == told
+    verdict = "no good match: the best score lies below 1.1000 (from validation, with 1,200 pictures)"
+    assert table_of(capsys.readouterr().out)[-1] == verdict
     assert ask("red", "--csv") == 0
-    assert capsys.readouterr().err.splitlines()[0] == told
+    assert capsys.readouterr().err.splitlines()[0] == verdict
     assert ask("red", "--and", "blue", "--paths") == 0
     assert capsys.readouterr().err.startswith("No confidence estimate: calibration covers single sentences")
 

@@ -426,9 +426,9 @@ def test_validation_says_how_likely_the_first_is_right(opened, folder):
     # sigmoid(10 * 0.5 - 4) = 1 / (1 + 1/e) = 73.1 %
     assert answer.results[0].probability == pytest.approx(0.731059, abs=1e-6)
     assert answer.results[1].probability is None
-    told = "73% likely that the first picture is right, if the person is in the index "
-    told += "(from validation, with 1,200 pictures)"
-    assert (answer.verdict, answer.good) == (told, True)
+    verdict = "73% likely that the first picture is right, if the person is in the index "
+    verdict += "(from validation, with 1,200 pictures)"
+    assert (answer.verdict, answer.good) == (verdict, True)
 
 
 def test_of_a_far_larger_index_validation_says_no_more_than_that_nobody_fits(opened, folder):

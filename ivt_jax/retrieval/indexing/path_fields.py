@@ -23,6 +23,7 @@ from ivt_jax.retrieval.indexing.sources import Source
 _TOKEN = re.compile(
     r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<any>\*\*/?|\*)|(?P<text>[^{}*]+)|(?P<wrong>.)", re.DOTALL
 )
+_FIELD = "([^/]+?)"
 _ANY = {"*": "[^/]*", "**": ".*", "**/": "(?:.*/)?"}
 
 
@@ -48,7 +49,7 @@ def parse_pattern(text: str) -> Pattern:
             _check_name(text, match["name"], names)
             names.append(match["name"])
         if is_open:
-            parts += ["([^/]+?)" if match.lastgroup == "name" else _ANY[match[0]], ""]
+            parts += [_FIELD if match.lastgroup == "name" else _ANY[match[0]], ""]
         else:
             parts[-1] += re.escape(match["brace"][0] if match["brace"] else match["text"])
         open_end = is_open and match[0] != "**/"
@@ -57,7 +58,7 @@ def parse_pattern(text: str) -> Pattern:
     if text.startswith("/"):
         raise _error(text, "it begins with /; paths are below the folder of pictures")
     for place in range(1, len(parts) - 2, 2):
-        if parts[place] == "([^/]+?)":  # all fields but the last end where their fixed text comes first
+        if parts[place] == _FIELD:  # all fields but the last end where their fixed text comes first
             parts[place : place + 2] = [f"(?>{parts[place]}{parts[place + 1]})", ""]
     return Pattern(text, names, re.compile("".join(parts), re.DOTALL))
 

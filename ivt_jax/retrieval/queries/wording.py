@@ -37,8 +37,9 @@ _KNOWN = re.compile("[MCTN]")  # a word of the lexicon: "no doubt" negates nothi
 _DESCRIBED = re.compile("(?:^|[^iMC])[MC]+,?$")  # a colour or modifier of a thing that comes later
 _CONTENT = re.compile("[xvVg]")
 # Verbs that only link a person and a thing.
-_LINKS = """carried carries carry carrying clad did do does dressed dressing had has have having held hold holding holds
+_VERBS = """carried carries carry carrying clad did do does dressed dressing had has have having held hold holding holds
     seem seems seen show shown shows wear wearing wears wore worn"""
+_LINKS = frozenset(_VERBS.split())
 _TIDY = (  # what a removed part leaves
     (re.compile(r"\(\s*\)"), ""),
     (re.compile(r"\s+([,.;:!?)])"), r"\1"),
@@ -69,14 +70,13 @@ def read_negations(text: str) -> Wording:
             continue
         things = [thing.span("thing") for thing in _NEXT.finditer(match["things"])]
         first = match.start("things")
-        spoken = [text[spans[first + start][0] : spans[first + stop - 1][1]] for start, stop in things]
+        unwanted += [text[spans[first + begin][0] : spans[first + stop - 1][1]] for begin, stop in things]
         kept.append(text[end : spans[match.start()][0]])
         noun = len(match["things"].rstrip("N"))  # where the last noun begins, within the things
         shares = 0 < noun < len(match["things"]) and len(things) == 1
         if shares and _DESCRIBED.search(letters[: match.start()]):
             kept[-1] = kept[-1].rstrip(" ,")
             kept.append(text[spans[first + noun][0] : spans[match.end() - 1][1]])
-        unwanted += spoken
         end = spans[match.end() - 1][1]
     if not unwanted:
         return Wording(text, [])
@@ -105,7 +105,7 @@ def _tag(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _letter(letter: str, word: str) -> str:
-    return "l" if word in _LINKS.split() else "o" if word == "/" else letter
+    return "l" if word in _LINKS else "o" if word == "/" else letter
 
 
 def _of_length(word: str, pattern: re.Pattern[str], text: str) -> str:

@@ -42,8 +42,8 @@ function show(index) {
 
 // Returns the phrases to locate: those that the model can tell, or all if that is known of none.
 function locatedOf({phrases}) {
-  const told = phrases.filter(({score}) => score !== null);
-  return told.length ? told : phrases;
+  const withScore = phrases.filter(({score}) => score !== null);
+  return withScore.length ? withScore : phrases;
 }
 
 function factsOf(result) {
