@@ -5,18 +5,17 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 from input_pipeline.annotations import Record
 from input_pipeline.decoding import as_rgb, open_picture
 from input_pipeline.inspection import Inspected, near_duplicates
 from input_pipeline.pictures import look_at
 from input_pipeline.variants import SPLITS
+from ivt_jax.common.likeness import likeness, read_colours
 
 Pair = tuple[str, str]  # the paths of an image and of an earlier image
 
-_GRID = (16, 32)  # width and height at which two images are compared
-_ALIKE = 0.95  # least correlation of their colours at this size
+_ALIKE = 0.95  # least correlation of colours
 
 
 def shared_persons(records: Iterable[Record]) -> dict[int, list[str]]:
@@ -73,17 +72,12 @@ def look_alike(file: Path, other: Path) -> bool:
     Perceptual hashes alone also match different persons in front of one background. An image of a single tone matches
     no other.
     """
-    one, two = _colours(file), _colours(other)
-    return float((one * two).mean()) >= _ALIKE
+    return likeness(_colours(file), _colours(other)) >= _ALIKE
 
 
 def _colours(file: Path) -> np.ndarray:
-    """Returns the pixels at 32 x 16, (512, 3) float32, each channel with mean 0 and deviation 1 (0 if constant)."""
     with open_picture(file) as image:
-        small = as_rgb(image).resize(_GRID, PIL.Image.Resampling.BOX)
-    pixels = np.asarray(small, np.float32).reshape(-1, 3)
-    pixels = pixels - pixels.mean(0)
-    return pixels / np.maximum(pixels.std(0), 1.0)
+        return read_colours(as_rgb(image))
 
 
 def _copies(images: Iterable[tuple[str, Hashable, Hashable]]) -> list[Pair]:

@@ -30,7 +30,7 @@ from ivt_jax.common.progress import progress
 from ivt_jax.common.startup import run_command
 from ivt_jax.gallery.archives import find_slice
 from ivt_jax.pages.render import TEMPLATES, data_uri, render
-from ivt_jax.retrieval.indexing.sources import read_folder, read_unchanged
+from ivt_jax.retrieval.indexing.sources import read_folder
 from ivt_jax.retrieval.queries.query import Query, Term, check, parse_term, phrases_of
 from ivt_jax.retrieval.stores.places import open_store
 
@@ -170,14 +170,18 @@ def render_page(searcher: "Searcher", query: Query, answer: "Answer", place: Pat
 
 
 def draw(searcher: "Searcher", result: "Result", explained: bool) -> dict[str, Any]:
-    """Returns a result with its pictures as data URIs; the first is the index's thumbnail, so the file may be gone."""
+    """Returns a result with its pictures as data URIs; the first is the index's thumbnail, so the file may be gone.
+
+    heats: (phrase, picture) for the phrases that the model can tell, or for all if that is known of none.
+    """
     from ivt_jax.retrieval.explain import overlay
 
     heats = []
-    if explained and result.phrases:
-        image, maps = searcher.heat_maps(result.id, [phrase.text for phrase in result.phrases])
+    located = [phrase for phrase in result.phrases if phrase.score is not None] or result.phrases
+    if explained and located:
+        image, maps = searcher.heat_maps(result.id, [phrase.text for phrase in located])
         image.thumbnail(_SHOWN)
-        heats = [data_uri(overlay(image, heat)) for heat in maps]
+        heats = [(phrase, data_uri(overlay(image, heat))) for phrase, heat in zip(located, maps, strict=True)]
     small = searcher.thumbnail(result.id)
     return {**result._asdict(), "name": printable(result.path), "image": small and data_uri(small), "heats": heats}
 
@@ -187,12 +191,12 @@ def copy_files(searcher: "Searcher", results: "Mapping[int, Result]", folder: Pa
 
     Returns a line for each file that has changed since it was indexed, which is not copied.
     """
-    digits, root, changed = max(2, len(str(max(results)))), Path(searcher.about.root), []
+    digits, changed = max(2, len(str(max(results)))), []
     rows = {row.id: row for row in searcher.store.get([result.id for result in results.values()])}
     with whole_folder(folder) as partial:
         for rank, result in results.items():
-            file, row = root / result.path, rows.get(result.id)  # None: an update has just replaced it
-            content = row and read_unchanged(root, row)
+            file, row = searcher.file(result.path), rows.get(result.id)  # None: an update has just replaced it
+            content = row and searcher.read(row)
             if content is None:
                 changed.append(f"{file}: has changed since it was indexed: update the index")
                 continue

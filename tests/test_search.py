@@ -20,6 +20,7 @@ from ivt_jax import search
 from ivt_jax.retrieval import searcher
 from ivt_jax.retrieval.indexing import build
 from ivt_jax.retrieval.indexing.sources import read_folder, read_list
+from ivt_jax.retrieval.searcher import Phrase, Result
 from ivt_jax.retrieval.stores.places import open_store
 from tests.gallery.conftest import picture, write_model
 
@@ -444,6 +445,25 @@ def test_explained_each_phrase_has_its_heat_map(tmp_path, capsys):
     assert page.read_text().count('alt="where black bag is seen"') == 3
 
 
+def test_a_phrase_that_the_model_cannot_tell_has_no_heat_map():
+    phrases = (Phrase("red coat", 0.9), Phrase("glasses", None), Phrase("hat", 0.2, False))
+    asked = []
+
+    class Mapping:
+        def heat_maps(self, id, phrases):
+            asked.append(phrases)
+            return Image.new("RGB", (4, 8)), np.zeros((len(phrases), 2, 1), np.float32)
+
+        def thumbnail(self, id):
+            return None
+
+    drawn = search.draw(Mapping(), Result(0, "a.jpg", 0.5, None, phrases, {}), explained=True)
+    assert [phrase.text for phrase, _ in drawn["heats"]] == ["red coat", "hat"] == asked[0]
+    unknown = tuple(phrase._replace(score=None) for phrase in phrases)  # no validation: all are drawn
+    search.draw(Mapping(), Result(0, "a.jpg", 0.5, None, unknown, {}), explained=True)
+    assert asked[1] == ["red coat", "glasses", "hat"]
+
+
 # ---- files
 
 
@@ -509,7 +529,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
             raise OSError(28, "No space left on device")
         return b"x"
 
-    monkeypatch.setattr(search, "read_unchanged", read)
+    monkeypatch.setattr(searcher, "read_unchanged", read)
     assert ask("red", f"--copy_to={tmp_path}/found") == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/found cannot be written: No space left on device\n"
     assert not [path for path in tmp_path.iterdir() if "found" in path.name]

@@ -14,6 +14,7 @@ from ivt_jax.common.errors import UserError
 
 _MIN_SIZE = (8, 25)  # width, height in pixels
 _MAX_RATIO = 6  # height / width
+_SMALL = f"smaller than {_MIN_SIZE[0]} x {_MIN_SIZE[1]} pixels"
 _PHOTO_HEIGHT = 1080  # pixels; taller pictures are whole photos,
 _PHOTO_RATIO = 16 / 9  # unless their height / width exceeds this
 
@@ -39,7 +40,7 @@ def odd_shape(width: int, height: int) -> str:
     measured.
     """
     if width < _MIN_SIZE[0] or height < _MIN_SIZE[1]:
-        return f"smaller than {_MIN_SIZE[0]} x {_MIN_SIZE[1]} pixels"
+        return _SMALL
     if width > height:
         return "wider than high, as a full frame is"
     if height > _MAX_RATIO * width:
@@ -51,7 +52,7 @@ def odd_shape(width: int, height: int) -> str:
 
 def describe_odd(reason: str) -> str:
     """Returns a warning for a query whose picture has this `odd_shape`; "" for ""."""
-    remedy = "its similarities may be wrong" if "smaller" in reason else "cut the person out first"
+    remedy = "its similarities may be wrong" if reason == _SMALL else "cut the person out first"
     return f"the query's picture is {reason}: {remedy}" if reason else ""
 
 

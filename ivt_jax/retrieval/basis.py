@@ -22,6 +22,7 @@ class Basis(NamedTuple):
     updated: str  # when its last build listed the pictures
     outdated: str  # why the index may lack pictures, "" if no reason is found
     passed: dict[str, int]  # reason -> number of files that the last build left out
+    kept: dict[str, int]  # reason -> number of pictures in the index without a readable file, as of the last build
     odd: int | None  # number of results of an odd shape or size; None: not known
     model: str  # digest
     trained: str  # when its weights were written
@@ -35,6 +36,9 @@ class Basis(NamedTuple):
         if self.passed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.passed.items())
             lines.append(f"not in the index: {reasons}")
+        if self.kept:
+            reasons = ", ".join(f"{count:,} ({reason})" for reason, count in self.kept.items())
+            lines.append(f"in the index, but without a readable file: {reasons}")
         if self.outdated:
             lines.append(self.outdated)
         if self.odd:
@@ -55,8 +59,8 @@ class BasisReader:
         """Returns the basis of an answer. odd: `Row.odd` of its results."""
         known = [mark for mark in odd if mark is not None]
         count = sum(map(bool, known)) if len(known) == len(odd) else None
-        outdated, passed = self._find_change(about), dict(about.passed)
-        return Basis(about.made, about.updated, outdated, passed, count, about.model, self._trained)
+        outdated, passed, kept = self._find_change(about), dict(about.passed), dict(about.kept)
+        return Basis(about.made, about.updated, outdated, passed, kept, count, about.model, self._trained)
 
     def _find_change(self, about: About) -> str:
         """Looks at most once in LOOK_SECONDS, because a folder on a network may be slow or large."""

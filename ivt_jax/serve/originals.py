@@ -1,11 +1,9 @@
 """The picture of a row in full size. It is decoded and encoded again, so that no byte of the file leaves the server."""
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivt_jax.encoding.images import open_image
-from ivt_jax.retrieval.indexing.sources import read_unchanged
 
 if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Searcher
@@ -19,7 +17,7 @@ def encode_original(searcher: "Searcher", id: int) -> bytes | None:
     None if there is no such row, or if its file is gone, has changed, or is outside of the index's folder.
     """
     for row in searcher.store.get([id]):
-        content = read_unchanged(Path(searcher.about.root), row)
+        content = searcher.read(row)
         if content is None:
             return None
         image, buffer = open_image(row.path, content), io.BytesIO()

@@ -104,6 +104,7 @@ class BasisResponse(_Response):
     updated: str = Field(description="when its last build listed the pictures")
     outdated: str = Field(description="why the index may lack pictures, empty if no reason is found")
     passed: dict[str, int] = Field(description="reason -> number of files that the last build left out")
+    kept: dict[str, int] = Field(description="reason -> number of pictures in the index without a readable file")
     odd: int | None = Field(description="number of results of an odd shape or size, null if not known")
     model: str = Field(description="digest of the model")
     trained: str = Field(description="when the model's weights were written")

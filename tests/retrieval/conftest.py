@@ -83,4 +83,5 @@ def about(tmp_path):
     for folder in ("pictures/a/b", "pictures/a", "pictures"):
         os.utime(tmp_path / folder, (SECONDS - 3600, SECONDS - 3600))
     root = str(tmp_path / "pictures")
-    return About("m" * 64, "t", 4, "float32", {}, {}, "w", root, made="i" * 32, updated=NOON, passed={"hidden": 2})
+    known = {"made": "i" * 32, "updated": NOON, "passed": {"hidden": 2}, "kept": {"the folder is missing": 3}}
+    return About("m" * 64, "t", 4, "float32", {}, {}, "w", root, **known)

@@ -10,14 +10,16 @@ def test_a_basis_in_sentences(about, tmp_path):
     (tmp_path / "params").mkdir()
     os.utime(tmp_path / "params", (SECONDS - 60, SECONDS - 60))
     basis = BasisReader(tmp_path).read(about, ["", "more than 6 times as high as wide"])
-    assert basis == Basis("i" * 32, NOON, "", {"hidden": 2}, 1, "m" * 64, "2024-05-01T11:59:00+00:00")
+    left, written = ({"hidden": 2}, {"the folder is missing": 3}), "2024-05-01T11:59:00+00:00"
+    assert basis == Basis("i" * 32, NOON, "", *left, 1, "m" * 64, written)
     assert basis.lines(1234) == [
         f"1,234 pictures searched; index iiiiiiiiiiii of {NOON}, model mmmmmmmmmmmm of 2024-05-01T11:59:00+00:00",
         "not in the index: 2 hidden",
+        "in the index, but without a readable file: 3 (the folder is missing)",
         "1 result of an odd shape or size: their scores may be wrong",
     ]
     assert BasisReader(tmp_path).read(about, ["", None]).odd is None  # rows of an older version
-    old = BasisReader(tmp_path / "gone").read(dataclasses.replace(about, updated="", passed={}), [])
+    old = BasisReader(tmp_path / "gone").read(dataclasses.replace(about, updated="", passed={}, kept={}), [])
     assert old.lines(1) == ["1 picture searched; index iiiiiiiiiiii, model mmmmmmmmmmmm"]
 
 

@@ -84,15 +84,15 @@ class Encoder:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def make_store(vectors, metadata=None, **about):
-    """An index in memory of these vectors; about: what it states otherwise than usual."""
+def make_store(vectors, metadata=None, thumbnails=None, **about):
+    """An index in memory of these vectors, all with one thumbnail by default; about: what differs from the usual."""
     known = {"model": "colours", "tokenizer": "words", "dtype": "float32", "root": "/pictures", "workdir": "gone"}
     metadata = metadata or [{}] * len(vectors)
     fields = {name: FIELDS[name] for name in (metadata[0] if metadata else {})}
     store = MemoryStore(About(dimension=DIMENSION, images={}, fields=fields, **{**known, **about}))
     vectors = np.asarray(vectors, store.about.dtype)
-    rows = enumerate(zip(vectors, metadata, strict=True))
-    store.add([Row(i, f"{i}.jpg", "", 0, 0, known, vector, b"a small one") for i, (vector, known) in rows])
+    rows = enumerate(zip(vectors, metadata, thumbnails or [picture(0)] * len(vectors), strict=True))
+    store.add([Row(i, f"{i}.jpg", "", 0, 0, known, vector, small) for i, (vector, known, small) in rows])
     return store
 
 
@@ -362,6 +362,15 @@ def test_folded_results_name_the_better_one_that_they_repeat(opened):
         for top in (5, 40, 150):  # a longer list begins with the shorter one
             answer = found.search("red hat", top, group, distinct, fold=True)
             assert {result.id: result.folded_under for result in answer.results} == {i: expected[i] for i in range(top)}
+
+
+def test_a_picture_is_folded_only_under_one_that_looks_the_same(opened):
+    """The model has one vector for all five; the second is the first at another size and as JPEG."""
+    smaller = io.BytesIO()
+    Image.open(io.BytesIO(picture(1))).resize((14, 22)).save(smaller, "JPEG")
+    found = opened([RED_AXIS] * 5, thumbnails=[picture(1), smaller.getvalue(), picture(2), picture(1), picture(2)])
+    results = found.search("red hat", distinct=0.98, fold=True).results
+    assert {result.id: result.folded_under for result in results} == {0: None, 1: 0, 2: None, 3: 0, 4: 2}
 
 
 def test_pictures_as_similar_as_distinct_allows_are_all_shown(opened):

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from ivt_jax.common.errors import UserError
 from ivt_jax.retrieval.basis import Basis
 from ivt_jax.retrieval.queries.query import Term, check, phrases_of
-from ivt_jax.retrieval.searcher import Answer, Phrase, Result
+from ivt_jax.retrieval.searcher import Answer, Phrase, Result, Searcher
 from ivt_jax.retrieval.stores.store import About, Row
 from ivt_jax.serve.app import create_app
 from ivt_jax.serve.server import make_server
@@ -106,6 +106,8 @@ class StandIn:
     def file(self, path):
         return Path(self.about.root) / path
 
+    read = Searcher.read
+
     def search(self, query, top=10, group="", distinct=None, fold=False):
         phrases = phrases_of(query.terms)
         found = sorted(
@@ -136,7 +138,8 @@ class StandIn:
         terms = {term.text for term in query.terms}
         without_fit = "this model cannot tell: glasses" if "glasses" in phrases else ""
         suggestions = {"a rde coat": "a red coat"} if "a rde coat" in terms else {}
-        basis = Basis("today", NOON, "the list has changed since", {"hidden": 2}, 1, self.about.model, NOON)
+        left = {"hidden": 2}, {"the folder is missing": 3}
+        basis = Basis("today", NOON, "the list has changed since", *left, 1, self.about.model, NOON)
         more = unread, self.unfinished, query.terms, without_fit, "", suggestions
         searched = len(self._meet(query, group, distinct))
         return Answer(results, searched, basis, verdict, good, *more)

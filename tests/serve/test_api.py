@@ -55,6 +55,7 @@ def test_an_answer_says_what_it_rests_on_and_what_the_model_cannot_tell(client):
     assert [phrase["score"] for phrase in answer["results"][0]["phrases"][:2]] == [1.0, None]
     assert answer["without_fit"] == "this model cannot tell: glasses"
     assert answer["suggestions"] == {"a rde coat": "a red coat"} and answer["terms"][1]["text"] == "glasses"
+    assert answer["basis"]["kept"] == {"the folder is missing": 3}
     assert answer["basis"]["passed"] == {"hidden": 2} and answer["basis"]["outdated"] == "the list has changed since"
     assert answer["results"][1]["odd"] == "more than 6 times as high as wide" and answer["results"][0]["odd"] == ""
 

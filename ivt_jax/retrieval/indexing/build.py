@@ -55,6 +55,7 @@ ROWS = 512  # rows of a write; a killed build loses at most these
 THUMBNAIL = (160, 192)  # width and height at most
 PRUNE_SHARE = 10  # deleting more than 1 row in PRUNE_SHARE needs --prune,
 PRUNE_ROWS = 100  # if the index has PRUNE_ROWS rows or more
+_LASTING = ("made", "unfinished", "planned", "sideways", "updated", "passed", "kept")  # of `About`, until a build ends
 TOO_MANY = "their pictures are gone, but more than a tenth of the index would be deleted"
 
 
@@ -124,10 +125,11 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         built = work.built
         if not built.new + built.changed + built.renamed + built.unchanged:
             raise _nothing_readable(built.unreadable)
-        work.delete_old(options.prune)
+        with_row = work.delete_old(options.prune)
         sideways = about.sideways if stale & built.kept.keys() else 0
-        passed = count_passed(built.unreadable, source.passed)
-        about = dataclasses.replace(about, updated=listed, passed=passed, sideways=sideways)
+        passed = count_passed([pair for pair in built.unreadable if pair[0] not in with_row], source.passed)
+        kept = dict(collections.Counter(reason for _, reason in built.kept.values()).most_common())
+        about = dataclasses.replace(about, updated=listed, passed=passed, kept=kept, sideways=sideways)
         _set_about(store, dataclasses.replace(about, unfinished=-1, planned=0))
         built.note = store.optimize()
     return built
@@ -170,7 +172,7 @@ def _open(place: Path | str, source: Source, options: Options) -> tuple[VectorSt
         key, was, wanted = difference
         reason = f"{place} was made with {key} {was} ({found.workdir}), {about.workdir} has {wanted}"
         raise UserError(f"{reason}: name the folder of the index's model with --workdir, or another --index")
-    lasting = {key: getattr(found, key) for key in ("made", "unfinished", "planned", "sideways", "updated", "passed")}
+    lasting = {key: getattr(found, key) for key in _LASTING}
     return store, dataclasses.replace(about, **lasting, source=remembered(source, options)), encoder
 
 
@@ -287,7 +289,7 @@ class _Work:
             self._movable[row.digest].append(row)
         self._unread = dict[str, str]()  # path -> why the system cannot read it
         self._unread_rows: list[Missing] = []  # the rows of such paths
-        self._damaged: list[int] = []  # rows whose files can be read but are no pictures any more
+        self._damaged: list[Missing] = []  # rows whose files can be read but are no pictures any more
         self.built = Built(unchanged=plan.current, unreadable=[*source.unreadable])
 
     def run(self) -> None:
@@ -298,8 +300,11 @@ class _Work:
             self._write(some)
         self.built.seconds = time.monotonic() - start
 
-    def delete_old(self, prune: bool) -> None:
-        """Deletes rows without pictures and surplus rows, after `run`. Checks the folders again."""
+    def delete_old(self, prune: bool) -> set[str]:
+        """Deletes rows without pictures and surplus rows, after `run`. Checks the folders again.
+
+        Returns the paths of the rows that stay without pictures.
+        """
         plan = self._plan
         # A stopped build may not have deleted the rows that its pictures were moved from.
         moved = [row.id for digest in plan.recent if (row := self._moved_from(digest))]
@@ -308,7 +313,8 @@ class _Work:
             if row.path in self._unread or row.path not in self._pictures:
                 unsure.append(row._replace(reason=self._unread.get(row.path, "")))
         kept = {} if prune else self._reach.reasons_to_keep(unsure)
-        gone = {*self._damaged, *(row.id for row in unsure)} - kept.keys()
+        rows = [*self._damaged, *unsure]
+        gone = {row.id for row in rows} - kept.keys()
         if not prune and plan.rows >= PRUNE_ROWS and PRUNE_SHARE * len(gone) > plan.rows:
             kept |= dict.fromkeys(gone, ("", TOO_MANY))
             gone = set()
@@ -316,6 +322,7 @@ class _Work:
         self.built.gone += len(gone)
         self.built.unchanged += len(kept)
         self.built.kept = kept
+        return {row.path for row in rows if row.id in kept}
 
     def _entries(self) -> Iterator[_Entry]:
         """Yields an entry with a vector, or a known digest, for each readable picture. Embeds in batches."""
@@ -343,11 +350,10 @@ class _Work:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         reason = _reason(path, error)
         self.built.unreadable.append((path, reason))
-        if isinstance(error, UnreachableError):
+        rows = self._unread_rows if isinstance(error, UnreachableError) else self._damaged
+        rows += [Missing(old.id, path, old.digest, reason)] if old else []
+        if rows is self._unread_rows:
             self._unread[path] = reason
-            self._unread_rows += [Missing(old.id, path, old.digest, reason)] if old else []
-        elif old:
-            self._damaged.append(old.id)
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Reads a picture, in a thread. Digest and pixels are of the same bytes, even if the file changes meanwhile."""

@@ -45,6 +45,7 @@ class About:
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `build.remembered` of the last build
     updated: str = ""  # when the last complete build listed the pictures, ISO 8601 in UTC
     passed: Mapping[str, int] = dataclasses.field(default_factory=dict)  # files that it left out, by reason
+    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)  # rows that it left without pictures, by reason
     sideways: int = 0  # smaller ids may be from before pictures were turned upright (`plan.find_stale`); 0: none are
 
     def model_folder(self, workdir: Path | str | None) -> Path:
@@ -57,7 +58,7 @@ class About:
     def to_json(self) -> str:
         """Returns the JSON that stores keep."""
         # Unset keys are left out: older versions lack them.
-        unset = {"unfinished": -1, "planned": 0, "sideways": 0, "source": {}, "updated": "", "passed": {}}
+        unset = {"unfinished": -1, "planned": 0, "sideways": 0, "source": {}, "updated": "", "passed": {}, "kept": {}}
         return json.dumps({key: value for key, value in dataclasses.asdict(self).items() if unset.get(key) != value})
 
     @classmethod

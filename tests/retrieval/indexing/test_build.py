@@ -552,19 +552,21 @@ def test_a_folder_that_cannot_be_listed_keeps_its_rows_and_is_named(
 
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_files_that_cannot_be_looked_at_keep_their_rows(indexed, kept, gallery, monkeypatch, error, listed):
-    """The same happens in a folder of mode 444."""
+def test_files_that_cannot_be_looked_at_keep_their_rows(indexed, kept, gallery, stores, monkeypatch, error, listed):
+    """The same happens in a folder of mode 444. The index states them among its rows, not as left out."""
     with monkeypatch.context() as patch:
         fails(patch, "c.png", error, "stat")
         fails(patch, "d.png", error, "stat")
         source = list_of(gallery, *GALLERY) if listed else read_folder(gallery)
         assert kept(source) == (0, 6, [f"2 rows in {gallery}/cam 1: {os.strerror(error)}"])
+        assert (stores[PLACE].about.kept, stores[PLACE].about.passed) == ({os.strerror(error): 2}, {})
     assert kept() == (0, 6, [])
+    assert stores[PLACE].about.kept == {}
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 def test_a_file_that_cannot_be_read_any_more_keeps_its_row(
-    indexed, kept, gallery, monkeypatch, error, assert_holds, workdir, encoder
+    indexed, kept, gallery, stores, monkeypatch, error, assert_holds, workdir, encoder
 ):
     later(gallery / "a.png")
     read = builder.read_content
@@ -578,6 +580,7 @@ def test_a_file_that_cannot_be_read_any_more_keeps_its_row(
     built = build(PLACE, read_folder(gallery), Options(workdir, encoder, batch=1))
     assert built.unreadable == [("a.png", os.strerror(error))]
     assert describe_kept(built.kept) == [f"1 row in {gallery}: {os.strerror(error)}"]
+    assert (stores[PLACE].about.kept, stores[PLACE].about.passed) == ({os.strerror(error): 1}, {})
     assert_holds(SEEDS)
     assert kept(prune=True) == (1, 5, [])
 
