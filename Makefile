@@ -9,6 +9,7 @@ DEMO_IMAGES ?= 4
 DEMO_SIZE ?= 96x48
 DEMO_SEED ?= 0
 DEMO_QUERY ?= a woman with long brown hair in a red coat and dark blue trousers, with a red shoulder bag
+DEMO_PHRASES ?= woman --and "long brown hair" --and "red coat" --and "dark blue trousers" --and "red shoulder bag"
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -50,9 +51,11 @@ demo: data $(GALLERY) ## generate data, train, evaluate, index, search, in minut
 	@$(BIN)/python -m ivt_jax.index --workdir=runs/demo --images=$(GALLERY) --index=$(INDEX)
 	@echo "== search it: $(DEMO_QUERY)"
 	@$(BIN)/python -m ivt_jax.search --index=$(INDEX) --html=runs/demo/search.html --explain "$(DEMO_QUERY)"
+	@echo "== the same, split into its phrases"
+	@$(BIN)/python -m ivt_jax.search --index=$(INDEX) --top=4 $(DEMO_PHRASES)
 	@seconds=$$(($$(date +%s) - $(STARTED))); echo "== done in $$((seconds / 60)) min $$((seconds % 60)) s; open"
 	@echo "   runs/demo/report.html   curves, retrieval strips, failures"
-	@echo "   runs/demo/search.html   the search above"
+	@echo "   runs/demo/search.html   the search for the sentence"
 	@echo "   or search by hand:      make serve"
 
 serve: $(INSTALLED) ## open the page that searches the demo's index, on this machine alone

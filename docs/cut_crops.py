@@ -14,6 +14,7 @@ with it.
 """
 
 import argparse
+import collections
 import csv
 import datetime
 import itertools
@@ -71,17 +72,25 @@ def cut(frames: Path, out: Path, detector: Detector = detect) -> tuple[int, list
 
 
 def list_frames(frames: Path) -> list[tuple[str, datetime.datetime, Path]]:
-    """Returns camera, time and path of each frame, in this order. Ends the program if a name has no time."""
+    """Returns camera, time and path of each frame, in this order. Ends the program if a name is no time or taken."""
     found = []
     for path in sorted(frames.glob("*/*")):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and not path.name.startswith("."):
             try:
                 found.append((path.parent.name, datetime.datetime.fromisoformat(path.stem), path))
             except ValueError:
-                sys.exit(f"{path}: its name is no time; name frames CAMERA/TIME.jpg, as gate/2024-05-01T143005.jpg")
+                sys.exit(f"error: {path}: its name is no time; name frames as gate/2024-05-01T143005.jpg")
     if not found:
-        sys.exit(f"{frames} has no frames CAMERA/TIME.jpg")
-    return sorted(found, key=lambda frame: (frame[0], frame[1].isoformat()))
+        sys.exit(f"error: {frames} has no frames CAMERA/TIME.jpg")
+    names = collections.Counter(path.with_suffix("") for *_, path in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        sys.exit(f"error: {twice[0]} is the name of two frames; their crops would be one file")
+    return sorted(found, key=lambda frame: (frame[0], _in_utc(frame[1])))
+
+
+def _in_utc(time: datetime.datetime) -> datetime.datetime:
+    """Returns a time to sort by; one without an offset counts as UTC."""
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def follow(
@@ -117,7 +126,8 @@ def write_crop(path: Path, frame: np.ndarray, box: Box) -> None:
     """Writes the part of a frame as JPEG."""
     x, y, width, height = box
     path.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(path), frame[y : y + height, x : x + width], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not cv2.imwrite(str(path), frame[y : y + height, x : x + width], [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        sys.exit(f"error: {path} cannot be written")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -47,7 +47,7 @@ from input_pipeline.sampling import EpochPlans
 from input_pipeline.statistics import PUBLISHED, Counts, other_splits, split_counts, split_table
 from input_pipeline.tokenizer import Tokenizer, load_tokenizer
 from input_pipeline.variants import SEE_DOCS, SPLITS
-from ivt_jax.common.command import exit_code, positive
+from ivt_jax.common.command import exit_code, filled, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import lines_of, printable, write_text
 from ivt_jax.common.messages import SHOWN, counted, first_few
@@ -269,7 +269,7 @@ def _allowed(given: Sequence[str]) -> frozenset[str]:
 def run(args: argparse.Namespace) -> int:
     """Checks the dataset, prints the findings and returns the exit code."""
     name, allowed = DATASETS[args.dataset], _allowed(args.allow)
-    against, _, against_root = args.against.partition(":")
+    against, _, against_root = (args.against or "").partition(":")
     if args.against and (against not in DATASETS or not against_root):
         raise UserError(f"--against={args.against}: expected DATASET:DIR, such as rstp:data/RSTPReid")
     tokenizer = load_tokenizer(args.tokenizer)
@@ -314,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit code: 0 clean; 1 usable, with warnings; 2 unusable",
     )
     parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--root", required=True, help="the dataset's folder, annotation file or table")
+    parser.add_argument("--root", required=True, type=filled, help="the dataset's folder, annotation file or table")
     parser.add_argument(
         "--allow",
         action="append",
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         default="",
         help="as config.text.tokenizer; default: the shipped vocabulary",
     )
-    parser.add_argument("--against", default="", help="DATASET:DIR, also look for images that this other dataset has")
+    parser.add_argument("--against", type=filled, help="DATASET:DIR, also look for images that this other dataset has")
     parser.add_argument(
         "--fix_list", action="store_true", help=f"list faulty images in {QUARANTINE}, to leave them out"
     )

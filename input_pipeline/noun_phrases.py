@@ -232,7 +232,9 @@ def _whole(caption: str) -> list[str]:
 @functools.lru_cache(maxsize=2**14)
 def _unlisted(word: str) -> str:
     """Returns the class of a word or mark that is not listed in this form: inflected, hyphenated or unknown."""
-    word = word.replace("\u2019", "'")
+    if "\u2019" in word:
+        word = word.replace("\u2019", "'")
+        return _CLASSES.get(word) or _unlisted(word)
     if word in ("'s", ",s"):
         return "'"
     if not word[0].isalnum():

@@ -26,7 +26,7 @@ from input_pipeline.pairs.index import index_pairs, refuse_other_files
 from input_pipeline.pairs.rows import ABOUT, ASIDE
 from input_pipeline.portable import SUMS, make_portable
 from input_pipeline.statistics import PUBLISHED, say_deviation, split_counts, split_table
-from ivt_jax.common.command import exit_code, filled_path, not_negative, positive, share
+from ivt_jax.common.command import exit_code, filled, filled_path, not_negative, positive, share
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import cache_folder, is_remote, lines_of, lock_file, refuse_path
 from ivt_jax.common.messages import counted
@@ -65,7 +65,7 @@ def prepare_dataset(args: argparse.Namespace) -> int:
 
 def prepare_pairs(args: argparse.Namespace) -> None:
     """Makes the index of pairs, copies it to a bucket if --out is one, and prints its counts. Raises UserError."""
-    folder, out = _folders(args.pairs, args.out)
+    folder, out = _folders(args.pairs, args.out or "")
     refuse_other_files(folder)  # before a lock is left in it
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +119,16 @@ def main(argv: list[str] | None = None) -> int:
         description="Prepare a dataset for training and make it portable, or index image-text pairs.",
     )
     parser.add_argument("--dataset", choices=DATASETS)
-    parser.add_argument("--root", help="the dataset's folder, annotation file or table")
+    parser.add_argument("--root", type=filled, help="the dataset's folder, annotation file or table")
     parser.add_argument(
-        "--out", default="", help="DIR or gs://BUCKET/DIR: also a portable folder; of --pairs, the index"
+        "--out", type=filled, help="DIR or gs://BUCKET/DIR: also a portable folder; of --pairs, the index"
     )
     parser.add_argument(
-        "--pairs", nargs="+", metavar="PATTERN", help="instead of --dataset, index image-text pairs: .tar, .csv, .jsonl"
+        "--pairs",
+        type=filled,
+        nargs="+",
+        metavar="PATTERN",
+        help="instead of --dataset, index image-text pairs: .tar, .csv, .jsonl",
     )
     parser.add_argument("--longest", type=positive, default=1000, help="characters of a caption of --pairs (1,000)")
     parser.add_argument(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs import synth
 from ivt_jax.benchmarks.comparison import plot, scores, tables
-from ivt_jax.common.command import MISTAKE, exit_code, filled_path, positive
+from ivt_jax.common.command import MISTAKE, exit_code, filled, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import UNWRITABLE, refuse_path
 from ivt_jax.training.metrics import format_seconds
@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag, out, root = parser.add_argument, Path("runs/ablation"), "data/pedes-synth-few"
     flag("--study", choices=STUDIES, default="terms", help="the variants to compare, listed below (terms)")
     flag("--out", type=filled_path, default=out, help=f"folder of the runs, table and plot ({out})")
-    flag("--root", default=root, help=f"folder of the PEDES-Synth dataset, which must exist ({root})")
+    flag("--root", type=filled, default=root, help=f"folder of the PEDES-Synth dataset, which must exist ({root})")
     flag("--seeds", type=positive, default=3, help="number of seeds (3)")
     flag("--steps", type=positive, default=3000, help="steps of every run (3000)")
     flag("--jobs", type=positive, default=os.cpu_count(), help="runs at a time (one for each core)")

@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.starts import STARTS  # a source with a recipe has the same name there
-from ivt_jax.common.command import filled_path, positive
+from ivt_jax.common.command import filled, filled_path, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import UNWRITABLE, parent_folders, refuse_path, whole_folder
 from ivt_jax.common.hub import PREFIX
@@ -349,7 +349,7 @@ def make_parser() -> argparse.ArgumentParser:
     flag(
         "--out", required=True, type=filled_path, help="folder to write, with the folders above it; must not exist yet"
     )
-    flag("--config", help="config with image size, stride and heads, recorded beside the parameters "
+    flag("--config", type=filled, help="config with image size, stride and heads, recorded beside the parameters "
          "(default configs/cuhk.py); --config.KEY=VALUE changes a key")  # fmt: skip
     flag("--resize", choices=("bilinear", "bicubic"), default="bilinear",
          help=resized + "how positions are resized to the config's grid (default bilinear)")  # fmt: skip

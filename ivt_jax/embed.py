@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ivt_jax.common.command import filled_path, positive
+from ivt_jax.common.command import filled, filled_path, positive
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.messages import counted, install
 from ivt_jax.common.startup import run_command
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--workdir", required=True, type=filled_path, help="folder of the model: a run, an export or converted weights")
-    add("--shards", required=True, help="pattern in quotes: .tar files, .txt lists, folders of crops")
+    add("--shards", required=True, type=filled, help="pattern in quotes: .tar files, .txt lists, folders of crops")
     add("--out", required=True, type=filled_path, help="folder for the vectors, a file per shard")
     add("--task", type=_task, default=(0, 1), help="I/N: every N-th shard from number I, from 0 (0/1)")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the vectors (float32)")

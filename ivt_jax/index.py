@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivt_jax.common.command import filled_path, positive
+from ivt_jax.common.command import filled, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable, write_bytes
 from ivt_jax.common.messages import counted
@@ -178,7 +178,9 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--index", required=True, metavar="DIR", help="the index: a folder, s3://..., gs://..., http://...")
+    add(
+        "--index", type=filled, required=True, metavar="DIR", help="the index: a folder, s3://..., gs://..., http://..."
+    )
     add("--images", type=filled_path, help="folder of the pictures, with subfolders; with --list, folder of its paths")
     fields = "fields to filter by, of paths such as '{camera}/{date}_{track}.jpg'; * is any text, ** any folders"
     add("--path_fields", metavar="PATTERN", help=fields)
@@ -205,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     prune = "delete all rows whose pictures are missing or cannot be read; by default a row stays if its folder is "
     prune += "missing, empty or unreadable, and all rows stay if more than a tenth of 100 or more rows would be deleted"
     add("--prune", action="store_true", help=prune)
-    add("--snapshot", metavar="PLACE", help="copy the finished index to this new place, of any kind")
+    add("--snapshot", type=filled, metavar="PLACE", help="copy the finished index to this new place, of any kind")
     args = parser.parse_args(argv)
     if args.list and args.path_fields:
         parser.error("--path_fields is for a folder; a list has its own fields: leave one of them out")

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ivt_jax.common.command import filled_path, positive
+from ivt_jax.common.command import filled, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable, whole_folder, write_bytes
 from ivt_jax.common.progress import progress
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ivt_jax.retrieval.searcher import Answer, Result, Searcher
 
 _LONGEST_NAME = 255  # bytes of a file name
+_LONGEST_SUFFIX = 16  # characters; a longer one is cut as the rest of the name is
 _SHOWN = (208, 416)  # largest width and height of a picture on the page
 
 # JAX, Flax and Orbax are imported where they are used, so that `--help` and mistakes in the query answer at once.
@@ -56,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             page = render_page(searcher, query, answer, args.images or args.index, args.explain)
             write_bytes(args.html, page.encode())
-        if args.copy_to and readable:
+        if args.copy_to and not files:
+            print(f"{args.copy_to}: not made, because there is no picture to copy", file=sys.stderr)
+        elif args.copy_to and readable:
             problems += copy_files(searcher, {rank: answer.results[rank - 1] for rank in readable}, args.copy_to)
     for problem in problems:
         print(f"skipped {printable(problem)}", file=sys.stderr)
@@ -192,7 +195,7 @@ def copy_files(searcher: "Searcher", results: "Mapping[int, Result]", folder: Pa
     Returns a line for each file that has changed since it was indexed, which is not copied.
     """
     digits, changed = max(2, len(str(max(results)))), []
-    rows = {row.id: row for row in searcher.store.get([result.id for result in results.values()])}
+    rows = {row.id: row for row in searcher.rows([result.id for result in results.values()])}
     with whole_folder(folder) as partial:
         for rank, result in results.items():
             file, row = searcher.file(result.path), rows.get(result.id)  # None: an update has just replaced it
@@ -200,8 +203,9 @@ def copy_files(searcher: "Searcher", results: "Mapping[int, Result]", folder: Pa
             if content is None:
                 changed.append(f"{file}: has changed since it was indexed: update the index")
                 continue
-            stem = file.stem
-            while len(os.fsencode(name := f"{rank:0{digits}}_{stem}{file.suffix}")) > _LONGEST_NAME:
+            suffix = file.suffix if len(file.suffix) <= _LONGEST_SUFFIX else ""
+            stem = file.name.removesuffix(suffix)
+            while len(os.fsencode(name := f"{rank:0{digits}}_{stem}{suffix}")) > _LONGEST_NAME:
                 stem = stem[:-1]
             (partial / name).write_bytes(content)
     return changed
@@ -252,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--where", action="append", default=[], metavar="FILTER", help=where)
     place = parser.add_argument_group("place").add_mutually_exclusive_group(required=True)
-    place.add_argument("--index", help="what ivt_jax.index built: a folder, s3://..., gs://..., http://HOST:6333/NAME")
+    built = "what ivt_jax.index built: a folder, s3://..., gs://..., http://HOST:6333/NAME"
+    place.add_argument("--index", type=filled, help=built)
     place.add_argument("--images", type=filled_path, help="folder of crops, searched with its subfolders")
     parser.add_argument(
         "--workdir",

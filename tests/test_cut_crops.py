@@ -95,9 +95,31 @@ def test_the_overlap_of_boxes(example):
 def test_a_frame_without_a_time_and_a_folder_that_exists_are_one_line(example, tmp_path, capsys):
     (tmp_path / "frames/gate").mkdir(parents=True)
     (tmp_path / "frames/gate/0001.jpg").write_bytes(b"x")
-    with pytest.raises(SystemExit, match=r"gate/0001\.jpg: its name is no time; name frames CAMERA/TIME\.jpg"):
+    with pytest.raises(SystemExit, match=r"gate/0001\.jpg: its name is no time; name frames as gate/2024"):
         example.main([f"--frames={tmp_path}/frames", f"--out={tmp_path}/crops"])
     assert not (tmp_path / "crops").exists()
     with pytest.raises(SystemExit, match="2"):
         example.main([f"--frames={tmp_path}/frames", f"--out={tmp_path}"])
     assert f"--out: {tmp_path} exists: name a new folder" in capsys.readouterr().err
+
+
+def test_frames_of_one_name_and_crops_that_cannot_be_written_end_the_program(
+    example, tmp_path, monkeypatch
+):
+    (tmp_path / "frames/gate").mkdir(parents=True)
+    for name in ("2024-05-01T08.jpg", "2024-05-01T08.png", "._2024-05-01T08.jpg"):
+        Image.new("RGB", (30, 20)).save(tmp_path / "frames/gate" / name)
+    with pytest.raises(SystemExit, match="gate/2024-05-01T08 is the name of two frames"):
+        example.cut(tmp_path / "frames", tmp_path / "crops")
+    (tmp_path / "frames/gate/2024-05-01T08.png").unlink()
+    monkeypatch.setattr(example.cv2, "imwrite", lambda *arguments: False)
+    with pytest.raises(SystemExit, match=r"gate/2024-05-01T08_0\.jpg cannot be written"):
+        example.cut(tmp_path / "frames", tmp_path / "crops", lambda frame: [(0, 0, 10, 20)])
+
+
+def test_frames_are_sorted_by_time_whatever_their_offset(example, tmp_path):
+    (tmp_path / "gate").mkdir()
+    names = ["2024-05-01T10:00+02:00", "2024-05-01T09:00+00:00", "2024-05-01T08:30"]
+    for name in names:
+        (tmp_path / "gate" / f"{name}.jpg").touch()
+    assert [path.stem for *_, path in example.list_frames(tmp_path)] == [names[0], names[2], names[1]]

@@ -503,11 +503,27 @@ def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
     assert not (tmp_path / "found").exists()
 
 
+def test_where_nothing_is_found_the_missing_copies_are_told(ask, tmp_path, capsys):
+    assert ask("red", "--where=camera = 99", f"--copy_to={tmp_path}/found") == 0
+    assert capsys.readouterr().err == f"{tmp_path}/found: not made, because there is no picture to copy\n"
+    assert not (tmp_path / "found").exists()
+
+
 def test_a_copy_has_a_name_that_a_file_can_have(call, folder, tmp_path):
     name = "ü" * 125 + ".png"  # 254 bytes
     Image.new("RGB", (10, 20), COLOURS["red"]).save(folder / name)
     assert call("red", "--top=2", f"--copy_to={tmp_path}/found") == 0
     assert f"01_{'ü' * 124}.png" in {path.name.replace("02_", "01_") for path in (tmp_path / "found").iterdir()}
+
+
+def test_a_long_suffix_is_cut_as_the_name(folder, workdir, tmp_path):
+    """A list may name files without a usual suffix."""
+    name = "a." + "b" * 253
+    Image.new("RGB", (10, 20), COLOURS["red"]).save(folder / name, "PNG")
+    (tmp_path / "list.csv").write_text(f"image\n{name}\n")
+    build.build(tmp_path / "listed", read_list(tmp_path / "list.csv", folder), build.Options(workdir))
+    assert search.main([f"--index={tmp_path}/listed", "red", f"--copy_to={tmp_path}/found"]) == 0
+    assert [path.name for path in (tmp_path / "found").iterdir()] == [f"01_a.{'b' * 250}"]
 
 
 def test_pictures_of_an_archive_are_found_and_copied(call, folder, tmp_path, capsys):
@@ -552,7 +568,9 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--html=EMPTY/x", "--copy_to=EMPTY/x", "red"], "x: name a file and a folder"),
         (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
         (["--images=CROPS", "red", "--not", "3: red!"], "the parts of the query cancel each other out"),
-        (["--images=CROPS", "red", "--not", "Red"], "'red' is both wanted and unwanted: remove one of them"),
+        (["--images=CROPS", "2,5: red"], '2,5 before ":" is no weight: write a number such as 2.5'),
+        (["--images=CROPS", "a man without a hat", "--and", "hat"], "'hat' is both wanted and unwanted"),
+        (["--images=CROPS", "red", "--not", "Red"], "'Red' is both wanted and unwanted: remove one of them"),
         (
             ["--images=CROPS", "red", "--image_weight=2"],
             "image_weight is the weight of a picture, and the query has none",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from input_pipeline.synthetic.contact_sheet import contact_sheet
 from input_pipeline.synthetic.writer import VERSION, Arguments, generate, read_oracle
-from ivt_jax.common.command import exit_code, not_negative, positive
+from ivt_jax.common.command import exit_code, filled, not_negative, positive
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     default = Arguments()
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", required=True, help="folder to write: new, empty, or with the same dataset")
+    parser.add_argument(
+        "--out", type=filled, required=True, help="folder to write: new, empty, or with the same dataset"
+    )
     parser.add_argument("--persons", type=int, default=default.persons, help="persons in all splits together")
     parser.add_argument("--val_persons", type=int, default=default.val_persons, help="number of them in val")
     parser.add_argument("--test_persons", type=int, default=default.test_persons, help="number of them in test")
@@ -53,7 +55,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 1, help="processes; does not change the data"
     )
-    parser.add_argument("--contact_sheet", metavar="FILE.png", help="also write an image of crops with their captions")
+    parser.add_argument(
+        "--contact_sheet", type=filled, metavar="FILE.png", help="also write an image of crops with their captions"
+    )
     return parser.parse_args(argv)
 
 

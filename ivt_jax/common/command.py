@@ -57,10 +57,18 @@ def number(kind: Callable[[str], Number], low: float, high: float, name: str) ->
 
 
 def filled_path(text: str) -> Path:
-    """Returns the path, for argparse's `type`. An empty text, such as of an unset variable, would be the folder "."."""
+    """Returns the path, for argparse's `type`."""
+    return Path(filled(text))
+
+
+def filled(text: str) -> str:
+    """Returns the text of a place, such as a path or an address, for argparse's `type`.
+
+    An empty text, such as of an unset variable, would be the folder ".", or as if the flag were not given.
+    """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
+    return text
 
 
 positive = number(int, 1, math.inf, "a whole number above 0")

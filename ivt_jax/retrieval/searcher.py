@@ -145,7 +145,7 @@ class Searcher:
             raise UserError(f"top is the number of results, 1 or more, not {top}")
         condition = check(query, self.about.fields, group, distinct)
         like = [] if query.like is None else [self._row(query.like, vectors=True)]
-        unlike = self.store.get(query.unlike, vectors=True)  # an update may have deleted some
+        unlike = self.rows(query.unlike, vectors=True)  # an update may have deleted some
         pictures = _vectors(like)[0] if like else None, _vectors(unlike) if unlike else None
         read = self.queries.encode(query, self._sample, *pictures)
         vector, phrases = read.vector[None], read.phrases
@@ -179,9 +179,21 @@ class Searcher:
         image = open_image(row.path, self.read(row) or row.thumbnail)
         return image, explain.heat_maps(self.encoder, fit(image, self.encoder.size), vectors)
 
+    def rows(self, ids: Sequence[int], vectors: bool = False, thumbnails: bool = False) -> list[Row]:
+        """Returns rows as `VectorStore.get`. Raises StoreError if another index has replaced the one that is open."""
+        rows = self.store.get(ids, vectors, thumbnails)
+        self._refuse_replaced()
+        return rows
+
+    def count(self) -> int:
+        """Returns the number of pictures. Raises StoreError if another index has replaced the one that is open."""
+        count = self.store.count()
+        self._refuse_replaced()
+        return count
+
     def thumbnail(self, id: int) -> bytes | None:
         """Returns the small JPEG of a row, None if the index has no such row."""
-        return next((row.thumbnail for row in self.store.get([id], thumbnails=True)), None)
+        return next((row.thumbnail for row in self.rows([id], thumbnails=True)), None)
 
     def file(self, path: str) -> Path:
         """Returns the file of a result; it may be gone."""
@@ -192,13 +204,15 @@ class Searcher:
         return read_unchanged(Path(self.about.root), row)
 
     def _keep_up(self) -> int:
-        """Counts the rows; after many changes reads a new sample. Raises StoreError if the index was replaced."""
-        count = self.store.count()
-        if self.about.made != self._made:
-            raise StoreError("another index has replaced the one that is open: open it again")
+        """Counts the rows; after many changes reads a new sample."""
+        count = self.count()
         if abs(count - self._sampled) > _GROWN * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
         return count
+
+    def _refuse_replaced(self) -> None:
+        if self.about.made != self._made:
+            raise StoreError("another index has replaced the one that is open: open it again, or restart the server")
 
     def _find(
         self, ask: _Ask, where: Condition | None, top: int, repeats: "_Repeats", known: Sequence[Row]
@@ -286,7 +300,7 @@ class Searcher:
         return answer._replace(verdict=verdict, good=True)
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
-        rows = self.store.get([id], vectors, thumbnails)
+        rows = self.rows([id], vectors, thumbnails)
         if not rows:
             raise UserError(f"the index has no picture with the id {id}")
         return rows[0]

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ivt_jax.common.command import filled_path, number
+from ivt_jax.common.command import filled, filled_path, number
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import printable
 from ivt_jax.common.startup import run_command
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit code: 130 after Ctrl-C; 2 after a mistake",
     )
     add, many = parser.add_argument, dict[str, Any](action="append", default=[])
-    add("--index", required=True, help="folder or address of an index (python -m ivt_jax.index)")
+    add("--index", type=filled, required=True, help="folder or address of an index (python -m ivt_jax.index)")
     add("--workdir", type=filled_path, help="folder of the model, if it has moved since the index was built")
     add("--host", type=host_name, default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     port = number(int, 0, 65535, "a whole number from 0 to 65535")

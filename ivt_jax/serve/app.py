@@ -19,7 +19,7 @@ from ivt_jax.common.files import printable
 from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
 from ivt_jax.retrieval.queries.query import MAX_TERMS, MAX_UNLIKE, Query, Term, split_sentence
-from ivt_jax.retrieval.stores.store import StoreError, VectorStore
+from ivt_jax.retrieval.stores.store import StoreError
 from ivt_jax.retrieval.stores.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
@@ -78,7 +78,7 @@ class Endpoints:
 
     def __init__(self, searcher: "Searcher", settings: Settings, logins: Logins, metrics: Metrics):
         self._searcher, self._settings, self._logins, self._metrics = searcher, settings, logins, metrics
-        self._made, self._fault = searcher.store.about.made, ""  # the last fault of the index that was logged
+        self._fault = ""  # the last fault of the index that was logged
         # One request at a time uses the model, which keeps all cores busy; the others wait in their order.
         self._model, self._readers = CapacityLimiter(1), CapacityLimiter(4)  # threads that read thumbnails
         self._originals = CapacityLimiter(1)  # a large picture takes hundreds of megabytes while it is decoded
@@ -88,9 +88,8 @@ class Endpoints:
 
     async def about(self) -> schema.AboutResponse:
         """Describes the index and its model."""
-        store = self._searcher.store
-        pictures = await to_thread.run_sync(store.count, limiter=self._readers)
-        about = store.about  # after counting, which reads it again
+        pictures = await to_thread.run_sync(self._searcher.count, limiter=self._readers)
+        about = self._searcher.about  # after counting, which reads it again
         unfinished, calibration = about.describe_unfinished(pictures), self._searcher.calibration
         index: dict[str, Any] = {"index": self._settings.index, "pictures": pictures, "unfinished": unfinished}
         fields: dict[str, Any] = {"model": about.model, "fields": dict(about.fields)}
@@ -102,7 +101,7 @@ class Endpoints:
 
     async def values(self) -> schema.ValuesResponse:
         """Lists the values of each field that has few, with the number of pictures of each."""
-        values = await to_thread.run_sync(count_values, self._searcher.store, limiter=self._readers)
+        values = await to_thread.run_sync(count_values, self._searcher, limiter=self._readers)
         return schema.ValuesResponse.model_validate({"values": values})
 
     async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
@@ -176,12 +175,10 @@ class Endpoints:
 
     def _count(self) -> int | None:
         """Returns the number of pictures, None if the index cannot be searched. Logs each change of that."""
-        store, pictures, fault = self._searcher.store, None, ""
+        pictures, fault = None, ""
         try:
-            pictures = store.count()
-            store.get([0])  # the count does not read the rows, which may be gone
-            if store.about.made != self._made:
-                pictures, fault = None, "another index has replaced the one that is open: start the server again"
+            pictures = self._searcher.count()
+            self._searcher.rows([0])  # the count does not read the rows, which may be gone
         except UserError as error:
             pictures, fault = None, str(error)
         if fault != self._fault:
@@ -206,8 +203,10 @@ def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
     return [data_uri(overlay(picture, heat), HEAT_QUALITY) for heat in maps]
 
 
-def count_values(store: VectorStore) -> dict[str, list[dict[str, Any]]]:
+def count_values(searcher: "Searcher") -> dict[str, list[dict[str, Any]]]:
     """Returns the values, and the pictures of each, of every field that has at most MAX_VALUES of them."""
+    searcher.count()  # which refuses an index that replaced the open one
+    store = searcher.store
     kinds = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
     known = {name: store.values(name, limits.MAX_VALUES) for name in kinds}
     return {

@@ -16,7 +16,7 @@ def encode_original(searcher: "Searcher", id: int) -> bytes | None:
 
     None if there is no such row, or if its file is gone, has changed, or is outside of the index's folder.
     """
-    for row in searcher.store.get([id]):
+    for row in searcher.rows([id]):
         content = searcher.read(row)
         if content is None:
             return None

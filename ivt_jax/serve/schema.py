@@ -1,15 +1,30 @@
 """Requests and responses of the endpoints, as /openapi.json describes them."""
 
+import base64
 import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Base64Bytes, BaseModel, Field
+from pydantic import Base64Encoder, BaseModel, EncodedBytes, Field
+from pydantic_core import PydanticCustomError
 
 from ivt_jax.retrieval.queries.query import MAX_PHRASES, MAX_TERMS, MAX_UNLIKE
 from ivt_jax.retrieval.stores.where import LONGEST
 from ivt_jax.serve import limits
 
+
+class StrictBase64(Base64Encoder):
+    """Base64 that refuses other characters than its own and white space; pydantic's ignores them."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> bytes:
+        try:
+            return base64.b64decode(b"".join(data.split()), validate=True)
+        except ValueError as error:
+            raise PydanticCustomError("base64_decode", "{error}", {"error": str(error)}) from None
+
+
+Encoded = Annotated[bytes, EncodedBytes(encoder=StrictBase64)]
 Id = Annotated[int, Field(ge=0, lt=2**63, description="row of the index")]
 Text = Annotated[str, Field(max_length=limits.MAX_TEXT)]
 Known = bool | int | float | datetime.datetime | str
@@ -30,7 +45,7 @@ class SearchRequest(_Request):
     """A query: terms, an image or a row, at least one of them."""
 
     terms: list[TermRequest] = Field(default=[], max_length=MAX_TERMS)
-    image: Base64Bytes | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
+    image: Encoded | None = Field(default=None, description="a crop in Base64: JPEG, PNG, WEBP, ...")
     like: Id | None = Field(default=None, description="row whose picture the results should resemble")
     image_weight: float = Field(default=1.0, description="weight of the image or the row")
     where: str = Field(default="", max_length=LONGEST, description="such as: camera = 3 and not (zone = 'B')")

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from ivt_jax.common.command import not_negative, positive, seconds, share
 ROOT = Path(__file__).parents[2]
 # Flags whose numbers are checked later, together with others.
 CHECKED_LATER = {"--distinct", "--image_weight", "--persons", "--val_persons", "--test_persons", "--images_per_person"}
+# Flags with a text that may be empty, or is checked later.
+FREE = {"--allow", "--and", "--group", "--not", "--path_fields", "--tokenizer", "--where"}
 
 
 @pytest.mark.parametrize(
@@ -49,18 +52,23 @@ def test_a_share_that_is_none_is_one_line(capsys):
 
 
 def test_an_empty_path_is_one_line(capsys):
-    with pytest.raises(SystemExit) as error:
-        index.main(["--index=x", "--workdir=x", "--images="])
-    assert error.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("argument --images: the path is empty")
+    for flag in ("--images", "--index", "--snapshot"):
+        with pytest.raises(SystemExit) as error:
+            index.main(["--index=x", "--workdir=x", f"{flag}="])
+        assert error.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith(f"argument {flag}: the path is empty")
 
 
 def test_no_flag_takes_any_number_or_an_empty_path():
-    unchecked = set()
+    unchecked, free = set(), set()
     for file in (file for package in ("input_pipeline", "ivt_jax") for file in (ROOT / package).rglob("*.py")):
         for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
             kinds = {k.value.id for k in call.keywords if k.arg == "type" and isinstance(k.value, ast.Name)}
             limited = any(k.arg == "choices" for k in call.keywords)
+            names = [name.value for name in call.args[:1] if isinstance(name, ast.Constant)]
+            shape = {k.arg for k in call.keywords if k.arg != "action" or k.value.value != "append"}
+            if "help" in shape and not shape & {"type", "choices", "action", "const"}:
+                free |= {name for name in names if re.fullmatch("--[a-z_]+", name)}
             if kinds & {"int", "float", "Path"} and not limited:
                 unchecked.add(call.args[0].value)
-    assert unchecked == CHECKED_LATER
+    assert unchecked == CHECKED_LATER and free == FREE

@@ -106,7 +106,8 @@ class StandIn:
     def file(self, path):
         return Path(self.about.root) / path
 
-    read = Searcher.read
+    count, read, rows, thumbnail = Searcher.count, Searcher.read, Searcher.rows, Searcher.thumbnail
+    _made, _refuse_replaced = "today", Searcher._refuse_replaced
 
     def search(self, query, top=10, group="", distinct=None, fold=False):
         phrases = phrases_of(query.terms)
@@ -181,9 +182,6 @@ class StandIn:
         for phrase, heat in zip(phrases, maps, strict=True):
             heat[slice(2, 4) if set(phrase.split()) & set(TOP) else slice(5, 7), 1:3] = 1
         return self.persons[id].image, maps
-
-    def thumbnail(self, id):
-        return next((row.thumbnail for row in self.store.get([id], thumbnails=True)), None)
 
 
 @contextlib.contextmanager

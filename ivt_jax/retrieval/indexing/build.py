@@ -116,8 +116,9 @@ def build(place: Path | str, source: Source, options: Options) -> Built:
         plan = plan_build(source, store.scan() if store else (), about.unfinished, stale)
         _refuse_unreadable(source, plan)
         about = _about_during(about, plan)
-        # Making the index in the folder of its pictures changes the time of that folder.
-        listed = source.time if store or Path(place).absolute().parent != source.root else now()
+        # Making the index below the folder of its pictures changes the time of a folder there.
+        within = Path(os.path.abspath(place)).is_relative_to(source.root)
+        listed = now() if within and not store else source.time
         store = store or create_store(place, about)
         _set_about(store, about)
         work = _Work(store, encoder, source, plan, options.batch, vectors)

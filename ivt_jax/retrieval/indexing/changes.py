@@ -6,35 +6,37 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ivt_jax.gallery.archives import SUFFIX
 from ivt_jax.gallery.walk import Passed, is_passed_folder
 from ivt_jax.retrieval.stores.store import LANCE_FOLDER, About
 
 
 def find_change(about: About) -> str:
-    """Returns why the index may lack pictures, "" if no reason is found.
+    """Returns why the index may lack pictures, "" if no reason is found. It names no path above the folder.
 
-    Compares modification times of the list, or of the folder and its direct subfolders, with that of the last build:
-    a new or deleted file changes the time of its folder. Deeper folders may be too many.
+    Compares modification times of the list, or of the folder, its direct subfolders and its archives, with that of the
+    last build: a new or deleted file changes the time of its folder. Deeper folders may be too many.
     """
     if not about.updated:
         return ""
     root, listed = Path(about.root), about.source.get("list")
     try:
-        places = [Path(listed)] if listed else [root, *_find_folders(root)]
+        places = [Path(listed)] if listed else [root, *_find_places(root)]
         newest, place = max((path.stat().st_mtime, path) for path in places)
     except OSError as error:
-        return f"{error.filename} cannot be read any more: {error.strerror}"
+        return f"the {'list' if listed else 'folder'} of the pictures cannot be read any more: {error.strerror}"
     # Some file systems keep whole seconds.
     if newest <= datetime.datetime.fromisoformat(about.updated).timestamp() + 1:
         return ""
-    return f"{place} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
+    named = "the list of the pictures" if listed else "the folder of the pictures" if place == root else place.name
+    return f"{named} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
 
 
-def _find_folders(root: Path) -> list[Path]:
-    """Returns the folders directly below where a build looks for pictures; an index may lie beside them."""
+def _find_places(root: Path) -> list[Path]:
+    """Returns the folders and archives directly below where a build looks for pictures; an index may be there too."""
     with os.scandir(root) as entries:
-        folders = [Path(entry) for entry in entries if entry.is_dir() and not is_passed_folder(entry.name)]
-    return [folder for folder in folders if not (folder / LANCE_FOLDER).exists()]
+        places = [Path(entry) for entry in entries if entry.is_dir() or entry.name.lower().endswith(SUFFIX)]
+    return [place for place in places if not is_passed_folder(place.name) and not (place / LANCE_FOLDER).exists()]
 
 
 def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:

@@ -17,6 +17,7 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
 MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
+_NUMERIC = re.compile(r"\s*([-+]?[\d.,]+(?:[eE][-+]?\d+)?)\s*:(?!\d)")
 _WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
 
 
@@ -39,9 +40,15 @@ class Query(NamedTuple):
 
 
 def parse_term(text: str) -> Term:
-    """Parses "blue backpack", or "2: blue backpack" with a weight before the colon."""
-    match = _WEIGHTED.fullmatch(text)
-    return Term(match[2].strip(), float(match[1])) if match else Term(text.strip())
+    """Parses "blue backpack", or "2: blue backpack" with a weight before the colon.
+
+    Raises UserError if what is before the colon looks like a number and is none, such as "2,5".
+    """
+    if match := _WEIGHTED.fullmatch(text):
+        return Term(match[2].strip(), float(match[1]))
+    if match := _NUMERIC.match(text):
+        raise UserError(f'{match[1]} before ":" is no weight: write a number such as 2.5')
+    return Term(text.strip())
 
 
 def read_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -101,7 +108,10 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
             raise UserError("the sentence has no word: describe a person")
         if not is_utf8(term.text):  # bytes from the command line
             raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
-        if any(other.text.lower() == term.text.lower() and other.weight * term.weight < 0 for other in query.terms):
+    read = read_terms(query.terms)  # also what a sentence negates
+    wanted = {term.text.lower() for term in read if term.weight > 0}
+    for term in read:
+        if term.weight < 0 and term.text.lower() in wanted:
             raise UserError(f"{term.text!r} is both wanted and unwanted: remove one of them")
     if isinstance(query.image, Path) and not _is_file(query.image):
         raise UserError(f"{query.image} is not a file; name a picture")

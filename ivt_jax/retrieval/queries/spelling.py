@@ -56,14 +56,22 @@ def _is_name(match: re.Match[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _nearest(word: str) -> str | None:
-    """Returns the most similar known word, first of persons, things and colours; None if all are too far."""
+    """Returns the most similar known word, None if all are too far.
+
+    Of equally similar ones it has the same letters, otherwise it is the longest, as "woman" for "wman", and then one of
+    persons, things and colours.
+    """
     from rapidfuzz.distance import OSA  # slow to import
 
     most = 2 if len(word) >= _LONG else 1
     # Words of three letters have too many neighbours: only swapped or missing letters are corrected.
     others = [other for other in _words() if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
-    near = [(OSA.distance(word, other, score_cutoff=most), other not in _THINGS, other) for other in others]
-    distance, _, best = min(near)
+
+    def order(other: str) -> tuple[int, bool, int, bool, str]:
+        distance = OSA.distance(word, other, score_cutoff=most)
+        return distance, sorted(word) != sorted(other), -len(other), other not in _THINGS, other
+
+    distance, *_, best = min(map(order, others))
     return best if distance <= most else None
 
 

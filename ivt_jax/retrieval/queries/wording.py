@@ -25,14 +25,17 @@ _WORD = "[aMCTxg]"
 _NAMED = f"(?>(?:{_WORD}{{1,9}}[&o]){{0,9}}{_WORD}{{0,9}}N+)"
 _THING = f"(?>{_NAMED}|{_WORD}{{1,9}})"
 _FILL = "[dhlbip]*"
-_LISTED = f"(?:(?:,{_FILL}{_NAMED})*,?o[n]?{_FILL}{_THING})*"
-_LISTED_WITHOUT = f"(?:(?:,{_FILL}{_NAMED})*,?(?:o[n]?{_FILL}|&){_NAMED})*"
+_MORE = f"(?:,[dh]*{_NAMED})*"  # a preposition or a verb after a comma begins something else: "no hat, in a red coat"
+_LISTED = f"(?:{_MORE},?o[n]?{_FILL}{_THING})*"
+_LISTED_WITHOUT = f"(?:{_MORE},?(?:o[n]?{_FILL}|&){_NAMED})*"
 _LEAD = f"[&pbwrl]*(?:n{_FILL})+"
 _NEGATED = re.compile(f"(?P<lead>{_LEAD})(?P<things>{_THING}{_LISTED})")
 _NEGATED_WITHOUT = re.compile(f"(?P<lead>{_LEAD})(?P<things>{_THING}{_LISTED_WITHOUT})")
 _NEXT = re.compile(f"(?:^|,?[on&]*,?{_FILL})(?P<thing>{_THING})")
-_NEGATIONS = re.compile(r"\b(?:neither|anything but|except(?: for)?|lacking|rather than|instead of)\b", re.IGNORECASE)
-_IDIOMS = re.compile(r"\b(?:not|isn't|is not)\s+(?:only|just|sure|necessarily|merely|simply)\b", re.IGNORECASE)
+_NEGATIONS = re.compile(
+    r"\b(?:neither|anything but|except(?: for)?|lacking|minus|rather than|instead of)\b", re.IGNORECASE
+)
+_IDIOMS = re.compile(r"\b(?:not|isn['\u2019]t|is not)\s+(?:only|just|sure|necessarily|merely|simply)\b", re.IGNORECASE)
 _KNOWN = re.compile("[MCTN]")  # a word of the lexicon: "no doubt" negates nothing about a person
 _DESCRIBED = re.compile("(?:^|[^iMC])[MC]+,?$")  # a colour or modifier of a thing that comes later
 _CONTENT = re.compile("[xvVg]")

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,17 @@ def test_a_folder_that_changed_later_is_named(about, tmp_path, folder):
     os.utime(tmp_path / folder, (SECONDS + 1, SECONDS + 1))
     assert find_change(about) == ""  # the same second, on some file systems
     os.utime(tmp_path / folder, (SECONDS + 2, SECONDS + 2))
-    assert find_change(about).startswith(f"{tmp_path}/{folder} has changed since; update the index: ")
+    named = {"pictures": "the folder of the pictures"}.get(folder, Path(folder).name)
+    assert find_change(about).startswith(f"{named} has changed since; update the index: ")
+
+
+def test_an_archive_that_is_written_anew_is_named(about, tmp_path):
+    (tmp_path / "pictures/night.TAR").touch()
+    for place in ("pictures/night.TAR", "pictures"):
+        os.utime(tmp_path / place, (SECONDS, SECONDS))
+    assert find_change(about) == ""
+    os.utime(tmp_path / "pictures/night.TAR", (SECONDS + 2, SECONDS + 2))
+    assert find_change(about).startswith("night.TAR has changed since")
 
 
 def test_folders_without_pictures_of_the_gallery_do_not_count(about, tmp_path):
@@ -31,11 +42,11 @@ def test_folders_without_pictures_of_the_gallery_do_not_count(about, tmp_path):
 def test_a_newer_list_makes_the_index_outdated(about, tmp_path):
     (tmp_path / "list.csv").touch()
     listed = dataclasses.replace(about, source={"list": str(tmp_path / "list.csv")})
-    assert find_change(listed).startswith(f"{tmp_path}/list.csv has changed since")
+    assert find_change(listed).startswith("the list of the pictures has changed since")
     os.utime(tmp_path / "list.csv", (SECONDS, SECONDS))
     assert find_change(listed) == ""
     (tmp_path / "list.csv").unlink()
-    assert find_change(listed) == f"{tmp_path}/list.csv cannot be read any more: No such file or directory"
+    assert find_change(listed) == "the list of the pictures cannot be read any more: No such file or directory"
 
 
 def test_files_that_were_left_out_are_counted_by_reason():

@@ -1,6 +1,7 @@
 """What can be asked of an index, and what is refused before a model is read."""
 
 import math
+import re
 
 import pytest
 
@@ -23,12 +24,16 @@ FIELDS = {"camera": "integer", "track": "text"}
         ("2: hat: red", ("hat: red", 2.0)),
         ("man: 2 bags", ("man: 2 bags", 1.0)),
         ("12:30 on the clock", ("12:30 on the clock", 1.0)),
-        ("1.2.3: hat", ("1.2.3: hat", 1.0)),
-        ("\u0662: hat", ("\u0662: hat", 1.0)),  # an Arabic 2
     ],
 )
 def test_a_weight_stands_before_a_colon(text, term):
     assert parse_term(text) == term
+
+
+@pytest.mark.parametrize("weight", ["2,5", "1e1", "1.2.3", "-1,", "\u0662"])  # the last is an Arabic 2
+def test_a_number_before_a_colon_that_is_no_weight_is_refused(weight):
+    with pytest.raises(UserError, match=f'^{re.escape(weight)} before ":" is no weight: write a number such as 2.5$'):
+        parse_term(f"{weight}: hat")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ SHIPPED = load_tokenizer("")
         ("a bleu coat", "a blue coat"),
         ("A RDE COAT", "A RED COAT"),
         ("teh coat", "the coat"),
+        ("a tall wman with glases", "a tall woman with glasses"),
     ],
 )
 def test_slips_of_one_letter_are_mended(text, mended):
