@@ -77,6 +77,9 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if counts["failed"]:
         failed = counted(counts["failed"], "shard")
         raise UserError(f"{failed} not embedded, for the reasons above; the others are done")
+    if counts["unreadable"] and not counts["crops"]:
+        none = "no crop can be read, for the reasons listed in the shards"
+        raise UserError(f"{none}; the paths of a .txt list are relative to the working directory")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m ivt_jax.embed",
         description="Embed the crops of a gallery, shard by shard.",
         epilog="exit code: 0 if all shards are done, even if some of their crops cannot be read; 2 after a mistake, or "
-        "if a whole shard cannot be read. The shard lists its unreadable crops with the reasons.",
+        "if a whole shard or none of the crops can be read. The shard lists its unreadable crops with the reasons.",
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -27,6 +27,7 @@ from ivt_jax.common.startup import run_command
 if TYPE_CHECKING:
     from ivt_jax.retrieval.indexing.build import Built
     from ivt_jax.retrieval.indexing.sources import Source
+    from ivt_jax.retrieval.stores.store import About
 
 _SHOWN = 20  # lines of each kind that are printed, if a file lists all
 _REASONS = 8  # that are counted separately
@@ -98,24 +99,30 @@ def read_source(args: argparse.Namespace) -> "Source":
 
     named = bool(args.images or args.list)
     source = read() if named else None  # a mistyped folder is an error before the index is opened
-    _recall(args, named)
+    about = _recall(args, named)
     source = source or read()
+    if about and not args.moved:  # before its paths are compared with those of another folder
+        about.refuse_other_root(args.index, source.root)
     if args.path_fields:
         return add_fields(source, parse_pattern(args.path_fields))
     return source
 
 
-def _recall(args: argparse.Namespace, named: bool) -> None:
-    """Sets options that the command line leaves out to those of the index; named: whether it names the pictures."""
+def _recall(args: argparse.Namespace, named: bool) -> "About | None":
+    """Sets options that the command line leaves out to those of the index; returns its description, None without one.
+
+    named: whether the command line names the pictures.
+    """
     from ivt_jax.retrieval.stores.places import open_store
     from ivt_jax.retrieval.stores.store import NoIndexError
 
     try:
-        known = open_store(args.index).about.source
+        about = open_store(args.index).about
     except NoIndexError as error:
         if named:
-            return
+            return None
         raise UserError(f"{error} --workdir=RUN --images=FOLDER or --list=FILE") from None
+    known = about.source
     if not named:
         if not known:
             reason = f"{args.index} was made by an older version or another program, and does not know its pictures"
@@ -130,6 +137,7 @@ def _recall(args: argparse.Namespace, named: bool) -> None:
         if not args.vectors.is_dir():
             print(f"{args.index}: {printable(args.vectors)} of --vectors is gone: not used", file=sys.stderr)
             args.vectors = None
+    return about
 
 
 def _refuse_gone(args: argparse.Namespace) -> None:

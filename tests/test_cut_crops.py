@@ -103,9 +103,7 @@ def test_a_frame_without_a_time_and_a_folder_that_exists_are_one_line(example, t
     assert f"--out: {tmp_path} exists: name a new folder" in capsys.readouterr().err
 
 
-def test_frames_of_one_name_and_crops_that_cannot_be_written_end_the_program(
-    example, tmp_path, monkeypatch
-):
+def test_frames_of_one_name_and_crops_that_cannot_be_written_end_the_program(example, tmp_path, monkeypatch):
     (tmp_path / "frames/gate").mkdir(parents=True)
     for name in ("2024-05-01T08.jpg", "2024-05-01T08.png", "._2024-05-01T08.jpg"):
         Image.new("RGB", (30, 20)).save(tmp_path / "frames/gate" / name)

@@ -391,6 +391,15 @@ def test_an_archive_that_is_cut_short_is_refused_whole_and_the_others_are_done(w
     assert errors[1] == "error: 1 shard not embedded, for the reasons above; the others are done"
 
 
+def test_a_gallery_of_which_no_crop_can_be_read_is_a_mistake(workdir, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("elsewhere/a.png\nelsewhere/b.png\n")
+    assert embed.main([f"--workdir={workdir}", f"--out={tmp_path}/out", f"--shards={tmp_path}/list.txt"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: no crop can be read, for the reasons listed in the shards; the paths of a .txt list are relative to "
+        "the working directory"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -202,9 +202,8 @@ def _difference(found: Mapping[str, Any], about: About, keys: Sequence[str]) -> 
 
 
 def _refuse_other_source(place: Path | str, about: About, source: Source, options: Options) -> None:
-    if str(source.root) != about.root and not options.moved:
-        reason = f"{place} is an index of the pictures in {about.root}, not of those in {source.root}"
-        raise UserError(f"{reason}: if they were moved there, add --moved; else name another --index")
+    if not options.moved:
+        about.refuse_other_root(place, source.root)
     if options.dtype not in (None, about.dtype):
         reason = f"{place} holds vectors of {about.dtype}, not {options.dtype}"
         raise UserError(f"{reason}: leave --dtype out, or name another --index")

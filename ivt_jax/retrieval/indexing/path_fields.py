@@ -84,6 +84,8 @@ def add_fields(source: Source, pattern: Pattern) -> Source:
 def _check_name(text: str, name: str, names: Sequence[str]) -> None:
     if not name.strip() or not is_utf8(name):
         raise _error(text, "a field has no name" if not name.strip() else "the name of a field is not UTF-8")
+    if "/" in name:
+        raise _error(text, f"the field {name} has a / in its name")
     if name in names:
         raise _error(text, f"two fields are called {name}")
     if name == "path":

@@ -55,6 +55,12 @@ class About:
             raise UserError(f"the model of the index is not in {folder} any more: name its folder with --workdir")
         return folder
 
+    def refuse_other_root(self, place: Path | str, root: Path) -> None:
+        """Raises UserError if the pictures of the index at a place are not those in the folder `root`."""
+        if str(root) != self.root:
+            reason = f"{place} is an index of the pictures in {self.root}, not of those in {root}"
+            raise UserError(f"{reason}: if they were moved there, add --moved; else name another --index")
+
     def to_json(self) -> str:
         """Returns the JSON that stores keep."""
         # Unset keys are left out: older versions lack them.

@@ -34,7 +34,7 @@ TYPES = {  # of a field -> the values that it is compared with
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
-    "text": "text in quotes",
+    "text": "text in quotes, such as 'gate'",
     "time": "a time in quotes, such as '2024-05-01' or '2024-05-01T14:30+02:00'",
 }
 OPERATORS: dict[str, Callable[[Value, Value], bool]] = {

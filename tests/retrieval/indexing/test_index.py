@@ -481,6 +481,14 @@ def test_other_fields_of_paths_take_the_place_of_the_first_and_none_drop_them(ca
     assert open_store(place).about.fields == {} and "path_fields" not in open_store(place).about.source
 
 
+def test_another_folder_is_refused_before_its_paths_are_compared(call, place, workdir, tmp_path, capsys):
+    assert call("--path_fields=cam {camera}/{shot}.png") == 0
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (10, 20)).save(tmp_path / "other/x.png")
+    assert index.main([f"--index={place}", f"--workdir={workdir}", f"--images={tmp_path}/other"]) == 2
+    assert "if they were moved there, add --moved" in capsys.readouterr().err
+
+
 def test_a_malformed_pattern_is_refused_before_any_work(place, capsys):
     assert update(place, "--images=nowhere", "--path_fields={a") == 2
     assert error_of(capsys) == "--path_fields={a: the brace at character 1 has no other; {{ and }} stand for braces"

@@ -387,6 +387,7 @@ def test_another_path_does_not_fit(pattern, path):
         ("{a", "the brace at character 1 has no other; {{ and }} stand for braces"),
         ("{a}/b}.jpg", "the brace at character 6 has no other"),
         ("{a}/{}.jpg", "a field has no name"),
+        ("{a/b}.jpg", "the field a/b has a / in its name"),
         ("{a}/{a}.jpg", "two fields are called a"),
         ("{a}{b}.jpg", "nothing separates {b} from what precedes it: put a text between them"),
         ("{a}*", "nothing separates * from what precedes it"),
