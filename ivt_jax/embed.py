@@ -62,7 +62,10 @@ def embed_by_beam(args: argparse.Namespace, shards: Sequence[Path], flags: Seque
 
 
 def run(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Embeds the shards of this task and prints the sum. Raises UserError if a shard could not be read."""
+    """Embeds the shards of this task and prints the sum.
+
+    Raises UserError if a shard could not be read, or none of the crops.
+    """
     from ivt_jax.gallery.crops import find_shards
 
     task, tasks = args.task
@@ -87,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ivt_jax.embed",
         description="Embed the crops of a gallery, shard by shard.",
-        epilog="exit code: 0 if all shards are done, even if some of their crops cannot be read; 2 after a mistake, or "
-        "if a whole shard or none of the crops can be read. The shard lists its unreadable crops with the reasons.",
+        epilog="exit code: 0 if all shards are done, even if some of their crops cannot be read; 2 after a mistake, if "
+        "a shard cannot be read at all, or if no crop can be. A shard lists its unreadable crops with the reasons.",
         allow_abbrev=False,
     )
     add = parser.add_argument

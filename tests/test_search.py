@@ -318,7 +318,7 @@ def test_an_answer_says_what_it_rests_on(ask, index, tmp_path, capsys):
     assert basis["outdated"].endswith("has changed since; update the index: python -m ivt_jax.index --index=INDEX")
     lines = [
         f"4 pictures searched; index {basis['made'][:12]} of 2024-05-01T12:00:00+00:00, model {basis['model'][:12]}",
-        "not in the index: 2 not a readable image, 7 in folders named @eaDir", basis["outdated"],
+        "not in the index: not a readable image (2), in folders named @eaDir (7)", basis["outdated"],
         "4 results of an odd shape or size: their scores may be wrong",
     ]  # fmt: skip
     page = tmp_path / "found.html"
@@ -329,7 +329,7 @@ def test_an_answer_says_what_it_rests_on(ask, index, tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-4:] == lines
 
 
-def test_csv_bears_any_name(ask, tmp_path, capsys):
+def test_csv_quotes_any_path(ask, tmp_path, capsys):
     assert ask("red coat and a blue bag", "--csv") == 0
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
     assert header == [
@@ -493,7 +493,7 @@ def test_what_is_gone_is_told_and_the_rest_is_copied(ask, tmp_path, capsys):
     assert len(table_of(told.out)) == 3 + 1 and page.read_text().count("data:image/jpeg") == 3  # its thumbnail
 
 
-def test_where_all_have_moved_the_remedy_is_told(ask, tmp_path, capsys):
+def test_moved_pictures_print_the_remedy(ask, tmp_path, capsys):
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     assert ask("red", "--top=2", f"--copy_to={tmp_path}/found") == 1
     *skipped, last = capsys.readouterr().err.splitlines()

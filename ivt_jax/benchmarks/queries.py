@@ -8,7 +8,8 @@ last, that other person is drawn and added to the gallery, and the right answers
 Several runs of one recipe are averaged query by query; intervals, 95%, are bootstraps over persons.
 
 An unwanted phrase is one that the person lacks and another of the first ten has. It should move pictures of persons who
-have it down: of those among the first fifty, the mean rank rises. The last table says how often it does.
+have it down: of those among the first fifty, the mean rank should be a larger number than before. The last table says
+how often it is.
 """
 
 import argparse
@@ -145,8 +146,8 @@ def unwanted(gallery: Gallery, own: int, order: np.ndarray, rng: random.Random) 
     return rng.choice(left) if left else ""
 
 
-def is_raised(gallery: Gallery, phrase: str, before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the mean rank of pictures with the phrase, of the first LOOKED_AT before, is higher after."""
+def has_moved_down(gallery: Gallery, phrase: str, before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether the pictures with the phrase, of the first LOOKED_AT before, have a larger mean rank after."""
     ranks = np.argsort(np.argsort(-after, kind="stable"), kind="stable")
     order = np.argsort(-before, kind="stable")[:LOOKED_AT]
     places = [place for place, i in enumerate(order) if phrase in gallery.who[gallery.persons[i]].values()]
@@ -154,11 +155,11 @@ def is_raised(gallery: Gallery, phrase: str, before: np.ndarray, after: np.ndarr
 
 
 class Measured(NamedTuple):
-    """What a run found. ranks: kind -> (Q,) ranks; raised: of the negations, whether the model can tell the phrase,
-    and whether the ranks were raised."""
+    """What a run found. ranks: kind -> (Q,) ranks; moved_down: of the negations, whether the model can tell the phrase,
+    and whether the pictures moved down."""
 
     ranks: dict[str, np.ndarray]
-    raised: list[tuple[bool, bool]]
+    moved_down: list[tuple[bool, bool]]
 
 
 def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
@@ -173,7 +174,7 @@ def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
     images = _embed(encoder, [*gallery.pixels, *gallery.changed])
     size = len(gallery.persons)
     ranks: dict[str, list[int]] = {}
-    raised: list[tuple[bool, bool]] = []
+    moved_down: list[tuple[bool, bool]] = []
 
     def encode(query: Query) -> np.ndarray:
         return queries.encode(query, images[:size]).vector
@@ -191,8 +192,8 @@ def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
         scores = images[:size] @ encode(Query(terms))
         ranks.setdefault("the sentence, without one thing", []).append(rank(scores, sentence))
         if phrase:
-            raised.append((can_tell(nouns, phrase), is_raised(gallery, phrase, plain, scores)))
-    return Measured({kind: np.array(found) for kind, found in ranks.items()}, raised)
+            moved_down.append((can_tell(nouns, phrase), has_moved_down(gallery, phrase, plain, scores)))
+    return Measured({kind: np.array(found) for kind, found in ranks.items()}, moved_down)
 
 
 def _embed(encoder: "Encoder", files: Sequence[bytes]) -> np.ndarray:
@@ -218,11 +219,11 @@ def tables(found: Sequence[Measured], persons: np.ndarray) -> str:
         ten = np.mean([100.0 * (run.ranks[kind] <= FIRST) for run in found])
         change = share(values.mean(0) - plain, "+") if values is not hits[SENTENCE] else ""
         lines.append(f"| {kind} | {runs} | {share(values.mean(0))} | {change} | {ten:.1f} |")
-    lines += ["", "| unwanted phrase | negations | mean rank raised, % of them, each run |", "|---|---|---|"]
+    lines += ["", "| unwanted phrase | negations | moved down, % of them, each run |", "|---|---|---|"]
     for known, name in ((True, "that the model can tell"), (False, "that it cannot tell")):
-        ups = [[up for can, up in run.raised if can == known] for run in found]
-        shares = ", ".join(f"{100 * np.mean(up):.1f}" if up else "-" for up in ups)
-        lines.append(f"| {name} | {sum(map(len, ups)):,} | {shares} |")
+        moves = [[down for can, down in run.moved_down if can == known] for run in found]
+        shares = ", ".join(f"{100 * np.mean(down):.1f}" if down else "-" for down in moves)
+        lines.append(f"| {name} | {sum(map(len, moves)):,} | {shares} |")
     return "\n".join(lines)
 
 

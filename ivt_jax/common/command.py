@@ -57,14 +57,15 @@ def number(kind: Callable[[str], Number], low: float, high: float, name: str) ->
 
 
 def filled_path(text: str) -> Path:
-    """Returns the path, for argparse's `type`."""
+    """Returns the path, for argparse's `type`. Raises ArgumentTypeError as `filled`."""
     return Path(filled(text))
 
 
 def filled(text: str) -> str:
-    """Returns the text of a place, such as a path or an address, for argparse's `type`.
+    """Returns a path or an address as it is, for argparse's `type`.
 
-    An empty text, such as of an unset variable, would be the folder ".", or as if the flag were not given.
+    Raises ArgumentTypeError if it is empty, as from an unset variable: it would be read as the working directory, or as
+    if the flag were not given.
     """
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")

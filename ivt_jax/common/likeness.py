@@ -7,7 +7,10 @@ _GRID = (16, 32)  # width and height at which two images are compared
 
 
 def read_colours(rgb: Image.Image) -> np.ndarray:
-    """Returns an image at 32 x 16 pixels, (512, 3) float32; each channel has mean 0 and deviation 1, or is 0."""
+    """Returns an image, 16 pixels wide and 32 high, as (512, 3) float32.
+
+    Each channel has mean 0 and deviation 1, or less if it varies by less than a grey level.
+    """
     pixels = np.asarray(rgb.resize(_GRID, Image.Resampling.BOX), np.float32).reshape(-1, 3)
     pixels = pixels - pixels.mean(0)
     return pixels / np.maximum(pixels.std(0), 1.0)

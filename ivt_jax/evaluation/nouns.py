@@ -1,6 +1,6 @@
 """Measures on the validation split which nouns a model can tell, such as coats but not glasses.
 
-The noun of a phrase is its last word: "coat" of "red coat". For each caption with "red coat", the phrase is compared
+The noun of a phrase is its last word: "coat" of "red coat". For up to 40 captions with the noun, the phrase is compared
 with the caption's image and with the images of all persons whose captions never have "red coat". The share of those
 with a lower similarity, ties counting half, is the area under the ROC curve: 0.5 is chance, 1 is perfect. The area of a
 noun is the mean over its phrases. Search gives a phrase a fit only if its noun has LEAST_AREA or more.

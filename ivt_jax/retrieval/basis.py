@@ -1,7 +1,7 @@
 """The basis of an answer: the index and the model, their times, and pictures that may be missing."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +34,9 @@ class Basis(NamedTuple):
         index, model = short_digest(self.made), short_digest(self.model)
         lines = [f"{counted(searched, 'picture')} searched; index {index}{updated}, model {model}{trained}"]
         if self.passed:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.passed.items())
-            lines.append(f"not in the index: {reasons}")
+            lines.append(f"not in the index: {_counts(self.passed)}")
         if self.kept:
-            reasons = ", ".join(f"{count:,} ({reason})" for reason, count in self.kept.items())
-            lines.append(f"in the index, but without a readable file: {reasons}")
+            lines.append(f"in the index, but without a readable file: {_counts(self.kept)}")
         if self.outdated:
             lines.append(self.outdated)
         if self.odd:
@@ -69,3 +67,8 @@ class BasisReader:
             change = find_change(about)
             self._change = about.updated, time.monotonic(), change
         return change
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    """Returns a text such as "missing (2), hidden (1)"."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items())

@@ -5,7 +5,8 @@
     answer = searcher.search(Query((Term("a man in a red hoodie"), Term("glasses", -0.5)), where="camera = 3"))
 
 `queries.composition` makes one vector from the parts of a query. The score of a picture is its dot product with this
-vector: a weighted mean of cosine similarities, and for one sentence the cosine similarity. Calibration covers only the
+vector: a weighted mean of cosine similarities, less a share for rejected pictures; for one sentence the cosine
+similarity. Calibration covers only the
 scores of one sentence. A negation becomes an unwanted term of its own: "no hat".
 
 Each phrase has a fit of its own: the share of a sample of the index that fits it less well than the picture; equals
@@ -38,12 +39,12 @@ from ivt_jax.retrieval.stores.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.stores.where import Condition, Joined, Metadata, Not, OneOf, Value
 from ivt_jax.run.workdir import folder_tokenizer, load_record
 
-SAMPLE = 10_000  # rows at most
-_LOOKED_THROUGH = 10_000  # rows; after that many a search for distinct pictures ends as soon as it finds no new one
-_ALIKE = 0.9  # least correlation of colours; different persons of PEDES-Synth's test split reach 0.88
-_GROWN = 0.1  # share of the rows; after a larger change the sample is read again
-_EQUAL = 1e-6  # similarities that differ by less are equal; the rest is rounding
-_LARGER = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
+_SAMPLE_ROWS = 10_000
+_DISTINCT_ROWS = 10_000  # after that many a search for distinct pictures ends as soon as it finds no new one
+_LEAST_LIKENESS = 0.9  # least correlation of colours; different persons of PEDES-Synth's test split reach 0.88
+_RESAMPLE_SHARE = 0.1  # share of the rows; after a larger change the sample is read again
+_ROUNDING = 1e-6  # similarities that differ by less are equal
+_MOST_GALLERIES = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
 _Ask = Callable[[int, Condition | None], tuple[np.ndarray, np.ndarray]]
 _Found = tuple[Row, float, int | None]  # with its score, and the id of the better row that it repeats
 
@@ -78,14 +79,22 @@ class Answer(NamedTuple):
     results: list[Result]  # best first
     searched: int  # number of pictures searched
     basis: Basis  # the state of index and model
-    verdict: str  # a sentence on the best score
-    good: bool | None  # False: no good match; None: validation does not cover the query
+    verdict: str  # a sentence on the best score, "" if the model has no calibration
+    good: bool | None  # False: no good match; None: no estimate
     unread: str = ""  # the parts of the sentences that the model does not read
     unfinished: str = ""  # states that a build still adds pictures
     terms: tuple[Term, ...] = ()  # the sentences as they were searched; a negation is a term of its own
     without_fit: str = ""  # names the phrases without a fit, and why
     odd: str = ""  # a warning if the query's picture has an odd shape or size
     suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these corrected
+
+
+class _Judged(NamedTuple):
+    """What the best score of an answer means. probability: that the first picture is right; None: no estimate."""
+
+    verdict: str
+    good: bool | None = None
+    probability: float | None = None
 
 
 class Searcher:
@@ -134,8 +143,8 @@ class Searcher:
 
         group: a field; only the best picture of each value is returned, and every picture without a value. distinct:
         drops a picture whose cosine similarity to a better result exceeds this. exact: as in `VectorStore.search`.
-        fold: keeps the pictures that `group` and `distinct` would drop; `Result.folded_under` names the better one. By
-        `distinct` it names only one that also looks the same: a model may not tell two persons apart.
+        fold: keeps the results that `group` and `distinct` would drop; `Result.folded_under` is the id of the better
+        one. By `distinct` it is set only if the thumbnails look the same, too: a model may not tell two persons apart.
         Raises UserError if the query is not valid for this index.
         """
         count = self._keep_up()
@@ -163,12 +172,23 @@ class Searcher:
             for (row, score, better), fit in zip(found, fits, strict=True)
         ]  # fmt: skip
         searched = count if condition is None else self.store.count(condition)
-        basis, without_fit = self._basis.read(self.about, [row.odd for row in rows]), self._without_fit(phrases)
-        answer = Answer(
-            results, searched, basis, "", None, read.unread, unfinished, read.terms, without_fit, read.odd,
-            read.suggestions,
-        )  # fmt: skip
-        return self._judge(query._replace(terms=read.terms), answer)
+        best = results[0].score if results else None
+        judged = self._judge(query._replace(terms=read.terms), best, searched, read.unread, unfinished)
+        if results:
+            results[0] = results[0]._replace(probability=judged.probability)
+        return Answer(
+            results,
+            searched,
+            basis=self._basis.read(self.about, [row.odd for row in rows]),
+            verdict=judged.verdict,
+            good=judged.good,
+            unread=read.unread,
+            unfinished=unfinished,
+            terms=read.terms,
+            without_fit=self._without_fit(phrases),
+            odd=read.odd,
+            suggestions=read.suggestions,
+        )
 
     def heat_maps(self, id: int, phrases: Sequence[str]) -> tuple[Image.Image, np.ndarray]:
         """Returns a picture and, as `explain.heat_maps`, a map of each phrase: (P, rows, columns) float32, 0 to 1.
@@ -191,6 +211,13 @@ class Searcher:
         self._refuse_replaced()
         return count
 
+    def value_counts(self, most: int) -> dict[str, dict[Value, int]]:
+        """Counts the pictures of each value of each integer, boolean or text field with at most `most` values."""
+        kinds = [name for name, kind in self.about.fields.items() if kind in ("integer", "boolean", "text")]
+        counts = {name: self.store.value_counts(name, most) for name in kinds}
+        self._refuse_replaced()
+        return {name: known for name, known in counts.items() if known}
+
     def thumbnail(self, id: int) -> bytes | None:
         """Returns the small JPEG of a row, None if the index has no such row."""
         return next((row.thumbnail for row in self.rows([id], thumbnails=True)), None)
@@ -206,7 +233,7 @@ class Searcher:
     def _keep_up(self) -> int:
         """Counts the rows; after many changes reads a new sample."""
         count = self.count()
-        if abs(count - self._sampled) > _GROWN * self._sampled:
+        if abs(count - self._sampled) > _RESAMPLE_SHARE * self._sampled:
             self._sample, self._sampled = _read_sample(self.store)
         return count
 
@@ -215,15 +242,15 @@ class Searcher:
             raise StoreError("another index has replaced the one that is open: open it again, or restart the server")
 
     def _find(
-        self, ask: _Ask, where: Condition | None, top: int, repeats: "_Repeats", known: Sequence[Row]
+        self, ask: _Ask, where: Condition | None, top: int, repeats: "_Repeats", excluded: Sequence[Row]
     ) -> list[_Found]:
         """Returns the rows to show, with vectors, scores, and the better rows that they repeat.
 
-        ask(k, condition) returns scores and ids. known: rows that are not shown.
+        ask(k, condition) returns scores and ids. excluded: rows that are not shown.
         """
         shown: list[_Found] = []
-        paths = {row.path for row in known}  # a row that is being replaced has two ids and one path
-        condition, k = where, 2 * top if repeats.drop or known else top
+        paths = {row.path for row in excluded}  # a row that is being replaced has two ids and one path
+        condition, k = where, 2 * top if repeats.drop or excluded else top
         while True:
             before = len(shown)
             scores, ids = (found[0].tolist() for found in ask(k, condition))
@@ -236,7 +263,7 @@ class Searcher:
                 if better is None or not repeats.drop:
                     shown.append((row, score[row.id], better))
                     paths.add(row.path)
-            stuck = len(shown) == before and k >= _LOOKED_THROUGH
+            stuck = len(shown) == before and k >= _DISTINCT_ROWS
             if len(shown) == top or len(ids) < k or stuck:
                 return sorted(shown, key=lambda found: -found[1])  # a row added meanwhile may score better
             k *= 2
@@ -251,11 +278,11 @@ class Searcher:
         sample = self._sample  # another thread may replace it
         products, ordered = vectors @ _vectors(rows).T, np.sort(vectors @ sample.T)
         pairs = list(zip(ordered, products, strict=True))
-        less = [np.searchsorted(line, own - _EQUAL, "left") for line, own in pairs]
-        less_or_equal = [np.searchsorted(line, own + _EQUAL, "right") for line, own in pairs]
+        less = [np.searchsorted(line, own - _ROUNDING, "left") for line, own in pairs]
+        less_or_equal = [np.searchsorted(line, own + _ROUNDING, "right") for line, own in pairs]
         shares = np.add(less, less_or_equal).T / (2 * len(sample))
-        known = [self._can_tell(phrase) for phrase in phrases]
-        return [[share if can else None for share, can in zip(row, known, strict=True)] for row in shares.tolist()]
+        told = [self._can_tell(phrase) for phrase in phrases]
+        return [[share if can else None for share, can in zip(row, told, strict=True)] for row in shares.tolist()]
 
     def _can_tell(self, phrase: str) -> bool:
         return self.calibration is not None and can_tell(self.calibration.nouns, phrase)
@@ -269,35 +296,33 @@ class Searcher:
             return "no fit of phrases: no validation shows what this model can tell"
         return f"this model cannot tell: {', '.join(without_fit)}"
 
-    def _judge(self, query: Query, answer: Answer) -> Answer:
-        """Adds the verdict, `good` and, for one sentence without a filter, the probability of the first result."""
-        results, searched, none = answer.results, answer.searched, "No confidence estimate"
-        if answer.unfinished:  # the right picture may not be in yet
-            return answer._replace(verdict=f"{none if results else 'No such picture yet'}: {answer.unfinished}")
-        if not results and searched:
-            return answer._replace(verdict=f"{none}: all {searched:,} pictures are the query's own or were rejected")
-        if not results:
-            return answer._replace(verdict="no good match: there is no such picture", good=False)
+    def _judge(self, query: Query, best: float | None, searched: int, unread: str, unfinished: str) -> _Judged:
+        """Says what the best score means; None: there is no result. The other arguments are as in `Answer`."""
+        none = "No confidence estimate"
+        if unfinished:  # the right picture may not be in yet
+            return _Judged(f"{'No such picture yet' if best is None else none}: {unfinished}")
+        if best is None and searched:
+            return _Judged(f"{none}: all {searched:,} pictures are the query's own or were rejected")
+        if best is None:
+            return _Judged("no good match: there is no such picture", good=False)
         if self.calibration is None:
-            return answer
+            return _Judged("")
         if beyond := _beyond_calibration(query):
             most = "calibration covers single sentences without filters"
-            return answer._replace(verdict=f"{none}: {most}; this query has {beyond}")
-        if answer.unread:
-            return answer._replace(verdict=f"{none}: the model does not read the whole sentence")
+            return _Judged(f"{none}: {most}; this query has {beyond}")
+        if unread:
+            return _Judged(f"{none}: the model does not read the whole sentence")
         gallery, threshold = self.calibration.gallery, self.calibration.threshold
         source = f"(from validation, with {gallery:,} pictures)"
-        best, right = results[0].score, float(probability(self.calibration, results[0].score))
-        covered = searched <= _LARGER * gallery
-        if covered:
-            results[0] = results[0]._replace(probability=right)
+        covered = searched <= _MOST_GALLERIES * gallery
+        right = float(probability(self.calibration, best))
         if best < threshold:
             verdict = f"no good match: the best score lies below {threshold:.4f} {source}"
-            return answer._replace(verdict=verdict, good=False)
+            return _Judged(verdict, False, right if covered else None)
         if not covered:
-            return answer._replace(verdict=f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
+            return _Judged(f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
         verdict = f"{right:.0%} likely that the first picture is right, if the person is in the index {source}"
-        return answer._replace(verdict=verdict, good=True)
+        return _Judged(verdict, True, right)
 
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
         rows = self.rows([id], vectors, thumbnails)
@@ -337,7 +362,7 @@ class _Repeats:
             self._vectors = np.empty((self._top, len(vector)), np.float32)
         similarities = self._vectors[:count] @ vector
         for place in np.argsort(-similarities, kind="stable")[: (similarities > least).sum()]:
-            if not self.by_look or likeness(self._look(row), self._look(self._kept[place])) >= _ALIKE:
+            if not self.by_look or likeness(self._look(row), self._look(self._kept[place])) >= _LEAST_LIKENESS:
                 return self._kept[place].id
         self._vectors[count] = vector
         self._kept.append(row)
@@ -362,24 +387,29 @@ def _beyond_calibration(query: Query) -> str:
 
 
 def read_calibration(workdir: Path) -> Calibration | None:
-    """Reads the calibration from the validation results of a run, or from config.json of an export; None if absent."""
-    path = workdir / "val/summary.json"
+    """Reads the calibration from the validation results of a run, or from config.json of an export; None if absent.
+
+    Raises UserError if it is damaged.
+    """
+    path, remedy = workdir / "val/summary.json", "evaluate the run again, --mode=evaluate"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        summary = summary or load_record(workdir).get("scores", {}).get("val", {})
+        if not summary:
+            path, remedy = workdir / "config.json", "export the run again"
+            summary = load_record(workdir).get("scores", {}).get("val", {})
         return Calibration(**summary["calibration"]) if "calibration" in summary else None
     except UserError:
         raise
     except (TypeError, ValueError):
-        raise UserError(f"{path} is damaged: evaluate the run again, --mode=evaluate") from None
+        raise UserError(f"{path} is damaged: {remedy}") from None
 
 
 def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:
-    """Reads up to SAMPLE evenly spaced rows -> (S, D) float32, and the number of all rows. UserError if it is 0."""
+    """Reads evenly spaced rows -> (S, D) float32, and the number of all rows. Raises UserError if there are none."""
     ids = store.ids()
     if not len(ids):
         raise UserError("the index has no pictures: add some with python -m ivt_jax.index")
-    return _vectors(store.get(ids[:: -(-len(ids) // SAMPLE)].tolist(), vectors=True)), len(ids)
+    return _vectors(store.get(ids[:: -(-len(ids) // _SAMPLE_ROWS)].tolist(), vectors=True)), len(ids)
 
 
 def _vectors(rows: Sequence[Row]) -> np.ndarray:

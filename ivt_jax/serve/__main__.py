@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         address = f"http://{[args.host, *args.allow_host][-1]}:{listener.getsockname()[1]}"
         if public:
             address = f"{public.origin.url}{public.path}/, listening at {address}"
-        pictures = searcher.store.count()
+        pictures = searcher.count()
         print(f"serving {printable(args.index)} ({pictures:,} pictures) at {address}", flush=True)
         if unfinished := searcher.about.describe_unfinished(pictures):
             print(unfinished, flush=True)

@@ -20,7 +20,6 @@ from ivt_jax.encoding.images import describe_odd
 from ivt_jax.pages.render import INTENDED_USE, data_uri, render
 from ivt_jax.retrieval.queries.query import MAX_TERMS, MAX_UNLIKE, Query, Term, split_sentence
 from ivt_jax.retrieval.stores.store import StoreError
-from ivt_jax.retrieval.stores.where import OneOf
 from ivt_jax.serve import limits, schema
 from ivt_jax.serve.clients import Slots, log
 from ivt_jax.serve.decoder import Decoder
@@ -101,7 +100,11 @@ class Endpoints:
 
     async def values(self) -> schema.ValuesResponse:
         """Lists the values of each field that has few, with the number of pictures of each."""
-        values = await to_thread.run_sync(count_values, self._searcher, limiter=self._readers)
+        counts = await to_thread.run_sync(self._searcher.value_counts, limits.MAX_VALUES, limiter=self._readers)
+        values = {
+            name: [{"value": value, "pictures": count} for value, count in known.items()]
+            for name, known in counts.items()
+        }
         return schema.ValuesResponse.model_validate({"values": values})
 
     async def search(self, request: Request, asked: schema.SearchRequest) -> schema.SearchResponse:
@@ -198,22 +201,8 @@ def draw_heat(searcher: "Searcher", id: int, phrases: list[str]) -> list[str]:
     from ivt_jax.retrieval.explain import overlay
 
     picture, maps = searcher.heat_maps(id, phrases)
-    picture = picture.copy()
     picture.thumbnail(HEAT_SIZE)
     return [data_uri(overlay(picture, heat), HEAT_QUALITY) for heat in maps]
-
-
-def count_values(searcher: "Searcher") -> dict[str, list[dict[str, Any]]]:
-    """Returns the values, and the pictures of each, of every field that has at most MAX_VALUES of them."""
-    searcher.count()  # which refuses an index that replaced the open one
-    store = searcher.store
-    kinds = [name for name, kind in store.about.fields.items() if kind in ("integer", "boolean", "text")]
-    known = {name: store.values(name, limits.MAX_VALUES) for name in kinds}
-    return {
-        name: [{"value": value, "pictures": store.count(OneOf(name, (value,)))} for value in values]
-        for name, values in known.items()
-        if values
-    }
 
 
 def read_page() -> dict[str, Response]:

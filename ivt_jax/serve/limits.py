@@ -1,4 +1,4 @@
-"""All limits of the server."""
+"""Limits of requests, connections and clients. Those of a query are in `queries.query` and `stores.where`."""
 
 MAX_BODY = 10_000_000  # bytes of a search request, which may carry an image
 MAX_SMALL_BODY = 100_000  # bytes of any other request

@@ -57,7 +57,7 @@ class SearchRequest(_Request):
     unlike: list[Id] = Field(
         default=[], max_length=MAX_UNLIKE, description="rejected rows: left out, and similar rows score lower"
     )
-    fold: bool = Field(default=False, description="keep what `group` and `distinct` would drop, with `folded_under`")
+    fold: bool = Field(default=False, description="keep what `group` and `distinct` would drop")
 
 
 class PhrasesRequest(_Request):
@@ -109,7 +109,7 @@ class ResultResponse(_Response):
     phrases: list[PhraseResponse]
     metadata: dict[str, Known | None]
     odd: str | None = Field(description="what is odd about its shape or size, empty for nothing, null if not known")
-    folded_under: int | None = Field(description="with `fold`, the id of the better result that this one repeats")
+    folded_under: int | None = Field(description="with `fold`, a better result; by `distinct` only if they look alike")
 
 
 class BasisResponse(_Response):

@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline.synthetic.persons import draw_attributes
 from ivt_jax.benchmarks import queries
-from ivt_jax.benchmarks.queries import Gallery, Measured, Trial, is_raised, rank, sentences, tables, unwanted
+from ivt_jax.benchmarks.queries import Gallery, Measured, Trial, has_moved_down, rank, sentences, tables, unwanted
 from ivt_jax.retrieval.queries.query import Query
 
 PHRASES = {1: {"upper": "red coat"}, 2: {"upper": "blue coat", "bag": "bag"}, 3: {"upper": "red coat", "bag": "bag"}}
@@ -30,9 +30,9 @@ def test_the_unwanted_phrase_comes_from_another_of_the_first_pictures():
 def test_ranks_are_raised_if_their_mean_is():
     """Pictures 1, 2 and 3 have a bag: ranks 0, 1 and 3, then 1, 2 and 3; blue coats: 0 and 3, then 3 and 1."""
     before, after = np.array([0.1, 0.9, 0.8, 0.0]), np.array([0.9, 0.1, 0.2, 0.3])
-    assert is_raised(GALLERY, "bag", before, after)
-    assert not is_raised(GALLERY, "red coat", before, after)  # 2 and 1, then 0 and 2
-    assert is_raised(GALLERY, "blue coat", before, after)
+    assert has_moved_down(GALLERY, "bag", before, after)
+    assert not has_moved_down(GALLERY, "red coat", before, after)  # 2 and 1, then 0 and 2
+    assert has_moved_down(GALLERY, "blue coat", before, after)
 
 
 def test_a_recoloured_person_differs_in_the_colour_of_the_phrase_alone():
@@ -63,8 +63,8 @@ def test_tables_have_shares_changes_and_negations():
     """Two runs, four queries of two persons. Split: 2 and 1 of 4 at first place, the sentence: 3 and 3 of 4."""
     one = {"the sentence": np.array([1, 1, 1, 20]), "split": np.array([1, 1, 2, 20])}
     two = {"the sentence": np.array([1, 1, 1, 11]), "split": np.array([1, 2, 2, 10])}
-    raised = [(True, True), (True, False), (False, False)]
-    text = tables([Measured(one, raised), Measured(two, raised[:1])], np.array([1, 1, 2, 2]))
+    moved_down = [(True, True), (True, False), (False, False)]
+    text = tables([Measured(one, moved_down), Measured(two, moved_down[:1])], np.array([1, 1, 2, 2]))
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()}
     assert rows["the sentence"] == "| the sentence | 75.0, 75.0 | 75.0 (50.0 to 100.0) |  | 75.0 |"
     assert re.match(

@@ -72,9 +72,10 @@ class MemoryStore:
     def ids(self):
         return np.array(sorted(self.rows), np.int64)
 
-    def values(self, field, most):
-        found = {row.metadata[field] for row in self.rows.values()} - {None}
-        return sorted(found) if len(found) <= most else None
+    def value_counts(self, field, most):
+        values = [row.metadata[field] for row in self.rows.values()]
+        found = collections.Counter(value for value in values if value is not None)
+        return dict(sorted(found.items())) if len(found) <= most else None
 
     def scan(self, vectors=False, thumbnails=False):
         return iter(self.get(sorted(self.rows), vectors, thumbnails))

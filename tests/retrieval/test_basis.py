@@ -14,8 +14,8 @@ def test_a_basis_in_sentences(about, tmp_path):
     assert basis == Basis("i" * 32, NOON, "", *left, 1, "m" * 64, written)
     assert basis.lines(1234) == [
         f"1,234 pictures searched; index iiiiiiiiiiii of {NOON}, model mmmmmmmmmmmm of 2024-05-01T11:59:00+00:00",
-        "not in the index: 2 hidden",
-        "in the index, but without a readable file: 3 (the folder is missing)",
+        "not in the index: hidden (2)",
+        "in the index, but without a readable file: the folder is missing (3)",
         "1 result of an odd shape or size: their scores may be wrong",
     ]
     assert BasisReader(tmp_path).read(about, ["", None]).odd is None  # rows of an older version

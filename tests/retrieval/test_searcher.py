@@ -249,7 +249,7 @@ def test_rejected_pictures_are_left_out_and_similar_ones_score_lower(opened, fol
 def test_the_sample_is_evenly_spaced_and_small(opened, folder, monkeypatch):
     """Of rows 0, 3, 6 and 9 the share of a row that fits less well is a multiple of an eighth."""
     calibrate(folder)
-    monkeypatch.setattr(searcher, "SAMPLE", 4)
+    monkeypatch.setattr(searcher, "_SAMPLE_ROWS", 4)
     vectors = draw(10)
     found = opened(vectors)
     np.testing.assert_array_equal(found._sample, vectors[[0, 3, 6, 9]])
@@ -322,7 +322,7 @@ def test_a_filter_holds_for_what_is_found_and_counted(opened):
     assert answer.results[0].metadata == {"camera": 1, "track": "b"}
 
 
-def test_of_a_group_the_best_is_shown_and_what_has_none_stands_alone(opened):
+def test_group_keeps_the_best_of_each_value_and_rows_without_a_value(opened):
     found = opened(FAN, FANNED)
     assert ids_of(found.search("red hat", top=10, group="track")) == [0, 50, 100, 101, 102]
     assert len(found.store.asked) <= 4
@@ -378,13 +378,13 @@ def test_pictures_as_similar_as_distinct_allows_are_all_shown(opened):
 
 
 def test_the_search_for_distinct_pictures_ends(opened, monkeypatch):
-    monkeypatch.setattr(searcher, "_LOOKED_THROUGH", 40)
+    monkeypatch.setattr(searcher, "_DISTINCT_ROWS", 40)
     found = opened(FAN, FANNED)
     assert ids_of(found.search("red hat", top=5, distinct=0.01)) == [0]
     assert found.store.asked == [(10, None), (20, None), (40, None)]
 
 
-def test_without_such_wishes_the_store_is_asked_once(opened):
+def test_a_plain_search_asks_the_store_once(opened):
     found = opened(FAN, FANNED)
     assert ids_of(found.search("red hat", top=3, exact=True)) == [0, 1, 2]
     assert found.store.asked == [(3, True)]
@@ -450,7 +450,7 @@ def test_of_a_far_larger_index_validation_says_no_more_than_that_nobody_fits(ope
     assert opened([*many, many[-1]]).search("white hat").good is False
 
 
-def test_what_of_a_sentence_is_not_read_is_told(opened):
+def test_unread_words_are_named(opened):
     found = opened(FAN, FANNED)
     assert found.search("red hat").unread == ""
     assert found.search("rôt red röt rôt hat").unread == 'not read: "rôt röt" (unknown to the model)'
@@ -627,7 +627,7 @@ def test_an_index_made_anew_has_to_be_opened_again(opened):
         found.search("red")
 
 
-def test_how_many_is_one_or_more(opened):
+def test_top_below_one_is_refused(opened):
     for top in (-1, 0):
         with pytest.raises(UserError, match=f"1 or more, not {top}"):
             opened([RED_AXIS]).search("red", top=top)

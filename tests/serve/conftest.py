@@ -107,6 +107,7 @@ class StandIn:
         return Path(self.about.root) / path
 
     count, read, rows, thumbnail = Searcher.count, Searcher.read, Searcher.rows, Searcher.thumbnail
+    value_counts = Searcher.value_counts
     _made, _refuse_replaced = "today", Searcher._refuse_replaced
 
     def search(self, query, top=10, group="", distinct=None, fold=False):

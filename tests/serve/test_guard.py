@@ -143,7 +143,7 @@ def test_bodies_that_do_not_come_take_no_slot(monkeypatch):
         slow.close()
 
 
-def test_who_is_not_admitted_uses_up_nobody_elses_rate(monkeypatch):
+def test_refused_clients_do_not_use_the_rate_of_others(monkeypatch):
     monkeypatch.setattr(limits, "BURST", 3.0)
     monkeypatch.setattr(limits, "RATE", 0.001)
     token = "0123456789abcdef"

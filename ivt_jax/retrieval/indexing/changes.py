@@ -1,4 +1,4 @@
-"""What a build left out, when it was, and whether its folder or list has changed since."""
+"""Finds changes of the folder or list since the last build, and counts the files that it left out."""
 
 import collections
 import datetime

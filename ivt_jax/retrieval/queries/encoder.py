@@ -66,7 +66,10 @@ class QueryEncoder:
         return EncodedQuery(terms, vector, phrases, of_phrases, unread, suggestions, odd)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns (n, D) float32 of length 1. Pads rows and tokens to powers of two, to compile few shapes."""
+        """Returns (n, D) float32 of length 1. Raises UserError if the tokenizer knows no word of a text.
+
+        Pads rows and tokens to powers of two, to compile few shapes.
+        """
         if not texts:
             return np.empty((0, self.encoder.about["dimension"]), np.float32)
         ids = self.tokenizer.encode(texts, self.encoder.config.text.length["sentence"])

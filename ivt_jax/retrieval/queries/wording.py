@@ -7,8 +7,9 @@ Captions say what a person wears and seldom what not, so models do not learn "wi
 nearly "a hat".
 
 - A negation ends at a comma, at "and", and at a verb that does more than link: "with no hat and a bag" wants the bag.
-  It goes on in a list with "or" or "nor": "without a hat, glasses or a bag". After "without", "and" goes on before a
-  thing that has no article: "without hat and glasses".
+  It goes on in a list with "or" or "nor": "without a hat, glasses or a bag". No list goes on after a comma and a
+  preposition or a verb: "without a hat, in a red coat or jacket". After "without", "and" goes on before a thing that
+  has no article: "without hat and glasses".
 - Two negations, such as "never without a hat", and idioms, such as "not only", are left in the text.
 - Two colours of one thing keep it: of "red, not black coat" the "red coat" is wanted.
 """
@@ -18,14 +19,16 @@ from typing import NamedTuple
 
 from input_pipeline.noun_phrases import attribute_phrases, recognised_phrases, tag
 
-# Letters are the word classes of `noun_phrases.tag`; l is a linking verb, o is also "/". Words before a negation are
-# removed with it: "with no hat", "who isn't wearing glasses". Groups are atomic, so that a text of 2,000 characters
-# takes milliseconds.
+# Letters are the word classes of `noun_phrases.tag`:
+#   N noun        C colour      M modifier    T participle   g gerund     a adverb    v V verbs   x unknown
+#   d h article   i p preposition   & and     o or, nor, /   n negation   b to be     w who, but  r pronoun
+# and l, a linking verb. Words before a negation are removed with it: "with no hat", "who isn't wearing glasses". Groups
+# are atomic, so that a text of 2,000 characters takes milliseconds.
 _WORD = "[aMCTxg]"
 _NAMED = f"(?>(?:{_WORD}{{1,9}}[&o]){{0,9}}{_WORD}{{0,9}}N+)"
 _THING = f"(?>{_NAMED}|{_WORD}{{1,9}})"
 _FILL = "[dhlbip]*"
-_MORE = f"(?:,[dh]*{_NAMED})*"  # a preposition or a verb after a comma begins something else: "no hat, in a red coat"
+_MORE = f"(?:,[dh]*{_NAMED})*"
 _LISTED = f"(?:{_MORE},?o[n]?{_FILL}{_THING})*"
 _LISTED_WITHOUT = f"(?:{_MORE},?(?:o[n]?{_FILL}|&){_NAMED})*"
 _LEAD = f"[&pbwrl]*(?:n{_FILL})+"

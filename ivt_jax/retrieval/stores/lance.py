@@ -9,6 +9,7 @@ The first search reads all vectors into memory, and a later search reads them ag
 EXACT_ROWS rows Lance's approximate index is used, except for filters that few rows meet: it would miss many of them.
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -128,14 +129,15 @@ class LanceStore:
         with self._latest() as table:
             return _ids(table)
 
-    def values(self, field: str, most: int) -> list[Value] | None:
-        found = set()
+    def value_counts(self, field: str, most: int) -> dict[Value, int] | None:
+        found = collections.Counter[Value]()
         with self._latest() as table:
             for batch in _select(table, [column(field)]).to_batches():
-                found.update(batch.column(0).unique().drop_null().to_pylist())
+                counts = batch.column(0).drop_null().value_counts().to_pylist()
+                found.update({pair["values"]: pair["counts"] for pair in counts})
                 if len(found) > most:
                     return None
-        return sorted(found)
+        return dict(sorted(found.items()))
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         with self._latest() as table:

@@ -107,10 +107,10 @@ class QdrantStore:
     def ids(self) -> np.ndarray:
         return np.array([point.id for point in self._scroll(10 * _AT_ONCE, False, False)], np.int64)
 
-    def values(self, field: str, most: int) -> list[Value] | None:
+    def value_counts(self, field: str, most: int) -> dict[Value, int] | None:
         with _one_line(self._name):
             hits = self._client.facet(self._name, column(field), limit=most + 1, exact=True).hits
-        return None if len(hits) > most else sorted(hit.value for hit in hits)
+        return None if len(hits) > most else dict(sorted((hit.value, hit.count) for hit in hits))
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         return map(self._row, self._scroll(_AT_ONCE, vectors, thumbnails or _BRIEF))

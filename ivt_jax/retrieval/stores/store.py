@@ -28,7 +28,7 @@ class StoreError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """The properties that all rows of an index share, and that a query must match."""
+    """Describes an index: its model, the fields of its rows, and its last build."""
 
     model: str  # digest of parameters and `config.model`
     tokenizer: str  # digest
@@ -129,8 +129,11 @@ class VectorStore(Protocol):
     def ids(self) -> np.ndarray:
         """Returns the ids of all rows, (N,) int64, ascending."""
 
-    def values(self, field: str, most: int) -> list[Value] | None:
-        """Returns the values of an integer, boolean or text field, ascending; None if there are more than `most`."""
+    def value_counts(self, field: str, most: int) -> dict[Value, int] | None:
+        """Counts the rows of each value of an integer, boolean or text field; None if it has more than `most` values.
+
+        Values are in ascending order.
+        """
 
     def scan(self, vectors: bool = False, thumbnails: bool = False) -> Iterator[Row]:
         """Yields all rows in the order of their ids, as of the first one."""

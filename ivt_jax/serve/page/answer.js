@@ -47,8 +47,8 @@ function factsOf(answer, about) {
     ...(answer.without_fit ? [["phrases", answer.without_fit]] : []),
     ["index", [about.index, answer.basis.updated && `updated ${writeTime(answer.basis.updated)}`].filter(Boolean).join(", ")],
     ["model", [about.model.slice(0, 12), answer.basis.trained && `written ${writeTime(answer.basis.trained)}`].filter(Boolean).join(", ")],
-    ...Object.entries(answer.basis.passed).map(([reason, count]) => ["not in the index", `${whole(count)} ${reason}`]),
-    ...Object.entries(answer.basis.kept).map(([reason, count]) => ["without a readable file", `${whole(count)}: ${reason}`]),
+    ...Object.entries(answer.basis.passed).map(([reason, count]) => ["not in the index", `${reason} (${whole(count)})`]),
+    ...Object.entries(answer.basis.kept).map(([reason, count]) => ["without a readable file", `${reason} (${whole(count)})`]),
     ...(answer.basis.outdated ? [["out of date", answer.basis.outdated]] : []),
     ...(answer.basis.odd ? [["odd shape or size", `${pictures(answer.basis.odd)} of the results; their scores may be wrong`]] : []),
   ];

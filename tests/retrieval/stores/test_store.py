@@ -329,20 +329,21 @@ def test_more_rows_than_are_read_together_are_all_found(create, monkeypatch):
     assert store.ids().tolist() == [*range(100)]
     assert same(store.get(range(99, -1, -1), vectors=True, thumbnails=True), rows[::-1])
     assert sorted(store.search(rows[0].vector[None], 100)[1][0].tolist()) == [*range(100)]
-    assert store.values("camera", 5) == [-2, -1, 0, 1, 2]
+    assert [*store.value_counts("camera", 5)] == [-2, -1, 0, 1, 2]
     store.delete(range(3, 97))
     assert same([*store.scan(vectors=True, thumbnails=True)], rows[:3] + rows[97:])
 
 
-def test_the_values_of_a_field_are_returned_if_they_are_few(create):
+def test_the_values_of_a_field_are_counted_if_they_are_few(create):
     store, _ = create(about())
-    assert store.values("track", 5) == []
+    assert store.value_counts("track", 5) == {}
     rows = make_rows(150)
     store.add(rows)
     for field in ("camera", "indoors", "track", 'id`s "best".x'):
-        expected = sorted({row.metadata[field] for row in rows} - {None})
-        assert store.values(field, len(expected)) == expected and len(expected) > 1
-        assert store.values(field, len(expected) - 1) is None
+        values = [row.metadata[field] for row in rows if row.metadata[field] is not None]
+        expected = [(value, values.count(value)) for value in sorted({*values})]
+        assert [*store.value_counts(field, len(expected)).items()] == expected and len(expected) > 1
+        assert store.value_counts(field, len(expected) - 1) is None
 
 
 def test_an_optimised_index_holds_the_same(create):
