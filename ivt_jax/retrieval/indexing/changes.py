@@ -34,9 +34,11 @@ def find_change(about: About) -> str:
 
 def _find_places(root: Path) -> list[Path]:
     """Returns the folders and archives directly below where a build looks for pictures; an index may be there too."""
-    with os.scandir(root) as entries:
-        places = [Path(entry) for entry in entries if entry.is_dir() or entry.name.lower().endswith(SUFFIX)]
-    return [place for place in places if not is_passed_folder(place.name) and not (place / LANCE_FOLDER).exists()]
+    with os.scandir(root) as found:
+        entries = [*found]
+    folders = [Path(entry) for entry in entries if entry.is_dir() and not is_passed_folder(entry.name)]
+    archives = [Path(entry) for entry in entries if entry.name.lower().endswith(SUFFIX) and entry.is_file()]
+    return [folder for folder in folders if not (folder / LANCE_FOLDER).exists()] + archives
 
 
 def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:

@@ -17,7 +17,7 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
 MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
-_NUMERIC = re.compile(r"\s*([-+]?[\d.,]+(?:[eE][-+]?\d+)?)\s*:(?!\d)")
+_NUMERIC = re.compile(r"\s*([-+]?[.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s*:(?!\d)")
 _WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
 
 

@@ -25,6 +25,7 @@ def test_a_folder_that_changed_later_is_named(about, tmp_path, folder):
 
 def test_an_archive_that_is_written_anew_is_named(about, tmp_path):
     (tmp_path / "pictures/night.TAR").touch()
+    (tmp_path / "pictures/gone.tar").symlink_to("nowhere")
     for place in ("pictures/night.TAR", "pictures"):
         os.utime(tmp_path / place, (SECONDS, SECONDS))
     assert find_change(about) == ""

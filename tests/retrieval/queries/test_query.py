@@ -22,6 +22,7 @@ FIELDS = {"camera": "integer", "track": "text"}
         ("-2: glasses", ("glasses", -2.0)),
         ("2:", ("", 2.0)),
         ("2: hat: red", ("hat: red", 2.0)),
+        ("...: hat", ("...: hat", 1.0)),
         ("man: 2 bags", ("man: 2 bags", 1.0)),
         ("12:30 on the clock", ("12:30 on the clock", 1.0)),
     ],
