@@ -6,8 +6,7 @@
 
 `queries.composition` makes one vector from the parts of a query. The score of a picture is its dot product with this
 vector: a weighted mean of cosine similarities, less a share for rejected pictures; for one sentence the cosine
-similarity. Calibration covers only the
-scores of one sentence. A negation becomes an unwanted term of its own: "no hat".
+similarity. Calibration covers only the scores of one sentence. A negation becomes an unwanted term: "no hat".
 
 Each phrase has a fit of its own: the share of a sample of the index that fits it less well than the picture; equals
 count half. It is near 1 for the best picture and 0.5 for a typical one. So the fits of two phrases compare;
@@ -297,7 +296,7 @@ class Searcher:
         return f"this model cannot tell: {', '.join(without_fit)}"
 
     def _judge(self, query: Query, best: float | None, searched: int, unread: str, unfinished: str) -> _Judged:
-        """Says what the best score means; None: there is no result. The other arguments are as in `Answer`."""
+        """Says what the best score means. best: None if there is no result; the last three are as in `Answer`."""
         none = "No confidence estimate"
         if unfinished:  # the right picture may not be in yet
             return _Judged(f"{'No such picture yet' if best is None else none}: {unfinished}")

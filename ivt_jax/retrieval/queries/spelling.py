@@ -66,13 +66,14 @@ def _nearest(word: str) -> str | None:
     most = 2 if len(word) >= _LONG else 1
     # Words of three letters have too many neighbours: only swapped or missing letters are corrected.
     others = [other for other in _words() if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
-
-    def order(other: str) -> tuple[int, bool, int, bool, str]:
-        distance = OSA.distance(word, other, score_cutoff=most)
-        return distance, sorted(word) != sorted(other), -len(other), other not in _THINGS, other
-
-    distance, *_, best = min(map(order, others))
-    return best if distance <= most else None
+    distances = {other: OSA.distance(word, other, score_cutoff=most) for other in others}
+    near = [other for other, distance in distances.items() if distance <= most]
+    letters = sorted(word)
+    return min(
+        near,
+        key=lambda other: (distances[other], sorted(other) != letters, -len(other), other not in _THINGS, other),
+        default=None,
+    )
 
 
 @functools.cache
