@@ -38,6 +38,7 @@ gc.set_threshold(50_000)  # Python's 700 costs a twelfth of the time
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that started them
     COMPILED = tempfile.TemporaryDirectory(prefix="ivt_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Tests that import TensorFlow, or clu, which imports it. All others run without (tests/requirements-core.txt).
 NEED_TENSORFLOW = [
