@@ -75,7 +75,8 @@ def list_frames(frames: Path) -> list[tuple[str, datetime.datetime, Path]]:
     """Returns camera, time and path of each frame, in this order. Ends the program if a name is no time or taken."""
     found = []
     for path in sorted(frames.glob("*/*")):
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and not path.name.startswith("."):
+        hidden = any(part.startswith((".", "@")) for part in path.parts[-2:])
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and not hidden:
             try:
                 found.append((path.parent.name, datetime.datetime.fromisoformat(path.stem), path))
             except ValueError:
@@ -127,7 +128,7 @@ def write_crop(path: Path, frame: np.ndarray, box: Box) -> None:
     x, y, width, height = box
     path.parent.mkdir(exist_ok=True)
     if not cv2.imwrite(str(path), frame[y : y + height, x : x + width], [cv2.IMWRITE_JPEG_QUALITY, 95]):
-        sys.exit(f"error: {path} cannot be written")
+        sys.exit(f"error: {path} cannot be written; remove the folder before you try again")
 
 
 def main(argv: list[str] | None = None) -> int:

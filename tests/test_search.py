@@ -569,7 +569,7 @@ def test_copies_are_all_there_or_none(ask, tmp_path, monkeypatch, capsys):
         (["--images=CROPS", "--copy_to=nowhere/x", "red"], "its folder is missing or read-only"),
         (["--images=CROPS", "red", "--not", "3: red!"], "the parts of the query cancel each other out"),
         (["--images=CROPS", "2,5: red"], '2,5 before ":" is no weight: write a number such as 2.5'),
-        (["--images=CROPS", "a man without a hat", "--and", "hat"], "'hat' is both wanted and unwanted"),
+        (["--images=CROPS", "a man without a hat", "--and", "a hat"], "'hat' is both wanted and unwanted"),
         (["--images=CROPS", "red", "--not", "Red"], "'Red' is both wanted and unwanted: remove one of them"),
         (
             ["--images=CROPS", "red", "--image_weight=2"],

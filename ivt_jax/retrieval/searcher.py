@@ -171,6 +171,7 @@ class Searcher:
             for (row, score, better), fit in zip(found, fits, strict=True)
         ]  # fmt: skip
         searched = count if condition is None else self.store.count(condition)
+        self._refuse_replaced()  # while the query was encoded or searched
         best = results[0].score if results else None
         judged = self._judge(query._replace(terms=read.terms), best, searched, read.unread, unfinished)
         if results:
@@ -361,11 +362,16 @@ class _Repeats:
             self._vectors = np.empty((self._top, len(vector)), np.float32)
         similarities = self._vectors[:count] @ vector
         for place in np.argsort(-similarities, kind="stable")[: (similarities > least).sum()]:
-            if not self.by_look or likeness(self._look(row), self._look(self._kept[place])) >= _LEAST_LIKENESS:
+            if not self.by_look or self._look_alike(row, self._kept[place]):
                 return self._kept[place].id
         self._vectors[count] = vector
         self._kept.append(row)
         return None
+
+    def _look_alike(self, row: Row, other: Row) -> bool:
+        if row.digest == other.digest:  # also a picture of one tone, which is not like itself
+            return True
+        return likeness(self._look(row), self._look(other)) >= _LEAST_LIKENESS
 
     def _look(self, row: Row) -> np.ndarray:
         if row.id not in self._looks:

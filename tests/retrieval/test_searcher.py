@@ -92,7 +92,7 @@ def make_store(vectors, metadata=None, thumbnails=None, **about):
     store = MemoryStore(About(dimension=DIMENSION, images={}, fields=fields, **{**known, **about}))
     vectors = np.asarray(vectors, store.about.dtype)
     rows = enumerate(zip(vectors, metadata, thumbnails or [picture(0)] * len(vectors), strict=True))
-    store.add([Row(i, f"{i}.jpg", "", 0, 0, known, vector, small) for i, (vector, known, small) in rows])
+    store.add([Row(i, f"{i}.jpg", str(i), 0, 0, known, vector, small) for i, (vector, known, small) in rows])
     return store
 
 
@@ -371,6 +371,12 @@ def test_a_picture_is_folded_only_under_one_that_looks_the_same(opened):
     found = opened([RED_AXIS] * 5, thumbnails=[picture(1), smaller.getvalue(), picture(2), picture(1), picture(2)])
     results = found.search("red hat", distinct=0.98, fold=True).results
     assert {result.id: result.folded_under for result in results} == {0: None, 1: 0, 2: None, 3: 0, 4: 2}
+    black = io.BytesIO()
+    Image.new("RGB", (14, 22)).save(black, "JPEG")  # which is not even like itself
+    found = opened([RED_AXIS] * 3, thumbnails=[black.getvalue()] * 3)
+    found.store.rows[2] = found.store.rows[2]._replace(digest="0")
+    results = found.search("red hat", distinct=0.98, fold=True).results
+    assert {result.id: result.folded_under for result in results} == {0: None, 1: None, 2: 0}
 
 
 def test_pictures_as_similar_as_distinct_allows_are_all_shown(opened):
@@ -624,6 +630,19 @@ def test_an_index_made_anew_has_to_be_opened_again(opened):
     found = opened([RED_AXIS, BLUE_AXIS], made="first")
     found.store.about = dataclasses.replace(found.store.about, made="second")
     with pytest.raises(UserError, match="another index has replaced the one that is open: open it again"):
+        found.search("red")
+
+
+def test_an_index_that_is_replaced_during_a_search_gives_no_answer(opened, monkeypatch):
+    found = opened([RED_AXIS, BLUE_AXIS], made="first")
+    encode = found.queries.encode
+
+    def replaced(*arguments):
+        found.store.about = dataclasses.replace(found.store.about, made="second")
+        return encode(*arguments)
+
+    monkeypatch.setattr(found.queries, "encode", replaced)
+    with pytest.raises(UserError, match="another index has replaced the one that is open"):
         found.search("red")
 
 

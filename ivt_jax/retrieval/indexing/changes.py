@@ -1,13 +1,14 @@
 """Finds changes of the folder or list since the last build, and counts the files that it left out."""
 
 import collections
+import contextlib
 import datetime
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ivt_jax.gallery.archives import SUFFIX
-from ivt_jax.gallery.walk import Passed, is_passed_folder
+from ivt_jax.gallery.walk import Passed, is_passed_folder, reason_to_pass
 from ivt_jax.retrieval.stores.store import LANCE_FOLDER, About
 
 
@@ -21,24 +22,32 @@ def find_change(about: About) -> str:
         return ""
     root, listed = Path(about.root), about.source.get("list")
     try:
-        places = [Path(listed)] if listed else [root, *_find_places(root)]
-        newest, place = max((path.stat().st_mtime, path) for path in places)
+        places = {path: path.stat().st_mtime for path in ([Path(listed)] if listed else [root])}
+        places |= {} if listed else _find_places(root)
     except OSError as error:
         return f"the {'list' if listed else 'folder'} of the pictures cannot be read any more: {error.strerror}"
+    place = max(places, key=places.__getitem__)
     # Some file systems keep whole seconds.
-    if newest <= datetime.datetime.fromisoformat(about.updated).timestamp() + 1:
+    if places[place] <= datetime.datetime.fromisoformat(about.updated).timestamp() + 1:
         return ""
     named = "the list of the pictures" if listed else "the folder of the pictures" if place == root else place.name
     return f"{named} has changed since; update the index: python -m ivt_jax.index --index=INDEX"
 
 
-def _find_places(root: Path) -> list[Path]:
-    """Returns the folders and archives directly below where a build looks for pictures; an index may be there too."""
-    with os.scandir(root) as found:
-        entries = [*found]
-    folders = [Path(entry) for entry in entries if entry.is_dir() and not is_passed_folder(entry.name)]
-    archives = [Path(entry) for entry in entries if entry.name.lower().endswith(SUFFIX) and entry.is_file()]
-    return [folder for folder in folders if not (folder / LANCE_FOLDER).exists()] + archives
+def _find_places(root: Path) -> dict[Path, float]:
+    """Returns the modification times of the folders and archives directly below that a build looks into.
+
+    An index may be there, too. Raises OSError if the root cannot be listed.
+    """
+    places = {}
+    with os.scandir(root) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # it was deleted, or is a circular link
+                is_folder = entry.is_dir(follow_symlinks=False) and not is_passed_folder(entry.name)
+                is_archive = reason_to_pass(entry.name, (SUFFIX,)) is None and entry.is_file()
+                if is_archive or (is_folder and not Path(entry, LANCE_FOLDER).exists()):
+                    places[Path(entry)] = entry.stat().st_mtime
+    return places
 
 
 def count_passed(unreadable: Sequence[tuple[str, str]], passed: Passed) -> dict[str, int]:

@@ -17,7 +17,7 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
 MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
-_NUMERIC = re.compile(r"\s*([-+]?[.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s*:(?!\d)")
+_NUMERIC = re.compile(r"\s*([-+\u2212\u2013\u2014]*\s*[.,]*\d[\d.,/]*(?:[eE][-+]?\d+)?)\s*:(?!\d)")
 _WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
 
 
@@ -109,9 +109,9 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
         if not is_utf8(term.text):  # bytes from the command line
             raise UserError("the sentence is not UTF-8 text: set the terminal to UTF-8")
     read = read_terms(query.terms)  # also what a sentence negates
-    wanted = {term.text.lower() for term in read if term.weight > 0}
+    wanted = {_bare(term.text) for term in read if term.weight > 0}
     for term in read:
-        if term.weight < 0 and term.text.lower() in wanted:
+        if term.weight < 0 and _bare(term.text) in wanted:
             raise UserError(f"{term.text!r} is both wanted and unwanted: remove one of them")
     if isinstance(query.image, Path) and not _is_file(query.image):
         raise UserError(f"{query.image} is not a file; name a picture")
@@ -120,6 +120,11 @@ def check(query: Query, fields: Mapping[str, str], group: str = "", distinct: fl
     if distinct is not None and not 0 < distinct <= 1:
         raise UserError(f"distinct is {distinct:g}; choose a cosine similarity above 0 and at most 1")
     return parse(query.where, fields) if query.where.strip() else None
+
+
+def _bare(text: str) -> str:
+    """Returns a text in lower case, without an article before it."""
+    return re.sub(r"^(?:an?|the)\s+", "", text.strip().lower())
 
 
 def _is_file(path: Path) -> bool:

@@ -13,6 +13,7 @@ from input_pipeline.tokenizer import SHIPPED
 from ivt_jax.common.files import lines_of
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_DOUBLED = re.compile(r"(.)\1")
 _SHORTEST = 3  # letters of a word that may be misspelt
 _LONG = 8  # letters from which two mistakes are looked for, otherwise one
 _TOKENS = 8  # enough for a word and the special tokens
@@ -58,8 +59,8 @@ def _is_name(match: re.Match[str]) -> bool:
 def _nearest(word: str) -> str | None:
     """Returns the most similar known word, None if all are too far.
 
-    Of equally similar ones it has the same letters, otherwise it is the longest, as "woman" for "wman", and then one of
-    persons, things and colours.
+    Of equally similar ones it is one with the same letters, but for doubled ones ("red" for "rde" and "redd"), then one
+    with a letter that was left out ("woman" for "wman"), then one of persons, things and colours.
     """
     from rapidfuzz.distance import OSA  # slow to import
 
@@ -68,12 +69,13 @@ def _nearest(word: str) -> str | None:
     others = [other for other in _words() if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
     distances = {other: OSA.distance(word, other, score_cutoff=most) for other in others}
     near = [other for other, distance in distances.items() if distance <= most]
-    letters = sorted(word)
-    return min(
-        near,
-        key=lambda other: (distances[other], sorted(other) != letters, -len(other), other not in _THINGS, other),
-        default=None,
-    )
+    letters = {"".join(sorted(spelt)) for spelt in (word, _DOUBLED.sub(r"\1", word))}
+
+    def order(other: str) -> tuple[int, bool, bool, bool, str]:
+        same = "".join(sorted(other)) in letters
+        return distances[other], not same, len(other) <= len(word), other not in _THINGS, other
+
+    return min(near, key=order, default=None)
 
 
 @functools.cache

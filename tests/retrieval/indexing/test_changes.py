@@ -26,6 +26,11 @@ def test_a_folder_that_changed_later_is_named(about, tmp_path, folder):
 def test_an_archive_that_is_written_anew_is_named(about, tmp_path):
     (tmp_path / "pictures/night.TAR").touch()
     (tmp_path / "pictures/gone.tar").symlink_to("nowhere")
+    (tmp_path / "pictures/circular").symlink_to("circular")
+    (tmp_path / "pictures/circular.tar").symlink_to("circular.tar")
+    (tmp_path / "pictures/.hidden.tar").touch()  # no build looks into it, nor into a link to a folder
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pictures/linked").symlink_to(tmp_path / "elsewhere")
     for place in ("pictures/night.TAR", "pictures"):
         os.utime(tmp_path / place, (SECONDS, SECONDS))
     assert find_change(about) == ""

@@ -31,7 +31,8 @@ def test_a_weight_stands_before_a_colon(text, term):
     assert parse_term(text) == term
 
 
-@pytest.mark.parametrize("weight", ["2,5", "1e1", "1.2.3", "-1,", "\u0662"])  # the last is an Arabic 2
+# The minus sign of word processors, and the Arabic 2.
+@pytest.mark.parametrize("weight", ["2,5", "1e1", "1.2.3", "-1,", "- 2", "1/2", "\u22122", "\u0662"])
 def test_a_number_before_a_colon_that_is_no_weight_is_refused(weight):
     with pytest.raises(UserError, match=f'^{re.escape(weight)} before ":" is no weight: write a number such as 2.5$'):
         parse_term(f"{weight}: hat")

@@ -16,6 +16,8 @@ SHIPPED = load_tokenizer("")
         ("A RDE COAT", "A RED COAT"),
         ("teh coat", "the coat"),
         ("a tall wman with glases", "a tall woman with glasses"),
+        ("a redd coatt and a skir", "a red coat and a skirt"),
+        ("a boyy with a bagg and a capp", "a boy with a bag and a cap"),
     ],
 )
 def test_slips_of_one_letter_are_mended(text, mended):
