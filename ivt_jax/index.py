@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ivt_jax.common.command import filled, filled_path, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import is_remote, printable, write_bytes
-from ivt_jax.common.messages import counted
+from ivt_jax.common.messages import counted, list_counts
 from ivt_jax.common.startup import run_command
 
 if TYPE_CHECKING:
@@ -169,10 +169,10 @@ def _print_problems(found: Mapping[str, Sequence[str]], passed: str, file: Path 
 def _count_reasons(pairs: Sequence[tuple[str, str]], kind: str) -> str:
     """Returns a text such as "3 skipped: missing (2), not a readable image (1)". pairs: (path, reason)."""
     reasons = collections.Counter(reason for _, reason in pairs).most_common()
-    shown = [f"{printable(reason)} ({count:,})" for reason, count in reasons[:_REASONS]]
+    shown = dict(reasons[:_REASONS])
     if others := sum(count for _, count in reasons[_REASONS:]):
-        shown.append(f"other reasons ({others:,})")
-    return f"{len(pairs):,} {kind}: {', '.join(shown)}"
+        shown["other reasons"] = others
+    return f"{len(pairs):,} {kind}: {printable(list_counts(shown))}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ivt_jax.common.files import printable
 
@@ -28,3 +28,8 @@ def install(extra: str) -> str:
 def say_once(line: str) -> None:
     """Prints a line on stderr, once per process."""
     print(line, file=sys.stderr)
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """Returns a text such as "missing (2), hidden (1)"."""
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())

@@ -1,11 +1,11 @@
 """The basis of an answer: the index and the model, their times, and pictures that may be missing."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ivt_jax.common.messages import counted
+from ivt_jax.common.messages import counted, list_counts
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval.indexing.changes import find_change, iso_time
 from ivt_jax.retrieval.stores.store import About
@@ -34,9 +34,9 @@ class Basis(NamedTuple):
         index, model = short_digest(self.made), short_digest(self.model)
         lines = [f"{counted(searched, 'picture')} searched; index {index}{updated}, model {model}{trained}"]
         if self.passed:
-            lines.append(f"not in the index: {_counts(self.passed)}")
+            lines.append(f"not in the index: {list_counts(self.passed)}")
         if self.kept:
-            lines.append(f"in the index, but without a readable file: {_counts(self.kept)}")
+            lines.append(f"in the index, but without a readable file: {list_counts(self.kept)}")
         if self.outdated:
             lines.append(self.outdated)
         if self.odd:
@@ -67,8 +67,3 @@ class BasisReader:
             change = find_change(about)
             self._change = about.updated, time.monotonic(), change
         return change
-
-
-def _counts(reasons: Mapping[str, int]) -> str:
-    """Returns a text such as "missing (2), hidden (1)"."""
-    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.items())

@@ -170,8 +170,7 @@ class Searcher:
             )
             for (row, score, better), fit in zip(found, fits, strict=True)
         ]  # fmt: skip
-        searched = count if condition is None else self.store.count(condition)
-        self._refuse_replaced()  # while the query was encoded or searched
+        searched = count if condition is None else self.count(condition)
         best = results[0].score if results else None
         judged = self._judge(query._replace(terms=read.terms), best, searched, read.unread, unfinished)
         if results:
@@ -205,9 +204,9 @@ class Searcher:
         self._refuse_replaced()
         return rows
 
-    def count(self) -> int:
-        """Returns the number of pictures. Raises StoreError if another index has replaced the one that is open."""
-        count = self.store.count()
+    def count(self, where: Condition | None = None) -> int:
+        """Counts rows as `VectorStore.count`. Raises StoreError if another index has replaced the one that is open."""
+        count = self.store.count(where)
         self._refuse_replaced()
         return count
 
@@ -255,8 +254,7 @@ class Searcher:
             before = len(shown)
             scores, ids = (found[0].tolist() for found in ask(k, condition))
             score = dict(zip(ids, scores, strict=True))
-            rows = self.store.get(ids, vectors=True, thumbnails=repeats.by_look)
-            for row in rows:
+            for row in self.rows(ids, vectors=True, thumbnails=repeats.by_look):
                 if len(shown) == top or row.path in paths:
                     continue
                 better = repeats.find(row)
@@ -281,8 +279,9 @@ class Searcher:
         less = [np.searchsorted(line, own - _ROUNDING, "left") for line, own in pairs]
         less_or_equal = [np.searchsorted(line, own + _ROUNDING, "right") for line, own in pairs]
         shares = np.add(less, less_or_equal).T / (2 * len(sample))
-        told = [self._can_tell(phrase) for phrase in phrases]
-        return [[share if can else None for share, can in zip(row, told, strict=True)] for row in shares.tolist()]
+        fits = shares.astype(object)
+        fits[:, [not self._can_tell(phrase) for phrase in phrases]] = None
+        return fits.tolist()
 
     def _can_tell(self, phrase: str) -> bool:
         return self.calibration is not None and can_tell(self.calibration.nouns, phrase)

@@ -107,7 +107,7 @@ def test_about_describes_the_index_as_it_is_now(monkeypatch):
     searcher = StandIn()
     later = dataclasses.replace(searcher.about, fields={"track": "text"})
 
-    def count():  # a store reads `about` again when it counts
+    def count(where=None):  # a store reads `about` again when it counts
         searcher.store.about = later
         return len(PERSONS)
 

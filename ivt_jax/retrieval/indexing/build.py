@@ -350,10 +350,11 @@ class _Work:
         """Notes a picture that cannot be read, and whether its row is damaged or only out of reach."""
         reason = _reason(path, error)
         self.built.unreadable.append((path, reason))
-        rows = self._unread_rows if isinstance(error, UnreachableError) else self._damaged
-        rows += [Missing(old.id, path, old.digest, reason)] if old else []
-        if rows is self._unread_rows:
+        out_of_reach = isinstance(error, UnreachableError)
+        if out_of_reach:
             self._unread[path] = reason
+        if old:
+            (self._unread_rows if out_of_reach else self._damaged).append(Missing(old.id, path, old.digest, reason))
 
     def _read(self, item: tuple[Picture, Row | None]) -> _Entry:
         """Reads a picture, in a thread. Digest and pixels are of the same bytes, even if the file changes meanwhile."""

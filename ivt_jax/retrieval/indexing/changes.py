@@ -22,8 +22,8 @@ def find_change(about: About) -> str:
         return ""
     root, listed = Path(about.root), about.source.get("list")
     try:
-        places = {path: path.stat().st_mtime for path in ([Path(listed)] if listed else [root])}
-        places |= {} if listed else _find_places(root)
+        whole = Path(listed) if listed else root
+        places = {whole: whole.stat().st_mtime} | ({} if listed else _find_places(root))
     except OSError as error:
         return f"the {'list' if listed else 'folder'} of the pictures cannot be read any more: {error.strerror}"
     place = max(places, key=places.__getitem__)
