@@ -25,6 +25,8 @@ STARTED := $(shell date +%s)
 COMPILE = $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-compile-command="make lock" \
 	--python-version=3.12 --python-platform=x86_64-manylinux_2_31 $(LOCK)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pytest-xdist would run a test that ended its worker again and again.
+PYTEST := python -m pytest --tb=short -n 2 --dist=loadfile --max-worker-restart=0
 
 .DEFAULT_GOAL := help
 .PHONY: environment help install data demo serve test test-core test-extras test-wheel faults mutants lint lock ablation clean
@@ -62,16 +64,16 @@ serve: $(INSTALLED) ## open the page that searches the demo's index, on this mac
 	@$(BIN)/python -m ivt_jax.serve --index=$(INDEX)
 
 test: $(DEVELOPED) ## run all tests but those of `make faults`
-	@$(BIN)/python -m pytest -n 2 --dist=loadfile --tb=short
+	@$(BIN)/$(PYTEST)
 
 test-core: ## run the tests that need no TensorFlow, in .venv-core, an environment without it (PYTHON=python3.13)
 	@$(MAKE) --no-print-directory VENV=$(CORE) $(CORE)/core
-	@$(CORE)/bin/python -m pytest -n 2 --dist=loadfile --tb=short
+	@$(CORE)/bin/$(PYTEST)
 
 test-extras: ## run the tests that need PyTorch, Apache Beam or OpenCV, in .venv-extras, a separate environment
 	@$(MAKE) --no-print-directory VENV=$(EXTRAS) $(EXTRAS)/extras
 	@$(EXTRAS)/bin/python -c "import apache_beam, cv2, torch"  # otherwise pytest would skip the tests
-	@$(EXTRAS)/bin/python -m pytest -n 2 --dist=loadfile --tb=short tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py tests/test_cut_crops.py
+	@$(EXTRAS)/bin/$(PYTEST) tests/reference tests/conversion tests/benchmarks tests/gallery/test_beam.py tests/test_cut_crops.py
 
 test-wheel: ## build the wheel, install it into an empty environment, .venv-wheel, and try it from another folder
 	@rm -rf $(WHEEL) build dist

@@ -17,8 +17,10 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
 MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
-_NUMERIC = re.compile(r"\s*([-+\u2212\u2013\u2014]*\s*[.,]*\d[\d.,/]*(?:[eE][-+]?\d+)?)\s*:(?!\d)")
-_WEIGHTED = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*:(?!\d)(.*)", re.DOTALL | re.ASCII)  # "12:30" is no weight
+# What stands before a colon: a weight, or a number that is none. Neither pattern can match a text in two ways, so both
+# take linear time.
+_WEIGHT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_NUMBER = re.compile(r"[-+\u2212\u2013\u2014]*\s*[.,]*\d[\d.,/]*(?:[eE][-+]?\d+)?")
 
 
 class Term(NamedTuple):
@@ -44,10 +46,14 @@ def parse_term(text: str) -> Term:
 
     Raises UserError if what is before the colon looks like a number and is none, such as "2,5".
     """
-    if match := _WEIGHTED.fullmatch(text):
-        return Term(match[2].strip(), float(match[1]))
-    if match := _NUMERIC.match(text):
-        raise UserError(f'{match[1]} before ":" is no weight: write a number such as 2.5')
+    before, colon, after = text.partition(":")
+    before = before.strip()
+    if not colon or after[:1].isdecimal():  # "12:30" has no weight
+        return Term(text.strip())
+    if _WEIGHT.fullmatch(before):
+        return Term(after.strip(), float(before))
+    if _NUMBER.fullmatch(before):
+        raise UserError(f'{before[:60]} before ":" is no weight: write a number such as 2.5')
     return Term(text.strip())
 
 

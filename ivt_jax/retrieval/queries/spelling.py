@@ -66,7 +66,8 @@ def _nearest(word: str) -> str | None:
 
     most = 2 if len(word) >= _LONG else 1
     # Words of three letters have too many neighbours: only swapped or missing letters are corrected.
-    others = [other for other in _words() if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
+    near_length = [other for other in _words() if abs(len(other) - len(word)) <= most]
+    others = [other for other in near_length if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
     distances = {other: OSA.distance(word, other, score_cutoff=most) for other in others}
     near = [other for other, distance in distances.items() if distance <= most]
     letters = {"".join(sorted(spelt)) for spelt in (word, _DOUBLED.sub(r"\1", word))}

@@ -94,7 +94,7 @@ def read_negations(text: str) -> Wording:
 
 def rest_of(text: str) -> str:
     """Returns the words of a sentence that are in none of its phrases and say something, in their order."""
-    covered = " ".join(attribute_phrases(text, scenery=True)).lower().split()
+    covered = {*" ".join(attribute_phrases(text, scenery=True)).lower().split()}
     return " ".join(word for word in _content(text) if word.lower() not in covered)
 
 

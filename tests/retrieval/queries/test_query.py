@@ -1,5 +1,6 @@
 """What can be asked of an index, and what is refused before a model is read."""
 
+import contextlib
 import math
 import re
 
@@ -36,6 +37,14 @@ def test_a_weight_stands_before_a_colon(text, term):
 def test_a_number_before_a_colon_that_is_no_weight_is_refused(weight):
     with pytest.raises(UserError, match=f'^{re.escape(weight)} before ":" is no weight: write a number such as 2.5$'):
         parse_term(f"{weight}: hat")
+
+
+@pytest.mark.parametrize("text", [" ", "-", ",", "1", "1.", "1:", "- 1", "1e1", "1/", "1x:", " :", ": 1"])
+@pytest.mark.parametrize("end", ["", "x:", "1:", ":"])
+def test_a_term_may_have_any_length(text, end):
+    """With a megabyte, a pattern that takes quadratic time takes hours."""
+    with contextlib.suppress(UserError):
+        parse_term(text * 1_000_000 + end)
 
 
 @pytest.mark.parametrize(
