@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import PIL.Image
 
 from input_pipeline.decoding import MAX_PIXELS, NotTakenError, TooLargeError, as_rgb, open_picture
+from ivt_jax.common.processes import map_in_processes
 
 MISSING = "missing"
 _SIDE = 12  # the hash has 12 x 12 bits, in three words of 64
@@ -37,12 +37,7 @@ class Inspected(NamedTuple):
 
 def inspect_images(folder: Path, paths: Sequence[str], workers: int) -> Iterator[Inspected]:
     """Yields the result of `inspect_image` for each path in order; `workers` processes open the images."""
-    look = functools.partial(inspect_image, folder)
-    if workers == 1:
-        yield from map(look, paths)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(look, paths, chunksize=64)
+    return map_in_processes(functools.partial(inspect_image, folder), paths, workers=workers, chunk=64)
 
 
 def inspect_image(folder: Path, path: str) -> Inspected:

@@ -18,14 +18,11 @@ is incomplete.
 """
 
 import collections
-import concurrent.futures.process
 import functools
 import itertools
 import json
-import multiprocessing
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +37,7 @@ from input_pipeline.portable import SUMS
 from ivt_jax.common.errors import DataError, UserError
 from ivt_jax.common.files import digest, is_remote, refuse_path, whole_file, whole_name, write_text
 from ivt_jax.common.messages import counted
+from ivt_jax.common.processes import map_in_processes
 from ivt_jax.common.progress import progress
 
 _FILES = (*(f"{split}.npy" for split in SPLITS), ASIDE, SHARDS, ABOUT, SUMS)
@@ -96,39 +94,11 @@ def _make_parts(tasks: Sequence[Task], folder: Path, longest: int, workers: int)
     missing = [number for number, part in enumerate(parts) if part is None]
     if missing:
         make = functools.partial(make_part, folder, longest)
-        with _executor(min(workers, len(missing))) as pool:
-            made = pool.map(make, [tasks[number] for number in missing], [states[number] for number in missing])
-            try:
-                for number, part in zip(missing, progress(made, len(missing), "indexing: ", "shards"), strict=True):
-                    parts[number] = part
-            except concurrent.futures.process.BrokenProcessPool:
-                raise UserError(
-                    "a process that indexes was killed, as the system does if memory runs out: run the command again "
-                    f"with fewer --workers than {workers}; finished shards stay"
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # the other shards would be indexed first
-                raise
+        wanted = [tasks[number] for number in missing], [states[number] for number in missing]
+        made = map_in_processes(make, *wanted, workers=min(workers, len(missing)))
+        for number, part in zip(missing, progress(made, len(missing), "indexing: ", "shards"), strict=True):
+            parts[number] = part
     return [part for part in parts if part]
-
-
-def _executor(workers: int) -> concurrent.futures.Executor:
-    if workers == 1:
-        return concurrent.futures.ThreadPoolExecutor(1)
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent has ended. After `kill -9` of the parent, it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _join(folder: Path, tasks: Sequence[Task], parts: Sequence[Part], longest: int, val_pairs: int) -> dict[str, Any]:

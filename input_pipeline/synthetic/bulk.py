@@ -10,7 +10,6 @@ resizing and tokenising cost as much as with real data, and writing takes minute
 import argparse
 import functools
 import json
-import multiprocessing
 import os
 import random
 import sys
@@ -29,6 +28,7 @@ from input_pipeline.synthetic.scenery import draw_scene
 from ivt_jax.common.command import exit_code, filled_path, not_negative, positive
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import write_text
+from ivt_jax.common.processes import map_in_processes
 from ivt_jax.common.progress import progress
 
 FOLDERS = ("CUHK01", "CUHK03", "Market", "cam_a", "cam_b", "test_query", "train_query")
@@ -93,9 +93,8 @@ def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int 
     made = list(records(splits, FORMATS[format], seed))
     paths = [record["file_path"] for record in made]
     task = functools.partial(write_image, out / "imgs", seed)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for _ in progress(pool.imap(task, paths, chunksize=64), len(paths)):
-            pass
+    for _ in progress(map_in_processes(task, paths, workers=workers, chunk=64), len(paths)):
+        pass
     write_text(out / "reid_raw.json", json.dumps(made))
 
 

@@ -1,7 +1,6 @@
 """Writes PEDES-Synth in the layout of CUHK-PEDES; equal version, seed and arguments give equal bytes."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,7 @@ from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import CAMERAS, Scene, draw_scene
 from ivt_jax.common.errors import UserError
 from ivt_jax.common.files import whole_name, write_text
+from ivt_jax.common.processes import map_in_processes
 
 VERSION = "1"
 QUALITY = 92
@@ -78,7 +78,8 @@ def generate(out: Path, arguments: Arguments, workers: int, report: Callable[[in
     for camera in CAMERAS:
         (partial / "imgs" / camera).mkdir(parents=True)
     records, stated = [], {}
-    for done, (person_records, person_stated) in enumerate(_run(jobs, workers), start=1):
+    made = map_in_processes(_make_person, jobs, workers=workers, chunk=16)
+    for done, (person_records, person_stated) in enumerate(made, start=1):
         records.extend(person_records)
         stated.update(person_stated)
         report(done, len(jobs))
@@ -122,14 +123,6 @@ def list_jobs(root: Path, arguments: Arguments) -> list[Job]:
     crowds = draw_splits(arguments)
     ordered = [(split, index, who) for split in arguments.splits() for index, who in enumerate(crowds[split])]
     return [Job(root, arguments, split, index, i, who) for i, (split, index, who) in enumerate(ordered, start=1)]
-
-
-def _run(jobs: list[Job], workers: int) -> Iterator[tuple[list[dict], dict]]:
-    if workers == 1:
-        yield from map(_make_person, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_make_person, jobs, chunksize=16)
 
 
 def shots(job: Job) -> Iterator[Shot]:
