@@ -166,7 +166,7 @@ def measure(workdir: Path, gallery: Gallery, chosen: np.ndarray) -> Measured:
     """Asks all kinds for the pictures with indices `chosen`. Raises UserError if the workdir has no model."""
     from ivt_jax.encoding.encoder import Encoder
     from ivt_jax.retrieval.queries.encoder import QueryEncoder
-    from ivt_jax.retrieval.searcher import read_calibration
+    from ivt_jax.retrieval.verdict import read_calibration
 
     encoder = Encoder(workdir)
     queries, calibration = QueryEncoder(encoder, encoder.tokenizer), read_calibration(workdir)

@@ -13,7 +13,6 @@ count half. It is near 1 for the best picture and 0.5 for a typical one. So the 
 similarities do not. A phrase whose noun the model cannot tell, by `evaluation.nouns`, has none.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,8 @@ import numpy as np
 from PIL import Image
 
 from ivt_jax.common.errors import UserError
-from ivt_jax.common.likeness import likeness, read_colours
 from ivt_jax.encoding.encoder import Encoder
 from ivt_jax.encoding.images import fit, open_image
-from ivt_jax.evaluation.calibration import Calibration, probability
 from ivt_jax.evaluation.nouns import can_tell
 from ivt_jax.gallery.vectors import short_digest
 from ivt_jax.retrieval import explain
@@ -33,17 +30,17 @@ from ivt_jax.retrieval.basis import Basis, BasisReader
 from ivt_jax.retrieval.indexing.sources import read_unchanged
 from ivt_jax.retrieval.queries.encoder import QueryEncoder
 from ivt_jax.retrieval.queries.query import Query, Term, check
+from ivt_jax.retrieval.repeats import Repeats
 from ivt_jax.retrieval.stores.places import open_store
 from ivt_jax.retrieval.stores.store import About, Row, StoreError, VectorStore
 from ivt_jax.retrieval.stores.where import Condition, Joined, Metadata, Not, OneOf, Value
-from ivt_jax.run.workdir import folder_tokenizer, load_record
+from ivt_jax.retrieval.verdict import judge, read_calibration
+from ivt_jax.run.workdir import folder_tokenizer
 
 _SAMPLE_ROWS = 10_000
 _DISTINCT_ROWS = 10_000  # after that many a search for distinct pictures ends as soon as it finds no new one
-_LEAST_LIKENESS = 0.9  # least correlation of colours; different persons of PEDES-Synth's test split reach 0.88
 _RESAMPLE_SHARE = 0.1  # share of the rows; after a larger change the sample is read again
 _ROUNDING = 1e-6  # similarities that differ by less are equal
-_MOST_GALLERIES = 10  # times the gallery of validation; in a larger index a good score comes too often by chance
 _Ask = Callable[[int, Condition | None], tuple[np.ndarray, np.ndarray]]
 _Found = tuple[Row, float, int | None]  # with its score, and the id of the better row that it repeats
 
@@ -86,14 +83,6 @@ class Answer(NamedTuple):
     without_fit: str = ""  # names the phrases without a fit, and why
     odd: str = ""  # a warning if the query's picture has an odd shape or size
     suggestions: dict[str, str] = {}  # noqa: RUF012 - a sentence with likely misspelt words -> with these corrected
-
-
-class _Judged(NamedTuple):
-    """What the best score of an answer means. probability: that the first picture is right; None: no estimate."""
-
-    verdict: str
-    good: bool | None = None
-    probability: float | None = None
 
 
 class Searcher:
@@ -157,7 +146,7 @@ class Searcher:
         pictures = _vectors(like)[0] if like else None, _vectors(unlike) if unlike else None
         read = self.queries.encode(query, self._sample, *pictures)
         vector, phrases = read.vector[None], read.phrases
-        repeats = _Repeats(group, distinct, fold, top)
+        repeats = Repeats(group, distinct, fold, top)
         found = self._find(
             lambda k, where: self.store.search(vector, k, where, exact), condition, top, repeats, like + unlike
         )
@@ -172,7 +161,7 @@ class Searcher:
         ]  # fmt: skip
         searched = count if condition is None else self.count(condition)
         best = results[0].score if results else None
-        judged = self._judge(query._replace(terms=read.terms), best, searched, read.unread, unfinished)
+        judged = judge(self.calibration, query._replace(terms=read.terms), best, searched, read.unread, unfinished)
         if results:
             results[0] = results[0]._replace(probability=judged.probability)
         return Answer(
@@ -241,7 +230,7 @@ class Searcher:
             raise StoreError("another index has replaced the one that is open: open it again, or restart the server")
 
     def _find(
-        self, ask: _Ask, where: Condition | None, top: int, repeats: "_Repeats", excluded: Sequence[Row]
+        self, ask: _Ask, where: Condition | None, top: int, repeats: Repeats, excluded: Sequence[Row]
     ) -> list[_Found]:
         """Returns the rows to show, with vectors, scores, and the better rows that they repeat.
 
@@ -295,117 +284,11 @@ class Searcher:
             return "no fit of phrases: no validation shows what this model can tell"
         return f"this model cannot tell: {', '.join(without_fit)}"
 
-    def _judge(self, query: Query, best: float | None, searched: int, unread: str, unfinished: str) -> _Judged:
-        """Says what the best score means. best: None if there is no result; the last three are as in `Answer`."""
-        none = "No confidence estimate"
-        if unfinished:  # the right picture may not be in yet
-            return _Judged(f"{'No such picture yet' if best is None else none}: {unfinished}")
-        if best is None and searched:
-            return _Judged(f"{none}: all {searched:,} pictures are the query's own or were rejected")
-        if best is None:
-            return _Judged("no good match: there is no such picture", good=False)
-        if self.calibration is None:
-            return _Judged("")
-        if beyond := _beyond_calibration(query):
-            most = "calibration covers single sentences without filters"
-            return _Judged(f"{none}: {most}; this query has {beyond}")
-        if unread:
-            return _Judged(f"{none}: the model does not read the whole sentence")
-        gallery, threshold = self.calibration.gallery, self.calibration.threshold
-        source = f"(from validation, with {gallery:,} pictures)"
-        covered = searched <= _MOST_GALLERIES * gallery
-        right = float(probability(self.calibration, best))
-        if best < threshold:
-            verdict = f"no good match: the best score lies below {threshold:.4f} {source}"
-            return _Judged(verdict, False, right if covered else None)
-        if not covered:
-            return _Judged(f"{none}: calibration with {gallery:,} pictures does not cover {searched:,}")
-        verdict = f"{right:.0%} likely that the first picture is right, if the person is in the index {source}"
-        return _Judged(verdict, True, right)
-
     def _row(self, id: int, vectors: bool = False, thumbnails: bool = False) -> Row:
         rows = self.rows([id], vectors, thumbnails)
         if not rows:
             raise UserError(f"the index has no picture with the id {id}")
         return rows[0]
-
-
-class _Repeats:
-    """Finds results that repeat a better one. drop: whether these are dropped. by_look: whether it compares thumbnails.
-
-    A result repeats the best one with its value of the field `group`, otherwise the most similar of the better ones
-    that repeat none, if their cosine similarity exceeds `distinct` and, with `fold`, both look alike. Only better
-    results decide, so the repeats of a list are the first of those of a longer list.
-    """
-
-    def __init__(self, group: str, distinct: float | None, fold: bool, top: int):
-        self.group, self.values = group, dict[Value, int]()  # value of the field -> id of its best row
-        self.drop, self.by_look = bool(group or distinct is not None) and not fold, fold and distinct is not None
-        self._distinct, self._kept, self._top = distinct, list[Row](), top
-        self._vectors = np.empty((0, 0), np.float32)  # of these rows
-        self._looks = dict[int, np.ndarray]()  # id of a row -> colours of its thumbnail
-
-    def find(self, row: Row) -> int | None:
-        """Returns the id of the better row that a row repeats, None if it repeats none. Rows come best first."""
-        value = row.metadata.get(self.group)
-        better = None if value is None else self.values.get(value)
-        if better is None and self._distinct is not None:
-            better = self._most_similar(row, self._distinct)
-        if better is None and value is not None:
-            self.values[value] = row.id
-        return better
-
-    def _most_similar(self, row: Row, least: float) -> int | None:
-        vector, count = np.asarray(row.vector, np.float32), len(self._kept)
-        if not count:
-            self._vectors = np.empty((self._top, len(vector)), np.float32)
-        similarities = self._vectors[:count] @ vector
-        for place in np.argsort(-similarities, kind="stable")[: (similarities > least).sum()]:
-            if not self.by_look or self._look_alike(row, self._kept[place]):
-                return self._kept[place].id
-        self._vectors[count] = vector
-        self._kept.append(row)
-        return None
-
-    def _look_alike(self, row: Row, other: Row) -> bool:
-        if row.digest == other.digest:  # also a picture of one tone, which is not like itself
-            return True
-        return likeness(self._look(row), self._look(other)) >= _LEAST_LIKENESS
-
-    def _look(self, row: Row) -> np.ndarray:
-        if row.id not in self._looks:
-            self._looks[row.id] = read_colours(open_image(row.path, row.thumbnail))
-        return self._looks[row.id]
-
-
-def _beyond_calibration(query: Query) -> str:
-    """Returns a part of the query for which calibration has no probability, "" if there is none."""
-    parts = {
-        "a picture": query.image is not None or query.like is not None,
-        "rejected pictures": bool(query.unlike),
-        "a filter": bool(query.where.strip()),
-        "an unwanted part": any(term.weight < 0 for term in query.terms),
-        f"{len(query.terms)} sentences": len(query.terms) > 1,
-    }
-    return next((part for part, has in parts.items() if has), "")
-
-
-def read_calibration(workdir: Path) -> Calibration | None:
-    """Reads the calibration from the validation results of a run, or from config.json of an export; None if absent.
-
-    Raises UserError if it is damaged.
-    """
-    path, remedy = workdir / "val/summary.json", "evaluate the run again, --mode=evaluate"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not summary:
-            path, remedy = workdir / "config.json", "export the run again"
-            summary = load_record(workdir).get("scores", {}).get("val", {})
-        return Calibration(**summary["calibration"]) if "calibration" in summary else None
-    except UserError:
-        raise
-    except (TypeError, ValueError):
-        raise UserError(f"{path} is damaged: {remedy}") from None
 
 
 def _read_sample(store: VectorStore) -> tuple[np.ndarray, int]:

@@ -26,7 +26,7 @@ from ivt_jax.evaluation.calibration import Calibration
 from ivt_jax.export import run as export_run
 from ivt_jax.export.run import export
 from ivt_jax.models.build import build_model
-from ivt_jax.retrieval.searcher import read_calibration
+from ivt_jax.retrieval.verdict import read_calibration
 from ivt_jax.run.checkpoint import restore_params
 from tests.conversion.conftest import without_none
 

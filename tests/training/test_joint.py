@@ -16,7 +16,7 @@ from ivt_jax.common.errors import UserError
 from ivt_jax.evaluation.cross_domain import cross_domain, matrix
 from ivt_jax.evaluation.run import evaluate, score_table
 from ivt_jax.export.run import export
-from ivt_jax.retrieval.searcher import read_calibration
+from ivt_jax.retrieval.verdict import read_calibration
 from ivt_jax.run.workdir import config_of_run, load_record
 from ivt_jax.training import loop, validation
 from tests.test_variants import VARIANTS, compiled_once, joint_config, read_json, write_three  # noqa: F401
