@@ -26,7 +26,7 @@ COMPILE = $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-com
 	--python-version=3.12 --python-platform=x86_64-manylinux_2_31 $(LOCK)
 # Without --no-compile, half of the time goes into compiling every module; Python compiles those that are imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-# pytest-xdist would run a test that ended its worker again and again.
+# Otherwise pytest-xdist would run a test that ends its worker again and again.
 PYTEST := python -m pytest --tb=short -n 2 --dist=loadfile --max-worker-restart=0
 
 .DEFAULT_GOAL := help
@@ -81,14 +81,14 @@ test-wheel: ## build the wheel, install it into an empty environment, .venv-whee
 	@$(MAKE) --no-print-directory VENV=$(WHEEL) environment
 	@$(WHEEL)/bin/python -m pip wheel --quiet --no-deps --wheel-dir=dist .
 	@echo "== install dist/*.whl and what it requires"
-	@$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile dist/*.whl
 	@$(WHEEL)/bin/python -I tests/smoke.py
 
 mutants: $(DEVELOPED) ## change the core in 300 places, one at a time, and check that tests fail (2 hours, resumable)
 	@$(BIN)/python tests/mutants.py --count=$(MUTANTS) --seed=$(SEED)
 
 faults: $(DEVELOPED) ## kill, stop, starve and damage real runs (20 minutes)
-	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --tb=short
+	@$(BIN)/python -m pytest tests/faults -m "faults or not faults" --tb=short -o faulthandler_timeout=1800
 
 lint: $(DEVELOPED) ## check style, types, shell scripts and the Dockerfile
 	@$(BIN)/ruff check

@@ -95,7 +95,7 @@ def _make_parts(tasks: Sequence[Task], folder: Path, longest: int, workers: int)
     if missing:
         make = functools.partial(make_part, folder, longest)
         wanted = [tasks[number] for number in missing], [states[number] for number in missing]
-        made = map_in_processes(make, *wanted, workers=min(workers, len(missing)))
+        made = map_in_processes(make, *wanted, workers=min(workers, len(missing)))  # finished ones stay after an error
         for number, part in zip(missing, progress(made, len(missing), "indexing: ", "shards"), strict=True):
             parts[number] = part
     return [part for part in parts if part]

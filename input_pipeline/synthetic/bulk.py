@@ -26,8 +26,7 @@ from input_pipeline.synthetic.persons import draw_crowd
 from input_pipeline.synthetic.renderer import Build, render
 from input_pipeline.synthetic.scenery import draw_scene
 from ivt_jax.common.command import exit_code, filled_path, not_negative, positive
-from ivt_jax.common.errors import UserError
-from ivt_jax.common.files import write_text
+from ivt_jax.common.files import whole_folder, write_text
 from ivt_jax.common.processes import map_in_processes
 from ivt_jax.common.progress import progress
 
@@ -85,17 +84,16 @@ def write_image(folder: Path, seed: int, path: str) -> None:
 
 
 def write(out: Path, splits: dict[str, Counts], format: str = "jpeg", seed: int = 0, workers: int = 1) -> None:
-    """Writes the dataset to the folder `out`, the annotations last. Raises UserError if `out` exists."""
-    if out.exists():
-        raise UserError(f"{out} exists: choose another --out, or remove it first")
-    for folder in FOLDERS:
-        (out / "imgs" / folder).mkdir(parents=True)
-    made = list(records(splits, FORMATS[format], seed))
-    paths = [record["file_path"] for record in made]
-    task = functools.partial(write_image, out / "imgs", seed)
-    for _ in progress(map_in_processes(task, paths, workers=workers, chunk=64), len(paths)):
-        pass
-    write_text(out / "reid_raw.json", json.dumps(made))
+    """Writes the dataset to the folder `out`, whole or not at all. Raises UserError if `out` exists."""
+    with whole_folder(out) as partial:
+        made = list(records(splits, FORMATS[format], seed))
+        paths = [record["file_path"] for record in made]
+        for folder in FOLDERS:
+            (partial / "imgs" / folder).mkdir(parents=True)
+        task = functools.partial(write_image, partial / "imgs", seed)
+        for _ in progress(map_in_processes(task, paths, workers=workers, chunk=64), len(paths)):
+            pass
+        write_text(partial / "reid_raw.json", json.dumps(made))
 
 
 def _counts(text: str) -> Counts:

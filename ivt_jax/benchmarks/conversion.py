@@ -89,11 +89,13 @@ def measure(case: Case, folder: Path) -> tuple[float, float, float]:
     size = sum(file.stat().st_size for file in (weights, text) if file.exists()) / 1e6
     command.append(f"--out={folder / 'out'}")
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if process.stderr and status:
-        raise RuntimeError(f"{case.naming}, {case.suffix}: {process.stderr.read()}")
+    with tempfile.TemporaryFile("w+") as errors:  # a full pipe would stop the command
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        if status:
+            raise RuntimeError(f"{case.naming}, {case.suffix}: {errors.read()}")
     return size, seconds, usage.ru_maxrss / 2**20
 
 

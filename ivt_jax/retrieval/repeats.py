@@ -1,4 +1,4 @@
-"""Finds the results of a search that repeat a better one: of the same group, or a picture that looks the same."""
+"""Finds the results of a search that repeat a better one."""
 
 import numpy as np
 
@@ -11,7 +11,10 @@ _LEAST_LIKENESS = 0.9  # least correlation of colours; different persons of PEDE
 
 
 class Repeats:
-    """Finds results that repeat a better one. drop: whether these are dropped. by_look: whether it compares thumbnails.
+    """What repeats what among the results of one search.
+
+    drop: whether repeats are dropped. by_look: whether it compares thumbnails. values: those of the field `group` that
+    have been found, with the ids of their best rows.
 
     A result repeats the best one with its value of the field `group`, otherwise the most similar of the better ones
     that repeat none, if their cosine similarity exceeds `distinct` and, with `fold`, both look alike. Only better
@@ -19,7 +22,7 @@ class Repeats:
     """
 
     def __init__(self, group: str, distinct: float | None, fold: bool, top: int):
-        self.group, self.values = group, dict[Value, int]()  # value of the field -> id of its best row
+        self.group, self.values = group, dict[Value, int]()
         self.drop, self.by_look = bool(group or distinct is not None) and not fold, fold and distinct is not None
         self._distinct, self._kept, self._top = distinct, list[Row](), top
         self._vectors = np.empty((0, 0), np.float32)  # of these rows

@@ -23,7 +23,11 @@ class Judged(NamedTuple):
 def judge(
     calibration: Calibration | None, query: Query, best: float | None, searched: int, unread: str, unfinished: str
 ) -> Judged:
-    """Says what the best score means. best: None if there is no result; the last three are as in `searcher.Answer`."""
+    """Says what the best score means.
+
+    best: None if there is no result. searched: number of pictures. unread: the parts of the query that the model does
+    not read. unfinished: states that a build still adds pictures. The last two are "" for nothing.
+    """
     none = "No confidence estimate"
     if unfinished:  # the right picture may not be in yet
         return Judged(f"{'No such picture yet' if best is None else none}: {unfinished}")

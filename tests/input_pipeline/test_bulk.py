@@ -56,7 +56,7 @@ def test_the_default_is_as_published():
 
 def test_mistakes_are_one_line(made, capsys):
     assert bulk.main([f"--out={made}"]) == 2
-    assert capsys.readouterr().err == f"error: {made} exists: choose another --out, or remove it first\n"
+    assert capsys.readouterr().err == f"error: {made} exists already; remove it, or move it away, to write it again\n"
     with pytest.raises(UserError, match="exists"):
         bulk.write(made, SPLITS)
     with pytest.raises(SystemExit):

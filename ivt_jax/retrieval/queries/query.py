@@ -17,8 +17,8 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.001, 1000.0
 MAX_PHRASES = 32
 MAX_UNLIKE = 100
 _READ = 2000  # characters of a sentence that are searched for phrases; the model reads fewer
-# What stands before a colon: a weight, or a number that is none. Neither pattern can match a text in two ways, so both
-# take linear time.
+# What precedes a colon is a weight, or looks like a number and is refused, such as "2,5". Neither pattern can match a
+# text in two ways, so both take linear time.
 _WEIGHT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 _NUMBER = re.compile(r"[-+\u2212\u2013\u2014]*\s*[.,]*\d[\d.,/]*(?:[eE][-+]?\d+)?")
 
@@ -48,7 +48,7 @@ def parse_term(text: str) -> Term:
     """
     before, colon, after = text.partition(":")
     before = before.strip()
-    if not colon or after[:1].isdecimal():  # "12:30" has no weight
+    if not colon or "0" <= after[:1] <= "9":  # "12:30" has no weight
         return Term(text.strip())
     if _WEIGHT.fullmatch(before):
         return Term(after.strip(), float(before))

@@ -65,8 +65,8 @@ def _nearest(word: str) -> str | None:
     from rapidfuzz.distance import OSA  # slow to import
 
     most = 2 if len(word) >= _LONG else 1
+    near_length = [other for other in _words() if abs(len(other) - len(word)) <= most]  # at least so many mistakes
     # Words of three letters have too many neighbours: only swapped or missing letters are corrected.
-    near_length = [other for other in _words() if abs(len(other) - len(word)) <= most]
     others = [other for other in near_length if len(word) > _SHORTEST or len(other) > len(word) or {*other} == {*word}]
     distances = {other: OSA.distance(word, other, score_cutoff=most) for other in others}
     near = [other for other, distance in distances.items() if distance <= most]

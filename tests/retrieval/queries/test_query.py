@@ -26,6 +26,8 @@ FIELDS = {"camera": "integer", "track": "text"}
         ("...: hat", ("...: hat", 1.0)),
         ("man: 2 bags", ("man: 2 bags", 1.0)),
         ("12:30 on the clock", ("12:30 on the clock", 1.0)),
+        ("2:\uff11 coat", ("\uff11 coat", 2.0)),  # a full-width digit
+        ("2\u00a0: hat", ("hat", 2.0)),  # a no-break space, as in French
     ],
 )
 def test_a_weight_stands_before_a_colon(text, term):
